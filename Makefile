@@ -1,0 +1,47 @@
+# Everything sets itself up in .venv; python3 (3.11 to 3.13) and make are all it takes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: help run test test-slow lint clean
+help:
+	@echo "make run        train a dozen networks on real images and write the page that compares them"
+	@echo "make test       every test but the slow ones"
+	@echo "make test-slow  the slow ones"
+	@echo "make lint       style, docstrings and types"
+	@echo "make clean      remove what make made, but not runs/"
+
+run: $(VENV)/.core
+	@$(BIN)/opnorm study tour $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow --timeout 1800 $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "opnorm needs Python 3.11 to 3.13; try: make PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch first and pinned, so that nothing else chooses a build of it
+$(VENV)/.core: $(VENV)/.python pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (once)" >&2
+	@$(PIP) torch
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,59 @@
+"""opnorm: how strongly a neural network can amplify a change of its input, and what to do about it.
+
+    opnorm.measure(model, example)             the norms of every layer
+    opnorm.operator_norm(layer, ord, shape)    of one layer
+    opnorm.attacks.pgd(eps=8/255)(model, x, y) an attack
+    opnorm.regularizers.norm_decay(p=1)        a regularizer for any training loop
+    opnorm.train.train(model, data)            the project's own loop
+    opnorm.Run, opnorm.execute                 runs that are kept, found again and resumed
+
+Names are imported when they are first used, so ``import opnorm`` is quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Dataset": "opnorm.data",
+    "Norm": "opnorm.norms",
+    "OpnormError": "opnorm.errors",
+    "Run": "opnorm.run",
+    "Store": "opnorm.store",
+    "build": "opnorm.spec",
+    "execute": "opnorm.run",
+    "measure": "opnorm.norms",
+    "operator_norm": "opnorm.norms",
+    "parse": "opnorm.spec",
+}
+_MODULES = (
+    "analyses", "attacks", "augmentations", "data", "errors", "linear", "models", "norms", "objectives",
+    "optimizers", "regularizers", "report", "schedules", "spec", "studies", "train",
+)  # fmt: skip
+
+__all__ = [*sorted(_WHERE), *_MODULES]
+
+if TYPE_CHECKING:
+    from opnorm.data import Dataset as Dataset
+    from opnorm.errors import OpnormError as OpnormError
+    from opnorm.norms import Norm as Norm
+    from opnorm.norms import measure as measure
+    from opnorm.norms import operator_norm as operator_norm
+    from opnorm.run import Run as Run
+    from opnorm.run import execute as execute
+    from opnorm.spec import build as build
+    from opnorm.spec import parse as parse
+    from opnorm.store import Store as Store
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"opnorm.{name}")
+    raise AttributeError(f"module 'opnorm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

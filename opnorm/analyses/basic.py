@@ -1,0 +1,171 @@
+"""Accuracy, robust accuracy, layer norms and margins of a trained model."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opnorm.attacks import pgd
+from opnorm.attacks.pgd import check_logits
+from opnorm.data import Dataset, Split
+from opnorm.errors import SpecError
+from opnorm.modes import evaluating
+from opnorm.norms.table import measure
+from opnorm.spec import factory
+
+__all__ = ["Analysis", "Row", "accuracy", "margins", "norm_table", "robust_accuracy"]
+
+Row = dict[str, Any]
+Analysis = Callable[[nn.Module, Dataset], list[Row]]
+"""(model, data) -> rows, ready for JSON."""
+
+BATCH = 500
+
+
+@factory
+def accuracy(split: str = "test") -> Analysis:
+    """The share of points whose largest logit is the right one.
+
+    Returns:
+        One row: split, accuracy, correct, points.
+
+    Raises:
+        SpecError: a split other than "train" or "test".
+    """
+    choose = _splitter(split)
+
+    def analysis(model: nn.Module, data: Dataset) -> list[Row]:
+        with evaluating(model):
+            right = sum(int((logits.argmax(1) == y).sum()) for logits, y in _logits(model, choose(data)))
+        points = len(choose(data).labels)
+        return [{"split": split, "accuracy": right / points, "correct": right, "points": points}]
+
+    return analysis
+
+
+@factory
+def robust_accuracy(
+    norm: float = math.inf,
+    eps: Sequence[float] = (2 / 255, 4 / 255, 8 / 255),
+    steps: int = 20,
+    restarts: int = 1,
+    points: int | None = None,
+    seed: int = 0,
+) -> Analysis:
+    """The share of test points that stay right when PGD may move them by ε, for several ε.
+
+    A point that is fooled at one ε counts as fooled at every larger one: the balls contain each other. All points count,
+    those that are wrong from the beginning as fooled.
+
+    Args:
+        norm: of the ball: 2 or inf.
+        eps: radii, in pixel values of [0, 1].
+        steps: of PGD at each radius, on cross-entropy.
+        restarts: random starts at each radius.
+        points: the first so many test points; all when None.
+        seed: of the random starts.
+
+    Returns:
+        One row a radius, the smallest first: norm, eps, accuracy, correct, points, attack.
+
+    Raises:
+        SpecError: no radius, or fewer than 1 point.
+        AttackError: a setting that makes no sense.
+
+    Source: Madry et al. 2018 (the attack).
+    """
+    radii = sorted(eps if isinstance(eps, Sequence) else [eps])
+    if not radii or (points is not None and points < 1):
+        raise SpecError(f"eps={eps!r}, points={points!r}: expected at least one radius and one point")
+    attacks = [
+        (radius, pgd(norm, radius, steps, restarts=restarts, stop_when_fooled=True, seed=seed))
+        for radius in radii
+    ]
+
+    def analysis(model: nn.Module, data: Dataset) -> list[Row]:
+        split = data.test if points is None else Split(data.test.images[:points], data.test.labels[:points])
+        survivors = [0] * len(attacks)
+        for x, y in _batches(split, model):
+            for i, (_, attack) in enumerate(attacks):
+                moved = attack(model, x, y)
+                with evaluating(model):
+                    held = model(moved).argmax(1) == y
+                survivors[i] += int(held.sum())
+                x, y = x[held], y[held]
+                if not len(x):
+                    break
+        total = len(split.labels)
+        name = f"PGD-{steps}, {restarts} start{'s' * (restarts > 1)}"
+        return [
+            {
+                "norm": f"{norm:g}",
+                "eps": radius,
+                "accuracy": held / total,
+                "correct": held,
+                "points": total,
+                "attack": name,
+            }
+            for (radius, _), held in zip(attacks, survivors, strict=True)
+        ]
+
+    return analysis
+
+
+@factory
+def norm_table(ords: Sequence[float] = (1, 2, math.inf)) -> Analysis:
+    """The operator norms of every layer.
+
+    Returns:
+        One row a layer, in the order of the forward pass; see :class:`opnorm.norms.LayerNorms`.
+    """
+
+    def analysis(model: nn.Module, data: Dataset) -> list[Row]:
+        x, _ = next(_batches(data.test, model))
+        return [row.as_dict() for row in measure(model, x[:1], tuple(ords)).rows]
+
+    return analysis
+
+
+@factory
+def margins(split: str = "test") -> Analysis:
+    """The margin of every point, f_y - max_{i≠y} f_i: above 0 where the point is right (Wen et al. 2020, Figs. 4, 5).
+
+    Returns:
+        One row: split, points, margins (a list, in the order of the data).
+
+    Raises:
+        SpecError: a split other than "train" or "test".
+    """
+    choose = _splitter(split)
+
+    def analysis(model: nn.Module, data: Dataset) -> list[Row]:
+        values: list[float] = []
+        with evaluating(model):
+            for logits, y in _logits(model, choose(data)):
+                others = logits.scatter(1, y[:, None], -math.inf).amax(1)
+                values += (logits.gather(1, y[:, None]).squeeze(1) - others).tolist()
+        return [{"split": split, "points": len(values), "margins": [float(f"{v:.6g}") for v in values]}]
+
+    return analysis
+
+
+def _splitter(split: str) -> Callable[[Dataset], Split]:
+    if split not in ("train", "test"):
+        raise SpecError(f"split={split!r}: expected 'train' or 'test'")
+    return lambda data: data.train if split == "train" else data.test
+
+
+def _batches(split: Split, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pixels in [0, 1] and labels, where the model is."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    for images, labels in zip(split.images.split(BATCH), split.labels.split(BATCH), strict=True):
+        yield images.to(device).float() / 255, labels.to(device)
+
+
+def _logits(model: nn.Module, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+    for x, y in _batches(split, model):
+        logits = model(x)
+        check_logits(logits, y)
+        yield logits, y

@@ -1,0 +1,283 @@
+"""The command line. Nothing here imports torch before a command is chosen, so that ``--help`` answers at once."""
+
+import json
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from opnorm.errors import OpnormError
+
+__all__ = ["main"]
+
+app = tyro.extras.SubcommandApp()
+
+MODEL = "a network as a call: 'resnet(depth=20)', 'file(\"weights.safetensors\", arch=cnn())', 'my_package.models.build(64)'"
+DATA = (
+    "a data set as a call: 'digits()', 'parquet(\"folder\")', 'hf(\"uoft-cs/cifar10\")', 'folder(\"path\")'"
+)
+OUT = "folder of runs; what is finished there is found and not run again"
+DEVICE = "cpu, cuda, cuda:1, mps"
+JSON = "print the result as JSON on standard output"
+
+
+@app.command(name="norms")
+def norms(
+    model: Annotated[Positional[str], arg(help=MODEL)],
+    input: Annotated[
+        str, arg(help="shape of one input: 3,32,32; taken from the model's in_shape when left out")
+    ] = "",
+    ord: Annotated[str, arg(help="which norms: some of 1,2,inf")] = "1,2,inf",
+    json: Annotated[bool, arg(help=JSON)] = False,
+) -> None:
+    """The operator norms of every layer of a network: ℓ1 and ℓ∞ exact, ℓ2 as an interval.
+
+    opnorm norms 'resnet(depth=20)'
+    """
+    import torch
+    from torch import nn
+
+    from opnorm import measure, spec
+    from opnorm.errors import ModelError
+
+    call = spec.parse(model)
+    built = spec.build(call, "model")
+    if not isinstance(built, nn.Module):
+        raise ModelError(f"{call} gave {type(built).__name__}; expected a torch.nn.Module")
+    shape = _numbers(input, "--input", int) if input else _input_shape(call, built)
+    table = measure(built, torch.zeros(1, *shape), _numbers(ord, "--ord", float))
+    _print_json(_json_text(table.to_json())) if json else _console().print(table)
+
+
+@app.command(name="train")
+def train(
+    model: Annotated[str, arg(help=MODEL)] = "cnn(width=32)",
+    data: Annotated[str, arg(help=DATA)] = "digits()",
+    objective: Annotated[
+        str, arg(help="what is minimized: 'plain', 'fgsm_at(eps=0.1)', 'pgd_at(eps=8/255)'")
+    ] = "plain",
+    regularizers: Annotated[
+        tuple[str, ...], arg(help="any number of: 'weight_decay(lam=5e-4)' 'norm_decay(p=inf, beta=1e-3)'")
+    ] = (),
+    optimizer: Annotated[str, arg(help="'sgd(lr=0.1, momentum=0.9)'")] = "sgd",
+    schedule: Annotated[str, arg(help="'cosine', 'step(milestones=(75, 90))', 'constant'")] = "cosine",
+    epochs: Annotated[int, arg(help="passes over the training data")] = 10,
+    batch: Annotated[int, arg(help="points a step")] = 128,
+    augment: Annotated[tuple[str, ...], arg(help="any number of: 'crop(padding=4)' 'flip()'")] = (),
+    limit: Annotated[int | None, arg(help="use at most so many training and test points")] = None,
+    precision: Annotated[Literal["fp32", "bf16"], arg(help="bf16: compute under autocast")] = "fp32",
+    channels_last: Annotated[bool, arg(help="memory format of images and weights")] = False,
+    seed: Annotated[int, arg(help="of everything random")] = 0,
+    analyses: Annotated[
+        tuple[str, ...], arg(help="what to find out afterwards; accuracy, robustness, norms, margins")
+    ] = (),
+    out: Annotated[Path, arg(help=OUT)] = Path("runs"),
+    device: Annotated[str, arg(help=DEVICE)] = "cpu",
+    json: Annotated[bool, arg(help=JSON)] = False,
+) -> None:
+    """Train one network and say how accurate and robust it is and how large its norms are.
+
+    Stop it with Ctrl-C and call it again: it goes on from the last finished epoch.
+
+    opnorm train --objective 'pgd_at(eps=0.1)' --regularizers 'norm_decay(p=inf, beta=0.01)' --epochs 20
+    """
+    from opnorm.progress import TrainProgress
+    from opnorm.run import DEFAULT_ANALYSES, Run, execute
+    from opnorm.store import Store
+
+    run = Run(
+        model, data, objective, regularizers, optimizer, schedule, epochs, batch, augment, limit, precision,
+        channels_last, seed, analyses or DEFAULT_ANALYSES,
+    )  # fmt: skip
+    _check_device(device)
+    with TrainProgress(run.label) as progress:
+        result = execute(run, Store(out), device=device, watch=progress)
+    if json:
+        _print_json(
+            {"key": run.key, "folder": str(result.folder), "run": run.as_dict(), "results": result.rows}
+        )
+        return
+    for row in result.find("accuracy"):
+        print(
+            f"accuracy          {row['accuracy']:.2%}  ({row['correct']} of {row['points']} {row['split']} points)"
+        )
+    for row in result.find("robust_accuracy"):
+        print(
+            f"robust accuracy   {row['accuracy']:.2%}  (ℓ{row['norm']} ε = {row['eps']:.4g}, {row['attack']})"
+        )
+    print(f"kept in           {result.folder}")
+
+
+@app.command(name="study")
+def study(
+    name: Annotated[Positional[str], arg(help="a study as a call: 'tour', 'tour(epochs=5)'")],
+    data: Annotated[str | None, arg(help=DATA)] = None,
+    model: Annotated[str | None, arg(help=MODEL)] = None,
+    seeds: Annotated[int | None, arg(help="how many times each way is repeated")] = None,
+    limit: Annotated[int | None, arg(help="use at most so many training and test points")] = None,
+    size: Annotated[
+        str | None, arg(help="'laptop' (minutes) or 'smoke' (seconds, to see that all works)")
+    ] = None,
+    out: Annotated[Path, arg(help=OUT)] = Path("runs"),
+    jobs: Annotated[
+        int | None, arg(help="processes side by side; the number of cores, at most 8, when left out")
+    ] = None,
+    device: Annotated[str, arg(help=DEVICE)] = "cpu",
+    figures: Annotated[
+        Literal["svg", "pdf", "png"] | None, arg(help="also write every figure in this format")
+    ] = None,
+    dry_run: Annotated[bool, arg(help="list the runs, and which are finished, and do nothing")] = False,
+    json: Annotated[bool, arg(help=JSON)] = False,
+) -> None:
+    """Carry out a whole study and write its page; the last line printed is where the page is.
+
+    opnorm study tour
+    opnorm study tour --data 'parquet("mnist")' --limit 2000 --seeds 1
+    """
+    from opnorm import spec
+    from opnorm.progress import StudyProgress
+    from opnorm.store import Store
+    from opnorm.study import Study, carry_out, write
+
+    given = {"data": data, "model": model, "seeds": seeds, "limit": limit, "size": size}
+    built = spec.build(name, "study", **{k: v for k, v in given.items() if v is not None})
+    if not isinstance(built, Study):
+        raise OpnormError(f"{name} gave {type(built).__name__}; expected a study")
+    store = Store(out)
+    if dry_run:
+        rows = [
+            {"key": r.key, "label": r.label, "seed": r.seed, "finished": store.finished(r.key)}
+            for r in built.runs
+        ]
+        if json:
+            return _print_json(rows)
+        for row in rows:
+            print(
+                f"{row['key']}  {'finished' if row['finished'] else 'to do   '}  seed {row['seed']}  {row['label']}"
+            )
+        return print(f"{len(rows)} runs, {sum(bool(r['finished']) for r in rows)} finished")
+    _check_device(device)
+    with StudyProgress([f"{r.label}, seed {r.seed}" for r in built.runs]) as progress:
+        results = carry_out(built, store, jobs=jobs, device=device, tell=progress)
+    page = write(built, results, store, figures)
+    if json:
+        rows = [
+            {
+                "key": r.run.key,
+                "label": r.run.label,
+                "seed": r.run.seed,
+                "failure": r.failure,
+                "results": r.rows,
+            }
+            for r in results
+        ]
+        return _print_json({"page": str(page), "runs": rows})
+    print(page)
+    return None
+
+
+@app.command(name="ls")
+def ls(
+    out: Annotated[Path, arg(help=OUT)] = Path("runs"),
+    json: Annotated[bool, arg(help=JSON)] = False,
+) -> None:
+    """List the runs of a folder: key, state, when begun, seconds, what."""
+    from opnorm.run import Run
+    from opnorm.store import Store
+
+    rows = Store(out).ls()
+    if json:
+        return _print_json(rows)
+    if not rows:
+        return print(f"no runs in {out}", file=sys.stderr)
+    for row in rows:
+        what = ""
+        if "run" in row:
+            run = Run.from_dict(row["run"])
+            what = f"{run.label}, seed {run.seed}: {run.model} on {run.data}"
+        seconds = f"{row['seconds']:8.1f} s" if "seconds" in row else " " * 10
+        print(f"{row['key']}  {row['state']:8}  {row.get('begun', ''):19.19}  {seconds}  {what}")
+    return None
+
+
+# ---------------------------------------------------------------- in and out
+
+
+def _numbers(text: str, option: str, kind: type) -> tuple[Any, ...]:
+    try:
+        values = tuple(
+            kind(part) for part in text.strip("()[] ").replace("x", ",").split(",") if part.strip()
+        )
+    except ValueError:
+        values = ()
+    if not values or (kind is int and min(values) < 1):
+        example = "3,32,32" if kind is int else "1,2,inf"
+        raise OpnormError(f"{option} {text!r}: expected numbers with commas between them, such as {example}")
+    return values
+
+
+def _input_shape(call: Any, model: Any) -> tuple[Any, ...]:
+    """The in_shape that the model was made with, wherever in the call it stands."""
+    from opnorm import spec
+
+    calls = list(spec.walk(spec.full(call, "model")))
+    with suppress(OpnormError):  # the user's own network: the call above is all there is
+        calls += spec.walk(spec.full(spec.spec_of(model), "model"))
+    for part in reversed(calls):
+        shape = dict(part.kwargs).get("in_shape")
+        if isinstance(shape, tuple):
+            return shape
+    raise OpnormError(f"{call} does not say which inputs it takes; add --input, such as --input 3,32,32")
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise OpnormError(
+            f"--device {device}: {str(e).splitlines()[0]}; expected one that this machine has, such as cpu"
+        ) from e
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _json_text(text: str) -> Any:
+    return json.loads(text)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point of ``opnorm``: 0 when all went well, 2 for what the user can mend, 130 after Ctrl-C."""
+    args = sys.argv[1:] if args is None else args
+    debug = "--debug" in args
+    try:
+        app.cli(
+            prog="opnorm",
+            description="Operator norms of neural networks: measure them, train with them kept small, see what they did. "
+            "Add --debug to any command for a traceback.",
+            args=[a for a in args if a != "--debug"] or ["--help"],
+        )
+    except KeyboardInterrupt:
+        print("stopped; finished epochs are kept, and the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+    except (OpnormError, OSError) as e:
+        if debug:
+            raise
+        print(f"opnorm: {e}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Borrow a model and hand it back as it was: modes, gradients, statistics and random numbers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from opnorm.errors import ModelError
+
+__all__ = ["Mode", "evaluating", "undisturbed"]
+
+Mode = Literal["eval", "train", "as is"]
+"""In which mode a model is while it is borrowed; ``as is`` leaves every module in its own."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode and without gradients; afterwards every module is in the mode it was in."""
+    with _in_mode(model, "eval"), torch.no_grad():
+        yield model
+
+
+@contextmanager
+def undisturbed(model: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
+    """Lend a model to an attack: weights take no gradients, and nothing about it has changed afterwards.
+
+    Restored on exit, also after an error: the mode of every module, ``requires_grad`` of every parameter, the
+    gradients accumulated so far, the buffers (batch-norm statistics move in train mode) and the global random state
+    (dropout draws from it in train mode).
+
+    Args:
+        model: any module.
+        mode: the mode that it is lent in; one of ``eval``, ``train``, ``as is``.
+
+    Raises:
+        ModelError: the mode has another name.
+    """
+    frozen = [p for p in model.parameters() if p.requires_grad]
+    moves = (mode != "eval" and any(m.training for m in model.modules())) or mode == "train"
+    buffers = [(b, b.clone()) for b in model.buffers()] if moves else []
+    with _in_mode(model, mode), torch.random.fork_rng(enabled=moves):
+        for p in frozen:
+            p.requires_grad_(False)
+        try:
+            yield model
+        finally:
+            for p in frozen:
+                p.requires_grad_(True)
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+
+
+@contextmanager
+def _in_mode(model: nn.Module, mode: Mode) -> Iterator[None]:
+    if mode not in get_args(Mode):
+        raise ModelError(f"unknown mode {mode!r}; expected one of {', '.join(get_args(Mode))}")
+    before = [(m, m.training) for m in model.modules()]
+    if mode != "as is":
+        model.train(mode == "train")
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training

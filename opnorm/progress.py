@@ -1,0 +1,112 @@
+"""What the terminal shows while there is something to wait for."""
+
+import sys
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from opnorm.study import News
+from opnorm.train import Moment
+
+__all__ = ["StudyProgress", "TrainProgress", "stderr"]
+
+
+def stderr() -> Console:
+    """Messages and bars go here, so that standard output holds results only."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+
+
+class _Shown:
+    """A bar while the ``with`` block lasts."""
+
+    def __init__(self) -> None:
+        self.console = stderr()
+        self.bar = _bar(self.console)
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+
+class TrainProgress(_Shown):
+    """One run: a bar with loss, accuracy and time left; a line an epoch where there is no terminal."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__()
+        self.task = self.bar.add_task(label, total=None, note="")
+        self.label = label
+
+    def __call__(self, what: str, moment: Moment | None) -> None:
+        """Told by :func:`opnorm.run.execute`."""
+        if moment is None:
+            self.bar.update(self.task, description=what.partition("(")[0], note="")
+            return
+        note = f"epoch {moment.epoch}/{moment.epochs}  loss {moment.loss:.4f}  accuracy {moment.accuracy:.2%}"
+        done = (moment.epoch - 1) * moment.steps + moment.step
+        self.bar.update(self.task, total=moment.epochs * moment.steps, completed=done, note=note)
+        if not self.console.is_terminal and moment.step == moment.steps:
+            print(note, file=sys.stderr, flush=True)
+
+
+class StudyProgress(_Shown):
+    """Many runs: one bar for all of them, one for each under way, and a line for each that has ended."""
+
+    def __init__(self, labels: list[str]) -> None:
+        super().__init__()
+        self.labels = labels
+        self.shares = [0.0] * len(labels)
+        self.tasks: dict[int, TaskID] = {}
+        self.ended = 0
+        self.all = self.bar.add_task("all runs", total=len(labels), note="")
+
+    def __call__(self, news: News) -> None:
+        """Told by :func:`opnorm.study.carry_out`."""
+        i = news.index
+        self.shares[i] = 1.0 if news.result else min(news.share, 0.99)
+        if news.result is not None:
+            self._end(news)
+        else:
+            if i not in self.tasks:
+                self.tasks[i] = self.bar.add_task(self.labels[i], total=1.0, note="")
+            self.bar.update(self.tasks[i], completed=news.share, note=news.text)
+        self.bar.update(
+            self.all, completed=sum(self.shares), note=f"{self.ended} of {len(self.labels)} ended"
+        )
+
+    def _end(self, news: News) -> None:
+        self.ended += 1
+        if news.index in self.tasks:
+            self.bar.remove_task(self.tasks.pop(news.index))
+        result = news.result
+        assert result is not None, "only ended runs come here"
+        if result.failure:
+            outcome = f"failed: {result.failure}"
+        else:
+            accuracy = result.find("accuracy")
+            outcome = f"{accuracy[0]['accuracy']:.1%} clean" if accuracy else "done"
+        found = "found, " if news.text == "found" else f"{result.seconds:.1f} s, "
+        self.console.print(
+            f"[{self.ended}/{len(self.labels)}] {self.labels[news.index]}: {found}{outcome}", markup=False
+        )

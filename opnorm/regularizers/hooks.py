@@ -1,0 +1,65 @@
+"""What a regularizer is: a few functions that any training loop can call."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Hooks", "Regularizer", "chain"]
+
+
+def _no_penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return x.new_zeros(())
+
+
+def _nothing() -> None:
+    return None
+
+
+def _nothing_at(lr: float) -> None:
+    return None
+
+
+class Hooks(NamedTuple):
+    """A regularizer bound to a model: functions that do nothing unless the regularizer fills them, so all may be called.
+
+        hooks = norm_decay(p=inf, beta=1e-3)(model, x)        # once, with an example batch
+        loss = loss + hooks.penalty(model, x, y)              # each step
+        loss.backward(); hooks.edit_grads(); optimizer.step(); hooks.after_step(lr)
+
+    Attributes:
+        penalty: (model, x, y) -> scalar, added to the loss.
+        edit_grads: () -> None, after the backward pass.
+        after_step: (learning rate) -> None, after the optimizer's step.
+        after_epoch: () -> None.
+        state: tensors that the regularizer carries along (momenta, warm starts), changed in place only, so that copying
+            into them restores it.
+    """
+
+    penalty: Callable[[nn.Module, Tensor, Tensor], Tensor] = _no_penalty
+    edit_grads: Callable[[], None] = _nothing
+    after_step: Callable[[float], None] = _nothing_at
+    after_epoch: Callable[[], None] = _nothing
+    state: dict[str, Tensor] = {}  # noqa: RUF012 - the default is never written to
+
+
+Regularizer = Callable[[nn.Module, Tensor], Hooks]
+"""(model, example batch with pixels in [0, 1]) -> Hooks."""
+
+
+def chain(all_hooks: Sequence[Hooks]) -> Hooks:
+    """Several regularizers as one, applied in the order given; penalties add up."""
+
+    def penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([hooks.penalty(model, x, y) for hooks in all_hooks] or [x.new_zeros(())]).sum()
+
+    def each(name: str) -> Callable[..., None]:
+        def call(*args: float) -> None:
+            for hooks in all_hooks:
+                getattr(hooks, name)(*args)
+
+        return call
+
+    state = {f"{i}.{k}": v for i, hooks in enumerate(all_hooks) for k, v in hooks.state.items()}
+    return Hooks(penalty, each("edit_grads"), each("after_step"), each("after_epoch"), state)

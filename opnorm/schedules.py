@@ -1,0 +1,50 @@
+"""Learning-rate schedules: the factor on the learning rate after a share of the training."""
+
+import math
+from collections.abc import Callable
+
+from opnorm.errors import SpecError
+from opnorm.spec import factory
+
+__all__ = ["constant", "cosine", "step"]
+
+Schedule = Callable[[float, int], float]
+"""(epochs done, fractions included; epochs in all) -> factor."""
+
+
+@factory
+def constant() -> Schedule:
+    """Always 1."""
+    return lambda done, epochs: 1.0
+
+
+@factory
+def cosine(warmup: float = 0.0) -> Schedule:
+    """½ (1 + cos(π t / T)), after a linear rise over ``warmup`` epochs.
+
+    Raises:
+        SpecError: a negative warm-up.
+    """
+    if not 0 <= warmup < math.inf:
+        raise SpecError(f"warmup={warmup!r}: expected a number of epochs of at least 0")
+
+    def factor(done: float, epochs: int) -> float:
+        if done < warmup:
+            return done / warmup
+        return 0.5 * (1 + math.cos(math.pi * (done - warmup) / max(epochs - warmup, 1e-9)))
+
+    return factor
+
+
+@factory
+def step(milestones: tuple[int, ...] = (75, 90, 100), gamma: float = 0.1) -> Schedule:
+    """Multiply by ``gamma`` when each of the ``milestones`` (epochs done) is reached.
+
+    Raises:
+        SpecError: milestones that do not rise, or a gamma that is not positive.
+    """
+    if list(milestones) != sorted(set(milestones)) or not 0 < gamma < math.inf:
+        raise SpecError(
+            f"milestones={milestones!r}, gamma={gamma!r}: expected rising epochs and a factor above 0"
+        )
+    return lambda done, epochs: gamma ** sum(done >= m for m in milestones)

@@ -1,0 +1,5 @@
+"""Studies: factories of a list of runs with a report."""
+
+from opnorm.studies.tour import tour
+
+__all__ = ["tour"]

@@ -1,0 +1,317 @@
+"""The tour, and the main job: a dozen ways of training the same small network, side by side.
+
+It asks what the papers ask: do large layer norms hurt robustness, and does keeping them small help?
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from opnorm.errors import SpecError
+from opnorm.report import Column, Report, Stat, Table, charts
+from opnorm.report.model import Cell
+from opnorm.run import Result, Run, environment, geometric_mean, with_seeds
+from opnorm.spec import factory
+from opnorm.study import Study
+
+__all__ = ["tour"]
+
+WEIGHT_LAYERS = ("Linear", "Conv1d", "Conv2d", "Conv3d")
+RADII = (0.03, 0.06, 0.1, 0.15, 0.2)
+RADII_L2 = (0.25, 0.5, 1.0, 1.5)
+TRAIN_EPS = 0.1
+
+
+@factory
+def tour(
+    data: str = "digits()",
+    model: str = "cnn(width=32)",
+    epochs: int = 20,
+    batch: int = 64,
+    lr: float = 0.05,
+    seeds: int = 3,
+    limit: int | None = None,
+    size: str = "laptop",
+) -> Study:
+    """One network, trained plainly, with its weights or norms held small, and on attacked images.
+
+    Args:
+        data: any data set, as a call.
+        model: any network, as a call.
+        epochs: passes over the data.
+        batch: points a step.
+        lr: learning rate at the beginning (SGD with momentum, cosine schedule).
+        seeds: how many times each way is repeated.
+        limit: at most so many training and test points.
+        size: "laptop", or "smoke" for a test of the machinery: one epoch of few points.
+
+    Raises:
+        SpecError: settings that make no sense.
+
+    Source: the methods are Madry et al. 2018 (PGD), Goodfellow et al. 2015 (FGSM), Liang & Huang 2021 (norm decay).
+    """
+    if seeds < 1 or size not in ("smoke", "laptop"):
+        raise SpecError(
+            f"seeds={seeds!r}, size={size!r}: expected at least 1 seed, and size 'smoke' or 'laptop'"
+        )
+    steps = 20
+    if size == "smoke":
+        epochs, limit, steps = 1, min(limit or 200, 200), 2
+    base = Run(
+        model=model,
+        data=data,
+        optimizer=f"sgd(lr={lr!r})",
+        epochs=epochs,
+        batch=batch,
+        limit=limit,
+        analyses=(
+            "accuracy()",
+            "norm_table()",
+            "margins()",
+            f"robust_accuracy(eps={RADII}, steps={steps})",
+            f"robust_accuracy(norm=2, eps={RADII_L2}, steps={steps})",
+        ),
+    )
+    ways: list[dict] = [
+        {},
+        {"regularizers": ("weight_decay(lam=1e-3)",)},
+        *(
+            {"regularizers": (f"norm_decay(p={p}, beta={beta})",)}
+            for p in ("1", "inf")
+            for beta in (0.01, 0.1)
+        ),
+        {"objective": f"fgsm_at(eps={TRAIN_EPS})"},
+        {"objective": f"pgd_at(eps={TRAIN_EPS})"},
+        {"objective": f"pgd_at(eps={TRAIN_EPS})", "regularizers": ("norm_decay(p=inf, beta=0.1)",)},
+    ]
+    runs = [run for way in ways for run in with_seeds(replace(base, **way), seeds)]
+    return Study("tour", runs, _report)
+
+
+def _report(results: Sequence[Result]) -> Report:
+    by_method: dict[str, list[Result]] = {}
+    for result in results:
+        by_method.setdefault(result.run.label, []).append(result)
+    methods = list(by_method)
+    good = [r for r in results if not r.failure]
+    table = Table(_columns(), [_row(label, group) for label, group in by_method.items()])
+    return Report(
+        title="What keeping norms small does to a network",
+        question=(
+            f"The same network, {results[0].run.model}, was trained on {results[0].run.data} in {len(methods)} ways. "
+            "How accurate is each, how well does it stand up to attacks on its inputs, and how large are the operator norms "
+            "of its layers, that is, the most that a layer can amplify a change?"
+        ),
+        findings=_findings(table),
+        table=table,
+        charts=[
+            charts.accuracy_against_eps(_accuracy_rows(good), methods),
+            charts.accuracy_against_norm(
+                table.rows,
+                methods,
+                accuracy=_robust_key(TRAIN_EPS),
+                accuracy_label=f"robust accuracy at ℓ∞ ε = {TRAIN_EPS}",
+            ),
+            charts.layer_norms(_layer_rows(good), methods),
+            charts.against_epoch([_of(r) | row for r in good for row in r.metrics], methods),
+            charts.margins(
+                [_of(r) | {"margin": m} for r in good for row in r.find("margins") for m in row["margins"]],
+                methods,
+            ),
+        ],
+        settings=_settings(results),
+        runs=[
+            {
+                "key": r.run.key,
+                "label": r.run.label,
+                "seed": r.run.seed,
+                "seconds": None if r.failure else r.seconds,
+            }
+            for r in results
+        ],
+    )
+
+
+# ---------------------------------------------------------------- the table
+
+
+def _robust_key(eps: float, norm: str = "inf") -> str:
+    return f"robust_{norm}_{eps:g}"
+
+
+def _columns() -> list[Column]:
+    attacked = "Share of test images still right after a 20-step PGD attack; an upper bound of the true robust accuracy."
+    norm = "Geometric mean over the linear and convolutional layers"
+    return [
+        Column("method", "training", "text", None, "Plain cross-entropy unless it says otherwise."),
+        Column("clean", "clean", "percent", "high", "Share of test images classified rightly."),
+        *(Column(_robust_key(e), f"ℓ∞ ε = {e:g}", "percent", "high", attacked) for e in RADII),
+        *(Column(_robust_key(e, "2"), f"ℓ2 ε = {e:g}", "percent", "high", attacked) for e in RADII_L2),
+        Column("norm_1", "ℓ1 norm", "number", "low", f"{norm} of the exact ℓ1 operator norm."),
+        Column(
+            "norm_2",
+            "ℓ2 norm",
+            "number",
+            "low",
+            f"{norm} of the ℓ2 operator norm, from below by power iteration.",
+        ),
+        Column("norm_inf", "ℓ∞ norm", "number", "low", f"{norm} of the exact ℓ∞ operator norm."),
+        Column("seconds", "seconds", "number", None, "Training and analyses together, one run."),
+    ]
+
+
+def _row(label: str, group: Sequence[Result]) -> dict[str, Cell]:
+    good = [r for r in group if not r.failure]
+    row: dict[str, Cell] = {"method": label}
+    if not good:
+        return row | {"_failed": group[0].failure}
+    row["clean"] = Stat.of(r.find("accuracy")[0]["accuracy"] for r in good)
+    for i, attacked in enumerate(good[0].find("robust_accuracy")):
+        key = _robust_key(attacked["eps"], attacked["norm"])
+        row[key] = Stat.of(r.find("robust_accuracy")[i]["accuracy"] for r in good)
+    for p in ("1", "2", "inf"):
+        row[f"norm_{p}"] = Stat.of(geometric_mean([n["lower"] for n in _weight_norms(r, p)]) for r in good)
+    row["seconds"] = Stat.of(r.seconds for r in good)
+    return row
+
+
+def _weight_norms(result: Result, p: str) -> list[dict]:
+    return [
+        row["norms"][p]
+        for row in result.find("norm_table")
+        if row["kind"] in WEIGHT_LAYERS and p in row["norms"]
+    ]
+
+
+# ---------------------------------------------------------------- the charts
+
+
+def _of(result: Result) -> dict:
+    return {"method": result.run.label, "seed": result.run.seed}
+
+
+def _accuracy_rows(results: Sequence[Result]) -> list[dict]:
+    rows = []
+    for r in results:
+        clean = r.find("accuracy")[0]["accuracy"]
+        rows += [_of(r) | {"norm": norm, "eps": 0.0, "accuracy": clean} for norm in ("inf", "2")]
+        rows += [
+            _of(r) | {k: row[k] for k in ("norm", "eps", "accuracy")} for row in r.find("robust_accuracy")
+        ]
+    return rows
+
+
+def _layer_rows(results: Sequence[Result]) -> list[dict]:
+    return [
+        _of(r)
+        | {
+            "layer": f"{row['layer']} {row['kind']}",
+            "index": i,
+            "ord": p,
+            "value": norm["lower"],
+            **_ends(norm),
+        }
+        for r in results
+        for i, row in enumerate(r.find("norm_table"))
+        if row["kind"] in WEIGHT_LAYERS
+        for p, norm in row["norms"].items()
+    ]
+
+
+def _ends(norm: dict) -> dict:
+    return {"lower": norm["lower"], "upper": norm["upper"]}
+
+
+# ---------------------------------------------------------------- what it says
+
+
+def _findings(table: Table) -> list[str]:
+    """Plain sentences with the measured numbers; a difference within the seeds' spread is called none."""
+    rows = {str(row["method"]): row for row in table.rows if "_failed" not in row}
+    failed = [str(row["method"]) for row in table.rows if "_failed" in row]
+    found = [f"No result: {', '.join(failed)}. The reason stands in the table."] if failed else []
+    plain, key = rows.get("plain"), _robust_key(TRAIN_EPS)
+    if plain is None or len(rows) < 2:
+        return found
+    best = max(rows, key=lambda m: _mean(rows[m][key]))
+    found.append(
+        f"Most robust at ℓ∞ ε = {TRAIN_EPS}: {best}, {_percent(rows[best][key])} (plain: {_percent(plain[key])}), "
+        f"at {_percent(rows[best]['clean'])} clean accuracy (plain: {_percent(plain['clean'])})."
+    )
+    decays = [m for m in rows if m.startswith("norm_decay")]
+    if decays:
+        smallest = min(decays, key=lambda m: _mean(rows[m]["norm_inf"]))
+        small = rows[smallest]
+        verb = "shrink" if _compare(small["norm_inf"], plain["norm_inf"]) == "below" else "do not shrink"
+        found.append(
+            f"Norm penalties {verb} norms: {smallest} has a typical ℓ∞ layer norm of {_mean(small['norm_inf']):.3g} "
+            f"(plain: {_mean(plain['norm_inf']):.3g}). Its robust accuracy at ε = {TRAIN_EPS} is "
+            f"{_percent(small[key])}, {_compare(small[key], plain[key])} plain training's."
+        )
+    trained = [m for m in rows if m.startswith("pgd_at") and "+" not in m]
+    if trained:
+        norm = rows[trained[0]]["norm_inf"]
+        found.append(
+            f"Adversarial training, with no penalty on norms, ends with a typical ℓ∞ layer norm of "
+            f"{_mean(norm):.3g}, {_compare(norm, plain['norm_inf'])} plain training's {_mean(plain['norm_inf']):.3g}."
+        )
+    rho = _rank_correlation(
+        [_mean(r["norm_inf"]) for r in rows.values()], [_mean(r[key]) for r in rows.values()]
+    )
+    if rho is not None:
+        found.append(
+            f"Over the {len(rows)} ways, the rank correlation of typical ℓ∞ norm and robust accuracy at ε = {TRAIN_EPS} "
+            f"is {rho:+.2f} (-1: the smaller the norms, the more robust; 0: no relation)."
+        )
+    return found
+
+
+def _mean(cell: Cell) -> float:
+    return cell.mean if isinstance(cell, Stat) else math.nan
+
+
+def _percent(cell: Cell) -> str:
+    return (
+        f"{cell.mean:.1%}" + (f" ± {100 * cell.std:.1f}" if cell.n > 1 else "")
+        if isinstance(cell, Stat)
+        else "not known"
+    )
+
+
+def _compare(a: Cell, b: Cell) -> str:
+    if not isinstance(a, Stat) or not isinstance(b, Stat):
+        return "not comparable with"
+    if abs(a.mean - b.mean) <= a.std + b.std:
+        return "within the spread of seeds of" if a.n > 1 else "not told apart, with one seed, from"
+    return "above" if a.mean > b.mean else "below"
+
+
+def _rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Spearman's, with ties given their mean rank; None where it is not defined."""
+    x, y = _ranks(a), _ranks(b)
+    mx, my = sum(x) / len(x), sum(y) / len(y)
+    sx, sy = math.hypot(*(v - mx for v in x)), math.hypot(*(v - my for v in y))
+    if len(a) < 3 or sx == 0 or sy == 0:
+        return None
+    return sum((u - mx) * (v - my) for u, v in zip(x, y, strict=True)) / (sx * sy)
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    return [sum(w < v for w in values) + sum(w == v for w in values) / 2 for v in values]
+
+
+def _settings(results: Sequence[Result]) -> dict[str, str]:
+    run, where = results[0].run, environment()
+    points = next((r.find("accuracy")[0]["points"] for r in results if not r.failure), None)
+    attack = next((row["attack"] for r in results for row in r.find("robust_accuracy")), "")
+    return {
+        "opnorm": where["opnorm"] + (f", commit {where['git']}" if where["git"] else ""),
+        "data": run.data + (f", at most {run.limit} training and test points" if run.limit else ""),
+        "test points": str(points) if points else "not known",
+        "network": run.model,
+        "training": f"{run.epochs} epochs, batch {run.batch}, {run.optimizer}, {run.schedule}, {run.precision}",
+        "seeds": f"{len({r.run.seed for r in results})}; ± is one standard deviation over them",
+        "attack": f"{attack}, on cross-entropy, at each radius; pixels in [0, 1]",
+        "computing time": f"{sum(r.seconds for r in results):.0f} s in all runs together",
+        "machine": f"{where['machine']}; Python {where['python']}, torch {where['torch']}",
+    }

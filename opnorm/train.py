@@ -1,0 +1,272 @@
+"""The training loop, to be read from top to bottom.
+
+An epoch depends on (seed, epoch) and on the state at its beginning, and on nothing else: the order of the data, the
+augmentation, dropout and the attacks' random starts all follow from one seed set when it begins. So a run that was
+killed goes on from its last checkpoint and ends, on a CPU, with the same bits as one that was not.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from opnorm import files
+from opnorm.augmentations import Augmentation
+from opnorm.data import Dataset
+from opnorm.errors import RunError, TrainError
+from opnorm.modes import evaluating
+from opnorm.objectives import Objective, plain
+from opnorm.optimizers import MakeOptimizer, sgd
+from opnorm.regularizers import Hooks, Regularizer, chain
+from opnorm.schedules import Schedule, cosine
+
+__all__ = ["Moment", "Precision", "train"]
+
+Precision = Literal["fp32", "bf16"]
+Metrics = dict[str, Any]
+
+
+class Moment(NamedTuple):
+    """Where training is, told to whoever watches after every step."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    accuracy: float
+
+
+def train(
+    model: nn.Module,
+    data: Dataset,
+    *,
+    objective: Objective | None = None,
+    regularizers: Sequence[Regularizer] = (),
+    optimizer: MakeOptimizer | None = None,
+    schedule: Schedule | None = None,
+    epochs: int = 10,
+    batch: int = 128,
+    augment: Sequence[Augmentation] = (),
+    seed: int = 0,
+    precision: Precision = "fp32",
+    channels_last: bool = False,
+    device: torch.device | str = "cpu",
+    folder: Path | None = None,
+    probe: Callable[[nn.Module], Metrics] | None = None,
+    watch: Callable[[Moment], None] | None = None,
+) -> list[Metrics]:
+    """Train a model in place.
+
+    Args:
+        model: takes pixels (B, C, H, W) in [0, 1], gives logits (B, K).
+        data: uint8 images and labels; the training part is used.
+        objective: the loss; cross-entropy when None.
+        regularizers: applied in this order.
+        optimizer: SGD with momentum 0.9 at 0.1 when None.
+        schedule: of the learning rate; cosine when None.
+        epochs: passes over the data.
+        batch: points a step; what does not fill a last batch waits for the next shuffle.
+        augment: applied to each uint8 batch, on the device.
+        seed: of everything random but the model's own initialization.
+        precision: "bf16" computes the objective under autocast; weights stay in float32.
+        channels_last: memory format of images and weights.
+        device: where to train.
+        folder: keeps a checkpoint and the metrics (JSON lines) of every epoch, and goes on from what it finds there.
+        probe: measured at the end of every epoch, added to its metrics.
+        watch: told after every step (every 25th on a GPU).
+
+    Returns:
+        The metrics of every epoch: epoch, lr, loss, train_accuracy, seconds, and what ``probe`` gives.
+
+    Raises:
+        TrainError: settings that make no sense, or a loss that is not finite (with the place).
+        RunError: the folder cannot be written or belongs to other settings.
+    """
+    _check(epochs, batch, precision, seed)
+    objective, optimizer, schedule = objective or plain(), optimizer or sgd(), schedule or cosine()
+    device, memory_format = (
+        torch.device(device),
+        torch.channels_last if channels_last else torch.contiguous_format,
+    )
+    model.to(device)
+    model.to(memory_format=memory_format)  # type: ignore[call-overload] # torch's stubs leave it out
+    images, labels = data.train.images.to(device), data.train.labels.to(device)
+    example = as_pixels(images[: min(batch, 32)])
+    hooks = chain([bind(model, example) for bind in regularizers])
+    steps = max(1, len(images) // batch)
+    sgd_like = optimizer(p for p in model.parameters() if p.requires_grad)
+    base_rates = [group["lr"] for group in sgd_like.param_groups]
+    checkpoint = Checkpoint(folder, model, sgd_like, hooks)
+    history = checkpoint.restore()
+
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(cuda):
+        for epoch in range(len(history), epochs):
+            started, meter = time.perf_counter(), Meter(epoch, epochs, steps, watch, every=25 if cuda else 1)
+            torch.manual_seed(_epoch_seed(seed, epoch))
+            generator = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
+            order = torch.randperm(len(images), generator=generator).to(device)
+            model.train()
+            for step, chosen in enumerate(order[: steps * batch].chunk(steps)):
+                rates = [rate * schedule(epoch + step / steps, epochs) for rate in base_rates]
+                for group, rate in zip(sgd_like.param_groups, rates, strict=True):
+                    group["lr"] = rate
+                x, y = images[chosen], labels[chosen]
+                for change in augment:
+                    x = change(x, generator)
+                x = as_pixels(x).contiguous(memory_format=memory_format)
+
+                sgd_like.zero_grad(set_to_none=True)
+                with torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext():
+                    outcome = objective(model, x, y)
+                loss = outcome.loss + hooks.penalty(model, x, y)
+                loss.backward()
+                hooks.edit_grads()
+                sgd_like.step()
+                hooks.after_step(rates[0])
+                meter.add(loss.detach(), outcome.logits.detach(), y, partial(_where_not_finite, model, x))
+            hooks.after_epoch()
+            row = {
+                "epoch": epoch + 1,
+                "lr": rates[0],
+                **meter.result(),
+                "seconds": time.perf_counter() - started,
+            }
+            history.append(row | (probe(model) if probe else {}))
+            checkpoint.save(history)
+    return history
+
+
+def as_pixels(images: Tensor) -> Tensor:
+    """uint8 (B, C, H, W) -> float32 in [0, 1]."""
+    return images.float().div_(255)
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return (seed * 1_000_003 + epoch) % 2**63
+
+
+def _check(epochs: int, batch: int, precision: str, seed: int) -> None:
+    if epochs < 0 or batch < 1:
+        raise TrainError(
+            f"epochs={epochs!r}, batch={batch!r}: expected at least 0 epochs and 1 point a batch"
+        )
+    if precision not in ("fp32", "bf16"):
+        raise TrainError(f"precision={precision!r}: expected fp32 or bf16")
+    if seed < 0:
+        raise TrainError(f"seed={seed!r}: expected a whole number of at least 0")
+
+
+class Meter:
+    """Running loss and accuracy of one epoch, kept on the device and looked at now and then."""
+
+    def __init__(
+        self, epoch: int, epochs: int, steps: int, watch: Callable[[Moment], None] | None, every: int
+    ) -> None:
+        self.epoch, self.epochs, self.steps, self.watch, self.every = epoch, epochs, steps, watch, every
+        self.step, self.points = 0, 0
+        self.loss: Tensor | float = 0.0
+        self.correct: Tensor | int = 0
+
+    def add(self, loss: Tensor, logits: Tensor, y: Tensor, where: Callable[[], str]) -> None:
+        """Count a step; TrainError when the loss is no longer finite."""
+        self.step, self.points = self.step + 1, self.points + len(y)
+        self.loss = self.loss + loss * len(y)
+        self.correct = self.correct + (logits.argmax(1) == y).sum()
+        if self.step % self.every and self.step < self.steps:
+            return
+        mean = float(self.loss) / self.points
+        if not math.isfinite(mean):
+            raise TrainError(
+                f"the loss is {float(loss)} at epoch {self.epoch + 1}, step {self.step} of {self.steps}: {where()}; "
+                "a smaller learning rate or a weaker regularizer usually helps"
+            )
+        if self.watch:
+            accuracy = float(self.correct) / self.points
+            self.watch(Moment(self.epoch + 1, self.epochs, self.step, self.steps, mean, accuracy))
+
+    def result(self) -> Metrics:
+        """Means over the epoch."""
+        return {"loss": float(self.loss) / self.points, "train_accuracy": float(self.correct) / self.points}
+
+
+def _where_not_finite(model: nn.Module, x: Tensor) -> str:
+    for name, p in model.named_parameters():
+        if not torch.isfinite(p).all():
+            return f"weight {name!r} is no longer finite"
+    bad: list[str] = []
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and not torch.isfinite(output).all():
+                bad.append(f"the output of layer {name!r} ({type(layer).__name__}) is not finite")
+
+        return hook
+
+    leaves = [(n, m) for n, m in model.named_modules() if not any(True for _ in m.children())]
+    handles = [m.register_forward_hook(look(n)) for n, m in leaves]
+    with evaluating(model):
+        model(x)
+    for handle in handles:
+        handle.remove()
+    return bad[0] if bad else "weights and outputs are finite, so it is the loss itself or a penalty"
+
+
+class Checkpoint:
+    """The state of a run after its last whole epoch, in one safetensors file; nothing is ever unpickled."""
+
+    def __init__(
+        self, folder: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, hooks: Hooks
+    ) -> None:
+        self.folder, self.model, self.optimizer, self.hooks = folder, model, optimizer, hooks
+
+    def save(self, history: list[Metrics]) -> None:
+        """First the metrics, then the state: a line too many is dropped on resuming, one too few cannot be made up."""
+        if self.folder is None:
+            return
+        lines = "".join(json.dumps(row) + "\n" for row in history)
+        with files.replacing(self.folder / "metrics.jsonl") as part:
+            part.write_text(lines, encoding="utf-8")
+        tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"hooks/{k}": v for k, v in self.hooks.state.items()}
+        for i, slots in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{i}/{k}": v for k, v in slots.items() if isinstance(v, Tensor)}
+        files.write_tensors(self.folder / "checkpoint.safetensors", tensors, {"epoch": str(len(history))})
+
+    def restore(self) -> list[Metrics]:
+        """Put the saved state back, if there is one, and return the metrics up to it."""
+        if self.folder is None or not (self.folder / "checkpoint.safetensors").exists():
+            return []
+        tensors, metadata = files.read_tensors(self.folder / "checkpoint.safetensors")
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "hooks": {}, "optimizer": {}}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
+            parts[part][name] = tensor
+        try:
+            self.model.load_state_dict(parts["model"])
+            for name, own in self.hooks.state.items():
+                own.copy_(parts["hooks"][name])
+            self._restore_optimizer(parts["optimizer"])
+            history = [
+                json.loads(line) for line in (self.folder / "metrics.jsonl").read_text("utf-8").splitlines()
+            ]
+        except (RuntimeError, KeyError, ValueError, OSError) as e:
+            raise RunError(
+                f"the checkpoint in {self.folder} does not fit this run: {e}; delete the folder to start over"
+            ) from e
+        return history[: int(metadata["epoch"])]
+
+    def _restore_optimizer(self, saved: dict[str, Tensor]) -> None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in saved.items():
+            i, _, slot = name.partition("/")
+            state.setdefault(int(i), {})[slot] = tensor
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
