@@ -1,0 +1,183 @@
+"""Random changes of training images: a whole uint8 batch at once, on its device, without a loop over images.
+
+Each factory returns ``augment(x, generator)``. The few random numbers of each image are drawn on the CPU from
+``generator`` and then moved, so that one seed gives the same pictures on every device.
+"""
+
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float64, UInt8
+from torch import Tensor
+
+from opnorm.errors import DataError, SpecError
+from opnorm.spec import factory
+
+__all__ = ["crop", "flip", "random_resized_crop"]
+
+Augmentation: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
+"""``augment(x, generator)``: uint8 (B, C, H, W) and a CPU generator to uint8 (B, C, H', W')."""
+
+TRIES = 10
+"""Boxes drawn for an image until one fits into it."""
+
+
+@factory
+def crop(padding: int = 4) -> Augmentation:
+    """Pad with zeros on all sides, then cut the old size out again at a random place, for each image.
+
+    Args:
+        padding: pixels added on each side, at least 0.
+
+    Returns:
+        A function from uint8 (B, C, H, W) to uint8 (B, C, H, W).
+
+    Raises:
+        SpecError: ``padding`` is no whole number from 0.
+        DataError: (the function) the batch is not uint8 (B, C, H, W).
+    """
+    _check_whole("crop", "padding", padding, 0)
+
+    def augment(x: Tensor, generator: torch.Generator) -> UInt8[Tensor, "B C H W"]:
+        b, _, h, w = _check_batch(x)
+        top, left = torch.randint(0, 2 * padding + 1, (2, b), generator=generator).to(x.device)
+        padded = F.pad(x, (padding, padding, padding, padding))
+        places = padded.unfold(2, h, 1).unfold(3, w, 1)  # (B, C, top, left, H, W): every crop, as a view
+        return places[torch.arange(b, device=x.device), :, top, left]
+
+    return augment
+
+
+@factory
+def flip(p: float = 0.5) -> Augmentation:
+    """Mirror each image left to right with probability ``p``.
+
+    Args:
+        p: the probability, 0 to 1.
+
+    Returns:
+        A function from uint8 (B, C, H, W) to uint8 (B, C, H, W).
+
+    Raises:
+        SpecError: ``p`` is not in [0, 1].
+        DataError: (the function) the batch is not uint8 (B, C, H, W).
+    """
+    if not _is_number(p) or not 0 <= p <= 1:
+        raise SpecError(f"flip(p={p!r}): expected a probability from 0 to 1; likely cause: a percentage")
+
+    def augment(x: Tensor, generator: torch.Generator) -> UInt8[Tensor, "B C H W"]:
+        b, *_ = _check_batch(x)
+        chosen = (torch.rand(b, generator=generator) < p).to(x.device)
+        return torch.where(chosen[:, None, None, None], x.flip(-1), x)
+
+    return augment
+
+
+@factory
+def random_resized_crop(
+    size: int = 56, scale: tuple[float, float] = (0.08, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3)
+) -> Augmentation:
+    """Cut a random box out of each image and resize it to ``size`` x ``size``, bilinear without antialiasing.
+
+    The box has a share of the image's area that is uniform in ``scale`` and a width / height that is uniform
+    in the logarithm within ``ratio``; ten are drawn, and the first that fits into the image is taken, else
+    the largest one in the centre with a permitted shape (Szegedy et al. 2015, arXiv:1409.4842, as torchvision
+    has it).
+
+    Args:
+        size: side of the result, in pixels.
+        scale: the least and the greatest share of the area, in (0, 1].
+        ratio: the least and the greatest width / height.
+
+    Returns:
+        A function from uint8 (B, C, H, W) to uint8 (B, C, size, size), values rounded.
+
+    Raises:
+        SpecError: ``size`` is below 1, or a range is empty or out of bounds.
+        DataError: (the function) the batch is not uint8 (B, C, H, W).
+    """
+    _check_whole("random_resized_crop", "size", size, 1)
+    _check_range("scale", scale, 1.0)
+    _check_range("ratio", ratio, math.inf)
+
+    def augment(x: Tensor, generator: torch.Generator) -> UInt8[Tensor, "B C S S"]:
+        _, _, h, w = _check_batch(x)
+        top, left, height, width = boxes(len(x), h, w, scale, ratio, generator)
+        rows, columns = _lines(top, height, size, h), _lines(left, width, size, w)
+        grid = torch.stack(
+            [columns[:, None, :].expand(-1, size, -1), rows[:, :, None].expand(-1, -1, size)], -1
+        )
+        y = F.grid_sample(x.float(), grid.float().to(x.device), padding_mode="border", align_corners=False)
+        return y.round_().clamp_(0, 255).to(torch.uint8)
+
+    return augment
+
+
+def boxes(
+    n: int, h: int, w: int, scale: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draw ``n`` boxes in an image of (h, w) pixels: top, left, height, width, whole numbers, each (n,)."""
+    u = torch.rand((n, 2 * TRIES + 2), generator=generator, dtype=torch.float64)
+    area = (scale[0] + (scale[1] - scale[0]) * u[:, :TRIES]) * (h * w)
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    shape = torch.exp(low + (high - low) * u[:, TRIES : 2 * TRIES])
+    heights, widths = (area / shape).sqrt().round(), (area * shape).sqrt().round()
+    fits = (heights >= 1) & (heights <= h) & (widths >= 1) & (widths <= w)
+    chosen = fits.to(torch.uint8).argmax(1, keepdim=True)  # the first that fits
+    centre_h, centre_w = _largest(h, w, ratio)
+    found = fits.any(1)
+    height = torch.where(found, heights.gather(1, chosen)[:, 0], centre_h)
+    width = torch.where(found, widths.gather(1, chosen)[:, 0], centre_w)
+    top = torch.where(found, (u[:, -2] * (h - height + 1)).floor(), ((h - height) / 2).floor())
+    left = torch.where(found, (u[:, -1] * (w - width + 1)).floor(), ((w - width) / 2).floor())
+    return top, left, height, width
+
+
+def _largest(h: int, w: int, ratio: tuple[float, float]) -> tuple[float, float]:
+    """The height and the width of the largest box with a permitted shape."""
+    if w / h < ratio[0]:
+        return float(min(h, max(1, round(w / ratio[0])))), float(w)
+    if w / h > ratio[1]:
+        return float(h), float(min(w, max(1, round(h * ratio[1]))))
+    return float(h), float(w)
+
+
+def _lines(start: Tensor, length: Tensor, size: int, total: int) -> Float64[Tensor, "n size"]:
+    """Where ``size`` new lines lie among ``total`` old ones, in grid_sample's units: -1 to 1, edge to edge.
+
+    They never leave the box, so no pixel outside it has a share.
+    """
+    at = (torch.arange(size, dtype=torch.float64) + 0.5) * length[:, None] / size - 0.5
+    at = at.clamp(min=0).minimum(length[:, None] - 1) + start[:, None]
+    return (2 * at + 1) / total - 1
+
+
+def _check_batch(x: Tensor) -> tuple[int, int, int, int]:
+    if x.dtype != torch.uint8 or x.dim() != 4:
+        raise DataError(
+            f"the batch to augment is {x.dtype} {tuple(x.shape)}; expected torch.uint8 (B, C, H, W). "
+            "Likely cause: augmenting after scaling to [0, 1]; augment first"
+        )
+    b, c, h, w = x.shape
+    return b, c, h, w
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_whole(what: str, key: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise SpecError(f"{what}({key}={value!r}): expected a whole number of pixels from {least}")
+
+
+def _check_range(key: str, value: tuple[float, float], most: float) -> None:
+    good = isinstance(value, tuple | list) and len(value) == 2 and all(_is_number(v) for v in value)
+    if not good or not 0 < value[0] <= value[1] <= most:
+        bound = f" <= {most:g}" if math.isfinite(most) else ""
+        raise SpecError(
+            f"random_resized_crop({key}={value!r}): expected (low, high) with 0 < low <= high{bound}"
+        )

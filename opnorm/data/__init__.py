@@ -1,0 +1,14 @@
+"""Image sets in memory: uint8 tensors with labels, from the places where image sets lie.
+
+``digits()`` comes with the package; ``parquet(path)`` reads the Hugging Face hub's files, ``hf(repo)``
+downloads them first, ``folder(path)`` reads class folders of image files. Each gives a :class:`Dataset`.
+"""
+
+from opnorm.data.dataset import Dataset as Dataset
+from opnorm.data.dataset import Split as Split
+from opnorm.data.digits import digits
+from opnorm.data.folder import folder
+from opnorm.data.hub import hf
+from opnorm.data.parquet import parquet
+
+__all__ = ["digits", "folder", "hf", "parquet"]  # the names a user can call in text

@@ -1,0 +1,238 @@
+"""What every reader returns: a training and a test split of uint8 images, held in memory and checked once."""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from opnorm.errors import DataError
+
+__all__ = ["Dataset", "Split"]
+
+
+class Split(NamedTuple):
+    """Images and their labels, row by row: ``images, labels = data.train``.
+
+    Attributes:
+        images: uint8 (N, C, H, W), pixels 0 to 255.
+        labels: int64 (N,), each in [0, number of classes).
+    """
+
+    images: UInt8[Tensor, "N C H W"]
+    labels: Int64[Tensor, " N"]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A training and a test split with the names of the classes; everything is checked when it is made.
+
+    Attributes:
+        name: what a table calls it.
+        train: the training split.
+        test: the test split, images of the same shape.
+        classes: the name of every class, in the order of the labels.
+
+    Raises:
+        DataError: a wrong dtype, NaN or infinite pixels, a wrong or different shape, labels that are missing
+            or out of range, an empty split, fewer than 2 classes.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Check everything, so that nothing later has to."""
+        if len(self.classes) < 2:
+            raise DataError(
+                f"{self.name}: {len(self.classes)} class(es), {self.classes!r}; expected at least 2. "
+                "Likely cause: the wrong label column, or the images lie one folder too high or too low"
+            )
+        for part, split in (("train", self.train), ("test", self.test)):
+            _check_images(f"{self.name}, {part} images", split.images)
+            _check_labels(f"{self.name}, {part} labels", split, self.classes)
+        train, test = tuple(self.train.images.shape[1:]), tuple(self.test.images.shape[1:])
+        if train != test:
+            raise DataError(
+                f"{self.name}: training images are {_by(train)} but test images are {_by(test)} (channels x "
+                "height x width); expected equal shapes. Likely cause: the splits come from different "
+                "sources, or one is grey and the other in color; a reader's size=... makes heights and "
+                "widths equal"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        _, c, h, w = self.train.images.shape
+        return c, h, w
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """The mean of each channel over all training pixels, scaled to [0, 1]; exact but for one rounding."""
+        return self._moments[0]
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """The standard deviation of each channel over the training pixels, scaled to [0, 1]; divides by N."""
+        return self._moments[1]
+
+    @functools.cached_property
+    def _moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        channels = self.image_shape[0]
+        counts = np.zeros((channels, 256), np.int64)  # whole numbers, so that no order of summing matters
+        for chunk in self.train.images.split(256):
+            for c in range(channels):
+                counts[c] += np.bincount(chunk[:, c].reshape(-1).cpu().numpy(), minlength=256)
+        n = self.train.images.numel() // channels
+        level = np.arange(256)
+        total, squares = (counts @ level).tolist(), (counts @ level**2).tolist()
+        mean = tuple(s / (255 * n) for s in total)
+        std = tuple(math.sqrt((n * q - s * s) / (255 * n) ** 2) for s, q in zip(total, squares, strict=True))
+        return mean, std
+
+    def limit(self, n: int, seed: int = 0) -> "Dataset":
+        """A fixed random subset of at most ``n`` training and ``n`` test points, in their old order.
+
+        The same ``n`` and ``seed`` give the same points on every machine; a smaller ``n`` gives a subset of
+        them.
+
+        Raises:
+            DataError: ``n`` is below 1.
+        """
+        if n < 1:
+            raise DataError(
+                f"limit(n={n}): expected n of at least 1; likely cause: an empty share of the data"
+            )
+
+        def some(split: Split, stream: int) -> Split:
+            if len(split.labels) <= n:
+                return split
+            chosen = np.sort(order(len(split.labels), 2 * seed + stream)[:n])
+            rows = torch.from_numpy(chosen).to(split.labels.device)
+            return Split(split.images[rows], split.labels[rows])
+
+        return Dataset(self.name, some(self.train, 0), some(self.test, 1), self.classes)
+
+    def describe(self) -> dict[str, Any]:
+        """The name, the counts, the image shape and the number of classes, ready for JSON."""
+        return {
+            "name": self.name,
+            "train": len(self.train.labels),
+            "test": len(self.test.labels),
+            "image_shape": list(self.image_shape),
+            "classes": self.num_classes,
+        }
+
+    def __repr__(self) -> str:
+        """One line, without the tensors."""
+        inside = f"{len(self.train.labels)} train, {len(self.test.labels)} test, {_by(self.image_shape)}"
+        return f"Dataset({self.name!r}: {inside}, {self.num_classes} classes)"
+
+
+def order(n: int, seed: int) -> np.ndarray:
+    """A fixed permutation of ``range(n)``, the same under every version of numpy and torch (splitmix64)."""
+    z = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z += np.uint64(_mix(seed))
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.argsort(z ^ (z >> np.uint64(31)), kind="stable")
+
+
+def stratified(labels: np.ndarray, count: Callable[[int], int], seed: int = 0) -> np.ndarray:
+    """The rows of a fixed stratified test part, sorted: ``count(size of the class)`` rows of every class."""
+    by_chance = order(len(labels), seed)
+    rows = [
+        mine[: count(len(mine))] for mine in (by_chance[labels[by_chance] == k] for k in np.unique(labels))
+    ]
+    return np.sort(np.concatenate(rows)) if rows else np.zeros(0, np.int64)
+
+
+def hold_out(images: Tensor, labels: Tensor) -> tuple[Split, Split]:
+    """Split 80 to 20 by class, always in the same way; a class of 2 or more has images on either side."""
+    rows = stratified(labels.numpy(), lambda n: max(round(n / 5), min(1, n - 1)))
+    is_test = torch.zeros(len(labels), dtype=torch.bool)
+    is_test[torch.from_numpy(rows)] = True
+    return Split(images[~is_test], labels[~is_test]), Split(images[is_test], labels[is_test])
+
+
+def _mix(seed: int) -> int:
+    """A seed of any size and sign as 64 well-mixed bits, so that two seeds are not shifts of each other."""
+    z, mask = (seed * 0xD1342543DE82EF95 + 0x2545F4914F6CDD1D) & (2**64 - 1), 2**64 - 1
+    z = ((z ^ (z >> 32)) * 0xD6E8FEB86659FD93) & mask
+    z = ((z ^ (z >> 32)) * 0xD6E8FEB86659FD93) & mask
+    return z ^ (z >> 32)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(str(s) for s in shape)
+
+
+def _check_images(what: str, images: object) -> None:
+    if not isinstance(images, Tensor):
+        raise DataError(
+            f"{what} are a {type(images).__name__}; expected a torch.Tensor (torch.from_numpy helps)"
+        )
+    if images.dtype != torch.uint8:
+        raise DataError(
+            f"{what} are {images.dtype}{_not_finite(images)}; expected torch.uint8, 0 to 255. {_CAUSE}"
+        )
+    if images.dim() != 4:
+        raise DataError(
+            f"{what} have shape {tuple(images.shape)}; expected 4 dimensions (N, C, H, W). "
+            "Likely cause: a missing channel dimension; images.unsqueeze(1) adds it to grey images"
+        )
+    if images.shape[0] == 0:
+        raise DataError(f"{what}: none at all; expected at least 1. Likely cause: a filter that keeps no row")
+    if images.numel() == 0:
+        raise DataError(f"{what} have shape {tuple(images.shape)}; expected no dimension of size 0")
+
+
+_CAUSE = "Likely cause: images already scaled to [0, 1]; (images * 255).round().to(torch.uint8) undoes it"
+
+
+def _not_finite(images: Tensor) -> str:
+    """What to say of NaN and infinite pixels, if there are any."""
+    if not images.is_floating_point():
+        return ""
+    bad = ~torch.isfinite(images)
+    count = int(bad.sum())
+    if not count:
+        return ""
+    first = tuple(int(i) for i in bad.nonzero()[0])
+    return f" with {count} NaN or infinite values, the first ({images[first].item()}) at index {first}"
+
+
+def _check_labels(what: str, split: Split, classes: tuple[str, ...]) -> None:
+    labels = split.labels
+    if not isinstance(labels, Tensor):
+        raise DataError(f"{what} are a {type(labels).__name__}; expected a torch.Tensor (torch.tensor helps)")
+    if labels.dtype != torch.int64:
+        raise DataError(
+            f"{what} are {labels.dtype}; expected torch.int64, one class number a row. "
+            "Likely cause: one-hot or float labels, or numpy's int32; labels.long() converts whole numbers"
+        )
+    if labels.dim() != 1 or len(labels) != len(split.images):
+        raise DataError(
+            f"{what} have shape {tuple(labels.shape)} for {len(split.images)} images; expected "
+            f"({len(split.images)},). Likely cause: one-hot labels, or rows were dropped from one of the two"
+        )
+    wrong = (labels < 0) | (labels >= len(classes))
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise DataError(
+            f"{what}: row {row} is {int(labels[row])}; expected 0 to {len(classes) - 1}, as there are "
+            f"{len(classes)} classes ({int(wrong.sum())} such rows). "
+            "Likely cause: labels that count from 1, -1 for a hidden label, or class names are missing"
+        )

@@ -1,0 +1,275 @@
+"""From encoded images (PNG, JPEG, ...) to one uint8 tensor: what the parquet and the folder reader share."""
+
+import difflib
+import io
+import itertools
+import os
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from opnorm.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+CHUNK = 256
+"""Images decoded by one thread at a time."""
+
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+"""What is read. Pillow knows more; one of them (EPS) starts another program on the file's contents."""
+
+SUFFIXES = frozenset(
+    [".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"]
+)
+
+Encoded: TypeAlias = tuple[str, bytes | Path | None]
+"""Where an image comes from (for messages), and its bytes or its file."""
+
+
+def decode(
+    chunks: Iterable[list[Encoded]], total: int, size: int | None, what: str
+) -> UInt8[Tensor, "N C H W"]:
+    """Decode images on all cores, with a progress bar when stderr is a terminal.
+
+    All images grey gives C = 1; one color image among them makes all RGB. Palettes become what they look
+    like, transparency is dropped, 16-bit grey is divided by 257, a photo is turned upright as its EXIF data
+    say.
+
+    Args:
+        chunks: the images in order, best about ``CHUNK`` at a time.
+        total: how many there are, for the time left.
+        size: make the short side so many pixels (bilinear, antialiased) and crop the centre; None keeps all
+            pixels.
+        what: what the progress bar calls them.
+
+    Raises:
+        DataError: an image is null, damaged or too large, or they differ in size and ``size`` is None.
+    """
+    import PIL.Image
+
+    PIL.Image.init()  # once and here: the threads would race
+
+    def one_chunk(chunk: list[Encoded]) -> "np.ndarray | Counter[tuple[int, int]]":
+        return _stack([_decode(where, source, size) for where, source in chunk])
+
+    blocks: list[np.ndarray] = []
+    with _progress(total, what) as advance:
+        for block in _in_order(one_chunk, chunks):
+            if isinstance(block, Counter) or (blocks and block.shape[1:3] != blocks[0].shape[1:3]):
+                raise _different_sizes(what, [*blocks, block])
+            blocks.append(block)
+            advance(len(block))
+    if not blocks:
+        raise DataError(
+            f"{what}: no images at all; expected at least 1. Likely cause: an empty file or split"
+        )
+    return _join(blocks)
+
+
+def same_channels(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Make grey images RGB where the other split is RGB."""
+    if a.shape[1] == b.shape[1]:
+        return a, b
+    return tuple(x.expand(-1, 3, -1, -1).contiguous() for x in (a, b))  # type: ignore[return-value]
+
+
+def check_size(size: int | None) -> None:
+    """Refuse a ``size`` that is no whole number of pixels.
+
+    Raises:
+        DataError: it is below 1 or not an integer.
+    """
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise DataError(f"size={size!r}: expected a whole number of pixels from 1, such as size=64, or None")
+
+
+def existing(path: str, expected: str) -> Path:
+    """The path, with ``~`` expanded.
+
+    Raises:
+        DataError: it does not exist; with the closest name beside it.
+    """
+    if not path.strip():
+        raise DataError(f"the path is {path!r}; expected {expected}. Likely cause: an unset variable")
+    try:
+        found = Path(path).expanduser()
+        if found.exists():
+            return found
+        at = found.absolute()
+        missing = next((p for p in [*reversed(at.parents), at] if not p.exists()), at)
+        siblings = [p.name for p in missing.parent.iterdir()] if missing.parent.is_dir() else []
+    except (OSError, RuntimeError) as e:
+        raise DataError(f"{path!r} cannot be looked up ({e}); expected {expected}. {_DENIED}") from e
+    close = difflib.get_close_matches(missing.name, siblings, n=1)
+    hint = f"did you mean {str(missing.parent / close[0])!r}?" if close else "Likely cause: a typing error"
+    raise DataError(f"{path!r}: there is no {str(missing)!r}; expected {expected}; {hint}")
+
+
+_DENIED = "Likely cause: no permission for a folder on the way, or a damaged path"
+
+# ---------------------------------------------------------------- one image
+
+
+def _decode(where: str, source: bytes | Path | None, size: int | None) -> np.ndarray:
+    """One image as uint8 (H, W) when it is grey, (H, W, 3) when it has color."""
+    import PIL.Image
+
+    if source is None:
+        raise DataError(
+            f"{where}: the image is null; expected its encoded bytes. "
+            "Likely cause: a gap in the data, or the file holds paths of images instead of the images"
+        )
+    try:
+        with PIL.Image.open(
+            source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS
+        ) as image:
+            return _pixels(image, where, size)
+    except DataError:
+        raise
+    except PIL.Image.DecompressionBombError as e:
+        raise DataError(
+            f"{where}: {e}. Expected an ordinary photo; likely cause: a damaged or hostile file"
+        ) from e
+    except Exception as e:
+        length = f"{len(source)} bytes" if isinstance(source, bytes) else "the file"
+        raise DataError(
+            f"{where}: {length} cannot be decoded ({type(e).__name__}: {e!s:.200}); expected a whole "
+            f"{', '.join(FORMATS)} image. Likely cause: a truncated download or a damaged row"
+        ) from e
+
+
+def _pixels(image: "Image", where: str, size: int | None) -> np.ndarray:
+    import PIL.Image
+    import PIL.ImageOps
+
+    if "exif" in image.info:
+        image = PIL.ImageOps.exif_transpose(image)
+    if image.mode not in ("L", "RGB"):
+        image = _to_8_bit(image, where)
+    short = min(image.size)
+    left, top = (image.width - (size or 0)) // 2, (image.height - (size or 0)) // 2
+    if size and size == short:
+        image = image.crop((left, top, left + size, top + size))
+    elif size:  # the centre square straight to its final size: a very long image costs no more memory
+        x, y = (image.width - short) / 2, (image.height - short) / 2
+        bilinear = PIL.Image.Resampling.BILINEAR
+        image = image.resize((size, size), bilinear, box=(x, y, x + short, y + short))
+    return np.asarray(image)
+
+
+def _to_8_bit(image: "Image", where: str) -> "Image":
+    """Any other mode as "L" or "RGB"."""
+    import PIL.Image
+
+    if image.mode in ("1", "LA", "La"):
+        return image.convert("L")
+    if image.mode in ("P", "PA"):
+        color = image.convert("RGBA").convert("RGB")
+        red, green, blue = (np.asarray(c) for c in color.split())
+        return color.getchannel(0) if (red == green).all() and (red == blue).all() else color
+    if image.mode.startswith("I"):
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise DataError(
+                f"{where}: grey levels from {levels.min()} to {levels.max()}; expected 8 or 16 bits a pixel"
+            )
+        return PIL.Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise DataError(f"{where}: float pixels; expected 8 or 16 bits a pixel, as their range is not known")
+    return image.convert("RGB")
+
+
+# ---------------------------------------------------------------- many images
+
+
+def _stack(images: list[np.ndarray]) -> "np.ndarray | Counter[tuple[int, int]]":
+    """One array (n, H, W) or (n, H, W, 3), or the sizes seen if they differ."""
+    sizes = Counter(image.shape[:2] for image in images)
+    if len(sizes) > 1:
+        return sizes
+    if any(image.ndim == 3 for image in images):
+        images = [im if im.ndim == 3 else im[:, :, None].repeat(3, axis=2) for im in images]
+    return np.stack(images)
+
+
+def _join(blocks: list[np.ndarray]) -> Tensor:
+    """All blocks as one (N, C, H, W) tensor; each block is freed once it is copied."""
+    color = any(block.ndim == 4 for block in blocks)
+    _, h, w = blocks[0].shape[:3]
+    joined = torch.empty((sum(len(b) for b in blocks), 3 if color else 1, h, w), dtype=torch.uint8)
+    blocks.reverse()
+    row = 0
+    while blocks:
+        block = torch.from_numpy(blocks.pop())
+        joined[row : row + len(block)] = block.unsqueeze(1) if block.dim() == 3 else block.permute(0, 3, 1, 2)
+        row += len(block)
+    return joined
+
+
+def _different_sizes(what: str, seen: "list[np.ndarray | Counter[tuple[int, int]]]") -> DataError:
+    sizes: Counter[tuple[int, int]] = Counter()
+    for block in seen:
+        sizes.update(block if isinstance(block, Counter) else {block.shape[1:3]: len(block)})
+    listed = ", ".join(f"{w}x{h} ({n} times)" for (h, w), n in sizes.most_common(5))
+    more = f" and {len(sizes) - 5} others" if len(sizes) > 5 else ""
+    return DataError(
+        f"{what}: images of different sizes (width x height) among the first {sum(sizes.values())}: "
+        f"{listed}{more}; expected one size. size=64 resizes every image to a short side of 64 pixels and "
+        "crops the centre"
+    )
+
+
+def _in_order(
+    function: "Callable[[list[Encoded]], np.ndarray | Counter[tuple[int, int]]]",
+    chunks: Iterable[list[Encoded]],
+) -> "Iterator[np.ndarray | Counter[tuple[int, int]]]":
+    """``map`` on threads that reads only a few chunks ahead and stops at the first error."""
+    ahead = iter(chunks)
+    first = next(ahead, None)
+    if first is None:
+        return
+    workers = _workers(first)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="opnorm-decode")
+    waiting: deque[Future[np.ndarray | Counter[tuple[int, int]]]] = deque()
+    try:
+        for chunk in itertools.chain([first], ahead):
+            waiting.append(pool.submit(function, chunk))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _workers(chunk: list[Encoded]) -> int:
+    """All cores; but one for small images (under 4 kB), mostly Python's own work, which threads slow down."""
+    total = sum(s.stat().st_size if isinstance(s, Path) else len(s or b"") for _, s in chunk)
+    if total < 4096 * len(chunk):
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """A bar with the time left on stderr; nothing when stderr is not a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda n: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"decoding {what}", total=total)
+        yield lambda n: bar.advance(task, n)

@@ -1,0 +1,212 @@
+// The page's own script: draws the charts, keeps their highlighting in step, sorts the table, saves figures.
+(() => {
+  "use strict";
+  const specs = JSON.parse(document.getElementById("specs").textContent);
+  const plots = [...document.querySelectorAll(".plot[data-chart]")];
+  const drawn = new Map(); // element -> {result, width}
+  const INK = "#1f2328"; // the baseline's color in the specs
+  const NOTE = "#59636e"; // that of words and lines inside a chart
+  let picked = []; // the methods that are highlighted, none: all
+
+  // Colors are CSS variables, so that dark mode and printing need no redrawing.
+  const screen = {
+    background: "transparent",
+    font: "system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif",
+    view: { stroke: null },
+    axis: {
+      labelColor: "var(--soft)", titleColor: "var(--soft)", gridColor: "var(--grid)", domainColor: "var(--faint)",
+      tickColor: "var(--faint)", titleFontWeight: "normal", labelFontSize: 12, titleFontSize: 12, titlePadding: 8,
+    },
+    axisY: { domain: false, ticks: false, minExtent: 36 },
+    axisX: { grid: false },
+    legend: { labelColor: "var(--ink)", labelFontSize: 13, rowPadding: 5, offset: 14 },
+    title: { color: "var(--ink)", fontSize: 13, fontWeight: 600, offset: 10 },
+    concat: { spacing: 28 },
+  };
+  const paper = {
+    background: "white", font: "Helvetica, Arial, sans-serif", view: { stroke: null },
+    axis: { gridColor: "#dddddd", labelColor: "black", titleColor: "black", titleFontWeight: "normal" },
+    legend: { labelColor: "black" }, title: { color: "black" },
+  };
+
+  const methodsOf = (spec) => [...new Set(spec.data.values.map((row) => String(row.method)))];
+
+  const ruler = document.createElement("canvas").getContext("2d");
+  function legendColumns(spec, width) {
+    ruler.font = `13px ${screen.font}`;
+    const widest = Math.max(0, ...methodsOf(spec).map((name) => ruler.measureText(name).width));
+    return { columns: Math.max(1, Math.floor(width / (widest + 34))), labelLimit: Math.max(80, width - 40) };
+  }
+
+  // The spec for a width: one panel fills it; several make a grid, on a phone a column.
+  function fitted(spec, width, config, less = 0) {
+    const variable = config === screen ? { [INK]: "var(--ink)", [NOTE]: "var(--soft)" } : {};
+    const copy = JSON.parse(JSON.stringify({ ...spec, data: null }), (_, value) => variable[value] ?? value);
+    copy.data = spec.data;
+    const { columns, labelLimit } = legendColumns(spec, width);
+    const eachLegend = (node) => {
+      if (!node || typeof node !== "object") return;
+      for (const [name, value] of Object.entries(node)) {
+        if (name === "legend" && value && typeof value === "object") Object.assign(value, { columns, labelLimit });
+        else eachLegend(value);
+      }
+    };
+    eachLegend({ ...copy, data: null });
+    const grid = copy.vconcat[0];
+    const most = width < 560 ? 1 : width < 900 ? 2 : grid.columns;
+    grid.columns = Math.min(most, grid.concat.length);
+    const room = (width - less - (grid.columns - 1) * 28) / grid.columns - 52;
+    for (const panel of grid.concat) panel.width = Math.max(120, Math.floor(room));
+    return copy;
+  }
+
+  const overflow = (element) => {
+    const svg = element.querySelector("svg.marks");
+    return svg ? Math.ceil(Number(svg.getAttribute("width")) - element.clientWidth) : 0;
+  };
+
+  async function embed(element, spec, config, less) {
+    return vegaEmbed(element, fitted(spec, element.clientWidth, config, less), {
+      mode: "vega-lite", renderer: "svg", actions: false, config, defaultStyle: false,
+      tooltip: { theme: "custom" },
+    });
+  }
+
+  async function draw(element) {
+    const spec = specs[element.dataset.chart];
+    const width = element.clientWidth;
+    try {
+      drawn.get(element)?.result.finalize();
+      let result = await embed(element, spec, screen, 0);
+      // long labels take room that no formula foresees, and more of it where the panels are narrower
+      for (let tries = 0, less = 0; tries < 3 && Math.abs(overflow(element) + 2) > 3; tries++) {
+        less += overflow(element) + 2;
+        result.finalize();
+        result = await embed(element, spec, screen, less);
+      }
+      drawn.set(element, { result, width });
+      showPicked(result.view);
+      result.view.addDataListener("pick_store", (_, tuples) => pick(tuples.map((tuple) => tuple.values[0])));
+      result.view.addEventListener("dblclick", () => pick([]));
+      element.dataset.state = "drawn";
+    } catch (error) {
+      element.dataset.state = "failed";
+      element.textContent = `This chart could not be drawn: ${error.message}`;
+      console.error(error);
+    }
+  }
+
+  const tuples = () => picked.map((name) => ({ fields: [{ type: "E", field: "method" }], values: [name] }));
+
+  function showPicked(view) {
+    const now = view.data("pick_store").map((tuple) => tuple.values[0]);
+    if (JSON.stringify(now) !== JSON.stringify(picked)) view.data("pick_store", tuples()).runAsync();
+  }
+
+  function pick(names) {
+    if (JSON.stringify(names) === JSON.stringify(picked)) return;
+    picked = names;
+    for (const { result } of drawn.values()) showPicked(result.view);
+    for (const row of document.querySelectorAll("tr[data-method]")) {
+      const on = picked.includes(row.dataset.method);
+      row.classList.toggle("picked", on);
+      row.querySelector("th button").setAttribute("aria-pressed", on);
+    }
+    const note = document.getElementById("picked");
+    note.hidden = picked.length === 0;
+    note.querySelector("span").textContent = `Highlighted: ${picked.join(", ")}`;
+  }
+  document.querySelector("#picked button").addEventListener("click", () => pick([]));
+
+  // ---- the table ----
+  const swatches = {};
+  (function collect(node) {
+    if (!node || typeof node !== "object") return;
+    const scale = node.color?.scale;
+    scale?.domain?.forEach((name, i) => (swatches[name] ??= scale.range[i]));
+    for (const [name, value] of Object.entries(node)) if (name !== "data") collect(value);
+  })(Object.values(specs));
+
+  for (const row of document.querySelectorAll("#table tbody tr")) {
+    const head = row.querySelector("th");
+    const method = head.textContent;
+    if (!(method in swatches)) continue;
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = method;
+    button.setAttribute("aria-pressed", false);
+    button.style.setProperty("--swatch", swatches[method] === INK ? "var(--ink)" : swatches[method]);
+    button.addEventListener("click", () =>
+      pick(picked.includes(method) ? picked.filter((name) => name !== method) : [...picked, method]));
+    head.replaceChildren(button);
+    row.dataset.method = method;
+  }
+
+  for (const button of document.querySelectorAll("#table thead button")) {
+    button.addEventListener("click", () => {
+      const head = button.closest("th");
+      const flip = { ascending: "descending", descending: "ascending" };
+      const order = flip[head.getAttribute("aria-sort")] ?? button.dataset.first;
+      for (const other of head.parentElement.children) other.setAttribute("aria-sort", other === head ? order : "none");
+      const body = head.closest("table").tBodies[0];
+      const text = head.classList.contains("text");
+      const key = (row) => {
+        const value = row.cells[head.cellIndex]?.dataset.sort;
+        return value === undefined || value === "" ? null : text ? value : Number(value);
+      };
+      const sign = order === "ascending" ? 1 : -1;
+      const compare = (a, b) => {
+        if (a === null || b === null) return (a === null) - (b === null); // not known: last, both ways
+        return sign * (text ? a.localeCompare(b, "en", { numeric: true }) : a - b);
+      };
+      body.append(...[...body.rows].sort((a, b) => compare(key(a), key(b))));
+    });
+  }
+
+  // ---- saving ----
+  function download(name, url) {
+    const link = document.createElement("a");
+    link.download = name;
+    link.href = url;
+    link.click();
+  }
+
+  function csv(rows) {
+    const names = [...new Set(rows.flatMap((row) => Object.keys(row)))];
+    const cell = (value) => (/[",\n]/.test(String(value ?? "")) ? `"${String(value).replaceAll('"', '""')}"` : value ?? "");
+    return [names, ...rows.map((row) => names.map((name) => row[name]))].map((r) => r.map(cell).join(",")).join("\n") + "\n";
+  }
+
+  for (const button of document.querySelectorAll("[data-save]")) {
+    button.addEventListener("click", async () => {
+      const element = button.closest("section").querySelector(".plot");
+      const spec = specs[element.dataset.chart];
+      const kind = button.dataset.save;
+      const name = `${element.dataset.chart}.${kind}`;
+      if (kind === "csv") {
+        download(name, URL.createObjectURL(new Blob([csv(spec.data.values)], { type: "text/csv" })));
+        return;
+      }
+      const aside = document.createElement("div"); // drawn again in black on white
+      const result = await vegaEmbed(aside, fitted(spec, element.clientWidth, paper), {
+        mode: "vega-lite", renderer: "svg", actions: false, config: paper,
+      });
+      if (picked.length) await result.view.data("pick_store", tuples()).runAsync();
+      download(name, await result.view.toImageURL(kind, 2));
+      result.finalize();
+    });
+  }
+
+  // ---- drawing, and again when the width changes (a phone that is turned) ----
+  (async () => {
+    for (const element of plots) await draw(element);
+    document.documentElement.dataset.state = "ready";
+    let timer;
+    addEventListener("resize", () => {
+      clearTimeout(timer);
+      timer = setTimeout(async () => {
+        for (const element of plots) if (element.clientWidth !== drawn.get(element)?.width) await draw(element);
+      }, 200);
+    });
+  })();
+})();

@@ -1,0 +1,37 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """A cache of its own for every test."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("OPNORM_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def png():
+    """Encode an array (H, W) or (H, W, 3), or a Pillow image, as bytes."""
+
+    def encode(pixels, form="PNG", **options):
+        image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+        file = io.BytesIO()
+        image.save(file, form, **options)
+        return file.getvalue()
+
+    return encode
+
+
+@pytest.fixture
+def pictures():
+    """Random uint8 pictures, (n, h, w) or (n, h, w, 3)."""
+
+    def make(n, h=5, w=7, color=False, seed=0):
+        shape = (n, h, w, 3) if color else (n, h, w)
+        return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+    return make
