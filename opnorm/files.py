@@ -1,8 +1,9 @@
 """Files that are either whole or not there: written beside their place and renamed into it."""
 
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,17 @@ from torch import Tensor
 
 from opnorm.errors import RunError
 
-__all__ = ["read_json", "read_tensors", "replacing", "write_json", "write_tensors"]
+__all__ = [
+    "read_json",
+    "read_lines",
+    "read_tensors",
+    "replacing",
+    "sweep",
+    "to_json",
+    "write_json",
+    "write_lines",
+    "write_tensors",
+]
 
 
 @contextmanager
@@ -37,22 +48,67 @@ def replacing(path: Path) -> Iterator[Path]:
             part.unlink()
 
 
+def sweep(folder: Path) -> None:
+    """Remove what a process that was killed while writing has left; only for whoever holds the folder's lock."""
+    for part in folder.glob(".*.part"):
+        with suppress(OSError):
+            part.unlink()
+
+
+def to_json(value: Any, indent: int | None = 1) -> str:
+    """JSON text that every reader takes: null for NaN and infinities, which JSON does not have."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(member) for key, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(member) for member in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as JSON, all or nothing."""
     with replacing(path) as part:
-        part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        part.write_text(to_json(value) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """The value in a JSON file.
+def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as JSON, one a line, all or nothing."""
+    with replacing(path) as part:
+        part.write_text("".join(to_json(row, None) + "\n" for row in rows), encoding="utf-8")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines; none when there is no such file.
 
     Raises:
-        RunError: it is not there, or not JSON.
+        RunError: it cannot be read, or a line is not a JSON object.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        rows = [json.loads(line) for line in lines]
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("expected an object on every line")
     except (OSError, ValueError) as e:
         raise RunError(f"cannot read {path}: {e}; was it edited by hand, or copied in part?") from e
+    return rows
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        RunError: it is not there, or no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError(f"expected an object, not {type(value).__name__}")
+    except (OSError, ValueError) as e:
+        raise RunError(f"cannot read {path}: {e}; was it edited by hand, or copied in part?") from e
+    return value
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

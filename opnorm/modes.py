@@ -38,9 +38,14 @@ def undisturbed(model: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
         ModelError: the mode has another name.
     """
     frozen = [p for p in model.parameters() if p.requires_grad]
-    moves = (mode != "eval" and any(m.training for m in model.modules())) or mode == "train"
-    buffers = [(b, b.clone()) for b in model.buffers()] if moves else []
-    with _in_mode(model, mode), torch.random.fork_rng(enabled=moves):
+    moves = mode == "train" or (mode == "as is" and any(m.training for m in model.modules()))
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in (model.modules() if moves else ())
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    gpus = {t.device.index for t in (*frozen, *model.buffers()) if t.device.type == "cuda"}
+    with _in_mode(model, mode), torch.random.fork_rng(gpus):  # also in eval mode: a defence may draw there
         for p in frozen:
             p.requires_grad_(False)
         try:
@@ -49,8 +54,9 @@ def undisturbed(model: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
             for p in frozen:
                 p.requires_grad_(True)
             with torch.no_grad():
-                for buffer, before in buffers:
+                for module, name, buffer, before in buffers:
                     buffer.copy_(before)
+                    setattr(module, name, buffer)  # a module may have put another tensor in its place
 
 
 @contextmanager

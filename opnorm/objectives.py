@@ -1,7 +1,7 @@
 """What training minimizes: the loss of a batch, clean or attacked."""
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ class Outcome(NamedTuple):
     logits: Tensor
 
 
+@runtime_checkable
 class Objective(Protocol):
     """(model, x, y) -> Outcome, for pixels (B, C, H, W) in [0, 1] and labels (B,)."""
 

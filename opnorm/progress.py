@@ -2,7 +2,7 @@
 
 import sys
 from types import TracebackType
-from typing import Self
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -20,17 +20,20 @@ def stderr() -> Console:
 
 def _bar(console: Console) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=console,
         disable=not console.is_terminal,
         transient=True,
     )
+
+
+Shown = TypeVar("Shown", bound="_Shown")
 
 
 class _Shown:
@@ -40,7 +43,7 @@ class _Shown:
         self.console = stderr()
         self.bar = _bar(self.console)
 
-    def __enter__(self) -> Self:
+    def __enter__(self: Shown) -> Shown:
         self.bar.start()
         return self
 
@@ -78,12 +81,14 @@ class StudyProgress(_Shown):
         self.labels = labels
         self.shares = [0.0] * len(labels)
         self.tasks: dict[int, TaskID] = {}
-        self.ended = 0
+        self.ended: set[int] = set()
         self.all = self.bar.add_task("all runs", total=len(labels), note="")
 
     def __call__(self, news: News) -> None:
         """Told by :func:`opnorm.study.carry_out`."""
         i = news.index
+        if i in self.ended:  # late news of a worker that has already delivered
+            return
         self.shares[i] = 1.0 if news.result else min(news.share, 0.99)
         if news.result is not None:
             self._end(news)
@@ -92,11 +97,11 @@ class StudyProgress(_Shown):
                 self.tasks[i] = self.bar.add_task(self.labels[i], total=1.0, note="")
             self.bar.update(self.tasks[i], completed=news.share, note=news.text)
         self.bar.update(
-            self.all, completed=sum(self.shares), note=f"{self.ended} of {len(self.labels)} ended"
+            self.all, completed=sum(self.shares), note=f"{len(self.ended)} of {len(self.labels)} ended"
         )
 
     def _end(self, news: News) -> None:
-        self.ended += 1
+        self.ended.add(news.index)
         if news.index in self.tasks:
             self.bar.remove_task(self.tasks.pop(news.index))
         result = news.result
@@ -108,5 +113,6 @@ class StudyProgress(_Shown):
             outcome = f"{accuracy[0]['accuracy']:.1%} clean" if accuracy else "done"
         found = "found, " if news.text == "found" else f"{result.seconds:.1f} s, "
         self.console.print(
-            f"[{self.ended}/{len(self.labels)}] {self.labels[news.index]}: {found}{outcome}", markup=False
+            f"[{len(self.ended)}/{len(self.labels)}] {self.labels[news.index]}: {found}{outcome}",
+            markup=False,
         )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from opnorm import files, spec
 from opnorm.data import Dataset
-from opnorm.errors import ModelError, RunError, TrainError
+from opnorm.errors import ModelError, OpnormError, RunError, SpecError, TrainError
 from opnorm.linear import linear_map
 from opnorm.models import save
 from opnorm.modes import evaluating
@@ -25,7 +25,7 @@ from opnorm.norms.exact import l1, linf
 from opnorm.norms.spectral import power_iteration
 from opnorm.norms.table import Visit, trace
 from opnorm.store import FORMAT, Store
-from opnorm.train import Moment, Precision, as_pixels, train
+from opnorm.train import Moment, Precision, as_pixels, check_settings, train
 
 __all__ = ["DEFAULT_ANALYSES", "Result", "Run", "execute", "make_model"]
 
@@ -80,7 +80,10 @@ class Run:
     analyses: tuple[str, ...] = field(default=DEFAULT_ANALYSES, compare=False)
 
     def __post_init__(self) -> None:
-        """Bring every call into its canonical form; SpecError for what cannot be read or looked up."""
+        """Bring every call into its canonical form; OpnormError for what cannot be read, looked up or make sense."""
+        check_settings(self.epochs, self.batch, self.precision, self.seed)
+        if self.limit is not None and self.limit < 1:
+            raise SpecError(f"limit={self.limit!r}: expected at least 1 point, or None for all")
         for name, kind in _FIELD_KINDS.items():
             value = getattr(self, name)
             many = name in ("regularizers", "augment", "analyses")
@@ -107,8 +110,7 @@ class Run:
     @property
     def label(self) -> str:
         """What a table calls it: the objective and the regularizers, ``plain`` when there is nothing to name."""
-        parts = [*([] if self.objective == "plain()" else [self.objective]), *self.regularizers]
-        return " + ".join(parts) or "plain"
+        return label(self.objective, self.regularizers)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; ``Run.from_dict`` takes them back."""
@@ -117,6 +119,8 @@ class Run:
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "Run":
         """The run that :meth:`as_dict` described; RunError when it has fields of another version."""
+        if not {"model", "data"} <= values.keys():
+            raise RunError(f"{values!s:.60} is no run; expected its settings, model and data at least")
         unknown = sorted(values.keys() - set(_names()))
         if unknown:
             raise RunError(
@@ -124,6 +128,11 @@ class Run:
             )
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return Run(**settings)
+
+
+def label(objective: str, regularizers: Sequence[str]) -> str:
+    """What a table calls a way of training, given its calls in canonical form."""
+    return " + ".join([*([] if objective == "plain()" else [objective]), *regularizers]) or "plain"
 
 
 def _names() -> list[str]:
@@ -178,7 +187,7 @@ def execute(
         run: what to do.
         store: where runs are kept.
         device: where to train.
-        watch: told what is going on: ("train", moment) after every step, (analysis, None) before every analysis.
+        watch: told what is going on: ("train", moment) at every step, (analysis, None) before every analysis.
 
     Raises:
         RunError: another process is at this run, its folder is of another version, or the disk is full.
@@ -186,49 +195,65 @@ def execute(
         OpnormError: whatever is wrong with model, data or settings.
     """
     tell = watch or (lambda what, moment: None)
+    if is_done(run, store):  # needs no lock, so that a folder that cannot be written can still be read
+        return load(run, store)
     with store.lock(run.key):
+        if is_done(run, store):
+            return load(run, store)
         folder = store.folder(run.key)
         saved = store.results(run.key)
         missing = [a for a in run.analyses if a not in saved]
-        if store.finished(run.key) and not missing:
-            return load(run, store)
         if failure := store.failure(run.key):
             raise TrainError(f"{failure} (remembered; delete {folder} to try again)")
         started = time.perf_counter()
+        analyses = {
+            a: spec.build(a, "analysis") for a in missing
+        }  # what is wrong with them is said before training
+        settings = _settings(run)
         data = make_data(run)
         model = make_model(run, data)
         if store.finished(run.key):
-            model.load_state_dict(files.read_tensors(folder / "weights.safetensors")[0])
+            _load_weights(model, folder / "weights.safetensors")
             model.to(device)
         else:
             folder = store.begin(
                 run.key, {"run": run.as_dict(), "data": data.describe(), "where": environment()}
             )
             try:
-                _train(run, model, data, folder, device, lambda moment: tell("train", moment))
+                _train(settings, model, data, folder, device, lambda moment: tell("train", moment))
             except TrainError as e:
                 store.fail(run.key, str(e))
                 raise
-        for analysis in missing:
-            tell(analysis, None)
+        for call, analysis in analyses.items():
+            tell(call, None)
             begun = time.perf_counter()
-            rows = spec.build(analysis, "analysis")(model, data)
-            saved[analysis] = {"rows": rows, "seconds": round(time.perf_counter() - begun, 3)}
+            rows = analysis(model, data)
+            saved[call] = {"rows": rows, "seconds": round(time.perf_counter() - begun, 3)}
             files.write_json(folder / "results.json", {"format": FORMAT, "analyses": saved})
         store.finish(run.key, time.perf_counter() - started)
     return load(run, store)
 
 
+def is_done(run: Run, store: Store) -> bool:
+    """Whether the run is finished, with all its analyses."""
+    return store.finished(run.key) and store.results(run.key).keys() >= set(run.analyses)
+
+
 def load(run: Run, store: Store) -> Result:
     """The result of a finished run."""
     folder = store.folder(run.key)
-    lines = (
-        (folder / "metrics.jsonl").read_text("utf-8").splitlines()
-        if (folder / "metrics.jsonl").exists()
-        else []
-    )
+    metrics = files.read_lines(folder / "metrics.jsonl")
     rows = {a: r["rows"] for a, r in store.results(run.key).items() if a in run.analyses}
-    return Result(run, [json.loads(line) for line in lines], rows, store.seconds(run.key), "", folder)
+    return Result(run, metrics, rows, store.seconds(run.key), "", folder)
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    try:
+        model.load_state_dict(files.read_tensors(path)[0])
+    except RuntimeError as e:
+        raise RunError(
+            f"{path} does not hold the weights of this run: {e}; delete its folder to start over"
+        ) from e
 
 
 def make_data(run: Run) -> Dataset:
@@ -243,7 +268,8 @@ def make_model(run: Run, data: Dataset) -> nn.Module:
     """The run's network, initialized from its seed, with what the data knows filled in.
 
     Raises:
-        ModelError: it is no network, does not take such images, or has another number of outputs than there are classes.
+        ModelError: it is no network, does not take such images (also as the augmentations leave them), or has another
+            number of outputs than there are classes.
     """
     std = tuple(s if s > 0 else 1.0 for s in data.std)
     with torch.random.fork_rng(devices=[]):
@@ -253,7 +279,15 @@ def make_model(run: Run, data: Dataset) -> nn.Module:
         )
     if not isinstance(model, nn.Module):
         raise ModelError(f"{run.model} gave {type(model).__name__}; expected a torch.nn.Module")
-    check_model(model, as_pixels(data.train.images[:1]), data.num_classes, run.model)
+    images = data.train.images[:1]
+    check_model(model, as_pixels(images), data.num_classes, run.model)
+    changed = images
+    for augment in run.augment:
+        changed = spec.build(augment, "augmentation")(changed, torch.Generator().manual_seed(0))
+    if changed.shape != images.shape:
+        check_model(
+            model, as_pixels(changed), data.num_classes, f"{run.model} after {', '.join(run.augment)}"
+        )
     return model
 
 
@@ -262,7 +296,9 @@ def check_model(model: nn.Module, example: Tensor, classes: int, name: str) -> N
     try:
         with evaluating(model):
             out = model(example)
-    except (RuntimeError, ValueError, TypeError) as e:
+    except OpnormError:
+        raise
+    except Exception as e:  # whatever the user's own network raises
         raise ModelError(f"{name} does not take images of shape {tuple(example.shape[1:])}: {e}") from e
     shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
     if shape != (1, classes):
@@ -272,8 +308,20 @@ def check_model(model: nn.Module, example: Tensor, classes: int, name: str) -> N
         )
 
 
+def _settings(run: Run) -> dict[str, Any]:
+    """The run's settings as the keyword arguments of :func:`opnorm.train.train`."""
+    return {
+        "objective": spec.build(run.objective, "objective"),
+        "regularizers": [spec.build(r, "regularizer") for r in run.regularizers],
+        "optimizer": spec.build(run.optimizer, "optimizer"),
+        "schedule": spec.build(run.schedule, "schedule"),
+        "augment": [spec.build(a, "augmentation") for a in run.augment],
+        **{name: getattr(run, name) for name in ("epochs", "batch", "seed", "precision", "channels_last")},
+    }
+
+
 def _train(
-    run: Run,
+    settings: dict[str, Any],
     model: nn.Module,
     data: Dataset,
     folder: Path,
@@ -284,16 +332,7 @@ def _train(
     train(
         model,
         data,
-        objective=spec.build(run.objective, "objective"),
-        regularizers=[spec.build(r, "regularizer") for r in run.regularizers],
-        optimizer=spec.build(run.optimizer, "optimizer"),
-        schedule=spec.build(run.schedule, "schedule"),
-        epochs=run.epochs,
-        batch=run.batch,
-        augment=[spec.build(a, "augmentation") for a in run.augment],
-        seed=run.seed,
-        precision=run.precision,
-        channels_last=run.channels_last,
+        **settings,
         device=device,
         folder=folder,
         probe=lambda m: probe(m, example, data),
@@ -313,10 +352,13 @@ def probe(model: nn.Module, example: Tensor, data: Dataset, points: int = 1000) 
         data.test.labels[:points].to(example.device),
     )
     with evaluating(model):
-        right = sum(
-            int((model(as_pixels(x)).argmax(1) == y).sum())
-            for x, y in zip(images.split(500), labels.split(500), strict=True)
-        )
+        logits = torch.cat([model(as_pixels(x)) for x in images.split(500)])
+        if not torch.isfinite(logits).all():
+            raise TrainError(
+                "the network gives NaN or infinity for test images at the end of an epoch; "
+                "a smaller learning rate or a weaker regularizer usually helps"
+            )
+        right = int((logits.argmax(1) == labels).sum())
         layers = weight_layers(trace(model, example))
         norms = {
             "norm_1": [float(l1(v.layer, v.in_shape)) for v in layers],

@@ -1,7 +1,7 @@
 """Learning-rate schedules: the factor on the learning rate after a share of the training."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from opnorm.errors import SpecError
 from opnorm.spec import factory
@@ -37,7 +37,7 @@ def cosine(warmup: float = 0.0) -> Schedule:
 
 
 @factory
-def step(milestones: tuple[int, ...] = (75, 90, 100), gamma: float = 0.1) -> Schedule:
+def step(milestones: Sequence[int] = (75, 90, 100), gamma: float = 0.1) -> Schedule:
     """Multiply by ``gamma`` when each of the ``milestones`` (epochs done) is reached.
 
     Raises:

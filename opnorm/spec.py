@@ -71,12 +71,22 @@ class Call:
         A data set knows its number of classes and image shape; a model is built with them unless the user said
         otherwise: ``parse("cnn()").fill(classes=10)`` is ``cnn(classes=10)``.
         """
-        accepted = inspect.signature(resolve(self)).parameters
+        accepted = _signature(resolve(self), self.name).parameters
         taken = {k for k, _ in self.kwargs} | set(list(accepted)[: len(self.args)])
-        old = [(k, v.fill(**known) if isinstance(v, Call) else v) for k, v in self.kwargs]
+        filled = _each_call(self, lambda call: call.fill(**known))
         new = [(k, v) for k, v in known.items() if k in accepted and k not in taken]
-        args = tuple(a.fill(**known) if isinstance(a, Call) else a for a in self.args)
-        return Call(self.name, args, (*old, *new))
+        return Call(self.name, filled.args, (*filled.kwargs, *new))
+
+
+def _each_call(call: Call, change: Callable[[Call], Any]) -> Call:
+    """The call with every call directly inside it, or inside its tuples, replaced."""
+
+    def new(value: Any) -> Any:
+        if isinstance(value, Call):
+            return change(value)
+        return tuple(new(v) for v in value) if isinstance(value, tuple) else value
+
+    return Call(call.name, new(call.args), tuple((k, new(v)) for k, v in call.kwargs))
 
 
 # ---------------------------------------------------------------- text -> call
@@ -160,7 +170,7 @@ def _value(node: ast.expr, text: str, depth: int) -> Value:
         case ast.Call(func=func, args=args, keywords=keywords):
             return _call(func, args, keywords, text, depth)
     raise SpecError(
-        f"{_quote(text)}: {_quote(ast.unparse(node))} is not allowed here; "
+        f"{_quote(text)}: {_quote(ast.get_source_segment(text.strip(), node) or '')} is not allowed here; "
         "expected numbers, strings, True, False, None, tuples, arithmetic or calls"
     )
 
@@ -169,6 +179,8 @@ def _call(func: ast.expr, args: list[ast.expr], keywords: list[ast.keyword], tex
     if any(k.arg is None for k in keywords) or any(isinstance(a, ast.Starred) for a in args):
         raise SpecError(f"{_quote(text)}: * and ** are not allowed; write the arguments out")
     pairs = tuple((str(k.arg), _value(k.value, text, depth + 1)) for k in keywords)
+    if len({k for k, _ in pairs}) < len(pairs):
+        raise SpecError(f"{_quote(text)}: a keyword is repeated")
     return Call(_name(func, text), tuple(_value(a, text, depth + 1) for a in args), pairs)
 
 
@@ -313,13 +325,16 @@ def _resolve_dotted(name: str) -> Callable[..., Any]:
         raise SpecError(
             f"{name!r}: no module named {e.name!r}; expected package.module.name, importable from this folder"
         ) from None
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise SpecError(f"{name!r}: importing {module_name} failed: {type(e).__name__}: {e}") from e
     found = getattr(module, attribute, None)
     if not callable(found):
         public = [n for n in dir(module) if callable(getattr(module, n)) and not n.startswith("_")]
         raise SpecError(f"{module_name} has no function {attribute!r}{_did_you_mean(attribute, public)}")
-    if (getattr(found, "__module__", None) or "").split(".")[0] in sys.stdlib_module_names:
+    origin = (
+        getattr(found, "__module__", None) or "" if hasattr(found, "__qualname__") else ""
+    )  # not a partial's
+    if origin.split(".")[0] in sys.stdlib_module_names:
         raise SpecError(f"{name!r} is in Python's standard library; expected a factory of your own package")
     return found
 
@@ -341,20 +356,27 @@ def build(text: str | Call, kind: str | None = None, **known: Value) -> Any:
     if known:
         call = call.fill(**known)
     bound = _bind(call, function)
-    args = [build(a) if isinstance(a, Call) else a for a in bound.args]
-    kwargs = {k: build(v) if isinstance(v, Call) else v for k, v in bound.kwargs.items()}
+    built = _each_call(Call(call.name, bound.args, tuple(bound.kwargs.items())), build)
     try:
-        made = function(*args, **kwargs)
+        made = function(*built.args, **dict(built.kwargs))
     except OpnormError:
         raise
     except Exception as e:
         raise SpecError(f"{call} failed: {type(e).__name__}: {e}") from e
-    _tag(made, call)
+    if not any(function is f for f in _factories):  # those have said it themselves, in the canonical form
+        _tag(made, call)
     return made
 
 
+def _signature(function: Callable[..., Any], name: str) -> inspect.Signature:
+    try:
+        return inspect.signature(function)
+    except (ValueError, TypeError):
+        raise SpecError(f"{name}() does not say what it accepts; wrap it in a function of your own") from None
+
+
 def _bind(call: Call, function: Callable[..., Any]) -> inspect.BoundArguments:
-    signature = inspect.signature(function)
+    signature = _signature(function, call.name)
     accepted = [
         p.name for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
@@ -411,17 +433,22 @@ def _canonical(call: Call, kind: str | None, keep_defaults: bool) -> Call:
     parameters = bound.signature.parameters
     if keep_defaults:
         bound.apply_defaults()
+    starred = any(p.kind is p.VAR_POSITIONAL and bound.arguments.get(p.name) for p in parameters.values())
     pairs: list[tuple[str, Value]] = []
-    args: tuple[Value, ...] = ()
+    args: list[Value] = []
     for key, value in bound.arguments.items():
         parameter = parameters[key]
         if parameter.kind is parameter.VAR_POSITIONAL:
-            args = tuple(_canonical_value(v, keep_defaults) for v in value)
+            args += [_canonical_value(v, keep_defaults) for v in value]
         elif parameter.kind is parameter.VAR_KEYWORD:
             pairs += [(k, _canonical_value(v, keep_defaults)) for k, v in value.items()]
+        elif parameter.kind is parameter.POSITIONAL_ONLY or (
+            starred and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        ):  # has no other way to be passed
+            args.append(_canonical_value(value, keep_defaults))
         elif keep_defaults or not _same(value, parameter.default):
             pairs.append((key, _canonical_value(value, keep_defaults)))
-    return Call(call.name, args, tuple(pairs))
+    return Call(call.name, tuple(args), tuple(pairs))
 
 
 def _canonical_value(value: Any, keep_defaults: bool) -> Value:
@@ -431,16 +458,19 @@ def _canonical_value(value: Any, keep_defaults: bool) -> Value:
         return tuple(_canonical_value(v, keep_defaults) for v in value)
     if value is not None and not isinstance(value, bool | int | float | str):
         return spec_of(value)  # a default may be an object, such as attack=pgd()
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)  # 2.0 and 2 are one setting, so they must be one text
     return value
 
 
 def _same(a: Any, b: Any) -> bool:
-    return type(a) is type(b) and a == b
+    return isinstance(a, bool) == isinstance(b, bool) and a == b
 
 
 # ---------------------------------------------------------------- object -> call
 
 _made_by: "weakref.WeakKeyDictionary[Any, Call]" = weakref.WeakKeyDictionary()
+_factories: list[Callable[..., Any]] = []
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -460,6 +490,7 @@ def factory(function: Callable[P, R]) -> Callable[P, R]:
         _tag(result, Call(function.__name__, (), tuple(arguments)))
         return result
 
+    _factories.append(made)
     return made
 
 
@@ -472,9 +503,12 @@ def _to_value(value: Any) -> Value:
 
 
 def _tag(made: Any, call: Call) -> None:
-    """Remember, beside the object, which call made it; an object that cannot be referred to weakly has no text."""
+    """Remember, beside the object, which call made it; an object that cannot be referred to weakly has no text.
+
+    The outermost call counts: ``file("w.pt")`` makes a network by ``resnet()``, and then fills it.
+    """
     try:
-        _made_by.setdefault(made, call)
+        _made_by[made] = call
     except TypeError:
         return
 
@@ -496,8 +530,8 @@ def spec_of(made: Any) -> Call:
 
 def walk(call: Call) -> Iterator[Call]:
     """The call and every call inside it."""
+    inside: list[Call] = []
+    _each_call(call, inside.append)
     yield call
-    for value in (*call.args, *(v for _, v in call.kwargs)):
-        for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, Call):
-                yield from walk(item)
+    for inner in inside:
+        yield from walk(inner)

@@ -50,7 +50,7 @@ class Store:
     def read(self, folder: Path) -> dict[str, Any]:
         """The run.json of a folder, checked for its version."""
         about = files.read_json(folder / "run.json")
-        version = about.get("format") if isinstance(about, dict) else None
+        version = about.get("format")
         if version != FORMAT:
             raise RunError(
                 f"{folder} was written in format {version!r}, and this opnorm reads format {FORMAT}; "
@@ -79,6 +79,7 @@ class Store:
                 f"cannot write in {self.root}: {e.strerror or e}; expected a folder that can be written"
             ) from e
         try:
+            files.sweep(self.folder(key))
             yield
         finally:
             lock.release()
@@ -100,7 +101,12 @@ class Store:
     def results(self, key: str) -> dict[str, dict[str, Any]]:
         """For every analysis that was made: its rows and the seconds it took."""
         path = self.folder(key) / "results.json"
-        return files.read_json(path)["analyses"] if path.exists() else {}
+        saved = files.read_json(path).get("analyses") if path.exists() else {}
+        if not isinstance(saved, dict) or not all(
+            isinstance(r, dict) and "rows" in r for r in saved.values()
+        ):
+            raise RunError(f"{path} does not hold the rows of analyses; was it edited by hand?")
+        return saved
 
     def fail(self, key: str, why: str) -> None:
         """Remember that a run cannot end well."""
@@ -109,18 +115,18 @@ class Store:
     def failure(self, key: str) -> str:
         """Why a run cannot end well; empty when nothing is known against it."""
         path = self.folder(key) / "failure.json"
-        return files.read_json(path)["failure"] if path.exists() else ""
+        return str(files.read_json(path).get("failure") or "not known") if path.exists() else ""
 
     def finish(self, key: str, seconds: float) -> None:
         """Give the partial folder its final name; on a finished one, add up the time."""
-        folder = self.folder(key)
+        folder, done = self.folder(key), self.root / key
         about = self.read(folder)
         files.write_json(
             folder / "run.json", about | {"seconds": round(about.get("seconds", 0) + seconds, 3)}
         )
-        if folder.name.endswith(".partial"):
-            (folder / "checkpoint.safetensors").unlink(missing_ok=True)
-            folder.rename(self.root / key)
+        if folder != done:
+            folder.rename(done)
+        (done / "checkpoint.safetensors").unlink(missing_ok=True)  # not before: until then it is what we have
 
     def seconds(self, key: str) -> float:
         """How long a finished run took."""
@@ -136,6 +142,7 @@ class Store:
                 failed = (folder / "failure.json").exists()
                 state = "failed" if failed else "partial" if folder.name.endswith(".partial") else "finished"
             except RunError as e:
-                about, state = {"key": folder.name}, str(e)
-            found.append({**about, "state": state, "folder": str(folder)})
-        return sorted(found, key=lambda about: about.get("begun", ""))
+                about, state = {}, str(e)
+            key = folder.name.removesuffix(".partial")
+            found.append({**about, "key": key, "state": state, "folder": str(folder)})
+        return sorted(found, key=lambda about: str(about.get("begun", "")))

@@ -9,21 +9,22 @@ import multiprocessing
 import os
 import queue
 import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.synchronize import Event
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from opnorm.errors import OpnormError, RunError, TrainError
+from opnorm.errors import RunError, TrainError
 from opnorm.report import Report, write_figures, write_json, write_page
-from opnorm.run import Result, Run, execute, load
+from opnorm.run import Result, Run, execute, is_done, load
 from opnorm.store import Store
 from opnorm.train import Moment
 
@@ -76,7 +77,7 @@ def carry_out(
     Args:
         study: what to do.
         store: where runs are kept, and found again.
-        jobs: processes side by side; one for every two cores, but 2 on 2 cores, when None; 1 on a GPU.
+        jobs: processes side by side; one a core, at most 8, when None; 1 on a GPU.
         device: where to train.
         tell: given news after every few steps, in this process.
 
@@ -87,11 +88,13 @@ def carry_out(
         OpnormError: a run that cannot start (wrong data, wrong model, a folder in use); those under way are stopped first.
         KeyboardInterrupt: after Ctrl-C; every run keeps its finished epochs.
     """
+    if jobs is not None and jobs < 1:
+        raise RunError(f"jobs={jobs!r}: expected at least 1 process")
     tell = tell or (lambda news: None)
     results: dict[int, Result] = {}
     todo = []
     for i, run in enumerate(study.runs):
-        if store.finished(run.key) and all(a in store.results(run.key) for a in run.analyses):
+        if is_done(run, store):
             results[i] = load(run, store)
             tell(News(i, 1.0, "found", results[i]))
         else:
@@ -108,7 +111,12 @@ def carry_out(
 
 def default_jobs(device: str) -> int:
     """Small networks use one core each best; a GPU is one."""
-    return 1 if device != "cpu" else max(1, min(os.cpu_count() or 1, 8))
+    return 1 if device != "cpu" else min(_cores(), 8)
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _say(tell: Callable[[News], None], index: int, share: float, text: str) -> None:
@@ -138,23 +146,42 @@ def _side_by_side(
     study: Study, store: Store, todo: list[int], jobs: int, device: str, tell: Callable[[News], None]
 ) -> dict[int, Result]:
     context = multiprocessing.get_context("spawn")  # fork is not safe once torch has threads
-    stop, news = context.Event(), context.Queue()
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    pool = ProcessPoolExecutor(jobs, context, _prepare, (stop, news, threads))
+    news = context.Queue()
+    watched, held = context.Pipe(duplex=False)  # workers leave when `held` is closed, by us or by our death
+    threads = max(1, _cores() // jobs)
+    pool = ProcessPoolExecutor(jobs, context, _prepare, (watched, news, threads))
     results: dict[int, Result] = {}
     try:
-        futures = {pool.submit(_work, i, study.runs[i].as_dict(), str(store.root), device): i for i in todo}
+        with _workers_without_sigint():
+            futures = {
+                pool.submit(_work, i, study.runs[i].as_dict(), str(store.root), device): i for i in todo
+            }
         waiting = set(futures)
         while waiting:
             waiting -= _collect(futures, waiting, results, tell)
             with suppress(queue.Empty):
                 tell(news.get(timeout=0.2))
     except BaseException:
-        stop.set()  # workers leave at their next step; what they have finished is on the disk
+        held.close()  # workers leave at once; the epochs they have finished are on the disk
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        held.close()
+        watched.close()
     return results
+
+
+@contextmanager
+def _workers_without_sigint() -> Iterator[None]:
+    """Ctrl-C reaches every process of the terminal; those started here never see it, and this one decides for them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _collect(
@@ -165,11 +192,10 @@ def _collect(
         i = futures[future]
         try:
             results[i] = future.result()
-        except OpnormError:
-            raise
-        except Exception as e:
+        except BrokenExecutor as e:
             raise RunError(
-                f"the process of run {i + 1} ended: {type(e).__name__}: {e}; out of memory, or killed?"
+                "a process that trained has ended unexpectedly: out of memory, or killed? "
+                "Finished epochs are kept, and the same command goes on; --jobs 1 needs the least memory"
             ) from e
         tell(News(i, 1.0, "done", results[i]))
     return ended
@@ -178,18 +204,22 @@ def _collect(
 _worker: dict[str, Any] = {}
 
 
-def _prepare(stop: Event, news: Any, threads: int) -> None:
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches everyone; the parent decides, and sets `stop`
+def _prepare(watched: Connection, news: Any, threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, args=(watched,), daemon=True).start()
     torch.set_num_threads(threads)
-    _worker.update(stop=stop, news=news, last=0.0)
+    _worker.update(news=news, last=0.0)
+
+
+def _leave_with_parent(watched: Connection) -> None:
+    """End this process once the other end is closed; nothing is lost by it that a kill would not lose."""
+    with suppress(OSError):
+        watched.poll(None)
+    os._exit(1)
 
 
 def _work(index: int, run: dict[str, Any], root: str, device: str) -> Result:
     def say(share: float, text: str) -> None:
-        if _worker["stop"].is_set():
-            raise KeyboardInterrupt
         now = time.monotonic()
         if now - _worker["last"] > 0.2:
             _worker["last"] = now

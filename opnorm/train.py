@@ -5,7 +5,6 @@ augmentation, dropout and the attacks' random starts all follow from one seed se
 killed goes on from its last checkpoint and ends, on a CPU, with the same bits as one that was not.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -20,21 +19,21 @@ from torch import Tensor, nn
 from opnorm import files
 from opnorm.augmentations import Augmentation
 from opnorm.data import Dataset
-from opnorm.errors import RunError, TrainError
+from opnorm.errors import AttackError, ModelError, RunError, TrainError
 from opnorm.modes import evaluating
 from opnorm.objectives import Objective, plain
 from opnorm.optimizers import MakeOptimizer, sgd
 from opnorm.regularizers import Hooks, Regularizer, chain
 from opnorm.schedules import Schedule, cosine
 
-__all__ = ["Moment", "Precision", "train"]
+__all__ = ["Moment", "Precision", "check_settings", "train"]
 
 Precision = Literal["fp32", "bf16"]
 Metrics = dict[str, Any]
 
 
 class Moment(NamedTuple):
-    """Where training is, told to whoever watches after every step."""
+    """Where training is, told to whoever watches."""
 
     epoch: int
     epochs: int
@@ -81,16 +80,17 @@ def train(
         device: where to train.
         folder: keeps a checkpoint and the metrics (JSON lines) of every epoch, and goes on from what it finds there.
         probe: measured at the end of every epoch, added to its metrics.
-        watch: told after every step (every 25th on a GPU).
+        watch: told of every step (every 25th on a GPU).
 
     Returns:
         The metrics of every epoch: epoch, lr, loss, train_accuracy, seconds, and what ``probe`` gives.
 
     Raises:
-        TrainError: settings that make no sense, or a loss that is not finite (with the place).
+        TrainError: settings that make no sense, or a loss or an output that is not finite (with the place).
+        ModelError: the model has nothing to train.
         RunError: the folder cannot be written or belongs to other settings.
     """
-    _check(epochs, batch, precision, seed)
+    check_settings(epochs, batch, precision, seed)
     objective, optimizer, schedule = objective or plain(), optimizer or sgd(), schedule or cosine()
     device, memory_format = (
         torch.device(device),
@@ -102,7 +102,10 @@ def train(
     example = as_pixels(images[: min(batch, 32)])
     hooks = chain([bind(model, example) for bind in regularizers])
     steps = max(1, len(images) // batch)
-    sgd_like = optimizer(p for p in model.parameters() if p.requires_grad)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    if not weights:
+        raise ModelError(f"{type(model).__name__} has no weights to train; are all of them frozen?")
+    sgd_like = optimizer(weights)
     base_rates = [group["lr"] for group in sgd_like.param_groups]
     checkpoint = Checkpoint(folder, model, sgd_like, hooks)
     history = checkpoint.restore()
@@ -125,15 +128,24 @@ def train(
                 x = as_pixels(x).contiguous(memory_format=memory_format)
 
                 sgd_like.zero_grad(set_to_none=True)
-                with torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext():
-                    outcome = objective(model, x, y)
+                try:
+                    with (
+                        torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+                    ):
+                        outcome = objective(model, x, y)
+                except AttackError as e:  # an attack refuses a model that has diverged
+                    if not (where := not_finite(model, x)):
+                        raise
+                    raise _diverged("the attack has no target", epoch, step, steps, where) from e
                 loss = outcome.loss + hooks.penalty(model, x, y)
+                meter.add(loss.detach(), outcome.logits.detach(), y, partial(not_finite, model, x))
                 loss.backward()
                 hooks.edit_grads()
                 sgd_like.step()
                 hooks.after_step(rates[0])
-                meter.add(loss.detach(), outcome.logits.detach(), y, partial(_where_not_finite, model, x))
             hooks.after_epoch()
+            if where := not_finite(model, x):  # the last step's doing, which no loss has seen
+                raise _diverged("the network is broken", epoch, steps - 1, steps, where)
             row = {
                 "epoch": epoch + 1,
                 "lr": rates[0],
@@ -154,15 +166,16 @@ def _epoch_seed(seed: int, epoch: int) -> int:
     return (seed * 1_000_003 + epoch) % 2**63
 
 
-def _check(epochs: int, batch: int, precision: str, seed: int) -> None:
+def check_settings(epochs: int, batch: int, precision: str, seed: int) -> None:
+    """TrainError for numbers that make no sense."""
     if epochs < 0 or batch < 1:
         raise TrainError(
             f"epochs={epochs!r}, batch={batch!r}: expected at least 0 epochs and 1 point a batch"
         )
     if precision not in ("fp32", "bf16"):
         raise TrainError(f"precision={precision!r}: expected fp32 or bf16")
-    if seed < 0:
-        raise TrainError(f"seed={seed!r}: expected a whole number of at least 0")
+    if not 0 <= seed < 2**63:
+        raise TrainError(f"seed={seed!r}: expected a whole number from 0 to 2**63 - 1")
 
 
 class Meter:
@@ -177,7 +190,7 @@ class Meter:
         self.correct: Tensor | int = 0
 
     def add(self, loss: Tensor, logits: Tensor, y: Tensor, where: Callable[[], str]) -> None:
-        """Count a step; TrainError when the loss is no longer finite."""
+        """Count a step, before the weights take it; TrainError when the loss is no longer finite."""
         self.step, self.points = self.step + 1, self.points + len(y)
         self.loss = self.loss + loss * len(y)
         self.correct = self.correct + (logits.argmax(1) == y).sum()
@@ -185,10 +198,7 @@ class Meter:
             return
         mean = float(self.loss) / self.points
         if not math.isfinite(mean):
-            raise TrainError(
-                f"the loss is {float(loss)} at epoch {self.epoch + 1}, step {self.step} of {self.steps}: {where()}; "
-                "a smaller learning rate or a weaker regularizer usually helps"
-            )
+            raise _diverged(f"the loss is {float(loss)}", self.epoch, self.step - 1, self.steps, where())
         if self.watch:
             accuracy = float(self.correct) / self.points
             self.watch(Moment(self.epoch + 1, self.epochs, self.step, self.steps, mean, accuracy))
@@ -198,9 +208,18 @@ class Meter:
         return {"loss": float(self.loss) / self.points, "train_accuracy": float(self.correct) / self.points}
 
 
-def _where_not_finite(model: nn.Module, x: Tensor) -> str:
-    for name, p in model.named_parameters():
-        if not torch.isfinite(p).all():
+def _diverged(what: str, epoch: int, step: int, steps: int, where: str) -> TrainError:
+    where = where or "weights and outputs are finite, so it is the loss itself or a penalty"
+    return TrainError(
+        f"{what} at epoch {epoch + 1}, step {step + 1} of {steps}: {where}; "
+        "a smaller learning rate or a weaker regularizer usually helps"
+    )
+
+
+def not_finite(model: nn.Module, x: Tensor) -> str:
+    """Which weight, else which layer's output for ``x``, is NaN or infinite; empty when none is."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             return f"weight {name!r} is no longer finite"
     bad: list[str] = []
 
@@ -217,7 +236,7 @@ def _where_not_finite(model: nn.Module, x: Tensor) -> str:
         model(x)
     for handle in handles:
         handle.remove()
-    return bad[0] if bad else "weights and outputs are finite, so it is the loss itself or a penalty"
+    return bad[0] if bad else ""
 
 
 class Checkpoint:
@@ -232,9 +251,7 @@ class Checkpoint:
         """First the metrics, then the state: a line too many is dropped on resuming, one too few cannot be made up."""
         if self.folder is None:
             return
-        lines = "".join(json.dumps(row) + "\n" for row in history)
-        with files.replacing(self.folder / "metrics.jsonl") as part:
-            part.write_text(lines, encoding="utf-8")
+        files.write_lines(self.folder / "metrics.jsonl", history)
         tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"hooks/{k}": v for k, v in self.hooks.state.items()}
         for i, slots in self.optimizer.state_dict()["state"].items():
@@ -246,23 +263,24 @@ class Checkpoint:
         if self.folder is None or not (self.folder / "checkpoint.safetensors").exists():
             return []
         tensors, metadata = files.read_tensors(self.folder / "checkpoint.safetensors")
+        history = files.read_lines(self.folder / "metrics.jsonl")
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "hooks": {}, "optimizer": {}}
-        for key, tensor in tensors.items():
-            part, _, name = key.partition("/")
-            parts[part][name] = tensor
         try:
+            for key, tensor in tensors.items():
+                part, _, name = key.partition("/")
+                parts[part][name] = tensor
+            done = int(metadata["epoch"])
+            if done > len(history):
+                raise ValueError(f"it is of epoch {done}, and metrics.jsonl ends at epoch {len(history)}")
             self.model.load_state_dict(parts["model"])
             for name, own in self.hooks.state.items():
                 own.copy_(parts["hooks"][name])
             self._restore_optimizer(parts["optimizer"])
-            history = [
-                json.loads(line) for line in (self.folder / "metrics.jsonl").read_text("utf-8").splitlines()
-            ]
-        except (RuntimeError, KeyError, ValueError, OSError) as e:
+        except (RuntimeError, KeyError, ValueError) as e:
             raise RunError(
                 f"the checkpoint in {self.folder} does not fit this run: {e}; delete the folder to start over"
             ) from e
-        return history[: int(metadata["epoch"])]
+        return history[:done]
 
     def _restore_optimizer(self, saved: dict[str, Tensor]) -> None:
         state: dict[int, dict[str, Tensor]] = {}

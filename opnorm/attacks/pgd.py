@@ -3,10 +3,9 @@
 import math
 import warnings
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, get_args, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opnorm.attacks.projections import Ball, ball
@@ -18,6 +17,7 @@ from opnorm.spec import factory
 __all__ = ["Attack", "fgsm", "pgd"]
 
 
+@runtime_checkable
 class Attack(Protocol):
     """Find, near each input, one that the model gets wrong.
 
@@ -31,11 +31,18 @@ class Attack(Protocol):
 
 
 def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    return F.cross_entropy(logits.float(), y, reduction="none")
+    """The log-odds m = log Σ_{i≠y} exp(z_i) - z_y of being wrong, of which cross-entropy is log(1 + exp(m)).
+
+    So both climb in the same direction, and rank points alike, but the gradient of m does not vanish in float
+    arithmetic when the model is sure, as that of cross-entropy does from odds of about 1e7 on.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    others = logits.scatter(1, y[:, None], -math.inf)
+    return others.logsumexp(1) - logits.gather(1, y[:, None]).squeeze(1)
 
 
 def _margin(logits: Tensor, y: Tensor) -> Tensor:
-    """max_{i≠y} z_i - z_y (Carlini & Wagner): does not flatten when the model is sure."""
+    """max_{i≠y} z_i - z_y (Carlini & Wagner)."""
     others = logits.scatter(1, y[:, None], -math.inf)
     return others.amax(1) - logits.gather(1, y[:, None]).squeeze(1)
 
@@ -112,17 +119,20 @@ def _ascent(
     norm: float, eps: float, steps: int, step: float, restarts: int, random_start: bool,
     loss: str, stop_when_fooled: bool, mode: Mode, own_seed: int,
 ) -> Attack:  # fmt: skip
-    _check_settings(norm, eps, steps, step, restarts, loss)
+    _check_settings(norm, eps, steps, step, restarts, loss, mode, own_seed)
     climb = LOSSES[loss]
 
     def attack(model: nn.Module, x: Tensor, y: Tensor, *, seed: int | None = None) -> Tensor:
         check_inputs(x, y)
         if eps == 0 or len(x) == 0:
-            return x.clone()
-        with undisturbed(model, mode):
+            return x.detach().clone()
+        with undisturbed(model, mode), torch.no_grad():
+            x = x.detach()
             worst, worst_loss = x.clone(), torch.full((len(x),), -math.inf, device=x.device)
             left = torch.arange(len(x), device=x.device)
-            for restart in range(restarts):
+            if stop_when_fooled:  # what is wrong without any attack is fooled by none
+                left = left[~_gradient(model, x, y, climb, need_grad=False)[2]]
+            for restart in range(restarts if len(left) else 0):
                 region = ball(x[left], eps, norm)
                 begin = region.x
                 if random_start:
@@ -187,6 +197,10 @@ def _gradient(
         logits = model(z)
         check_logits(logits, y)
         loss = climb(logits, y)
+        if need_grad and not loss.requires_grad:
+            raise AttackError(
+                "no gradient reaches the inputs; is there a detach() or no_grad() in the model?"
+            )
         grad = torch.autograd.grad(loss.sum(), z)[0] if need_grad else torch.zeros_like(z)
     if not torch.isfinite(grad).all():
         blind = int((~torch.isfinite(grad)).flatten(1).any(1).sum())
@@ -196,13 +210,18 @@ def _gradient(
             stacklevel=4,
         )
         grad = torch.nan_to_num(grad, 0.0, 0.0, 0.0)
-    return grad, loss.detach(), logits.detach().argmax(1) != y
+    return grad, loss.detach().float(), logits.detach().argmax(1) != y
 
 
 # ---------------------------------------------------------------- what makes sense
 
 
-def _check_settings(norm: float, eps: float, steps: int, step: float, restarts: int, loss: str) -> None:
+def _check_settings(
+    norm: float, eps: float, steps: int, step: float, restarts: int, loss: str, mode: Mode, seed: int
+) -> None:
+    for name, value in (("steps", steps), ("restarts", restarts), ("seed", seed)):
+        if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**63:
+            raise AttackError(f"{name}={value!r}: expected a whole number")
     if norm not in (2, math.inf):
         raise AttackError(f"norm={norm!r} is not known here; expected 2 or inf")
     if not 0 <= eps < math.inf:
@@ -217,8 +236,9 @@ def _check_settings(norm: float, eps: float, steps: int, step: float, restarts: 
         raise AttackError(f"steps={steps!r}, restarts={restarts!r}: expected at least 0 and at least 1")
     if not 0 <= step < math.inf:
         raise AttackError(f"step={step!r}: expected a length of at least 0 in pixel values")
-    if loss not in LOSSES:
-        raise AttackError(f"loss={loss!r} is not known; expected one of {', '.join(LOSSES)}")
+    for name, word, known in (("loss", loss, LOSSES), ("mode", mode, get_args(Mode))):
+        if word not in known:
+            raise AttackError(f"{name}={word!r} is not known; expected one of {', '.join(known)}")
 
 
 def check_inputs(x: Tensor, y: Tensor) -> None:
@@ -231,9 +251,10 @@ def check_inputs(x: Tensor, y: Tensor) -> None:
         raise AttackError(
             f"inputs are {x.dtype}; expected floating point in [0, 1]: divide uint8 pixels by 255"
         )
-    if len(x) != len(y) or y.dtype != torch.int64:
+    if y.shape != x.shape[:1] or y.dtype != torch.int64:
         raise AttackError(
-            f"{len(x)} inputs and {len(y)} labels of {y.dtype}; expected as many int64 labels as inputs"
+            f"inputs of shape {tuple(x.shape)} and {y.dtype} labels of shape {tuple(y.shape)}; "
+            "expected one int64 label for each input"
         )
     if not len(x):
         return
@@ -248,19 +269,19 @@ def check_inputs(x: Tensor, y: Tensor) -> None:
         )
 
 
-def check_logits(logits: Tensor, y: Tensor) -> None:
+def check_logits(logits: object, y: Tensor) -> None:
     """One row of class scores for each label.
 
     Raises:
         AttackError: the model returns something else, or a label names no class.
     """
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(y):
         got = (
             f"a tensor of shape {tuple(logits.shape)}"
             if isinstance(logits, Tensor)
             else type(logits).__name__
         )
-        raise AttackError(f"the model returns {got}; expected logits of shape (batch, classes)")
+        raise AttackError(f"the model returns {got}; expected logits of shape ({len(y)}, classes)")
     if len(y) and not (int(y.min()) >= 0 and int(y.max()) < logits.shape[1]):
         raise AttackError(
             f"labels range from {int(y.min())} to {int(y.max())}, but the model has {logits.shape[1]} classes"

@@ -7,7 +7,7 @@ the peers' points overstep a decimal ε by about 2e-8.
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from opnorm.errors import AttackError
 __all__ = ["Ball", "L2Ball", "LinfBall", "ball"]
 
 
+@runtime_checkable
 class Ball(Protocol):
     """The points of [0, 1]^(C, H, W) within ``eps`` of each center, in some norm."""
 
@@ -95,6 +96,11 @@ def _round(value: Tensor, dtype: torch.dtype, *, up: bool) -> Tensor:
     return torch.where(wrong, torch.nextafter(rounded, end), rounded)
 
 
+def _wide(value: Tensor) -> Tensor:
+    """In float32 at least: squares of 16-bit floats overflow and vanish."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
 @dataclass(frozen=True)
 class L2Ball:
     """The ℓ2 ball cut with the box."""
@@ -116,8 +122,9 @@ class L2Ball:
         It is x + clip(t (z - x)) for the largest t ≤ 1 that fits: coordinates that meet the box stop there, and the
         others share what is left of ε². Each pass finds t for the coordinates known to have stopped; the set only grows.
         """
-        delta = (z - self.x).flatten(1)
-        room = torch.where(delta > 0, 1 - self.x.flatten(1), self.x.flatten(1))
+        x, z = _wide(self.x).flatten(1), _wide(z).flatten(1)
+        delta = z - x
+        room = torch.where(delta > 0, 1 - x, x)
         size = delta.abs()
         t = self._scale(size, torch.zeros_like(size), size > 0)
         for _ in range(20):
@@ -141,21 +148,24 @@ class L2Ball:
     def _exactly(self, delta: Tensor) -> Tensor:
         """X + delta, shrunk until the float64 length of what is really added is at most ε, rounding included."""
         limit = self.eps * (1 - 1e-12)  # the float64 sum of squares is right to a few 1e-13
-        point = (self.x + delta).clamp(0, 1)
-        for _ in range(60):
-            length = (point.double() - self.x.double()).flatten(1).norm(dim=1)
+        center, delta = self.x.double(), delta.double()
+        for attempt in range(24):  # the last ones shrink to nothing, which always fits
+            point = (center + delta).to(self.x.dtype).clamp(0, 1)
+            length = (point.double() - center).flatten(1).norm(dim=1)
             far = length > limit
             if not far.any():
-                return point
-            shrink = torch.where(far, limit / length.clamp(min=1e-300) * (1 - 2.0**-22), 1.0)
-            delta = delta * shrink.to(delta.dtype).view(-1, *[1] * (delta.ndim - 1))
-            point = (self.x + delta).clamp(0, 1)
-        return torch.where(far.view(-1, *[1] * (delta.ndim - 1)), self.x, point)
+                break
+            shrink = torch.where(
+                far, limit / length.clamp(min=1e-300) * (1 - 2.0 ** min(attempt - 22, 0)), 1.0
+            )
+            delta = delta * shrink.view(-1, *[1] * (delta.ndim - 1))
+        return point
 
     def direction(self, grad: Tensor) -> Tensor:
         """The gradient over its ℓ2 norm; zero where the gradient is."""
-        length = grad.flatten(1).norm(dim=1).clamp(min=torch.finfo(grad.dtype).tiny)
-        return grad / length.view(-1, *[1] * (grad.ndim - 1))
+        shape = (-1, *[1] * (grad.ndim - 1))
+        unit = _wide(grad) / _wide(grad).flatten(1).abs().amax(1).clamp(min=1e-38).view(shape)
+        return (unit / unit.flatten(1).norm(dim=1).clamp(min=1e-38).view(shape)).to(grad.dtype)
 
     def select(self, kept: Tensor) -> "L2Ball":
         """The balls of some of the points."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from opnorm import files, spec
-from opnorm.errors import ModelError, SpecError
+from opnorm.errors import ModelError, RunError, SpecError
 
 __all__ = ["SPEC_KEY", "file", "read_tensors", "save"]
 
@@ -34,9 +34,16 @@ def file(path: str, arch: nn.Module | None = None) -> nn.Module:
             raise ModelError(
                 f"{path} does not say which network it belongs to; pass arch=..., such as arch=resnet(depth=20)"
             )
-        arch = spec.build(metadata[SPEC_KEY], "model")
+        call = spec.parse(metadata[SPEC_KEY])
+        if any("." in inner.name for inner in spec.walk(call)):  # a file must not choose which code is run
+            raise ModelError(
+                f"{path} says that it belongs to {call}, which is not opnorm's own; pass arch=... if you trust it"
+            )
+        arch = spec.build(call, "model")
         if not isinstance(arch, nn.Module):
-            raise ModelError(f"{path} says that it belongs to {metadata[SPEC_KEY]}, which is no network")
+            raise ModelError(f"{path} says that it belongs to {call}, which is no network")
+    if not isinstance(arch, nn.Module):
+        raise ModelError(f"arch={arch!r:.60}: expected a network, such as arch=resnet(depth=20)")
     _load(arch, state, path)
     return arch
 
@@ -45,8 +52,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a file and its metadata (empty for .pt files). Nothing is unpickled but tensors.
 
     Raises:
-        ModelError: no such file, or a .pt file that cannot be read.
-        RunError: a safetensors file that cannot be read.
+        ModelError: no such file, or one that cannot be read.
     """
     path = Path(path)
     if not path.is_file():
@@ -58,12 +64,16 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             + (f"; did you mean {near[0]!r}?" if near else f" (looked in {path.parent.resolve()})")
         )
     if path.suffix == ".safetensors":
-        return files.read_tensors(path)
+        try:
+            return files.read_tensors(path)
+        except RunError as e:
+            raise ModelError(str(e)) from e
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
         raise ModelError(
-            f"{path} cannot be read as weights: {str(e).splitlines()[0]}; truncated, or of another format?"
+            f"{path} cannot be read as weights: {(str(e) or type(e).__name__).splitlines()[0]}; "
+            "truncated, or of another format?"
         ) from e
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
@@ -104,8 +114,11 @@ def save(model: nn.Module, path: str | Path, call: str | spec.Call | None = None
         call: what builds the network; found by itself when one of opnorm's factories made it.
 
     Raises:
+        ModelError: the name ends in something else.
         RunError: the file cannot be written.
     """
+    if Path(path).suffix != ".safetensors":
+        raise ModelError(f"{path}: expected a name that ends in .safetensors")
     if call is None:
         with suppress(SpecError):  # the user's own network, built in Python: the file then needs arch=...
             call = spec.spec_of(model)

@@ -31,7 +31,8 @@ class Normalize(nn.Module):
         super().__init__()
         for name, value in (("mean", mean), ("std", std)):
             numbers = torch.tensor(value, dtype=torch.float32).reshape(-1)
-            if len(numbers) not in (1, channels) or (name == "std" and not bool((numbers > 0).all())):
+            fits = len(numbers) in (1, channels) and bool(numbers.isfinite().all())
+            if not fits or (name == "std" and not bool((numbers > 0).all())):
                 raise ModelError(
                     f"{name}={value!r}: expected one number, or one for each of {channels} channels; std > 0"
                 )
@@ -49,6 +50,6 @@ def _(layer: Normalize, in_shape: Shape) -> Tensor:
 
 
 @spectral.register
-def _(layer: Normalize, in_shape: Shape, iterations: int = 100, seed: int = 0) -> Norm:
+def _(layer: Normalize, in_shape: Shape, *args: float, **kwargs: float) -> Norm:
     gain = (1 / layer.std.double()).max()
     return Norm.of(gain, gain, "exact: a diagonal map")

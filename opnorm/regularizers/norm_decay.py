@@ -103,6 +103,10 @@ def _layers(
             "is the model frozen, or made of other layers?"
         )
     for name, layer, shape in found.values():
+        if "weight" not in dict(layer.named_parameters(recurse=False)):
+            raise NormError(
+                f"norm_decay cannot treat layer {name!r}: its weight is computed from other parameters"
+            )
         try:
             norm(layer, shape)
         except NormError as e:

@@ -39,7 +39,8 @@ def weight_decay(lam: float = 5e-4, decoupled: bool = False) -> Regularizer:
 
         @torch.no_grad()
         def shrink(lr: float) -> None:
-            torch._foreach_mul_(weights, 1 - 2 * lam * lr)
+            if weights:
+                torch._foreach_mul_(weights, 1 - 2 * lam * lr)
 
         return Hooks(after_step=shrink) if decoupled else Hooks(penalty=penalty)
 

@@ -56,7 +56,7 @@ def tour(
         )
     steps = 20
     if size == "smoke":
-        epochs, limit, steps = 1, min(limit or 200, 200), 2
+        epochs, limit, steps = 1, 200 if limit is None else min(limit, 200), 2
     base = Run(
         model=model,
         data=data,
@@ -72,16 +72,15 @@ def tour(
             f"robust_accuracy(norm=2, eps={RADII_L2}, steps={steps})",
         ),
     )
+    norm_decays = [f"norm_decay(p={p}, beta={beta})" for p in ("1", "inf") for beta in (0.01, 0.1)]
     ways: list[dict] = [
         {},
-        {"regularizers": ("weight_decay(lam=1e-3)",)},
-        *(
-            {"regularizers": (f"norm_decay(p={p}, beta={beta})",)}
-            for p in ("1", "inf")
-            for beta in (0.01, 0.1)
-        ),
+        *({"regularizers": (f"weight_decay(lam={lam})",)} for lam in (1e-3, 1e-2)),
+        *({"regularizers": (norm_decay,)} for norm_decay in norm_decays),
         {"objective": f"fgsm_at(eps={TRAIN_EPS})"},
         {"objective": f"pgd_at(eps={TRAIN_EPS})"},
+        {"objective": f"pgd_at(eps={2 * TRAIN_EPS})"},
+        {"objective": "pgd_at(eps=0.5, norm=2)"},
         {"objective": f"pgd_at(eps={TRAIN_EPS})", "regularizers": ("norm_decay(p=inf, beta=0.1)",)},
     ]
     runs = [run for way in ways for run in with_seeds(replace(base, **way), seeds)]

@@ -1,0 +1,128 @@
+"""Balls cut with the box against an independent solver, and random starts against the uniform distribution."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opnorm.attacks.projections import ball
+from opnorm.attacks.random import normal, point_keys, uniform
+from opnorm.errors import AttackError
+
+
+def project_by_bisection(x, z, eps):
+    """min ‖p - z‖ over the ball cut with the box: p = clip(x + (z - x) / (1 + μ)), μ by bisection (KKT)."""
+
+    def at(mu):
+        return np.clip(x + (z - x) / (1 + mu), 0, 1)
+
+    if np.linalg.norm(at(0.0) - x) <= eps:
+        return at(0.0)
+    low, high = 0.0, 1e12
+    for _ in range(300):
+        mu = (low + high) / 2 if high < 1 else math.sqrt(max(low, 1e-12) * high)
+        low, high = (mu, high) if np.linalg.norm(at(mu) - x) > eps else (low, mu)
+    return at(high)
+
+
+@given(st.integers(1, 30), st.floats(1e-3, 3), st.floats(0.01, 20), st.integers(0, 10**6))
+@settings(max_examples=150)
+def test_l2_and_box(size, eps, spread, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.random(size)
+    x[rng.random(size) < 0.3] = rng.integers(0, 2)
+    z = x + spread * rng.standard_normal(size)
+    got = ball(torch.tensor(x)[None], eps, 2).project(torch.tensor(z)[None])[0].numpy()
+    want = project_by_bisection(x, z, eps)
+    assert np.linalg.norm(got - x) <= eps
+    assert got.min() >= 0
+    assert got.max() <= 1
+    assert np.linalg.norm(got - z) <= np.linalg.norm(want - z) * (1 + 1e-6) + 1e-6
+    assert np.allclose(got, want, atol=1e-5)
+
+
+@given(st.integers(1, 20), st.floats(1e-4, 1), st.integers(0, 10**6))
+@settings(max_examples=60)
+def test_linf_and_box(size, eps, seed):
+    rng = np.random.default_rng(seed)
+    x, z = rng.random(size), rng.standard_normal(size)
+    got = ball(torch.tensor(x)[None], eps, math.inf).project(torch.tensor(z)[None])[0].numpy()
+    assert np.allclose(got, np.clip(np.clip(z, x - eps, x + eps), 0, 1), atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", [2, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_points_inside_are_left_alone_and_projecting_twice_is_once(norm, dtype):
+    x = torch.rand(20, 1, 5, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    region = ball(x, 0.1, norm)
+    assert torch.equal(region.project(x), x)
+    near = (x + 0.01 * (0.5 - x)).clamp(0, 1)
+    assert torch.allclose(region.project(near), near, atol=1e-6)
+    far = region.project(x + torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(dtype))
+    assert torch.allclose(region.project(far), far, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", [2, math.inf])
+def test_directions_are_unit_steps(norm):
+    grad = torch.randn(5, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    grad[1] *= 1e-12
+    grad[2] = 0
+    step = ball(torch.zeros_like(grad), 1, norm).direction(grad)
+    length = step.flatten(1).norm(dim=1) if norm == 2 else step.flatten(1).abs().amax(1)
+    assert torch.allclose(length, torch.tensor([1.0, 1, 0, 1, 1]))
+
+
+def test_unknown_norm():
+    with pytest.raises(AttackError, match="norm=1 is not known here"):
+        ball(torch.zeros(1, 1, 1, 1), 0.1, 1)
+
+
+def ks(values, cdf):
+    """Kolmogorov and Smirnov's distance times sqrt(n): above 1.95 with probability 0.001."""
+    values = np.sort(np.asarray(values))
+    n = len(values)
+    up, down = np.arange(1, n + 1) / n - cdf(values), cdf(values) - np.arange(n) / n
+    return math.sqrt(n) * max(up.max(), down.max())
+
+
+def test_linf_starts_are_uniform():
+    x = 0.3 + 0.4 * torch.rand(4000, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    start = ball(x, 0.2, math.inf).start(point_keys(x, seed=1))
+    gaps = ((start - x) / 0.4 + 0.5).flatten(1).numpy()
+    for pixel in gaps.T:
+        assert ks(pixel, lambda u: np.clip(u, 0, 1)) < 1.95
+    assert np.abs(np.corrcoef(gaps.T) - np.eye(4)).max() < 0.06
+
+
+def test_linf_starts_are_uniform_in_what_the_box_leaves():
+    x = torch.rand(4000, 1, 1, 1, generator=torch.Generator().manual_seed(0)) * 0.05
+    start = ball(x, 0.1, math.inf).start(point_keys(x, seed=1))
+    assert ks((start / (x + 0.1)).flatten().numpy(), lambda u: np.clip(u, 0, 1)) < 1.95
+
+
+def test_l2_starts_are_uniform():
+    x = 0.4 + 0.2 * torch.rand(4000, 1, 1, 3, generator=torch.Generator().manual_seed(0))
+    gaps = ((ball(x, 0.3, 2).start(point_keys(x, seed=1)) - x) / 0.3).flatten(1).numpy()
+    radius = np.linalg.norm(gaps, axis=1)
+    assert ks(radius, lambda r: np.clip(r, 0, 1) ** 3) < 1.95
+    for axis in range(3):  # on a sphere in 3 dimensions every coordinate is uniform (Archimedes)
+        assert ks(gaps[:, axis] / radius, lambda u: np.clip((u + 1) / 2, 0, 1)) < 1.95
+    assert abs(np.corrcoef(radius, gaps[:, 0] / radius)[0, 1]) < 0.06
+
+
+def test_seeds_and_streams_and_points_are_independent():
+    keys = torch.arange(1000)
+    u = uniform(keys, 3)
+    assert ks(u.flatten().numpy(), lambda v: np.clip(v, 0, 1)) < 1.95
+    n = normal(keys, 2)
+    assert abs(float(n.mean())) < 0.1
+    assert abs(float(n.std()) - 1) < 0.05
+    assert ((u > 0) & (u < 1)).all()
+    x = torch.rand(3, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    every = torch.cat([point_keys(x, seed, stream) for seed in range(20) for stream in range(20)])
+    assert len(every.unique()) == 3 * 400
+    flipped = x.flip(-1)  # the same pixels in other places
+    assert not torch.isin(point_keys(flipped, 0), point_keys(x, 0)).any()

@@ -1,0 +1,174 @@
+"""``opnorm norms``: tables, files, comparisons, and one clear line for what the user can mend."""
+
+import csv
+import io
+import json
+
+import pytest
+import torch
+
+import opnorm as package
+from opnorm.models import cnn, save
+
+SMALL = "cnn(in_shape=(1, 8, 8), width=2)"
+
+OWN = """
+import torch
+from torch import nn
+
+def build(width=4):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Flatten(), nn.Linear(width * 36, 2))
+
+class Control(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.fc(x) if x.sum() > 0 else self.fc(-x)
+
+def text():
+    return "no network"
+"""
+
+
+@pytest.fixture
+def main(capsys, monkeypatch, tmp_path):
+    """``main(*args)`` in this process and the test's folder: (exit status, stdout, stderr)."""
+    from opnorm.cli import main as run
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def call(*args):
+        status = 0
+        try:
+            run(list(args))
+        except SystemExit as e:
+            status = e.code or 0
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    name = "own_networks"
+    (tmp_path / f"{name}.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(__import__("sys").modules, name, raising=False)
+    return name
+
+
+def test_a_table_with_totals(main):
+    status, out, err = main("norms", SMALL)
+    assert status == 0
+    assert not err.strip()
+    lines = out.splitlines()
+    assert lines[0].split() == ["layer", "kind", "input", "ℓ1", "ℓ2", "ℓ∞"]
+    assert lines[2].split()[:3] == ["1", "Conv2d", "1x8x8"]
+    assert "spectral complexity" in out
+    assert "Lipschitz constant of the whole network, along its graph: ℓ1 ≤" in out
+
+
+def test_in_a_process_of_its_own(opnorm):
+    status, out, err = opnorm("norms", SMALL, "--ord", "1")
+    assert (status, err) == (0, "")
+    assert "Conv2d" in out
+
+
+def test_json_csv_and_markdown(main):
+    value = json.loads(main("norms", SMALL, "--ord", "1,inf", "--json")[1])
+    assert [row["layer"] for row in value["layers"]] == ["0", "1", "2", "3", "4", "5", "6"]
+    assert list(value["layers"][1]["norms"]) == ["1", "inf"]
+    assert value["lipschitz_bound"]["1"]["value"] > 0
+    assert value["spectral_complexity"] is None
+    rows = list(csv.DictReader(io.StringIO(main("norms", SMALL, "--ord", "1", "--csv")[1])))
+    assert len(rows) == 7
+    assert float(rows[1]["norm_1_lower"]) > 0
+    assert main("norms", SMALL, "--ord", "1", "--markdown")[1].startswith(
+        "| layer | kind | input | ℓ1 | note |"
+    )
+    status, _, err = main("norms", SMALL, "--json", "--csv")
+    assert (status, err) == (2, "opnorm: --json, --csv and --markdown exclude each other\n")
+
+
+def test_a_file_knows_its_network_and_its_input(main, tmp_path):
+    torch.manual_seed(0)
+    model = cnn(in_shape=(1, 8, 8), width=2)
+    save(model, tmp_path / "x.safetensors")
+    plain = json.loads(package.measure(model, torch.zeros(1, 1, 8, 8), (1,)).to_json())
+    for text in ('file("x.safetensors")', f'file("x.safetensors", arch={SMALL})'):
+        assert json.loads(main("norms", text, "--ord", "1", "--json")[1])["layers"] == plain
+
+
+def test_the_users_own_network(main, own):
+    status, out, _ = main("norms", f"{own}.build(width=2)", "--input", "3,8,8", "--ord", "1")
+    assert status == 0
+    assert "3x8x8" in out
+    assert main("norms", f"{own}.build(width=2)", "--input", "3x8x8", "--ord", "1")[1] == out
+    status, _, err = main("norms", f"{own}.build(width=2)")
+    assert (status, "add --input" in err) == (2, True)
+    status, _, err = main("norms", f"{own}.text()", "--input", "3")
+    assert (status, err.strip()) == (2, f"opnorm: {own}.text() gave str; expected a torch.nn.Module")
+    out = main("norms", f"{own}.Control()", "--input", "3", "--ord", "1,inf")[1]
+    assert "Lipschitz constant in ℓ1, ℓ∞ not known: its forward cannot be written as a graph" in out
+
+
+def test_layers_and_plot(main, tmp_path):
+    status, out, err = main("norms", SMALL, "--layers", "Conv*", "--ord", "1", "--plot", "a/norms.svg")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()[:3]] == ["layer", "1", "3"]
+    assert "drawn in a/norms.svg" in " ".join(err.split())
+    assert (tmp_path / "a" / "norms.svg").read_text().startswith("<svg")
+
+
+def test_against_another_network_or_a_table(main, tmp_path):
+    save(cnn(in_shape=(1, 8, 8), width=2), tmp_path / "a.safetensors")
+    model = cnn(in_shape=(1, 8, 8), width=2)
+    save(model, tmp_path / "b.safetensors")
+    status, out, _ = main(
+        "norms", 'file("a.safetensors")', "--against", 'file("b.safetensors")', "--ord", "1"
+    )
+    assert status == 0
+    assert "layers grew" in out
+    (tmp_path / "b.json").write_text(main("norms", 'file("b.safetensors")', "--ord", "1", "--json")[1])
+    assert main("norms", 'file("a.safetensors")', "--against", "b.json", "--ord", "1")[1] == out
+    value = json.loads(
+        main("norms", 'file("a.safetensors")', "--against", "b.json", "--ord", "1", "--json")[1]
+    )
+    assert set(value) == {"layers", "summary", "missing"}
+    assert main("norms", 'file("a.safetensors")', "--against", "b.json", "--ord", "1", "--csv")[1].startswith(
+        "layer,kind,ord"
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((SMALL, "--ord", "3"), "norm '3': expected 1, 2, inf, or a pair such as 1:2"),
+        ((SMALL, "--ord", ","), "--ord ',': expected some of 1, 2, inf"),
+        ((SMALL, "--ord", "1:2:inf"), "norm '1:2:inf': expected"),
+        ((SMALL, "--layers", "none"), "no layer matches 'none'; there are 0, 1, 2"),
+        ((SMALL, "--plot", "x.gif"), "ends in .svg, .pdf, .png or .html"),
+        ((SMALL, "--input", "3,8,8"), "the model does not take an input of shape (3, 8, 8)"),
+        ((SMALL, "--input", "a,b"), "--input 'a,b': expected numbers"),
+        ((SMALL, "--against", "none.json"), "none.json"),
+        ((SMALL, "--against", "mlp(in_shape=(1, 8, 8), depth=1, width=2)"), "no norm of any layer in common"),
+        (("cnnn()",), "did you mean 'cnn'?"),
+    ],
+)
+def test_one_line_and_status_2(main, args, message):
+    status, out, err = main("norms", *args)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.startswith("opnorm: ")
+    assert err.count("\n") == 1
+
+
+def test_help_teaches(main):
+    status, out, _ = main("norms", "--help")
+    assert status == 0
+    for word in ("--against", "--plot", "opnorm norms", "safetensors", "interval"):
+        assert word in out

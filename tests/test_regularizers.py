@@ -1,0 +1,344 @@
+"""What every regularizer keeps to, and each one by hand."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from opnorm import regularizers
+from opnorm.errors import ModelError, NormError, OpnormError, SpecError
+from opnorm.norms import l1, linf
+from opnorm.regularizers import Hooks, chain, norm_decay, weight_decay
+from opnorm.spec import build, names
+
+X = torch.rand(6, 1, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+Y = torch.tensor([0, 1, 2, 0, 1, 2])
+
+# every regularizer, with settings that show; a new one joins every test here by a line
+CASES = [
+    "weight_decay(lam=0.1)",
+    "weight_decay(lam=0.1, decoupled=True)",
+    "norm_decay(p=1, beta=0.1)",
+    "norm_decay(p=inf, beta=0.1)",
+    "norm_decay(p=inf, beta=0.1, gamma=0.9, conv=False)",
+    "norm_decay(p=1, beta=0.1, batch_norm=True, linear=False)",
+]
+
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3, stride=2, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3)
+    )
+    return model.double()
+
+
+def steps(model, hooks, optimizer, n, lr=0.1):
+    """A foreign training loop: the three lines of a regularizer are all that it knows of opnorm."""
+    for _ in range(n):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(X), Y) + hooks.penalty(model, X, Y)
+        loss.backward()
+        hooks.edit_grads()
+        optimizer.step()
+        hooks.after_step(lr)
+    hooks.after_epoch()
+
+
+def sgd(model, lr=0.1):
+    return torch.optim.SGD(model.parameters(), lr=lr)
+
+
+def weights(model):
+    return {k: p.detach().clone() for k, p in model.named_parameters()}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_every_regularizer_is_here():
+    assert {c.partition("(")[0] for c in CASES} == set(names("regularizer")) == set(regularizers.__all__)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_does_something_in_a_foreign_loop(case):
+    plain, treated = net(), net()
+    steps(plain, Hooks(), sgd(plain), 3)
+    steps(treated, build(case)(treated, X), sgd(treated), 3)
+    changed = [k for k, w in weights(plain).items() if not torch.equal(w, weights(treated)[k])]
+    assert changed
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradcheck_of_the_penalty(case):
+    model = net()
+    hooks = build(case)(model, X)
+
+    def value(*new):
+        for p, w in zip(model.parameters(), new, strict=True):
+            p.data.copy_(w)
+        return hooks.penalty(model, X, Y)
+
+    penalty = hooks.penalty(model, X, Y)
+    assert penalty.shape == ()
+    if not penalty.requires_grad:
+        assert penalty == 0
+        return
+    grads = torch.autograd.grad(penalty, list(model.parameters()), allow_unused=True)
+    for p, grad in zip(model.parameters(), grads, strict=True):
+        flat = p.data.view(-1)
+        for i in range(0, len(flat), max(1, len(flat) // 5)):
+            kept = float(flat[i])
+            flat[i] = kept + 1e-6
+            up = float(hooks.penalty(model, X, Y).detach())
+            flat[i] = kept - 1e-6
+            down = float(hooks.penalty(model, X, Y).detach())
+            flat[i] = kept
+            want = 0 if grad is None else float(grad.view(-1)[i])
+            assert (up - down) / 2e-6 == pytest.approx(want, abs=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stop_and_resume_give_the_same_bits(case):
+    whole = net()
+    hooks, optimizer = build(case)(whole, X), sgd(whole)
+    steps(whole, hooks, optimizer, 3)
+    ids = {k: id(v) for k, v in hooks.state.items()}
+    saved = {k: v.clone() for k, v in whole.state_dict().items()}
+    state = {k: v.clone() for k, v in hooks.state.items()}
+    steps(whole, hooks, optimizer, 3)
+    assert {k: id(v) for k, v in hooks.state.items()} == ids, "the state changes in place only"
+
+    again = net(seed=1)
+    again.load_state_dict(saved)
+    hooks2 = build(case)(again, X)
+    assert hooks2.state.keys() == state.keys()
+    for k, v in hooks2.state.items():
+        v.copy_(state[k])
+    steps(again, hooks2, sgd(again), 3)
+    assert equal(weights(again), weights(whole))
+    assert equal(hooks2.state, hooks.state)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_binding_leaves_the_model_alone(case):
+    model = net().train()
+    before, state = model.state_dict(), torch.get_rng_state()
+    before = {k: v.clone() for k, v in before.items()}
+    build(case)(model, X)
+    assert equal(dict(model.state_dict()), before)
+    assert all(m.training for m in model.modules())
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_frozen_weights_are_not_touched(case):
+    model = net()
+    model[0].requires_grad_(False)
+    model[1].requires_grad_(False)
+    before = weights(model)
+    try:
+        hooks = build(case)(model, X)
+    except ModelError as e:
+        assert "is the model frozen" in str(e)  # noqa: PT017
+        return
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    steps(model, hooks, optimizer, 2)
+    for k in ("0.weight", "0.bias", "1.weight", "1.bias"):
+        assert torch.equal(weights(model)[k], before[k])
+        assert dict(model.named_parameters())[k].grad is None
+    assert not torch.equal(weights(model)["4.weight"], before["4.weight"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_chain_adds(case):
+    alone, both = net(), net()
+    first, second = build(case)(alone, X), weight_decay(0.01)(alone, X)
+    hooks = chain([build(case)(both, X), weight_decay(0.01)(both, X), Hooks()])
+    assert torch.isclose(hooks.penalty(both, X, Y), first.penalty(alone, X, Y) + second.penalty(alone, X, Y))
+    assert len(hooks.state) == len(first.state)
+    optimizer = sgd(alone)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (F.cross_entropy(alone(X), Y) + first.penalty(alone, X, Y) + second.penalty(alone, X, Y)).backward()
+        for h in (first, second):
+            h.edit_grads()
+        optimizer.step()
+        for h in (first, second):
+            h.after_step(0.1)
+    steps(both, hooks, sgd(both), 2)
+    for k, w in weights(both).items():
+        assert torch.allclose(w, weights(alone)[k], rtol=1e-12)
+    for k, v in hooks.state.items():
+        assert k.startswith("0.")
+        assert torch.equal(v, first.state[k[2:]])
+
+
+def test_an_empty_chain_and_empty_hooks_do_nothing():
+    plain, other = net(), net()
+    steps(plain, Hooks(), sgd(plain), 2)
+    steps(other, chain([]), sgd(other), 2)
+    assert equal(weights(plain), weights(other))
+    assert Hooks().state == {}
+
+
+# ---------------------------------------------------------------- norm decay
+
+
+@pytest.mark.parametrize(("p", "norm"), [(1, l1), (math.inf, linf)])
+def test_norm_decay_is_algorithm_1(p, norm):
+    model, beta, gamma = net(), 0.3, 0.7
+    hooks = norm_decay(p, beta, gamma)(model, X)
+    layers = {"0": ((1, 5, 5), model[0]), "4": ((18,), model[4])}
+    h = {name: torch.zeros_like(layer.weight) for name, (_, layer) in layers.items()}
+    for _ in range(2):
+        model.zero_grad()
+        F.cross_entropy(model(X), Y).backward()
+        loss_grads = {k: p.grad.clone() for k, p in model.named_parameters()}
+        want = {}
+        for name, (shape, layer) in layers.items():
+            (sign,) = torch.autograd.grad(norm(layer, shape), layer.weight)
+            h[name] = gamma * h[name] + (1 - gamma) * sign
+            want[f"{name}.weight"] = loss_grads[f"{name}.weight"] + beta / 2 * h[name]
+        hooks.edit_grads()
+        for k, param in model.named_parameters():
+            assert torch.allclose(param.grad, want.get(k, loss_grads[k]), rtol=1e-13, atol=1e-15)
+        assert hooks.state.keys() == h.keys()
+        assert all(torch.allclose(hooks.state[k], h[k]) for k in h)
+        with torch.no_grad():
+            for param in model.parameters():
+                param.sub_(0.1 * param.grad)
+
+
+def test_norm_decay_lowers_the_norm_and_needs_no_loss():
+    model = net()
+    hooks = norm_decay(math.inf, 1.0, 0.0)(model, X)
+    before = float(linf(model[4], (18,)).detach()), float(linf(model[0], (1, 5, 5)).detach())
+    optimizer = sgd(model, 0.01)
+    for _ in range(20):
+        optimizer.zero_grad()  # leaves no gradient at all
+        hooks.edit_grads()
+        optimizer.step()
+    after = float(linf(model[4], (18,)).detach()), float(linf(model[0], (1, 5, 5)).detach())
+    assert after[0] < before[0]
+    assert after[1] < before[1]
+    with torch.no_grad():
+        hooks.edit_grads()  # the caller's gradient mode does not matter
+
+
+def test_norm_decay_treats_tied_weights_once():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+            self.b.weight = self.a.weight
+
+        def forward(self, x):
+            return self.b(self.a(self.a(x)))
+
+    model = Tied().double()
+    hooks = norm_decay(1, 1.0, 0.0)(model, torch.rand(1, 4).double())
+    assert list(hooks.state) == ["a"]
+    hooks.edit_grads()
+    (sign,) = torch.autograd.grad(l1(model.a, (4,)), model.a.weight)
+    assert torch.equal(model.a.weight.grad, sign)
+
+
+def test_norm_decay_of_batch_norm_is_on_gamma():
+    model = net()
+    hooks = norm_decay(math.inf, 1.0, 0.0, linear=False, conv=False, batch_norm=True)(model, X)
+    model[1].running_var.copy_(torch.tensor([0.25, 4.0]))
+    hooks.edit_grads()
+    assert model[1].weight.grad.tolist() == pytest.approx([1 / math.sqrt(0.25 + 1e-5), 0])
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: norm_decay(2), SpecError, "p=2: norm decay knows 1 and inf"),
+        (lambda: norm_decay("inf"), SpecError, "p='inf'"),
+        (lambda: norm_decay(1, -1e-9), SpecError, "beta=-1e-09: expected a strength"),
+        (lambda: norm_decay(1, math.nan), SpecError, "beta=nan"),
+        (lambda: norm_decay(1, math.inf), SpecError, "beta=inf"),
+        (lambda: norm_decay(1, gamma=1), SpecError, r"gamma=1: expected a momentum in \[0, 1\)"),
+        (lambda: norm_decay(1, gamma=math.nan), SpecError, "gamma=nan"),
+        (lambda: norm_decay(1, linear=False, conv=False)(net(), X), ModelError, "no types at all"),
+        (lambda: norm_decay(1)(nn.Flatten(), X), ModelError, "finds no trainable layer among Linear, Conv1d"),
+        (lambda: norm_decay(1)(net().requires_grad_(False), X), ModelError, "is the model frozen"),
+        (lambda: weight_decay(-1), SpecError, "lam=-1"),
+        (lambda: weight_decay(math.nan), SpecError, "lam=nan"),
+        (lambda: weight_decay(math.inf), SpecError, "lam=inf"),
+    ],
+)
+def test_bad_settings(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_layers_that_norm_decay_cannot_treat_are_named():
+    model = nn.Sequential(nn.Flatten(), parametrizations.weight_norm(nn.Linear(25, 3))).double()
+    with pytest.raises(NormError, match="layer '1': its weight is computed from other parameters"):
+        norm_decay(1)(model, X)
+    model = nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False)).double()
+    with pytest.raises(NormError, match="layer '0': BatchNorm2d keeps no running statistics"):
+        norm_decay(1, batch_norm=True)(model, X)
+    with pytest.raises((OpnormError, RuntimeError)):
+        norm_decay(1)(net(), torch.rand(1, 3, 5, 5))
+
+
+# ---------------------------------------------------------------- weight decay
+
+
+def test_weight_decay_is_lambda_times_the_squares_of_the_weights_alone():
+    model = net()
+    want = 0.1 * (model[0].weight.square().sum() + model[4].weight.square().sum())
+    assert torch.isclose(weight_decay(0.1)(model, X).penalty(model, X, Y), want)
+
+
+def test_weight_decay_is_that_of_sgd():
+    ours, theirs = net(), net()
+    for p in (
+        *ours[1].parameters(),
+        ours[0].bias,
+        ours[4].bias,
+        *theirs[1].parameters(),
+        theirs[0].bias,
+        theirs[4].bias,
+    ):
+        p.requires_grad_(False)
+    steps(ours, weight_decay(0.05)(ours, X), sgd(ours), 3)
+    optimizer = torch.optim.SGD([p for p in theirs.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
+    steps(theirs, Hooks(), optimizer, 3)
+    for k, w in weights(ours).items():
+        assert torch.allclose(w, weights(theirs)[k], rtol=1e-12)
+
+
+def test_decoupled_weight_decay_by_hand():
+    model = net()
+    hooks = weight_decay(0.05, decoupled=True)(model, X)
+    assert hooks.penalty(model, X, Y) == 0
+    before = weights(model)
+    hooks.after_step(0.3)
+    for k, w in weights(model).items():
+        factor = 1 - 2 * 0.05 * 0.3 if w.ndim > 1 else 1
+        assert torch.allclose(w, before[k] * factor, rtol=1e-14)
+
+
+def test_weight_decay_of_zero_weights_has_a_gradient():
+    model = nn.Linear(2, 2)
+    nn.init.zeros_(model.weight)
+    weight_decay(1.0)(model, X).penalty(model, X, Y).backward()
+    assert torch.equal(model.weight.grad, torch.zeros(2, 2))
+
+
+def test_weight_decay_of_a_model_without_weights_is_zero():
+    model = nn.Flatten()
+    for decoupled in (False, True):
+        hooks = weight_decay(1.0, decoupled)(model, X)
+        assert hooks.penalty(model, X, Y) == 0
+        hooks.after_step(0.1)
