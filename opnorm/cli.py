@@ -1,8 +1,9 @@
 """The command line. Nothing here imports torch before a command is chosen, so that ``--help`` answers at once."""
 
+import io
 import json
+import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,26 +31,112 @@ def norms(
     input: Annotated[
         str, arg(help="shape of one input: 3,32,32; taken from the model's in_shape when left out")
     ] = "",
-    ord: Annotated[str, arg(help="which norms: some of 1,2,inf")] = "1,2,inf",
+    ord: Annotated[str, arg(help="which norms: 1, 2, inf, or pairs such as 1:2, from l1 to l2")] = "1,2,inf",
+    against: Annotated[
+        str,
+        arg(help="a second model (or a .json file that --json wrote): how its norms differ, layer by layer"),
+    ] = "",
+    layers: Annotated[
+        str, arg(help="only layers whose name or class matches: 'layer1.*', '*conv*', Conv2d")
+    ] = "*",
+    plot: Annotated[
+        Path | None, arg(help="also draw the norms: a file ending in .svg, .pdf, .png or .html")
+    ] = None,
     json: Annotated[bool, arg(help=JSON)] = False,
+    csv: Annotated[bool, arg(help="print comma-separated values")] = False,
+    markdown: Annotated[bool, arg(help="print a Markdown table")] = False,
 ) -> None:
-    """The operator norms of every layer of a network: ℓ1 and ℓ∞ exact, ℓ2 as an interval.
+    """How far each layer of a network can amplify a change of its input: its operator norms, in eval mode.
+
+    l1 and linf are exact and cost one pass over the weights; l2 is an interval that holds the true value. Below the table
+    stand the product of the l2 norms (spectral complexity) and, where the network's graph can be followed, upper bounds on
+    its Lipschitz constants. Large norms alone do not make a network easy to attack: see the page "Which norm do I need?"
+    in the documentation.
 
     opnorm norms 'resnet(depth=20)'
+
+    opnorm norms 'file("x.safetensors", arch=resnet(depth=20))' --ord 1,inf --plot norms.svg
+
+    opnorm norms 'my_package.models.build(width=64)' --input 3,64,64 --layers 'stage1.*'
+
+    opnorm norms 'file("before.safetensors")' --against 'file("after.safetensors")'
     """
+    from opnorm.norms import NormTable, compare, lipschitz_bound
+    from opnorm.norms.network import sentences
+    from opnorm.norms.show import order
+
+    if json + csv + markdown > 1:
+        raise OpnormError("--json, --csv and --markdown exclude each other")
+    ords = tuple(dict.fromkeys(order(part) for part in ord.split(",") if part.strip()))
+    if not ords:
+        raise OpnormError(f"--ord {ord!r}: expected some of 1, 2, inf, such as 1,2,inf")
+    built, example = _model_and_example(model, input)
+    table = _measured(built, example, ords, layers)
+    result: Any = table
+    if against:
+        if against.endswith(".json") and "(" not in against:
+            other = NormTable.from_json(Path(against).read_text(encoding="utf-8")).select(layers)
+        else:
+            other = _measured(
+                *_model_and_example(against, input or ",".join(map(str, example.shape[1:]))), ords, layers
+            )
+        result = compare(table, other)
+    bounds = {}
+    if not against and layers == "*":
+        bounds = {
+            p: lipschitz_bound(built, example, p, table=table) for p in ords if not isinstance(p, tuple)
+        }
+    if plot is not None:
+        table.plot(plot)
+        print(f"drawn in {plot}", file=sys.stderr)
+    if json:
+        value = _json_text(result.to_json())
+        _print_json(value if against else _network_json(value, table, bounds))
+    elif csv:
+        print(result.to_csv(), end="")
+    elif markdown:
+        print(result.to_markdown(), end="")
+    else:
+        console = _console()
+        console.print(result)
+        for line in sentences(bounds):
+            console.print(line, markup=False)
+
+
+def _model_and_example(text: str, input: str) -> tuple[Any, Any]:
+    """The network that a call builds, and a batch of one for it."""
     import torch
     from torch import nn
 
-    from opnorm import measure, spec
+    from opnorm import spec
     from opnorm.errors import ModelError
 
-    call = spec.parse(model)
+    call = spec.parse(text)
     built = spec.build(call, "model")
     if not isinstance(built, nn.Module):
         raise ModelError(f"{call} gave {type(built).__name__}; expected a torch.nn.Module")
-    shape = _numbers(input, "--input", int) if input else _input_shape(call, built)
-    table = measure(built, torch.zeros(1, *shape), _numbers(ord, "--ord", float))
-    _print_json(_json_text(table.to_json())) if json else _console().print(table)
+    shape = _numbers(input, "--input", int) if input else _input_shape(call)
+    try:
+        return built, torch.zeros(1, *shape)
+    except (RuntimeError, TypeError) as e:
+        raise OpnormError(f"--input {input}: {e}; expected the shape of one input, such as 3,32,32") from e
+
+
+def _measured(model: Any, example: Any, ords: tuple[Any, ...], only: str) -> Any:
+    from opnorm import measure
+
+    return measure(model, example, ords, only=only, progress=True)
+
+
+def _network_json(layers: Any, table: Any, bounds: dict[Any, Any]) -> dict[str, Any]:
+    """The table's rows, and what follows from them for the whole network."""
+    complexity = table.spectral_complexity
+    return {
+        "layers": layers,
+        "spectral_complexity": complexity._asdict() if complexity else None,
+        "lipschitz_bound": {f"{p:g}": {"value": b.value, "reason": b.reason} for p, b in bounds.items()},
+        "unvisited": list(table.unvisited),
+    }
 
 
 @app.command(name="train")
@@ -135,6 +222,7 @@ def study(
     """Carry out a whole study and write its page; the last line printed is where the page is.
 
     opnorm study tour
+
     opnorm study tour --data 'parquet("mnist")' --limit 2000 --seeds 1
     """
     from opnorm import spec
@@ -142,10 +230,15 @@ def study(
     from opnorm.store import Store
     from opnorm.study import Study, carry_out, write
 
-    given = {"data": data, "model": model, "seeds": seeds, "limit": limit, "size": size}
-    built = spec.build(name, "study", **{k: v for k, v in given.items() if v is not None})
+    options = {"data": data, "model": model, "seeds": seeds, "limit": limit, "size": size}
+    call = spec.parse(name)
+    given = tuple((k, v) for k, v in options.items() if v is not None)
+    call = spec.Call(
+        call.name, call.args, (*call.kwargs, *given)
+    )  # so that what the study does not know is refused
+    built = spec.build(call, "study")
     if not isinstance(built, Study):
-        raise OpnormError(f"{name} gave {type(built).__name__}; expected a study")
+        raise OpnormError(f"{call} gave {type(built).__name__}; expected a study")
     store = Store(out)
     if dry_run:
         rows = [
@@ -185,7 +278,7 @@ def ls(
     json: Annotated[bool, arg(help=JSON)] = False,
 ) -> None:
     """List the runs of a folder: key, state, when begun, seconds, what."""
-    from opnorm.run import Run
+    from opnorm.run import label
     from opnorm.store import Store
 
     rows = Store(out).ls()
@@ -194,10 +287,10 @@ def ls(
     if not rows:
         return print(f"no runs in {out}", file=sys.stderr)
     for row in rows:
-        what = ""
-        if "run" in row:
-            run = Run.from_dict(row["run"])
-            what = f"{run.label}, seed {run.seed}: {run.model} on {run.data}"
+        what, run = "", row.get("run")
+        if isinstance(run, dict):  # as text: the user's own modules need not be importable from here
+            way = label(run.get("objective", "?"), run.get("regularizers", ()))
+            what = f"{way}, seed {run.get('seed')}: {run.get('model')} on {run.get('data')}"
         seconds = f"{row['seconds']:8.1f} s" if "seconds" in row else " " * 10
         print(f"{row['key']}  {row['state']:8}  {row.get('begun', ''):19.19}  {seconds}  {what}")
     return None
@@ -219,13 +312,16 @@ def _numbers(text: str, option: str, kind: type) -> tuple[Any, ...]:
     return values
 
 
-def _input_shape(call: Any, model: Any) -> tuple[Any, ...]:
-    """The in_shape that the model was made with, wherever in the call it stands."""
+def _input_shape(call: Any) -> tuple[Any, ...]:
+    """The in_shape that the model was made with, wherever in the call it stands, or in the file that it names."""
     from opnorm import spec
+    from opnorm.models.files import SPEC_KEY, read_tensors
 
     calls = list(spec.walk(spec.full(call, "model")))
-    with suppress(OpnormError):  # the user's own network: the call above is all there is
-        calls += spec.walk(spec.full(spec.spec_of(model), "model"))
+    for part in [c for c in calls if c.name == "file"]:
+        _, metadata = read_tensors(str(dict(part.kwargs)["path"]))
+        if SPEC_KEY in metadata:
+            calls += spec.walk(spec.full(metadata[SPEC_KEY], "model"))
     for part in reversed(calls):
         shape = dict(part.kwargs).get("in_shape")
         if isinstance(shape, tuple):
@@ -237,11 +333,10 @@ def _check_device(device: str) -> None:
     import torch
 
     try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as e:
-        raise OpnormError(
-            f"--device {device}: {str(e).splitlines()[0]}; expected one that this machine has, such as cpu"
-        ) from e
+        torch.zeros(1, device=device).item()
+    except Exception as e:  # torch raises whatever its backends do
+        why = str(e).splitlines()[0].partition(". ")[0]
+        raise OpnormError(f"--device {device}: {why}; expected one that this machine has, such as cpu") from e
 
 
 def _console() -> Any:
@@ -255,13 +350,20 @@ def _json_text(text: str) -> Any:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1))
+    from opnorm.files import to_json
+
+    print(to_json(value))
 
 
 def main(args: list[str] | None = None) -> None:
-    """Entry point of ``opnorm``: 0 when all went well, 2 for what the user can mend, 130 after Ctrl-C."""
+    """Entry point of ``opnorm``: 0 when all went well, 2 for what the user can mend, 130 after Ctrl-C, 1 for the rest."""
     args = sys.argv[1:] if args is None else args
     debug = "--debug" in args
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(
+                errors="replace"
+            )  # a terminal without ℓ and ε gets ? for them, and no traceback
     try:
         app.cli(
             prog="opnorm",
@@ -272,11 +374,16 @@ def main(args: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("stopped; finished epochs are kept, and the same command goes on from there", file=sys.stderr)
         sys.exit(130)
-    except (OpnormError, OSError) as e:
+    except BrokenPipeError:  # whoever read our output has left, as in `opnorm ls | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as e:
         if debug:
             raise
-        print(f"opnorm: {e}", file=sys.stderr)
-        sys.exit(2)
+        foreseen = isinstance(e, OpnormError | OSError)
+        text = str(e) if foreseen else f"{type(e).__name__}: {e}; --debug shows where"
+        print("opnorm:", " ".join(text.split()), file=sys.stderr)
+        sys.exit(2 if foreseen else 1)
 
 
 if __name__ == "__main__":

@@ -1,232 +1,204 @@
-r"""Exact ℓ1 and ℓ∞ operator norms in one pass over the weights (Liang & Huang 2021, Thm 1, without its assumption).
+"""Exact ℓ1 and ℓ∞ operator norms of layers, differentiable in their weights.
 
-For a convolution, only which taps of the kernel can act together matters. On one axis with input size n, output
-size m, stride s, dilation d and p zeros before the input, the taps that touch input position h, and the taps that
-output position o really reads, are
+:func:`l1` and :func:`linf` take a layer and the shape of one input. What they know:
 
-    R_h = {κ : h + p - κ d = o s for some 0 ≤ o < m},     C_o = {κ : 0 ≤ o s + κ d - p < n}.
+- Linear, Conv1d-3d, ConvTranspose1d-3d: one pass over the weights (:mod:`opnorm.norms.functional`);
+- BatchNorm in eval mode, alone or folded into the layer before it (:func:`folded`);
+- average pooling, padding layers, nearest and linear upsampling: per-axis matrices without negative entries;
+- layers that only move numbers, and dropout, which does nothing in eval mode.
 
-Then, with i over output and j over input channels of a group,
-
-    ‖conv‖_1 = max_j max_{R ∈ ∏ axes {R_h}} Σ_i Σ_{κ ∈ R} |K[i, j, κ]|
-    ‖conv‖_∞ = max_i max_{C ∈ ∏ axes {C_o}} Σ_j Σ_{κ ∈ C} |K[i, j, κ]|
-
-and only the inclusion-maximal sets need a look: about s of them per axis. Liang's formulae are the special case in
-which the kernel fits inside the unpadded input; without that, summing all taps over-counts.
+Every other type is an error that names it; more join by ``@l1.register(MyLayer)``.
 """
 
+import copy
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from opnorm.errors import NormError
-from opnorm.linear import ConvGeometry, Shape, conv_geometry
+from opnorm.linear import (
+    ConvLayer,
+    ConvTransposeLayer,
+    Shape,
+    check_channels,
+    check_features,
+    check_forward,
+    check_lazy,
+    check_weight,
+    conv_geometry,
+    transpose_geometry,
+    unwrap,
+)
+from opnorm.norms.functional import (
+    Plan,
+    conv_l1,
+    conv_l2_bound,
+    conv_linf,
+    conv_plan,
+    conv_transpose_l1,
+    conv_transpose_linf,
+    largest,
+    largest_of_all,
+    linear_l1,
+    linear_linf,
+    linear_plan,
+)
+from opnorm.norms.separable import SEPARABLE, separable_norm
 
-__all__ = ["conv_l1", "conv_linf", "l1", "linear_l1", "linear_linf", "linf", "tap_sets"]
+__all__ = [
+    "batch_norm_gain",
+    "conv_l1",
+    "conv_l2_bound",
+    "conv_linf",
+    "conv_transpose_l1",
+    "conv_transpose_linf",
+    "exact_all",
+    "fold_batch_norm",
+    "folded",
+    "l1",
+    "linear_l1",
+    "linear_linf",
+    "linf",
+]
 
-Masks = tuple[tuple[float, ...], ...]
-
-
-@functools.cache
-def tap_sets(
-    kernel: int, size: int, stride: int, before: int, after: int, dilation: int
-) -> tuple[Masks, Masks]:
-    """The maximal sets R (taps that share an input position) and C (taps that share an output position) of one axis.
-
-    Returns:
-        Two lists of 0/1 rows of length ``kernel``; no row of a list is covered by another one.
-
-    Raises:
-        NormError: the output would be empty.
-    """
-    (m,) = ConvGeometry((kernel,), (stride,), ((before, after),), (dilation,), 1).out_size((size,))
-    taps = torch.arange(kernel) * dilation
-    reach = torch.arange(size)[:, None] + before - taps  # = o * stride, where a tap of o touches h
-    touches = (reach % stride == 0) & (reach >= 0) & (reach <= (m - 1) * stride)
-    place = torch.arange(m)[:, None] * stride + taps - before
-    return _maximal(touches), _maximal((place >= 0) & (place < size))
-
-
-def _maximal(rows: Tensor) -> Masks:
-    """The distinct rows that no other row covers."""
-    distinct = {tuple(r) for r in rows.unique(dim=0).tolist()}
-    sets = [frozenset(i for i, x in enumerate(r) if x) for r in distinct]
-    kept = sorted(sorted(s) for s in sets if not any(s < other for other in sets))
-    return tuple(tuple(float(i in s) for i in range(rows.shape[1])) for s in kept)
-
-
-def conv_l1(
-    weight: Float[Tensor, "c_out c_in_per_group *kernel"],
-    input_size: Sequence[int],
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int | tuple[int, int]] = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-) -> Float[Tensor, ""]:
-    """Exact ℓ1→ℓ1 norm of a zero-padded convolution, in 1, 2 or 3 dimensions; differentiable.
-
-    Args:
-        weight: kernel (C_out, C_in / groups, *kernel).
-        input_size: spatial size of the input, one entry per axis.
-        stride: as in ``torch.nn.functional.conv2d``; one number or one per axis.
-        padding: zeros on both sides, or a pair (before, after) per axis.
-        dilation: spacing of the taps.
-        groups: number of groups.
-
-    Returns:
-        max_j max_R Σ_i Σ_{κ∈R} |K[i, j, κ]|: the largest ℓ1 norm of a column of the explicit matrix.
-
-    Raises:
-        NormError: empty output, or sizes that do not fit the kernel.
-
-    Source: Liang & Huang 2021, Theorem 1, Eq. (1), without its Assumption 1.
-    """
-    geometry = _geometry(weight, stride, padding, dilation, groups)
-    per_input = weight.abs().unflatten(0, (groups, -1)).sum(1).flatten(0, 1)
-    return _largest(per_input, geometry, input_size, side=0)
-
-
-def conv_linf(
-    weight: Float[Tensor, "c_out c_in_per_group *kernel"],
-    input_size: Sequence[int],
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int | tuple[int, int]] = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-) -> Float[Tensor, ""]:
-    """Exact ℓ∞→ℓ∞ norm of a zero-padded convolution; arguments and errors as :func:`conv_l1`.
-
-    Returns:
-        max_i max_C Σ_j Σ_{κ∈C} |K[i, j, κ]|: the largest ℓ1 norm of a row of the explicit matrix.
-
-    Source: Liang & Huang 2021, Theorem 1, Eq. (2), without its Assumption 1.
-    """
-    geometry = _geometry(weight, stride, padding, dilation, groups)
-    return _largest(weight.abs().sum(1), geometry, input_size, side=1)
-
-
-def _largest(S: Tensor, geometry: ConvGeometry, input_size: Sequence[int], side: int) -> Tensor:
-    """Max over channels and maximal tap sets of the sum of S (channels, *kernel) over the set."""
-    if len(input_size) != len(geometry.kernel):
-        raise NormError(
-            f"input_size {tuple(input_size)} needs one entry for each axis of the kernel {geometry.kernel}"
-        )
-    for axis, n in enumerate(input_size):
-        sets = tap_sets(
-            geometry.kernel[axis],
-            int(n),
-            geometry.stride[axis],
-            *geometry.padding[axis],
-            geometry.dilation[axis],
-        )[side]
-        if len(sets) == 1 and all(sets[0]):  # all taps act together: stride 1 and a kernel that fits
-            S = S.sum(1, keepdim=True).movedim(1, -1)
-        else:
-            S = torch.tensordot(S, S.new_tensor(sets), dims=([1], [1]))
-    # max over one flat axis, not amax: one sparse sub-gradient, not an average over ties
-    return S.flatten().max(dim=0).values
-
-
-def _geometry(weight: Tensor, stride: object, padding: object, dilation: object, groups: int) -> ConvGeometry:
-    kernel = tuple(weight.shape[2:])
-    if not kernel or groups < 1 or weight.shape[0] % groups:
-        raise NormError(
-            f"a kernel of shape {tuple(weight.shape)} with groups={groups} is not a convolution; "
-            "expected (C_out, C_in / groups, *kernel) with C_out a multiple of groups"
-        )
-    pads = tuple(p if isinstance(p, tuple) else (p, p) for p in _per_axis(padding, len(kernel), "padding"))
-    return ConvGeometry(
-        kernel,
-        _per_axis(stride, len(kernel), "stride"),
-        pads,
-        _per_axis(dilation, len(kernel), "dilation"),
-        groups,
-    )
-
-
-def _per_axis(value: object, axes: int, name: str) -> tuple:
-    values = (
-        (value,) * axes if isinstance(value, int) else tuple(value) if isinstance(value, Sequence) else ()
-    )
-    lowest = 0 if name == "padding" else 1
-    flat = [v for item in values for v in (item if isinstance(item, tuple) else (item,))]
-    if len(values) != axes or any(not isinstance(v, int) or v < lowest for v in flat):
-        raise NormError(
-            f"{name}={value!r}: expected a whole number of at least {lowest}, or one for each of {axes} axes"
-        )
-    return values
-
-
-def linear_l1(weight: Float[Tensor, "out in"]) -> Float[Tensor, ""]:
-    """Exact ℓ1 norm of a matrix, its largest column sum max_j Σ_i |W[i, j]|; differentiable."""
-    return weight.abs().sum(0).max(dim=0).values
-
-
-def linear_linf(weight: Float[Tensor, "out in"]) -> Float[Tensor, ""]:
-    """Exact ℓ∞ norm of a matrix, its largest row sum max_i Σ_j |W[i, j]|; differentiable."""
-    return weight.abs().sum(1).max(dim=0).values
-
-
-# ---------------------------------------------------------------- by layer
+Folds = TypeVar("Folds", bound=nn.Linear | ConvLayer | ConvTransposeLayer)
 
 
 @functools.singledispatch
 def l1(layer: nn.Module, in_shape: Shape) -> Tensor:
-    """Exact ℓ1 operator norm of a layer, differentiable in its weights.
+    """Exact ℓ1 operator norm of a layer in eval mode, differentiable in its weights.
 
     Args:
-        layer: Linear, Conv1d, Conv2d or Conv3d with zero padding, BatchNorm in eval mode; others join by
-            ``@l1.register(MyLayer)``.
+        layer: one of the types of this module, also parametrized or compiled; others join by ``@l1.register(MyLayer)``.
         in_shape: shape of one input, without the batch axis.
 
+    Returns:
+        A 0-d tensor on the layer's device: in the dtype of the weights, float32 for less precise ones, and float64 for
+        layers without weights.
+
     Raises:
-        NormError: no exact norm is known for this layer.
+        NormError: no exact norm is known for this layer, or it does not take such inputs.
+
+    Source: Liang & Huang 2021, Theorem 1, for convolutions.
     """
-    raise NormError(f"no exact norm is known for {type(layer).__name__}")
+    return _unknown(l1, layer, in_shape)
 
 
 @functools.singledispatch
 def linf(layer: nn.Module, in_shape: Shape) -> Tensor:
     """Exact ℓ∞ operator norm of a layer; arguments and errors as :func:`l1`."""
+    return _unknown(linf, layer, in_shape)
+
+
+def _unknown(norm: Callable[[nn.Module, Shape], Tensor], layer: nn.Module, in_shape: Shape) -> Tensor:
+    inner = unwrap(layer)
+    if inner is not layer:
+        return norm(inner, in_shape)
+    check_lazy(layer)
     raise NormError(f"no exact norm is known for {type(layer).__name__}")
 
 
-@l1.register(nn.Linear)
-def _(layer: nn.Linear, in_shape: Shape) -> Tensor:
-    return linear_l1(layer.weight)
+def exact_all(layers: Sequence[tuple[nn.Module, Shape]], p: float) -> Tensor:
+    """The exact norms of many layers in one call, differentiable: for norm decay and for curves during training.
+
+    Args:
+        layers: (layer, shape of one input) for each.
+        p: 1 or ``math.inf``.
+
+    Returns:
+        The norms (N,), in float64 when any of them is, else in float32.
+
+    Raises:
+        NormError: as :func:`l1`; p is neither 1 nor inf.
+    """
+    if p not in (1, math.inf):
+        raise NormError(f"p={p!r}: exact norms are known for 1 and inf")
+    norm = l1 if p == 1 else linf
+    values: list[Tensor] = [torch.zeros(0)] * len(layers)
+    read: list[tuple[Tensor, Plan]] = []
+    where: list[int] = []
+    for i, (layer, shape) in enumerate(layers):
+        known = _readers.get(norm.dispatch(type(layer)))
+        if known is None:
+            values[i] = norm(layer, shape)
+        else:
+            read.append(known[0](layer, shape, known[1]))
+            where.append(i)
+    if read:
+        found = largest_of_all(*zip(*read, strict=True))
+        if isinstance(found, Tensor) and len(found) == len(layers):
+            return found
+        for i, value in zip(where, found, strict=True):
+            values[i] = value
+    return torch.stack(_alike(values)) if values else torch.zeros(0)
 
 
-@linf.register(nn.Linear)
-def _(layer: nn.Linear, in_shape: Shape) -> Tensor:
-    return linear_linf(layer.weight)
+def _alike(values: list[Tensor]) -> list[Tensor]:
+    if all(v.dtype == values[0].dtype and v.device == values[0].device for v in values):
+        return values
+    dtype = functools.reduce(torch.promote_types, (v.dtype for v in values))
+    device = next((v.device for v in values if v.device.type != "cpu"), values[0].device)
+    return [v.to(device, dtype) for v in values]
 
 
-def _conv_arguments(layer: nn.modules.conv._ConvNd, in_shape: Shape) -> tuple:
-    geometry = conv_geometry(layer)
-    if len(in_shape) != len(geometry.kernel) + 1 or in_shape[0] != layer.in_channels:
-        raise NormError(
-            f"{type(layer).__name__} takes {layer.in_channels} channels and {len(geometry.kernel)} spatial axes, "
-            f"got an input of shape {in_shape}"
-        )
-    return (in_shape[1:], geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+# ---------------------------------------------------------------- layers with weights
 
 
-@l1.register(nn.Conv1d)
-@l1.register(nn.Conv2d)
-@l1.register(nn.Conv3d)
-def _(layer: nn.Conv2d, in_shape: Shape) -> Tensor:
-    return conv_l1(layer.weight, *_conv_arguments(layer, in_shape))
+def _weight(layer: nn.Module, *bases: type[nn.Module]) -> Tensor:
+    """The weight of a layer that does what its base does."""
+    check_forward(layer, *bases)
+    weight: Tensor = layer.weight  # type: ignore[assignment]  # computed anew by some parametrizations: ask once
+    check_weight(weight)
+    return weight
 
 
-@linf.register(nn.Conv1d)
-@linf.register(nn.Conv2d)
-@linf.register(nn.Conv3d)
-def _(layer: nn.Conv2d, in_shape: Shape) -> Tensor:
-    return conv_linf(layer.weight, *_conv_arguments(layer, in_shape))
+def _linear(layer: nn.Linear, in_shape: Shape, side: int) -> tuple[Tensor, Plan]:
+    weight = _weight(layer, nn.Linear)
+    check_features(layer, in_shape)
+    return weight, linear_plan(side, weight.shape)
+
+
+def _conv(layer: ConvLayer, in_shape: Shape, side: int) -> tuple[Tensor, Plan]:
+    weight = _weight(layer, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    check_channels(layer, in_shape)
+    return weight, conv_plan(side, weight.shape, conv_geometry(layer, any_mode=True), in_shape[1:])
+
+
+def _conv_transpose(layer: ConvTransposeLayer, in_shape: Shape, side: int) -> tuple[Tensor, Plan]:
+    weight = _weight(layer, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    check_channels(layer, in_shape)
+    geometry, size = transpose_geometry(layer, in_shape[1:])
+    # the adjoint of a convolution: its columns are that one's rows
+    return weight, conv_plan(1 - side, weight.shape, geometry, size, in_shape[1:])
+
+
+Reader = Callable[[Any, Shape, int], tuple[Tensor, Plan]]
+_readers: dict[Any, tuple[Reader, int]] = {}  # by what is registered: how it reads the norm off the weight
+
+
+def _register(reader: Reader, *kinds: type[nn.Module]) -> None:
+    for side, norm in enumerate((l1, linf)):
+
+        def value(layer: nn.Module, in_shape: Shape, side: int = side) -> Tensor:
+            return largest(*reader(layer, in_shape, side))
+
+        _readers[value] = reader, side
+        for kind in kinds:
+            norm.register(kind)(value)
+
+
+_register(_linear, nn.Linear)
+_register(_conv, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_register(_conv_transpose, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+_kind: type[nn.Module]
+
+
+# ---------------------------------------------------------------- batch norm
 
 
 def batch_norm_gain(layer: nn.modules.batchnorm._BatchNorm) -> Tensor:
@@ -235,19 +207,118 @@ def batch_norm_gain(layer: nn.modules.batchnorm._BatchNorm) -> Tensor:
     Raises:
         NormError: it keeps no running statistics, so that it is not linear even in eval mode.
     """
+    return _scale(layer).abs().max()
+
+
+def _scale(layer: nn.modules.batchnorm._BatchNorm) -> Tensor:
+    """γ / sqrt(running_var + eps), (C,)."""
+    check_forward(layer, nn.BatchNorm2d, nn.SyncBatchNorm)
     if layer.running_var is None:
         raise NormError(f"{type(layer).__name__} keeps no running statistics, so it is not linear")
+    for name in ("running_var", "weight"):
+        if (tensor := getattr(layer, name)) is not None:
+            check_weight(tensor, name)
     scale = (layer.running_var.to(torch.float64) + layer.eps).rsqrt()
     if layer.weight is not None:
         scale = scale.to(layer.weight.dtype) * layer.weight
-    return scale.abs().max()
+    return scale
+
+
+def _batch_norm(layer: nn.modules.batchnorm._BatchNorm, in_shape: Shape) -> Tensor:
+    gain = batch_norm_gain(layer)
+    if not in_shape or in_shape[0] != layer.num_features:
+        raise NormError(
+            f"{type(layer).__name__} takes {layer.num_features} channels, got an input of shape {in_shape}"
+        )
+    return gain
 
 
 for _norm in (l1, linf):
-    for _kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
-        _norm.register(_kind)(lambda layer, in_shape: batch_norm_gain(layer))
+    for _kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
+        _norm.register(_kind)(_batch_norm)
 
 
-def conv_l2_bound(K: Tensor, out_size: Shape) -> float:
-    """sqrt(h_out w_out Σ K²), a cheap upper bound of a convolution's ℓ2 norm (Liang & Huang 2021, Thm 1)."""
-    return math.sqrt(math.prod(out_size)) * float(torch.linalg.vector_norm(K.double()))
+def fold_batch_norm(layer: nn.Module, norm: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor]:
+    """The weight and the bias of a layer followed by a batch norm in eval mode, as one layer; differentiable in both.
+
+    With a_c = γ_c / sqrt(running_var_c + eps), channel c of the weight is a_c K_c, and of the bias
+    a_c (b_c - running_mean_c) + β_c.
+
+    Args:
+        layer: Linear, Conv1d-3d or ConvTranspose1d-3d.
+        norm: the batch norm after it.
+
+    Returns:
+        weight, of the layer's shape, and bias (C_out,).
+
+    Raises:
+        NormError: another layer, another number of channels, or a batch norm without running statistics.
+    """
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    if not isinstance(layer, kinds):
+        raise NormError(f"a batch norm folds into Linear and convolutions, not into {type(layer).__name__}")
+    check_weight(layer.weight)
+    scale = _scale(norm)
+    channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    if len(scale) != channels:
+        raise NormError(f"the layer has {channels} output channels and the batch norm {len(scale)}")
+    weight = layer.weight
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):  # (C_in, C_out / groups, *kernel)
+        groups = layer.groups
+        by_group = scale.view(groups, 1, -1, *(1,) * (weight.ndim - 2))
+        weight = (weight.unflatten(0, (groups, -1)) * by_group).flatten(0, 1)
+    else:
+        weight = weight * scale.view(-1, *(1,) * (weight.ndim - 1))
+    bias = torch.zeros_like(scale) if layer.bias is None else layer.bias
+    if norm.running_mean is not None:
+        bias = bias - norm.running_mean
+    bias = bias * scale
+    return weight, bias if norm.bias is None else bias + norm.bias
+
+
+def folded(layer: Folds, norm: nn.modules.batchnorm._BatchNorm) -> Folds:
+    """The layer and the batch norm after it as one layer of the same type, of which any norm can be asked.
+
+    Its weights are computed from those of both, so that norms are differentiable in all of them; the layers themselves
+    are left alone. Arguments and errors as :func:`fold_batch_norm`.
+    """
+    weight, bias = fold_batch_norm(layer, norm)
+    one = copy.copy(layer)
+    one.__dict__["_parameters"] = {k: v for k, v in layer._parameters.items() if k not in ("weight", "bias")}
+    one.__dict__.update(weight=weight, bias=bias)
+    return one
+
+
+# ---------------------------------------------------------------- layers that only move numbers
+
+STILL: tuple[type[nn.Module], ...] = (
+    nn.Identity,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.ChannelShuffle,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
+
+
+def _one(layer: nn.Module, in_shape: Shape) -> Tensor:
+    check_forward(layer, *STILL)
+    return torch.ones((), dtype=torch.float64)
+
+
+for _norm in (l1, linf):
+    for _kind in STILL:
+        _norm.register(_kind)(_one)
+
+
+# ---------------------------------------------------------------- pooling, padding and upsampling
+
+for _kind in SEPARABLE:
+    l1.register(_kind)(functools.partial(separable_norm, side=0))
+    linf.register(_kind)(functools.partial(separable_norm, side=1))

@@ -1,19 +1,28 @@
-"""The ℓ2 operator norm of a layer: a lower bound by power iteration, and a cheap upper bound beside it."""
+"""The ℓ2 operator norm of a layer: certified by default, and the field's other bounds by name.
 
-import copy
+``spectral(layer, in_shape)`` returns an interval that holds the truth, rounding included. How it is found depends on the
+layer: small matrices are diagonalized; convolutions go through their symbol (certify.py); what is affine but has no
+symbol here gets a lower bound by Lanczos iteration and an upper one from its exact ℓ1 and ℓ∞ norms.
+"""
+
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from opnorm.linear import LinearMap, Shape, linear_map
+from opnorm.errors import NormError
+from opnorm.linear import ConvGeometry, LinearMap, Shape, conv_geometry, in_float64, linear_map, overrides
+from opnorm.norms.certify import certify
 from opnorm.norms.exact import batch_norm_gain, conv_l2_bound, l1, linf
+from opnorm.norms.symbol import Taps, gram, taps
 
-__all__ = ["Norm", "power_iteration", "spectral"]
+__all__ = ["BOUNDS", "Norm", "bound", "lanczos", "power_iteration", "spectral", "symbol_of"]
 
 ROUNDING = 1e-12  # far above the float64 rounding of one product with a layer, far below any digit shown
+DENSE = 512  # up to this many rows or columns, the whole matrix is diagonalized
 
 
 class Norm(NamedTuple):
@@ -34,11 +43,177 @@ class Norm(NamedTuple):
         """Whether both ends are the same number by construction."""
         return bool(self.lower == self.upper)
 
+    @property
+    def width(self) -> float:
+        """The relative width: upper / lower - 1; 0 for a norm of 0."""
+        return float(self.upper / self.lower) - 1 if self.lower > 0 else 0.0 if self.upper == 0 else math.inf
+
     @staticmethod
     def of(lower: float | Tensor, upper: float | Tensor, method: str) -> "Norm":
         """From numbers or tensors of any type and device."""
         low, high = (torch.as_tensor(end, dtype=torch.float64).detach().cpu() for end in (lower, upper))
         return Norm(low, high, method)
+
+
+@functools.singledispatch
+def spectral(
+    layer: nn.Module, in_shape: Shape, width: float = 5e-3, failure: float = 0.0, effort: int = 4096
+) -> Norm:
+    """The ℓ2 operator norm of a layer as a certified interval, float rounding included; the same digits every time.
+
+    Args:
+        layer: any affine module; a bias does not matter.
+        in_shape: shape of one input, without the batch axis.
+        width: upper / lower - 1 to aim at. Where the symbol ends wider, layers of up to ``effort`` rows or columns are
+            factorized as a whole; otherwise ``method`` says what width was reached.
+        failure: probability with which the upper end may be wrong, such as 1e-9: allows a Lanczos certificate from a random
+            start, for large layers with narrow intervals. 0 asks for certainty.
+        effort: the largest matrix side to factorize for the sake of ``width`` (time grows with its cube).
+
+    Returns:
+        ``Norm(lower, upper, method)``.
+
+    Raises:
+        NormError: the layer is not linear, or does not take such inputs.
+
+    Source: methods in :mod:`opnorm.norms.certify`; probability: Kuczyński & Woźniakowski 1992, Theorem 4.2.
+    """
+    if not 0 < width < math.inf or not 0 <= failure < 1:
+        raise NormError(
+            f"width={width!r}, failure={failure!r}: expected a width above 0 and a probability in [0, 1)"
+        )
+    linear = linear_map(layer, in_shape)
+    side = min(math.prod(linear.in_shape), math.prod(linear.out_shape))
+    t = symbol_of(layer, in_shape)
+    if t is None and side <= DENSE:
+        return _diagonalized(linear)
+    if t is not None:
+        found = certify(t, width)
+        norm = Norm.of(
+            found.lower, found.upper, f"certified: {found.note}, {found.factorizations} factorizations"
+        )
+    else:
+        lower = lanczos(linear, 40)[0]
+        norm = Norm.of(lower, max(_schur(layer, linear), lower), "Lanczos iteration; sqrt(ℓ1 · ℓ∞)")
+    if norm.width <= width:
+        return norm
+    if side <= DENSE or (side <= effort and width < 1e-6):
+        return _diagonalized(linear)
+    if side <= effort:
+        norm = _factorized(linear, norm, width)
+    if failure:
+        norm = _with_probability(linear, norm, width, failure)
+    return (
+        norm._replace(method=f"{norm.method}; width reached {norm.width:.1e}") if norm.width > width else norm
+    )
+
+
+def _small_gram(linear: LinearMap) -> Tensor:
+    """M Mᵀ or Mᵀ M, whichever is smaller, without the matrix M: its columns by one product with each."""
+    rows, columns = math.prod(linear.out_shape), math.prod(linear.in_shape)
+    shape = linear.out_shape if rows <= columns else linear.in_shape
+    first, second = (linear.adjoint, linear.apply) if rows <= columns else (linear.apply, linear.adjoint)
+    n = math.prod(shape)
+    G = torch.empty(n, n, dtype=torch.float64, device=linear.device)
+    step = max(1, 2**22 // max(rows, columns))
+    for i in range(0, n, step):
+        basis = torch.zeros(min(step, n - i), n, dtype=torch.float64, device=linear.device)
+        basis[torch.arange(len(basis)), torch.arange(i, i + len(basis))] = 1
+        G[i : i + len(basis)] = second(first(basis.view(-1, *shape))).flatten(1)
+    return G
+
+
+def _gram_rounding(G: Tensor, linear: LinearMap) -> float:
+    """What rounding can hide in an eigenvalue of the Gram matrix: a few n u trace, with u = 2^-53."""
+    terms = math.prod(linear.in_shape) + math.prod(linear.out_shape)
+    return 8 * terms * 2.0**-53 * float(G.diagonal().abs().sum())
+
+
+@torch.no_grad()
+def _diagonalized(linear: LinearMap) -> Norm:
+    """All eigenvalues of the smaller Gram matrix in float64."""
+    G = _small_gram(linear)
+    top, error = float(torch.linalg.eigvalsh(G)[-1]), _gram_rounding(G, linear)
+    lower, upper = math.sqrt(max(top - error, 0.0)), math.sqrt(max(top + error, 0.0))
+    return Norm.of(lower, upper, f"diagonalized {len(G)} x {len(G)}, to rounding")
+
+
+@torch.no_grad()
+def _factorized(linear: LinearMap, norm: Norm, width: float) -> Norm:
+    """The lower end by Lanczos, the upper one by a single Cholesky factorization of θ² I - MᵀM."""
+    lower = max(float(norm.lower), lanczos(linear, 60)[0])
+    G = _small_gram(linear)
+    theta2, error = (lower * (1 + 0.99 * width)) ** 2, _gram_rounding(G, linear)
+    G.neg_().diagonal().add_(theta2 - error)
+    if int(torch.linalg.cholesky_ex(G)[1]) != 0:
+        return norm._replace(lower=torch.tensor(lower, dtype=torch.float64))
+    return Norm.of(lower, math.sqrt(theta2), f"one factorization of {len(G)} x {len(G)}")
+
+
+def _schur(layer: nn.Module, linear: LinearMap) -> float:
+    """sqrt(‖M‖_1 ‖M‖_∞), infinite where those are not known."""
+    double = in_float64(layer)
+    try:
+        with torch.no_grad():
+            product = float(l1(double, linear.in_shape)) * float(linf(double, linear.in_shape))
+    except NormError:
+        return math.inf
+    return math.sqrt(product) * (1 + ROUNDING)
+
+
+# ---------------------------------------------------------------- layers with a symbol
+
+
+@functools.singledispatch
+def symbol_of(layer: nn.Module, in_shape: Shape) -> Taps | None:
+    """A layer as a zero-padded convolution of stride 1 with the same ℓ2 norm; None where that is not possible.
+
+    New layer types join by ``@symbol_of.register(MyLayer)``.
+    """
+    return None
+
+
+@symbol_of.register(nn.Linear)
+def _(layer: nn.Linear, in_shape: Shape) -> Taps | None:
+    if overrides(layer, nn.Linear):
+        return None
+    W = layer.weight.detach()
+    return taps(W[:, :, None], ConvGeometry((1,), (1,), ((0, 0),), (1,), 1), (1,))
+
+
+@symbol_of.register(nn.Conv1d)
+@symbol_of.register(nn.Conv2d)
+@symbol_of.register(nn.Conv3d)
+def _(layer: nn.modules.conv._ConvNd, in_shape: Shape) -> Taps | None:
+    if layer.padding_mode != "zeros" or overrides(layer, nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        return None
+    return taps(layer.weight.detach(), conv_geometry(layer), tuple(in_shape[1:]))
+
+
+@symbol_of.register(nn.ConvTranspose1d)
+@symbol_of.register(nn.ConvTranspose2d)
+@symbol_of.register(nn.ConvTranspose3d)
+def _(layer: nn.modules.conv._ConvTransposeNd, in_shape: Shape) -> Taps | None:
+    """A transposed convolution is the adjoint of the convolution with the same kernel, from its output back."""
+    if overrides(layer, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
+        return None
+    pads = tuple((int(p), int(p)) for p in layer.padding)
+    geometry = ConvGeometry(
+        tuple(layer.kernel_size), tuple(layer.stride), pads, tuple(layer.dilation), layer.groups
+    )
+    out = linear_map(layer, in_shape).out_shape
+    return taps(layer.weight.detach(), geometry, out[1:], tuple(in_shape[1:]))
+
+
+for _kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+
+    @spectral.register(_kind)
+    def _(layer: nn.modules.batchnorm._BatchNorm, in_shape: Shape, *args: float, **kwargs: float) -> Norm:
+        gain = batch_norm_gain(in_float64(layer))
+        return Norm.of(gain, gain, "exact: a diagonal map")
+
+
+# ---------------------------------------------------------------- iterations
 
 
 @torch.no_grad()
@@ -55,8 +230,7 @@ def power_iteration(
         seed: of the random start.
         tolerance: stop when the value grows by less than this, relatively.
     """
-    generator = torch.Generator().manual_seed(seed)
-    v = torch.randn(1, *linear.in_shape, generator=generator, dtype=torch.float64).to(linear.device)
+    v = _random_start(linear, seed)
     best = 0.0
     for _ in range(iterations):
         u = linear.apply(v / torch.linalg.vector_norm(v))
@@ -69,45 +243,176 @@ def power_iteration(
     return best * (1 - ROUNDING)
 
 
-@functools.singledispatch
-def spectral(layer: nn.Module, in_shape: Shape, iterations: int = 100, seed: int = 0) -> Norm:
-    """The ℓ2 operator norm of a layer as an interval.
+def _random_start(linear: LinearMap, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, *linear.in_shape, generator=generator, dtype=torch.float64).to(linear.device)
 
-    From below by :func:`power_iteration`. From above by what is cheap: sqrt(‖M‖_1 ‖M‖_∞) (Schur's test) and, for
-    convolutions, sqrt(h_out w_out Σ K²) (Liang & Huang 2021, Thm 1); infinite where neither is known.
+
+@torch.no_grad()
+def lanczos(linear: LinearMap, iterations: int, seed: int = 0) -> tuple[float, int]:
+    """A lower bound of ‖M‖_2 by Lanczos iteration on MᵀM with full reorthogonalization, from a random start.
+
+    Returns:
+        ‖M v‖_2 / ‖v‖_2 for the best v of the Krylov space, lowered by 1e-12 for rounding, and how many steps were taken
+        (fewer when the space is exhausted: then the value is the norm).
+    """
+    v = _random_start(linear, seed)
+    basis, images = [v / torch.linalg.vector_norm(v)], []
+    for step in range(iterations):
+        images.append(linear.apply(basis[-1]))
+        if step == iterations - 1:
+            break
+        new = linear.adjoint(images[-1])
+        scale = torch.linalg.vector_norm(new)
+        for _ in range(2):  # twice is enough
+            for q in basis:
+                new = new - (new * q).sum() * q
+        size = torch.linalg.vector_norm(new)
+        if not size > 1e-12 * scale:
+            break
+        basis.append(new / size)
+    U = torch.stack([u.flatten() for u in images])
+    c = torch.linalg.eigh(U @ U.mT)[1][:, -1]
+    v = torch.tensordot(c, torch.stack(basis[: len(images)]), dims=1)
+    return float(torch.linalg.vector_norm(linear.apply(v)) / torch.linalg.vector_norm(v)) * (
+        1 - ROUNDING
+    ), len(images)
+
+
+def _with_probability(linear: LinearMap, norm: Norm, width: float, failure: float) -> Norm:
+    """Lanczos from a random start: P(λ_k < (1 - ε) λ_max) ≤ 1.648 sqrt(n) exp(-sqrt(ε) (2 k - 1))."""
+    n = math.prod(linear.in_shape)
+    epsilon = 1 - (1 + 0.9 * width) ** -2
+    steps = math.ceil((math.log(1.648 * math.sqrt(n) / failure) / math.sqrt(epsilon) + 1) / 2)
+    lower, _ = lanczos(linear, min(steps, n))
+    lower = max(lower, float(norm.lower))
+    upper = min(float(norm.upper), lower / math.sqrt(1 - epsilon) * (1 + ROUNDING))
+    return Norm.of(
+        lower, upper, f"Lanczos, {min(steps, n)} steps: upper end right with probability 1 - {failure:g}"
+    )
+
+
+# ---------------------------------------------------------------- the field's bounds, by name
+
+
+def _thm1(layer: nn.Module, in_shape: Shape) -> Norm:
+    linear = linear_map(layer, in_shape)
+    weight = _weight(layer, "thm1")
+    upper = conv_l2_bound(weight, linear.out_shape[1:] if weight.ndim > 2 else ())
+    return Norm.of(
+        0.0, upper * (1 + ROUNDING), "upper bound sqrt(h_out w_out Σ K²), Liang & Huang 2021, Thm 1"
+    )
+
+
+def _schur_bound(layer: nn.Module, in_shape: Shape) -> Norm:
+    return Norm.of(0.0, _schur(layer, linear_map(layer, in_shape)), "upper bound sqrt(ℓ1 · ℓ∞)")
+
+
+def _gram_iteration(layer: nn.Module, in_shape: Shape, steps: int = 6) -> Norm:
+    """‖G‖ ≤ ‖G^(2^t)‖_F^(1/2^t), every G = A(ω)ᴴ A(ω) of the circle that holds the convolution, rescaled at each step."""
+    t = symbol_of(layer, in_shape)
+    if t is None:
+        raise NormError(
+            f"Gram iteration needs a zero-padded convolution or a Linear, got {type(layer).__name__}"
+        )
+    g = gram(t)
+    best = 0.0
+    for omega in _circle(t).split(64):
+        for group in range(len(g.even)):
+            G = g.at(omega.numpy(), group)
+            log = torch.zeros(len(G), dtype=torch.float64, device=G.device)
+            for step in range(steps):
+                size = torch.linalg.matrix_norm(G).clamp(min=1e-300)
+                log += size.log() / 2**step
+                G = G / size[:, None, None]
+                G = G @ G
+            log += torch.linalg.matrix_norm(G).clamp(min=1e-300).log() / 2**steps
+            best = max(best, float(log.max()))
+    upper = math.exp(best / 2) if best else 0.0
+    return Norm.of(
+        0.0, upper * (1 + 1e-9), f"upper bound by Gram iteration, {steps} steps (Delattre et al. 2023)"
+    )
+
+
+def _circle(t: Taps) -> Tensor:
+    period = tuple(N if d else 1 for N, d in zip(t.period(), t.degree, strict=True))
+    return torch.cartesian_prod(*(2 * math.pi * torch.arange(N).double() / N for N in period)).view(
+        -1, len(period)
+    )
+
+
+def _virmaux_scaman(layer: nn.Module, in_shape: Shape, iterations: int = 100, seed: int = 0) -> Norm:
+    """Power iteration through autograd on the layer itself, in its own precision."""
+    x = torch.randn(1, *in_shape, generator=torch.Generator().manual_seed(seed))
+    weight = next(layer.parameters())
+    x = x.to(weight.device, weight.dtype)
+    offset = layer(torch.zeros_like(x)).detach()
+    value = 0.0
+    for _ in range(iterations):
+        x = (x / torch.linalg.vector_norm(x)).requires_grad_()
+        with torch.enable_grad():
+            out = torch.linalg.vector_norm(layer(x) - offset)
+            (x,) = torch.autograd.grad(out**2 / 2, x)
+        value = float(out)
+    return Norm.of(
+        value * (1 - 1e-4), math.inf, f"lower bound, {iterations} power iterations (Virmaux & Scaman 2018)"
+    )
+
+
+def _sedghi(layer: nn.Module, in_shape: Shape) -> Norm:
+    """The norm with circular padding, by FFT and SVD: not a bound for zero padding, so none is claimed."""
+    weight = _weight(layer, "sgl")
+    if (
+        weight.ndim != 4
+        or not isinstance(layer, nn.Conv2d)
+        or layer.groups > 1
+        or max(*layer.stride, *layer.dilation) > 1
+    ):
+        raise NormError("SGL is defined for Conv2d of stride 1, dilation 1 and one group")
+    if max(k > n for k, n in zip(weight.shape[2:], in_shape[1:], strict=True)):
+        raise NormError(f"SGL needs an input at least as large as the kernel, got {tuple(in_shape)}")
+    K = torch.fft.fft2(weight.detach().double(), s=tuple(in_shape[1:])).permute(2, 3, 0, 1)
+    value = float(torch.linalg.svdvals(K)[..., 0].max())
+    return Norm.of(
+        0.0, math.inf, f"{value:.6g} with circular padding (Sedghi, Gupta & Long 2019); no bound for zeros"
+    )
+
+
+def _weight(layer: nn.Module, name: str) -> Tensor:
+    weight = getattr(layer, "weight", None)
+    if (
+        not isinstance(weight, Tensor)
+        or weight.ndim < 2
+        or isinstance(layer, nn.modules.conv._ConvTransposeNd)
+    ):
+        raise NormError(
+            f"the bound {name!r} is defined for Linear and Conv layers, got {type(layer).__name__}"
+        )
+    return weight
+
+
+BOUNDS: dict[str, Callable[..., Norm]] = {
+    "certified": spectral,
+    "thm1": _thm1,
+    "schur": _schur_bound,
+    "gram": _gram_iteration,
+    "vs": _virmaux_scaman,
+    "sgl": _sedghi,
+}
+"""The ways to bound an ℓ2 norm, by name."""
+
+
+def bound(layer: nn.Module, in_shape: Shape, method: str = "certified") -> Norm:
+    """The ℓ2 norm of a layer by a bound of the literature: one of ``BOUNDS``.
 
     Args:
-        layer: any affine module.
+        layer: Linear or Conv; "certified" and "schur" take more.
         in_shape: shape of one input, without the batch axis.
-        iterations: of the power iteration.
-        seed: of its random start.
+        method: "certified" (:func:`spectral`), "thm1", "schur", "gram", "vs" or "sgl".
 
     Raises:
-        NormError: the layer is not linear.
+        NormError: another name, or a layer that the bound is not defined for.
     """
-    linear = linear_map(layer, in_shape)
-    lower = power_iteration(linear, iterations, seed)
-    return Norm.of(lower, _cheap_upper(layer, linear), f"power iteration, {iterations} steps: a lower bound")
-
-
-def _cheap_upper(layer: nn.Module, linear: LinearMap) -> float:
-    weight = getattr(layer, "weight", None)
-    if not isinstance(weight, Tensor) or l1.dispatch(type(layer)) is l1.dispatch(object):
-        return math.inf
-    with torch.no_grad():
-        double = _float64(layer)
-        bounds = [math.sqrt(float(l1(double, linear.in_shape)) * float(linf(double, linear.in_shape)))]
-        bounds.append(conv_l2_bound(weight, linear.out_shape[1:] if weight.ndim > 2 else ()))
-    return min(bounds) * (1 + ROUNDING)
-
-
-def _float64(layer: nn.Module) -> nn.Module:
-    return copy.deepcopy(layer).double()
-
-
-for _kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
-
-    @spectral.register(_kind)
-    def _(layer: nn.BatchNorm2d, in_shape: Shape, iterations: int = 100, seed: int = 0) -> Norm:
-        gain = batch_norm_gain(layer)
-        return Norm.of(gain, gain, "exact: a diagonal map")
+    if method not in BOUNDS:
+        raise NormError(f"method={method!r} is not known; expected one of {', '.join(BOUNDS)}")
+    return BOUNDS[method](layer, tuple(in_shape))

@@ -1,105 +1,158 @@
 """The norms of every layer of a network, as a table."""
 
 import copy
+import csv
+import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from opnorm.errors import NormError, OpnormError
-from opnorm.linear import Shape
-from opnorm.modes import evaluating
+from opnorm.linear import Shape, dense, in_float64, linear_map
+from opnorm.norms import show
 from opnorm.norms.exact import l1, linf
+from opnorm.norms.nonlinear import copying_norm, is_copying, is_nonlinear, lipschitz
 from opnorm.norms.spectral import Norm, spectral
+from opnorm.norms.visits import Example, Visit, arguments, input_text, layers, trace, unwrapped
 
-__all__ = ["LayerNorms", "NormTable", "Visit", "measure", "operator_norm", "trace"]
+__all__ = ["LayerNorms", "NormTable", "Order", "Product", "Visit", "measure", "operator_norm", "trace"]
 
-Order = float
-ORDERS: dict[Order, str] = {1: "ℓ1", 2: "ℓ2", math.inf: "ℓ∞"}
+Order = float | tuple[float, float]
+"""1, 2 or ``math.inf``, or a pair (p, q) of them."""
+
+WEIGHT_LAYERS = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
+MATRIX_LIMIT = 2**24  # entries of the matrix of a layer that opnorm has no formula for: 128 MiB
 
 
 def operator_norm(layer: nn.Module, ord: Order, in_shape: Sequence[int]) -> Norm:
-    """The operator norm ‖M‖_p = max ‖M v‖_p / ‖v‖_p of one layer without its bias, in float64.
+    """The operator norm ‖M‖_{p→q} = max ‖M v‖_q / ‖v‖_p of one layer without its bias, in float64.
 
     Args:
-        layer: a layer; see :func:`opnorm.norms.l1` for the types.
-        ord: 1 or ``math.inf`` (exact), or 2 (an interval).
+        layer: a linear layer; see :func:`opnorm.norms.l1` for the types. An affine layer of any other type goes through
+            its explicit matrix, where that is small enough.
+        ord: 1 or ``math.inf`` (exact), 2 (an interval), or a pair ``(p, q)`` of these.
         in_shape: shape of one input, without the batch axis: ``(C, H, W)`` for a Conv2d.
 
     Returns:
         ``Norm(lower, upper, method)``.
 
     Raises:
-        NormError: another ``ord``, a layer whose norm is not known, NaN or infinite weights.
+        NormError: another ``ord``, a layer that is not linear or whose norm is not known, weights that are NaN, infinite,
+            on the meta device, not initialized, quantized or not real floating-point numbers.
 
-    Source: Liang & Huang 2021, Theorem 1 (ℓ1, ℓ∞); power iteration (ℓ2).
+    Source: Liang & Huang 2021, Theorem 1 (ℓ1, ℓ∞).
+
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[1.0, -2.0], [3.0, 0.0]]))
+        >>> float(operator_norm(layer, 1, (2,)).lower), float(operator_norm(layer, torch.inf, (2,)).lower)
+        (4.0, 3.0)
     """
-    if ord not in ORDERS:
-        raise NormError(f"ord={ord!r} is not known; expected 1, 2 or math.inf")
-    _check_weights(layer)
+    check_ords([ord])
+    check_weights(layer)
+    return _norm(layer, ord, tuple(in_shape), _Double(layer))
+
+
+def check_ords(ords: Sequence[Order]) -> None:
+    """NormError unless each is 1, 2, inf or a pair of them."""
+    for ord in ords:
+        if any(
+            p not in (1, 2, math.inf) for p in (ord if isinstance(ord, tuple) and len(ord) == 2 else (ord,))
+        ):
+            raise NormError(
+                f"ord={ord!r} is not known; expected 1, 2, math.inf or a pair of them, such as (1, 2)"
+            )
+
+
+class _Double:
+    """The layer with its weights in float64, made when first asked for, so that ℓ1 and ℓ∞ share one copy."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self.made: nn.Module | None = None
+
+    def __call__(self) -> nn.Module:
+        if self.made is None:
+            self.made = in_float64(self.layer) if self.layer._modules else _shallow(self.layer)
+        return self.made
+
+
+def _shallow(layer: nn.Module) -> nn.Module:
+    """A module without children that shares all but its floating-point tensors, which are float64, with the layer."""
+    double = copy.copy(layer)  # nn.Module's own dicts are then still shared
+
+    def cast(t: Any) -> Any:
+        return t.detach().double() if isinstance(t, Tensor) and t.is_floating_point() else t
+
+    vars(double).update({k: cast(v) for k, v in vars(layer).items()})
+    double._buffers = {k: cast(v) for k, v in layer._buffers.items()}
+    double._parameters = {
+        k: nn.Parameter(cast(v), requires_grad=False) if isinstance(v, Tensor) else v
+        for k, v in layer._parameters.items()
+    }
+    double.training = False
+    return double
+
+
+def _norm(layer: nn.Module, ord: Order, shape: Shape, double: _Double) -> Norm:
+    if isinstance(ord, tuple) and ord[0] == ord[1]:
+        ord = ord[0]
+    known = l1.dispatch(type(layer)) is not l1.dispatch(object)
+    if is_copying(layer) and not isinstance(ord, tuple):
+        value = copying_norm(layer, ord, shape)
+        return Norm.of(value, value, "exact: every output is one of the inputs")
+    if not known and is_nonlinear(layer):
+        raise NormError(f"{type(layer).__name__} is not linear; see opnorm.norms.lipschitz")
+    if isinstance(ord, tuple):
+        from opnorm.norms.induced import induced_norm
+
+        return induced_norm(layer, *ord, shape)
     if ord == 2:
-        return spectral(layer, tuple(in_shape))
-    with torch.no_grad():
-        exact = (l1 if ord == 1 else linf)(copy.deepcopy(layer).double(), tuple(in_shape))
-    return Norm.of(exact, exact, "exact")
+        return spectral(layer, shape)
+    if known:
+        with torch.enable_grad():  # no weight asks for it, but a norm may be found by autograd
+            exact = (l1 if ord == 1 else linf)(double(), shape)
+        return Norm.of(exact, exact, "exact")
+    sums = dense(linear_map(layer, shape), MATRIX_LIMIT).abs().sum(0 if ord == 1 else 1).max()
+    return Norm.of(sums, sums, "exact: the explicit matrix")
 
 
-def _check_weights(layer: nn.Module) -> None:
+def check_weights(layer: nn.Module) -> None:
+    """NormError when the layer's numbers are such that a norm of it means nothing."""
+    if ".quantized" in type(layer).__module__:
+        raise NormError(f"{type(layer).__name__} is quantized: it rounds, so it is not linear")
     for name, tensor in (*layer.named_parameters(), *layer.named_buffers()):
-        if not torch.isfinite(tensor).all():
+        if is_lazy(tensor):
+            raise NormError(f"{name} has no entries yet (a lazy layer): run the model on a batch once")
+        if tensor.is_meta:
+            raise NormError(f"{name} is on the meta device: it has a shape but no numbers")
+        if name == "num_batches_tracked":
+            continue
+        if not tensor.is_floating_point() and name.rpartition(".")[2] == "weight":
+            raise NormError(
+                f"{name} is {tensor.dtype}; expected real floating-point numbers, so undo its quantization"
+            )
+        total = tensor.detach().sum()  # one pass; says nothing only if it overflows
+        if not torch.isfinite(total) and not torch.isfinite(tensor).all():
             bad = int((~torch.isfinite(tensor)).sum())
             raise NormError(
                 f"{name} has {bad} of {tensor.numel()} entries that are NaN or infinite; diverged training?"
             )
 
 
-class Visit(NamedTuple):
-    """One call of a layer in a forward pass, with the shapes of one input and one output (no batch axis)."""
-
-    name: str
-    layer: nn.Module
-    in_shape: Shape
-    out_shape: Shape
-
-
-def trace(model: nn.Module, example: Tensor) -> list[Visit]:
-    """Which layers a forward pass visits, in order, and the shapes that they see.
-
-    Layers are the modules without children; a layer that is called twice is visited twice.
-
-    Args:
-        model: run once in eval mode; left as it was.
-        example: a batch of inputs (B, ...), of which the first is used.
-    """
-    visits: list[Visit] = []
-    handles = []
-
-    def watch(name: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, inputs: tuple, output: Any) -> None:
-            if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
-                visits.append(Visit(name, layer, tuple(inputs[0].shape[1:]), tuple(output.shape[1:])))
-
-        return hook
-
-    for name, module in model.named_modules():
-        if _is_layer(module):
-            handles.append(module.register_forward_hook(watch(name)))
-    try:
-        with evaluating(model):
-            model(example[:1])
-    finally:
-        for handle in handles:
-            handle.remove()
-    return visits
-
-
-def _is_layer(module: nn.Module) -> bool:
-    known = l1.dispatch(type(module)) is not l1.dispatch(object)
-    return known or not any(True for _ in module.children())
+# ---------------------------------------------------------------- the table
 
 
 @dataclass(frozen=True)
@@ -114,6 +167,8 @@ class LayerNorms:
         parameters: how many numbers it has.
         norms: by order (1, 2, inf); empty where the layer is not linear or its norms are not known.
         note: why a norm is missing; empty otherwise.
+        lipschitz: by order, upper bounds on the Lipschitz constant of a layer that is not linear.
+        tags: what else there is to know: frozen, called again, a shared weight, ...
     """
 
     layer: str
@@ -123,11 +178,18 @@ class LayerNorms:
     parameters: int
     norms: dict[Order, Norm] = field(default_factory=dict)
     note: str = ""
+    lipschitz: dict[Order, float] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+
+    @property
+    def has_weight(self) -> bool:
+        """Whether it is a linear or convolutional layer, which the papers' products count."""
+        return self.kind in _WEIGHT_KINDS
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; an unknown upper bound is null."""
         norms = {
-            f"{p:g}": {
+            show.key(p): {
                 "lower": float(n.lower),
                 "upper": float(n.upper) if math.isfinite(n.upper) else None,
                 "exact": n.exact,
@@ -142,87 +204,404 @@ class LayerNorms:
             "out_shape": list(self.out_shape),
             "parameters": self.parameters,
             "norms": norms,
+            "lipschitz": {show.key(p): c for p, c in self.lipschitz.items()},
+            "tags": list(self.tags),
             "note": self.note,
         }
+
+    @staticmethod
+    def from_dict(value: Mapping[str, Any]) -> "LayerNorms":
+        """The row that :meth:`as_dict` wrote."""
+        norms = {
+            show.order(p): Norm.of(n["lower"], math.inf if n["upper"] is None else n["upper"], n["method"])
+            for p, n in value["norms"].items()
+        }
+        constants = {show.order(p): float(c) for p, c in value.get("lipschitz", {}).items()}
+        return LayerNorms(
+            value["layer"], value["kind"], tuple(value["in_shape"]), tuple(value["out_shape"]), value["parameters"],
+            norms, value["note"], constants, tuple(value.get("tags", ())),
+        )  # fmt: skip
+
+
+_WEIGHT_KINDS = {kind.__name__ for kind in WEIGHT_LAYERS}
+
+
+class Product(NamedTuple):
+    """A product of norms as an interval; of many layers it is better read as a power of ten.
+
+    Attributes:
+        lower: the product of the lower ends; infinite beyond 1.8e308.
+        upper: of the upper ends; infinite also where one is not known.
+        log10_lower: its logarithm, which does not overflow.
+        log10_upper: likewise.
+        layers: how many factors.
+        reason: why the product is not known; empty where it is.
+    """
+
+    lower: float
+    upper: float
+    log10_lower: float
+    log10_upper: float
+    layers: int
+    reason: str = ""
+
+
+def product(norms: Sequence[Norm], reason: str = "") -> Product:
+    """∏ ‖M_i‖ from intervals; ``reason`` says why some factors are missing."""
+    ends: list[float] = []
+    for side in ("lower", "upper"):
+        values = [float(getattr(n, side)) for n in norms]
+        ends.append(-math.inf if 0.0 in values else math.fsum(math.log10(v) for v in values))
+    low, high = ends[0], math.inf if reason else ends[1]
+    low, high = low - 1e-13 * len(norms), high + 1e-13 * len(norms)  # rounding of the logarithms
+    powers = [10.0**e if e < 308 else math.inf for e in (low, high)]
+    return Product(powers[0], powers[1], low, high, len(norms), reason)
 
 
 @dataclass(frozen=True)
 class NormTable:
-    """What :func:`measure` found, layer by layer; ``print`` it, or take ``.rows``, ``.to_json()``."""
+    """What :func:`measure` found, layer by layer; ``print`` it, or take ``.rows``, ``.to_json()``, ``.plot(path)``.
+
+    Attributes:
+        rows: one for each call of a layer, in the order of the forward pass.
+        ords: which norms.
+        unvisited: layers with parameters that the forward pass did not reach.
+    """
 
     rows: tuple[LayerNorms, ...]
     ords: tuple[Order, ...]
+    unvisited: tuple[str, ...] = ()
+
+    @property
+    def spectral_complexity(self) -> Product | None:
+        """∏ ‖W‖_2 over the linear and convolutional layers, each call counted; None where ℓ2 was not asked for.
+
+        Source: Wen et al. 2020, Definition 7.
+        """
+        if 2 not in self.ords:
+            return None
+        rows = [row for row in self.rows if row.has_weight]
+        missing = [
+            row.layer or "(model)"
+            for row in rows
+            if 2 not in row.norms or not math.isfinite(row.norms[2].upper)
+        ]
+        reason = (
+            f"no upper bound of {', '.join(missing[:3])}{', ...' * (len(missing) > 3)}" if missing else ""
+        )
+        return product([row.norms[2] for row in rows if row.layer not in missing and 2 in row.norms], reason)
+
+    def select(self, pattern: str) -> "NormTable":
+        """The rows whose layer's name matches a pattern such as ``layer1.*`` or ``*conv*`` (as in a shell).
+
+        Raises:
+            NormError: none does.
+        """
+        kept = matching([(row.layer, row.kind) for row in self.rows], pattern)
+        return NormTable(tuple(self.rows[i] for i in kept), self.ords)
 
     def to_json(self) -> str:
         """The rows as a JSON list."""
         return json.dumps([row.as_dict() for row in self.rows], indent=1)
 
-    def __rich__(self) -> Any:
-        from rich.table import Table
+    @staticmethod
+    def from_json(text: str) -> "NormTable":
+        """The table that :meth:`to_json` wrote.
 
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        for title in ("layer", "kind", "input"):
-            table.add_column(title, overflow="fold")
-        for p in self.ords:
-            table.add_column(ORDERS[p], justify="right")
-        table.add_column("", overflow="fold", style="dim")
+        Raises:
+            NormError: the text is no such list.
+        """
+        try:
+            value = json.loads(text)
+            listed = (
+                value["layers"] if isinstance(value, dict) else value
+            )  # an object is from `opnorm norms --json`
+            rows = tuple(LayerNorms.from_dict(row) for row in listed)
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise NormError(f"this is no table of norms as NormTable.to_json writes it: {e!r:.100}") from e
+        ords = dict.fromkeys(p for row in rows for p in (*row.norms, *row.lipschitz))
+        return NormTable(rows, tuple(ords))
+
+    def to_csv(self) -> str:
+        """One line a layer; each norm as its lower end, its upper end (empty where not known) and its method."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        ends = [f"norm_{show.key(p)}_{end}" for p in self.ords for end in ("lower", "upper", "method")]
+        constants = [f"lipschitz_{show.key(p)}" for p in self.ords]
+        writer.writerow(
+            ["layer", "kind", "in_shape", "out_shape", "parameters", *ends, *constants, "tags", "note"]
+        )
         for row in self.rows:
-            cells = [_cell(row.norms.get(p)) for p in self.ords]
-            shape = "x".join(map(str, row.in_shape))
-            table.add_row(row.layer or "(model)", row.kind, shape, *cells, row.note)
-        return table
+            cells: list[Any] = [
+                row.layer,
+                row.kind,
+                show.shape(row.in_shape),
+                show.shape(row.out_shape),
+                row.parameters,
+            ]
+            for p in self.ords:
+                n = row.norms.get(p)
+                high = float(n.upper) if n and math.isfinite(n.upper) else ""
+                cells += [float(n.lower), high, n.method] if n else ["", "", ""]
+            cells += [row.lipschitz.get(p, "") for p in self.ords]
+            writer.writerow([*cells, "; ".join(row.tags), row.note])
+        return out.getvalue()
+
+    def to_markdown(self) -> str:
+        """A table for a README or an issue, with totals below."""
+        head = ["layer", "kind", "input", *(show.label(p) for p in self.ords), "note"]
+        lines = [
+            show.markdown_row(head),
+            "|" + "|".join(["---"] * 3 + ["---:"] * len(self.ords) + ["---"]) + "|",
+        ]
+        for row in self.rows:
+            norms = [show.cell(row.norms.get(p), row.lipschitz.get(p)) for p in self.ords]
+            notes = "; ".join(filter(None, (*row.tags, row.note)))
+            lines.append(
+                show.markdown_row([row.layer or "(model)", row.kind, show.shape(row.in_shape), *norms, notes])
+            )
+        return "\n".join([*lines, "", *(f"{line}  " for line in self.totals())]).rstrip() + "\n"
+
+    def to_html(self) -> str:
+        """The table as a piece of HTML."""
+        return show.html(self)
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+    def plot(self, path: str | Path) -> Path:
+        """Write the norms of the layers as a bar plot; the name's end says how: .svg, .pdf, .png or .html (offline).
+
+        Raises:
+            NormError: another ending, or nothing to draw.
+        """
+        from opnorm.norms.plot import write_plot
+
+        return write_plot(self, Path(path))
+
+    def totals(self) -> list[str]:
+        """What holds for the whole network, in sentences."""
+        lines = []
+        complexity = self.spectral_complexity
+        if complexity is not None and complexity.layers:
+            what = f"Product of the ℓ2 norms of {complexity.layers} linear and convolutional layers (spectral complexity)"
+            lines.append(f"{what}: {show.product(complexity)}")
+        if self.unvisited:
+            some = ", ".join(self.unvisited[:4]) + f" and {len(self.unvisited) - 4} more" * (
+                len(self.unvisited) > 4
+            )
+            lines.append(f"Not reached by this forward pass: {some}")
+        return lines
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        yield from show.rich_table(self, options.max_width)
 
     def __str__(self) -> str:
         from rich.console import Console
 
-        console = Console(width=110)
+        console = Console(width=110, color_system=None)
         with console.capture() as capture:
             console.print(self)
-        return capture.get().rstrip()
+        return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
-def _cell(norm: Norm | None) -> str:
-    if norm is None:
-        return "-"
-    if norm.exact:
-        return f"{float(norm.lower):.4g}"
-    upper = f"{float(norm.upper):.4g}" if math.isfinite(norm.upper) else "not known"
-    return f"[{float(norm.lower):.4g}, {upper}]".replace("[", "\\[")
-
-
-def measure(model: nn.Module, example: Tensor, ords: Sequence[Order] = (1, 2, math.inf)) -> NormTable:
-    """The operator norms of every layer that a forward pass visits.
-
-    A layer whose norm cannot be told is a row with a note, and does not hide the others.
-
-    Args:
-        model: any network; left as it was.
-        example: a batch of inputs (B, C, H, W), of which the first is run through the model to find the shapes.
-        ords: which norms: 1 and ``math.inf`` exact, 2 as an interval.
+def matching(layers: Sequence[tuple[str, str]], pattern: str) -> list[int]:
+    """Which of the (name, kind) match a pattern by the one or the other.
 
     Raises:
-        NormError: an order that is not known.
+        NormError: none does.
+    """
+    found = [i for i, names in enumerate(layers) if any(fnmatchcase(name, pattern) for name in names)]
+    if not found:
+        names = list(dict.fromkeys(name for name, _ in layers))
+        some = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+        raise NormError(f"no layer matches {pattern!r}; there are {some}")
+    return found
+
+
+def measure(
+    model: nn.Module,
+    example: Example,
+    ords: Sequence[Order] = (1, 2, math.inf),
+    *,
+    only: str = "*",
+    progress: bool = False,
+) -> NormTable:
+    """The operator norms of every layer that a forward pass visits, as they are in eval mode.
+
+    A layer whose norm cannot be told is a row with a note, and does not hide the others. What a forward does without a
+    module (``F.relu``, ``+``, ``view``) is seen by :func:`opnorm.norms.lipschitz_bound` only.
+
+    Args:
+        model: any network; left as it was. Compiled and data-parallel ones are looked into.
+        example: a batch of inputs (B, C, H, W), of which the first is run through the model to find the shapes; or a tuple
+            of the model's arguments, or a dict of its named ones.
+        ords: which norms: 1 and ``math.inf`` exact, 2 as an interval, pairs (p, q).
+        only: leave out all layers but those whose name or class matches a pattern, as :meth:`NormTable.select`.
+        progress: show a bar with the time left on standard error, if that is a terminal.
+
+    Raises:
+        NormError: an order that is not known, or a pattern that no layer matches.
+        OpnormError: the model does not take the example.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2), torch.nn.ReLU())
+        >>> table = measure(model, torch.rand(1, 1, 2, 2), ords=(1,))
+        >>> [(row.layer, row.kind) for row in table.rows]
+        [('0', 'Flatten'), ('1', 'Linear'), ('2', 'ReLU')]
+        >>> table.rows[2].lipschitz
+        {1: 1.0}
+    """
+    check_ords(ords)
+    model = unwrapped(model)
+    visits = every = visited(model, example)
+    if only != "*":
+        visits = [every[i] for i in matching([(v.name, _kind(v.layer)) for v in every], only)]
+    names: dict[int, str] = {}  # of the layer that a parameter was first seen in
+    known: dict[tuple[nn.Module, Shape], tuple[dict[Order, Norm], dict[Order, float], str]] = {}
+    rows: list[LayerNorms] = []
+    with _bar(progress, visits) as advance:
+        for visit in visits:
+            advance(visit, 0)
+            called = (visit.layer, visit.in_shape)
+            if called not in known or visit.note:
+                known[called] = (
+                    ({}, {}, visit.note) if visit.note else layer_norms(visit.layer, visit.in_shape, ords)
+                )
+            norms, constants, note = known[called]
+            tags = _tags(visit, names, repeated=any(r.layer == visit.name for r in rows))
+            size = sum(p.numel() for p in visit.layer.parameters() if not is_lazy(p))
+            rows.append(
+                LayerNorms(
+                    visit.name,
+                    _kind(visit.layer),
+                    visit.in_shape,
+                    visit.out_shape,
+                    size,
+                    norms,
+                    note,
+                    constants,
+                    tags,
+                )
+            )
+            advance(visit, 1)
+    if only != "*":
+        return NormTable(tuple(rows), tuple(ords))
+    seen = {v.layer for v in every}
+    whole = tuple(f"{v.name}." for v in every if v.note and v.name)  # their children are parts of them
+    unvisited = tuple(
+        name
+        for name, layer in layers(model)
+        if layer not in seen
+        and any(True for _ in layer.parameters())
+        and not name.startswith(whole or ("\0",))
+    )
+    return NormTable(tuple(rows), tuple(ords), unvisited)
+
+
+def visited(model: nn.Module, example: Example) -> list[Visit]:
+    """As :func:`trace`, with one kind of error.
+
+    Raises:
         OpnormError: the model does not take the example.
     """
-    for p in ords:
-        if p not in ORDERS:
-            raise NormError(f"ord={p!r} is not known; expected some of 1, 2, math.inf")
+    args, kwargs = arguments(model, example)
     try:
-        visits = trace(model, example)
-    except (RuntimeError, ValueError, TypeError) as e:
-        raise OpnormError(f"the model does not take an input of shape {tuple(example.shape[1:])}: {e}") from e
-    return NormTable(tuple(_row(v, ords) for v in visits), tuple(ords))
+        return trace(model, example)
+    except OpnormError:
+        raise
+    except Exception as e:  # whatever the user's own network raises
+        hint = (
+            "; does its forward want more? Pass a tuple of arguments or a dict"
+            if isinstance(e, TypeError)
+            else ""
+        )
+        raise OpnormError(f"the model does not take {input_text(args, kwargs)}: {e}{hint}") from e
 
 
-def _row(visit: Visit, ords: Sequence[Order]) -> LayerNorms:
-    norms, note = {}, ""
+def layer_norms(
+    layer: nn.Module, shape: Shape, ords: Sequence[Order]
+) -> tuple[dict[Order, Norm], dict[Order, float], str]:
+    """The norms of one layer, its Lipschitz constants where it is not linear, and why some are missing."""
+    norms: dict[Order, Norm] = {}
+    constants: dict[Order, float] = {}
+    reasons: list[str] = []
     try:
-        if l1.dispatch(type(visit.layer)) is l1.dispatch(object):
-            raise NormError("not linear, or not known yet")
-        norms = {p: operator_norm(visit.layer, p, visit.in_shape) for p in ords}
+        check_weights(layer)
     except NormError as e:
-        note = str(e)
-    size = sum(p.numel() for p in visit.layer.parameters())
-    return LayerNorms(
-        visit.name, type(visit.layer).__name__, visit.in_shape, visit.out_shape, size, norms, note
+        return {}, {}, str(e)
+    double = _Double(layer)
+    for ord in ords:
+        try:
+            if is_nonlinear(layer) and not isinstance(ord, tuple):
+                constants[ord] = lipschitz(layer, ord, shape)
+            else:
+                norms[ord] = _norm(layer, ord, shape, double)
+        except NormError as e:
+            reasons.append(str(e))
+        except Exception as e:  # noqa: BLE001 - a row that failed must not hide the others
+            reasons.append(f"{type(e).__name__}: {e}".splitlines()[0])
+    if is_nonlinear(layer) and not reasons:
+        reasons.append("not linear; after ≤ stands its Lipschitz constant")
+    return norms, constants, "; ".join(dict.fromkeys(reasons))
+
+
+def _kind(layer: nn.Module) -> str:
+    kind = type(layer)
+    return (kind.__mro__[1] if "parametrizations" in layer._modules else kind).__name__
+
+
+def _tags(visit: Visit, names: dict[int, str], repeated: bool) -> tuple[str, ...]:
+    """What the reader should know of a row beside its norms."""
+    layer, tags = visit.layer, []
+    parameters = [p for p in layer.parameters() if not is_lazy(p)]
+    if repeated:
+        tags.append("called again")
+    shared = {names.setdefault(id(p), visit.name) for p in parameters} - {visit.name}
+    if shared:
+        tags.append(f"weights shared with {', '.join(sorted(shared))}")
+    if parameters and not any(p.requires_grad for p in parameters):
+        tags.append("frozen")
+    if "parametrizations" in layer._modules:
+        tags.append("parametrized")
+    if (
+        isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        and layer.training
+        and layer.running_var is not None
+    ):
+        tags.append("in train mode, where it is not linear; this is its norm in eval mode")
+    if layer._forward_hooks:
+        tags.append("has a forward hook, which is not in the norm")
+    return tuple(tags)
+
+
+@contextmanager
+def _bar(wanted: bool, visits: Sequence[Visit]) -> Iterator[Callable[[Visit, int], None]]:
+    """A progress bar on standard error: told of each visit before (0) and after (1)."""
+    if not wanted:
+        yield lambda visit, done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    def work(visit: Visit) -> int:  # the cost of an ℓ2 interval grows about with the number of channels
+        weight = visit.layer._parameters.get("weight")
+        return 1 + (math.isqrt(weight.numel()) if weight is not None and not is_lazy(weight) else 0)
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
     )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("layers", total=sum(work(v) for v in visits))
+
+        def advance(visit: Visit, done: int) -> None:
+            bar.update(task, description=visit.name or "(model)", advance=done * work(visit))
+
+        yield advance

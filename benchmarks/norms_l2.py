@@ -1,0 +1,187 @@
+"""The certified l2 interval beside what the field uses, on the kernels of Liang & Huang 2021, Table 1.
+
+    python benchmarks/norms_l2.py [--threads 1 2] [--repeats 3] [--quick] [--numpy] [--json l2.json]
+
+CPU seconds, medians of interleaved runs in one process. Truth is float64 Lanczos on the zero-padded operator. The peers'
+methods are our own plain re-implementations of what their papers say:
+
+    vs       100 power iterations through autograd (Virmaux & Scaman 2018)
+    power    100 power iterations by convolution and its adjoint
+    sgl      FFT and SVD of every frequency, circular padding (Sedghi, Gupta & Long 2019); numpy as published, and torch
+    gram     6 Gram iterations of every frequency, circular padding (Delattre et al. 2023)
+    thm1     sqrt(h_out w_out sum K^2) (Liang & Huang 2021)
+"""
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from opnorm.linear import conv_geometry
+from opnorm.norms.certify import certify
+from opnorm.norms.ritz import krylov
+from opnorm.norms.symbol import taps
+
+KERNELS = [(3, 32, 32), (3, 32, 128), (3, 128, 256), (3, 256, 512), (5, 256, 128), (5, 512, 256)]
+SIZE = 32
+
+
+def interval(layer: nn.Conv2d) -> tuple[float, float]:
+    found = certify(taps(layer.weight.detach(), conv_geometry(layer), (SIZE, SIZE)))
+    return found.lower, found.upper
+
+
+def vs(layer: nn.Conv2d, iterations: int = 100) -> float:
+    x = torch.randn(1, layer.in_channels, SIZE, SIZE)
+    for _ in range(iterations):
+        x = (x / x.norm()).requires_grad_()
+        out = nn.functional.conv2d(x, layer.weight.detach(), padding=layer.padding).norm()
+        (x,) = torch.autograd.grad(out**2 / 2, x)
+    return float(out.detach())
+
+
+def power(layer: nn.Conv2d, iterations: int = 100) -> float:
+    W, p = layer.weight.detach(), layer.padding[0]
+    x = torch.randn(1, layer.in_channels, SIZE, SIZE)
+    for _ in range(iterations):
+        y = nn.functional.conv2d(x / x.norm(), W, padding=p)
+        x = nn.functional.conv_transpose2d(y, W, padding=p)
+    return float(y.norm())
+
+
+def sgl_numpy(layer: nn.Conv2d) -> float:
+    K = np.fft.fft2(layer.weight.detach().permute(2, 3, 1, 0).numpy(), (SIZE, SIZE), axes=(0, 1))
+    return float(np.linalg.svd(K, compute_uv=False).max())
+
+
+def _frequencies(layer: nn.Conv2d) -> torch.Tensor:
+    return (
+        torch.fft.fft2(layer.weight.detach(), s=(SIZE, SIZE)).permute(2, 3, 0, 1).flatten(0, 1).contiguous()
+    )
+
+
+def sgl_torch(layer: nn.Conv2d) -> float:
+    return float(torch.linalg.svdvals(_frequencies(layer)).max())
+
+
+def gram_2023(layer: nn.Conv2d, iterations: int = 6) -> float:
+    K = _frequencies(layer)
+    G = K.mH @ K if K.shape[-1] <= K.shape[-2] else K @ K.mH
+    log = torch.zeros(len(G))
+    for t in range(iterations):
+        size = torch.linalg.matrix_norm(G)
+        log += size.log() / 2**t
+        G = G / size[:, None, None]
+        G = G @ G
+    log += torch.linalg.matrix_norm(G).log() / 2**iterations
+    return math.exp(float(log.max()) / 2)
+
+
+def truth(layer: nn.Conv2d, steps: int) -> float:
+    t = taps(layer.weight.detach(), conv_geometry(layer), (SIZE, SIZE))
+    v = torch.randn(1, layer.in_channels, SIZE, SIZE, dtype=torch.float64)
+    return krylov(t, 0, v, steps=steps)[0]
+
+
+def one_pass(layer: nn.Conv2d) -> None:
+    W, p = layer.weight.detach(), layer.padding[0]
+    y = nn.functional.conv2d(torch.ones(1, layer.in_channels, SIZE, SIZE), W, padding=p)
+    nn.functional.conv_transpose2d(y, W, padding=p)
+
+
+METHODS: dict[str, Callable] = {
+    "ours": interval, "vs": vs, "power": power, "sgl numpy": sgl_numpy, "sgl torch": sgl_torch, "gram": gram_2023,
+    "one pass": one_pass,
+}  # fmt: skip
+
+
+def measure(layer: nn.Conv2d, repeats: int) -> tuple[dict[str, float], dict[str, object]]:
+    seconds: dict[str, list[float]] = {name: [] for name in METHODS}
+    values: dict[str, object] = {}
+    for turn in range(repeats + 1):
+        for name, method in METHODS.items():
+            if turn > 1 and seconds[name][-1] > 5:
+                continue  # a long one has shown itself
+            started = time.process_time()
+            values[name] = method(layer)
+            if turn:  # the first turn warms up
+                seconds[name].append(time.process_time() - started)
+    return {name: statistics.median(times) for name, times in seconds.items()}, values
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="the three smallest kernels, once")
+    parser.add_argument("--numpy", action="store_true", help="SGL with numpy too, as published (minutes)")
+    parser.add_argument("--json", help="write the figures here")
+    args = parser.parse_args()
+    if not args.numpy:
+        del METHODS["sgl numpy"]
+    kernels, repeats = (KERNELS[:3], 1) if args.quick else (KERNELS, args.repeats)
+    rows = []
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        print(f"\n{threads} thread(s), CPU ms; ratios are peers' time over ours; values over the truth")
+        peers = [name for name in METHODS if name not in ("ours", "power", "one pass")]
+        head = [
+            "kernel",
+            "ours",
+            *(x for name in peers for x in (name, "x")),
+            "passes",
+            "lower",
+            "upper",
+            "width",
+        ]
+        print("".join(f"{x:>11}" for x in [*head, "vs/t", "sgl/t", "gram/t"]))
+        for k, c_in, c_out in kernels:
+            torch.manual_seed(0)
+            layer = nn.Conv2d(c_in, c_out, k, padding=k // 2, bias=False)
+            layer.weight.data = torch.randn_like(layer.weight)
+            seconds, values = measure(layer, repeats)
+            lower, upper = values["ours"]
+            true = truth(layer, 60)
+            row = {
+                "threads": threads,
+                "kernel": [k, c_in, c_out],
+                "seconds": seconds,
+                "truth": true,
+                "lower": lower,
+                "upper": upper,
+            }
+            row |= {name: values[name] for name in ("vs", "power", "sgl torch", "gram")}
+            rows.append(row)
+            ours = seconds["ours"]
+            cells = [f"{k},{c_in},{c_out}", f"{1e3 * ours:.0f}"]
+            for name in peers:
+                cells += [f"{1e3 * seconds[name]:.0f}", f"{seconds[name] / ours:.1f}"]
+            cells += [
+                f"{ours / seconds['one pass']:.0f}",
+                f"{lower / true:.5f}",
+                f"{upper / true:.5f}",
+                f"{upper / lower - 1:.4f}",
+            ]
+            cells += [f"{values[name] / true:.4f}" for name in ("vs", "sgl torch", "gram")]
+            print("".join(f"{x:>11}" for x in cells), flush=True)
+    if args.json:
+        about = {
+            "machine": platform.processor() or platform.machine(),
+            "torch": torch.__version__,
+            "size": SIZE,
+        }
+        with open(args.json, "w") as f:
+            json.dump({"about": about, "rows": rows}, f, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,387 @@
+r"""Induced norms ‖A‖_{p→q} = max ‖Av‖_q / ‖v‖_p for any p, q in [1, ∞]: exact where that is possible, else an interval.
+
+Exact: 1→q is the largest column ℓq norm, p→∞ the largest row ℓ_{p*} norm (1/p + 1/p* = 1), 2→2 the largest singular
+value, and ∞→q a maximum over the 2^n sign vectors for small n (p→1 likewise by duality, ‖A‖_{p→q} = ‖Aᵀ‖_{q*→p*}). The
+others are NP-hard in general. From below, the power iteration of Roth et al.: every ‖Av‖_q / ‖v‖_p that it sees is a lower
+bound. From above, the best of
+
+- ‖(‖a_j‖_q)_j‖_{p*} over the columns a_j, and ‖(‖r_i‖_{p*})_i‖_q over the rows r_i (triangle, Hölder);
+- Riesz-Thorin: log ‖A‖_{p→q} is convex in (1/p, 1/q) over the complex numbers, and at the ends 1→q, p→∞ and 2→2 the
+  complex norm is the real one;
+- ‖x‖_a <= n^{max(0, 1/a - 1/p)} ‖x‖_p, from exponents that can be bounded to those that were asked for;
+- for ∞→2 and 2→1, max sᵀ G s <= Σ |G_ij| with G the Gram matrix.
+"""
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from opnorm.errors import NormError
+from opnorm.linear import (
+    LinearMap,
+    Shape,
+    conv_geometry,
+    dense,
+    in_float64,
+    linear_map,
+    overrides,
+    transpose_geometry,
+    unwrap,
+)
+from opnorm.norms.exact import l1, linf
+from opnorm.norms.functional import Plan, conv_plan, linear_plan, pq_norm
+from opnorm.norms.spectral import Norm, spectral
+
+__all__ = ["induced", "induced_norm", "induced_power_iteration"]
+
+SIGNS = 16  # ∞→q is enumerated for up to so many inputs
+DENSE = 2**22  # entries of the largest matrix that is made explicit
+SHORT = 2048  # and its shorter side
+GRID = 33
+
+
+class _Ends(NamedTuple):
+    """What is known of a map at the ends: each is the norm or a bound from above, over the complex numbers too."""
+
+    inputs: int
+    outputs: int
+    columns: Callable[[float], float]  # q -> ‖A‖_{1→q}
+    rows: Callable[[float], float]  # p -> ‖A‖_{p→∞}
+    sigma: float  # ‖A‖_{2→2}
+
+
+def induced(matrix: Tensor, p: float, q: float, restarts: int = 16, seed: int = 0) -> Norm:
+    """The induced norm ‖A‖_{p→q} of an explicit matrix, computed in float64.
+
+    Args:
+        matrix: A, (rows, columns).
+        p: of the input, in [1, inf].
+        q: of the output, in [1, inf].
+        restarts: of the power iteration, where it is needed.
+        seed: of its random starts.
+
+    Returns:
+        ``lower <= ‖A‖_{p→q} <= upper``; equal where a closed formula gives it. Both ends allow for rounding.
+
+    Raises:
+        NormError: p or q below 1, a matrix that is not one, NaN or infinite entries.
+
+    Source: Roth, Kilcher & Hofmann 2020, Table 1, Eqs. (11) and (12).
+    """
+    _check(p, q)
+    if matrix.ndim != 2 or not matrix.is_floating_point():
+        raise NormError(
+            f"expected a matrix of floating point numbers, got {matrix.dtype} of shape {tuple(matrix.shape)}"
+        )
+    A = matrix.detach().double()
+    if not torch.isfinite(A).all():
+        raise NormError(f"the matrix has {int((~torch.isfinite(A)).sum())} entries that are NaN or infinite")
+    scale = float(A.abs().max()) if A.numel() else 0.0
+    if scale == 0:
+        return Norm.of(0.0, 0.0, "exact: zero")
+    found = _of_matrix(A / scale, p, q, restarts, seed)
+    return Norm(found.lower * scale, found.upper * scale, found.method)
+
+
+def _of_matrix(A: Tensor, p: float, q: float, restarts: int, seed: int) -> Norm:
+    m, n = A.shape
+    columns = functools.cache(lambda q: float(_norm(A, q, 0).max()))
+    rows = functools.cache(lambda p: float(_norm(A, _dual(p), 1).max()))
+    slack = 8 * (m + n + 16) * torch.finfo(torch.float64).eps
+    if p == 1 or n == 1:
+        return Norm.of(columns(q), columns(q), "exact: largest column norm")
+    if q == math.inf or m == 1:
+        return Norm.of(rows(p), rows(p), "exact: largest row norm")
+    if p == q == 2:
+        sigma = float(torch.linalg.matrix_norm(A, 2))
+        return Norm.of(
+            sigma * (1 - slack), sigma * (1 + slack), "exact up to rounding: largest singular value"
+        )
+    if p == math.inf and n <= SIGNS:
+        return _both(_over_signs(A, q), slack, f"exact up to rounding: all {2**n:,} sign vectors")
+    if q == 1 and m <= SIGNS:
+        return _both(_over_signs(A.T, _dual(p)), slack, f"exact up to rounding: all {2**m:,} sign vectors")
+    linear = LinearMap(lambda v: v @ A.T, lambda u: u @ A, (n,), (m,), A.device)
+    _, singular_values, Vh = torch.linalg.svd(A, full_matrices=False)
+    starts = _starts(A, Vh, p, restarts)
+    lower = induced_power_iteration(linear, p, q, restarts, seed=seed, starts=starts)
+    bounds = {
+        "column norms": float(_norm(_norm(A, q, 0), _dual(p), 0)),
+        "row norms": float(_norm(_norm(A, _dual(p), 1), q, 0)),
+        **_interpolated(_Ends(n, m, columns, rows, float(singular_values[0])), p, q),
+    }
+    if (p, q) == (math.inf, 2):
+        bounds["the Gram matrix"] = math.sqrt(float((A.T @ A).abs().sum()))
+    if (p, q) == (2, 1):
+        bounds["the Gram matrix"] = math.sqrt(float((A @ A.T).abs().sum()))
+    return _interval(lower, bounds, slack, restarts)
+
+
+def induced_norm(
+    layer: nn.Module | LinearMap,
+    p: float,
+    q: float,
+    in_shape: Shape = (),
+    restarts: int = 8,
+    seed: int = 0,
+) -> Norm:
+    """The induced norm ‖M‖_{p→q} of a layer without its bias, in float64.
+
+    p = q is left to the norms made for it. 1→q and p→∞ of Linear and of convolutions with zero padding take one pass over
+    the kernel. Everything else goes through the explicit matrix where it is small (4 million entries), and is an interval
+    where it is not: power iteration from below, Riesz-Thorin between the exact ends from above.
+
+    Args:
+        layer: any affine layer, or a :class:`LinearMap`.
+        p: of the input, in [1, inf].
+        q: of the output, in [1, inf].
+        in_shape: shape of one input, without the batch axis; a LinearMap has its own.
+        restarts: of the power iteration, where it is needed.
+        seed: of its random starts.
+
+    Returns:
+        ``lower <= ‖M‖_{p→q} <= upper``; the upper end is infinite where no bound is known.
+
+    Raises:
+        NormError: p or q below 1, or a layer that is not affine.
+    """
+    _check(p, q)
+    if isinstance(layer, LinearMap):
+        return _of_map(layer, None, p, q, restarts, seed)
+    layer, in_shape = unwrap(layer), tuple(in_shape)
+    double = in_float64(layer)
+    if p == q == 2:
+        return spectral(layer, in_shape)
+    with torch.no_grad():
+        if p == q == 1 or p == q == math.inf:
+            value = (l1 if p == 1 else linf)(double, in_shape)
+            return Norm.of(value, value, "exact")
+        weight: Any = getattr(double, "weight", None)
+        if p == 1 and (plan := _single_plan(double, in_shape, 0)):
+            value = pq_norm(weight, plan, q)
+            return Norm.of(value, value, "exact: largest column norm")
+        if q == math.inf and (plan := _single_plan(double, in_shape, 1)):
+            value = pq_norm(weight, plan, _dual(p))
+            return Norm.of(value, value, "exact: largest row norm")
+    return _of_map(linear_map(layer, in_shape), double, p, q, restarts, seed)
+
+
+def _of_map(linear: LinearMap, layer: nn.Module | None, p: float, q: float, restarts: int, seed: int) -> Norm:
+    n, m = math.prod(linear.in_shape), math.prod(linear.out_shape)
+    if n * m <= DENSE and min(n, m) <= SHORT:
+        return induced(dense(linear), p, q, restarts, seed)
+    lower = induced_power_iteration(linear, p, q, restarts, seed=seed)
+    slack = 8 * (m + n + 16) * torch.finfo(torch.float64).eps
+    bounds = {}
+    if layer is not None:
+        with contextlib.suppress(NormError):  # without exact ℓ1 and ℓ∞ norms there is no upper bound
+            bounds = _interpolated(_layer_ends(layer, linear), p, q)
+    return _interval(lower, bounds, slack, restarts)
+
+
+def _layer_ends(layer: nn.Module, linear: LinearMap) -> _Ends:
+    shape = linear.in_shape
+    weight: Any = getattr(layer, "weight", None)
+    with torch.no_grad():
+        one, infinity = float(l1(layer, shape)), float(linf(layer, shape))
+        sigma = float(spectral(layer, shape).upper)
+        by_column, by_row = (_single_plan(layer, shape, side) for side in (0, 1))
+
+        def columns(q: float) -> float:
+            return float(pq_norm(weight, by_column, q)) if by_column else one  # ‖y‖_q <= ‖y‖_1
+
+        def rows(p: float) -> float:
+            return float(pq_norm(weight, by_row, _dual(p))) if by_row else infinity  # ‖x‖_∞ <= ‖x‖_p
+
+        sigma = min(sigma, math.sqrt(one * infinity))
+    n, m = math.prod(shape), math.prod(linear.out_shape)
+    return _Ends(n, m, functools.cache(columns), functools.cache(rows), sigma)
+
+
+def _single_plan(layer: nn.Module, in_shape: Shape, side: int) -> Plan | None:
+    """How to read columns (side 0) or rows (side 1) off the weight, where every entry of them is one weight."""
+    if isinstance(layer, nn.Linear) and not overrides(layer, nn.Linear):
+        return linear_plan(side, layer.weight.shape)
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if overrides(layer, nn.Conv1d, nn.Conv2d, nn.Conv3d) or layer.padding_mode != "zeros":
+            return None
+        return conv_plan(side, layer.weight.shape, conv_geometry(layer), in_shape[1:])
+    if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        if overrides(layer, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
+            return None
+        geometry, size = transpose_geometry(layer, in_shape[1:])
+        return conv_plan(1 - side, layer.weight.shape, geometry, size, in_shape[1:])
+    return None
+
+
+# ---------------------------------------------------------------- from below
+
+
+@torch.no_grad()
+def induced_power_iteration(
+    linear: LinearMap,
+    p: float,
+    q: float,
+    restarts: int = 8,
+    iterations: int = 100,
+    seed: int = 0,
+    starts: Tensor | None = None,
+) -> float:
+    """The largest ‖Mv‖_q / ‖v‖_p that the power iteration meets, a lower bound but for rounding.
+
+    u = ψ_q(M v), v = ψ_{p*}(Mᵀ u), with ψ_r(x) = sign(x) |x|^{r-1} and, for r = ∞, the sign at the largest entry: the
+    value never falls.
+
+    Args:
+        linear: the map, in float64.
+        p: of the input.
+        q: of the output.
+        restarts: random starts, run as one batch.
+        iterations: at most so many.
+        seed: of the starts.
+        starts: more starts, (S, *in_shape).
+
+    Source: Roth et al. 2020, Eqs. (11) and (12), α → ∞; Boyd 1974.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    v = torch.randn(restarts, *linear.in_shape, generator=generator, dtype=torch.float64).to(linear.device)
+    v = torch.cat([v.sign(), v] if p == math.inf else [v, v.sign()])[: max(1, restarts)]
+    if starts is not None:
+        v = torch.cat([v, starts])
+    best = v.new_zeros(len(v))
+    for _ in range(iterations):
+        size = _norm(v.flatten(1), p, 1)
+        v = v / torch.where(size > 0, size, 1).view(-1, *(1,) * (v.ndim - 1))
+        u = linear.apply(v)
+        values = _norm(u.flatten(1), q, 1) / _norm(v.flatten(1), p, 1).clamp(min=1e-300)
+        grown = values > best * (1 + 1e-9)
+        best = torch.maximum(best, values)
+        if not bool(grown.any()):
+            break
+        u = _dual_vector(u.flatten(1), q).view_as(u)
+        back = linear.adjoint(u)
+        v = _dual_vector(back.flatten(1), _dual(p)).view_as(back)
+    return float(best.max())
+
+
+def _dual_vector(x: Tensor, r: float) -> Tensor:
+    """ψ_r(x) for each row of x: the direction y of the dual ball with <x, y> = ‖x‖_r."""
+    largest = x.abs().amax(1, keepdim=True)
+    if r == math.inf:
+        at = torch.zeros_like(x)
+        index = x.abs().argmax(1, keepdim=True)
+        return at.scatter_(1, index, torch.where(x.gather(1, index) < 0, -1.0, 1.0).to(x.dtype))
+    if r == 1:
+        return torch.where(x < 0, -1.0, 1.0).to(x.dtype)  # any sign will do at 0; this one is a vertex
+    return x.sign() * (x.abs() / torch.where(largest > 0, largest, 1)) ** (r - 1)
+
+
+def _starts(A: Tensor, Vh: Tensor, p: float, count: int) -> Tensor:
+    """Where simple bounds are reached: at long columns, at the duals of long rows, at the first singular vectors."""
+    count = min(count, *A.shape)
+    unit = torch.eye(A.shape[1], dtype=A.dtype, device=A.device)[_norm(A, 2, 0).topk(count).indices]
+    by_row = _dual_vector(A[_norm(A, _dual(p), 1).topk(count).indices], _dual(p))
+    return torch.cat([unit, by_row, Vh[:count]])
+
+
+def _over_signs(A: Tensor, q: float) -> float:
+    """The largest ‖A s‖_q over s in {-1, 1}^n: a convex function is largest at a corner of the cube."""
+    n = A.shape[1]
+    bits = torch.arange(2 ** (n - 1), device=A.device)[:, None] >> torch.arange(n, device=A.device)
+    best = 0.0
+    for part in bits.split(4096):
+        signs = 1.0 - 2.0 * (part & 1).to(A.dtype)
+        best = max(best, float(_norm(signs @ A.T, q, 1).max()))
+    return best
+
+
+# ---------------------------------------------------------------- from above
+
+
+def _interpolated(ends: _Ends, p: float, q: float) -> dict[str, float]:
+    """Bounds by Riesz-Thorin and by the equivalence of norms, at (u, v) = (1/p, 1/q)."""
+    u, v = 1 / p, 1 / q
+
+    def moved(to_u: float, to_v: float) -> float:
+        """‖x‖_{1/to_u} against ‖x‖_p on the way in, ‖y‖_q against ‖y‖_{1/to_v} on the way out."""
+        return ends.inputs ** max(0.0, to_u - u) * ends.outputs ** max(0.0, v - to_v)
+
+    diagonal = [i / (GRID - 1) for i in range(GRID)] + [u, v]
+    bounds = {
+        "norm equivalence with 2→2": moved(0.5, 0.5) * ends.sigma,
+        "norm equivalence with r→r": min(moved(w, w) * _between(ends, w, w) for w in diagonal),
+    }
+    if v <= u:
+        bounds["Riesz-Thorin interpolation"] = _between(ends, u, v)
+    return bounds
+
+
+def _between(ends: _Ends, u: float, v: float) -> float:
+    """Riesz-Thorin at (u, v), v <= u: the best chord through it between points where the norm is known."""
+    best = math.inf
+    for i in range(GRID):
+        w = v + (u - v) * i / (GRID - 1)  # (u, v) = w (1, v/w) + (1 - w) ((u - w)/(1 - w), 0)
+        column = ends.columns(_inverse(min(1.0, v / w))) if w > 0 else 1.0
+        row = ends.rows(_inverse(min(1.0, max(0.0, (u - w) / (1 - w))))) if w < 1 else 1.0
+        if (column > 0 or w == 0) and (row > 0 or w == 1):
+            best = min(best, column**w * row ** (1 - w))
+    if (u, v) == (0.5, 0.5):
+        return min(best, ends.sigma)
+    # the ray from (1/2, 1/2) through (u, v) leaves the square at u = 1 or at v = 0
+    reach = [0.5 / (u - 0.5)] if u > 0.5 else []
+    reach += [0.5 / (0.5 - v)] if v < 0.5 else []
+    far = min(reach, default=math.inf)
+    if far < math.inf:
+        end_u, end_v = 0.5 + far * (u - 0.5), 0.5 + far * (v - 0.5)
+        if end_u >= 1 - 1e-12 and -1e-12 <= end_v <= 1 + 1e-12:
+            end = ends.columns(_inverse(min(1.0, max(0.0, end_v))))
+        elif end_v <= 1e-12 and -1e-12 <= end_u <= 1 + 1e-12:
+            end = ends.rows(_inverse(min(1.0, max(0.0, end_u))))
+        else:
+            return best
+        best = min(best, end ** (1 / far) * ends.sigma ** (1 - 1 / far))
+    return best
+
+
+def _interval(lower: float, bounds: dict[str, float], slack: float, restarts: int) -> Norm:
+    name = min(bounds, key=lambda k: bounds[k], default="")
+    upper = bounds.get(name, math.inf) * (1 + slack)
+    how = f"upper by {name}" if name else "no upper bound is known"
+    text = f"NP-hard in general: lower by power iteration with {restarts} restarts, {how}"
+    return Norm.of(min(lower * (1 - slack), upper), upper, text)
+
+
+def _both(value: float, slack: float, method: str) -> Norm:
+    return Norm.of(value * (1 - slack), value * (1 + slack), method)
+
+
+# ---------------------------------------------------------------- exponents
+
+
+def _check(p: float, q: float) -> None:
+    for name, r in (("p", p), ("q", q)):
+        if isinstance(r, bool) or not isinstance(r, int | float) or not r >= 1:
+            raise NormError(f"{name}={r!r}: expected a number of at least 1, or math.inf")
+
+
+def _dual(p: float) -> float:
+    """p*, with 1/p + 1/p* = 1."""
+    return math.inf if p == 1 else 1.0 if p == math.inf else p / (p - 1)
+
+
+def _inverse(u: float) -> float:
+    return 1 / u if u > 0 else math.inf
+
+
+def _norm(x: Tensor, r: float, axis: int) -> Tensor:
+    """ℓr norms along an axis, scaled so that no power over- or underflows."""
+    if r in (1, 2, math.inf):
+        return torch.linalg.vector_norm(x, r, axis)
+    largest = x.abs().amax(axis, keepdim=True)
+    scaled = torch.linalg.vector_norm(x / torch.where(largest > 0, largest, 1), r, axis)
+    return scaled * largest.squeeze(axis)

@@ -1,0 +1,310 @@
+r"""Lipschitz constants of layers that are not linear, from ℓp to ℓp, for p = 1, 2 and ∞.
+
+A map that acts on each coordinate alone, y_i = φ(x_i), has the constant sup |φ'| in every ℓp: Σ |φ(x_i) - φ(y_i)|^p is at
+most (sup |φ'|)^p Σ |x_i - y_i|^p, with equality in the limit for one coordinate. The other maps have derivations beside
+them. A map without a finite constant, or with a jump, raises :class:`~opnorm.errors.NormError`; nothing is ever guessed.
+
+New layers join by ``@lipschitz.register(MyActivation)``.
+"""
+
+import functools
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opnorm.errors import NormError
+from opnorm.linear import Shape, overrides
+
+__all__ = ["copies", "is_copying", "is_nonlinear", "lipschitz", "window_count"]
+
+
+@functools.singledispatch
+def lipschitz(layer: nn.Module, ord: float, in_shape: Shape) -> float:
+    """An upper bound on sup ‖layer(x) - layer(y)‖_p / ‖x - y‖_p of a layer that is not linear, in eval mode.
+
+    Args:
+        layer: an activation, a softmax, a max-pooling or a normalization by the input's own statistics.
+        ord: p: 1, 2 or ``math.inf``.
+        in_shape: shape of one input, without the batch axis.
+
+    Returns:
+        The constant; the best possible one unless the layer's entry says otherwise.
+
+    Raises:
+        NormError: no finite constant exists, or none is known.
+
+    Source: derivations in :mod:`opnorm.norms.nonlinear`.
+
+    Example:
+        >>> import torch
+        >>> lipschitz(torch.nn.Sigmoid(), 2, (10,))
+        0.25
+        >>> lipschitz(torch.nn.MaxPool2d(3, stride=2), 2, (8, 32, 32))  # windows overlap
+        2.0
+    """
+    raise NormError(f"no Lipschitz constant of {type(layer).__name__} is known")
+
+
+def is_nonlinear(layer: nn.Module) -> bool:
+    """Whether :func:`lipschitz` has an entry for the layer, whose forward is that of the entry."""
+    base = next((c for c in type(layer).__mro__ if c in lipschitz.registry and c is not object), None)
+    return base is not None and not overrides(layer, base)
+
+
+# ---------------------------------------------------------------- coordinate by coordinate
+
+# sup |φ'|, the irrational ones rounded up in their last digit (found with 40 digits)
+ELEMENTWISE: dict[type[nn.Module], float] = {
+    nn.ReLU: 1.0,
+    nn.ReLU6: 1.0,
+    nn.Tanh: 1.0,
+    nn.Sigmoid: 0.25,  # σ' = σ (1 - σ)
+    nn.LogSigmoid: 1.0,
+    nn.Softsign: 1.0,
+    nn.Tanhshrink: 1.0,  # 1 - (1 - tanh²)
+    nn.Softshrink: 1.0,
+    nn.Hardtanh: 1.0,
+    nn.Hardsigmoid: 1 / 6,
+    nn.Hardswish: 1.5,  # (2 x + 3) / 6 at x = 3
+    nn.SiLU: 1.0998393201288670,  # at x = 2.39935728052
+    nn.Mish: 1.0884981612517280,  # at x = 1.49057117949
+    nn.SELU: 1.7580993408473769,  # scale · α, left of 0
+}
+GELU = {"none": 1.1289041451851549, "tanh": 1.1289930686577719}  # at √2: Φ(√2) + √2 φ(√2); at 1.41850400879
+
+for _kind, _constant in ELEMENTWISE.items():
+    lipschitz.register(_kind)(lambda layer, ord, in_shape, constant=_constant: constant)
+
+
+@lipschitz.register
+def _(layer: nn.GELU, ord: float, in_shape: Shape) -> float:
+    return GELU[layer.approximate]
+
+
+@lipschitz.register
+def _(layer: nn.LeakyReLU, ord: float, in_shape: Shape) -> float:
+    return max(1.0, abs(layer.negative_slope))
+
+
+@lipschitz.register
+def _(layer: nn.RReLU, ord: float, in_shape: Shape) -> float:
+    return max(1.0, abs(layer.lower + layer.upper) / 2)  # the slope of eval mode
+
+
+@lipschitz.register
+def _(layer: nn.PReLU, ord: float, in_shape: Shape) -> float:
+    return max(1.0, float(layer.weight.detach().abs().max()))
+
+
+@lipschitz.register
+def _(layer: nn.ELU, ord: float, in_shape: Shape) -> float:
+    return max(1.0, abs(layer.alpha))  # α e^x left of 0
+
+
+@lipschitz.register
+def _(layer: nn.CELU, ord: float, in_shape: Shape) -> float:
+    if layer.alpha < 0:
+        raise NormError(f"CELU with alpha={layer.alpha} grows without bound in its slope")
+    return 1.0  # e^{x/α} left of 0
+
+
+@lipschitz.register
+def _(layer: nn.Softplus, ord: float, in_shape: Shape) -> float:
+    # torch jumps from log(1 + e^{βx}) / β to x at βx = threshold; at 20 the jump is lost in rounding
+    if layer.threshold < 15 or layer.beta <= 0:
+        raise NormError(f"Softplus with threshold={layer.threshold}, beta={layer.beta} has a jump")
+    return 1.0
+
+
+@lipschitz.register
+def _(layer: nn.Threshold, ord: float, in_shape: Shape) -> float:
+    if layer.value != layer.threshold:
+        raise NormError(f"Threshold jumps from {layer.value} to {layer.threshold}: no Lipschitz constant")
+    return 1.0
+
+
+@lipschitz.register
+def _(layer: nn.Hardshrink, ord: float, in_shape: Shape) -> float:
+    if layer.lambd > 0:
+        raise NormError(f"Hardshrink jumps at ±{layer.lambd}: no Lipschitz constant")
+    return 1.0
+
+
+@lipschitz.register
+def _(layer: nn.GLU, ord: float, in_shape: Shape) -> float:
+    raise NormError("GLU multiplies two halves of its input: no Lipschitz constant")
+
+
+# ---------------------------------------------------------------- softmax
+
+
+@lipschitz.register(nn.Softmax)
+@lipschitz.register(nn.Softmax2d)
+@lipschitz.register(nn.Softmin)
+def _(layer: nn.Module, ord: float, in_shape: Shape) -> float:
+    # J = diag(s) - s sᵀ is symmetric; row i sums to 2 s_i (1 - s_i) ≤ 1/2 in absolute value: ‖J‖_1 = ‖J‖_∞ ≤ 1/2, and
+    # ‖J‖_2 ≤ sqrt(‖J‖_1 ‖J‖_∞). Reached at s = (1/2, 1/2).
+    return 0.5
+
+
+@lipschitz.register
+def _(layer: nn.LogSoftmax, ord: float, in_shape: Shape) -> float:
+    # J = I - 1 sᵀ. Rows: 2 (1 - s_i) → 2. Columns: 1 + (n - 2) s_j → n - 1. 1 sᵀ is a projection (sᵀ1 = 1), and
+    # ‖I - P‖_2 = ‖P‖_2 = √n ‖s‖_2 → √n for projections other than 0 and I.
+    if layer.dim is None:
+        raise NormError("LogSoftmax without dim chooses its axis by the input; give it dim")
+    n = (1, *in_shape)[layer.dim]
+    if n == 1:
+        return 0.0
+    return {1: float(max(1, n - 1)), 2: math.sqrt(n), math.inf: 2.0}[ord]
+
+
+# ---------------------------------------------------------------- pooling
+
+
+def window_count(
+    size: int, kernel: int, stride: int, padding: int = 0, dilation: int = 1, ceil_mode: bool = False
+) -> int:
+    """In how many pooling windows the busiest input position of one axis lies."""
+    span = size + 2 * padding - dilation * (kernel - 1) - 1
+    windows = (-(-span // stride) if ceil_mode else span // stride) + 1
+    if ceil_mode and (windows - 1) * stride >= size + padding:
+        windows -= 1  # torch drops a window that starts in the padding behind the input
+    seen = Counter(o * stride - padding + k * dilation for o in range(windows) for k in range(kernel))
+    return max((c for place, c in seen.items() if 0 <= place < size), default=0)
+
+
+def _overlapping(multiplicity: int, ord: float) -> float:
+    # |max_W x - max_W y|^p ≤ max_W |x - y|^p ≤ Σ_{i ∈ W} |x_i - y_i|^p, and position i is in at most m windows: m^{1/p}.
+    # Reached where one position is the largest of all of its windows.
+    return multiplicity ** (1 / ord)
+
+
+def _per_axis(value: Any, axes: int) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, tuple | list) else (value,) * axes
+
+
+def _max_pool(layer: Any, ord: float, in_shape: Shape, axes: int) -> float:
+    if layer.return_indices:
+        raise NormError("max-pooling that returns indices is not continuous")
+    if len(in_shape) < axes:
+        raise NormError(f"{type(layer).__name__} needs {axes} spatial axes, got an input of shape {in_shape}")
+    settings = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    per_axis = zip(in_shape[-axes:], *(_per_axis(s, axes) for s in settings), strict=True)
+    counts = [window_count(n, k, s, p, d, layer.ceil_mode) for n, k, s, p, d in per_axis]
+    return _overlapping(math.prod(counts), ord)
+
+
+def _adaptive_max_pool(layer: Any, ord: float, in_shape: Shape, axes: int) -> float:
+    if layer.return_indices:
+        raise NormError("max-pooling that returns indices is not continuous")
+    multiplicity = 1
+    for n, m in zip(in_shape[-axes:], _per_axis(layer.output_size, axes), strict=True):
+        windows = [range(o * n // (m or n), -(-(o + 1) * n // (m or n))) for o in range(m or n)]
+        multiplicity *= max(Counter(i for w in windows for i in w).values())
+    return _overlapping(multiplicity, ord)
+
+
+for _axes, (_pool, _adaptive) in enumerate(
+    (
+        (nn.MaxPool1d, nn.AdaptiveMaxPool1d),
+        (nn.MaxPool2d, nn.AdaptiveMaxPool2d),
+        (nn.MaxPool3d, nn.AdaptiveMaxPool3d),
+    ),
+    start=1,
+):
+    lipschitz.register(_pool)(functools.partial(_max_pool, axes=_axes))
+    lipschitz.register(_adaptive)(functools.partial(_adaptive_max_pool, axes=_axes))
+
+
+# ---------------------------------------------------------------- normalization by the input's own statistics
+
+
+def normalizing(eps: float | None, weight: Tensor | None, ord: float, kind: str) -> float:
+    """Normalization x -> γ z / sqrt(|z|² / n + eps), z = x or x minus its mean.
+
+    With σ² = |z|² / n + eps the Jacobian is (γ/σ) (I - z zᵀ / (n σ²)) P: eigenvalues of the middle factor lie between
+    eps / σ² and 1, P is a projection, and σ ≥ sqrt(eps): ‖J‖_2 ≤ max|γ| / sqrt(eps), reached at z = 0 if γ is constant.
+    """
+    if ord != 2:
+        raise NormError(f"{kind} divides by the input's own size: only its ℓ2 constant is known")
+    if not eps or eps < 0:
+        raise NormError(f"{kind} with eps={eps} has no Lipschitz constant")
+    gain = 1.0 if weight is None else float(weight.detach().double().abs().max())
+    return gain / math.sqrt(eps)
+
+
+@lipschitz.register(nn.LayerNorm)
+@lipschitz.register(nn.GroupNorm)
+@lipschitz.register(nn.RMSNorm)
+def _(layer: Any, ord: float, in_shape: Shape) -> float:
+    eps = layer.eps
+    if eps is None:  # RMSNorm takes that of a type it computes in, which is at least this
+        double = layer.weight is None or layer.weight.dtype == torch.float64
+        eps = torch.finfo(torch.float64 if double else torch.float32).eps
+    return normalizing(eps, layer.weight, ord, type(layer).__name__)
+
+
+@lipschitz.register(nn.InstanceNorm1d)
+@lipschitz.register(nn.InstanceNorm2d)
+@lipschitz.register(nn.InstanceNorm3d)
+def _(layer: Any, ord: float, in_shape: Shape) -> float:
+    if layer.track_running_stats and layer.running_var is not None:  # a diagonal map in eval mode
+        gain = (layer.running_var.double() + layer.eps).rsqrt()
+        return float((gain if layer.weight is None else gain * layer.weight.detach()).abs().max())
+    return normalizing(layer.eps, layer.weight, ord, type(layer).__name__)
+
+
+# ---------------------------------------------------------------- linear maps that only copy
+
+_PADS = tuple(
+    getattr(nn, f"{kind}Pad{axes}d")
+    for kind in ("Reflection", "Replication", "Circular")
+    for axes in (1, 2, 3)
+)
+_ZEROS = tuple(getattr(nn, f"{kind}Pad{axes}d") for kind in ("Zero", "Constant") for axes in (1, 2, 3))
+_SAME = (
+    nn.Identity, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle,
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+)  # fmt: skip
+
+
+def is_copying(layer: nn.Module) -> bool:
+    """Whether every output of the layer, in eval mode, is one of its inputs or a constant."""
+    if isinstance(layer, nn.Upsample):
+        return layer.mode in ("nearest", "nearest-exact") and not overrides(layer, nn.Upsample)
+    base = next((c for c in type(layer).__mro__ if c in (*_SAME, *_PADS, *_ZEROS)), None)
+    if base is None or overrides(layer, base, *_bases(base)):
+        return False
+    return not isinstance(layer, _ZEROS) or all(p >= 0 for p in _per_axis(layer.padding, 1))
+
+
+def _bases(base: type[nn.Module]) -> tuple[type[nn.Module], ...]:
+    return tuple(
+        c for c in base.__mro__ if issubclass(c, nn.Module) and c is not nn.Module and "forward" in vars(c)
+    )
+
+
+def copies(move: Callable[[Tensor], Tensor], in_shape: Shape) -> int:
+    """How many outputs of a copying map the busiest input reaches: m, and the norm is m^(1/p), exactly.
+
+    Args:
+        move: applied to the numbers 1, 2, 3, ... in float64, of shape (1, *in_shape); constants among its outputs are 0.
+        in_shape: shape of one input.
+    """
+    n = math.prod(in_shape)
+    numbers = torch.arange(1, n + 1, dtype=torch.float64).view(1, *in_shape)
+    with torch.no_grad():
+        places = move(numbers).detach().round().long().flatten()
+    return int(places[places > 0].bincount().max()) if bool((places > 0).any()) else 0
+
+
+def copying_norm(layer: nn.Module, ord: float, in_shape: Shape) -> float:
+    """The exact norm of a layer that only copies."""
+    if isinstance(layer, (*_SAME, *_ZEROS)):
+        return 1.0
+    return float(copies(layer, in_shape)) ** (1 / ord)

@@ -1,0 +1,223 @@
+"""A convolution as a matrix-valued trigonometric polynomial.
+
+Every convolution, whatever its stride, dilation and groups, becomes stride 1 here: a strided one reads ∏ s interleaved
+phases of its input, which are stacked as channels, and a dilated one is a sum over fewer, wider spaced taps. What is left
+is y(o) = Σ_τ A_τ x(o + τ), with its symbol  A(ω) = Σ_τ A_τ exp(i ω·τ)  and the Gram symbol
+
+    G(ω) = A(ω)ᴴ A(ω)  or  A(ω) A(ω)ᴴ  =  Σ_δ H_δ exp(i ω·δ),     H_{-δ} = H_δᵀ,
+
+on whichever side has fewer channels. Norms of the convolution are norms of these small matrices (see certify.py).
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from opnorm.linear import ConvGeometry, Shape
+
+__all__ = ["Gram", "Taps", "adjoint", "apply", "gram", "taps"]
+
+
+@dataclass(frozen=True)
+class Taps:
+    """A zero-padded convolution of stride 1, for each of its groups.
+
+    Attributes:
+        offsets: (T, axes) whole numbers τ, relative to the output position.
+        matrices: (groups, T, c_out, c_in) float64, one matrix A_τ a tap.
+        whole: how many input positions every phase really has, per axis: what a lower bound may use.
+        reach: how many the longest phase has: what an upper bound must allow for.
+        out_size: output positions per axis.
+    """
+
+    offsets: np.ndarray
+    matrices: Tensor
+    whole: Shape
+    reach: Shape
+    out_size: Shape
+
+    @property
+    def degree(self) -> tuple[float, ...]:
+        """Half the spread of the offsets per axis: the degree of the symbol once it is centered."""
+        return tuple((self.offsets.max(0) - self.offsets.min(0)) / 2)
+
+    def period(self) -> Shape:
+        """The smallest circulant that holds the convolution, per axis.
+
+        On the circle, a tap that reads padding must not come round to a real input, so the circle needs room for the
+        inputs and for the longer of the two overhangs; and as many places as there are outputs.
+        """
+        low, high = self.offsets.min(0), self.offsets.max(0)
+        sizes = []
+        for n, m, a, b in zip(self.reach, self.out_size, low, high, strict=True):
+            before, after = max(0, -int(a)), max(0, m - 1 + int(b) - (n - 1))
+            sizes.append(max(n + max(before, after), m))
+        return tuple(sizes)
+
+
+def adjoint(t: Taps) -> Taps:
+    """The transposed map: offsets change sign, matrices are transposed, input and output swap."""
+    return Taps(-t.offsets, t.matrices.mT, t.out_size, t.out_size, t.whole)
+
+
+def apply(t: Taps, group: int, x: Tensor) -> Tensor:
+    """One convolution, y(o) = Σ_τ A_τ x(o + τ): (B, c_in, *whole) -> (B, c_out, *out_size), in the precision of x."""
+    low, high = t.offsets.min(0), t.offsets.max(0)
+    steps = [_step(t.offsets[:, a]) for a in range(len(low))]
+    box = [(h - w) // d + 1 for w, h, d in zip(low, high, steps, strict=True)]
+    A = t.matrices[group]
+    K = A.new_zeros(*A.shape[1:], *box, dtype=x.dtype)
+    places = (t.offsets - low) // np.array(steps)
+    where: tuple[Any, ...] = (..., *(torch.from_numpy(p) for p in places.T))
+    K[where] = A.permute(1, 2, 0).to(x.dtype)
+    pads: list[int] = []
+    for n, m, a, b in reversed(list(zip(t.whole, t.out_size, low.tolist(), high.tolist(), strict=True))):
+        pads += [-a, m - 1 + b - (n - 1)]  # negative ones cut off what no output reads
+    conv = (F.conv1d, F.conv2d, F.conv3d)[len(low) - 1]
+    return conv(F.pad(x, pads), K, dilation=steps)
+
+
+def taps(K: Tensor, geometry: ConvGeometry, in_size: Shape, out_size: Shape | None = None) -> Taps:
+    """Reduce a convolution with kernel (c_out, c_in / groups, *kernel) to stride 1.
+
+    Args:
+        K: the kernel.
+        geometry: everything else about the convolution.
+        in_size: input size per axis.
+        out_size: output size per axis, where it is not what follows from the rest (the adjoint of a transposed
+            convolution can have fewer).
+
+    Raises:
+        NormError: the output would be empty.
+    """
+    out_size = out_size or geometry.out_size(in_size)
+    g, c_out, c_in = geometry.groups, K.shape[0] // geometry.groups, K.shape[1]
+    stride = geometry.stride
+    phases = math.prod(stride)
+    placed: dict[tuple[int, ...], Tensor] = {}
+    kernel = K.detach().double().reshape(g, c_out, c_in, *geometry.kernel)
+    for tap in itertools.product(*(range(k) for k in geometry.kernel)):
+        at = [t * d - p[0] for t, d, p in zip(tap, geometry.dilation, geometry.padding, strict=True)]
+        if any(_misses(a, n, m, s) for a, n, m, s in zip(at, in_size, out_size, stride, strict=True)):
+            continue  # this tap reads padding only
+        offset = tuple(a // s for a, s in zip(at, stride, strict=True))
+        phase = 0
+        for a, s in zip(at, stride, strict=True):
+            phase = phase * s + a % s
+        if offset not in placed:
+            placed[offset] = K.new_zeros(g, c_out, phases, c_in, dtype=torch.float64)
+        where: tuple[Any, ...] = (..., *tap)
+        placed[offset][:, :, phase] += kernel[where]
+    if not placed:
+        placed[(0,) * len(stride)] = K.new_zeros(g, c_out, phases, c_in, dtype=torch.float64)
+    offsets = np.array(sorted(placed), dtype=np.int64)
+    matrices = torch.stack([placed[tuple(o)].flatten(2) for o in offsets.tolist()], 1)
+    matrices = _drop_silent_columns(matrices)
+    whole = tuple(n // s for n, s in zip(in_size, stride, strict=True))
+    reach = tuple(-(-n // s) for n, s in zip(in_size, stride, strict=True))
+    return Taps(offsets, matrices, whole, reach, out_size)
+
+
+def _misses(at: int, n: int, m: int, s: int) -> bool:
+    """Whether o s + at lies outside [0, n) for every output o."""
+    first = max(0, -(at // s))  # the first o with o s + at >= 0
+    return first >= m or first * s + at >= n
+
+
+def _drop_silent_columns(matrices: Tensor) -> Tensor:
+    """Phases that no tap reads (stride larger than the kernel) are columns of zeros: they change no norm."""
+    heard = (matrices != 0).any(2).any(1).any(0)
+    return matrices[..., heard] if bool(heard.any()) and not bool(heard.all()) else matrices
+
+
+@dataclass(frozen=True)
+class Gram:
+    """The Gram symbol G(ω) = Re + i Im from its taps, in half: δ and -δ share one.
+
+    Attributes:
+        offsets: (D, axes), δ, one of each pair ±δ, the first of them 0.
+        even: (groups, D, n n) the coefficients of cos(ω·δ): H_0, then H_δ + H_δᵀ.
+        odd: (groups, D, n n) the coefficients of sin(ω·δ): H_δ - H_δᵀ.
+        n: channels on the smaller side.
+    """
+
+    offsets: np.ndarray
+    even: Tensor
+    odd: Tensor
+    n: int
+
+    def at(self, omega: np.ndarray, group: int = 0) -> Tensor:
+        """G of one group at frequencies (F, axes): a complex tensor (F, n, n) of the coefficients' precision."""
+        angles = torch.from_numpy(omega @ self.offsets.T).to(self.even.device)
+        cos, sin = angles.cos().to(self.even.dtype), angles.sin().to(self.even.dtype)
+        return torch.complex(cos @ self.even[group], sin @ self.odd[group]).unflatten(-1, (self.n, self.n))
+
+    def single(self) -> "Gram":
+        """The same with its coefficients rounded to float32."""
+        return Gram(self.offsets, self.even.float(), self.odd.float(), self.n)
+
+
+def gram(t: Taps) -> Gram:
+    """The Gram symbol on the side with fewer channels, in float64.
+
+    The products Σ A_τᵀ A_{τ+δ} are not summed pair by pair, which takes T² products, but through the symbol's values on a
+    grid of 2 k - 1 frequencies an axis, which determine G and cost a quarter.
+    """
+    A = t.matrices if t.matrices.shape[-1] <= t.matrices.shape[-2] else t.matrices.mT
+    # A(ω) A(ω)ᴴ is the conjugate of what the transposes give: norms do not see the difference
+    _, count, _, n = A.shape
+    steps = np.array([_step(t.offsets[:, a]) for a in range(t.offsets.shape[1])])
+    places = (t.offsets - t.offsets.min(0)) // steps
+    sizes = 2 * places.max(0) + 1
+    if count * count <= 2 * math.prod(sizes):  # few taps: pair by pair is quicker, and sums nothing twice
+        return _gram_by_pairs(A, t.offsets, n)
+    grid = np.array(list(itertools.product(*(range(s) for s in sizes))))
+    half = [i for i, j in enumerate(grid) if tuple(j) <= tuple(-j % sizes)]
+    angles = torch.from_numpy(2 * math.pi * ((grid[half] / sizes) @ places.T)).to(A.device)
+    flat = A.flatten(2)
+    # A(ω) = C + i S, so A(ω)ᴴ A(ω) = [C; S]ᵀ [C; S] + i (Cᵀ S - Sᵀ C): real products, three instead of four
+    C = (angles.cos() @ flat).unflatten(-1, A.shape[2:])
+    S = (angles.sin() @ flat).unflatten(-1, A.shape[2:])
+    CS = torch.cat([C, S], dim=-2)
+    real = CS.mT @ CS
+    imag = C.mT @ S
+    imag = imag - imag.mT
+    every = itertools.product(*(range(-(s // 2), s // 2 + 1) for s in sizes))
+    deltas = np.array([d for d in every if d >= (0,) * len(sizes)])
+    mirrored = torch.tensor(
+        [1.0 if tuple(j) == tuple(-j % sizes) else 2.0 for j in grid[half]], dtype=torch.float64
+    )
+    back = torch.from_numpy(2 * math.pi * ((grid[half] / sizes) @ deltas.T)).to(A.device)
+    weight = (mirrored.to(A.device)[:, None] / math.prod(sizes)).expand_as(back)
+    H = (weight * back.cos()).mT @ real.flatten(2) + (weight * back.sin()).mT @ imag.flatten(2)
+    return _fold(deltas * steps, H.unflatten(-1, (n, n)), n)
+
+
+def _step(offsets: np.ndarray) -> int:
+    """The spacing of the taps on one axis (a dilation survives here)."""
+    return max(1, int(np.gcd.reduce(offsets - offsets.min())))
+
+
+def _gram_by_pairs(A: Tensor, offsets: np.ndarray, n: int) -> Gram:
+    found: dict[tuple[int, ...], Tensor] = {}
+    for i, j in itertools.product(range(len(offsets)), repeat=2):
+        delta = tuple((offsets[j] - offsets[i]).tolist())
+        if delta >= (0,) * len(delta):
+            product = A[:, i].mT @ A[:, j]
+            found[delta] = found[delta] + product if delta in found else product
+    deltas = sorted(found)
+    return _fold(np.array(deltas, dtype=np.int64), torch.stack([found[d] for d in deltas], 1), n)
+
+
+def _fold(deltas: np.ndarray, H: Tensor, n: int) -> Gram:
+    """G(ω) = H_0 + Σ_{δ>0} (H_δ e^{iωδ} + H_δᵀ e^{-iωδ}); δ = 0 stands first."""
+    even, odd = H + H.mT, H - H.mT
+    zero = [i for i, d in enumerate(deltas) if not d.any()]
+    even[:, zero] /= 2
+    return Gram(deltas, even.flatten(2), odd.flatten(2), n)

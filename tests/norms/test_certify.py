@@ -1,0 +1,277 @@
+"""The certified ℓ2 interval against the explicit float64 matrix: lower <= truth <= upper, always."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from opnorm.errors import NormError
+from opnorm.linear import conv_geometry, dense, linear_map
+from opnorm.norms.certify import certify
+from opnorm.norms.spectral import BOUNDS, bound, lanczos, power_iteration, spectral, symbol_of
+from opnorm.norms.symbol import adjoint, apply, gram, taps
+
+CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
+
+@st.composite
+def layers(draw, axes=(1, 2, 2, 3), transposed=(False, False, True)):
+    """A convolution of any kind with a map it accepts, and its weights drawn from a few families."""
+    d, back = draw(st.sampled_from(axes)), draw(st.sampled_from(transposed))
+    few = 3 if d == 3 else 9
+    groups = draw(st.sampled_from((1, 1, 2, 4)))
+    ranges = ((1, 4), (1, 3), (0, 3), (1, 3), (1, few))
+    per_axis = [tuple(draw(st.integers(*r)) for r in ranges) for _ in range(d)]
+    kernel, stride, padding, dilation, size = (tuple(x) for x in zip(*per_axis, strict=True))
+    c_in, c_out = groups * draw(st.integers(1, 3)), groups * draw(st.integers(1, 3))
+    if back:
+        extra = tuple(draw(st.integers(0, s - 1)) for s in stride)
+        size = tuple(min(n, 4) for n in size)
+        layer = TRANSPOSED[d](c_in, c_out, kernel, stride, padding, extra, groups, dilation=dilation)
+    else:
+        layer = CONVS[d](c_in, c_out, kernel, stride, padding, dilation, groups)
+    kind = draw(st.sampled_from(("normal", "positive", "sparse", "zero", "bfloat16", "tiny", "huge")))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    W = torch.randn(layer.weight.shape, generator=generator)
+    W = {
+        "normal": W, "positive": W.abs(), "sparse": W * (torch.rand(W.shape, generator=generator) < 0.3), "zero": 0 * W,
+        "bfloat16": W.bfloat16(), "tiny": W * 1e-18, "huge": W * 1e15,
+    }[kind]  # fmt: skip
+    layer.weight = nn.Parameter(W)
+    if kind == "bfloat16":
+        layer = layer.bfloat16()
+    return layer, (c_in, *size)
+
+
+def truth(layer, in_shape):
+    return float(torch.linalg.matrix_norm(dense(linear_map(layer, in_shape)), 2))
+
+
+def assume_fits(layer, in_shape):
+    try:
+        linear_map(layer, in_shape)
+    except (NormError, RuntimeError):
+        return False
+    return True
+
+
+def holds(layer, in_shape):
+    t = symbol_of(layer, in_shape)
+    found, true = certify(t), truth(layer, in_shape)
+    assert found.lower <= true * (1 + 1e-13), (layer, in_shape, found, true)
+    assert found.upper >= true * (1 - 1e-13), (layer, in_shape, found, true)
+    norm = spectral(layer, in_shape)
+    assert float(norm.lower) <= true * (1 + 1e-13) <= float(norm.upper) * (1 + 1e-9), (
+        layer,
+        in_shape,
+        norm,
+        true,
+    )
+    assert norm.width <= 5e-3, (
+        layer,
+        in_shape,
+        norm,
+    )  # small maps: diagonalized where the symbol is too loose
+
+
+@settings(max_examples=150)
+@given(layers())
+def test_interval_holds_the_truth(case):
+    if assume_fits(*case):
+        holds(*case)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, deadline=None)
+@given(layers())
+def test_interval_holds_the_truth_ten_thousand_times(case):
+    if assume_fits(*case):
+        holds(*case)
+
+
+@settings(max_examples=60)
+@given(layers(transposed=(False,)))
+def test_reduction_to_stride_1_is_the_same_map(case):
+    layer, in_shape = case
+    if not assume_fits(layer, in_shape):
+        return
+    t = taps(layer.weight.detach(), conv_geometry(layer), in_shape[1:])
+    if t.whole != t.reach:
+        return  # the reduced map has a few inputs fewer
+    M = dense(linear_map(layer, in_shape))
+    top = 0.0
+    for group in range(len(t.matrices)):
+        n = t.matrices.shape[-1] * math.prod(t.whole)
+        basis = torch.eye(n, dtype=torch.float64).reshape(n, t.matrices.shape[-1], *t.whole)
+        image = apply(t, group, basis)
+        assert image.shape[2:] == t.out_size
+        top = max(top, float(torch.linalg.matrix_norm(image.reshape(n, -1), 2)))
+        y = torch.randn(2, *image.shape[1:], dtype=torch.float64)
+        x = torch.randn(2, *basis.shape[1:], dtype=torch.float64)
+        left, right = (apply(t, group, x) * y).sum(), (x * apply(adjoint(t), group, y)).sum()
+        assert torch.isclose(
+            left, right, rtol=1e-10, atol=1e-9 * float(y.norm() * x.norm()) * float(M.abs().max() + 1e-300)
+        )
+    assert math.isclose(top, float(torch.linalg.matrix_norm(M, 2)), rel_tol=1e-10, abs_tol=1e-300)
+
+
+@settings(max_examples=60)
+@given(layers(transposed=(False,)), st.integers(0, 2**31))
+def test_gram_symbol_is_the_symbols_square(case, seed):
+    layer, in_shape = case
+    if not assume_fits(layer, in_shape):
+        return
+    t = taps(layer.weight.detach(), conv_geometry(layer), in_shape[1:])
+    omega = (
+        torch.rand(3, len(in_shape) - 1, generator=torch.Generator().manual_seed(seed)).double().numpy()
+        * 6.28
+    )
+    phase = torch.exp(1j * torch.from_numpy(omega @ t.offsets.T))
+    for group in range(len(t.matrices)):
+        A = torch.einsum("ft,toi->foi", phase, t.matrices[group].to(phase.dtype))
+        ours = torch.linalg.eigvalsh(gram(t).at(omega, group))[:, -1].clamp(min=0).sqrt()
+        theirs = torch.linalg.svdvals(A)[:, 0]
+        scale = float(t.matrices.abs().sum() + 1e-300)
+        assert torch.allclose(ours, theirs, rtol=1e-6, atol=1e-7 * scale)
+
+
+def lanczos_truth(layer, in_shape, steps=120):
+    return lanczos(linear_map(layer, in_shape), steps)[0]
+
+
+@pytest.mark.parametrize(
+    ("c_in", "c_out", "kernel", "stride", "size"),
+    [
+        (16, 32, 3, 1, 16), (16, 8, 5, 1, 16), (3, 64, 7, 2, 32), (16, 16, 3, 2, 17), (24, 24, 3, 1, 40),
+        (8, 8, 3, 1, 64), (48, 96, 1, 1, 20), (64, 8, 1, 2, 20), (80, 40, 3, 1, 16),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("trained", [False, True])
+def test_width_of_5e_3_on_maps_of_16_and_up(c_in, c_out, kernel, stride, size, trained):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2)
+    if trained:  # a smooth, low-pass kernel, as trained nets have
+        layer.weight.data = layer.weight.data.cumsum(-1).cumsum(-2).abs() / kernel**2
+    norm = spectral(layer, (c_in, size, size))
+    assert norm.width <= 5e-3, norm
+    true = lanczos_truth(layer, (c_in, size, size))
+    assert float(norm.lower) <= true * (1 + 1e-6)
+    assert true <= float(norm.upper)
+
+
+def test_cells_bound_every_size():
+    """The frequency cells' bound has no size in it, so it must hold for small maps too."""
+    torch.manual_seed(1)
+    layer = nn.Conv2d(12, 9, 3, padding=1)
+    big = certify(symbol_of(layer, (12, 200, 200)))
+    assert "cells" in big.note
+    assert big.upper <= big.lower * (1 + 5.01e-3)
+    for n in (1, 2, 5, 20):
+        assert lanczos_truth(layer, (12, n, n), 60) <= big.upper
+
+
+def test_depthwise_and_grouped():
+    torch.manual_seed(2)
+    for layer in (nn.Conv2d(40, 40, 3, padding=1, groups=40), nn.Conv2d(32, 64, 3, padding=1, groups=8)):
+        norm = spectral(layer, (layer.in_channels, 48, 48))
+        assert norm.width <= 5e-3
+        assert (
+            float(norm.lower)
+            <= lanczos_truth(layer, (layer.in_channels, 48, 48)) * (1 + 1e-9)
+            <= float(norm.upper) * (1 + 1e-9)
+        )
+
+
+def test_same_digits_every_time():
+    torch.manual_seed(3)
+    layer = nn.Conv2d(20, 20, 3, padding=1)
+    first = spectral(layer, (20, 30, 30))
+    torch.manual_seed(4)
+    torch.rand(3)
+    again = spectral(layer, (20, 30, 30))
+    assert (float(first.lower), float(first.upper)) == (float(again.lower), float(again.upper))
+
+
+def test_narrow_on_request():
+    torch.manual_seed(5)
+    layer = nn.Conv2d(6, 6, 3, padding=1)
+    assert spectral(layer, (6, 12, 12), width=1e-8).width <= 1e-8
+    sure = spectral(layer, (6, 40, 40), width=1e-3, failure=1e-9, effort=0)
+    assert sure.width <= 1e-3
+    assert "probability" in sure.method
+    wide = spectral(nn.Conv2d(6, 6, 5, padding=2), (6, 40, 40), width=1e-9, effort=0)
+    assert "width reached" in wide.method
+
+
+def test_peers_mistakes():
+    """Named cases of the field: the reshaped kernel's norm, multiplied group norms, a bound below the truth."""
+    torch.manual_seed(6)
+    layer = nn.utils.parametrizations.spectral_norm(nn.Conv2d(16, 16, 3, padding=1), n_power_iterations=50)
+    norm = spectral(layer, (16, 16, 16))
+    assert float(norm.lower) > 1.2  # "normalized", and yet not 1
+    groups = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+    parts = []
+    for g in range(4):
+        part = nn.Conv2d(1, 1, 3, padding=1)
+        part.weight.data = groups.weight.data[g : g + 1]
+        parts.append(float(spectral(part, (1, 9, 9)).upper))
+    assert math.isclose(float(spectral(groups, (4, 9, 9)).upper), max(parts), rel_tol=1e-6)
+    tall = nn.Conv2d(5, 5, (3, 1), padding=(1, 0))
+    assert float(spectral(tall, (5, 8, 8)).upper) >= truth(tall, (5, 8, 8)) * (1 - 1e-12)
+
+
+def test_scale_does_not_matter():
+    torch.manual_seed(7)
+    layer = nn.Conv2d(12, 12, 3, padding=1)
+    one = spectral(layer, (12, 20, 20))
+    layer.weight.data *= 2.0**-20
+    small = spectral(layer, (12, 20, 20))
+    assert math.isclose(float(one.lower), float(small.lower) * 2**20, rel_tol=1e-5)
+
+
+def test_linear_layers():
+    torch.manual_seed(8)
+    for shape in ((30, 50), (700, 600), (3, 2000)):
+        layer = nn.Linear(*shape)
+        norm, true = (
+            spectral(layer, (shape[0],)),
+            float(torch.linalg.matrix_norm(layer.weight.detach().double(), 2)),
+        )
+        assert float(norm.lower) <= true * (1 + 1e-12) <= float(norm.upper) * (1 + 1e-9)
+        assert norm.width <= 5e-3
+
+
+def test_named_bounds():
+    torch.manual_seed(9)
+    layer, shape = nn.Conv2d(6, 8, 3, padding=1), (6, 10, 10)
+    true = truth(layer, shape)
+    assert set(BOUNDS) == {"certified", "thm1", "schur", "gram", "vs", "sgl"}
+    for name in BOUNDS:
+        norm = bound(layer, shape, name)
+        assert float(norm.lower) <= true * (1 + 1e-12)
+        assert float(norm.upper) >= true
+    assert float(bound(layer, shape, "gram").upper) <= 1.2 * true
+    with pytest.raises(NormError, match="not known; expected one of certified"):
+        bound(layer, shape, "svd")
+    with pytest.raises(NormError, match="defined for"):
+        bound(nn.BatchNorm2d(3), (3, 4, 4), "thm1")
+
+
+def test_iterations_are_lower_bounds():
+    torch.manual_seed(10)
+    layer, shape = nn.Conv2d(3, 5, 3, stride=2, padding=1), (3, 9, 9)
+    linear, true = linear_map(layer, shape), truth(layer, shape)
+    assert power_iteration(linear, 30) <= true
+    assert lanczos(linear, 30)[0] <= true
+    assert math.isclose(lanczos(linear, 200)[0], true, rel_tol=1e-9)
+
+
+def test_bad_settings():
+    with pytest.raises(NormError, match="width=-1"):
+        spectral(nn.Linear(2, 2), (2,), width=-1)
+    with pytest.raises(NormError, match="not linear"):
+        spectral(nn.GELU(), (3,))

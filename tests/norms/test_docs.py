@@ -1,0 +1,88 @@
+"""What the documentation says is run: its examples, those of the docstrings, and its table of layers."""
+
+import doctest
+import importlib
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from opnorm.norms import measure
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+MODULES = ("table", "network", "nonlinear", "compare", "exact", "show")
+PAGES = sorted(DOCS.glob("*.md")) if DOCS.is_dir() else []
+
+ARGUMENTS = {
+    "Linear": ((5, 4), (5,)), "Unflatten": ((1, (2, 2)), (4, 5, 5)), "PixelShuffle": ((2,), (4, 5, 5)),
+    "BatchNorm": ((4,), None), "Conv": ((4, 2, 3), None), "AdaptiveAvgPool": ((2,), None), "AvgPool": ((2,), None),
+    "AdaptiveMaxPool": ((2,), None), "MaxPool": ((2, 1), None), "UpsamplingNearest": ((None, 2), None),
+    "Softmax": ((1,), (5,)), "LogSoftmax": ((1,), (5,)),
+    "LayerNorm": ((5,), (5,)), "GroupNorm": ((2, 4), (4, 5)), "RMSNorm": ((5,), (5,)),
+    "GLU": ((1,), (4,)), "MultiheadAttention": ((4, 1), (3, 4)), "LSTM": ((4, 2), (3, 4)), "Embedding": ((3, 2), (4,)),
+    "ZeroPad": ((1,), None), "ReflectionPad": ((1,), None), "ReplicationPad": ((1,), None), "CircularPad": ((1,), None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_examples_of_the_pages(page):
+    torch.manual_seed(0)
+    failed, _ = doctest.testfile(str(page), module_relative=False, encoding="utf-8")
+    assert not failed
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_of_the_docstrings(name):
+    failed, _ = doctest.testmod(importlib.import_module(f"opnorm.norms.{name}"))
+    assert not failed
+
+
+def status():
+    """(layer, status of ℓ1 and ℓ∞, status of ℓ2) as the page tells them."""
+    if not PAGES:
+        return []
+    text = (DOCS / "which_norm.md").read_text(encoding="utf-8").partition("## Layers and norms")[2]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("| `")
+    ]
+    return [(name, row[1], row[2]) for row in rows for name in re.findall(r"`(\w+)`", row[0])]
+
+
+def make(name):
+    axes = int(name[-2]) if re.search(r"[123]d$", name) else 2
+    kind = re.sub(r"(Transpose)?[123]d$", "", name)
+    arguments, shape = ARGUMENTS.get(name, ARGUMENTS.get(kind, ((), (4, 5))))
+    return getattr(nn, name)(*arguments), shape or (4, *[5] * axes)
+
+
+@pytest.mark.parametrize(("name", "ends", "two"), status())
+def test_the_table_of_layers_is_true(name, ends, two):
+    torch.manual_seed(0)
+    layer, shape = make(name)
+    example = torch.zeros(1, *shape)
+    if name == "Embedding":
+        example = example.long()
+    if name == "MultiheadAttention":
+        example = (example, example, example)
+    (row, *_) = measure(layer.eval(), example).rows
+
+    def found(p):
+        if p in row.lipschitz:
+            return "constant"
+        if p not in row.norms or math.isinf(row.norms[p].upper):
+            return "not known"
+        return "exact" if row.norms[p].exact else "interval"
+
+    assert (found(1), found(math.inf)) == (ends, ends)
+    assert found(2) == two or (two == "interval" and found(2) == "exact")
+
+
+def test_every_status_is_there():
+    if PAGES:
+        assert {s for _, *both in status() for s in both} == {"exact", "interval", "constant", "not known"}
+        assert len(status()) > 45
