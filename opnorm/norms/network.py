@@ -30,7 +30,7 @@ from opnorm.norms import show
 from opnorm.norms.exact import l1
 from opnorm.norms.nonlinear import copies, is_copying, is_nonlinear, normalizing
 from opnorm.norms.table import NormTable, Product, check_ords, layer_norms, measure, visited
-from opnorm.norms.visits import Example, arguments, called, layers, mapped, unwrapped
+from opnorm.norms.visits import Example, arguments, called, eagerly, layers, mapped, unwrapped
 
 __all__ = ["NetworkBound", "Part", "lipschitz_bound", "spectral_complexity"]
 
@@ -247,7 +247,7 @@ def _plain(model: nn.Module) -> Iterator[None]:
         parent._modules[name] = unwrapped(child)
     jaxtyping_config.update("jaxtyping_disable", True)  # it would take fx's stand-ins for wrong types
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with eagerly():
             yield
     finally:
         jaxtyping_config.update("jaxtyping_disable", checking)

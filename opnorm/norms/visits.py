@@ -1,7 +1,9 @@
 """Which layers a forward pass visits, and the shapes that they see."""
 
 import copy
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +21,7 @@ __all__ = [
     "Visit",
     "arguments",
     "called",
+    "eagerly",
     "input_text",
     "is_known",
     "layers",
@@ -153,8 +156,13 @@ def input_text(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
 
 def called(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """model(*args, **kwargs), with nothing compiled on the way."""
-    with torch.compiler.set_stance("force_eager"):
+    with eagerly():
         return model(*args, **kwargs)
+
+
+def eagerly() -> AbstractContextManager[Any]:
+    """Compiled modules run as they were before; what loads the compiler (a second or two) is not done for its sake."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def is_known(layer: nn.Module) -> bool:
