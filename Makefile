@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help run test test-slow lint docs clean
+.PHONY: help run test test-slow lint docs bench clean
 help:
 	@echo "make run        train a dozen networks on real images and write the page that compares them"
 	@echo "make test       every test but the slow ones"
 	@echo "make test-slow  the slow ones"
 	@echo "make lint       style, docstrings and types"
 	@echo "make docs       the documentation: docs/_build/index.html"
+	@echo "make bench      speed beside other people's methods (ARGS=--quick for a minute)"
 	@echo "make clean      remove what make made, but not runs/"
 
 run: $(VENV)/.core
@@ -26,6 +27,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/norms.py $(ARGS)
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs docs/_build
@@ -46,6 +50,10 @@ $(VENV)/.core: $(VENV)/.python pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.core
 	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.core
+	@$(PIP) --editable '.[bench]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.core

@@ -195,13 +195,13 @@ def table(rows: list[dict]) -> None:
                 )
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--quick", action="store_true", help="under a minute")
     parser.add_argument("--quantile", type=float, default=0.5, help="0.5 for medians, less on a busy machine")
     parser.add_argument("--json", help="write the results here")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if not native.build():
         print("no C compiler: the native columns stay empty", file=sys.stderr)
     seconds = 0.5 if args.quick else 4.0

@@ -5,14 +5,19 @@
 CPU seconds, medians of interleaved runs in one process. Truth is float64 Lanczos on the zero-padded operator. The peers'
 methods are our own plain re-implementations of what their papers say:
 
-    vs       100 power iterations through autograd (Virmaux & Scaman 2018)
+    vs       100 power iterations through autograd on the layer, whose weights get gradients too, as in the published code
+             (Virmaux & Scaman 2018)
     power    100 power iterations by convolution and its adjoint
     sgl      FFT and SVD of every frequency, circular padding (Sedghi, Gupta & Long 2019); numpy as published, and torch
     gram     6 Gram iterations of every frequency, circular padding (Delattre et al. 2023)
-    thm1     sqrt(h_out w_out sum K^2) (Liang & Huang 2021)
+    gram 24  2 Gram iterations with zero padding, by the package orthogonium (Delattre et al. 2024)
+    lconv    the reshaped kernel's norm times a coefficient, by the package deel-torchlip
+
+The last two run where those packages are installed (pip install 'opnorm[bench]').
 """
 
 import argparse
+import importlib.util
 import json
 import math
 import platform
@@ -24,9 +29,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from opnorm.linear import conv_geometry
+from opnorm.linear import conv_geometry, linear_map
 from opnorm.norms.certify import certify
-from opnorm.norms.ritz import krylov
+from opnorm.norms.spectral import lanczos
 from opnorm.norms.symbol import taps
 
 KERNELS = [(3, 32, 32), (3, 32, 128), (3, 128, 256), (3, 256, 512), (5, 256, 128), (5, 512, 256)]
@@ -42,8 +47,10 @@ def vs(layer: nn.Conv2d, iterations: int = 100) -> float:
     x = torch.randn(1, layer.in_channels, SIZE, SIZE)
     for _ in range(iterations):
         x = (x / x.norm()).requires_grad_()
-        out = nn.functional.conv2d(x, layer.weight.detach(), padding=layer.padding).norm()
-        (x,) = torch.autograd.grad(out**2 / 2, x)
+        out = layer(x).norm()
+        (out**2 / 2).backward()
+        x = x.grad
+    layer.weight.grad = None
     return float(out.detach())
 
 
@@ -84,10 +91,22 @@ def gram_2023(layer: nn.Conv2d, iterations: int = 6) -> float:
     return math.exp(float(log.max()) / 2)
 
 
+def gram_2024(layer: nn.Conv2d) -> float:
+    from orthogonium.layers.conv.singular_values.delattre24 import compute_delattre2024
+
+    return float(compute_delattre2024(layer.weight.detach().clone(), n_iter=2))
+
+
+def lconv(layer: nn.Conv2d) -> float:
+    from deel.torchlip.utils.lconv_norm import compute_lconv_coef
+
+    W = layer.weight.detach()
+    coefficient = compute_lconv_coef(layer.kernel_size, (layer.in_channels, SIZE, SIZE))
+    return float(torch.linalg.matrix_norm(W.flatten(1), 2)) / coefficient
+
+
 def truth(layer: nn.Conv2d, steps: int) -> float:
-    t = taps(layer.weight.detach(), conv_geometry(layer), (SIZE, SIZE))
-    v = torch.randn(1, layer.in_channels, SIZE, SIZE, dtype=torch.float64)
-    return krylov(t, 0, v, steps=steps)[0]
+    return lanczos(linear_map(layer, (layer.in_channels, SIZE, SIZE)), steps)[0]
 
 
 def one_pass(layer: nn.Conv2d) -> None:
@@ -100,6 +119,8 @@ METHODS: dict[str, Callable] = {
     "ours": interval, "vs": vs, "power": power, "sgl numpy": sgl_numpy, "sgl torch": sgl_torch, "gram": gram_2023,
     "one pass": one_pass,
 }  # fmt: skip
+PACKAGES = {"gram 24": (gram_2024, "orthogonium"), "lconv": (lconv, "deel")}
+METHODS |= {name: method for name, (method, package) in PACKAGES.items() if importlib.util.find_spec(package)}
 
 
 def measure(layer: nn.Conv2d, repeats: int) -> tuple[dict[str, float], dict[str, object]]:
@@ -116,7 +137,7 @@ def measure(layer: nn.Conv2d, repeats: int) -> tuple[dict[str, float], dict[str,
     return {name: statistics.median(times) for name, times in seconds.items()}, values
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -125,7 +146,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the three smallest kernels, once")
     parser.add_argument("--numpy", action="store_true", help="SGL with numpy too, as published (minutes)")
     parser.add_argument("--json", help="write the figures here")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if not args.numpy:
         del METHODS["sgl numpy"]
     kernels, repeats = (KERNELS[:3], 1) if args.quick else (KERNELS, args.repeats)
@@ -143,7 +164,7 @@ def main() -> None:
             "upper",
             "width",
         ]
-        print("".join(f"{x:>11}" for x in [*head, "vs/t", "sgl/t", "gram/t"]))
+        print("".join(f"{x:>11}" for x in [*head, *(f"{name}/t" for name in peers)]))
         for k, c_in, c_out in kernels:
             torch.manual_seed(0)
             layer = nn.Conv2d(c_in, c_out, k, padding=k // 2, bias=False)
@@ -159,7 +180,7 @@ def main() -> None:
                 "lower": lower,
                 "upper": upper,
             }
-            row |= {name: values[name] for name in ("vs", "power", "sgl torch", "gram")}
+            row |= {name: value for name, value in values.items() if isinstance(value, float)}
             rows.append(row)
             ours = seconds["ours"]
             cells = [f"{k},{c_in},{c_out}", f"{1e3 * ours:.0f}"]
@@ -171,7 +192,7 @@ def main() -> None:
                 f"{upper / true:.5f}",
                 f"{upper / lower - 1:.4f}",
             ]
-            cells += [f"{values[name] / true:.4f}" for name in ("vs", "sgl torch", "gram")]
+            cells += [f"{values[name] / true:.3f}" for name in peers]
             print("".join(f"{x:>11}" for x in cells), flush=True)
     if args.json:
         about = {

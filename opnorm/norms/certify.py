@@ -33,6 +33,7 @@ CHUNK_BYTES, CACHE_BYTES = 16e6, 4e6  # what is made at once, and what is worked
 FIRST_CELL = 0.25  # η of the first cells: cos is 0.969, so they settle all but the top 3 % of frequencies
 EXACT_WORK = 2e7  # up to so many operations, all singular values are computed outright
 AVERAGED = 1200  # the largest map, in places, whose scalar Toeplitz matrix is diagonalized
+AVERAGING_WORK = 5e9  # and the most work, in points n³, that goes into its symbol
 
 
 @dataclass
@@ -112,14 +113,17 @@ def _on_grids(s: _Search, period: tuple[int, ...], exactly: bool) -> Interval:
             _raise(s, *top)
             upper = min(upper, _above(s, top[0]))
         else:
-            s.theta = s.lower * (1 + 0.999 * s.width)
+            s.theta = s.lower * (1 + 0.995 * s.width)
             upper = min(upper, _check_all(s, points, groups))
         if upper <= s.lower * (1 + s.width * (0.1 if exactly else 1)):
             break
     note = f"circle of {'x'.join(map(str, period))}, {tried} phase{'s' * (tried > 1)}"
     if upper > s.lower * (1 + s.width) and math.prod(s.t.reach) <= AVERAGED:
         for finer in (1, 2):
-            upper = min(upper, _averaged(s, tuple(finer * N if N > 1 else 1 for N in period)))
+            circle = tuple(finer * N if N > 1 else 1 for N in period)
+            if len(s.g.even) * math.prod(circle) / 2 * s.g.n**3 > AVERAGING_WORK:
+                break
+            upper = min(upper, _averaged(s, circle))
             note = "frequency response averaged over the map"
             if upper <= s.lower * (1 + s.width):
                 break
@@ -137,15 +141,10 @@ def _averaged(s: _Search, circle: tuple[int, ...]) -> float:
     phase = (0.0,) * len(circle)
     points = _half(circle, phase)
     places = np.round(points * np.array(circle) / (2 * math.pi)).astype(int)
-    best, absolute = 0.0, _rounding(s, DOUBLE)
+    best = 0.0
     for group in range(len(s.g.even)):
-        values = []
-        for chunk in _chunks(s, len(points)):
-            G = _symbols(s, points[chunk], np.full(len(points[chunk]), group), DOUBLE)
-            values.append(torch.linalg.eigvalsh(G)[:, -1].cpu().numpy())
-        s.count += len(points)
         f = np.zeros(circle)
-        f[tuple(places.T)] = np.concatenate(values)
+        f[tuple(places.T)] = _every_top(s, points, group) ** 2
         f[tuple((-places % np.array(circle)).T)] = f[tuple(places.T)]
         coefficients = np.fft.ifftn(f).real
         here = np.indices(s.t.reach).reshape(len(circle), -1).T
@@ -153,7 +152,25 @@ def _averaged(s: _Search, circle: tuple[int, ...]) -> float:
             coefficients[tuple(np.moveaxis((here[:, None] - here) % np.array(circle), -1, 0))]
         )
         best = max(best, float(torch.linalg.eigvalsh(T)[-1]) + 1e-12 * float(np.abs(f).max()))
-    return math.sqrt(best * (1 + absolute[1]) + absolute[0])
+    return math.sqrt(best)
+
+
+def _every_top(s: _Search, points: np.ndarray, group: int) -> np.ndarray:
+    """An upper bound of ‖A(ω)‖ at every point: all eigenvalues of small matrices, estimates that are checked for others."""
+    found = np.zeros(len(points))
+    groups = np.full(len(points), group)
+    for chunk in _chunks(s, len(points)):
+        G = _symbols(s, points[chunk], groups[chunk], DOUBLE)
+        s.count += len(G)
+        tops = torch.linalg.eigvalsh(G)[:, -1] if s.g.n <= 64 else _top_vectors(G, 1, 14)[1][:, 0]
+        found[chunk] = [_above(s, math.sqrt(max(top, 0.0))) for top in tops.tolist()]
+    margin, left = 2.5e-4, np.arange(len(points)) if s.g.n > 64 else np.arange(0)
+    while len(left):
+        tried = found[left] * (1 + margin)
+        bad = _exceed(s, points[left], groups[left], tried / s.theta)
+        found[left] = tried
+        left, margin = left[bad], 2 * margin
+    return found
 
 
 def _phases(s: _Search, period: tuple[int, ...]) -> list[tuple[float, ...]]:
@@ -200,13 +217,15 @@ def _check_all(s: _Search, points: np.ndarray, groups: np.ndarray) -> float:
 
 def _settle(s: _Search, omega: np.ndarray, groups: np.ndarray, bad: np.ndarray) -> None:
     """Raise the lower end, or else θ, until none of the ``bad`` points exceeds θ."""
+    margin = min(s.width, 5e-3) / 20
     while len(bad):
-        if _raise(s, *_estimate(s, omega[bad], groups[bad])):
-            bad = bad[_exceed(s, omega[bad], groups[bad], np.ones(len(bad)))]
-            continue
-        value, _, _ = _largest(s, omega[bad], groups[bad])
-        s.theta = max(s.theta, _above(s, value) * (1 + 1e-9))
-        return
+        value, where, group = _estimate(s, omega[bad], groups[bad])
+        if not _raise(s, value, where, group):
+            if s.g.n <= 64 or s.width < 1e-4:
+                value = _above(s, _largest(s, omega[bad], groups[bad])[0])
+            s.theta = max(s.theta * (1 + 1e-9), value * (1 + margin))
+            margin *= 2  # the estimate came from below, and can be short of the truth
+        bad = bad[_exceed(s, omega[bad], groups[bad], np.ones(len(bad)))]
 
 
 # ---------------------------------------------------------------- cells
@@ -218,7 +237,7 @@ def _by_cells(s: _Search, cells: tuple[int, ...]) -> float:
     half = np.where(degree > 0, math.pi / np.array(cells), 0.0)
     points, groups = _every_group(_half(cells, (0.5,) * len(cells)), len(s.g.even))
     halves = np.tile(half, (len(points), 1))
-    s.theta = s.lower * (1 + 0.999 * s.width)
+    s.theta = s.lower * (1 + 0.995 * s.width)
     while len(points):
         keep_points, keep_groups, keep_halves = [], [], []
         for chunk in _chunks(s, len(points)):
@@ -403,7 +422,7 @@ def _raise(s: _Search, value: float, omega: np.ndarray, group: int) -> bool:
     if lower <= s.lower:
         return False
     s.lower, s.best, s.vector = lower, (group, omega), vector
-    before, s.theta = s.theta, max(s.theta, s.lower * (1 + 0.999 * s.width))
+    before, s.theta = s.theta, max(s.theta, s.lower * (1 + 0.995 * s.width))
     return s.theta > before
 
 
