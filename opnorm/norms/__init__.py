@@ -1,13 +1,24 @@
 """Norms of one layer and of every layer: what they are, whatever the data."""
 
 from opnorm.norms.compare import Change, Comparison, Summary, compare
-from opnorm.norms.exact import conv_l1, conv_linf, l1, linear_l1, linear_linf, linf
+from opnorm.norms.exact import exact_all, fold_batch_norm, folded, l1, linf
+from opnorm.norms.functional import (
+    conv_l1,
+    conv_linf,
+    conv_transpose_l1,
+    conv_transpose_linf,
+    linear_l1,
+    linear_linf,
+)
+from opnorm.norms.induced import induced_norm
 from opnorm.norms.network import NetworkBound, Part, lipschitz_bound, spectral_complexity
 from opnorm.norms.nonlinear import lipschitz
-from opnorm.norms.spectral import Norm, power_iteration, spectral
+from opnorm.norms.spectral import BOUNDS, Norm, bound, lanczos, power_iteration, spectral
+from opnorm.norms.spectrum import Spectrum, singular_values
 from opnorm.norms.table import LayerNorms, NormTable, Product, Visit, measure, operator_norm, trace
 
 __all__ = [
+    "BOUNDS",
     "Change",
     "Comparison",
     "LayerNorms",
@@ -16,12 +27,21 @@ __all__ = [
     "NormTable",
     "Part",
     "Product",
+    "Spectrum",
     "Summary",
     "Visit",
+    "bound",
     "compare",
     "conv_l1",
     "conv_linf",
+    "conv_transpose_l1",
+    "conv_transpose_linf",
+    "exact_all",
+    "fold_batch_norm",
+    "folded",
+    "induced_norm",
     "l1",
+    "lanczos",
     "linear_l1",
     "linear_linf",
     "linf",
@@ -30,6 +50,7 @@ __all__ = [
     "measure",
     "operator_norm",
     "power_iteration",
+    "singular_values",
     "spectral",
     "spectral_complexity",
     "trace",

@@ -11,7 +11,7 @@ on whichever side has fewer channels. Norms of the convolution are norms of thes
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ class Taps:
         whole: how many input positions every phase really has, per axis: what a lower bound may use.
         reach: how many the longest phase has: what an upper bound must allow for.
         out_size: output positions per axis.
+        kernels: kept by :func:`apply` from one call to the next.
     """
 
     offsets: np.ndarray
@@ -41,6 +42,7 @@ class Taps:
     whole: Shape
     reach: Shape
     out_size: Shape
+    kernels: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def degree(self) -> tuple[float, ...]:
@@ -70,17 +72,25 @@ def apply(t: Taps, group: int, x: Tensor) -> Tensor:
     """One convolution, y(o) = Σ_τ A_τ x(o + τ): (B, c_in, *whole) -> (B, c_out, *out_size), in the precision of x."""
     low, high = t.offsets.min(0), t.offsets.max(0)
     steps = [_step(t.offsets[:, a]) for a in range(len(low))]
-    box = [(h - w) // d + 1 for w, h, d in zip(low, high, steps, strict=True)]
-    A = t.matrices[group]
-    K = A.new_zeros(*A.shape[1:], *box, dtype=x.dtype)
-    places = (t.offsets - low) // np.array(steps)
-    where: tuple[Any, ...] = (..., *(torch.from_numpy(p) for p in places.T))
-    K[where] = A.permute(1, 2, 0).to(x.dtype)
+    if (group, x.dtype) not in t.kernels:
+        t.kernels[group, x.dtype] = _kernel(t, group, low, high, steps, x.dtype)
     pads: list[int] = []
     for n, m, a, b in reversed(list(zip(t.whole, t.out_size, low.tolist(), high.tolist(), strict=True))):
         pads += [-a, m - 1 + b - (n - 1)]  # negative ones cut off what no output reads
     conv = (F.conv1d, F.conv2d, F.conv3d)[len(low) - 1]
-    return conv(F.pad(x, pads), K, dilation=steps)
+    return conv(F.pad(x, pads), t.kernels[group, x.dtype], dilation=steps)
+
+
+def _kernel(
+    t: Taps, group: int, low: np.ndarray, high: np.ndarray, steps: list[int], dtype: torch.dtype
+) -> Tensor:
+    """The taps of a group as one dense kernel (c_out, c_in, *box)."""
+    A = t.matrices[group]
+    box = [(h - w) // d + 1 for w, h, d in zip(low, high, steps, strict=True)]
+    K = A.new_zeros(*A.shape[1:], *box, dtype=dtype)
+    where: tuple[Any, ...] = (..., *(torch.from_numpy(p) for p in ((t.offsets - low) // np.array(steps)).T))
+    K[where] = A.permute(1, 2, 0).to(dtype)
+    return K
 
 
 def taps(K: Tensor, geometry: ConvGeometry, in_size: Shape, out_size: Shape | None = None) -> Taps:
