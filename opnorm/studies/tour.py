@@ -19,7 +19,7 @@ __all__ = ["tour"]
 WEIGHT_LAYERS = ("Linear", "Conv1d", "Conv2d", "Conv3d")
 RADII = (0.03, 0.06, 0.1, 0.15, 0.2)
 RADII_L2 = (0.25, 0.5, 1.0, 1.5)
-IN_TABLE = {"inf": (0.06, 0.1, 0.2), "2": (0.5, 1.0)}  # the charts show all
+IN_TABLE = {"inf": (0.1, 0.2), "2": (0.5,)}  # the charts show all
 TRAIN_EPS = 0.1
 ATTACKED = 500  # test points: the interval of a share is then ± 4 points at most
 
