@@ -151,7 +151,7 @@ class Result:
         run: its settings.
         metrics: one dict an epoch.
         rows: for every analysis (its canonical call) the rows it gave.
-        seconds: of training and analyses together, as far as this result took them.
+        seconds: of all epochs and analyses together, whatever the number of sessions.
         failure: why there are no rows; empty when all went well.
         folder: where it is kept.
     """
@@ -205,7 +205,6 @@ def execute(
         missing = [a for a in run.analyses if a not in saved]
         if failure := store.failure(run.key):
             raise TrainError(f"{failure} (remembered; delete {folder} to try again)")
-        started = time.perf_counter()
         analyses = {
             a: spec.build(a, "analysis") for a in missing
         }  # what is wrong with them is said before training
@@ -230,7 +229,8 @@ def execute(
             rows = analysis(model, data)
             saved[call] = {"rows": rows, "seconds": round(time.perf_counter() - begun, 3)}
             files.write_json(folder / "results.json", {"format": FORMAT, "analyses": saved})
-        store.finish(run.key, time.perf_counter() - started)
+        epochs = sum(row["seconds"] for row in files.read_lines(folder / "metrics.jsonl"))
+        store.finish(run.key, epochs + sum(r["seconds"] for r in saved.values()))  # of every session, resumed or not
     return load(run, store)
 
 

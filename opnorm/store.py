@@ -118,12 +118,10 @@ class Store:
         return str(files.read_json(path).get("failure") or "not known") if path.exists() else ""
 
     def finish(self, key: str, seconds: float) -> None:
-        """Give the partial folder its final name; on a finished one, add up the time."""
+        """Give the partial folder its final name, and note how long the run took in all."""
         folder, done = self.folder(key), self.root / key
         about = self.read(folder)
-        files.write_json(
-            folder / "run.json", about | {"seconds": round(about.get("seconds", 0) + seconds, 3)}
-        )
+        files.write_json(folder / "run.json", about | {"seconds": round(seconds, 3)})
         if folder != done:
             folder.rename(done)
         (done / "checkpoint.safetensors").unlink(missing_ok=True)  # not before: until then it is what we have

@@ -1,6 +1,5 @@
 import functools
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,14 +37,10 @@ def same():
         assert call_a == call_b
         assert weights_a.keys() == weights_b.keys()
         assert all(torch.equal(tensor, weights_b[name]) for name, tensor in weights_a.items())
-        assert timeless(a.metrics) == timeless(b.metrics)
+        assert processes.timeless(a.metrics) == processes.timeless(b.metrics)
         assert a.rows == b.rows
 
     return check
-
-
-def timeless(metrics: Sequence[dict]) -> list[dict]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in metrics]
 
 
 @pytest.fixture(scope="session")

@@ -444,7 +444,9 @@ def test_a_reader_that_leaves_is_no_error(tmp_path):
 def test_make_says_what_it_would_do():
     root = Path(__file__).parents[2]
 
-    alone = {k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k != "MFLAGS"}  # not make's own child
+    alone = {
+        k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k != "MFLAGS"
+    }  # not make's own child
 
     def dry(target: str) -> str:
         done = subprocess.run(["make", "-n", target], cwd=root, env=alone, capture_output=True, text=True)

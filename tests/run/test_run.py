@@ -13,7 +13,7 @@ from dataclasses import replace
 import processes
 import pytest
 import torch
-from conftest import timeless
+from processes import timeless
 from torch import nn
 
 from opnorm import models, regularizers, run, spec

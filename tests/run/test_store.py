@@ -95,7 +95,7 @@ def test_a_folder_gets_its_name_at_the_end(store):
     assert sorted(p.name for p in (store.root / "abc").iterdir()) == ["run.json"]
     assert store.seconds("abc") == 2.0
     store.finish("abc", 1.5)
-    assert store.seconds("abc") == 3.5
+    assert store.seconds("abc") == 1.5
     about = store.read(store.root / "abc")
     assert about["format"] == FORMAT
     assert about["run"] == {"model": "m"}

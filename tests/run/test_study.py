@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import timeless
+from processes import timeless
 
 from opnorm import study as study_module
 from opnorm.errors import OpnormError, RunError
