@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
             layer.weight.data = torch.randn_like(layer.weight)
             seconds, values = measure(layer, repeats)
             lower, upper = values["ours"]
-            true = truth(layer, 60)
+            true = truth(layer, 120)
             row = {
                 "threads": threads,
                 "kernel": [k, c_in, c_out],
