@@ -17,7 +17,7 @@ better wave to try.
 
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -77,10 +77,20 @@ def certify(t: Taps, width: float = 5e-3) -> Interval:
         width: upper / lower - 1 to aim at. What is reached can be wider on small maps, where the circle is a poor stand-in
             for the border.
     """
-    g = gram(t)
-    s = _Search(t, g, width)
-    if float(g.even.abs().max()) == 0:
+    largest = float(t.matrices.abs().max())
+    if largest == 0:
         return Interval(0.0, 0.0, 0, "all taps are zero")
+    exponent = math.frexp(largest)[
+        1
+    ]  # by a power of two, exactly: squares must neither overflow nor underflow in float32
+    scaled = replace(t, matrices=torch.ldexp(t.matrices, torch.tensor(-exponent)), kernels={})
+    found = _certify(_Search(scaled, gram(scaled), width))
+    found.lower, found.upper = math.ldexp(found.lower, exponent), math.ldexp(found.upper, exponent)
+    return found
+
+
+def _certify(s: _Search) -> Interval:
+    t, g = s.t, s.g
     period = tuple(N if d else 1 for N, d in zip(t.period(), t.degree, strict=True))
     cells = tuple(max(1, math.ceil(2 * math.pi * d * _moving(t) / (2 * FIRST_CELL))) for d in t.degree)
     work = len(g.even) * math.prod(period) / 2 * 10 * g.n**3

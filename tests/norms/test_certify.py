@@ -39,7 +39,7 @@ def layers(draw, axes=(1, 2, 2, 3), transposed=(False, False, True)):
     W = torch.randn(layer.weight.shape, generator=generator)
     W = {
         "normal": W, "positive": W.abs(), "sparse": W * (torch.rand(W.shape, generator=generator) < 0.3), "zero": 0 * W,
-        "bfloat16": W.bfloat16(), "tiny": W * 1e-18, "huge": W * 1e15,
+        "bfloat16": W.bfloat16(), "tiny": W * 1e-30, "huge": W * 1e30,
     }[kind]  # fmt: skip
     layer.weight = nn.Parameter(W)
     if kind == "bfloat16":
