@@ -246,7 +246,9 @@ def _findings(table: Table) -> list[str]:
     if decays:
         smallest = min(decays, key=lambda m: _mean(rows[m]["norm_inf"]))
         small = rows[smallest]
-        verb = "shrink" if _compare(small["norm_inf"], plain["norm_inf"]) == "below" else "do not shrink"
+        verb = (
+            "shrink" if _compare(small["norm_inf"], plain["norm_inf"]).endswith("below") else "do not shrink"
+        )
         found.append(
             f"Norm penalties {verb} norms: {smallest} has a typical ℓ∞ layer norm of {_mean(small['norm_inf']):.3g} "
             f"(plain: {_mean(plain['norm_inf']):.3g}). Its robust accuracy at ε = {TRAIN_EPS} is "
@@ -287,7 +289,8 @@ def _compare(a: Cell, b: Cell) -> str:
         return "not comparable with"
     if abs(a.mean - b.mean) <= a.std + b.std:
         return "within the spread of seeds of" if a.n > 1 else "not told apart, with one seed, from"
-    return "above" if a.mean > b.mean else "below"
+    alone = "" if min(a.n, b.n) > 1 else "(one seed, so no spread is known) "
+    return alone + ("above" if a.mean > b.mean else "below")
 
 
 def _rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
