@@ -10,6 +10,7 @@ from torch import nn
 
 from opnorm.errors import NormError
 from opnorm.linear import conv_geometry, dense, linear_map
+from opnorm.norms import certify as certify_module
 from opnorm.norms.certify import certify
 from opnorm.norms.spectral import BOUNDS, bound, lanczos, power_iteration, spectral, symbol_of
 from opnorm.norms.symbol import adjoint, apply, gram, taps
@@ -172,6 +173,24 @@ def test_cells_bound_every_size():
     assert big.upper <= big.lower * (1 + 5.01e-3)
     for n in (1, 2, 5, 20):
         assert lanczos_truth(layer, (12, n, n), 60) <= big.upper
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_cells_cover_what_lies_between_their_centers(seed, monkeypatch):
+    """Without any help from below, the cells alone must find a θ that no frequency exceeds."""
+    torch.manual_seed(seed)
+    t = symbol_of(nn.Conv1d(3, 3, 3, padding=1), (3, 500))
+    monkeypatch.setattr(certify_module, "_raise", lambda *args: False)
+    fine = torch.linspace(0, math.pi, 20_001, dtype=torch.float64)[:, None].numpy()
+    top = float(torch.linalg.eigvalsh(gram(t).at(fine))[:, -1].max().sqrt())
+    for lower in (
+        1e-6,
+        0.985 * top,
+        0.99 * top,
+    ):  # the last ones clear the first centers, not the peak between them
+        search = certify_module._Search(t, gram(t), 5e-3, lower=lower)
+        theta = certify_module._by_cells(search, (13,))
+        assert top <= theta <= 1.01 * top
 
 
 def test_depthwise_and_grouped():
