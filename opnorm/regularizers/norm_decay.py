@@ -1,23 +1,21 @@
 """Norm decay: the gradient of the exact ℓ1 or ℓ∞ norm of every layer, added to the loss's (Liang & Huang 2021)."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from opnorm.errors import ModelError, NormError, SpecError
-from opnorm.linear import Shape
+from opnorm.errors import NormError, SpecError
 from opnorm.norms.exact import l1, linf
-from opnorm.norms.table import trace
 from opnorm.regularizers.hooks import Hooks, Regularizer
+from opnorm.regularizers.layers import CONV, LINEAR, trainable_layers
 from opnorm.spec import factory
 
 __all__ = ["norm_decay"]
 
 KINDS = {
-    "linear": (nn.Linear,),
-    "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    "linear": LINEAR,
+    "conv": CONV,
     "batch_norm": (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
 }
 
@@ -69,13 +67,18 @@ def norm_decay(
     treated = tuple(kind for name, kinds in KINDS.items() if switches[name] for kind in kinds)
 
     def bind(model: nn.Module, example: Tensor) -> Hooks:
-        layers = _layers(model, example, treated, norm)
-        weights: dict[str, Tensor] = {name: layer.get_parameter("weight") for name, layer, _ in layers}
+        layers = trainable_layers(model, example, treated, "norm_decay")
+        for name, layer, shape, _ in layers:  # tried out before training
+            try:
+                norm(layer, shape)
+            except NormError as e:
+                raise NormError(f"norm_decay cannot treat layer {name!r}: {e}") from None
+        weights: dict[str, Tensor] = {found.name: found.weight for found in layers}
         momentum = {name: torch.zeros_like(w) for name, w in weights.items()}
 
         def edit_grads() -> None:
             with torch.enable_grad():
-                total = torch.stack([norm(layer, shape) for _, layer, shape in layers]).sum()
+                total = torch.stack([norm(layer, shape) for _, layer, shape, _ in layers]).sum()
             signs = torch.autograd.grad(total, list(weights.values()))
             for (name, w), sign in zip(weights.items(), signs, strict=True):
                 h = momentum[name].mul_(gamma).add_(sign, alpha=1 - gamma)
@@ -86,29 +89,3 @@ def norm_decay(
         return Hooks(edit_grads=edit_grads, state=momentum)
 
     return bind
-
-
-def _layers(
-    model: nn.Module, example: Tensor, treated: tuple[type, ...], norm: Callable[[nn.Module, Shape], Tensor]
-) -> list[tuple[str, nn.Module, Shape]]:
-    """Each trainable layer once, with the input shape of its first call; their norms are tried out before training."""
-    found: dict[int, tuple[str, nn.Module, Shape]] = {}
-    for visit in trace(model, example):
-        weight = getattr(visit.layer, "weight", None)
-        if isinstance(visit.layer, treated) and weight is not None and weight.requires_grad:
-            found.setdefault(id(weight), (visit.name, visit.layer, visit.in_shape))
-    if not found:
-        raise ModelError(
-            f"norm_decay finds no trainable layer among {', '.join(k.__name__ for k in treated) or 'no types at all'}; "
-            "is the model frozen, or made of other layers?"
-        )
-    for name, layer, shape in found.values():
-        if "weight" not in dict(layer.named_parameters(recurse=False)):
-            raise NormError(
-                f"norm_decay cannot treat layer {name!r}: its weight is computed from other parameters"
-            )
-        try:
-            norm(layer, shape)
-        except NormError as e:
-            raise NormError(f"norm_decay cannot treat layer {name!r}: {e}") from None
-    return list(found.values())

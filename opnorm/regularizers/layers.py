@@ -1,0 +1,76 @@
+"""Which layers of a model a regularizer treats, and at which input shape."""
+
+import warnings
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from opnorm.errors import ModelError, NormError
+from opnorm.linear import Shape
+from opnorm.norms.table import trace
+
+__all__ = ["CONV", "LINEAR", "Found", "trainable_layers"]
+
+LINEAR: tuple[type[nn.Module], ...] = (nn.Linear,)
+CONV: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class Found(NamedTuple):
+    """A layer with a weight of its own to train.
+
+    Attributes:
+        name: in the model.
+        layer: the module; ``weight`` may be tied to other layers'.
+        in_shape: of its input in the first call, without the batch axis.
+        weight: the parameter.
+    """
+
+    name: str
+    layer: nn.Module
+    in_shape: Shape
+    weight: nn.Parameter
+
+
+def trainable_layers(
+    model: nn.Module, example: Tensor, kinds: tuple[type[nn.Module], ...], who: str
+) -> list[Found]:
+    """Every layer of these kinds whose weight is trained, in the order of the forward pass; tied weights once.
+
+    A layer that is called at several input sizes is treated at the first, which one warning says.
+
+    Args:
+        model: any network.
+        example: a batch that it takes, (B, C, H, W) in [0, 1].
+        kinds: of layers.
+        who: the regularizer, for messages.
+
+    Raises:
+        ModelError: there is no such layer.
+        NormError: a weight that is computed from other parameters (weight_norm and the like).
+    """
+    found: dict[int, Found] = {}
+    changing: dict[str, list[Shape]] = {}
+    for visit in trace(model, example):
+        weight = getattr(visit.layer, "weight", None)
+        if not isinstance(visit.layer, kinds) or not isinstance(weight, Tensor) or not weight.requires_grad:
+            continue
+        own = visit.layer._parameters.get("weight")
+        if own is None:
+            raise NormError(
+                f"{who} cannot treat layer {visit.name!r}: its weight is computed from other parameters"
+            )
+        first = found.setdefault(id(own), Found(visit.name, visit.layer, visit.in_shape, own))
+        if first.in_shape != visit.in_shape and not isinstance(visit.layer, nn.Linear):
+            changing.setdefault(first.name, [first.in_shape]).append(visit.in_shape)
+    if not found:
+        raise ModelError(
+            f"{who} finds no trainable layer among {', '.join(k.__name__ for k in kinds) or 'no types at all'}; "
+            "is the model frozen, or made of other layers?"
+        )
+    if changing:
+        sizes = "; ".join(f"{name}: {', '.join(map(str, shapes))}" for name, shapes in changing.items())
+        warnings.warn(
+            f"{who}: layers that are called at several input sizes are treated at the first ({sizes})",
+            stacklevel=3,
+        )
+    return list(found.values())
