@@ -125,6 +125,7 @@ class Report:
         charts: The charts, in order.
         settings: Code version, git commit, data, network, time taken, machine, command ..., in order.
         runs: The runs behind it: ``key``, ``label``, ``seed`` and ``seconds`` (None where not known).
+        highlight: The methods that the charts begin with; all where none is named.
     """
 
     title: str
@@ -134,6 +135,7 @@ class Report:
     charts: list[Chart] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
     runs: list[dict[str, Any]] = field(default_factory=list)
+    highlight: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         keys = [chart.key for chart in self.charts]

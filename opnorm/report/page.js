@@ -142,6 +142,8 @@
     row.dataset.method = method;
   }
 
+  pick(JSON.parse(document.getElementById("highlight").textContent)); // nothing is drawn yet; what will be, follows
+
   for (const button of document.querySelectorAll("#table thead button")) {
     button.addEventListener("click", () => {
       const head = button.closest("th");

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -59,6 +59,7 @@ def write_page(report: Report, path: Path) -> Path:
         library=Markup(_library()),
         script=Markup(script),
         specs=Markup(_inside_script({chart.key: chart.spec for chart in charts})),
+        highlight=Markup(_inside_script(report.highlight)),
         columns=report.table.columns,
         rows=_rows(report.table),
         one_seed=any(isinstance(c, Stat) and c.n == 1 for row in report.table.rows for c in row.values()),
@@ -90,7 +91,7 @@ def write_figures(report: Report, folder: Path, format: str = "svg") -> list[Pat
     for chart in report.charts:
         if chart.empty:
             continue
-        spec = _figure(chart.spec)
+        spec = _figure(chart.spec, report.highlight)
         if format == "svg":
             data = vl_convert.vegalite_to_svg(spec, config=FIGURE_CONFIG, allowed_base_urls=[]).encode()
         elif format == "pdf":
@@ -101,9 +102,11 @@ def write_figures(report: Report, folder: Path, format: str = "svg") -> list[Pat
     return paths
 
 
-def _figure(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy as wide as a page of paper, with a legend of as many columns as fit."""
+def _figure(spec: Mapping[str, Any], highlight: Sequence[str]) -> dict[str, Any]:
+    """A copy as wide as a page of paper, with a legend of as many columns as fit, and the same methods highlighted."""
     fixed = copy.deepcopy(dict(spec))
+    if highlight and "vconcat" in fixed:
+        fixed["vconcat"][1]["params"][0]["value"] = [{"method": method} for method in highlight]
     width = FIGURE_WIDTH
     if "vconcat" in fixed:
         grid = fixed["vconcat"][0]

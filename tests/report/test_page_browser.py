@@ -1,6 +1,7 @@
 """The page in a real Chromium: drawn, quiet, offline, sortable, highlightable, on a phone and in the dark."""
 
 import csv
+import dataclasses
 import re
 import shutil
 
@@ -125,6 +126,22 @@ def test_sorting(open_page):
     assert head.get_attribute("aria-sort") == "none"
     page.locator("#table thead button", has_text="ℓ₂").click()
     assert column(page, "ℓ₂")[1][-2:][0] == "not known", "not known stands below the known"
+
+
+def test_a_report_begins_with_what_it_highlights(browser, report, tmp_path):
+    path = write_page(dataclasses.replace(report, highlight=["plain"]), tmp_path / "r.html")
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    page.wait_for_selector("html[data-state=ready]")
+    page.wait_for_timeout(150)
+    assert page.locator("#picked span").inner_text() == "Highlighted: plain"
+    assert page.locator("tr.picked").count() == 1
+    assert opacities(page, "layer-norms", "var(--ink)") == {1}
+    assert max(opacities(page, "layer-norms", "#009988")) < 0.2
+    page.locator("#picked button").click()
+    page.wait_for_timeout(150)
+    assert opacities(page, "layer-norms", "#009988") == {1}
+    page.close()
 
 
 def test_legend_highlights_in_all_charts(open_page):

@@ -3,6 +3,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -259,14 +260,24 @@ def test_page_with_hostile_text(tmp_path):
     columns = [Column("method", HOSTILE, "text", None, HOSTILE), Column("a", "A")]
     chart = accuracy_against_norm(rows, [HOSTILE], accuracy_label=HOSTILE, norm_label=HOSTILE)
     runs = [{"key": HOSTILE, "label": HOSTILE, "seed": 0, "seconds": None}]
-    report = Report(HOSTILE, HOSTILE, [HOSTILE], Table(columns, rows), [chart], {HOSTILE: HOSTILE}, runs)
+    report = Report(
+        HOSTILE, HOSTILE, [HOSTILE], Table(columns, rows), [chart], {HOSTILE: HOSTILE}, runs, [HOSTILE]
+    )
     html = write_page(report, tmp_path / "r.html").read_text(encoding="utf-8")
-    assert html.count("</script>") == 3
+    assert html.count("</script>") == 4  # specs, what is highlighted, the library and the page's own
     assert "<b onmouseover" not in html
     assert "&lt;/script&gt;&lt;b onmouseover=alert(1)&gt;" in html
     assert embedded_specs(html)[chart.key]["data"]["values"][0]["method"] == HOSTILE
     (svg,) = write_figures(report, tmp_path)
     assert "<b " not in svg.read_text(encoding="utf-8")
+
+
+def test_figures_highlight_what_the_page_does(report, tmp_path):
+    two = replace(report, highlight=["plain", "pgd_at(eps=8/255)"], charts=report.charts[:1])
+    (all_,) = write_figures(replace(two, highlight=[]), tmp_path / "a")
+    (some,) = write_figures(two, tmp_path / "b")
+    assert 'opacity="0.08"' not in all_.read_text(encoding="utf-8")
+    assert 'opacity="0.08"' in some.read_text(encoding="utf-8")
 
 
 def test_page_of_an_empty_report(tmp_path):
@@ -295,7 +306,7 @@ def test_a_page_is_replaced_whole(report, tmp_path, monkeypatch):
 
 def test_json(report, tmp_path):
     content = json.loads(write_json(report, tmp_path / "r.json").read_text(encoding="utf-8"))
-    assert list(content) == ["title", "question", "findings", "table", "charts", "settings", "runs"]
+    assert list(content) == ["title", "question", "findings", "table", "charts", "settings", "runs", "highlight"]
     assert content["table"]["rows"][0]["clean"].keys() == {"mean", "std", "n"}
     assert list(content["settings"]) == list(report.settings)
     odd = Report("t", "q", [], Table([], [{"a": math.nan, "b": math.inf}]))
