@@ -28,8 +28,8 @@ _WHERE = {
     "parse": "opnorm.spec",
 }
 _MODULES = (
-    "analyses", "attacks", "augmentations", "data", "errors", "linear", "models", "norms", "objectives",
-    "optimizers", "regularizers", "report", "schedules", "spec", "studies", "train",
+    "analyses", "attacks", "augmentations", "data", "errors", "jacobian", "linear", "models", "norms", "objectives",
+    "optimizers", "regularizers", "report", "schedules", "spec", "studies", "train", "weight_scale",
 )  # fmt: skip
 
 __all__ = [*sorted(_WHERE), *_MODULES]

@@ -1,23 +1,32 @@
-"""What training minimizes: the loss of a batch, clean or attacked."""
+"""What training minimizes: the loss of a batch, clean or attacked.
+
+Attacks inside training climb with the model in the mode that the call names, leave its weights' gradients, its batch-norm
+statistics and the global random state alone, and check pixels and labels in the first batch only. An objective that
+compares clean and attacked logits gets both from one forward pass over the two halves: both come from the same f, and
+batch norm updates its statistics once a step, over both. (TRADES as published passes clean inputs twice and attacked ones
+once, each normalized by itself.)
+"""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opnorm.attacks import Attack
-from opnorm.attacks import fgsm as fgsm_attack
-from opnorm.attacks import pgd as pgd_attack
+from opnorm.attacks.checks import check_inputs, is_amount
+from opnorm.attacks.losses import AGAINST_CLEAN, wide
+from opnorm.attacks.pgd import Ascent, Start, Watch
+from opnorm.errors import ModelError, SpecError
 from opnorm.modes import Mode
 from opnorm.spec import factory
 
-__all__ = ["fgsm_at", "pgd_at", "plain"]
+__all__ = ["alp", "fgsm_at", "mixed", "mmc", "pgd_at", "plain", "trades"]
 
 
 class Outcome(NamedTuple):
-    """The loss of a batch (scalar) and the logits (B, K) that it came from: of the attacked inputs, if any."""
+    """The loss of a batch (scalar) and the logits (B, K) of its inputs: of the attacked ones, if there are any."""
 
     loss: Tensor
     logits: Tensor
@@ -31,35 +40,53 @@ class Objective(Protocol):
         """The loss to descend."""
 
 
+# ---------------------------------------------------------------- one kind of input
+
+
 @factory
-def plain() -> Objective:
-    """Softmax cross-entropy: mean_b -log softmax(f(x_b))_{y_b}."""
+def plain(smoothing: float = 0.0) -> Objective:
+    """Softmax cross-entropy: mean_b -log softmax(f(x_b))_{y_b}.
+
+    Args:
+        smoothing: share s of each target that is spread evenly over all K classes, in [0, 1).
+
+    Raises:
+        SpecError: smoothing outside [0, 1).
+    """
+    loss = _cross_entropy(smoothing)
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Outcome:
         logits = model(x)
-        return Outcome(F.cross_entropy(logits, y), logits)
+        return Outcome(loss(logits, y), logits)
 
     return objective
 
 
 @factory
 def fgsm_at(
-    eps: float = 8 / 255, norm: float = math.inf, random_start: bool = False, mode: Mode = "eval"
+    eps: float = 8 / 255,
+    norm: float = math.inf,
+    random_start: bool = False,
+    mode: Mode = "eval",
+    smoothing: float = 0.0,
 ) -> Objective:
     """Adversarial training on FGSM: cross-entropy at x* = FGSM(x).
 
     Args:
         eps: radius, in pixel values of [0, 1].
-        norm: of the ball: 2 or inf.
+        norm: of the ball: 1, 2 or inf.
         random_start: begin the attack at a random point of the ball.
         mode: of the model during the attack: "eval", "train" or "as is".
+        smoothing: of the labels that are trained on; see :func:`plain`.
 
     Raises:
-        AttackError: a setting that makes no sense.
+        AttackError: a setting of the attack that makes no sense.
+        SpecError: smoothing outside [0, 1).
 
     Source: Goodfellow et al. 2015; Wen et al. 2020 and Liu et al. 2020 train with it.
     """
-    return _on_attacked(fgsm_attack(eps, norm, random_start, mode))
+    attack = Ascent(norm, eps, 1, eps, start=_start(random_start), mode=mode)
+    return _on_attacked(attack, _cross_entropy(smoothing))
 
 
 @factory
@@ -70,30 +97,265 @@ def pgd_at(
     step: float | None = None,
     random_start: bool = True,
     mode: Mode = "eval",
+    smoothing: float = 0.0,
 ) -> Objective:
     """Adversarial training on PGD: cross-entropy at x* = PGD(x), the inner maximum of min_θ E max_{x*} ℓ.
 
     Args:
         eps: radius, in pixel values of [0, 1].
-        norm: of the ball: 2 or inf.
+        norm: of the ball: 1, 2 or inf.
+        steps: of the attack.
+        step: their length; 2.5 ε / steps when None.
+        random_start: begin uniformly in the ball.
+        mode: of the model during the attack: "eval", "train" or "as is".
+        smoothing: of the labels that are trained on; see :func:`plain`.
+
+    Raises:
+        AttackError: a setting of the attack that makes no sense.
+        SpecError: smoothing outside [0, 1).
+
+    Source: Madry et al. 2018.
+    """
+    attack = Ascent(norm, eps, steps, step, start=_start(random_start), mode=mode)
+    return _on_attacked(attack, _cross_entropy(smoothing))
+
+
+@factory
+def mmc(
+    radius: float = 10.0,
+    eps: float = 0.0,
+    norm: float = math.inf,
+    steps: int = 10,
+    step: float | None = None,
+    random_start: bool = True,
+    mode: Mode = "eval",
+) -> Objective:
+    """Max-Mahalanobis center loss: mean_b ½ ‖f(x_b) - μ_{y_b}‖_2², with fixed centers μ_c.
+
+    The centers are the corners of a simplex around the origin of R^K, of the logits themselves: of norm C and with equal
+    inner products -C² / (K - 1), the smallest there can be,
+
+        μ_c = C sqrt(K / (K - 1)) (e_c - 1 / K).
+
+    So the nearest center is that of the largest logit, and everything that works on logits works here as ever.
+
+    Args:
+        radius: the norm C of the centers; the first gradients grow with it, so it may ask for a smaller learning rate.
+        eps: with more than 0, the inputs are attacked first as in :func:`pgd_at`.
+        norm: of the ball: 1, 2 or inf.
+        steps: of the attack, on the log-odds of the largest logit.
+        step: their length; 2.5 ε / steps when None.
+        random_start: begin uniformly in the ball.
+        mode: of the model during the attack: "eval", "train" or "as is".
+
+    Raises:
+        AttackError: a setting of the attack that makes no sense.
+        SpecError: a radius that is not positive.
+        ModelError: in the first batch, a model with a single logit.
+
+    Source: Pang et al. 2020, Eq. 8; Liu et al. 2020, Table 4, train with it.
+    """
+    if not is_amount(radius) or radius == 0:
+        raise SpecError(f"radius={radius!r}: expected the norm of the centers, above 0")
+
+    def loss(logits: Tensor, y: Tensor) -> Tensor:
+        return (wide(logits) - centers(y, logits.shape[1], radius)).square().sum(1).mean() / 2
+
+    return _on_attacked(Ascent(norm, eps, steps, step, start=_start(random_start), mode=mode), loss)
+
+
+def centers(y: Tensor, classes: int, radius: float) -> Tensor:
+    """Max-Mahalanobis centers (B, K) of the labels (B,), in float32: see :func:`mmc`.
+
+    Raises:
+        ModelError: fewer than two classes have no simplex.
+    """
+    if classes < 2:
+        raise ModelError(f"the model has {classes} output; expected a logit for each of at least 2 classes")
+    return radius * math.sqrt(classes / (classes - 1)) * (F.one_hot(y, classes).float() - 1 / classes)
+
+
+# ---------------------------------------------------------------- clean and attacked inputs together
+
+
+@factory
+def trades(
+    beta: float = 6.0,
+    eps: float = 8 / 255,
+    norm: float = math.inf,
+    steps: int = 10,
+    step: float | None = None,
+    start: Start = "gaussian",
+    mode: Mode = "eval",
+) -> Objective:
+    """TRADES: mean_b CE(f(x), y) + β KL(softmax f(x) ‖ softmax f(x*)), where x* ascends that divergence.
+
+    Args:
+        beta: weight β of robustness, the paper's 1/λ; Liang & Huang 2021 use 1.
+        eps: radius, in pixel values of [0, 1].
+        norm: of the ball: 1, 2 or inf.
+        steps: of the attack.
+        step: their length; 2.5 ε / steps when None.
+        start: of the attack: "gaussian", x with noise of standard deviation 0.001, as published, or "uniform" in the ball.
+        mode: of the model during the attack: "eval" (as published), "train" or "as is".
+
+    Returns:
+        An objective of steps + 3 forward passes a batch.
+
+    Raises:
+        AttackError: a setting of the attack that makes no sense.
+        SpecError: β is negative.
+
+    Source: Zhang et al. 2019, Eq. 5 and Algorithm 1.
+    """
+    return _clean_plus("beta", beta, Ascent(norm, eps, steps, step, start=start, loss="kl", mode=mode))
+
+
+@factory
+def mixed(
+    lam: float = 1.0,
+    eps: float = 8 / 255,
+    norm: float = math.inf,
+    loss: str = "l2",
+    steps: int = 10,
+    step: float | None = None,
+    mode: Mode = "eval",
+) -> Objective:
+    """Clean plus adversarial loss: mean_b ℓ(y, f(x)) + λ max_{x*} ℓ_adv(x, x*), with ℓ the cross-entropy.
+
+    x* is what projected gradient ascent on ℓ_adv finds from a uniform start in the ball.
+
+    Args:
+        lam: weight λ of the adversarial loss.
+        eps: radius, in pixel values of [0, 1].
+        norm: of the ball: 1, 2 or inf.
+        loss: ℓ_adv: "l1", "l2", "linf" for ‖f(x) - f(x*)‖_q on logits, "kl" for KL(f(x) ‖ f(x*)), or "ce" for
+            the cross-entropy at x*.
+        steps: of the attack.
+        step: their length; 2.5 ε / steps when None.
+        mode: of the model during the attack: "eval", "train" or "as is".
+
+    Raises:
+        AttackError: a setting of the attack that makes no sense.
+        SpecError: λ is negative, or the loss is none of these.
+
+    Source: Roth et al. 2020, Eq. 14 and Theorem 1.
+    """
+    if loss not in (known := (*AGAINST_CLEAN, "ce")):
+        raise SpecError(f"loss={loss!r} is not known; expected one of {', '.join(known)}")
+    return _clean_plus("lam", lam, Ascent(norm, eps, steps, step, loss=loss, mode=mode))
+
+
+@factory
+def alp(
+    beta: float = 1.0,
+    eps: float = 8 / 255,
+    norm: float = math.inf,
+    steps: int = 10,
+    step: float | None = None,
+    random_start: bool = True,
+    mode: Mode = "eval",
+) -> Objective:
+    """Adversarial logit pairing: ½ CE(f(x), y) + ½ CE(f(x*), y) + β mean_{b,i} (f(x) - f(x*))²_{b,i}, x* = PGD(x).
+
+    Args:
+        beta: weight β of the pairing.
+        eps: radius, in pixel values of [0, 1].
+        norm: of the ball: 1, 2 or inf.
         steps: of the attack.
         step: their length; 2.5 ε / steps when None.
         random_start: begin uniformly in the ball.
         mode: of the model during the attack: "eval", "train" or "as is".
 
     Raises:
-        AttackError: a setting that makes no sense.
+        AttackError: a setting of the attack that makes no sense.
+        SpecError: β is negative.
 
-    Source: Madry et al. 2018.
+    Source: Kannan, Kurakin & Goodfellow 2018; Liang & Huang 2021 train with it.
     """
-    return _on_attacked(pgd_attack(norm, eps, steps, step, 1, random_start, mode=mode))
+    _check_weight("beta", beta)
+
+    def loss(clean: Tensor, attacked: Tensor, y: Tensor) -> Tensor:
+        both = (F.cross_entropy(clean, y) + F.cross_entropy(attacked, y)) / 2
+        return both + beta * F.mse_loss(clean, attacked)
+
+    return _on_both(Ascent(norm, eps, steps, step, start=_start(random_start), mode=mode), loss)
 
 
-def _on_attacked(attack: Attack) -> Objective:
+def _clean_plus(name: str, weight: float, attack: Ascent) -> Objective:
+    """Cross-entropy on clean inputs plus ``weight`` times the loss that the attack climbs."""
+    _check_weight(name, weight)
+
+    def loss(clean: Tensor, attacked: Tensor, y: Tensor) -> Tensor:
+        if attack.loss in AGAINST_CLEAN:
+            climbed = AGAINST_CLEAN[attack.loss](attacked, clean).mean()
+        else:
+            climbed = F.cross_entropy(attacked, y)
+        return F.cross_entropy(clean, y) + weight * climbed
+
+    return _on_both(attack, loss)
+
+
+# ---------------------------------------------------------------- attacks inside training
+
+
+def _on_attacked(attack: Ascent, loss: Callable[[Tensor, Tensor], Tensor]) -> Objective:
+    """The objective loss(f(x*), y)."""
+    adversary = _Adversary(attack)
+
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Outcome:
-        # a new start each time, from the run's own random state: the same image must not always start alike
-        seed = int(torch.randint(2**62, ()))
-        logits = model(attack(model, x, y, seed=seed))
-        return Outcome(F.cross_entropy(logits, y), logits)
+        logits = model(adversary(model, x, y))
+        return Outcome(loss(logits, y), logits)
 
     return objective
+
+
+def _on_both(attack: Ascent, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Objective:
+    """The objective loss(f(x), f(x*), y), from one pass over both."""
+    adversary = _Adversary(attack)
+
+    def objective(model: nn.Module, x: Tensor, y: Tensor) -> Outcome:
+        clean, attacked = wide(model(torch.cat([x, adversary(model, x, y)]))).chunk(2)
+        return Outcome(loss(clean, attacked, y), attacked)
+
+    return objective
+
+
+class _Adversary:
+    """(model, x, y) -> x*, from another start each time."""
+
+    def __init__(self, attack: Ascent) -> None:
+        self.attack, self.looked = attack, False
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        watch = None
+        if not self.looked:  # once: on a GPU each look costs a wait
+            check_inputs(x, y)
+            watch, self.looked = Watch.over(x), True
+        # from the run's own random state: the same image must not always start alike
+        seed = int(torch.randint(2**62, ()))
+        return self.attack.last(_attack_model(model, x, self.attack.mode), x, y, seed, watch)
+
+
+def _attack_model(model: nn.Module, x: Tensor, mode: Mode) -> nn.Module:
+    """The network that attacks inside training climb on: the one place to put a cheaper stand-in."""
+    return model
+
+
+def _start(random_start: bool) -> Start:
+    return "uniform" if random_start else "point"
+
+
+def _cross_entropy(smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
+    if not is_amount(smoothing) or smoothing >= 1:
+        raise SpecError(f"smoothing={smoothing!r}: expected a share in [0, 1)")
+
+    def loss(logits: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(logits, y, label_smoothing=smoothing)
+
+    return loss
+
+
+def _check_weight(name: str, value: float) -> None:
+    if not is_amount(value):
+        raise SpecError(f"{name}={value!r}: expected a weight of at least 0")

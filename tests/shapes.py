@@ -9,7 +9,18 @@ from beartype import BeartypeConf, FrozenDict, beartype
 from torch import nn
 
 _left_to_opnorm = dict.fromkeys(
-    (int, float, str, bool, Literal["eval", "train", "as is"], tuple[int, int, int], nn.Module | None), object
+    (
+        int,
+        float,
+        str,
+        bool,
+        Literal["eval", "train", "as is"],
+        Literal["point", "uniform", "gaussian"],
+        tuple[int, int, int],
+        tuple[float, float],
+        nn.Module | None,
+    ),
+    object,
 )
 
 check = beartype(conf=BeartypeConf(hint_overrides=FrozenDict(_left_to_opnorm)))

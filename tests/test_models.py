@@ -11,14 +11,27 @@ from torch import nn
 
 from opnorm import models
 from opnorm.errors import ModelError, OpnormError, SpecError
+from opnorm.linear import dense, linear_map
 from opnorm.models import cnn, file, mlp, resnet, save
 from opnorm.models.layers import Normalize
 from opnorm.models.resnet import Shrink
-from opnorm.norms import measure
+from opnorm.norms import measure, operator_norm
 from opnorm.spec import build, names, spec_of
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
-SMALL = {"mlp": {"width": 8}, "cnn": {"width": 4}, "resnet": {"depth": 8, "width": 4}}
+SMALL = {
+    "mlp": {"width": 8},
+    "cnn": {"width": 4},
+    "cnn7": {"width": 2},
+    "regnetx_200mf": {"width": 1},
+    "resnet": {"depth": 8, "width": 4},
+    "resnet18": {"width": 2},
+    "senet18": {"width": 2},
+    "vgg11": {"width": 2},
+    "vgg16": {"width": 2},
+    "wrn": {"depth": 10, "width": 1},
+    "wrn50_2": {"width": 1},
+}
 
 
 def count(model):
@@ -35,7 +48,7 @@ def test_other_sizes_by_hand():
     assert count(cnn()) == 128 * 9 + 128 + 128 * 128 * 9 + 128 + 128 * 784 * 10 + 10
 
 
-@pytest.mark.parametrize("name", [n for n in names("model") if n != "file"])
+@pytest.mark.parametrize("name", [n for n in names("model") if n not in ("file", "timm")])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_model_on_every_shape(name, shape):
     torch.manual_seed(0)
@@ -47,7 +60,7 @@ def test_every_model_on_every_shape(name, shape):
     torch.manual_seed(0)
     twin = build(f"{name}()", "model", in_shape=shape, classes=7, **SMALL[name])
     assert all(map(torch.equal, twin.parameters(), model.parameters())), "weights follow the global seed"
-    rows = measure(model, x).rows
+    rows = measure(model, x, ords=(1, math.inf)).rows  # ℓ2: tests/models
     assert rows[0].kind == "Normalize"
     assert all(r.norms for r in rows if r.kind in ("Conv2d", "Linear", "BatchNorm2d"))
 
@@ -274,7 +287,7 @@ def test_save_with_a_call(tmp_path):
     save(model, tmp_path / "w.safetensors", "resnet(depth=8)")
     with pytest.raises(ModelError, match="another network"):
         file(str(tmp_path / "w.safetensors"))
-    assert set(models.__all__) == {"cnn", "file", "mlp", "resnet"}
+    assert set(models.__all__) == {*SMALL, "file", "timm"}
 
 
 def test_the_shortcut_without_parameters():
@@ -283,3 +296,8 @@ def test_the_shortcut_without_parameters():
     assert torch.equal(y[:, 2:6], x[:, :, ::2, ::2])
     assert y.shape == (2, 8, 3, 3)
     assert y[:, :2].abs().sum() + y[:, 6:].abs().sum() == 0
+    M = dense(linear_map(Shrink(2, 4), (4, 5, 5)))
+    for p in (1, 2, math.inf):
+        norm = operator_norm(Shrink(2, 4), p, (4, 5, 5))
+        assert norm.exact
+        assert float(norm.upper) == float(torch.linalg.matrix_norm(M, p)) == 1

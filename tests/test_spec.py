@@ -517,7 +517,7 @@ def test_objects_remember_their_call():
 
 
 def test_errors_say_what_was_meant():
-    with pytest.raises(SpecError, match=r"unknown attack 'pdg'; did you mean 'pgd'\?; known: fgsm, pgd"):
+    with pytest.raises(SpecError, match=r"unknown attack 'pdg'; did you mean 'pgd'\?; known: .*fgsm, pgd"):
         build("pdg()", "attack")
     with pytest.raises(
         SpecError, match=r"no parameter 'step_size'; did you mean 'steps'\?|did you mean 'step'"
@@ -528,7 +528,7 @@ def test_errors_say_what_was_meant():
     ):
         build("fgsm(epsilon=1)")
     with pytest.raises(SpecError, match=r"too many positional arguments; it accepts: "):
-        build("plain(1)")
+        build("plain(0.1, 1)")
     with pytest.raises(SpecError, match=r"multiple values for argument 'norm'; it accepts: "):
         build("pgd(inf, norm=inf)")
     with pytest.raises(SpecError, match=r"missing a required argument: 'p'; it accepts: p, beta=0\.001"):

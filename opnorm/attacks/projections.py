@@ -15,7 +15,7 @@ from torch import Tensor
 from opnorm.attacks import random
 from opnorm.errors import AttackError
 
-__all__ = ["Ball", "L2Ball", "LinfBall", "ball"]
+__all__ = ["Ball", "L1Ball", "L2Ball", "LinfBall", "ball"]
 
 
 @runtime_checkable
@@ -35,12 +35,15 @@ class Ball(Protocol):
     def direction(self, grad: Tensor) -> Tensor:
         """The unit step that climbs fastest along the gradient (Roth et al. 2020, Eq. 17)."""
 
+    def ascend(self, z: Tensor, grad: Tensor, step: float) -> Tensor:
+        """Where a step of that length leads from z inside: back inside, by projection."""
+
     def select(self, kept: Tensor) -> "Ball":
         """The balls of some of the points."""
 
 
 def ball(x: Tensor, eps: float, norm: float) -> Ball:
-    """The ball of radius ``eps`` (in pixel values, [0, 1]) around each point of a batch, for ``norm`` 2 or inf.
+    """The ball of radius ``eps`` (in pixel values, [0, 1]) around each point of a batch, for ``norm`` 1, 2 or inf.
 
     Raises:
         AttackError: another norm.
@@ -49,7 +52,9 @@ def ball(x: Tensor, eps: float, norm: float) -> Ball:
         return LinfBall.around(x, eps)
     if norm == 2:
         return L2Ball(x, eps)
-    raise AttackError(f"norm={norm!r} is not known here; expected 2 or inf")
+    if norm == 1:
+        return L1Ball(x, eps)
+    raise AttackError(f"norm={norm!r} is not known here; expected 1, 2 or inf")
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,10 @@ class LinfBall:
         """Its sign."""
         return grad.sign()
 
+    def ascend(self, z: Tensor, grad: Tensor, step: float) -> Tensor:
+        """Π(z + step · sign(grad))."""
+        return self.project(z + step * self.direction(grad))
+
     def select(self, kept: Tensor) -> "LinfBall":
         """The balls of some of the points."""
         return LinfBall(self.x[kept], self.low[kept], self.high[kept])
@@ -94,6 +103,20 @@ def _round(value: Tensor, dtype: torch.dtype, *, up: bool) -> Tensor:
     end = torch.full_like(rounded, math.inf if up else -math.inf)
     wrong = rounded.double() < value if up else rounded.double() > value
     return torch.where(wrong, torch.nextafter(rounded, end), rounded)
+
+
+def _land(x: Tensor, delta: Tensor, eps: float, norm: float) -> Tensor:
+    """X + delta in the type of x, with ‖delta‖ ≤ ε exactly: rounded toward x wherever rounding would overstep.
+
+    The length is the only sum here, and a float64 one is right to a few 1e-13; single differences are right to 1e-16.
+    """
+    center, delta = x.double(), delta.view_as(x)
+    length = torch.linalg.vector_norm(delta.flatten(1), norm, dim=1, dtype=torch.float64)
+    shrink = (eps * (1 - 1e-12) / length.clamp(min=1e-300)).clamp(max=1)
+    delta = delta * shrink.view(-1, *[1] * (x.ndim - 1))
+    point = (center + delta).to(x.dtype).clamp_(0, 1)
+    over = (point - center).abs_() > delta.abs_()
+    return torch.where(over, torch.nextafter(point, x), point)
 
 
 def _wide(value: Tensor) -> Tensor:
@@ -133,8 +156,7 @@ class L2Ball:
             if torch.equal(new, t):
                 break
             t = new
-        inside = torch.minimum(size * t, room) * delta.sign()
-        return self._exactly(inside.view_as(self.x))
+        return _land(self.x, torch.minimum(size * t, room) * delta.sign(), self.eps, 2)
 
     def _scale(self, size: Tensor, room: Tensor, free: Tensor) -> Tensor:
         left = self.eps**2 - torch.where(free, 0, room).square().sum(1, keepdim=True)
@@ -145,28 +167,89 @@ class L2Ball:
             .clamp(max=1)
         )
 
-    def _exactly(self, delta: Tensor) -> Tensor:
-        """X + delta, shrunk until the float64 length of what is really added is at most ε, rounding included."""
-        limit = self.eps * (1 - 1e-12)  # the float64 sum of squares is right to a few 1e-13
-        center, delta = self.x.double(), delta.double()
-        for attempt in range(24):  # the last ones shrink to nothing, which always fits
-            point = (center + delta).to(self.x.dtype).clamp(0, 1)
-            length = (point.double() - center).flatten(1).norm(dim=1)
-            far = length > limit
-            if not far.any():
-                break
-            shrink = torch.where(
-                far, limit / length.clamp(min=1e-300) * (1 - 2.0 ** min(attempt - 22, 0)), 1.0
-            )
-            delta = delta * shrink.view(-1, *[1] * (delta.ndim - 1))
-        return point
-
     def direction(self, grad: Tensor) -> Tensor:
         """The gradient over its ℓ2 norm; zero where the gradient is."""
         shape = (-1, *[1] * (grad.ndim - 1))
         unit = _wide(grad) / _wide(grad).flatten(1).abs().amax(1).clamp(min=1e-38).view(shape)
         return (unit / unit.flatten(1).norm(dim=1).clamp(min=1e-38).view(shape)).to(grad.dtype)
 
+    def ascend(self, z: Tensor, grad: Tensor, step: float) -> Tensor:
+        """Π(z + step · grad / ‖grad‖_2)."""
+        return self.project(z + step * self.direction(grad))
+
     def select(self, kept: Tensor) -> "L2Ball":
         """The balls of some of the points."""
         return L2Ball(self.x[kept], self.eps)
+
+
+@dataclass(frozen=True)
+class L1Ball:
+    """The ℓ1 ball cut with the box."""
+
+    x: Tensor
+    eps: float
+
+    def start(self, keys: Tensor) -> Tensor:
+        """Uniform in the ball, then projected on the box.
+
+        n coordinates of n + 1 exponential numbers over their sum are uniform in the simplex; signs are fair.
+        """
+        v = 2 * random.uniform(keys, self.x[0].numel() + 1) - 1  # never 0
+        size = -v.abs().log()
+        delta = (v.sign() * size / size.sum(1, keepdim=True))[:, :-1] * self.eps
+        return self.project(self.x + delta.to(self.x.dtype).view_as(self.x))
+
+    def project(self, z: Tensor) -> Tensor:
+        """The closest point of the intersection.
+
+        It is x + sign(z - x) clip(|z - x| - θ, 0, room) for the smallest θ ≥ 0 that fits. Its length falls with θ in
+        straight pieces, so Newton's steps end on the right piece and at θ itself; the bracket around θ keeps them there.
+        """
+        x, delta = self.x.flatten(1).double(), (z.double() - self.x).flatten(1)
+        size, room = delta.abs(), torch.where(delta > 0, 1 - x, x)
+        excess = torch.minimum(size, room).sum(1, keepdim=True) - self.eps
+        low = theta = torch.zeros_like(excess)
+        top = size.amax(1, keepdim=True)
+        high, settled = torch.where(excess > 0, top, 0), excess <= 0
+        for k in range(100):
+            over = (size - theta).clamp(min=0)
+            excess = torch.minimum(over, room).sum(1, keepdim=True) - self.eps
+            low, high = torch.where(excess > 0, theta, low), torch.where(excess > 0, high, theta)
+            falling = ((over > 0) & (over < room)).sum(1, keepdim=True)
+            new = theta + excess / falling.clamp(min=1)
+            settled |= (excess.abs() <= 1e-13 * self.eps) | (
+                (falling > 0) & ((new - theta).abs() <= 1e-15 * top)
+            )
+            halve = (falling == 0) | (new < low) | (new > high) | (k > 16 and k % 2 == 1)
+            new = torch.where(halve, (low + high) / 2, new)
+            if settled.all():
+                break
+            theta = torch.where(settled, theta, new)  # the same in any batch
+        inside = torch.minimum((size - theta).clamp(min=0), room) * delta.sign()
+        return _land(self.x, inside, self.eps, 1)
+
+    def direction(self, grad: Tensor) -> Tensor:
+        """All weight on the largest coordinate, shared where several are; zero where the gradient is."""
+        flat = _wide(grad).flatten(1)
+        top = (flat.abs() == flat.abs().amax(1, keepdim=True)) * flat.sign()
+        return (top / top.abs().sum(1, keepdim=True).clamp(min=1)).view_as(grad).to(grad.dtype)
+
+    def ascend(self, z: Tensor, grad: Tensor, step: float) -> Tensor:
+        """Π(z + v), v the best of all steps with ‖v‖_1 ≤ step that stay in the box.
+
+        It fills the coordinates in the order of |grad|, each as far as the box lets it. Away from the box that is
+        step · direction; at the box, that direction would be cut off there and no other coordinate would ever move.
+        No two points of the ball are further apart than 2 ε, so a longer step is that long.
+        """
+        flat, slope = _wide(z).flatten(1), _wide(grad).flatten(1)
+        room = torch.where(slope > 0, 1 - flat, flat) * (slope != 0)
+        order = slope.abs().argsort(dim=1, descending=True, stable=True)
+        most = room.gather(1, order).double()
+        before = most.cumsum(1) - most
+        filled = (min(step, 2 * self.eps) - before).clamp(min=0).minimum(most).to(flat.dtype)
+        v = torch.zeros_like(flat).scatter_(1, order, filled) * slope.sign()
+        return self.project((flat + v).view_as(z))
+
+    def select(self, kept: Tensor) -> "L1Ball":
+        """The balls of some of the points."""
+        return L1Ball(self.x[kept], self.eps)

@@ -9,7 +9,7 @@ from opnorm.errors import ModelError, NormError
 from opnorm.linear import Shape
 from opnorm.norms.table import trace
 
-__all__ = ["CONV", "LINEAR", "Found", "trainable_layers"]
+__all__ = ["CONV", "LINEAR", "Found", "left_out", "output_weight", "trainable_layers"]
 
 LINEAR: tuple[type[nn.Module], ...] = (nn.Linear,)
 CONV: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -32,7 +32,7 @@ class Found(NamedTuple):
 
 
 def trainable_layers(
-    model: nn.Module, example: Tensor, kinds: tuple[type[nn.Module], ...], who: str
+    model: nn.Module, example: Tensor, kinds: tuple[type[nn.Module], ...], who: str, sized: bool = True
 ) -> list[Found]:
     """Every layer of these kinds whose weight is trained, in the order of the forward pass; tied weights once.
 
@@ -43,6 +43,7 @@ def trainable_layers(
         example: a batch that it takes, (B, C, H, W) in [0, 1].
         kinds: of layers.
         who: the regularizer, for messages.
+        sized: whether it depends on the input size, so that several of them are worth a warning.
 
     Raises:
         ModelError: there is no such layer.
@@ -67,10 +68,34 @@ def trainable_layers(
             f"{who} finds no trainable layer among {', '.join(k.__name__ for k in kinds) or 'no types at all'}; "
             "is the model frozen, or made of other layers?"
         )
-    if changing:
+    if changing and sized:
         sizes = "; ".join(f"{name}: {', '.join(map(str, shapes))}" for name, shapes in changing.items())
         warnings.warn(
             f"{who}: layers that are called at several input sizes are treated at the first ({sizes})",
             stacklevel=3,
         )
     return list(found.values())
+
+
+def output_weight(model: nn.Module, example: Tensor, who: str) -> Tensor:
+    """The weight of the last linear layer of the forward pass, trained or not.
+
+    Raises:
+        ModelError: there is none.
+    """
+    linear = [visit.layer for visit in trace(model, example) if isinstance(visit.layer, LINEAR)]
+    if not linear:
+        raise ModelError(f"{who} finds no linear layer, the last of which it takes for the output layer")
+    weight = linear[-1].weight
+    assert isinstance(weight, Tensor), "every linear layer has one"
+    return weight
+
+
+def left_out(model: nn.Module, layers: list[Found]) -> list[str]:
+    """Names of the trained parameters of at least two axes that are no weight of these layers."""
+    treated = {id(found.weight) for found in layers}
+    return [
+        name
+        for name, p in model.named_parameters()
+        if p.requires_grad and p.ndim > 1 and id(p) not in treated
+    ]

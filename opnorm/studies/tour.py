@@ -1,9 +1,8 @@
-"""The tour, and the main job: a dozen ways of training the same small network, side by side.
+"""The tour, and the main job: every way of training, on the same small network, side by side.
 
 It asks what the papers ask: do large layer norms hurt robustness, and does keeping them small help?
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,6 +11,7 @@ from opnorm.report import Column, Report, Stat, Table, charts
 from opnorm.report.model import Cell
 from opnorm.run import Result, Run, environment, geometric_mean, with_seeds
 from opnorm.spec import factory
+from opnorm.studies import claims
 from opnorm.study import Study
 
 __all__ = ["tour"]
@@ -22,6 +22,46 @@ RADII_L2 = (0.25, 0.5, 1.0, 1.5)
 IN_TABLE = {"inf": (0.1, 0.2), "2": (0.5,)}  # the charts show all
 TRAIN_EPS = 0.1
 ATTACKED = 500  # test points: the interval of a share is then ± 4 points at most
+
+# strengths at which each method shows on the digits and none diverges
+OBJECTIVES = (
+    "plain()",
+    "plain(smoothing=0.1)",
+    "mmc(radius=3)",
+    f"fgsm_at(eps={TRAIN_EPS})",
+    f"pgd_at(eps={TRAIN_EPS})",
+    f"pgd_at(eps={2 * TRAIN_EPS})",
+    "pgd_at(eps=0.5, norm=2)",
+    "pgd_at(eps=3, norm=1)",
+    f"mixed(eps={TRAIN_EPS})",
+    f"trades(eps={TRAIN_EPS})",
+    f"alp(eps={TRAIN_EPS})",
+)
+REGULARIZERS = (
+    ("weight_decay(lam=0.01)",),
+    ("weight_decay(lam=0.01, decoupled=True)",),
+    ("norm_decay(p=1, beta=0.1)",),
+    ("norm_decay(p=inf, beta=0.1)",),
+    ("svc(c=1)",),
+    ("spectral_normalization(sp=1)",),
+    ("global_snr(lam=0.1)",),
+    ("global_snr(lam=0.1, operator='true')",),
+    ("parseval(beta=0.01)",),
+    ("weissi(energy=1e-4, complexity=1e-3)",),
+    ("dd_snr(lam=0.1)",),
+    ("dd_snr(lam=0.01, form='uJv')",),
+    ("dd_onr(lam=0.1)",),
+    ("dd_onr(lam=0.03, p=inf, q=1)",),
+    ("input_gradient(lam=0.1)",),
+)
+BOTH = {"objective": f"pgd_at(eps={TRAIN_EPS})", "regularizers": ("norm_decay(p=inf, beta=0.1)",)}
+HIGHLIGHT = (
+    "weight_decay(lam=0.01)",
+    "norm_decay(p=inf",
+    "global_snr(lam=0.1)",
+    "dd_snr(lam=0.1)",
+    f"pgd_at(eps={TRAIN_EPS})",
+)
 
 
 @factory
@@ -50,7 +90,7 @@ def tour(
     Raises:
         SpecError: settings that make no sense.
 
-    Source: the methods are Madry et al. 2018 (PGD), Goodfellow et al. 2015 (FGSM), Liang & Huang 2021 (norm decay).
+    Source: of each method, in its own documentation: :mod:`opnorm.objectives`, :mod:`opnorm.regularizers`.
     """
     if seeds < 1 or size not in ("smoke", "laptop"):
         raise SpecError(
@@ -74,16 +114,10 @@ def tour(
             f"robust_accuracy(norm=2, eps={RADII_L2}, steps={steps}, points={ATTACKED})",
         ),
     )
-    norm_decays = [f"norm_decay(p={p}, beta={beta})" for p in ("1", "inf") for beta in (0.01, 0.1)]
     ways: list[dict] = [
-        {},
-        *({"regularizers": (f"weight_decay(lam={lam})",)} for lam in (1e-3, 1e-2)),
-        *({"regularizers": (norm_decay,)} for norm_decay in norm_decays),
-        {"objective": f"fgsm_at(eps={TRAIN_EPS})"},
-        {"objective": f"pgd_at(eps={TRAIN_EPS})"},
-        {"objective": f"pgd_at(eps={2 * TRAIN_EPS})"},
-        {"objective": "pgd_at(eps=0.5, norm=2)"},
-        {"objective": f"pgd_at(eps={TRAIN_EPS})", "regularizers": ("norm_decay(p=inf, beta=0.1)",)},
+        *({"objective": o} for o in OBJECTIVES),
+        *({"regularizers": r} for r in REGULARIZERS),
+        BOTH,
     ]
     runs = [run for way in ways for run in with_seeds(replace(base, **way), seeds)]
     return Study("tour", runs, _report)
@@ -103,7 +137,7 @@ def _report(results: Sequence[Result]) -> Report:
             "How accurate is each, how well does it stand up to attacks on its inputs, and how large are the operator norms "
             "of its layers, that is, the most that a layer can amplify a change?"
         ),
-        findings=_findings(table),
+        findings=claims.findings(table, _robust_key(TRAIN_EPS), f"ε = {TRAIN_EPS}"),
         table=table,
         charts=[
             charts.accuracy_against_eps(_accuracy_rows(good), methods),
@@ -130,6 +164,7 @@ def _report(results: Sequence[Result]) -> Report:
             }
             for r in results
         ],
+        highlight=[m for m in methods if m == "plain" or (m.startswith(HIGHLIGHT) and "+" not in m)],
     )
 
 
@@ -226,85 +261,7 @@ def _ends(norm: dict) -> dict:
     return {"lower": norm["lower"], "upper": norm["upper"]}
 
 
-# ---------------------------------------------------------------- what it says
-
-
-def _findings(table: Table) -> list[str]:
-    """Plain sentences with the measured numbers; a difference within the seeds' spread is called none."""
-    rows = {str(row["method"]): row for row in table.rows if "_failed" not in row}
-    failed = [str(row["method"]) for row in table.rows if "_failed" in row]
-    found = [f"No result: {', '.join(failed)}. The reason stands in the table."] if failed else []
-    plain, key = rows.get("plain"), _robust_key(TRAIN_EPS)
-    if plain is None or len(rows) < 2:
-        return found
-    best = max(rows, key=lambda m: _mean(rows[m][key]))
-    found.append(
-        f"Most robust at ℓ∞ ε = {TRAIN_EPS}: {best}, {_percent(rows[best][key])} (plain: {_percent(plain[key])}), "
-        f"at {_percent(rows[best]['clean'])} clean accuracy (plain: {_percent(plain['clean'])})."
-    )
-    decays = [m for m in rows if m.startswith("norm_decay")]
-    if decays:
-        smallest = min(decays, key=lambda m: _mean(rows[m]["norm_inf"]))
-        small = rows[smallest]
-        verb = (
-            "shrink" if _compare(small["norm_inf"], plain["norm_inf"]).endswith("below") else "do not shrink"
-        )
-        found.append(
-            f"Norm penalties {verb} norms: {smallest} has a typical ℓ∞ layer norm of {_mean(small['norm_inf']):.3g} "
-            f"(plain: {_mean(plain['norm_inf']):.3g}). Its robust accuracy at ε = {TRAIN_EPS} is "
-            f"{_percent(small[key])}, {_compare(small[key], plain[key])} plain training's."
-        )
-    trained = [m for m in rows if m.startswith("pgd_at") and "+" not in m]
-    if trained:
-        norm = rows[trained[0]]["norm_inf"]
-        found.append(
-            f"Adversarial training, with no penalty on norms, ends with a typical ℓ∞ layer norm of "
-            f"{_mean(norm):.3g}, {_compare(norm, plain['norm_inf'])} plain training's {_mean(plain['norm_inf']):.3g}."
-        )
-    rho = _rank_correlation(
-        [_mean(r["norm_inf"]) for r in rows.values()], [_mean(r[key]) for r in rows.values()]
-    )
-    if rho is not None:
-        found.append(
-            f"Over the {len(rows)} ways, the rank correlation of typical ℓ∞ norm and robust accuracy at ε = {TRAIN_EPS} "
-            f"is {rho:+.2f} (-1: the smaller the norms, the more robust; 0: no relation)."
-        )
-    return found
-
-
-def _mean(cell: Cell) -> float:
-    return cell.mean if isinstance(cell, Stat) else math.nan
-
-
-def _percent(cell: Cell) -> str:
-    return (
-        f"{cell.mean:.1%}" + (f" ± {100 * cell.std:.1f}" if cell.n > 1 else "")
-        if isinstance(cell, Stat)
-        else "not known"
-    )
-
-
-def _compare(a: Cell, b: Cell) -> str:
-    if not isinstance(a, Stat) or not isinstance(b, Stat):
-        return "not comparable with"
-    if abs(a.mean - b.mean) <= a.std + b.std:
-        return "within the spread of seeds of" if a.n > 1 else "not told apart, with one seed, from"
-    alone = "" if min(a.n, b.n) > 1 else "(one seed, so no spread is known) "
-    return alone + ("above" if a.mean > b.mean else "below")
-
-
-def _rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Spearman's, with ties given their mean rank; None where it is not defined."""
-    x, y = _ranks(a), _ranks(b)
-    mx, my = sum(x) / len(x), sum(y) / len(y)
-    sx, sy = math.hypot(*(v - mx for v in x)), math.hypot(*(v - my for v in y))
-    if len(a) < 3 or sx == 0 or sy == 0:
-        return None
-    return sum((u - mx) * (v - my) for u, v in zip(x, y, strict=True)) / (sx * sy)
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    return [sum(w < v for w in values) + sum(w == v for w in values) / 2 for v in values]
+# ---------------------------------------------------------------- how it was made
 
 
 def _settings(results: Sequence[Result]) -> dict[str, str]:

@@ -44,6 +44,32 @@ def test_l2_and_box(size, eps, spread, seed):
     assert np.allclose(got, want, atol=1e-5)
 
 
+def furthest_in_l1_and_box(x, direction, eps):
+    """max <direction, w - x> over the ball cut with the box: the steepest coordinates go as far as the box lets them."""
+    gain = 0.0
+    for j in np.argsort(-np.abs(direction)):
+        step = min(eps, 1 - x[j] if direction[j] > 0 else x[j])
+        gain, eps = gain + step * abs(direction[j]), eps - step
+    return gain
+
+
+@given(st.integers(1, 40), st.floats(-3, 1), st.floats(-3, 6), st.integers(0, 10**6))
+@settings(max_examples=300)
+def test_l1_and_box(size, log_eps, log_spread, seed):
+    """p is the projection of z on a convex set if and only if no w in the set has <z - p, w - p> > 0."""
+    rng = np.random.default_rng(seed)
+    x, eps = rng.random(size), 10**log_eps
+    x[rng.random(size) < 0.3] = rng.integers(0, 2)
+    z = x + 10**log_spread * rng.standard_normal(size) * rng.random(size) ** 3
+    p = ball(torch.tensor(x)[None], eps, 1).project(torch.tensor(z)[None])[0].numpy()
+    assert np.abs(p - x).sum() <= eps
+    assert p.min() >= 0
+    assert p.max() <= 1
+    rest = z - p
+    rounding = np.abs(rest).max() * (1e-9 * eps + 1e-14 * np.abs(z).max() + 1e-15)
+    assert furthest_in_l1_and_box(x, rest, eps) - rest @ (p - x) <= rounding
+
+
 @given(st.integers(1, 20), st.floats(1e-4, 1), st.integers(0, 10**6))
 @settings(max_examples=60)
 def test_linf_and_box(size, eps, seed):
@@ -53,7 +79,7 @@ def test_linf_and_box(size, eps, seed):
     assert np.allclose(got, np.clip(np.clip(z, x - eps, x + eps), 0, 1), atol=1e-12)
 
 
-@pytest.mark.parametrize("norm", [2, math.inf])
+@pytest.mark.parametrize("norm", [1, 2, math.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_points_inside_are_left_alone_and_projecting_twice_is_once(norm, dtype):
     x = torch.rand(20, 1, 5, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -65,19 +91,41 @@ def test_points_inside_are_left_alone_and_projecting_twice_is_once(norm, dtype):
     assert torch.allclose(region.project(far), far, atol=1e-6)
 
 
-@pytest.mark.parametrize("norm", [2, math.inf])
+@pytest.mark.parametrize("norm", [1, 2, math.inf])
 def test_directions_are_unit_steps(norm):
     grad = torch.randn(5, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     grad[1] *= 1e-12
     grad[2] = 0
     step = ball(torch.zeros_like(grad), 1, norm).direction(grad)
-    length = step.flatten(1).norm(dim=1) if norm == 2 else step.flatten(1).abs().amax(1)
-    assert torch.allclose(length, torch.tensor([1.0, 1, 0, 1, 1]))
+    assert torch.allclose(step.flatten(1).norm(norm, dim=1), torch.tensor([1.0, 1, 0, 1, 1]))
+    gain = (step * grad).flatten(1).sum(1)  # Hölder: no unit step climbs faster
+    dual = {1: math.inf, 2: 2, math.inf: 1}[norm]
+    assert torch.allclose(gain, grad.flatten(1).norm(dual, dim=1), rtol=1e-5, atol=0)
+
+
+def test_l1_directions_share_what_is_equal():
+    grad = torch.tensor([[3.0, -3, 1, 3], [0, 0, 0, -1e-30]]).view(2, 1, 2, 2)
+    want = torch.tensor([[1 / 3, -1 / 3, 0, 1 / 3], [0, 0, 0, -1]]).view(2, 1, 2, 2)
+    assert torch.equal(ball(torch.zeros_like(grad), 1, 1).direction(grad), want)
+
+
+def test_l1_steps_go_where_the_box_lets_them():
+    x = torch.tensor([0.5, 0.9, 0.0, 0.5]).view(1, 1, 2, 2)
+    grad = torch.tensor([1.0, 3, -4, 2]).view(1, 1, 2, 2)
+    region = ball(x, 0.25, 1)
+    moved = region.ascend(x, grad, 0.25) - x  # the steepest pixel is black already, the next has 0.1 left
+    assert torch.allclose(moved.flatten(), torch.tensor([0.0, 0.1, 0, 0.15]), atol=1e-6)
+    assert torch.equal(region.ascend(x, torch.zeros_like(x), 0.25), x)
+    inner = ball(torch.full_like(x, 0.5), 0.1, 1)
+    z = inner.project(inner.x + torch.tensor([-0.04, 0.0, 0.02, 0.04]).view_as(x))
+    for far in (0.2, 1e6):  # α → ∞: all of ε on the steepest coordinate, wherever the step began
+        moved = inner.ascend(z, grad, far) - inner.x
+        assert torch.allclose(moved.flatten(), torch.tensor([0.0, 0, -0.1, 0]), atol=1e-6)
 
 
 def test_unknown_norm():
-    with pytest.raises(AttackError, match="norm=1 is not known here"):
-        ball(torch.zeros(1, 1, 1, 1), 0.1, 1)
+    with pytest.raises(AttackError, match="norm=3 is not known here; expected 1, 2 or inf"):
+        ball(torch.zeros(1, 1, 1, 1), 0.1, 3)
 
 
 def ks(values, cdf):
@@ -111,6 +159,18 @@ def test_l2_starts_are_uniform():
     for axis in range(3):  # on a sphere in 3 dimensions every coordinate is uniform (Archimedes)
         assert ks(gaps[:, axis] / radius, lambda u: np.clip((u + 1) / 2, 0, 1)) < 1.95
     assert abs(np.corrcoef(radius, gaps[:, 0] / radius)[0, 1]) < 0.06
+
+
+def test_l1_starts_are_uniform():
+    x = 0.4 + 0.2 * torch.rand(4000, 1, 1, 2, generator=torch.Generator().manual_seed(0))
+    gaps = ((ball(x, 0.3, 1).start(point_keys(x, seed=1)) - x) / 0.3).flatten(1).numpy()
+    radius = np.abs(gaps).sum(axis=1)
+    assert ks(radius, lambda r: np.clip(r, 0, 1) ** 2) < 1.95
+    share = np.abs(gaps[:, 0]) / radius
+    assert ks(share, lambda u: np.clip(u, 0, 1)) < 1.95
+    assert abs(np.corrcoef(radius, share)[0, 1]) < 0.06
+    quadrant = (gaps[:, 0] > 0) * 2 + (gaps[:, 1] > 0)
+    assert np.abs(np.bincount(quadrant) / 1000 - 1).max() < 0.12
 
 
 def test_seeds_and_streams_and_points_are_independent():

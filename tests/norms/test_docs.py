@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from opnorm.norms import measure
+from opnorm.spec import names
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 MODULES = ("table", "network", "nonlinear", "compare", "exact", "show")
@@ -38,6 +39,12 @@ def test_examples_of_the_pages(page):
 def test_examples_of_the_docstrings(name):
     failed, _ = doctest.testmod(importlib.import_module(f"opnorm.norms.{name}"))
     assert not failed
+
+
+@pytest.mark.parametrize("kind", ["objective", "regularizer", "model"])
+def test_the_page_on_training_names_every(kind):
+    text = (DOCS / "training.md").read_text(encoding="utf-8") if PAGES else pytest.skip("the pages are not here")
+    assert [name for name in names(kind) if f"`{name}(" not in text] == []
 
 
 def status():

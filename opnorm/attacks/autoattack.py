@@ -1,0 +1,445 @@
+"""AutoAttack: several attacks of different kinds, each on the points that stood all before it."""
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from opnorm.attacks.apgd import apgd_search, rank_targets
+from opnorm.attacks.checks import check_inputs, check_logits
+from opnorm.attacks.losses import wide
+from opnorm.attacks.pgd import Ascent, Attack
+from opnorm.attacks.search import Catch, Search, hunt
+from opnorm.errors import AttackError
+from opnorm.fast import attack_model
+from opnorm.modes import Mode, undisturbed
+from opnorm.spec import factory
+
+__all__ = ["AutoAttack", "Certificate", "Stage", "Verdict", "autoattack", "wilson"]
+
+VERSIONS: dict[str, tuple[str, ...]] = {
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "plus": ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square", "fab"),
+    "rand": ("apgd-ce", "apgd-dlr"),
+}
+"""The attacks of each version, cheapest first; the order does not change which points are broken."""
+
+GRADIENT_PASSES, JUDGE_PASSES = 20, 100  # of a randomized model
+
+
+@runtime_checkable
+class Certificate(Protocol):
+    """(model, x, y, eps, norm) -> (B,) bool: the points that provably no attack can break."""
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: float) -> Tensor:
+        """The points of which it is proved."""
+
+
+@factory
+def autoattack(
+    norm: float = math.inf,
+    eps: float = 8 / 255,
+    version: str = "standard",
+    attacks: tuple[str, ...] | None = None,
+    certify: Certificate | None = None,
+    batch: int = 128,
+    bf16: bool = True,
+    mode: Mode = "eval",
+    seed: int = 0,
+) -> Attack:
+    """AutoAttack: what stands APGD-CE goes to APGD-T, then to FAB-T, then to Square.
+
+    - "standard": APGD-CE, APGD-T (targeted DLR, 9 targets), FAB-T (9 targets), Square (5,000 queries). For ℓ1, APGD-CE has
+      5 restarts and APGD-T 5 targets.
+    - "plus": APGD-CE and APGD-DLR (5 restarts each), APGD-T, FAB-T, Square, FAB (5 restarts).
+    - "rand", for models that draw random numbers: APGD-CE and APGD-DLR, whose gradients are those of the mean of the
+      class probabilities over 20 passes; the mean over 100 other passes says who is fooled.
+
+    All with 100 steps. A point that the model gets wrong by itself is never attacked, and one that is fooled is done. The
+    points of those that were not fooled are the clean ones.
+
+    Args:
+        norm: of the ball: 1, 2 or inf.
+        eps: radius, in pixel values of [0, 1]; ``8/255``.
+        version: "standard", "plus" or "rand".
+        attacks: only these of the version's, such as ``("apgd-ce", "apgd-t")``; all when None.
+        certify: takes out points that it proves robust, so that the truth lies between its count and that of those
+            who stand.
+        batch: points that the model sees at once.
+        bf16: search on a bfloat16 copy where the hardware has bfloat16 and the copy agrees with the model; what it finds
+            counts only where the model itself is fooled. Not for float64 models.
+        mode: of the model meanwhile: "eval", "train" or "as is".
+        seed: of all random numbers; each belongs to a point, an attack, a target and a restart, not to a batch.
+
+    Returns:
+        An :class:`AutoAttack`; its ``judge`` says more than the points.
+
+    Raises:
+        AttackError: a setting or an input that makes no sense.
+
+    Source: Croce & Hein 2020 (ICML); ℓ1: Croce & Hein 2021.
+    """
+    return AutoAttack(norm, eps, version, attacks, certify, batch, bf16, mode, seed)
+
+
+class Stage(NamedTuple):
+    """What one attack did.
+
+    Attributes:
+        name: such as APGD-T.
+        jobs: restarts times targets of each point.
+        tried: points that it was given.
+        broken: of these, the points that it fooled.
+        seconds: of the processor.
+        wall_seconds: on the clock.
+        zero_gradients: points not broken whose last gradient was exactly zero.
+        bad_gradients: points with a NaN or infinite gradient.
+        counts: of passes; see :class:`opnorm.attacks.search.Catch`.
+    """
+
+    name: str
+    jobs: int
+    tried: int
+    broken: int
+    seconds: float
+    wall_seconds: float
+    zero_gradients: int
+    bad_gradients: int
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of every point.
+
+    Attributes:
+        points: (B, C, H, W), exactly in the ball and in [0, 1]; the clean point where none was found.
+        right: (B,), the model gets the clean point right.
+        certified: (B,), right and proved to stay so.
+        fooled: (B,), right at first, and wrong at ``points``.
+        by: (B,), which of ``stages`` broke the point; -1 for none.
+        stages: the attacks that ran, in their order.
+        notes: what a reader should know, each a sentence.
+    """
+
+    points: Tensor
+    right: Tensor
+    certified: Tensor
+    fooled: Tensor
+    by: Tensor
+    stages: tuple[Stage, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def clean_accuracy(self) -> float:
+        """The share of points that are right without an attack."""
+        return _share(self.right)
+
+    @property
+    def robust_accuracy(self) -> float:
+        """The share of all points that are right and stand: an upper end of the truth."""
+        return _share(self.right & ~self.fooled)
+
+    @property
+    def certified_accuracy(self) -> float:
+        """The share of all points that are proved: a lower end of the truth."""
+        return _share(self.certified)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Where the robust accuracy would be on endlessly many such points, with a confidence of 95 %."""
+        return wilson(int((self.right & ~self.fooled).sum()), len(self.right))
+
+
+def _share(which: Tensor) -> float:
+    return float(which.double().mean())
+
+
+def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """The interval of shares that would give so many successes within z standard deviations; (0, 1) without trials.
+
+    Source: Wilson 1927.
+    """
+    if trials == 0:
+        return 0.0, 1.0
+    share, weight = successes / trials, z * z / trials
+    center, half = share + weight / 2, z * math.sqrt(share * (1 - share) / trials + weight / (4 * trials))
+    return max((center - half) / (1 + weight), 0.0), min((center + half) / (1 + weight), 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class AutoAttack:
+    """The attack that :func:`autoattack` describes.
+
+    Raises:
+        AttackError: a setting that makes no sense.
+    """
+
+    norm: float = math.inf
+    eps: float = 8 / 255
+    version: str = "standard"
+    attacks: tuple[str, ...] | None = None
+    certify: Certificate | None = None
+    batch: int = 128
+    bf16: bool = True
+    mode: Mode = "eval"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        Ascent(self.norm, self.eps, 1, mode=self.mode, seed=self.seed)  # the checks that it shares with PGD
+        if self.version not in VERSIONS:
+            raise AttackError(f"version={self.version!r} is not known; expected one of {', '.join(VERSIONS)}")
+        known = VERSIONS[self.version]
+        if isinstance(self.attacks, str) or not set(self.names) <= set(known) or not self.names:
+            raise AttackError(
+                f"attacks={self.attacks!r}: expected some of {known}, the attacks of version {self.version!r}"
+            )
+        if isinstance(self.batch, bool) or not isinstance(self.batch, int) or self.batch < 1:
+            raise AttackError(f"batch={self.batch!r}: expected a whole number of points, at least 1")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The attacks that run, in their order."""
+        chosen = VERSIONS[self.version]
+        return chosen if self.attacks is None else tuple(dict.fromkeys(self.attacks))
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int | None = None) -> Tensor:
+        """The points of :meth:`judge`; each of its notes is a warning."""
+        verdict = self.judge(model, x, y, seed=seed)
+        for note in verdict.notes:
+            warnings.warn(note, stacklevel=2)
+        return verdict.points
+
+    def judge(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        seed: int | None = None,
+        tell: Callable[[str, int, int], None] | None = None,
+    ) -> Verdict:
+        """Attack every point, and say what happened.
+
+        Points have nothing to do with each other, so a long evaluation may be cut into parts of any size.
+
+        Args:
+            model: gives logits (B, K); comes back as it was.
+            x: (B, C, H, W) in [0, 1].
+            y: labels (B,).
+            seed: instead of the attack's own.
+            tell: told (attack, points settled, points that it was given) again and again.
+
+        Raises:
+            AttackError: an input, or what the model returns, makes no sense.
+        """
+        check_inputs(x, y)
+        seed, x = self.seed if seed is None else seed, x.detach()
+        with undisturbed(model, self.mode), torch.no_grad():
+            _sow(seed, x.device)
+            judge, notes = model, list[str]()
+            scout: nn.Module | None = None
+            if self.version == "rand":
+                judge, scout = _Mean(model, JUDGE_PASSES), _Mean(model, GRADIENT_PASSES)
+            logits = self._clean(judge, x, y)
+            right = logits.argmax(1) == y if len(x) else torch.zeros_like(y, dtype=torch.bool)
+            certified = self._certified(model, x, y, right)
+            left = (right & ~certified).nonzero().squeeze(1)
+            points, by, stages = x.clone(), torch.full_like(y, -1), list[Stage]()
+            if self.eps > 0 and len(left):
+                notes += _notes(logits, self)
+                if self.version != "rand" and _is_random(model, x[: self.batch], logits):
+                    notes.append(RANDOM)
+                elif self.version != "rand" and self.bf16 and self.mode == "eval":
+                    scout = _scout(model, x[left[:32]], y[left[:32]])
+                for name in self.names:
+                    stage, caught = self._run(name, judge, scout, x, y, logits, left, seed, tell)
+                    where = left[caught.fooled]
+                    points[where], by[where] = caught.points[caught.fooled], len(stages)
+                    stages.append(stage)
+                    left = left[~caught.fooled]
+                    if not len(left):
+                        break
+        notes += _blindness(stages)
+        return Verdict(points, right, certified, by >= 0, by, tuple(stages), tuple(notes))
+
+    def _clean(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        logits = []
+        for part, labels in zip(x.split(self.batch), y.split(self.batch), strict=True):
+            logits.append(model(part))
+            check_logits(logits[-1], labels)
+        if len(x) and logits[0].shape[1] < 2:
+            raise AttackError("the model has 1 class: there is no other one to mistake a point for")
+        return torch.cat([wide(z) for z in logits])
+
+    def _certified(self, model: nn.Module, x: Tensor, y: Tensor, right: Tensor) -> Tensor:
+        certified = torch.zeros_like(right)
+        if self.certify is None or not right.any():
+            return certified
+        proved = self.certify(model, x[right], y[right], self.eps, self.norm)
+        if proved.dtype != torch.bool or proved.shape != (int(right.sum()),):
+            raise AttackError(
+                f"certify returned {proved.dtype} of shape {tuple(proved.shape)}; "
+                f"expected one truth value for each of {int(right.sum())} points"
+            )
+        certified[right] = proved
+        return certified
+
+    def _run(
+        self, name: str, judge: nn.Module, scout: nn.Module | None, x: Tensor, y: Tensor, logits: Tensor,
+        left: Tensor, seed: int, tell: Callable[[str, int, int], None] | None,
+    ) -> tuple[Stage, Catch]:  # fmt: skip
+        plan = _plan(name, self.norm, self.eps, self.version)
+        targets = rank_targets(logits[left], y[left], plan.targets) if plan.targets else None
+        cpu, wall = time.process_time(), time.perf_counter()
+        catch = hunt(
+            judge, x[left], y[left], plan.search, eps=self.eps, norm=self.norm, targets=targets,
+            restarts=plan.restarts, seed=seed, scout=scout if plan.search.coarse else None,
+            lanes=max(self.batch // GRADIENT_PASSES, 1) if self.version == "rand" else self.batch,
+            tell=None if tell is None else lambda done, all_: tell(plan.search.name, done, all_),
+        )  # fmt: skip
+        broken = int(catch.fooled.sum())  # waits for the device, so that the clocks are right
+        stage = Stage(
+            plan.search.name, plan.restarts * (1 if targets is None else targets.shape[1]), len(left), broken,
+            time.process_time() - cpu, time.perf_counter() - wall,
+            int((catch.watch.zero & ~catch.fooled).sum()), int(catch.watch.broken.sum()), catch.counts,
+        )  # fmt: skip
+        return stage, catch
+
+
+class _Plan(NamedTuple):
+    search: Search
+    targets: int = 0
+    restarts: int = 1
+
+
+def _plan(name: str, norm: float, eps: float, version: str) -> _Plan:
+    many = 5 if version == "plus" or (version == "standard" and norm == 1) else 1
+    match name:
+        case "apgd-ce":
+            return _Plan(apgd_search(norm, eps), restarts=many)
+        case "apgd-dlr":
+            return _Plan(apgd_search(norm, eps, loss="dlr"), restarts=many)
+        case "apgd-t":
+            search = apgd_search(norm, eps, loss="dlr", targeted=True)
+            return _Plan(search, targets=5 if version == "standard" and norm == 1 else 9)
+        case "fab-t":
+            from opnorm.attacks.fab import FAB  # type: ignore[import-not-found]
+
+            return _Plan(FAB(norm, eps, targeted=True), targets=9)
+        case "fab":
+            from opnorm.attacks.fab import FAB
+
+            return _Plan(FAB(norm, eps, targeted=False), restarts=5)
+    from opnorm.attacks.square import Square  # type: ignore[import-not-found]
+
+    return _Plan(Square(norm, eps))
+
+
+class _Mean(nn.Module):
+    """The logarithm of the mean of a randomized model's class probabilities over so many passes."""
+
+    def __init__(self, model: nn.Module, passes: int) -> None:
+        super().__init__()
+        self.model, self.passes = model, passes
+
+    def forward(self, x: Tensor) -> Any:
+        """(B, C, H, W) -> (B, K)."""
+        first = self.model(x)
+        if not isinstance(first, Tensor) or first.ndim != 2:
+            return first  # the checks say what is wrong with it
+        rest = [self.model(x) for _ in range(self.passes - 1)]
+        return torch.stack([wide(z).log_softmax(1) for z in (first, *rest)]).logsumexp(0) - math.log(
+            self.passes
+        )
+
+
+def _sow(seed: int, device: torch.device) -> None:
+    """Seed what a randomized model draws from; :func:`opnorm.modes.undisturbed` puts it back."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
+# ---------------------------------------------------------------- the 16-bit stand-in
+
+
+def _scout(model: nn.Module, x: Tensor, y: Tensor) -> nn.Module | None:
+    """A copy in bfloat16, where that is fast, all is in float32, and both agree."""
+    floats = {t.dtype for t in (x, *model.parameters(), *model.buffers()) if t.is_floating_point()}
+    if floats != {torch.float32} or not _has_bf16(x.device):
+        return None
+    with torch.autocast(x.device.type, torch.bfloat16):
+        scout = attack_model(model, x)
+    return scout if scout is not model and _agree(model, scout, x, y) else None
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _agree(model: nn.Module, scout: nn.Module, x: Tensor, y: Tensor) -> bool:
+    """Logits within 5 % of their spread, and gradients of which half are nearly parallel."""
+    with torch.enable_grad():
+        pair = []
+        for network in (model, scout):
+            z = x.detach().requires_grad_()
+            logits = wide(network(z))
+            gap = logits.logsumexp(1) - logits.gather(1, y[:, None]).squeeze(1)
+            grad = torch.autograd.grad(gap.sum(), z)[0] if gap.requires_grad else torch.zeros_like(z)
+            pair.append((logits.detach(), grad.flatten(1)))
+    (exact, grad), (coarse, coarse_grad) = pair
+    off = (exact - coarse).abs().amax() <= 0.05 * exact.std()
+    return bool(off) and float(torch.cosine_similarity(grad, coarse_grad).median()) > 0.9
+
+
+# ---------------------------------------------------------------- what a reader should know
+
+
+RANDOM = (
+    'two passes over the same points differ: the model is random, and only version="rand" averages that out'
+)
+
+
+def _is_random(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
+    """Whether a second pass gives other logits for the first points."""
+    first, second = logits[: len(x)], wide(model(x))
+    return not torch.allclose(first, second, rtol=1e-4, atol=1e-5 * float(first.abs().max()))
+
+
+def _notes(logits: Tensor, attack: AutoAttack) -> list[str]:
+    notes, classes = [], logits.shape[1]
+    if attack.version != "rand" and bool((logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-3).all()):
+        notes.append(
+            "the model seems to return probabilities, not logits: their gradients vanish where it is sure, "
+            "and a robust accuracy from them is too high"
+        )
+    for name, needed in (("apgd-dlr", 3), ("apgd-t", 4)):
+        if name in attack.names and classes < needed:
+            notes.append(
+                f"the DLR loss of {name.upper()} needs {needed} classes, the model has {classes}: "
+                "it climbs the difference of two logits instead"
+            )
+    if classes < 10 and {"apgd-t", "fab-t"} & set(attack.names):
+        notes.append(f"with {classes} classes there are {classes - 1} targets, not 9")
+    return notes
+
+
+def _blindness(stages: list[Stage]) -> list[str]:
+    return [
+        f"the gradient of {stage.name} is {what} for {count} of {stage.tried} points: the attack is blind there, "
+        "and a robust accuracy from it is too high"
+        for stage in stages
+        for what, count in (("exactly zero", stage.zero_gradients), ("NaN or infinite", stage.bad_gradients))
+        if count
+    ]

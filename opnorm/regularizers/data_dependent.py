@@ -1,0 +1,176 @@
+"""Norms of the network's Jacobian at the training points, kept small (Roth, Kilcher & Hofmann 2020)."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from opnorm.errors import ModelError, SpecError
+from opnorm.jacobian import Jacobian, Matrices, dual, linearized, lp_norm, power_iteration, random_start
+from opnorm.jacobian.iteration import conjugate
+from opnorm.regularizers.batch_statistics import point_by_point
+from opnorm.regularizers.hooks import Hooks, Regularizer
+from opnorm.spec import factory
+
+__all__ = ["dd_onr", "dd_snr"]
+
+FORMS = ("difference", "uJv")
+SETTLED = 30  # iterations on explicit Jacobians, where they cost next to nothing
+
+
+@factory
+def dd_snr(lam: float = 1e-2, form: str = "difference", eps: float = 0.1, steps: int = 10) -> Regularizer:
+    """Data-dependent spectral norm regularization: (λ̃ / 2) E[σ(J(x))²], J the Jacobian of the logits.
+
+    - form "difference": (λ̃ / 2ε²) E‖f(x + εv) - f(x)‖_2², which is Roth's (λ/2) E‖f(x + εv) - f(x)‖_2² with λ̃ = λε², and
+      which they found the more stable. It equals the other form as long as x + εv lies in the linear region of x.
+    - form "uJv": (λ̃ / 2) E[(uᵀ J v)²].
+
+    u and v, the first singular vectors at each point, are held constant; at the maximum this is the gradient of σ². How they
+    are found, and what becomes of batch norm: see :func:`dd_onr`.
+
+    Args:
+        lam: λ̃, the weight of σ² whatever the form.
+        form: "difference" or "uJv".
+        eps: ε, ℓ2 length in pixel values of [0, 1]; used by "difference" alone.
+        steps: power iterations.
+
+    Raises:
+        SpecError: a setting that makes no sense.
+
+    Source: Roth, Kilcher & Hofmann 2020, Eqs. 6 and 7 and the paragraph after them.
+    """
+    _check(lam, steps, 2)
+    if form not in FORMS:
+        raise SpecError(f"form={form!r} is not known; expected one of {', '.join(FORMS)}")
+    if isinstance(eps, bool) or not 0 < eps < math.inf:
+        raise SpecError(f"eps={eps!r}: expected a length above 0 in pixel values of [0, 1], such as 0.1")
+    return _regularizer("dd_snr", lam, 2, 2, steps, 2, eps if form == "difference" else 0.0)
+
+
+@factory
+def dd_onr(lam: float = 1e-2, p: float = 2, q: float = 2, steps: int = 10, power: float = 1) -> Regularizer:
+    """Data-dependent operator norm regularization: λ̃ E[‖J(x)‖_{p→q}^r / r], J the Jacobian of the logits.
+
+    As uᵀ J v, with ‖v‖_p = 1, ‖u‖_{q*} = 1 and both held constant; at the maximum this is the gradient of the norm.
+
+    With at most 2 ``steps`` logits the Jacobians are made explicit, by a backward pass a logit, which is quicker than
+    ``steps`` iterations; u and v are then exact, but for the NP-hard cells (2→1, ∞→1, ∞→2), which get 30 iterations from one
+    start. With more logits they come from ``steps`` iterations from a random start, new for each point and each step; the
+    products J v that steer them are differences of logits over a length of about 1e-3 (in float32), and uᵀ J v itself is
+    exact, so still a true lower bound. One iteration costs a forward and a backward pass to the inputs, as a PGD step does.
+
+    There is no warm start: batches are drawn anew, so the last step's vectors belong to other images.
+
+    Batch norm in train mode would couple the points, and the paper does not say what it did. Here it normalizes by the
+    statistics of the clean batch, held fast as the input changes but not as the weights do; with running statistics instead,
+    which lag behind, training settles on weights whose behavior in eval mode is another one. Running statistics do not move,
+    and dropout is off.
+
+    Args:
+        lam: λ̃.
+        p: 1, 2 or inf, of the input.
+        q: 1, 2 or inf, of the logits.
+        steps: power iterations.
+        power: r, at least 1; Roth's remark takes r = q.
+
+    Returns:
+        A regularizer with a penalty and no state. Binding it raises ModelError for a model that is not differentiable.
+
+    Raises:
+        SpecError: a setting that makes no sense.
+
+    Source: Roth, Kilcher & Hofmann 2020, Eqs. 12 and 13 and the paragraph after them.
+    """
+    _check(lam, steps, power)
+    for name, r in (("p", p), ("q", q)):
+        if isinstance(r, bool) or r not in (1, 2, math.inf):
+            raise SpecError(f"{name}={r!r} is not known; expected 1, 2 or inf")
+    return _regularizer("dd_onr", lam, p, q, steps, power, 0.0)
+
+
+def _check(lam: float, steps: int, power: float) -> None:
+    if isinstance(lam, bool) or not 0 <= lam < math.inf:
+        raise SpecError(f"lam={lam!r}: expected a strength of at least 0")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise SpecError(f"steps={steps!r}: expected a whole number of at least 1")
+    if isinstance(power, bool) or not 1 <= power < math.inf:
+        raise SpecError(f"power={power!r}: expected an exponent of at least 1")
+
+
+def _regularizer(
+    who: str, lam: float, p: float, q: float, steps: int, power: float, eps: float
+) -> Regularizer:
+    def bind(model: nn.Module, example: Tensor) -> Hooks:
+        with linearized(model, example[:1]) as J:  # says now what would fail in the first step
+            if J.outputs.ndim != 2:
+                raise ModelError(
+                    f"{who}: the model returns shape {tuple(J.outputs.shape)}; expected logits (B, classes)"
+                )
+
+        def penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            seed = int(torch.randint(2**62, ()))  # from the run's own random state, as the attacks' starts
+            with point_by_point(model, x) as f:
+                inputs = x.detach().clone().requires_grad_()
+                J = Jacobian(inputs, f(inputs))
+                u, v = _maximizer(f, J, random_start(x, p, seed), p, q, steps)
+                if eps:
+                    slope = lp_norm(f(x.detach() + eps * v) - J.outputs, 2) / eps
+                else:
+                    slope = (J.adjoint(u, differentiable=True) * v).flatten(1).sum(1)
+            return lam / power * slope.pow(power).mean()
+
+        return Hooks(penalty=penalty)
+
+    return bind
+
+
+class _Pair(NamedTuple):
+    """u (B, K) and v (B, *in) with uᵀ J v as large as was found."""
+
+    u: Tensor
+    v: Tensor
+
+
+def _maximizer(
+    f: Callable[[Tensor], Tensor], J: Jacobian, v: Tensor, p: float, q: float, steps: int
+) -> _Pair:
+    logits = J.outputs.detach()
+    if logits.shape[1] <= 2 * steps:
+        basis = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)
+        A = torch.stack([J.adjoint(e.expand_as(logits)).flatten(1) for e in basis], 1)
+        with torch.no_grad():
+            u, found = _of_matrices(A, v.flatten(1), p, q)
+            return _Pair(u, found.view_as(v))
+    for _ in range(steps):
+        u = dual(_difference(f, J.inputs.detach(), v, logits), q)
+        v = dual(J.adjoint(u), conjugate(p), v)
+    return _Pair(u, v)
+
+
+@torch.no_grad()
+def _difference(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, logits: Tensor) -> Tensor:
+    """J v up to a factor above 0, by a forward pass: f(x + hv) - f(x), ‖hv‖_2 large enough for rounding to be small."""
+    h = 4 * math.sqrt(torch.finfo(x.dtype).eps)
+    return f(x + h * dual(v, 2)) - logits
+
+
+def _of_matrices(A: Tensor, v: Tensor, p: float, q: float) -> _Pair:
+    """The exact maximizer for A (B, K, n), on the side of the start v; that of an iteration where it is NP-hard."""
+    J, each = Matrices(A), torch.arange(len(A), device=A.device)
+    if p == q == 2:
+        u = torch.linalg.eigh((A @ A.mT).double()).eigenvectors[:, :, -1].to(A.dtype)
+        side = torch.where((u * J.apply(v)).sum(1) < 0, -1.0, 1.0).to(A.dtype)
+        u = u * side[:, None]
+        return _Pair(u, dual(J.adjoint(u), 2, v))
+    if p == 1:
+        at = torch.linalg.vector_norm(A, q, 1).argmax(1)
+        return _Pair(dual(A[each, :, at], q), torch.zeros_like(v).scatter(1, at[:, None], 1))
+    if q == math.inf:
+        at = torch.linalg.vector_norm(A, conjugate(p), 2).argmax(1)
+        u = A.new_zeros(A.shape[:2]).scatter(1, at[:, None], 1)
+        return _Pair(u, dual(A[each, at], conjugate(p), v))
+    found = power_iteration(J, v, p, q, SETTLED)
+    return _Pair(found.u, found.v)

@@ -1,0 +1,321 @@
+"""Auto-PGD against a plain float64 version of its algorithm, on linear models with known optima, and its losses."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from test_contract import best_in_ball_and_box, exactly_inside
+from torch import nn
+from victims import EPS, Linear, images, net
+
+from opnorm.attacks.apgd import APGD, SparseAPGD, _near, _near_sparse, _sparse, _towards, apgd, rank_targets
+from opnorm.attacks.projections import ball
+from opnorm.attacks.random import point_keys
+from opnorm.attacks.search import Answer, Lanes, hunt
+from opnorm.errors import AttackError
+from opnorm.spec import spec_of
+
+
+class Bumpy(nn.Module):
+    """Three classes with many local maxima, in float64: steps overshoot, so that checkpoints halve some of them."""
+
+    def __init__(self, seed=0, frequency=20.0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.a = torch.randn(16, 8, generator=generator, dtype=torch.float64) * frequency
+        self.b = torch.randn(8, 3, generator=generator, dtype=torch.float64)
+
+    def forward(self, x):
+        return torch.sin(x.flatten(1) @ self.a) @ self.b
+
+
+# ---------------------------------------------------------------- the algorithm, once more and plainly
+
+
+def checkpoints(steps):
+    """w_j = ceil(p_j N): p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06); in hundredths."""
+    p = [0, 22]
+    while p[-1] < 100:
+        p.append(p[-1] + max(p[-1] - p[-2] - 3, 6))
+    return sorted({-(-q * steps // 100) for q in p})  # short attacks have several at once
+
+
+def plain_apgd(model, x, y, start, eps, norm, steps):
+    """One point; returns all iterates that the model was asked at, and the steps lengths used."""
+    region = ball(x, eps, norm)
+
+    def look(z):
+        z = z.detach().requires_grad_()
+        logits = model(z)[0]
+        wrong = torch.cat([logits[:y], logits[y + 1 :]])
+        loss = wrong.logsumexp(0) - logits[y]
+        return loss.item(), torch.autograd.grad(loss, z)[0]
+
+    def step_from(z, grad, eta):
+        unit = grad.sign() if norm == math.inf else grad / grad.norm()
+        return region.project(z + eta * unit)
+
+    w, eta, etas, j = checkpoints(steps), 2 * eps, [], 1
+    path, losses = [start], []
+    loss, grad = look(start)
+    losses.append(loss)
+    best = (loss, start, grad)
+    eta_at, best_at = [eta], [loss]
+    before, z = start, start
+    for k in range(steps):
+        u = step_from(z, grad, eta)
+        new = u if k == 0 else region.project(z + 0.75 * (u - z) + 0.25 * (z - before))
+        before, z = z, new
+        etas.append(eta)
+        path.append(z)
+        loss, grad = look(z)
+        losses.append(loss)
+        if loss > best[0]:
+            best = (loss, z, grad)
+        if k + 1 == w[j]:
+            rises = sum(losses[i + 1] > losses[i] for i in range(w[j - 1], w[j]))
+            same = len(eta_at) > 0 and eta_at[-1] == eta and best_at[-1] == best[0]
+            eta_at.append(eta)
+            best_at.append(best[0])
+            if rises < 0.75 * (w[j] - w[j - 1]) or same:
+                eta, z, grad = eta / 2, best[1], best[2]
+            j += 1
+    return path, etas
+
+
+def lanes_of(x, y, eps, norm, seed=0, target=None):
+    target = torch.full_like(y, -1) if target is None else target
+    return Lanes(x, y, target, torch.zeros_like(y), point_keys(x, seed), ball(x, eps, norm))
+
+
+def path_of(search, model, lanes):
+    """Where a search asks, and its step lengths, without the machine around it."""
+    state, path, etas = search.start(lanes), [], []
+    for _ in range(search.steps):
+        path.append(state["z"].clone())
+        state = search.advance(lanes, state, search.ask(model, lanes, state))
+        etas.append(state["step"].clone())
+    return path, etas
+
+
+@pytest.mark.parametrize("norm", [math.inf, 2])
+@pytest.mark.parametrize("steps", [1, 2, 5, 17, 50, 100])
+def test_same_path_as_the_plain_algorithm(norm, steps):
+    model, (x, y) = Bumpy(), images(5, dtype=torch.float64)
+    search = APGD(0.2, steps)
+    lanes = lanes_of(x, y, 0.2, norm)
+    path, etas = path_of(search, model, lanes)
+    halved = 0
+    for i in range(5):
+        start = search.start(lanes)["z"][i : i + 1]
+        want, want_etas = plain_apgd(model, x[i : i + 1], int(y[i]), start, 0.2, norm, steps)
+        assert len(path) == len(want) == steps + 1
+        # ℓ2 projections are iterated to rounding in one and to 1e-4 or so in the other, and the model is bumpy
+        compared = steps + 1 if norm == math.inf else min(steps + 1, 8)
+        for k in range(compared):
+            torch.testing.assert_close(
+                path[k][i], want[k][0], rtol=0, atol=1e-9 if norm == math.inf else 1e-2, msg=str(k)
+            )
+        if norm == math.inf:
+            assert [float(e[i]) for e in etas[:steps]] == pytest.approx(want_etas, rel=1e-6)
+        halved += want_etas[-1] < want_etas[0]
+    if steps >= 50:
+        assert halved >= 3
+
+
+def test_checkpoints_as_in_the_paper():
+    assert checkpoints(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99, 105]
+    for steps in range(1, 300):
+        windows = APGD(0.1, steps).windows
+        at = [k for k in range(steps + 1) if windows[k]]
+        assert at == [w for w in checkpoints(steps) if 0 < w <= steps]
+        assert windows.sum() == at[-1]
+
+
+def test_lanes_at_different_iterations_do_not_see_each_other():
+    model, (x, y) = Bumpy(), images(9, dtype=torch.float64)
+    for search in (APGD(0.2, 23), SparseAPGD(0.5, 23)):
+        norm = 1 if isinstance(search, SparseAPGD) else math.inf
+        settings = {"eps": search.eps, "norm": norm, "restarts": 2, "stop": False}
+        together = hunt(model, x, y, search, lanes=18, **settings)
+        staggered = hunt(model, x, y, search, lanes=4, **settings)
+        assert torch.allclose(together.points, staggered.points, rtol=0, atol=1e-12)
+        assert torch.equal(together.fooled, staggered.fooled)
+
+
+# ---------------------------------------------------------------- known optima
+
+
+@pytest.mark.parametrize("norm", [math.inf, 2, 1])
+@pytest.mark.parametrize("box", ["inactive", "active"])
+@pytest.mark.parametrize("loss", ["ce", "dlr", "cw"])
+def test_reaches_the_optimum_of_a_linear_model(norm, box, loss):
+    w = torch.randn(1, 4, 4, generator=torch.Generator().manual_seed(1))
+    x, y = images(40, low=0.4, high=0.6) if box == "inactive" else images(40)
+    y = y % 2
+    towards = torch.where(y == 0, 1.0, -1.0).view(-1, 1, 1, 1) * w
+    best = best_in_ball_and_box(x, towards, EPS[norm], norm)
+    z = apgd(norm, EPS[norm], loss=loss)(Linear(w), x, y)
+    exactly_inside(x, z, EPS[norm], norm)
+    share = ((z - x) * towards).flatten(1).sum(1) / ((best - x) * towards).flatten(1).sum(1)
+    assert share.max() <= 1 + 1e-5
+    assert share.min() >= (0.9 if norm == 1 else 1 - 1e-4)
+    assert share.mean() >= 0.97
+
+
+def test_at_least_as_strong_as_pgd():
+    from opnorm.attacks import pgd
+
+    model, (x, y) = Bumpy(frequency=6.0), images(100, dtype=torch.float64)
+    y = model(x).argmax(1)
+    for norm, eps in ((math.inf, 0.01), (2, 0.03), (1, 0.03)):
+        fooled = [
+            float((model(attack(model, x, y)).argmax(1) != y).double().mean())
+            for attack in (pgd(norm, eps, steps=100), apgd(norm, eps), apgd(norm, eps, targets=2, loss="cw"))
+        ]
+        assert 0.05 < fooled[0] < 0.95
+        assert min(fooled[1:]) >= fooled[0] - 0.02
+
+
+# ---------------------------------------------------------------- projections that are nearly right
+
+
+@pytest.mark.parametrize("eps", [0.01, 0.3, 1.0, 30.0])
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 5, 7), (1, 1, 1)])
+def test_near_projections_are_near(eps, shape):
+    x, y = images(20, shape, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    z = x + torch.randn(20, *shape, generator=generator).double() * eps
+    for norm in (2, 1):
+        lanes = lanes_of(x, y, eps, norm)
+        exact = lanes.region.project(z)
+        near = _near(lanes, z) if norm == 2 else _near_sparse(x, z, torch.full((20,), eps).double())
+        assert ((near >= 0) & (near <= 1)).all()
+        length = torch.linalg.vector_norm((near - x).flatten(1), norm, dim=1)
+        assert (length <= eps * 1.02).all()
+        assert (near - exact).flatten(1).norm(dim=1).max() <= 0.03 * min(eps, math.prod(shape) ** 0.5)
+        assert torch.allclose(_near(lanes, x) if norm == 2 else _near_sparse(x, x, y + eps), x)
+
+
+def test_sparse_steps():
+    grad = torch.tensor([[3.0, -1.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0], [1.0, 1.0, -1.0, 0.5]]).view(3, 1, 2, 2)
+    got = _sparse(grad, torch.tensor([2, 1, 1])).flatten(1)
+    want = torch.tensor([[0.5, 0, 0.5, 0], [0, 0, 0, 0], [1 / 3, 1 / 3, -1 / 3, 0]])  # ties share
+    assert torch.allclose(got, want)
+
+
+def test_the_sparse_search_ends_in_the_smallest_ball():
+    for steps in (0, 1, 2, 3, 4, 10, 100):
+        search = SparseAPGD(0.5, steps)
+        assert len(search.factor) == len(search.windows) == len(search.first) == search.steps
+        assert search.steps == steps + int(search.first.sum())
+        assert search.factor[-1] == 1
+    assert search.factor.tolist() == [3] * 31 + [2] * 31 + [1] * 41
+    model, (x, y) = Bumpy(), images(4, dtype=torch.float64)
+    path, _ = path_of(search, model, lanes_of(x, y, 0.5, 1))
+    for z, factor in zip(path, search.factor, strict=True):
+        assert ((z - x).abs().flatten(1).sum(1) <= 0.5 * factor * (1 + 1e-9)).all()
+
+
+# ---------------------------------------------------------------- losses and targets
+
+
+def test_targets_are_the_largest_wrong_logits():
+    logits = torch.tensor([[1.0, 5.0, 3.0, 4.0], [0.0, 0.0, 0.0, 9.0]])
+    y = torch.tensor([1, 0])
+    assert rank_targets(logits, y, 2).tolist() == [[3, 2], [3, 1]]
+    assert rank_targets(logits, y, 9).tolist() == [[3, 2, 0], [3, 1, 2]]
+
+
+def test_losses_towards_a_target_by_hand():
+    z, y, t = torch.tensor([[1.0, 5.0, 2.0, 4.0, 0.0]]), torch.tensor([1]), torch.tensor([2])
+    assert _towards("cw", z, y, t).item() == pytest.approx(2 - 5)
+    assert _towards("dlr", z, y, t).item() == pytest.approx((2 - 5) / (5 - (2 + 1) / 2))
+    others = math.log(sum(math.exp(v) for v in (1, 5, 4, 0)))
+    assert _towards("ce", z, y, t).item() == pytest.approx(2 - others)
+    assert _towards("dlr", z[:, :3], y, t).item() == pytest.approx(2 - 5)  # three classes: the margin
+    assert _towards("dlr", 7 * z, y, t).item() == pytest.approx(_towards("dlr", z, y, t).item())
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 8, 10])
+@pytest.mark.parametrize("loss", ["ce", "dlr", "cw"])
+@pytest.mark.parametrize("targets", [0, 1, 9])
+def test_any_number_of_classes(classes, loss, targets):
+    model, (x, _) = net(classes=classes), images(10)
+    y = model.eval()(x).argmax(1)
+    z = apgd(math.inf, 0.3, steps=10, loss=loss, targets=targets)(model, x, y)
+    assert (model(z).argmax(1) != y).double().mean() >= 0.5
+
+
+def test_names_of_the_searches():
+    names = [APGD(0.1, 1, loss, targeted).name for loss in ("ce", "dlr", "cw") for targeted in (False, True)]
+    assert names == ["APGD-CE", "APGD-CE-T", "APGD-DLR", "APGD-T", "APGD-CW", "APGD-CW-T"]
+
+
+# ---------------------------------------------------------------- the attack
+
+
+def test_early_exit():
+    model, (x, y) = net().eval(), images(30)
+    calls = []
+    model.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
+    apgd(math.inf, 0.5, steps=50, stop_when_fooled=True)(model, x, y)
+    assert sum(calls) < 30 * 12
+    calls.clear()
+    apgd(math.inf, 0.5, steps=50)(model, x, y)
+    assert sum(calls) >= 30 * 51
+
+
+def test_points_wrong_by_themselves_are_left_alone_when_stopping():
+    model, (x, y) = net().eval(), images(30)
+    wrong = model(x).argmax(1) != y
+    z = apgd(math.inf, 0.01, stop_when_fooled=True)(model, x, y)
+    assert wrong.any()
+    assert torch.equal(z[wrong], x[wrong])
+    assert (z[~wrong] != x[~wrong]).flatten(1).any(1).all()
+
+
+def test_the_text_of_an_attack():
+    assert str(spec_of(apgd(eps=8 / 255, loss="dlr", targets=3))) == 'apgd(eps=8/255, loss="dlr", targets=3)'
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": "kl"}, "loss='kl' is not known; expected one of ce, cw, dlr"),
+        ({"targets": -1}, "targets=-1"),
+        ({"targets": True}, "targets=True"),
+        ({"targets": 1.0}, r"targets=1\.0"),
+        ({"steps": 2.5}, r"steps=2\.5"),
+        ({"restarts": 0}, "restarts=0"),
+        ({"norm": 3}, "norm=3"),
+        ({"eps": math.nan}, "eps=nan"),
+        ({"mode": "training"}, "mode='training'"),
+        ({"seed": 0.5}, r"seed=0\.5"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(AttackError, match=message):
+        apgd(**settings)
+
+
+def test_an_honest_model_gives_no_warning():
+    model, (x, y) = net(), images(6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for loss in ("ce", "dlr", "cw"):
+            apgd(math.inf, 0.1, 5, loss)(model, x, y)
+
+
+def test_a_step_uses_the_answer_alone():
+    """Gradients of a model are not asked for twice: advance() sees one answer, and the best one is remembered."""
+    x, y = images(2)
+    lanes, search = lanes_of(x, y, 0.1, math.inf), APGD(0.1, 3)
+    state = search.start(lanes)
+    first = state["z"].clone()
+    up = Answer(torch.zeros(2, 3), torch.tensor([1.0, 1.0]), torch.ones_like(x))
+    state = search.advance(lanes, state, up)
+    second = state["z"].clone()
+    state = search.advance(lanes, state, up._replace(loss=torch.tensor([0.0, 2.0])))
+    assert torch.equal(search.last(lanes, state), torch.stack([first[0], second[1]]))

@@ -1,0 +1,358 @@
+"""AutoAttack: what it claims is so, on the model as given, whatever the batch."""
+
+import importlib
+import math
+import warnings
+
+import pytest
+import torch
+from test_contract import exactly_inside, record, same
+from torch import nn
+from victims import EPS, images, net
+
+from opnorm.attacks.autoattack import AutoAttack, Verdict, autoattack, wilson
+from opnorm.errors import AttackError
+from opnorm.spec import build, spec_of
+
+module = importlib.import_module("opnorm.attacks.autoattack")  # the package has the factory under this name
+
+GRADIENTS = ("apgd-ce", "apgd-t")  # the two fast ones
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """All attacks with few steps: what they find is tested elsewhere."""
+    search = module.apgd_search
+    monkeypatch.setattr(module, "apgd_search", lambda norm, eps, **k: search(norm, eps, steps=10, **k))
+
+
+def trained(classes=5, dtype=torch.float32, seed=0):
+    """A small network, and points of which it gets about nine in ten right."""
+    model = net(seed, classes, dtype)
+    x, _ = images(60, dtype=dtype)
+    with torch.no_grad():
+        y = model.eval()(x).argmax(1)
+    y[::10] = (y[::10] + 1) % classes
+    return model, x, y
+
+
+@pytest.mark.parametrize("norm", [math.inf, 2, 1])
+def test_what_it_claims_is_so(norm):
+    model, x, y = trained()
+    verdict = AutoAttack(norm, EPS[norm], attacks=GRADIENTS).judge(model, x, y)
+    assert verdict.right.tolist() == [i % 10 != 0 for i in range(60)]
+    assert torch.equal(verdict.fooled, (model(verdict.points).argmax(1) != y) & verdict.right)
+    assert 0 < verdict.fooled.sum() < verdict.right.sum()
+    exactly_inside(x, verdict.points, EPS[norm], norm)
+    assert torch.equal(verdict.points[~verdict.fooled], x[~verdict.fooled])
+    assert torch.equal(verdict.by >= 0, verdict.fooled)
+    tried = int(verdict.right.sum())
+    for i, stage in enumerate(verdict.stages):
+        assert stage.tried == tried
+        assert stage.broken == (verdict.by == i).sum()
+        assert stage.seconds > 0
+        tried -= stage.broken
+    assert verdict.clean_accuracy == pytest.approx(0.9)
+    assert verdict.robust_accuracy == pytest.approx(tried / 60)
+    low, high = verdict.interval
+    assert low < verdict.robust_accuracy < high
+    assert [stage.name for stage in verdict.stages] == ["APGD-CE", "APGD-T"]
+    assert [stage.jobs for stage in verdict.stages] == [5 if norm == 1 else 1, 4]
+
+
+def test_the_attack_is_its_points():
+    model, x, y = trained()
+    attack = AutoAttack(attacks=GRADIENTS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # five classes have four targets
+        assert torch.equal(attack(model, x, y), attack.judge(model, x, y).points)
+        assert torch.equal(attack(model, x, y, seed=1), AutoAttack(attacks=GRADIENTS, seed=1)(model, x, y))
+
+
+def test_verdicts_do_not_depend_on_batch_or_order():
+    model, x, y = trained(dtype=torch.float64)
+    want = AutoAttack(math.inf, 0.1, attacks=GRADIENTS).judge(model, x, y)
+    assert 5 < want.fooled.sum() < 50
+    assert len(want.by.unique()) == 3
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
+    for batch in (1, 7, 60):
+        verdict = AutoAttack(math.inf, 0.1, attacks=GRADIENTS, batch=batch).judge(model, x[order], y[order])
+        assert torch.equal(verdict.by, want.by[order])
+    parts = [
+        AutoAttack(math.inf, 0.1, attacks=GRADIENTS).judge(model, a, b)
+        for a, b in zip(x.split(13), y.split(13), strict=True)
+    ]
+    assert torch.equal(torch.cat([v.by for v in parts]), want.by)
+    again = AutoAttack(math.inf, 0.1, attacks=GRADIENTS).judge(model, x, y)
+    assert torch.equal(again.points, want.points)
+
+
+def test_stages_do_not_share_random_numbers_and_may_be_chosen():
+    model, x, y = trained(dtype=torch.float64)
+    both = AutoAttack(math.inf, 0.1, attacks=GRADIENTS).judge(model, x, y)
+    second = AutoAttack(math.inf, 0.1, attacks=GRADIENTS[1:]).judge(model, x, y)
+    assert (second.fooled | (both.by == 0) | ~both.fooled).all()  # what APGD-T broke, it breaks alone
+    reverse = AutoAttack(math.inf, 0.1, attacks=GRADIENTS[::-1]).judge(model, x, y)
+    assert torch.equal(reverse.fooled, both.fooled)
+
+
+def test_nothing_is_disturbed():
+    model, x, y = trained()
+    model.train()
+    model[1].eval()
+    model(x).sum().backward()
+    before, inputs = record(model), x.clone()
+    AutoAttack(attacks=GRADIENTS).judge(model, x, y)
+    after = record(model)
+    del before["python"]  # the checks of shapes and types in tests draw from it
+    for key, value in before.items():
+        assert same(value, after[key]), key
+    assert torch.equal(x, inputs)
+
+
+# ---------------------------------------------------------------- searching in 16 bits
+
+
+def test_a_scout_never_changes_who_is_right(monkeypatch):
+    """Even one that lies: every claim is the model's own."""
+
+    class Lies(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return -self.inner(x)
+
+    model, x, y = trained()
+    for scout in (Lies(model), net(3, 5).eval(), Rounded(model)):
+        monkeypatch.setattr(module, "_scout", lambda *_, scout=scout: scout)
+        verdict = AutoAttack(math.inf, 0.05, attacks=GRADIENTS).judge(model, x, y)
+        assert torch.equal(verdict.fooled, (model(verdict.points).argmax(1) != y) & verdict.right)
+        assert sum(stage.counts["confirm"] for stage in verdict.stages) > 0
+
+
+class Rounded(nn.Module):
+    """Logits as bfloat16 would give them."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x.bfloat16().float()).bfloat16().float()
+
+
+def test_bf16_finds_about_as_much():
+    model, x, y = trained()
+    fp32 = AutoAttack(math.inf, 0.1, attacks=GRADIENTS, bf16=False).judge(model, x, y)
+    bf16 = AutoAttack(math.inf, 0.1, attacks=GRADIENTS).judge(model, x, y)
+    assert torch.equal(bf16.fooled, (model(bf16.points).argmax(1) != y) & bf16.right)
+    assert abs(int(bf16.fooled.sum()) - int(fp32.fooled.sum())) <= 2
+
+
+def test_what_disagrees_is_no_scout(monkeypatch):
+    model, x, y = trained()
+    assert module._agree(model, Rounded(model), x, y)
+    assert not module._agree(model, net(1, 5).eval(), x, y)
+    double, xd, yd = trained(dtype=torch.float64)
+    assert module._scout(double, xd, yd) is None
+    monkeypatch.setattr(module, "_has_bf16", lambda device: False)
+    assert module._scout(model, x, y) is None
+
+
+# ---------------------------------------------------------------- certificates
+
+
+def test_certified_points_are_not_attacked():
+    model, x, y = trained()
+    seen = []
+
+    def certify(model, x, y, eps, norm):
+        seen.append((len(x), eps, norm))
+        return x.flatten(1).mean(1) > 0.5
+
+    verdict = AutoAttack(math.inf, 0.3, attacks=GRADIENTS, certify=certify).judge(model, x, y)
+    want = (x.flatten(1).mean(1) > 0.5) & verdict.right
+    assert seen == [(54, 0.3, math.inf)]
+    assert torch.equal(verdict.certified, want)
+    assert not (verdict.fooled & want).any()
+    assert verdict.stages[0].tried == 54 - want.sum()
+    assert verdict.certified_accuracy <= verdict.robust_accuracy
+    with pytest.raises(AttackError, match=r"certify returned torch.float32 of shape \(54,\)"):
+        AutoAttack(certify=lambda *_: torch.ones(54)).judge(model, x, y)
+
+
+def test_everything_certified():
+    model, x, y = trained()
+    verdict = AutoAttack(certify=lambda model, x, y, eps, norm: torch.ones_like(y) > 0).judge(model, x, y)
+    assert verdict.stages == ()
+    assert verdict.robust_accuracy == verdict.certified_accuracy == verdict.clean_accuracy
+
+
+# ---------------------------------------------------------------- random models
+
+
+class Noisy(nn.Module):
+    """Its logits shift with one draw for all points; also in eval mode."""
+
+    def __init__(self, inner, size):
+        super().__init__()
+        self.inner, self.size = inner, size
+
+    def forward(self, x):
+        return self.inner(x) + self.size * torch.randn(5)
+
+
+def test_a_random_model_is_judged_by_many_passes():
+    model, x, y = trained()
+    noisy = Noisy(model, 0.3)
+    state = torch.get_rng_state()
+    single = AutoAttack(math.inf, 1e-6, attacks=("apgd-ce",)).judge(noisy, x, y)
+    assert any("two passes over the same points differ" in note for note in single.notes)
+    assert single.robust_accuracy < 0.1  # a single unlucky pass is called an attack
+    fair = AutoAttack(math.inf, 1e-6, version="rand", attacks=("apgd-ce",)).judge(noisy, x, y)
+    assert fair.robust_accuracy > 0.6
+    assert not any("two passes" in note for note in fair.notes)
+    again = AutoAttack(math.inf, 1e-6, version="rand", attacks=("apgd-ce",)).judge(noisy, x, y)
+    assert torch.equal(again.by, fair.by)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_mean_of_probabilities():
+    model, x, _ = trained()
+    assert torch.allclose(module._Mean(model, 4)(x).exp(), model(x).softmax(1), atol=1e-6)
+    bad = module._Mean(nn.Flatten(0), 4)
+    assert bad(x).ndim == 1
+
+
+# ---------------------------------------------------------------- what a reader should know
+
+
+def test_few_classes_are_said():
+    for classes, said in ((2, 2), (3, 2), (4, 1), (9, 1), (10, 0)):
+        model, x, y = trained(classes)
+        notes = AutoAttack(attacks=GRADIENTS).judge(model, x, y).notes
+        assert len(notes) == said, notes
+    model, x, y = trained(2)
+    notes = AutoAttack(version="plus", attacks=("apgd-dlr", "apgd-t")).judge(model, x, y).notes
+    assert "needs 3 classes, the model has 2" in notes[0]
+
+
+def test_one_class_is_an_error():
+    model, x, y = net(classes=1), images(4)[0], torch.zeros(4, dtype=torch.long)
+    with pytest.raises(AttackError, match="the model has 1 class"):
+        AutoAttack().judge(model, x, y)
+
+
+def test_probabilities_are_said():
+    model, x, y = trained()
+    notes = AutoAttack(attacks=GRADIENTS).judge(nn.Sequential(model, nn.Softmax(1)), x, y).notes
+    assert any("seems to return probabilities" in note for note in notes)
+
+
+def test_blind_gradients_are_said():
+    class Steps(nn.Module):
+        def forward(self, x):
+            return (x * 4).round() / 4 + 0 * x
+
+    model, x, y = trained()
+    quantized = nn.Sequential(Steps(), model)
+    with torch.no_grad():
+        y = quantized(x).argmax(1)
+    with pytest.warns(UserWarning, match="the gradient of APGD-CE is exactly zero for .* blind there"):
+        AutoAttack(math.inf, 0.01, attacks=("apgd-ce",))(quantized, x, y)
+
+
+# ---------------------------------------------------------------- settings and small inputs
+
+
+def test_no_points_and_no_radius():
+    model, x, y = trained()
+    empty = AutoAttack().judge(model, x[:0], y[:0])
+    assert empty.points.shape == (0, 1, 4, 4)
+    assert empty.interval == (0.0, 1.0)
+    none = AutoAttack(eps=0).judge(model, x, y)
+    assert torch.equal(none.points, x)
+    assert none.stages == ()
+    assert none.robust_accuracy == none.clean_accuracy == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"version": "custom"}, "version='custom' is not known; expected one of standard, plus, rand"),
+        ({"attacks": ("pgd",)}, r"attacks=\('pgd',\): expected some of"),
+        ({"attacks": ()}, r"attacks=\(\)"),
+        ({"version": "rand", "attacks": ("square",)}, "attacks of version 'rand'"),
+        ({"batch": 0}, "batch=0"),
+        ({"batch": True}, "batch=True"),
+        ({"norm": 3}, "norm=3"),
+        ({"eps": -1}, "eps=-1"),
+        ({"eps": 8}, r"did you mean 8/255\?"),
+        ({"seed": 1.5}, r"seed=1\.5"),
+        ({"mode": "test"}, "mode='test'"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(AttackError, match=message):
+        AutoAttack(**settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (x * 3 - 1, y), "inputs range from"),
+        (lambda x, y: (x.index_fill(0, torch.tensor(1), math.nan), y), "1 of 60 inputs contain NaN"),
+        (lambda x, y: (x, y + 1), "labels range from"),
+        (lambda x, y: (x, y[:3]), "labels of shape"),
+    ],
+)
+def test_bad_inputs(change, message):
+    model, x, y = trained()
+    y[0], y[1] = 0, 4
+    with pytest.raises(AttackError, match=message):
+        AutoAttack().judge(model, *change(x, y))
+
+
+def test_bad_models():
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    with pytest.raises(AttackError, match="the model returns tuple"):
+        AutoAttack().judge(Pair(), *images(4))
+    with pytest.raises(AttackError, match="the model returns tuple"):
+        AutoAttack(version="rand").judge(Pair(), *images(4))
+
+
+def test_the_text_of_an_attack():
+    attack = autoattack(eps=4 / 255, attacks=GRADIENTS)
+    assert str(spec_of(attack)) == 'autoattack(eps=4/255, attacks=("apgd-ce", "apgd-t"))'
+    made = build('autoattack(norm=2, eps=0.5, version="plus")', "attack")
+    assert (made.norm, made.eps, made.version) == (2, 0.5, "plus")
+
+
+def test_progress_is_told():
+    model, x, y = trained()
+    told = []
+    AutoAttack(attacks=GRADIENTS, batch=8).judge(model, x, y, tell=lambda *p: told.append(p))
+    assert {name for name, *_ in told} == {"APGD-CE", "APGD-T"}
+    assert all(0 <= done <= total for _, done, total in told)
+
+
+def test_wilson_by_hand():
+    assert wilson(0, 0) == (0.0, 1.0)
+    low, high = wilson(8, 10)
+    assert (low, high) == pytest.approx((0.49016, 0.94331), abs=1e-4)
+    assert wilson(0, 20)[0] == 0.0
+    assert wilson(20, 20)[1] == 1.0
+    assert wilson(30, 100)[0] == pytest.approx(1 - wilson(70, 100)[1])
+
+
+def test_a_verdict_is_a_record():
+    model, x, y = trained()
+    verdict = AutoAttack(attacks=GRADIENTS).judge(model, x, y)
+    assert isinstance(verdict, Verdict)
+    assert not verdict.points.requires_grad
+    assert {t.dtype for t in (verdict.right, verdict.certified, verdict.fooled)} == {torch.bool}
