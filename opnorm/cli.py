@@ -4,6 +4,7 @@ import io
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -157,6 +158,9 @@ def train(
     limit: Annotated[int | None, arg(help="use at most so many training and test points")] = None,
     precision: Annotated[Literal["fp32", "bf16"], arg(help="bf16: compute under autocast")] = "fp32",
     channels_last: Annotated[bool, arg(help="memory format of images and weights")] = False,
+    ema: Annotated[
+        float, arg(help="decay a step of an average of the weights, such as 0.995; 0 for none")
+    ] = 0.0,
     seed: Annotated[int, arg(help="of everything random")] = 0,
     analyses: Annotated[
         tuple[str, ...], arg(help="what to find out afterwards; accuracy, robustness, norms, margins")
@@ -167,21 +171,29 @@ def train(
 ) -> None:
     """Train one network and say how accurate and robust it is and how large its norms are.
 
-    Stop it with Ctrl-C and call it again: it goes on from the last finished epoch.
+    Stop it with Ctrl-C and call it again: it goes on from the last finished epoch. With several processes, one for each
+    GPU: torchrun --nproc-per-node=4 -m opnorm train --device cuda ...
 
     opnorm train --objective 'pgd_at(eps=0.1)' --regularizers 'norm_decay(p=inf, beta=0.01)' --epochs 20
     """
+    # torch warns in C++ that it looks for unused weights in each step; said before it is loaded
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from opnorm import parallel
     from opnorm.progress import TrainProgress
     from opnorm.run import DEFAULT_ANALYSES, Run, execute
     from opnorm.store import Store
 
     run = Run(
         model, data, objective, regularizers, optimizer, schedule, epochs, batch, augment, limit, precision,
-        channels_last, seed, analyses or DEFAULT_ANALYSES,
+        channels_last, ema, seed, analyses or DEFAULT_ANALYSES,
     )  # fmt: skip
-    _check_device(device)
-    with TrainProgress(run.label) as progress:
-        result = execute(run, Store(out), device=device, watch=progress)
+    with parallel.joined(device) as own_device:
+        with parallel.together():
+            _check_device(own_device)
+        with TrainProgress(run.label) if parallel.leads() else nullcontext() as progress:
+            result = execute(run, Store(out), device=own_device, watch=progress)
+        if not parallel.leads():
+            return
     if json:
         _print_json(
             {"key": run.key, "folder": str(result.folder), "run": run.as_dict(), "results": result.rows}
@@ -382,7 +394,8 @@ def main(args: list[str] | None = None) -> None:
             raise
         foreseen = isinstance(e, OpnormError | OSError)
         text = str(e) if foreseen else f"{type(e).__name__}: {e}; --debug shows where"
-        print("opnorm:", " ".join(text.split()), file=sys.stderr)
+        if not (foreseen and int(os.environ.get("RANK", "0"))):  # torchrun's first process says it for all
+            print("opnorm:", " ".join(text.split()), file=sys.stderr)
         sys.exit(2 if foreseen else 1)
 
 

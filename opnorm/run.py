@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opnorm import files, spec
+from opnorm import files, parallel, spec
 from opnorm.data import Dataset
 from opnorm.errors import ModelError, OpnormError, RunError, SpecError, TrainError
 from opnorm.linear import linear_map
+from opnorm.memory import kept_memory
 from opnorm.models import save
 from opnorm.modes import evaluating
 from opnorm.norms.exact import l1, linf
@@ -60,6 +61,7 @@ class Run:
         limit: at most so many training and test points.
         precision: "fp32" or "bf16".
         channels_last: memory format.
+        ema: decay a step of an average of the weights, which is what is saved and analyzed; 0 for none.
         seed: of initialization, data order, augmentation, attacks.
         analyses: what to find out afterwards; not part of the key, so that more can be asked of a finished run.
     """
@@ -76,12 +78,13 @@ class Run:
     limit: int | None = None
     precision: Precision = "fp32"
     channels_last: bool = False
+    ema: float = 0.0
     seed: int = 0
     analyses: tuple[str, ...] = field(default=DEFAULT_ANALYSES, compare=False)
 
     def __post_init__(self) -> None:
         """Bring every call into its canonical form; OpnormError for what cannot be read, looked up or make sense."""
-        check_settings(self.epochs, self.batch, self.precision, self.seed)
+        check_settings(self.epochs, self.batch, self.precision, self.seed, self.ema)
         if self.limit is not None and self.limit < 1:
             raise SpecError(f"limit={self.limit!r}: expected at least 1 point, or None for all")
         for name, kind in _FIELD_KINDS.items():
@@ -149,7 +152,7 @@ class Result:
 
     Attributes:
         run: its settings.
-        metrics: one dict an epoch.
+        metrics: one dict an epoch. In a process group this and ``run`` are all that the other processes than the first get.
         rows: for every analysis (its canonical call) the rows it gave.
         seconds: of all epochs and analyses together, whatever the number of sessions.
         failure: why there are no rows; empty when all went well.
@@ -194,7 +197,28 @@ def execute(
         TrainError: the training diverged. It is remembered: the next call raises the same again.
         OpnormError: whatever is wrong with model, data or settings.
     """
-    tell = watch or (lambda what, moment: None)
+    if not parallel.leads():
+        return _follow(run, device)
+    with parallel.leading() as call_the_others:
+        return _execute(run, store, device, watch or (lambda what, moment: None), call_the_others)
+
+
+def _follow(run: Run, device: torch.device | str) -> Result:
+    """What the other processes of a group do: they train along if the first one trains."""
+    metrics: list[dict[str, Any]] = []
+    if parallel.from_first(bool):
+        data = make_data(run)
+        metrics = train(make_model(run, data), data, **_settings(run), device=device)
+    return Result(run, metrics, {}, 0.0)
+
+
+def _execute(
+    run: Run,
+    store: Store,
+    device: torch.device | str,
+    tell: Callable[[str, Moment | None], None],
+    call_the_others: Callable[[], None],
+) -> Result:
     if is_done(run, store):  # needs no lock, so that a folder that cannot be written can still be read
         return load(run, store)
     with store.lock(run.key):
@@ -218,6 +242,7 @@ def execute(
             folder = store.begin(
                 run.key, {"run": run.as_dict(), "data": data.describe(), "where": environment()}
             )
+            call_the_others()
             try:
                 _train(settings, model, data, folder, device, lambda moment: tell("train", moment))
             except TrainError as e:
@@ -226,11 +251,14 @@ def execute(
         for call, analysis in analyses.items():
             tell(call, None)
             begun = time.perf_counter()
-            rows = analysis(model, data)
+            with kept_memory(torch.device(device).type):
+                rows = analysis(model, data)
             saved[call] = {"rows": rows, "seconds": round(time.perf_counter() - begun, 3)}
             files.write_json(folder / "results.json", {"format": FORMAT, "analyses": saved})
         epochs = sum(row["seconds"] for row in files.read_lines(folder / "metrics.jsonl"))
-        store.finish(run.key, epochs + sum(r["seconds"] for r in saved.values()))  # of every session, resumed or not
+        store.finish(
+            run.key, epochs + sum(r["seconds"] for r in saved.values())
+        )  # of every session, resumed or not
     return load(run, store)
 
 
@@ -316,7 +344,10 @@ def _settings(run: Run) -> dict[str, Any]:
         "optimizer": spec.build(run.optimizer, "optimizer"),
         "schedule": spec.build(run.schedule, "schedule"),
         "augment": [spec.build(a, "augmentation") for a in run.augment],
-        **{name: getattr(run, name) for name in ("epochs", "batch", "seed", "precision", "channels_last")},
+        **{
+            name: getattr(run, name)
+            for name in ("epochs", "batch", "seed", "precision", "channels_last", "ema")
+        },
     }
 
 
@@ -391,6 +422,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
+        "processes": parallel.size(),
     }
 
 

@@ -3,6 +3,8 @@
 An epoch depends on (seed, epoch) and on the state at its beginning, and on nothing else: the order of the data, the
 augmentation, dropout and the attacks' random starts all follow from one seed set when it begins. So a run that was
 killed goes on from its last checkpoint and ends, on a CPU, with the same bits as one that was not.
+
+In an initialized process group all processes train one network; see :mod:`opnorm.parallel`.
 """
 
 import math
@@ -16,10 +18,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from opnorm import files
+from opnorm import files, parallel
 from opnorm.augmentations import Augmentation
+from opnorm.averaging import Average
 from opnorm.data import Dataset
 from opnorm.errors import AttackError, ModelError, RunError, TrainError
+from opnorm.memory import kept_memory
 from opnorm.modes import evaluating
 from opnorm.objectives import Objective, plain
 from opnorm.optimizers import MakeOptimizer, sgd
@@ -30,6 +34,7 @@ __all__ = ["Moment", "Precision", "check_settings", "train"]
 
 Precision = Literal["fp32", "bf16"]
 Metrics = dict[str, Any]
+Saved = tuple[dict[str, Tensor], dict[str, str], list[Metrics]]
 
 
 class Moment(NamedTuple):
@@ -57,6 +62,7 @@ def train(
     seed: int = 0,
     precision: Precision = "fp32",
     channels_last: bool = False,
+    ema: float = 0.0,
     device: torch.device | str = "cpu",
     folder: Path | None = None,
     probe: Callable[[nn.Module], Metrics] | None = None,
@@ -75,8 +81,11 @@ def train(
         batch: points a step; what does not fill a last batch waits for the next shuffle.
         augment: applied to each uint8 batch, on the device.
         seed: of everything random but the model's own initialization.
-        precision: "bf16" computes the objective under autocast; weights stay in float32.
+        precision: "bf16" computes the objective under autocast; weights stay in float32. Attacks in eval mode then ask
+            a copy with folded batch norms (:mod:`opnorm.fast`).
         channels_last: memory format of images and weights.
+        ema: decay a step, in [0, 1), of an exponential moving average of the weights, such as 0.995; the probe sees it
+            and the model ends with it. 0 for none.
         device: where to train.
         folder: keeps a checkpoint and the metrics (JSON lines) of every epoch, and goes on from what it finds there.
         probe: measured at the end of every epoch, added to its metrics.
@@ -90,7 +99,7 @@ def train(
         ModelError: the model has nothing to train.
         RunError: the folder cannot be written or belongs to other settings.
     """
-    check_settings(epochs, batch, precision, seed)
+    check_settings(epochs, batch, precision, seed, ema)
     objective, optimizer, schedule = objective or plain(), optimizer or sgd(), schedule or cosine()
     device, memory_format = (
         torch.device(device),
@@ -102,16 +111,23 @@ def train(
     example = as_pixels(images[: min(batch, 32)])
     hooks = chain([bind(model, example) for bind in regularizers])
     steps = max(1, len(images) // batch)
-    weights = [p for p in model.parameters() if p.requires_grad]
+    if min(batch, len(images)) % parallel.size():
+        raise TrainError(
+            f"{min(batch, len(images))} points a step cannot be shared out evenly among {parallel.size()} processes; "
+            "expected a multiple of their number"
+        )
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not weights:
         raise ModelError(f"{type(model).__name__} has no weights to train; are all of them frozen?")
-    sgd_like = optimizer(weights)
+    sgd_like = optimizer(list(weights.values()))
     base_rates = [group["lr"] for group in sgd_like.param_groups]
-    checkpoint = Checkpoint(folder, model, sgd_like, hooks)
-    history = checkpoint.restore()
+    forward = parallel.distributed(Step(model, objective, hooks, precision, device))
+    average = Average(weights, ema)
+    checkpoint = Checkpoint(folder, model, sgd_like, hooks, average)
+    history = checkpoint.restore(parallel.from_first(checkpoint.read))
 
     cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(cuda):
+    with torch.random.fork_rng(cuda), kept_memory(device.type), parallel.whole_batch_norm(model):
         for epoch in range(len(history), epochs):
             started, meter = time.perf_counter(), Meter(epoch, epochs, steps, watch, every=25 if cuda else 1)
             torch.manual_seed(_epoch_seed(seed, epoch))
@@ -125,35 +141,40 @@ def train(
                 x, y = images[chosen], labels[chosen]
                 for change in augment:
                     x = change(x, generator)
+                x, y = parallel.part(x), parallel.part(y)
                 x = as_pixels(x).contiguous(memory_format=memory_format)
 
                 sgd_like.zero_grad(set_to_none=True)
-                try:
-                    with (
-                        torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-                    ):
-                        outcome = objective(model, x, y)
-                except AttackError as e:  # an attack refuses a model that has diverged
-                    if not (where := not_finite(model, x)):
-                        raise
-                    raise _diverged("the attack has no target", epoch, step, steps, where) from e
-                loss = outcome.loss + hooks.penalty(model, x, y)
-                meter.add(loss.detach(), outcome.logits.detach(), y, partial(not_finite, model, x))
+                with parallel.together():
+                    try:
+                        loss, logits = forward(x, y)
+                    except AttackError as e:  # an attack refuses a model that has diverged
+                        if not (where := not_finite(model, x)):
+                            raise
+                        raise _diverged("the attack has no target", epoch, step, steps, where) from e
+                meter.add(loss.detach(), logits, y, partial(not_finite, model, x))
                 loss.backward()
                 hooks.edit_grads()
                 sgd_like.step()
                 hooks.after_step(rates[0])
+                average.update(epoch * steps + step + 1)
             hooks.after_epoch()
-            if where := not_finite(model, x):  # the last step's doing, which no loss has seen
-                raise _diverged("the network is broken", epoch, steps - 1, steps, where)
-            row = {
-                "epoch": epoch + 1,
-                "lr": rates[0],
-                **meter.result(),
-                "seconds": time.perf_counter() - started,
-            }
-            history.append(row | (probe(model) if probe else {}))
-            checkpoint.save(history)
+            with parallel.together():
+                if where := not_finite(model, x):  # the last step's doing, which no loss has seen
+                    raise _diverged("the network is broken", epoch, steps - 1, steps, where)
+                row = {
+                    "epoch": epoch + 1,
+                    "lr": rates[0],
+                    **meter.result(),
+                    "seconds": time.perf_counter() - started,
+                }
+                if probe and parallel.leads():
+                    with average.shown():
+                        row |= probe(model)
+                history.append(row)
+                if parallel.leads():
+                    checkpoint.save(history)
+    average.settle()
     return history
 
 
@@ -166,7 +187,24 @@ def _epoch_seed(seed: int, epoch: int) -> int:
     return (seed * 1_000_003 + epoch) % 2**63
 
 
-def check_settings(epochs: int, batch: int, precision: str, seed: int) -> None:
+class Step(nn.Module):
+    """What is differentiated: the objective, under autocast if at all, and the penalties."""
+
+    def __init__(
+        self, model: nn.Module, objective: Objective, hooks: Hooks, precision: Precision, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.model, self.objective, self.hooks = model, objective, hooks
+        self.precision, self.device = precision, device.type
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, and the logits without their history."""
+        with torch.autocast(self.device, torch.bfloat16) if self.precision == "bf16" else nullcontext():
+            outcome = self.objective(self.model, x, y)
+        return outcome.loss + self.hooks.penalty(self.model, x, y), outcome.logits.detach()
+
+
+def check_settings(epochs: int, batch: int, precision: str, seed: int, ema: float = 0.0) -> None:
     """TrainError for numbers that make no sense."""
     if epochs < 0 or batch < 1:
         raise TrainError(
@@ -176,6 +214,8 @@ def check_settings(epochs: int, batch: int, precision: str, seed: int) -> None:
         raise TrainError(f"precision={precision!r}: expected fp32 or bf16")
     if not 0 <= seed < 2**63:
         raise TrainError(f"seed={seed!r}: expected a whole number from 0 to 2**63 - 1")
+    if isinstance(ema, bool) or not 0 <= ema < 1:
+        raise TrainError(f"ema={ema!r}: expected a decay a step in [0, 1), such as 0.995; 0 for no average")
 
 
 class Meter:
@@ -186,6 +226,7 @@ class Meter:
     ) -> None:
         self.epoch, self.epochs, self.steps, self.watch, self.every = epoch, epochs, steps, watch, every
         self.step, self.points = 0, 0
+        self.mean, self.accuracy = 0.0, 0.0
         self.loss: Tensor | float = 0.0
         self.correct: Tensor | int = 0
 
@@ -196,16 +237,16 @@ class Meter:
         self.correct = self.correct + (logits.argmax(1) == y).sum()
         if self.step % self.every and self.step < self.steps:
             return
-        mean = float(self.loss) / self.points
-        if not math.isfinite(mean):
-            raise _diverged(f"the loss is {float(loss)}", self.epoch, self.step - 1, self.steps, where())
+        sums = parallel.total(float(self.loss), float(self.correct), self.points)
+        self.mean, self.accuracy = sums[0] / sums[2], sums[1] / sums[2]
+        if not math.isfinite(self.mean):
+            raise _diverged(f"the loss is {self.mean}", self.epoch, self.step - 1, self.steps, where())
         if self.watch:
-            accuracy = float(self.correct) / self.points
-            self.watch(Moment(self.epoch + 1, self.epochs, self.step, self.steps, mean, accuracy))
+            self.watch(Moment(self.epoch + 1, self.epochs, self.step, self.steps, self.mean, self.accuracy))
 
     def result(self) -> Metrics:
         """Means over the epoch."""
-        return {"loss": float(self.loss) / self.points, "train_accuracy": float(self.correct) / self.points}
+        return {"loss": self.mean, "train_accuracy": self.accuracy}
 
 
 def _diverged(what: str, epoch: int, step: int, steps: int, where: str) -> TrainError:
@@ -243,9 +284,15 @@ class Checkpoint:
     """The state of a run after its last whole epoch, in one safetensors file; nothing is ever unpickled."""
 
     def __init__(
-        self, folder: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, hooks: Hooks
+        self,
+        folder: Path | None,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        hooks: Hooks,
+        average: Average,
     ) -> None:
         self.folder, self.model, self.optimizer, self.hooks = folder, model, optimizer, hooks
+        self.average = average
 
     def save(self, history: list[Metrics]) -> None:
         """First the metrics, then the state: a line too many is dropped on resuming, one too few cannot be made up."""
@@ -254,17 +301,24 @@ class Checkpoint:
         files.write_lines(self.folder / "metrics.jsonl", history)
         tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"hooks/{k}": v for k, v in self.hooks.state.items()}
+        tensors |= {f"average/{k}": v for k, v in self.average.state.items()}
         for i, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{i}/{k}": v for k, v in slots.items() if isinstance(v, Tensor)}
         files.write_tensors(self.folder / "checkpoint.safetensors", tensors, {"epoch": str(len(history))})
 
-    def restore(self) -> list[Metrics]:
-        """Put the saved state back, if there is one, and return the metrics up to it."""
+    def read(self) -> Saved | None:
+        """What was saved: the tensors, their metadata and the metrics; None when there is nothing."""
         if self.folder is None or not (self.folder / "checkpoint.safetensors").exists():
-            return []
+            return None
         tensors, metadata = files.read_tensors(self.folder / "checkpoint.safetensors")
-        history = files.read_lines(self.folder / "metrics.jsonl")
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "hooks": {}, "optimizer": {}}
+        return tensors, metadata, files.read_lines(self.folder / "metrics.jsonl")
+
+    def restore(self, saved: Saved | None) -> list[Metrics]:
+        """Put the saved state back, if there is one, and return the metrics up to it."""
+        if saved is None:
+            return []
+        tensors, metadata, history = saved
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "hooks": {}, "average": {}, "optimizer": {}}
         try:
             for key, tensor in tensors.items():
                 part, _, name = key.partition("/")
@@ -273,8 +327,9 @@ class Checkpoint:
             if done > len(history):
                 raise ValueError(f"it is of epoch {done}, and metrics.jsonl ends at epoch {len(history)}")
             self.model.load_state_dict(parts["model"])
-            for name, own in self.hooks.state.items():
-                own.copy_(parts["hooks"][name])
+            for part, state in (("hooks", self.hooks.state), ("average", self.average.state)):
+                for name, own in state.items():
+                    own.copy_(parts[part][name])
             self._restore_optimizer(parts["optimizer"])
         except (RuntimeError, KeyError, ValueError) as e:
             raise RunError(

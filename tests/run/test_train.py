@@ -46,6 +46,7 @@ WAYS = {
         "regularizers": [regularizers.norm_decay(1)],
     },
     "adam": {"optimizer": partial(torch.optim.Adam, lr=0.01)},
+    "averaged": EVERYTHING | {"ema": 0.9},
 }  # fmt: skip
 
 
@@ -68,11 +69,15 @@ def end(folder: Path, **settings) -> tuple[dict, list]:
     metrics = train(model, DATA, **settings)
     tensors, _ = read_tensors(folder / "checkpoint.safetensors")
     own = {f"model/{k}": v for k, v in model.state_dict().items()}
+    averaged = {k.replace("average/", "model/"): v for k, v in tensors.items() if k.startswith("average/")}
+    assert bool(averaged) == bool(settings.get("ema"))
+    tensors |= averaged
     assert all(torch.equal(tensors[k], v) for k, v in own.items()), "the model is what was saved"
     written = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert written == metrics
     for row in metrics:
         assert row.pop("seconds") > 0
+    tensors, _ = read_tensors(folder / "checkpoint.safetensors")
     return {k: (v.dtype, v.numpy().tobytes()) for k, v in tensors.items()}, metrics
 
 
@@ -217,7 +222,17 @@ def test_more_epochs_than_were_asked_for_go_on(tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"epochs": -1}, {"batch": 0}, {"precision": "fp8"}, {"seed": -1}, {"seed": 2**70}],
+    [
+        {"epochs": -1},
+        {"batch": 0},
+        {"precision": "fp8"},
+        {"seed": -1},
+        {"seed": 2**70},
+        {"ema": 1.0},
+        {"ema": -0.1},
+        {"ema": math.nan},
+        {"ema": True},
+    ],
 )
 def test_settings_that_make_no_sense(settings):
     with pytest.raises(TrainError, match=r"expected"):
