@@ -271,3 +271,14 @@ def test_bad_settings_and_models(make, error, message):
 def test_the_calls_are_records():
     for text in ('dd_snr(lam=0.1, form="uJv")', "dd_onr(lam=0.1, p=inf, q=1)"):
         assert spec_of(build(text)) == spec_of(build(str(spec_of(build(text)))))
+
+
+@pytest.mark.parametrize("case", ["dd_snr()", "dd_snr(form='uJv')", "dd_onr()", "dd_onr(p=inf, q=1)", "input_gradient()"])
+def test_a_diverged_network_gives_nan_and_no_error_of_its_own(case):
+    """The loop says where training went wrong; a penalty that raises would hide it."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    x, y = torch.rand(2, 1, 2, 2), torch.tensor([0, 1])
+    hooks = build(case)(model, x)
+    with torch.no_grad():
+        model[1].weight.fill_(math.nan)
+    assert hooks.penalty(model, x, y).isnan()
