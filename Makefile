@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help run test test-slow lint docs bench clean
+.PHONY: help run test test-slow lint docs bench bench-training clean
 help:
 	@echo "make run        train a dozen networks on real images and write the page that compares them"
 	@echo "make test       every test but the slow ones"
@@ -12,6 +12,7 @@ help:
 	@echo "make lint       style, docstrings and types"
 	@echo "make docs       the documentation: docs/_build/index.html"
 	@echo "make bench      speed beside other people's methods (ARGS=--quick for a minute)"
+	@echo "make bench-training  the loop beside a plain one (ARGS=--quick for a few minutes)"
 	@echo "make clean      remove what make made, but not runs/"
 
 run: $(VENV)/.core
@@ -30,6 +31,9 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/norms.py $(ARGS)
+
+bench-training: $(VENV)/.core
+	$(BIN)/python benchmarks/training.py $(ARGS)
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs docs/_build

@@ -158,10 +158,11 @@ def train(
                 sgd_like.step()
                 hooks.after_step(rates[0])
                 average.update(epoch * steps + step + 1)
-            hooks.after_epoch()
             with parallel.together():
                 if where := not_finite(model, x):  # the last step's doing, which no loss has seen
                     raise _diverged("the network is broken", epoch, steps - 1, steps, where)
+            hooks.after_epoch()
+            with parallel.together():
                 row = {
                     "epoch": epoch + 1,
                     "lr": rates[0],

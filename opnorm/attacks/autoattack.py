@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -12,15 +12,17 @@ from torch import Tensor, nn
 
 from opnorm.attacks.apgd import apgd_search, rank_targets
 from opnorm.attacks.checks import check_inputs, check_logits
+from opnorm.attacks.fab import FAB
 from opnorm.attacks.losses import wide
 from opnorm.attacks.pgd import Ascent, Attack
 from opnorm.attacks.search import Catch, Search, hunt
+from opnorm.attacks.square import Square
 from opnorm.errors import AttackError
 from opnorm.fast import attack_model
 from opnorm.modes import Mode, undisturbed
 from opnorm.spec import factory
 
-__all__ = ["AutoAttack", "Certificate", "Stage", "Verdict", "autoattack", "wilson"]
+__all__ = ["AutoAttack", "Certificate", "Stage", "Verdict", "autoattack", "blindness", "wilson"]
 
 VERSIONS: dict[str, tuple[str, ...]] = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
@@ -265,7 +267,7 @@ class AutoAttack:
                     left = left[~caught.fooled]
                     if not len(left):
                         break
-        notes += _blindness(stages)
+        notes += blindness(stages)
         return Verdict(points, right, certified, by >= 0, by, tuple(stages), tuple(notes))
 
     def _clean(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -329,15 +331,9 @@ def _plan(name: str, norm: float, eps: float, version: str) -> _Plan:
             search = apgd_search(norm, eps, loss="dlr", targeted=True)
             return _Plan(search, targets=5 if version == "standard" and norm == 1 else 9)
         case "fab-t":
-            from opnorm.attacks.fab import FAB  # type: ignore[import-not-found]
-
             return _Plan(FAB(norm, eps, targeted=True), targets=9)
         case "fab":
-            from opnorm.attacks.fab import FAB
-
             return _Plan(FAB(norm, eps, targeted=False), restarts=5)
-    from opnorm.attacks.square import Square  # type: ignore[import-not-found]
-
     return _Plan(Square(norm, eps))
 
 
@@ -435,7 +431,8 @@ def _notes(logits: Tensor, attack: AutoAttack) -> list[str]:
     return notes
 
 
-def _blindness(stages: list[Stage]) -> list[str]:
+def blindness(stages: Sequence[Stage]) -> list[str]:
+    """A sentence for each attack whose gradients said nothing at some points."""
     return [
         f"the gradient of {stage.name} is {what} for {count} of {stage.tried} points: the attack is blind there, "
         "and a robust accuracy from it is too high"

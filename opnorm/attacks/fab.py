@@ -172,6 +172,8 @@ class FAB(Search):
     targeted: bool = True
     steps: int = 100
 
+    coarse = False  # near the boundary that it is after, 16 bits do not know which side they are on
+
     def __post_init__(self) -> None:
         self.name = "FAB-T" if self.targeted else "FAB"
         self.steps += 1  # the end of the last step is looked at, too
@@ -192,7 +194,7 @@ class FAB(Search):
     def ask(self, model: nn.Module, lanes: Lanes, state: State) -> Answer:
         """The class at z; and the gap and its gradient there, or where z is drawn back to if its class is wrong."""
         answer = self._linearize(model, lanes, state)
-        back = answer.logits.argmax(1) != lanes.y
+        back = _crossed(lanes, answer.logits)
         if not back.any():
             return answer
         there = self._linearize(
@@ -212,12 +214,12 @@ class FAB(Search):
         assert answer.grad is not None  # it asks forward and backward
         s, x, z = dict(state), _flat(lanes.x), _flat(state["z"])
         length = self._length(z - x)
-        closer = (answer.logits.argmax(1) != lanes.y) & (length < s["distance"])
+        closer = _crossed(lanes, answer.logits) & (length < s["distance"])
         s["distance"] = torch.where(closer, length, s["distance"])
         s["best"] = torch.where(_like(closer, lanes.x), state["z"], s["best"])
-        z, w, gap = _flat(_drawn_back(lanes, state, answer.logits)), _flat(answer.grad), answer.loss
-        d = step_to_plane(z, w, gap, self.norm)
-        d_x = step_to_plane(x, w, gap - (w * (z - x)).sum(1, dtype=torch.float64).to(gap), self.norm)
+        z, w, gap = _flat(_drawn_back(lanes, state, answer.logits)), _flat(answer.grad), torch.nan_to_num(answer.loss)
+        gap_x = gap - (w * (z - x)).sum(1)
+        d, d_x = step_to_plane(torch.stack([z, x]), w, torch.stack([gap, gap_x]), self.norm)
         near, far = self._length(d), self._length(d_x)
         bias = (near / (near + far).clamp(min=1e-30)).clamp(max=BIAS)[:, None].to(z)
         z = torch.lerp(z + OVERSHOOT * d, x + OVERSHOOT * d_x, bias).clamp_(0, 1)
@@ -260,7 +262,12 @@ class FAB(Search):
 def _drawn_back(lanes: Lanes, state: State, logits: Tensor) -> Tensor:
     """Where the next step begins: at z, or between x and z if another class is there."""
     z = state["z"]
-    return torch.where(_like(logits.argmax(1) != lanes.y, z), torch.lerp(lanes.x, z, BACK), z)
+    return torch.where(_like(_crossed(lanes, logits), z), torch.lerp(lanes.x, z, BACK), z)
+
+
+def _crossed(lanes: Lanes, logits: Tensor) -> Tensor:
+    """Where another class is, and not just NaN."""
+    return (logits.argmax(1) != lanes.y) & logits.isfinite().all(1)
 
 
 def _flat(z: Tensor) -> Tensor:

@@ -132,7 +132,8 @@ def tighten(model: nn.Module, x: Tensor, y: Tensor, points: Tensor, found: Tenso
     for _ in range(BISECTIONS if found.any() else 0):
         middle = (low + high) / 2
         z = torch.lerp(x, points, middle.view(shape)).clamp_(0, 1)
-        wrong = found & (model(z).argmax(1) != y)
+        logits = model(z)
+        wrong = found & (logits.argmax(1) != y) & logits.isfinite().all(1)
         best = torch.where(wrong.view(shape), z, best)
         low, high = torch.where(wrong, low, middle), torch.where(wrong, middle, high)
     best = torch.where(found.view(shape), best, x)

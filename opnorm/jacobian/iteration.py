@@ -49,8 +49,8 @@ def power_iteration(
     Args:
         J: the maps.
         v: where to start, (B, *in); see :func:`random_start`.
-        p: 1, 2 or inf, of the input.
-        q: 1, 2 or inf, of the output.
+        p: of the input, in [1, inf]; 1, 2 or inf for a finite α, whose sphere has no simple projection otherwise.
+        q: of the output, in [1, inf].
         steps: how many.
         alpha: α, above 0; inf for the power method.
 
@@ -67,6 +67,8 @@ def power_iteration(
         raise NormError(f"steps={steps!r}: expected a whole number of at least 0")
     if isinstance(alpha, bool) or not alpha > 0:
         raise NormError(f"alpha={alpha!r}: expected a step length above 0, or inf for the power method")
+    if alpha < math.inf:
+        _check_sphere(p)
     for _ in range(steps):
         back = J.adjoint(dual(J.apply(v), q))
         v = dual(back, conjugate(p), v) if alpha == math.inf else on_sphere(v + alpha * back, p)
@@ -83,16 +85,17 @@ def random_start(x: Tensor, p: float, seed: int = 0, stream: int = 0) -> Tensor:
 def dual(z: Tensor, r: float, otherwise: Tensor | None = None) -> Tensor:
     """ψ_r(z) = sign(z) ⊙ |z|^{r-1} / ‖z‖_r^{r-1} for each row: <ψ_r(z), z> = ‖z‖_r, and ‖ψ_r(z)‖_{r*} = 1.
 
-    r = 2: z / ‖z‖_2; r = 1: the signs; r = inf: the signs of the largest entries, over their number. Where z is zero, so is
-    ψ_r(z), or it is ``otherwise``.
+    Any r in [1, inf]. r = 2: z / ‖z‖_2; r = 1: the signs; r = inf: the signs of the largest entries, over their number.
+    Where z is zero, so is ψ_r(z), or it is ``otherwise``.
 
     Source: Roth, Kilcher & Hofmann 2020, Eqs. 10 and 16.
     """
     if r == 1:
         found = z.sign()
-    elif r == 2:
-        scaled = z / _spread(_positive(lp_norm(z, math.inf)), z)  # so that no square vanishes or overflows
-        found = scaled / _spread(_positive(lp_norm(scaled, 2)), z)
+    elif r < math.inf:
+        scaled = z / _spread(_positive(lp_norm(z, math.inf)), z)  # so that no power overflows
+        powers = scaled if r == 2 else scaled.sign() * scaled.abs() ** (r - 1)
+        found = powers / _spread(_positive(lp_norm(scaled, r)) ** (r - 1), z)
     else:
         size = z.abs()
         largest = (size == _spread(lp_norm(z, math.inf), z)).to(z.dtype)
@@ -108,8 +111,12 @@ def on_sphere(w: Tensor, p: float) -> Tensor:
     p = 2: w / ‖w‖_2. p = inf: clipped to [-1, 1], or the largest entry raised to 1. p = 1: |w| - t cut at 0 with the t that
     gives length 1 (negative t from inside, which moves every entry away from 0).
 
+    Raises:
+        NormError: another p.
+
     Source: p = 1: Held, Wolfe & Crowder 1974.
     """
+    _check_sphere(p)
     flat = w.flatten(1)
     if p == 2:
         length = torch.linalg.vector_norm(flat, 2, 1, keepdim=True)
@@ -132,15 +139,20 @@ def lp_norm(z: Tensor, r: float) -> Tensor:
 
 
 def conjugate(p: float) -> float:
-    """p* with 1/p + 1/p* = 1, for p in {1, 2, inf}."""
-    return {1: math.inf, 2: 2, math.inf: 1}[p]
+    """p* with 1/p + 1/p* = 1."""
+    return math.inf if p == 1 else 1 if p == math.inf else p / (p - 1)
 
 
 def check_orders(p: float, q: float) -> None:
-    """NormError unless both are 1, 2 or inf."""
+    """NormError unless both are numbers in [1, inf]."""
     for name, r in (("p", p), ("q", q)):
-        if isinstance(r, bool) or r not in (1, 2, math.inf):
-            raise NormError(f"{name}={r!r} is not known here; expected 1, 2 or inf")
+        if isinstance(r, bool) or not isinstance(r, int | float) or not r >= 1:
+            raise NormError(f"{name}={r!r}: expected a number from 1 on, or inf")
+
+
+def _check_sphere(p: float) -> None:
+    if p not in (1, 2, math.inf):
+        raise NormError(f"p={p!r}: the closest point of the sphere is known for 1, 2 and inf alone")
 
 
 def _positive(size: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from opnorm.jacobian.iteration import (
     conjugate,
     dual,
     lp_norm,
-    on_sphere,
     power_iteration,
     random_start,
 )
@@ -72,19 +71,21 @@ def jacobian_norm(
 ) -> PointNorms:
     """The largest ‖J(x_b) v‖_q over ‖v‖_p = 1 at each point, and that v.
 
+    For any p and q in [1, inf]:
+
     - p = 1: the largest ℓq norm of a column; q = inf: the largest ℓ_{p*} norm of a row. Exact, by one backward pass a row
       (or a few rows, where the batch is small), of which no more than one is kept.
     - p = q = 2: exact to rounding where outputs or inputs are few; otherwise Lanczos iteration, with an upper end that is
       right with probability 1 - 1e-9 a point.
-    - 2→1, ∞→1: exact to rounding with up to 12 outputs, by all their signs. Otherwise these and ∞→2 are NP-hard: from below
-      the power iteration with random restarts, from above the best bound known for the matrix, or norm equivalence with 2→2
-      where the matrix is too large.
+    - q = 1: exact to rounding with up to 12 outputs, by all their signs. Otherwise this, ∞→2 and what else remains is
+      NP-hard in general: from below the power iteration with random restarts, from above the best bound known for the
+      matrix, or norm equivalence with 2→2 where the matrix is too large.
 
     Args:
         model: any network that works on each point of a batch by itself.
         x: (B, *in).
-        p: 1, 2 or inf, of the input.
-        q: 1, 2 or inf, of the output.
+        p: of the input.
+        q: of the output.
         layer: whose output is meant; the model's own when None.
         mode: of the model, see :func:`opnorm.jacobian.linearized`.
         steps: of an iteration.
@@ -95,7 +96,7 @@ def jacobian_norm(
         Intervals and maximizers, point by point.
 
     Raises:
-        NormError: p or q is not 1, 2 or inf, or steps or restarts are below 1.
+        NormError: p, q, steps or restarts below 1.
         ModelError: see :func:`opnorm.jacobian.linearized`.
 
     Source: Roth, Kilcher & Hofmann 2020, Table 1, Eqs. 11 and 12; probability: Kuczyński & Woźniakowski 1992.
@@ -142,13 +143,14 @@ def _columns(model: nn.Module, x: Tensor, p: float, q: float, layer: str | None,
 
     def take(some: Tensor) -> None:
         nonlocal total
-        size = some.flatten(2).double().abs()
-        total = torch.maximum(total, size.amax(1)) if q == math.inf else total + (size**q).sum(1)
+        size = some.flatten(2).double()
+        some_q = torch.linalg.vector_norm(size, q, 1)
+        total = torch.linalg.vector_norm(torch.stack([total, some_q]), q, 0)
 
     each_row(model, x, layer, mode, take)
     best, at = total.max(1)
     v = torch.zeros_like(x).flatten(1).scatter(1, at[:, None], 1).view_as(x)
-    return _exact(best.sqrt() if q == 2 else best, v, "exact: largest column norm")
+    return _exact(best, v, "exact: largest column norm")
 
 
 def _rows(model: nn.Module, x: Tensor, p: float, q: float, layer: str | None, mode: Mode) -> PointNorms:
@@ -163,12 +165,14 @@ def _rows(model: nn.Module, x: Tensor, p: float, q: float, layer: str | None, mo
         best = torch.maximum(best, length)
 
     each_row(model, x, layer, mode, take)
-    return _exact(best, dual(longest, conjugate(p), _any_direction(x, p)), "exact: largest row norm")
+    return _exact(best, dual(longest, conjugate(p), _any_direction(x)), "exact: largest row norm")
 
 
-def _any_direction(x: Tensor, p: float) -> Tensor:
-    """Where J is zero, every direction is as good."""
-    return on_sphere(torch.zeros_like(x), p)
+def _any_direction(x: Tensor) -> Tensor:
+    """Where J is zero, every direction is as good; this one has length 1 in every norm."""
+    first = torch.zeros_like(x).flatten(1)
+    first[:, 0] = 1
+    return first.view_as(x)
 
 
 # ---------------------------------------------------------------- explicit matrices (B, K, n) in float64
@@ -178,7 +182,7 @@ def _singular(A: Tensor, x: Tensor) -> PointNorms:
     wide = A.shape[1] <= A.shape[2]
     vectors = torch.linalg.eigh(A @ A.mT if wide else A.mT @ A).eigenvectors[:, :, -1]
     J = Matrices(A)
-    v = dual(J.adjoint(vectors) if wide else vectors, 2, _any_direction(x, 2).flatten(1).double())
+    v = dual(J.adjoint(vectors) if wide else vectors, 2, _any_direction(x).flatten(1).double())
     image = J.apply(v)
     sigma, slack = lp_norm(image, 2), 8 * sum(A.shape[1:]) * torch.finfo(torch.float64).eps
     residual = lp_norm(J.adjoint(image) - sigma.square()[:, None] * v, 2) / _safe(sigma.square())
@@ -198,7 +202,7 @@ def _over_signs(A: Tensor, x: Tensor, p: float) -> PointNorms:
         new = images[torch.arange(len(A), device=A.device), at]
         back = torch.where((length > best)[:, None], new, back)
         best = torch.maximum(best, length)
-    v = dual(back, conjugate(p), _any_direction(x, p).flatten(1).double())
+    v = dual(back, conjugate(p), _any_direction(x).flatten(1).double())
     slack = 8 * sum(A.shape[1:]) * torch.finfo(torch.float64).eps
     found = _exact(best, v.view_as(x).to(x.dtype), f"exact up to rounding: all {len(signs):,} sign vectors")
     return found._replace(lower=best * (1 - slack), upper=best * (1 + slack))
@@ -247,7 +251,7 @@ def _by_products(
     how = f"Lanczos, {steps} steps: upper end right with probability 1 - {FAILURE:g}"
     if p == q == 2:
         return PointNorms(sigma, upper, v, residual, how)
-    factor = (math.sqrt(inputs) if p == math.inf else 1.0) * (math.sqrt(outputs) if q == 1 else 1.0)
+    factor = inputs ** max(0.0, 0.5 - 1 / p) * outputs ** max(0.0, 1 / q - 0.5)
     found = _best_of(J, x, p, q, steps, restarts, seed, flat=False)
     method = f"{HARD} with {restarts} restarts, upper by norm equivalence with 2→2 ({how})"
     return _exact(found.value, found.v, method)._replace(upper=upper * factor)

@@ -125,8 +125,15 @@ def check_points(x: Tensor) -> None:
 
 def _forward(model: nn.Module, inputs: Tensor, layer: str | None) -> Any:
     inputs = inputs.clone()  # the first layer may work in place
-    if layer is None:
-        return model(inputs)
+    return model(inputs) if layer is None else output_of(model, inputs, layer)
+
+
+def output_of(model: nn.Module, inputs: Tensor, layer: str, before: bool = False) -> Any:
+    """What a layer gives in a forward pass, or with ``before`` what it is given, untouched by anything later.
+
+    Raises:
+        ModelError: no such layer, or one that is called never or several times.
+    """
     modules = dict(model.named_modules())
     if layer not in modules:
         near = difflib.get_close_matches(layer, modules, n=3)
@@ -134,11 +141,16 @@ def _forward(model: nn.Module, inputs: Tensor, layer: str | None) -> Any:
         raise ModelError(f"{type(model).__name__} has no layer {layer!r}{hint}")
     seen: list[Any] = []
 
-    def keep(module: nn.Module, args: object, output: Any) -> Any:
-        seen.append(output)
-        return output.clone() if isinstance(output, Tensor) else output  # what follows may work in place
+    def keep(value: Any) -> Any:
+        seen.append(value)
+        return value.clone() if isinstance(value, Tensor) else value  # what follows may work in place
 
-    handle = modules[layer].register_forward_hook(keep)
+    module = modules[layer]
+    handle = (
+        module.register_forward_pre_hook(lambda _, args: (keep(args[0]), *args[1:]))
+        if before
+        else module.register_forward_hook(lambda _, args, output: keep(output))
+    )
     try:
         model(inputs)
     finally:
@@ -189,7 +201,12 @@ def _fits(name: str, value: Tensor, like: Tensor) -> None:
 
 
 def each_row(
-    model: nn.Module, x: Tensor, layer: str | None, mode: Mode, take: Callable[[Tensor], None]
+    model: nn.Module,
+    x: Tensor,
+    layer: str | None,
+    mode: Mode,
+    take: Callable[[Tensor], None],
+    columns: bool = False,
 ) -> None:
     """Hand over the rows of the Jacobians in order, some at a time, (B, r, *in): K / r backward passes for K outputs.
 
@@ -201,19 +218,21 @@ def each_row(
         layer: whose output.
         mode: of the model.
         take: is given rows i, ..., i + r - 1 of every Jacobian.
+        columns: take columns instead, (B, r, *out), by products with J: quicker where there are fewer inputs than outputs.
     """
     check_points(x)
     copies = 1
     if mode == "eval" and (room := TOGETHER // len(x)) > 1:  # dropout would treat copies differently
         with linearized(model, x[:1], layer, mode) as J:
-            copies = min(room, J.outputs[0].numel())
+            copies = min(room, (x if columns else J.outputs)[0].numel())
     with linearized(model, x.repeat_interleave(copies, 0), layer, mode) as J:
-        count = J.outputs[0].numel()
+        side, product = (J.inputs, J.apply) if columns else (J.outputs, J.adjoint)
+        count = side[0].numel()
         for first in range(0, count, copies):
             some = torch.arange(min(copies, count - first), device=x.device)
-            u = J.outputs.new_zeros(len(x), copies, count)
-            u[:, some, first + some] = 1
-            take(J.adjoint(u.view_as(J.outputs)).view(len(x), copies, *x.shape[1:])[:, : len(some)])
+            units = torch.zeros(len(x), copies, count, dtype=side.dtype, device=x.device)
+            units[:, some, first + some] = 1
+            take(product(units.view_as(side)).unflatten(0, (len(x), copies))[:, : len(some)])
 
 
 def explicit(
@@ -244,9 +263,11 @@ def explicit(
             f"{len(x)} Jacobians of {count:,} x {x[0].numel():,} take {size:,} bytes; limit={limit:,} allows "
             f"{limit * len(x) // size} at a time (jacobian_norm and linearized need none of them)"
         )
+    columns = x[0].numel() < count
     parts: list[Tensor] = []
     for part in x.split(TOGETHER):
         found: list[Tensor] = []
-        each_row(model, part, layer, mode, found.append)
-        parts.append(torch.cat(found, 1))
-    return torch.cat(parts)
+        each_row(model, part, layer, mode, found.append, columns)
+        matrices = torch.cat(found, 1).flatten(2)
+        parts.append(matrices.mT if columns else matrices)
+    return torch.cat(parts).unflatten(2, x.shape[1:])

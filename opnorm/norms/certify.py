@@ -11,25 +11,27 @@ shows ‖A(ω)‖ ≤ θ everywhere: if the maximum S > θ were attained at ω* 
 polynomial bounded by S, could not fall from ω* to the center below S cos(η) (M. Riesz; Bernstein and Szegő). Cells that
 fail are split. So a bound for every image size costs a few hundred small factorizations.
 
-From below: see ritz.py. The two meet by raising the lower end: wherever a factorization fails, the matrix there shows a
-better wave to try.
+From below: see ritz.py. The two meet by raising the lower end: wherever a factorization (definite.py) fails, the matrix
+there shows a better wave to try.
 """
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from opnorm.norms.ritz import krylov, ritz
-from opnorm.norms.symbol import Gram, Taps, apply, gram
+from opnorm.linear import Shape
+from opnorm.norms.definite import DOUBLE, SINGLE, Definite, lines
+from opnorm.norms.ritz import attained
+from opnorm.norms.symbol import Gram, Taps, gram
 
-__all__ = ["Interval", "certify"]
+__all__ = ["Interval", "certify", "circular"]
 
-SINGLE, DOUBLE = torch.complex64, torch.complex128
-CHUNK_BYTES, CACHE_BYTES = 16e6, 4e6  # what is made at once, and what is worked on at once
+CHUNK_BYTES = 16e6  # the matrices that are looked at between two looks at what they showed
 FIRST_CELL = 0.25  # η of the first cells: cos is 0.969, so they settle all but the top 3 % of frequencies
 EXACT_WORK = 2e7  # up to so many operations, all singular values are computed outright
 AVERAGED = 1200  # the largest map, in places, whose scalar Toeplitz matrix is diagonalized
@@ -62,11 +64,19 @@ class _Search:
     width: float
     lower: float = 0.0
     theta: float = 0.0  # nothing checked so far exceeds it
-    best: tuple[int, np.ndarray] | None = None
-    vector: Tensor | None = None
-    count: int = 0
-    single: Gram | None = None
-    slack: dict[torch.dtype, float] = field(default_factory=dict)
+    best: np.ndarray | None = None  # the frequency behind the lower end
+    still: bool = False  # the lower end is given, and stays
+    count: int = 0  # small matrices looked at, beside those of ``definite``
+    definite: Definite = field(init=False)
+    grams: dict[torch.dtype, Gram] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.definite = Definite(self.t, self.g)
+        self.grams[DOUBLE] = self.g
+
+    def found(self, upper: float, note: str) -> Interval:
+        """The interval with this upper end."""
+        return Interval(self.lower, max(upper, self.lower), self.count + self.definite.count, note)
 
 
 def certify(t: Taps, width: float = 5e-3) -> Interval:
@@ -77,31 +87,51 @@ def certify(t: Taps, width: float = 5e-3) -> Interval:
         width: upper / lower - 1 to aim at. What is reached can be wider on small maps, where the circle is a poor stand-in
             for the border.
     """
-    largest = float(t.matrices.abs().max())
-    if largest == 0:
+    if not t.matrices.any():
         return Interval(0.0, 0.0, 0, "all taps are zero")
-    exponent = math.frexp(largest)[
-        1
-    ]  # by a power of two, exactly: squares must neither overflow nor underflow in float32
-    scaled = replace(t, matrices=torch.ldexp(t.matrices, torch.tensor(-exponent)), kernels={})
+    scaled, exponent = _scaled(t)
     found = _certify(_Search(scaled, gram(scaled), width))
     found.lower, found.upper = math.ldexp(found.lower, exponent), math.ldexp(found.upper, exponent)
     return found
 
 
+def _scaled(t: Taps) -> tuple[Taps, int]:
+    """By a power of two, exactly: squares must neither overflow nor underflow in float32. And its exponent."""
+    exponent = math.frexp(max(abs(float(end)) for end in torch.aminmax(t.matrices)))[1]
+    return replace(t, matrices=torch.ldexp(t.matrices, torch.tensor(-exponent)), kernels={}), exponent
+
+
+def circular(t: Taps, size: Shape, lower: float, width: float = 5e-3) -> float:
+    """An upper bound for the ℓ2 norm of a convolution with circular padding, a block circulant map.
+
+    Its norm is the largest ‖A(ω)‖ at the frequencies of its own circle.
+
+    Args:
+        t: the convolution, reduced to stride 1; its own sizes do not matter.
+        size: of the circle, per axis.
+        lower: a lower bound of the norm.
+        width: how far above it the bound may be, relatively, before it is made any smaller.
+    """
+    if not t.matrices.any():
+        return 0.0
+    scaled, exponent = _scaled(t)
+    s = _Search(scaled, gram(scaled), width, lower=math.ldexp(lower, -exponent), still=True)
+    s.theta = s.lower * (1 + 0.995 * width)
+    return math.ldexp(_check_all(s, *_grid(size, (0.0,) * len(size), len(s.g.even))), exponent)
+
+
 def _certify(s: _Search) -> Interval:
     t, g = s.t, s.g
     period = tuple(N if d else 1 for N, d in zip(t.period(), t.degree, strict=True))
-    cells = tuple(max(1, math.ceil(2 * math.pi * d * _moving(t) / (2 * FIRST_CELL))) for d in t.degree)
+    eta = max(FIRST_CELL, math.acos(1 / (1 + 0.9 * s.width)))  # wide intervals: so that no cell need be split
+    cells = tuple(max(1, math.ceil(math.pi * d * _moving(t) / eta)) for d in t.degree)
     work = len(g.even) * math.prod(period) / 2 * 10 * g.n**3
     if g.n == 1:
         return _scalar(s, period)
     _begin(s, period)
-    if work <= EXACT_WORK or math.prod(period) <= 4 * math.prod(cells):
+    if work <= EXACT_WORK or math.prod(period) <= (4 if eta == FIRST_CELL else 1) * math.prod(cells):
         return _on_grids(s, period, exactly=work <= EXACT_WORK)
-    upper = _by_cells(s, cells)
-    s.lower = _proven(s)
-    return Interval(s.lower, max(upper, s.lower), s.count, "frequency cells, any input size")
+    return s.found(_by_cells(s, cells), "frequency cells, any input size")
 
 
 def _moving(t: Taps) -> int:
@@ -137,8 +167,7 @@ def _on_grids(s: _Search, period: tuple[int, ...], exactly: bool) -> Interval:
             note = "frequency response averaged over the map"
             if upper <= s.lower * (1 + s.width):
                 break
-    s.lower = _proven(s)
-    return Interval(s.lower, max(upper, s.lower), s.count, note)
+    return s.found(upper, note)
 
 
 def _averaged(s: _Search, circle: tuple[int, ...]) -> float:
@@ -177,7 +206,7 @@ def _every_top(s: _Search, points: np.ndarray, group: int) -> np.ndarray:
     margin, left = 2.5e-4, np.arange(len(points)) if s.g.n > 64 else np.arange(0)
     while len(left):
         tried = found[left] * (1 + margin)
-        bad = _exceed(s, points[left], groups[left], tried / s.theta)
+        bad = s.definite.exceeding(points[left], groups[left], tried**2)
         found[left] = tried
         left, margin = left[bad], 2 * margin
     return found
@@ -186,7 +215,7 @@ def _every_top(s: _Search, points: np.ndarray, group: int) -> np.ndarray:
 def _phases(s: _Search, period: tuple[int, ...]) -> list[tuple[float, ...]]:
     """Phases 0 and ½ on each axis (they keep the symmetry ω -> -ω), those first whose grids avoid the peak."""
     choices = [(0.0, 0.5) if N > 1 else (0.0,) for N in period]
-    peak = s.best[1] if s.best is not None else np.zeros(len(period))
+    peak = s.best if s.best is not None else np.zeros(len(period))
     place = peak * np.array(period) / (2 * math.pi)
 
     def distance(phase: tuple[float, ...]) -> float:
@@ -198,7 +227,7 @@ def _phases(s: _Search, period: tuple[int, ...]) -> list[tuple[float, ...]]:
 
 
 def _grid(period: tuple[int, ...], phase: tuple[float, ...], groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """The frequencies of a circle, one of each pair ±ω, in random order; every one for every group."""
+    """The frequencies of a circle, one of each pair ±ω; every one for every group."""
     return _every_group(_half(period, phase), groups)
 
 
@@ -212,16 +241,14 @@ def _half(sizes: tuple[int, ...], phase: tuple[float, ...]) -> np.ndarray:
 
 
 def _every_group(points: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
-    all_points, all_groups = np.tile(points, (groups, 1)), np.repeat(np.arange(groups), len(points))
-    order = np.random.default_rng(0).permutation(len(all_points))
-    return all_points[order], all_groups[order]
+    return np.tile(points, (groups, 1)), np.repeat(np.arange(groups), len(points))
 
 
 def _check_all(s: _Search, points: np.ndarray, groups: np.ndarray) -> float:
     """A bound θ that no point exceeds; it grows only where a point proves that it must."""
-    for chunk in _chunks(s, len(points)):
-        omega, group = points[chunk], groups[chunk]
-        _settle(s, omega, group, _exceed(s, omega, group, np.ones(len(omega))))
+    for some in _portions(s, points, groups):
+        omega, group = points[some], groups[some]
+        _settle(s, omega, group, _exceed(s, omega, group))
     return s.theta
 
 
@@ -229,13 +256,13 @@ def _settle(s: _Search, omega: np.ndarray, groups: np.ndarray, bad: np.ndarray) 
     """Raise the lower end, or else θ, until none of the ``bad`` points exceeds θ."""
     margin = min(s.width, 5e-3) / 20
     while len(bad):
-        value, where, group = _estimate(s, omega[bad], groups[bad])
+        value, where, group = _estimate(s, omega[bad], groups[bad], SINGLE if s.width > 1e-3 else DOUBLE)
         if not _raise(s, value, where, group):
             if s.g.n <= 64 or s.width < 1e-4:
                 value = _above(s, _largest(s, omega[bad], groups[bad])[0])
             s.theta = max(s.theta * (1 + 1e-9), value * (1 + margin))
             margin *= 2  # the estimate came from below, and can be short of the truth
-        bad = bad[_exceed(s, omega[bad], groups[bad], np.ones(len(bad)))]
+        bad = bad[_exceed(s, omega[bad], groups[bad])]
 
 
 # ---------------------------------------------------------------- cells
@@ -250,8 +277,8 @@ def _by_cells(s: _Search, cells: tuple[int, ...]) -> float:
     s.theta = s.lower * (1 + 0.995 * s.width)
     while len(points):
         keep_points, keep_groups, keep_halves = [], [], []
-        for chunk in _chunks(s, len(points)):
-            omega, group, width = points[chunk], groups[chunk], halves[chunk]
+        for some in _portions(s, points, groups):
+            omega, group, width = points[some], groups[some], halves[some]
             bad = _exceed(s, omega, group, np.cos(width @ degree))
             if not len(bad):
                 continue
@@ -292,93 +319,43 @@ def _chunks(s: _Search, count: int) -> list[slice]:
     return [slice(i, i + size) for i in range(0, count, size)]
 
 
-def _symbols(
-    s: _Search, omega: np.ndarray, groups: np.ndarray, dtype: torch.dtype, theta2: np.ndarray | None = None
-) -> Tensor:
-    """G at pairs (ω, group), (F, n, n); or θ² I - G with a θ² for each pair."""
-    if s.single is None and dtype is SINGLE:
-        s.single = s.g.single()
-    g = s.single if dtype is SINGLE and s.single is not None else s.g
+def _portions(s: _Search, points: np.ndarray, groups: np.ndarray) -> Iterator[np.ndarray]:
+    """The points' indices, some lines at a time, in random order: the peak's neighborhood is met early."""
+    found = lines(s.g, points, groups)
+    some: list[np.ndarray] = []
+    for i in np.random.default_rng(0).permutation(len(found)):
+        some.append(found[i])
+        if sum(map(len, some)) * 8 * s.g.n**2 >= CHUNK_BYTES:
+            yield np.concatenate(some)
+            some = []
+    if some:
+        yield np.concatenate(some)
+
+
+def _symbols(s: _Search, omega: np.ndarray, groups: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """G at pairs (ω, group), (F, n, n)."""
+    if dtype not in s.grams:
+        s.grams[dtype] = s.g.single()
+    g = s.grams[dtype]
+    if len(g.even) == 1:
+        return g.at(omega)
     angles = torch.from_numpy(omega @ g.offsets.T).to(g.even.device)
     cos, sin = angles.cos().to(g.even.dtype), angles.sin().to(g.even.dtype)
-    if theta2 is not None:
-        cos, sin = cos.neg_(), sin.neg_()
-    if len(g.even) == 1:
-        real, imag = cos @ g.even[0], sin @ g.odd[0]
-    else:
-        which = torch.from_numpy(groups).to(g.even.device)
-        real, imag = torch.bmm(cos[:, None], g.even[which])[:, 0], torch.bmm(sin[:, None], g.odd[which])[:, 0]
-    if theta2 is not None:
-        real[:, :: g.n + 1] += torch.from_numpy(theta2).to(real)[:, None]
+    which = torch.from_numpy(groups).to(g.even.device)
+    real, imag = torch.bmm(cos[:, None], g.even[which])[:, 0], torch.bmm(sin[:, None], g.odd[which])[:, 0]
     return torch.complex(real, imag).view(len(omega), g.n, g.n)
 
 
-def _exceed(s: _Search, omega: np.ndarray, groups: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """The indices at which ‖A(ω)‖ ≤ θ·factor is not shown, first in single precision, then in double."""
-    left = np.arange(len(omega))
-    for dtype in (SINGLE, DOUBLE):
-        absolute, relative = _rounding(s, dtype)
-        if dtype is SINGLE and relative + absolute / s.theta**2 > 0.06:
-            continue  # too blunt to settle anything
-        scaled = s.theta**2 * (factor[left] ** 2 - relative) - absolute
-        s.count += len(left)
-        left = left[_indefinite(_symbols(s, omega[left], groups[left], dtype, scaled)).cpu().numpy()]
-        if not len(left):
-            break
-    return left
-
-
-def _indefinite(A: Tensor, block: int = 32) -> Tensor:
-    """Whether each Hermitian matrix of a batch (F, n, n) is not shown to be positive definite.
-
-    Left-looking Cholesky factorization by block columns, a few matrices at a time: the library's own takes them one by one,
-    without matrix products, at less than half the speed.
-    """
-    n = A.shape[-1]
-    if n <= 64:
-        return torch.linalg.cholesky_ex(A)[1] != 0
-    few = max(4, int(CACHE_BYTES / (8 * n * n)))
-    return torch.cat([_indefinite_few(some, block) for some in A.split(few)])
-
-
-def _indefinite_few(A: Tensor, block: int) -> Tensor:
-    n = A.shape[-1]
-    L, bad = torch.empty_like(A), torch.zeros(len(A), dtype=torch.bool, device=A.device)
-    for j in range(0, n, block):
-        k = min(j + block, n)
-        column = A[:, j:, j:k]
-        if j:
-            column = torch.baddbmm(column, L[:, j:, :j], L[:, j:k, :j].mH, alpha=-1)
-        D, info = torch.linalg.cholesky_ex(column[:, : k - j])
-        bad |= info != 0
-        L[:, j:k, j:k] = D
-        if k < n:
-            L[:, k:, j:k] = torch.linalg.solve_triangular(D.mH, column[:, k - j :], upper=True, left=False)
-    return bad
-
-
-def _rounding(s: _Search, dtype: torch.dtype) -> tuple[float, float]:
-    """What float errors can hide in an eigenvalue λ = σ² of G(ω): an absolute part, and a relative one of θ².
-
-    With unit roundoff u, D taps, and 2√2 for complex products: the sums over taps err by (D + 6) u Σ_δ ‖H_δ‖_F, the taps
-    themselves by γ ‖K‖_F² in double; the factorization or diagonalization by γ_n trace ≤ n u · n θ² (Higham 2002, Thm 10.3).
-    """
-    u, double = (2.0**-24 if dtype is SINGLE else 2.0**-53), 2.0**-53
-    if dtype not in s.slack:
-        parts = torch.linalg.vector_norm(s.g.even, dim=-1).sum(1) + torch.linalg.vector_norm(
-            s.g.odd, dim=-1
-        ).sum(1)
-        A = s.t.matrices
-        terms = len(s.t.offsets) * max(A.shape[-2:]) + 8
-        squares = float(A.square().flatten(1).sum(1).max())
-        s.slack[dtype] = 2.83 * ((len(s.g.offsets) + 6) * u * float(parts.max()) + terms * double * squares)
-    return s.slack[dtype], 2.83 * (s.g.n + 8) * u * s.g.n
+def _exceed(
+    s: _Search, omega: np.ndarray, groups: np.ndarray, factor: np.ndarray | float = 1.0
+) -> np.ndarray:
+    """The indices at which ‖A(ω)‖ ≤ θ·factor is not shown."""
+    return s.definite.exceeding(omega, groups, (s.theta * factor * np.ones(len(omega))) ** 2)
 
 
 def _above(s: _Search, value: float) -> float:
     """An upper bound of a norm that was computed as ``value`` in double precision."""
-    absolute, relative = _rounding(s, DOUBLE)
-    return math.sqrt(value**2 * (1 + relative) + absolute)
+    return math.sqrt(value**2 + s.definite.rounding(DOUBLE, s.g.n * value**2))
 
 
 def _largest(s: _Search, omega: np.ndarray, groups: np.ndarray) -> tuple[float, np.ndarray, int]:
@@ -399,20 +376,18 @@ def _largest(s: _Search, omega: np.ndarray, groups: np.ndarray) -> tuple[float, 
 def _begin(s: _Search, period: tuple[int, ...]) -> None:
     """A first lower bound from a few frequencies: corners of the plane and some at random."""
     corners = np.array(list(itertools.product(*((0.0, math.pi) if N > 1 else (0.0,) for N in period))))
-    some = np.random.default_rng(1).uniform(0, math.pi, (20, len(period))) * (np.array(period) > 1)
+    some = np.random.default_rng(1).uniform(0, math.pi, (8, len(period))) * (np.array(period) > 1)
     points = np.unique(np.concatenate([corners, some]), axis=0)
-    _raise(s, *_estimate(s, *_every_group(points, len(s.g.even)), dtype=SINGLE))
+    _raise(s, *_estimate(s, *_every_group(points, len(s.g.even)), SINGLE, 6))
 
 
 def _estimate(
-    s: _Search, omega: np.ndarray, groups: np.ndarray, dtype: torch.dtype = DOUBLE
+    s: _Search, omega: np.ndarray, groups: np.ndarray, dtype: torch.dtype = DOUBLE, steps: int = 12
 ) -> tuple[float, np.ndarray, int]:
     """About the largest ‖A(ω)‖ among some points, never above it but for rounding, and where it is."""
     best, place = -1.0, 0
     for chunk in _chunks(s, len(omega)):
-        _, values = _top_vectors(
-            _symbols(s, omega[chunk], groups[chunk], dtype), 1, 6 if dtype is SINGLE else 12
-        )
+        _, values = _top_vectors(_symbols(s, omega[chunk], groups[chunk], dtype), 1, steps)
         value, i = values[:, 0].max(0)
         if float(value) > best:
             best, place = float(value), chunk.start + int(i)
@@ -421,94 +396,102 @@ def _estimate(
 
 def _raise(s: _Search, value: float, omega: np.ndarray, group: int) -> bool:
     """Climb from a promising frequency to the peak, and try the waves there; whether θ has grown."""
-    if value <= s.lower:
+    if s.still or value <= s.lower:
         return False
-    omega, vectors = _climb(s, omega, group)
-    lower, wave = ritz(s.t, group, omega, _inputs(s, vectors, omega, group))
-    vector = None
-    if s.lower < lower * (1 + 2 * s.width):
-        better, vector = krylov(s.t, group, wave())
-        lower = max(lower, better)
+    omega, inputs, outputs = _climb(s, omega, group)
+    lower = attained(s.t, group, omega, inputs, outputs, s.width / 50)
     if lower <= s.lower:
         return False
-    s.lower, s.best, s.vector = lower, (group, omega), vector
+    s.lower, s.best = lower, omega
     before, s.theta = s.theta, max(s.theta, s.lower * (1 + 0.995 * s.width))
     return s.theta > before
 
 
-def _proven(s: _Search) -> float:
-    """The lower end measured in double precision; until here it was good to about 1e-6."""
-    if s.vector is None or s.best is None:
-        return s.lower
-    v = s.vector.double()
-    value = torch.linalg.vector_norm(apply(s.t, s.best[0], v)) / torch.linalg.vector_norm(v)
-    return float(value) * (1 - 1e-9)
-
-
-def _climb(s: _Search, omega: np.ndarray, group: int, rounds: int = 5) -> tuple[np.ndarray, Tensor]:
+def _climb(s: _Search, omega: np.ndarray, group: int, rounds: int = 5) -> tuple[np.ndarray, Tensor, Tensor]:
     """To a local maximum of ‖A(ω)‖: with the top vector v held, vᴴ G(ω) v is a scalar polynomial, easily climbed.
 
-    Returns the frequency and (n, J) vectors: the top two there and at a step to each side on every axis, which span how
-    the top vector turns with the frequency.
+    Returns the frequency and, there and at a step to each side on every axis and diagonal, the top singular vectors on the
+    input and on the output side, (c_in, J) and (c_out, J): they span how the best channels turn with the frequency.
     """
-    moving = [axis for axis, d in enumerate(s.t.degree) if d > 0]
+    moving = np.array(s.t.degree) > 0
     steps = np.array([math.pi / (n + 1) for n in s.t.reach])
-    offsets = s.g.offsets
-    for _ in range(rounds if moving else 0):
-        V, _ = _top_vectors(_symbols(s, omega[None], np.array([group]), DOUBLE), 1, 10)
-        v = V[0, :, :1]
-        even = (v.mH @ s.g.even[group].view(-1, s.g.n, s.g.n).to(DOUBLE) @ v).real.flatten().cpu().numpy()
-        odd = (v.mH @ s.g.odd[group].view(-1, s.g.n, s.g.n).to(DOUBLE) @ v).imag.flatten().cpu().numpy()
+    # the vectors from here to the end are a guess to be measured later: single precision is enough
+    V, _ = _top_vectors(_symbols(s, omega[None], np.array([group]), SINGLE), 2, 10)
+    g = s.grams[SINGLE]
+    even, odd = (H[group].view(-1, s.g.n, s.g.n) for H in (g.even, g.odd))
+    fine = _around(moving, 2)
+    for _ in range(rounds if moving.any() else 0):
+        v = torch.view_as_real(V[0, :, 0])
+        p = (v * (even @ v)).sum((1, 2)).cpu().numpy()
+        q = 2 * (v[:, 0] * (odd @ v[:, 1:])[..., 0]).sum(1).cpu().numpy()
         before = omega
         for scale in (1.0, 0.3, 0.1):
-            around = np.array(
-                list(
-                    itertools.product(*([-2, -1, 0, 1, 2] if a in moving else [0] for a in range(len(steps))))
-                )
-            )
-            tries = omega + around * steps * scale / 2
-            angles = tries @ offsets.T
-            omega = tries[(np.cos(angles) @ even - np.sin(angles) @ odd).argmax()]
-        if np.abs(omega - before).max() < 1e-3 * steps.max():
+            tries = omega + fine * steps * scale / 2
+            angles = tries @ g.offsets.T
+            omega = tries[(np.cos(angles) @ p - np.sin(angles) @ q).argmax()]
+        if np.abs(omega - before).max() < 1e-2 * steps.max():
             break
-    sides = [omega] + [
-        omega + sign * steps * (np.arange(len(steps)) == axis) for axis in moving for sign in (-1, 1)
-    ]
-    V, _ = _top_vectors(_symbols(s, np.array(sides), np.full(len(sides), group), DOUBLE), 2, 14)
-    return omega, torch.cat(list(V), dim=1)
+        V, _ = _top_vectors(_symbols(s, omega[None], np.array([group]), SINGLE), 2, 5, V[0])
+    sides = omega + steps * _around(moving, 1)
+    V, _ = _top_vectors(_symbols(s, sides, np.full(len(sides), group), SINGLE), 2, 6, V[0])
+    few = torch.arange(V.shape[-1], device=V.device)[None] <= torch.tensor(
+        [[1], *[[0]] * (len(sides) - 1)]
+    ).to(V.device)
+    return omega, *_both_sides(s, V.to(DOUBLE).mT[few].mT, sides[few.nonzero()[:, 0].cpu().numpy()], group)
 
 
-def _top_vectors(G: Tensor, count: int, steps: int) -> tuple[Tensor, Tensor]:
+def _around(moving: np.ndarray, far: int) -> np.ndarray:
+    """The whole numbers from -far to far on every axis that moves, the origin first."""
+    every = itertools.product(*(range(-far, far + 1) if m else (0,) for m in moving))
+    return np.array(sorted(every, key=lambda place: any(place)))
+
+
+def _top_vectors(G: Tensor, count: int, steps: int, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Top eigenvectors (F, n, count) and values (F, count): outright for small matrices, by block Lanczos for others.
 
-    The start is fixed, so that the same layer always gives the same digits.
+    The start (n, 2) is fixed where none is given, so that the same layer always gives the same digits.
     """
     n = G.shape[-1]
     count = min(count, n)
     if n <= max(32, 2 * steps):
         values, vectors = torch.linalg.eigh(G)
         return vectors.flip(-1)[..., :count], values.flip(-1)[..., :count]
-    start = torch.randn(n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    block = torch.linalg.qr(start)[0].to(G.device, G.dtype).expand(len(G), -1, -1)
+    if start is None:
+        start = torch.randn(n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    block = _orthonormal_pair(start.to(G.device, G.dtype)[None]).expand(len(G), -1, -1)
     Q, GQ = block, G @ block
     for _ in range(steps - 1):
         block = GQ[..., -2:]
         for _ in range(2):  # twice is enough
             block = block - Q @ (Q.mH @ block)
-        block = torch.linalg.qr(block)[0]
+            block = _orthonormal_pair(block)
         Q, GQ = torch.cat([Q, block], -1), torch.cat([GQ, G @ block], -1)
     values, turn = torch.linalg.eigh(Q.mH @ GQ)
     return Q @ turn.flip(-1)[..., :count], values.flip(-1)[..., :count]
 
 
-def _inputs(s: _Search, vectors: Tensor, omega: np.ndarray, group: int) -> Tensor:
-    """Input-channel vectors (c_in, J) from eigenvectors of G, which may live on the output side."""
+def _orthonormal_pair(block: Tensor) -> Tensor:
+    """The two columns of (F, n, 2) orthonormalized, without the library's one by one QR."""
+    a, b = block.unbind(-1)
+    a = a / torch.linalg.vector_norm(a, dim=-1, keepdim=True).clamp(min=1e-30)
+    b = b - torch.linalg.vecdot(a, b)[:, None] * a
+    b = b / torch.linalg.vector_norm(b, dim=-1, keepdim=True).clamp(min=1e-30)
+    return torch.stack([a, b], -1)
+
+
+def _both_sides(s: _Search, vectors: Tensor, omega: np.ndarray, group: int) -> tuple[Tensor, Tensor]:
+    """Input and output channel vectors (c_in, J), (c_out, J) from eigenvectors of G, each at a frequency of its own."""
     A = s.t.matrices[group]
-    if A.shape[-1] <= A.shape[-2]:
-        return vectors
-    phase = torch.from_numpy(np.exp(1j * (s.t.offsets @ omega))).to(A.device)
-    symbol = (phase.view(-1, 1, 1) * A).sum(0)
-    return symbol.mH @ vectors.conj()
+    from_inputs = A.shape[-1] <= A.shape[-2]
+    first = vectors if from_inputs else vectors.conj()
+    moved = torch.bmm(
+        A if from_inputs else A.mT, torch.cat([first.real, first.imag], dim=1).expand(len(A), -1, -1)
+    )
+    sign = 1 if from_inputs else -1
+    phase = torch.from_numpy(np.exp(sign * 1j * (s.t.offsets @ omega.T))).to(A.device)
+    second = (torch.complex(*moved.chunk(2, dim=-1)) * phase[:, None]).sum(0)
+    second = second / torch.linalg.vector_norm(second, dim=0).clamp(min=1e-300)
+    return (first, second) if from_inputs else (second, first)
 
 
 # ---------------------------------------------------------------- one channel
@@ -535,5 +518,4 @@ def _scalar(s: _Search, period: tuple[int, ...]) -> Interval:
     value = math.sqrt(max(best, 0.0))
     _raise(s, value, where, group)
     upper = _above(s, value) / factor * (1 + 1e-12)
-    s.lower = _proven(s)
-    return Interval(s.lower, max(upper, s.lower), s.count, "frequency response of every channel")
+    return s.found(upper, "frequency response of every channel")

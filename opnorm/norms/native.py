@@ -149,6 +149,7 @@ FLAGS = (
 )
 _PLAIN = (Tensor, nn.Parameter)
 _REAL = (torch.float32, torch.float64)
+_SCALARS = {d: torch.empty((), dtype=d, device="cpu") for d in _REAL}  # quicker to copy than to make
 
 
 class _CPlan(ctypes.Structure):
@@ -259,7 +260,7 @@ def _function(dtype: torch.dtype, end: str = "") -> Any:
 
 def largest(weight: Tensor, plan: "Plan") -> tuple[Tensor, int]:
     """The largest sum and its index; see :func:`opnorm.norms.functional.largest`."""
-    value = torch.empty((), dtype=weight.dtype)
+    value = torch.empty_like(_SCALARS[weight.dtype])
     call = _library.largest_f32 if weight.dtype == torch.float32 else _library.largest_f64
     index = call(weight.data_ptr(), plan.address or _c_plan(plan), torch.get_num_threads(), value.data_ptr())
     return value, index

@@ -1,4 +1,4 @@
-"""A lower bound of a convolution's ℓ2 norm without a single convolution.
+"""A lower bound of a convolution's ℓ2 norm without a single convolution of all channels.
 
 The zero-padded operator amplifies most what looks, inside the image, like a wave at the best frequency ω under a smooth
 window that fades towards the border. So it is tried on waves
@@ -12,6 +12,7 @@ sums along its sides. Any value of ‖M v‖_2 / ‖v‖_2 is a true lower bound
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,15 @@ from torch import Tensor
 
 from opnorm.norms.symbol import Taps, adjoint, apply
 
-__all__ = ["krylov", "ritz"]
+__all__ = ["attained", "ritz"]
 
-WINDOWS = 4  # sines per axis
+WINDOWS = 3  # sines per axis
+RANK = 16  # channel vectors on each side
+FULL_WORK = 4e6  # up to so many multiplications a pass, all channels are kept
 ROUNDING = 1e-9  # far above float64's rounding in the small matrix
-SETTLED = 5e-4  # Lanczos stops when a step adds less than this to σ², relatively
 
 
-def ritz(
-    t: Taps, group: int, omega: np.ndarray, directions: Tensor, windows: int = WINDOWS
-) -> tuple[float, Callable[[], Tensor]]:
+def ritz(t: Taps, group: int, omega: np.ndarray, directions: Tensor) -> tuple[float, Callable[[], Tensor]]:
     """The largest ‖M v‖_2 / ‖v‖_2 over the waves above, lowered by a relative 1e-9 for rounding, and its v.
 
     Args:
@@ -37,7 +37,6 @@ def ritz(
         group: which of its groups v lives in.
         omega: (axes,) the frequency.
         directions: (c_in, J) complex128 channel vectors; they need not be orthogonal.
-        windows: sines on each axis.
 
     Returns:
         The bound, and a function that makes the real part of v, (1, c_in, *whole) in float64.
@@ -49,7 +48,7 @@ def ritz(
     overlaps, index, waves = [], [], []
     for axis in range(axes):
         distinct, place = np.unique(t.offsets[:, axis], return_inverse=True)
-        waves.append(_waves(t.whole[axis], float(omega[axis]), windows))
+        waves.append(_waves(t.whole[axis], float(omega[axis])))
         overlaps.append(_overlaps(distinct, waves[-1], t.out_size[axis]).to(a.device))
         index.append(place)
     A = t.matrices[group]
@@ -79,10 +78,10 @@ def ritz(
     return math.sqrt(max(float(values[-1]), 0.0)) * (1 - ROUNDING), wave
 
 
-def _waves(n: int, omega: float, windows: int) -> np.ndarray:
+def _waves(n: int, omega: float) -> np.ndarray:
     """Orthonormal sines times exp(iωx), (windows, n)."""
     x = np.arange(n)
-    sines = np.array([np.sin(math.pi * b * (x + 1) / (n + 1)) for b in range(1, min(windows, n) + 1)])
+    sines = np.array([np.sin(math.pi * b * (x + 1) / (n + 1)) for b in range(1, min(WINDOWS, n) + 1)])
     return sines * math.sqrt(2 / (n + 1)) * np.exp(1j * omega * x)
 
 
@@ -98,48 +97,71 @@ def _overlaps(offsets: np.ndarray, waves: np.ndarray, m: int) -> Tensor:
     return torch.from_numpy((flat.conj() @ flat.T).reshape(*shifted.shape[:2], *shifted.shape[:2]))
 
 
-@torch.no_grad()
-def krylov(t: Taps, group: int, v: Tensor, steps: int | None = None) -> tuple[float, Tensor]:
-    """A better lower bound: Lanczos on MᵀM from v, searched in bfloat16 where that is quick, measured in float32.
+def attained(
+    t: Taps, group: int, omega: np.ndarray, inputs: Tensor, outputs: Tensor, settled: float = 1e-4
+) -> float:
+    """A lower bound of ‖M‖_2 from the channels that matter at one frequency.
 
-    From a good wave the first step takes away most of the error. Costs 2 steps + 2 passes of the convolution.
+    The best wave is improved by a Krylov space of the map between the spans of a few input and a few output channel
+    vectors: at that rank a pass of the convolution costs next to nothing, in float64 too. What is found is then measured
+    with all output channels.
 
     Args:
         t: the convolution.
-        group: which of its groups v lives in.
-        v: (1, c_in, *whole).
-        steps: of Lanczos; 1 for large convolutions and up to 16 for cheap ones when None.
+        group: which of its groups is meant.
+        omega: (axes,) the frequency.
+        inputs: (c_in, J) complex128 channel vectors, the first ones the best.
+        outputs: (c_out, J) what they are turned into.
+        settled: stop when a step of the Krylov space adds less than this to σ², relatively.
 
     Returns:
-        ‖M v‖_2 / ‖v‖_2, to float32's rounding, and its v (1, c_in, *whole).
+        A value that is attained, lowered by a relative 1e-9 for rounding.
     """
-    length = torch.linalg.vector_norm(v)
-    if not length > 0:
-        return 0.0, v
-    if steps is None:
-        steps = max(1, min(16, int(4e9 / (t.matrices[group].numel() * math.prod(t.out_size)))))
-    search = (
-        torch.bfloat16 if v.device.type == "cuda" or torch.backends.mkldnn.is_available() else torch.float32
-    )
+    if min(t.whole) < 1:
+        return 0.0
+    A = t.matrices[group]
+    cheap = A.numel() * math.prod(t.out_size) <= FULL_WORK
+    Q, P = (_span(V, len(V) if cheap else RANK) for V in (inputs, outputs))
+    narrow = replace(t, matrices=torch.bmm(A, Q.expand(len(A), -1, -1))[None], kernels={})
+    small = replace(narrow, matrices=P.mT @ narrow.matrices, kernels={})
+    value, wave = ritz(small, 0, omega, Q.mT.to(inputs.dtype) @ inputs)
+    v = wave()
+    if not torch.linalg.vector_norm(v) > 0:
+        return value
+    v = krylov(small, v, settled)
+    measured = torch.linalg.vector_norm(apply(narrow, 0, v)) / torch.linalg.vector_norm(v)
+    return max(value, float(measured) * (1 - ROUNDING))
+
+
+def _span(vectors: Tensor, rank: int) -> Tensor:
+    """An orthonormal real basis of the main directions of complex vectors, (c, rank); of everything if that is as many."""
+    if len(vectors) <= rank:
+        return torch.eye(len(vectors), dtype=torch.float64, device=vectors.device)
+    both = torch.cat([vectors.real, vectors.imag], dim=1)
+    return torch.linalg.svd(both, full_matrices=False)[0][:, :rank]
+
+
+@torch.no_grad()
+def krylov(t: Taps, v: Tensor, settled: float, steps: int = 6) -> Tensor:
+    """The best vector of the Krylov space of MᵀM from v, (1, c_in, *whole); Lanczos with full reorthogonalization."""
     back = adjoint(t)
-    basis, images = [(v / length).float()], []
+    basis, images = [v / torch.linalg.vector_norm(v)], []
     before = 0.0
     for step in range(steps + 1):
-        images.append(apply(t, group, basis[-1].to(search)).float())
+        images.append(apply(t, 0, basis[-1]))
         U = torch.stack([u.flatten() for u in images])
-        values, vectors = torch.linalg.eigh((U @ U.mT).double())
+        values, vectors = torch.linalg.eigh(U @ U.mT)
         now = float(values[-1])
-        if step == steps or now < before * (1 + SETTLED):
+        if step == steps or now < before * (1 + settled):
             break
         before = now
-        new = apply(back, group, images[-1].to(search)).float()
+        new = apply(back, 0, images[-1])
+        scale = torch.linalg.vector_norm(new)
+        Q = torch.stack([q.flatten() for q in basis])
         for _ in range(2):  # twice is enough
-            for q in basis:
-                new = new - (new * q).sum() * q
+            new = new - ((Q @ new.flatten()) @ Q).view_as(new)
         size = torch.linalg.vector_norm(new)
-        if not size > 0:
+        if not size > 1e-12 * scale:
             break
         basis.append(new / size)
-    c = vectors[:, -1].float()
-    best = torch.tensordot(c, torch.stack(basis[: len(images)]), dims=1)
-    return float(torch.linalg.vector_norm(apply(t, group, best)) / torch.linalg.vector_norm(best)), best
+    return torch.tensordot(vectors[:, -1], torch.stack(basis[: len(images)]), dims=1)

@@ -7,6 +7,7 @@ symbol here gets a lower bound by Lanczos iteration and an upper one from its ex
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,8 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from opnorm.errors import NormError
-from opnorm.linear import ConvGeometry, LinearMap, Shape, conv_geometry, in_float64, linear_map, overrides
-from opnorm.norms.certify import certify
+from opnorm.linear import (
+    ConvGeometry,
+    LinearMap,
+    Shape,
+    conv_geometry,
+    in_float64,
+    linear_map,
+    overrides,
+    pad_index,
+)
+from opnorm.norms.certify import certify, circular
 from opnorm.norms.exact import batch_norm_gain, conv_l2_bound, l1, linf
 from opnorm.norms.symbol import Taps, gram, taps
 
@@ -94,7 +104,10 @@ def spectral(
         )
     else:
         lower = lanczos(linear, 40)[0]
-        norm = Norm.of(lower, max(_schur(layer, linear), lower), "Lanczos iteration; sqrt(ℓ1 · ℓ∞)")
+        upper, how = min(
+            (_schur(layer, linear), "sqrt(ℓ1 · ℓ∞)"), _padded(layer, linear.in_shape, lower, width)
+        )
+        norm = Norm.of(lower, max(upper, lower), f"Lanczos iteration; {how}")
     if norm.width <= width:
         return norm
     if side <= DENSE or (side <= effort and width < 1e-6):
@@ -159,6 +172,28 @@ def _schur(layer: nn.Module, linear: LinearMap) -> float:
     except NormError:
         return math.inf
     return math.sqrt(product) * (1 + ROUNDING)
+
+
+def _padded(layer: nn.Module, in_shape: Shape, lower: float, width: float) -> tuple[float, str]:
+    """An upper bound for a convolution whose padding copies the input, infinite for any other layer.
+
+    With circular padding that closes the circle, its frequency response. Else the norm of the convolution of the padded
+    input, certified, times the norm of the padding, sqrt(∏_axes how often a position is shown at most).
+    """
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    if not isinstance(layer, kinds) or overrides(layer, *kinds) or layer.padding_mode == "zeros":
+        return math.inf, ""
+    geometry, size = conv_geometry(layer, any_mode=True), tuple(in_shape[1:])
+    K, bare = layer.weight.detach(), geometry._replace(padding=((0, 0),) * len(size), mode="zeros")
+    circle = tuple(n // s for n, s in zip(size, geometry.stride, strict=True))
+    closed = all(m * s == n for m, s, n in zip(geometry.out_size(size), geometry.stride, size, strict=True))
+    if geometry.mode == "circular" and closed:
+        reach = tuple(n + d * k for n, d, k in zip(size, geometry.dilation, geometry.kernel, strict=True))
+        return circular(taps(K, bare, reach), circle, lower, width), "frequency response"
+    shown = [pad_index(n, *p, geometry.mode) for n, p in zip(size, geometry.padding, strict=True)]
+    copies = math.prod(max(Counter(axis).values()) for axis in shown)
+    upper = certify(taps(K, bare, tuple(map(len, shown))), width).upper
+    return upper * math.sqrt(copies) * (1 + ROUNDING), "norm of the padding times that of the convolution"
 
 
 # ---------------------------------------------------------------- layers with a symbol

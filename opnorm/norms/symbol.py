@@ -23,6 +23,8 @@ from opnorm.linear import ConvGeometry, Shape
 
 __all__ = ["Gram", "Taps", "adjoint", "apply", "gram", "taps"]
 
+CHUNK_BYTES = 16e6  # what the Gram symbol works on at once
+
 
 @dataclass(frozen=True)
 class Taps:
@@ -111,7 +113,8 @@ def taps(K: Tensor, geometry: ConvGeometry, in_size: Shape, out_size: Shape | No
     stride = geometry.stride
     phases = math.prod(stride)
     placed: dict[tuple[int, ...], Tensor] = {}
-    kernel = K.detach().double().reshape(g, c_out, c_in, *geometry.kernel)
+    kernel = K.detach().flatten(2).permute(2, 0, 1).double().contiguous()  # tap by tap
+    kernel = kernel.view(*geometry.kernel, g, c_out, c_in)
     for tap in itertools.product(*(range(k) for k in geometry.kernel)):
         at = [t * d - p[0] for t, d, p in zip(tap, geometry.dilation, geometry.padding, strict=True)]
         if any(_misses(a, n, m, s) for a, n, m, s in zip(at, in_size, out_size, stride, strict=True)):
@@ -122,8 +125,7 @@ def taps(K: Tensor, geometry: ConvGeometry, in_size: Shape, out_size: Shape | No
             phase = phase * s + a % s
         if offset not in placed:
             placed[offset] = K.new_zeros(g, c_out, phases, c_in, dtype=torch.float64)
-        where: tuple[Any, ...] = (..., *tap)
-        placed[offset][:, :, phase] += kernel[where]
+        placed[offset][:, :, phase] += kernel[tap]
     if not placed:
         placed[(0,) * len(stride)] = K.new_zeros(g, c_out, phases, c_in, dtype=torch.float64)
     offsets = np.array(sorted(placed), dtype=np.int64)
@@ -179,34 +181,36 @@ def gram(t: Taps) -> Gram:
     The products Σ A_τᵀ A_{τ+δ} are not summed pair by pair, which takes T² products, but through the symbol's values on a
     grid of 2 k - 1 frequencies an axis, which determine G and cost a quarter.
     """
-    A = t.matrices if t.matrices.shape[-1] <= t.matrices.shape[-2] else t.matrices.mT
+    A = t.matrices
+    tall = A.shape[-1] <= A.shape[-2]
     # A(ω) A(ω)ᴴ is the conjugate of what the transposes give: norms do not see the difference
-    _, count, _, n = A.shape
+    count, n = A.shape[1], min(A.shape[-2:])
     steps = np.array([_step(t.offsets[:, a]) for a in range(t.offsets.shape[1])])
     places = (t.offsets - t.offsets.min(0)) // steps
     sizes = 2 * places.max(0) + 1
     if count * count <= 2 * math.prod(sizes):  # few taps: pair by pair is quicker, and sums nothing twice
-        return _gram_by_pairs(A, t.offsets, n)
+        return _gram_by_pairs(A if tall else A.mT, t.offsets, n)
     grid = np.array(list(itertools.product(*(range(s) for s in sizes))))
     half = [i for i, j in enumerate(grid) if tuple(j) <= tuple(-j % sizes)]
     angles = torch.from_numpy(2 * math.pi * ((grid[half] / sizes) @ places.T)).to(A.device)
-    flat = A.flatten(2)
-    # A(ω) = C + i S, so A(ω)ᴴ A(ω) = [C; S]ᵀ [C; S] + i (Cᵀ S - Sᵀ C): real products, three instead of four
-    C = (angles.cos() @ flat).unflatten(-1, A.shape[2:])
-    S = (angles.sin() @ flat).unflatten(-1, A.shape[2:])
-    CS = torch.cat([C, S], dim=-2)
-    real = CS.mT @ CS
-    imag = C.mT @ S
-    imag = imag - imag.mT
+    # A(ω) = C + i S, so A(ω)ᴴ A(ω) has the symmetric real part CᵀC + SᵀS and the antisymmetric imaginary part CᵀS - SᵀC:
+    # one real product gives their sum, which tells them apart
+    P, flat, side = A.new_empty(len(A), len(half), n, n), A.flatten(2), -2 if tall else -1
+    few = max(1, int(CHUNK_BYTES / (16 * A[:, 0].numel())))
+    for i in range(0, len(half), few):
+        some = angles[i : i + few]
+        C, S = (torch.cat([some.cos(), some.sin()]) @ flat).unflatten(-1, A.shape[2:]).chunk(2, dim=1)
+        X, Y = torch.cat([C, S], side), torch.cat([C + S, S - C], side)
+        P[:, i : i + few] = X.mT @ Y if tall else X @ Y.mT
     every = itertools.product(*(range(-(s // 2), s // 2 + 1) for s in sizes))
     deltas = np.array([d for d in every if d >= (0,) * len(sizes)])
     mirrored = torch.tensor(
         [1.0 if tuple(j) == tuple(-j % sizes) else 2.0 for j in grid[half]], dtype=torch.float64
     )
-    back = torch.from_numpy(2 * math.pi * ((grid[half] / sizes) @ deltas.T)).to(A.device)
-    weight = (mirrored.to(A.device)[:, None] / math.prod(sizes)).expand_as(back)
-    H = (weight * back.cos()).mT @ real.flatten(2) + (weight * back.sin()).mT @ imag.flatten(2)
-    return _fold(deltas * steps, H.unflatten(-1, (n, n)), n)
+    back = torch.from_numpy(2 * math.pi * (deltas @ (grid[half] / sizes).T)).to(A.device)
+    weight = mirrored.to(A.device) / math.prod(sizes)
+    H, K = ((weight * f(back) @ P.flatten(2)).unflatten(-1, (n, n)) for f in (torch.cos, torch.sin))
+    return _fold(deltas * steps, H, K, n)
 
 
 def _step(offsets: np.ndarray) -> int:
@@ -222,12 +226,13 @@ def _gram_by_pairs(A: Tensor, offsets: np.ndarray, n: int) -> Gram:
             product = A[:, i].mT @ A[:, j]
             found[delta] = found[delta] + product if delta in found else product
     deltas = sorted(found)
-    return _fold(np.array(deltas, dtype=np.int64), torch.stack([found[d] for d in deltas], 1), n)
+    H = torch.stack([found[d] for d in deltas], 1)
+    return _fold(np.array(deltas, dtype=np.int64), H, H, n)
 
 
-def _fold(deltas: np.ndarray, H: Tensor, n: int) -> Gram:
-    """G(ω) = H_0 + Σ_{δ>0} (H_δ e^{iωδ} + H_δᵀ e^{-iωδ}); δ = 0 stands first."""
-    even, odd = H + H.mT, H - H.mT
+def _fold(deltas: np.ndarray, H: Tensor, K: Tensor, n: int) -> Gram:
+    """G(ω) = H_0 + Σ_{δ>0} (H_δ e^{iωδ} + H_δᵀ e^{-iωδ}), from H and from a K with the same antisymmetric part."""
+    even, odd = H + H.mT, K - K.mT
     zero = [i for i, d in enumerate(deltas) if not d.any()]
     even[:, zero] /= 2
     return Gram(deltas, even.flatten(2), odd.flatten(2), n)

@@ -132,7 +132,8 @@ def test_a_zero_jacobian_keeps_the_start():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"p": 3}, "p=3 is not known here; expected 1, 2 or inf"),
+        ({"p": 0.5}, "p=0.5: expected a number from 1 on, or inf"),
+        ({"p": 3, "alpha": 1.0}, "p=3: the closest point of the sphere is known for 1, 2 and inf"),
         ({"q": True}, "q=True"),
         ({"q": math.nan}, "q=nan"),
         ({"steps": -1}, "steps=-1"),

@@ -121,7 +121,7 @@ def test_float32_models_give_float32_directions_and_honest_values():
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"p": 3}, NormError, "p=3 is not known here"),
+        ({"p": 0.5}, NormError, "p=0.5: expected a number from 1 on"),
         ({"q": math.nan}, NormError, "q=nan"),
         ({"steps": 0}, NormError, "steps=0: expected a whole number of at least 1"),
         ({"restarts": True}, NormError, "restarts=True"),

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,8 +12,9 @@ from torch import nn
 from opnorm.errors import NormError
 from opnorm.linear import conv_geometry, dense, linear_map
 from opnorm.norms import certify as certify_module
+from opnorm.norms import definite, ritz
 from opnorm.norms.certify import certify
-from opnorm.norms.spectral import BOUNDS, bound, lanczos, power_iteration, spectral, symbol_of
+from opnorm.norms.spectral import BOUNDS, _padded, bound, lanczos, power_iteration, spectral, symbol_of
 from opnorm.norms.symbol import adjoint, apply, gram, taps
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -294,3 +296,96 @@ def test_bad_settings():
         spectral(nn.Linear(2, 2), (2,), width=-1)
     with pytest.raises(NormError, match="not linear"):
         spectral(nn.GELU(), (3,))
+
+
+@settings(max_examples=60)
+@given(layers(transposed=(False,)), st.integers(0, 2**31))
+def test_packed_lines_are_the_gram_symbol(case, seed):
+    """What is factorized, θ² I - G in block columns along lines, against G at every frequency alone."""
+    layer, in_shape = case
+    if not assume_fits(layer, in_shape):
+        return
+    t = taps(layer.weight.detach(), conv_geometry(layer), in_shape[1:])
+    check_packed(gram(t), np.random.default_rng(seed))
+
+
+def check_packed(g, random):
+    axes = g.offsets.shape[1]
+    grid = random.uniform(0, 7, (3, 1, axes)) + np.zeros((3, 4, axes))
+    grid[..., definite.line_axis(g)] = random.uniform(0, 7, (3, 4))
+    omega = np.concatenate([grid.reshape(-1, axes), random.uniform(0, 7, (2, axes))])
+    groups = random.integers(len(g.even), size=len(omega))
+    theta2 = random.uniform(0, 2, len(omega))
+    packed, seen = definite._Packed(g, torch.complex128), []
+    for where, A in packed.shifted(omega, groups, theta2):
+        seen.extend(where.tolist())
+        for i, row in zip(where, A, strict=True):
+            G = theta2[i] * torch.eye(g.n, dtype=torch.float64) - g.at(omega[i : i + 1], int(groups[i]))[0]
+            for (j, k), block in zip(packed.columns, row.split(packed.sizes), strict=True):
+                scale = float(g.even.abs().sum()) + theta2[i]
+                assert torch.allclose(block.view(-1, k - j), G[j:, j:k], rtol=0, atol=1e-13 * scale)
+    assert sorted(seen) == list(range(len(omega)))
+
+
+@pytest.mark.parametrize("channels", [(70, 90), (100, 65), (160, 130)])
+def test_factorization_by_block_columns(channels):
+    """Beyond 64 channels: the packed blocks, and the smallest θ that they let pass, against the eigenvalues."""
+    torch.manual_seed(11)
+    t = symbol_of(nn.Conv2d(*channels, 3, padding=1), (channels[0], 9, 9))
+    g = gram(t)
+    check_packed(g, np.random.default_rng(0))
+    omega, groups = np.random.default_rng(1).uniform(0, 7, (5, 2)), np.zeros(5, dtype=int)
+    top = torch.linalg.eigvalsh(g.at(omega))[:, -1].numpy()
+    tests = definite.Definite(t, g)
+    for dtype in (definite.SINGLE, definite.DOUBLE):
+        assert tests._indefinite(omega, groups, top * (1 - 1e-3), dtype).all()
+        assert not tests._indefinite(omega, groups, top * (1 + 1e-3), dtype).any()
+    assert len(tests.exceeding(omega, groups, top * (1 - 1e-9))) == 5
+    assert len(tests.exceeding(omega, groups, top * (1 + 1e-6))) == 0
+
+
+@pytest.mark.parametrize("channels", [(40, 24), (24, 40)])
+def test_lower_end_from_few_channels_is_attained(channels, monkeypatch):
+    """Also when the search is held to a few channel vectors: below the truth, and close to it."""
+    monkeypatch.setattr(ritz, "FULL_WORK", 0)
+    torch.manual_seed(12)
+    layer, shape = nn.Conv2d(*channels, 3, padding=1), (channels[0], 14, 14)
+    found, true = certify(symbol_of(layer, shape)), lanczos_truth(layer, shape)
+    assert 0.998 * true <= found.lower <= true * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("width", [0.05, 0.2, 2.0])
+def test_wide_intervals_are_cheap(width):
+    torch.manual_seed(13)
+    layer, shape = nn.Conv2d(24, 24, 3, padding=1), (24, 40, 40)
+    found, true = certify(symbol_of(layer, shape), width), lanczos_truth(layer, shape)
+    assert found.lower <= true * (1 + 1e-9) <= found.upper <= found.lower * (1 + width)
+    assert found.factorizations < 0.5 * certify(symbol_of(layer, shape)).factorizations
+
+
+@pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
+@settings(max_examples=25)
+@given(case=st.data())
+def test_padding_that_copies_the_input(mode, case):
+    d, k, p, s, dilation, n = (
+        case.draw(st.integers(*ends)) for ends in ((1, 2), (1, 4), (0, 2), (1, 2), (1, 2), (3, 8))
+    )
+    if n + 2 * p < dilation * (k - 1) + 1:
+        return
+    torch.manual_seed(case.draw(st.integers(0, 99)))
+    layer, shape = CONVS[d](2, 4, k, s, p, dilation, 2, padding_mode=mode), (2, *[n] * d)
+    true = truth(layer, shape)
+    upper, _ = _padded(layer, shape, 0.99 * true, 5e-3)
+    assert upper >= true * (1 - 1e-12)
+
+
+def test_padding_that_closes_the_circle_costs_nothing():
+    torch.manual_seed(14)
+    layer = nn.Conv2d(12, 12, 3, padding=1, padding_mode="circular")
+    norm = spectral(layer, (12, 24, 24), effort=0)
+    assert "frequency response" in norm.method
+    assert norm.width <= 5e-3
+    reflected = nn.Conv2d(48, 48, 3, padding=1, padding_mode="reflect")
+    assert (
+        spectral(reflected, (48, 24, 24), effort=0).width < 1.2
+    )  # 2 at most; sqrt(ℓ1 · ℓ∞) is 6 times as large
