@@ -43,7 +43,9 @@ def test_examples_of_the_docstrings(name):
 
 @pytest.mark.parametrize("kind", ["objective", "regularizer", "model"])
 def test_the_page_on_training_names_every(kind):
-    text = (DOCS / "training.md").read_text(encoding="utf-8") if PAGES else pytest.skip("the pages are not here")
+    text = (
+        (DOCS / "training.md").read_text(encoding="utf-8") if PAGES else pytest.skip("the pages are not here")
+    )
     assert [name for name in names(kind) if f"`{name}(" not in text] == []
 
 

@@ -1,0 +1,204 @@
+"""Whether θ² I - G(ω) is positive definite at many frequencies: what shows that ‖A(ω)‖ ≤ θ, float rounding included.
+
+Frequencies that differ along one axis only form a line. On a line the Gram symbol is a short polynomial in one variable,
+
+    G(ω) = Σ_{b ≥ 0} P_b cos(ω b) + Q_b sin(ω b),
+
+with complex P_b, Q_b that are summed over the other axes once. Only the lower block columns are formed, the ones that a
+Cholesky factorization reads.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opnorm.norms.symbol import Gram, Taps
+
+__all__ = ["DOUBLE", "SINGLE", "Definite", "lines"]
+
+SINGLE, DOUBLE = torch.complex64, torch.complex128
+LINE_BYTES, CACHE_BYTES = 16e6, 4e6  # the lines that are held at once, and the matrices
+WHOLE, BLOCK = (
+    64,
+    32,
+)  # up to this many channels the library's factorization is quick enough; block columns for others
+BLUNT = 0.06  # of θ²: where rounding can hide more than this, single precision is not tried
+
+
+def line_axis(g: Gram) -> int:
+    """The axis along which lines run: the last one on which the symbol moves."""
+    moving = np.flatnonzero(g.offsets.any(0))
+    return int(moving[-1]) if len(moving) else 0
+
+
+def lines(g: Gram, omega: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
+    """The indices of the points of each line."""
+    across = np.delete(omega, line_axis(g), axis=1)
+    _, line, counts = np.unique(
+        np.column_stack([groups, across]), axis=0, return_inverse=True, return_counts=True
+    )
+    return np.split(np.argsort(line.ravel(), kind="stable"), np.cumsum(counts)[:-1])
+
+
+class Definite:
+    """Factorizations of θ² I - G(ω) for one Gram symbol.
+
+    Attributes:
+        count: how many were made.
+    """
+
+    def __init__(self, t: Taps, g: Gram) -> None:
+        self.g, self.count = g, 0
+        self._packed: dict[torch.dtype, _Packed] = {}
+        self._traces = g.even[..., :: g.n + 1].sum(-1).cpu().numpy()
+        frobenius = sum(torch.linalg.vector_norm(H, dim=-1).sum(1) for H in (g.even, g.odd))
+        squares = t.matrices.square().flatten(1).sum(1)
+        self._sizes = (
+            float(frobenius.max()),
+            len(t.offsets) * max(t.matrices.shape[-2:]) * float(squares.max()),
+        )
+
+    def rounding(self, dtype: torch.dtype, spread: np.ndarray | float) -> np.ndarray | float:
+        """What float errors can hide in an eigenvalue of θ² I - G(ω), or of G(ω).
+
+        With unit roundoff u, D taps, and 2√2 for complex products: sums over taps err by at most (2 D + 8) u Σ_δ ‖H_δ‖_F,
+        the taps themselves by far less than 64 T c u ‖K‖_F² in double; a factorization by (n + 8) u times the trace of the
+        matrix (Higham 2002, Thm 10.3), a diagonalization by as much times n times the norm.
+
+        Args:
+            dtype: SINGLE or DOUBLE.
+            spread: that trace, or that product.
+        """
+        u = 2.0**-24 if dtype is SINGLE else 2.0**-53
+        taps, kernel = self._sizes
+        sums = (2 * len(self.g.offsets) + 8) * u * taps + 64 * 2.0**-53 * kernel
+        return 2.83 * (sums + (self.g.n + 8) * u * spread)
+
+    def exceeding(self, omega: np.ndarray, groups: np.ndarray, theta2: np.ndarray) -> np.ndarray:
+        """The indices at which ‖A(ω)‖² ≤ θ² is not shown, first in single precision, then in double."""
+        left = np.arange(len(omega))
+        cosines = np.cos(omega @ self.g.offsets.T)
+        traces = self.g.n * theta2 - (cosines * self._traces[groups]).sum(1)
+        for dtype in (SINGLE, DOUBLE):
+            hidden = self.rounding(dtype, np.maximum(traces[left], 0))
+            if dtype is SINGLE and np.any(hidden > BLUNT * theta2[left]):
+                continue
+            left = left[self._indefinite(omega[left], groups[left], theta2[left] - hidden, dtype)]
+            if not len(left):
+                break
+        return left
+
+    def _indefinite(
+        self, omega: np.ndarray, groups: np.ndarray, theta2: np.ndarray, dtype: torch.dtype
+    ) -> np.ndarray:
+        """Whether each matrix is not seen to be positive definite."""
+        if dtype not in self._packed:
+            self._packed[dtype] = _Packed(self.g, dtype)
+        packed, bad = self._packed[dtype], np.zeros(len(omega), dtype=bool)
+        for where, A in packed.shifted(omega, groups, theta2):
+            bad[where] = packed.indefinite(A).cpu().numpy()
+        self.count += len(omega)
+        return bad
+
+
+class _Packed:
+    """The lower block columns of a Gram symbol, each stored as one block of rows, in one precision."""
+
+    def __init__(self, g: Gram, dtype: torch.dtype) -> None:
+        self.g, self.axis, self.dtype = g, line_axis(g), dtype
+        width = g.n if g.n <= WHOLE else BLOCK
+        self.columns = [(j, min(j + width, g.n)) for j in range(0, g.n, width)]
+        self.sizes = [(g.n - j) * (k - j) for j, k in self.columns]
+        starts = np.cumsum([0, *self.sizes])
+        self.diagonal = torch.from_numpy(
+            np.concatenate(
+                [
+                    s + np.arange(k - j) * (k - j + 1)
+                    for s, (j, k) in zip(starts[:-1], self.columns, strict=True)
+                ]
+            )
+        ).to(g.even.device)
+        along = g.offsets[:, self.axis]
+        order = np.argsort(np.abs(along), kind="stable")
+        self.steps, self.counts = np.unique(np.abs(along), return_counts=True)
+        self.across = np.delete(g.offsets, self.axis, axis=1)[order]
+        self.signs = np.where(along[order] < 0, -1.0, 1.0)
+        self.even, self.odd = (self._pack(H, order) for H in (g.even, g.odd))
+
+    def _pack(self, H: Tensor, order: np.ndarray) -> Tensor:
+        H = (
+            H[:, torch.from_numpy(order).to(H.device)]
+            .to(self.dtype.to_real())
+            .unflatten(-1, (self.g.n, self.g.n))
+        )
+        return torch.cat([H[..., j:, j:k].flatten(-2) for j, k in self.columns], dim=-1)
+
+    def shifted(
+        self, omega: np.ndarray, groups: np.ndarray, theta2: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """θ² I - G at all points, (F, packed) for a few of them at a time, with their indices."""
+        found = lines(self.g, omega, groups)
+        length = self.even.shape[-1]
+        for count in sorted({len(line) for line in found}):
+            equal = np.array([line for line in found if len(line) == count])
+            few = max(1, int(LINE_BYTES / (16 * len(self.steps) * length)))
+            for i in range(0, len(equal), few):
+                these = equal[i : i + few]
+                polynomials = self._polynomials(
+                    np.delete(omega[these[:, 0]], self.axis, axis=1), groups[these[:, 0]]
+                )
+                part = max(4, int(CACHE_BYTES / (8 * length * len(these))))
+                for j in range(0, count, part):
+                    where = these[:, j : j + part]
+                    angles = omega[where, self.axis][..., None] * self.steps
+                    weights = np.concatenate([np.cos(angles), np.sin(angles)[..., self.steps > 0]], -1)
+                    A = torch.from_numpy(weights).to(polynomials) @ polynomials
+                    A = torch.view_as_complex(A.view(where.size, length, 2))
+                    A[:, self.diagonal] += torch.from_numpy(theta2[where.ravel()]).to(A)[:, None]
+                    yield where.ravel(), A
+
+    def _polynomials(self, across: np.ndarray, groups: np.ndarray) -> Tensor:
+        """-P_b for every step b, then -Q_b for those above 0: (lines, coefficients, 2 packed), re and im in turn."""
+        angles = across @ self.across.T
+        cos, sin = np.cos(angles), np.sin(angles)
+        even = np.stack([-cos, self.signs * sin], 1)  # (lines, P or Q, taps)
+        odd = np.stack([-sin, -self.signs * cos], 1)
+        moving, length = int((self.steps > 0).sum()), self.even.shape[-1]
+        out = self.even.new_empty(len(across), len(self.steps) + moving, length, 2)
+        first = 0
+        which = torch.from_numpy(groups).to(out.device)
+        for b, count in enumerate(self.counts):
+            taps, rows = slice(first, first + count), [b] + [moving + b] * int(self.steps[b] > 0)
+            first += count
+            for part, (weights, H) in enumerate(((even, self.even), (odd, self.odd))):
+                w = torch.from_numpy(weights[:, : len(rows), taps]).to(H)
+                one = len(H) == 1
+                out[:, rows, :, part] = (
+                    (w.flatten(0, 1) @ H[0, taps]).view(len(w), -1, length) if one else w @ H[which, taps]
+                )
+        return out.flatten(2)
+
+    def indefinite(self, A: Tensor) -> Tensor:
+        """Whether each matrix of a batch (F, packed) is not seen to be positive definite.
+
+        Left-looking Cholesky factorization by block columns of a few matrices at a time: the library's own takes them one by
+        one, without matrix products, at less than half the speed.
+        """
+        n = self.g.n
+        if len(self.columns) == 1:
+            return torch.linalg.cholesky_ex(A.view(-1, n, n))[1] != 0
+        L, bad = A.new_empty(len(A), n, n), torch.zeros(len(A), dtype=torch.bool, device=A.device)
+        for (j, k), column in zip(self.columns, A.split(self.sizes, dim=1), strict=True):
+            column = column.unflatten(1, (n - j, k - j))
+            if j:
+                column = torch.baddbmm(column, L[:, j:, :j], L[:, j:k, :j].mH, alpha=-1)
+            D, info = torch.linalg.cholesky_ex(column[:, : k - j])
+            bad |= info != 0
+            L[:, j:k, j:k] = D
+            if k < n:
+                L[:, k:, j:k] = torch.linalg.solve_triangular(
+                    D.mH, column[:, k - j :], upper=True, left=False
+                )
+        return bad
