@@ -113,7 +113,7 @@ class Run:
     @property
     def label(self) -> str:
         """What a table calls it: the objective and the regularizers, ``plain`` when there is nothing to name."""
-        return label(self.objective, self.regularizers)
+        return label(self.objective, self.regularizers, self.ema)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; ``Run.from_dict`` takes them back."""
@@ -133,9 +133,11 @@ class Run:
         return Run(**settings)
 
 
-def label(objective: str, regularizers: Sequence[str]) -> str:
+def label(objective: str, regularizers: Sequence[str], ema: float = 0.0) -> str:
     """What a table calls a way of training, given its calls in canonical form."""
-    return " + ".join([*([] if objective == "plain()" else [objective]), *regularizers]) or "plain"
+    named = [] if objective == "plain()" else [objective]
+    averaged = [f"ema={ema:g}"] if ema else []
+    return " + ".join([*named, *regularizers, *averaged]) or "plain"
 
 
 def _names() -> list[str]:
@@ -236,7 +238,7 @@ def _execute(
         data = make_data(run)
         model = make_model(run, data)
         if store.finished(run.key):
-            _load_weights(model, folder / "weights.safetensors")
+            load_weights(model, folder / "weights.safetensors")
             model.to(device)
         else:
             folder = store.begin(
@@ -275,7 +277,8 @@ def load(run: Run, store: Store) -> Result:
     return Result(run, metrics, rows, store.seconds(run.key), "", folder)
 
 
-def _load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fill a run's network with the weights that it ended with; RunError when they are of another one."""
     try:
         model.load_state_dict(files.read_tensors(path)[0])
     except RuntimeError as e:

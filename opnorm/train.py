@@ -28,6 +28,7 @@ from opnorm.modes import evaluating
 from opnorm.objectives import Objective, plain
 from opnorm.optimizers import MakeOptimizer, sgd
 from opnorm.regularizers import Hooks, Regularizer, chain
+from opnorm.regularizers.layers import check_weights
 from opnorm.schedules import Schedule, cosine
 
 __all__ = ["Moment", "Precision", "check_settings", "train"]
@@ -105,6 +106,7 @@ def train(
         torch.device(device),
         torch.channels_last if channels_last else torch.contiguous_format,
     )
+    check_weights(model, "train")
     model.to(device)
     model.to(memory_format=memory_format)  # type: ignore[call-overload] # torch's stubs leave it out
     images, labels = data.train.images.to(device), data.train.labels.to(device)
@@ -152,6 +154,13 @@ def train(
                         if not (where := not_finite(model, x)):
                             raise
                         raise _diverged("the attack has no target", epoch, step, steps, where) from e
+                    except ValueError as e:
+                        if "more than 1 value per channel" not in str(e):
+                            raise
+                        raise TrainError(
+                            f"batch={batch}: batch norm cannot normalize {len(x)} point of one pixel a channel; expected "
+                            "larger batches (or larger images, or a network without batch norm)"
+                        ) from e
                 meter.add(loss.detach(), logits, y, partial(not_finite, model, x))
                 loss.backward()
                 hooks.edit_grads()

@@ -301,6 +301,12 @@ def test_bad_settings(make, error, message):
         make()
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_weights_that_are_not_there_yet_are_named(case):
+    with pytest.raises(ModelError, match="'1.weight' is not there yet"):
+        build(case)(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), X)
+
+
 def test_layers_that_norm_decay_cannot_treat_are_named():
     model = nn.Sequential(nn.Flatten(), parametrizations.weight_norm(nn.Linear(25, 3))).double()
     with pytest.raises(NormError, match="layer '1': its weight is computed from other parameters"):

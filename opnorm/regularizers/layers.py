@@ -4,12 +4,13 @@ import warnings
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from opnorm.errors import ModelError, NormError
 from opnorm.linear import Shape
 from opnorm.norms.table import trace
 
-__all__ = ["CONV", "LINEAR", "Found", "left_out", "output_weight", "trainable_layers"]
+__all__ = ["CONV", "LINEAR", "Found", "check_weights", "left_out", "output_weight", "trainable_layers"]
 
 LINEAR: tuple[type[nn.Module], ...] = (nn.Linear,)
 CONV: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -46,9 +47,10 @@ def trainable_layers(
         sized: whether it depends on the input size, so that several of them are worth a warning.
 
     Raises:
-        ModelError: there is no such layer.
+        ModelError: there is no such layer, or a weight that is not there yet.
         NormError: a weight that is computed from other parameters (weight_norm and the like).
     """
+    check_weights(model, who)
     found: dict[int, Found] = {}
     changing: dict[str, list[Shape]] = {}
     for visit in trace(model, example):
@@ -66,7 +68,7 @@ def trainable_layers(
     if not found:
         raise ModelError(
             f"{who} finds no trainable layer among {', '.join(k.__name__ for k in kinds) or 'no types at all'}; "
-            "is the model frozen, or made of other layers?"
+            "is the model frozen, quantized, or made of other layers?"
         )
     if changing and sized:
         sizes = "; ".join(f"{name}: {', '.join(map(str, shapes))}" for name, shapes in changing.items())
@@ -75,6 +77,16 @@ def trainable_layers(
             stacklevel=3,
         )
     return list(found.values())
+
+
+def check_weights(model: nn.Module, who: str) -> None:
+    """ModelError when a weight is not there yet."""
+    for name, p in model.named_parameters():
+        if is_lazy(p):
+            raise ModelError(
+                f"{who}: {name!r} is not there yet: a lazy layer has no weights before its first forward pass; "
+                "pass a batch through the model first"
+            )
 
 
 def output_weight(model: nn.Module, example: Tensor, who: str) -> Tensor:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from opnorm.errors import SpecError
 from opnorm.regularizers.hooks import Hooks, Regularizer
+from opnorm.regularizers.layers import check_weights
 from opnorm.spec import factory
 
 __all__ = ["weight_decay"]
@@ -29,6 +30,7 @@ def weight_decay(lam: float = 5e-4, decoupled: bool = False) -> Regularizer:
         raise SpecError(f"lam={lam!r}: expected a strength of at least 0")
 
     def bind(model: nn.Module, example: Tensor) -> Hooks:
+        check_weights(model, "weight_decay")
         weights: list[Tensor] = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
 
         def penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

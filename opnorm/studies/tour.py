@@ -54,7 +54,10 @@ REGULARIZERS = (
     ("dd_onr(lam=0.03, p=inf, q=1)",),
     ("input_gradient(lam=0.1)",),
 )
-BOTH = {"objective": f"pgd_at(eps={TRAIN_EPS})", "regularizers": ("norm_decay(p=inf, beta=0.1)",)}
+OTHERS: tuple[dict, ...] = (
+    {"ema": 0.99},
+    {"objective": f"pgd_at(eps={TRAIN_EPS})", "regularizers": ("norm_decay(p=inf, beta=0.1)",)},
+)
 HIGHLIGHT = (
     "weight_decay(lam=0.01)",
     "norm_decay(p=inf",
@@ -117,7 +120,7 @@ def tour(
     ways: list[dict] = [
         *({"objective": o} for o in OBJECTIVES),
         *({"regularizers": r} for r in REGULARIZERS),
-        BOTH,
+        *OTHERS,
     ]
     runs = [run for way in ways for run in with_seeds(replace(base, **way), seeds)]
     return Study("tour", runs, _report)

@@ -344,3 +344,10 @@ def test_metrics_are_json_even_where_a_probe_is_not_finite(tmp_path):
     train(network(), DATA, epochs=1, folder=tmp_path, probe=lambda model: {"norm": math.inf})
     text = (tmp_path / "metrics.jsonl").read_text()
     assert json.loads(text, parse_constant=lambda name: pytest.fail(name))["norm"] is None
+
+
+@pytest.mark.parametrize("objective", ["plain", "pgd_at"])
+def test_a_batch_of_one_with_batch_norm_says_what_is_wrong(objective):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 10))
+    with pytest.raises(TrainError, match="batch=1: batch norm cannot normalize 1 point"):
+        train(model, DATA, objective=getattr(objectives, objective)(), batch=1, epochs=1)
