@@ -25,7 +25,8 @@ __all__ = ["attained", "ritz"]
 
 WINDOWS = 3  # sines per axis
 RANK = 16  # channel vectors on each side
-FULL_WORK = 4e6  # up to so many multiplications a pass, all channels are kept
+FULL_WORK = 4e6  # up to so many multiplications a pass, all channels are kept,
+FEW = 256  # if they are no more than these: a basis of thousands costs more than it gives
 ROUNDING = 1e-9  # far above float64's rounding in the small matrix
 
 
@@ -121,7 +122,7 @@ def attained(
         return 0.0
     A = t.matrices[group]
     cheap = A.numel() * math.prod(t.out_size) <= FULL_WORK
-    Q, P = (_span(V, len(V) if cheap else RANK) for V in (inputs, outputs))
+    Q, P = (_span(V, FEW if cheap else RANK) for V in (inputs, outputs))
     narrow = replace(t, matrices=torch.bmm(A, Q.expand(len(A), -1, -1))[None], kernels={})
     small = replace(narrow, matrices=P.mT @ narrow.matrices, kernels={})
     value, wave = ritz(small, 0, omega, Q.mT.to(inputs.dtype) @ inputs)
@@ -134,7 +135,7 @@ def attained(
 
 
 def _span(vectors: Tensor, rank: int) -> Tensor:
-    """An orthonormal real basis of the main directions of complex vectors, (c, rank); of everything if that is as many."""
+    """An orthonormal real basis of complex vectors' main directions, (c, rank at most); of everything if rank allows."""
     if len(vectors) <= rank:
         return torch.eye(len(vectors), dtype=torch.float64, device=vectors.device)
     both = torch.cat([vectors.real, vectors.imag], dim=1)
