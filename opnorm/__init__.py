@@ -29,7 +29,8 @@ _WHERE = {
 }
 _MODULES = (
     "analyses", "attacks", "augmentations", "data", "errors", "jacobian", "linear", "models", "norms", "objectives",
-    "optimizers", "regularizers", "report", "schedules", "spec", "studies", "train", "weight_scale",
+    "optimizers", "regularizers", "report", "schedules", "separation", "spec", "studies", "theory", "train",
+    "weight_scale",
 )  # fmt: skip
 
 __all__ = [*sorted(_WHERE), *_MODULES]

@@ -1,0 +1,281 @@
+"""Networks that show what norms do not say (Liang & Huang 2021): large without effect, and robust without small ones."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from opnorm.errors import SpecError
+
+__all__ = ["ACTIVATIONS", "large_norms_zero_lipschitz", "memorizer"]
+
+ROUNDING = (
+    16  # units in the last place, of the largest value of a first layer's unit, that are taken for rounding
+)
+LARGEST = 2**27  # weights: 1 GiB in float64
+SLACK = 0.9  # of the margin; what is left absorbs that rounding
+
+
+def large_norms_zero_lipschitz(
+    norm: float, in_shape: Sequence[int] = (1, 28, 28), classes: int = 10, width: int = 16, depth: int = 3
+) -> nn.Sequential:
+    """A ReLU network whose every layer has a norm above ``norm`` and whose Lipschitz constant is 0.
+
+    All weights are ±c with c just above ``norm``, so ‖W‖_{p→q} ≥ |W_ij| > norm for every p and q. The second layer's weights
+    are all -c: what it gets is not negative, so its ReLU never opens, and the output is constant on all of R^n.
+
+    Args:
+        norm: above 0 and at most 1e18, so that no sum leaves float32.
+        in_shape: of one input.
+        classes: number of logits.
+        width: of the hidden layers.
+        depth: number of linear layers, at least 3.
+
+    Returns:
+        ``Flatten, Linear, ReLU, Linear, ReLU, ..., Linear``; logits 0.
+
+    Raises:
+        SpecError: a number out of range.
+
+    Source: Liang & Huang 2021, Proposition 1.
+
+    Example:
+        >>> net = large_norms_zero_lipschitz(1e6, in_shape=(4,))
+        >>> net(torch.rand(2, 4)).abs().max().item()
+        0.0
+    """
+    if isinstance(norm, bool) or not isinstance(norm, int | float) or not 0 < norm <= 1e18:
+        raise SpecError(
+            f"norm={norm!r}: expected a number above 0 and at most 1e18, so that no sum overflows"
+        )
+    for name, value, least in (("classes", classes, 1), ("width", width, 1), ("depth", depth, 3)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise SpecError(f"{name}={value!r}: expected a whole number of at least {least}")
+    sizes = [math.prod(in_shape), *[width] * (depth - 1), classes]
+    generator = torch.Generator().manual_seed(0)
+    layers: list[nn.Module] = [nn.Flatten()]
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
+        signs = torch.randint(0, 2, (outputs, inputs), generator=generator) * 2.0 - 1
+        weight = 1.001 * norm * (-torch.ones_like(signs) if i == 1 else signs)
+        layers += [_linear(weight, torch.zeros(outputs)), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+# ---------------------------------------------------------------- gates
+
+
+class Gate(NamedTuple):
+    """V(t) = constant + Σ_k c_k ρ(a_k t + b_k), a soft step: |V(t)| ≤ τ for t ≤ -1, V(t) ≥ 1 - τ for t ≥ 1, V ≥ -τ.
+
+    Attributes:
+        activation: ρ.
+        terms: (a_k, b_k, c_k).
+        constant: what is added.
+    """
+
+    activation: nn.Module
+    terms: tuple[tuple[float, float, float], ...]
+    constant: float = 0.0
+
+    def before(self, weight: Tensor, bias: Tensor) -> nn.Linear:
+        """The layer before the activation, for V(W x + b)."""
+        return _linear(
+            torch.cat([a * weight for a, _, _ in self.terms]),
+            torch.cat([a * bias + b for a, b, _ in self.terms]),
+        )
+
+    def behind(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """W V + b in terms of what comes out of the activation."""
+        return torch.cat([c * weight for _, _, c in self.terms], 1), bias + self.constant * weight.sum(1)
+
+
+LIKE_RELU: dict[str, tuple[type[nn.Module], float]] = {
+    "softplus": (nn.Softplus, math.log(2)),
+    "gelu": (nn.GELU, 0.17),
+    "silu": (nn.SiLU, 0.2785),
+    "mish": (nn.Mish, 0.3089),
+    "elu": (nn.ELU, 1.0),
+    "hardswish": (nn.Hardswish, 0.375),
+}
+"""Activations with sup |ρ(t) - ReLU(t)|, rounded up: ρ(β t)/β comes as close to ReLU as one likes."""
+
+ACTIVATIONS = (
+    "relu", "relu6", "leaky_relu", *LIKE_RELU, "sigmoid", "tanh", "hardtanh", "hardsigmoid", "softsign",
+)  # fmt: skip
+"""What :func:`memorizer` can build with."""
+
+
+def _gate(activation: str, tau: float) -> Gate:
+    """A gate with an error of at most τ."""
+    if activation in LIKE_RELU:
+        kind, distance = LIKE_RELU[activation]
+        sharpness = max(distance / tau, 1.0)
+        return Gate(kind(), ((sharpness / 2, sharpness / 2, 1 / sharpness),))
+    match activation:
+        case "relu":
+            return Gate(nn.ReLU(), ((0.5, 0.5, 1.0),))
+        case "relu6":
+            return Gate(nn.ReLU6(), ((0.5, 0.5, 1.0),))
+        case "leaky_relu":  # leaky(t) + s leaky(-t) = (1 - s²) ReLU(t)
+            s = 0.01
+            return Gate(nn.LeakyReLU(s), ((0.5, 0.5, 1 / (1 - s * s)), (-0.5, -0.5, s / (1 - s * s))))
+        case "sigmoid":
+            return Gate(nn.Sigmoid(), ((math.log(1 / tau), 0.0, 1.0),))
+        case "tanh":
+            return Gate(nn.Tanh(), ((math.log(1 / tau) / 2, 0.0, 0.5),), 0.5)
+        case "hardtanh":
+            return Gate(nn.Hardtanh(), ((1.0, 0.0, 0.5),), 0.5)
+        case "hardsigmoid":
+            return Gate(nn.Hardsigmoid(), ((3.0, 0.0, 1.0),))
+        case "softsign":
+            return Gate(nn.Softsign(), ((1 / (2 * tau), 0.0, 0.5),), 0.5)
+    raise SpecError(f"activation={activation!r}: expected one of {', '.join(ACTIVATIONS)}")
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+    return layer
+
+
+# ---------------------------------------------------------------- the memorizer
+
+
+def memorizer(
+    points: Tensor,
+    labels: Tensor,
+    eps: float,
+    norm: float = math.inf,
+    activation: str = "relu",
+    lipschitz: float = 0.0,
+) -> nn.Sequential:
+    r"""A network of robust accuracy 1 on finite data whose classes are more than 2ε apart: built, not trained.
+
+    Two points x_i, x_k of different classes are parted by the 1-Lipschitz function
+
+        h_ik(x) = w · (x - (x_i + x_k)/2),   ‖w‖_{p*} = 1,  w · (x_i - x_k) = ‖x_i - x_k‖_p,
+
+    which on the ball of radius ε around x_i is at least m = separation/2 - ε > 0, and at most -m on that around x_k. V is
+    a soft step of one or two activations: within τ of 0 left of -1, not below 1 - τ right of 1, nowhere below -τ. The first
+    hidden layer computes V(-h_ik/m) for all ordered pairs, the second one u_i = V(1 - 2 Σ_k V(-h_ik/m)): at least 1 - τ on
+    the ball of x_i, within τ of 0 on all balls of other classes. A class's logit is the sum of its u_i. τ is so small that
+    the right logit is at least 7/8 and the others are at most 1/8 on every ball, everywhere in R^n. (Rounding in the first
+    layer is taken off the margin.)
+
+    With ``lipschitz`` ξ, the first class's logit gets A V(2 V(x_1 - T) - 1) as well, T beyond all balls: next to nothing on
+    the data, a slope of ξ elsewhere.
+
+    The paper proves existence, for a real-valued output and every continuous, non-affine activation with a point of non-zero
+    continuous derivative; this is a construction for logits, and for the activations in :data:`ACTIVATIONS` (not for
+    polynomials or sin, which make no steps). Its gradient vanishes on most of the data: an attack that climbs it finds
+    nothing, and is no evidence; the inequalities above are. There are as many units as ordered pairs of different classes.
+
+    Args:
+        points: (N, *in), finite; their type is the network's.
+        labels: (N,) int64 from 0 on, at least two of them different.
+        eps: ε ≥ 0, in the units of the points.
+        norm: p of the balls: 1, 2 or inf.
+        activation: one of :data:`ACTIVATIONS`.
+        lipschitz: ξ ≥ 0; the network's Lipschitz constant is at least this, from any ℓp to any ℓq.
+
+    Returns:
+        ``Flatten, Linear, ρ, Linear, ρ, Linear``: (B, *in) -> logits (B, largest label + 1), on the device of the points.
+
+    Raises:
+        SpecError: another activation or norm; points that are not finite, or too many; classes that are not more than 2ε
+            apart (with the pair), or so little more that the points' type cannot tell.
+
+    Source: Liang & Huang 2021, Theorem 2 and Proposition 2; hyperplanes between balls by duality, which goes past the paper.
+
+    Example:
+        >>> x, y = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1, 1])
+        >>> memorizer(x, y, eps=0.4)(x + 0.4).argmax(1)
+        tensor([0, 1, 1])
+    """
+    _check(points, labels, eps, norm, lipschitz)
+    x, y = points.detach().flatten(1).double(), labels
+    first, second = (y[:, None] != y[None]).nonzero(as_tuple=True)
+    if len(first) * (len(x) + x.shape[1]) > LARGEST:
+        raise SpecError(
+            f"{len(x)} points make {len(first)} pairs and {len(first) * (len(x) + x.shape[1]):,} weights; "
+            f"expected at most {LARGEST:,}: take fewer points"
+        )
+    weight, bias, margin = _bisectors(x, first, second, eps, norm)
+    largest = float((weight.abs() @ (x.abs().amax(0) + eps) + bias.abs()).max())
+    if margin * (1 - SLACK) < ROUNDING * torch.finfo(points.dtype).eps * largest:
+        raise SpecError(
+            f"the classes are only {2 * margin:.3g} further apart than 2 eps, which {points.dtype} cannot tell: "
+            "a smaller eps, or points in float64"
+        )
+    others = int(torch.bincount(first).max())
+    weight, bias = -weight / (SLACK * margin), -bias / (SLACK * margin)
+    count = nn.functional.one_hot(first, len(x)).T.to(x)  # (N, pairs): which h belong to a point
+    sums = nn.functional.one_hot(y).T.to(x)  # (classes, N)
+    offset, height = x.new_ones(len(x)), 0.0
+    if lipschitz:  # one more unit in either layer: it opens as x_1 crosses T
+        height = 1.5 * (2 * lipschitz + 1 + 2 * int((y == 0).sum()))
+        beyond = x[:, :1].max().reshape(1) + eps + 2
+        weight, bias = torch.cat([weight, torch.eye(1, x.shape[1]).to(x)]), torch.cat([bias, -beyond])
+        count, offset = torch.block_diag(count, -x.new_ones(1, 1)), torch.cat([offset, -x.new_ones(1)])
+        sums = torch.cat([sums, height * torch.eye(len(sums), 1).to(x)], 1)
+    tau = 1 / (16 * max(others + 1, len(x), height))
+    sharper = 1 / (1 - 2 * (others + 1) * tau)  # the second gates' input is off by what the first ones miss
+
+    gate = _gate(activation, tau)
+    one = gate.before(weight, bias)
+    two = gate.before(*gate.behind(-2 * sharper * count, sharper * offset))
+    last = _linear(*gate.behind(sums, sums.new_zeros(len(sums))))
+    net = nn.Sequential(nn.Flatten(), one, gate.activation, two, gate.activation, last)
+    return net.to(points)
+
+
+def _bisectors(
+    x: Tensor, first: Tensor, second: Tensor, eps: float, norm: float
+) -> tuple[Tensor, Tensor, float]:
+    """Weight and bias of h = w · x + b for every pair, and the margin m."""
+    difference = x[first] - x[second]
+    length = torch.linalg.vector_norm(difference, norm, dim=1)
+    nearest = int(length.argmin())
+    i, k, apart = int(first[nearest]), int(second[nearest]), float(length[nearest])
+    if not apart > 2 * eps:
+        raise SpecError(
+            f"points {i} and {k} are of different classes and {apart:.6g} apart in ℓ{_name(norm)}; "
+            f"expected more than 2 eps = {2 * eps:.6g}, or no network is right on both balls"
+        )
+    if norm == 1:
+        weight = difference.sign()
+    elif norm == 2:
+        weight = difference / length[:, None]
+    else:
+        at = difference.abs().argmax(1, keepdim=True)
+        weight = torch.zeros_like(difference).scatter_(1, at, difference.gather(1, at).sign())
+    middle = (x[first] + x[second]) / 2
+    return weight, -(weight * middle).sum(1), apart / 2 - eps
+
+
+def _name(norm: float) -> str:
+    return "∞" if norm == math.inf else f"{norm:g}"
+
+
+def _check(points: Tensor, labels: Tensor, eps: float, norm: float, lipschitz: float) -> None:
+    if isinstance(norm, bool) or norm not in (1, 2, math.inf):
+        raise SpecError(f"norm={norm!r}: expected 1, 2 or inf")
+    for name, value in (("eps", eps), ("lipschitz", lipschitz)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise SpecError(f"{name}={value!r}: expected a finite number from 0 on")
+    if not points.is_floating_point() or points.ndim < 2 or not bool(points.isfinite().all()):
+        raise SpecError(
+            f"points are {points.dtype} of shape {tuple(points.shape)}; expected finite floating-point numbers (N, *in); "
+            "divide uint8 pixels by 255"
+        )
+    if labels.shape != points.shape[:1] or labels.dtype != torch.int64:
+        raise SpecError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}; expected int64, one for each of {len(points)} points"
+        )
+    if len(labels) == 0 or int(labels.min()) < 0 or int(labels.min()) == int(labels.max()):
+        raise SpecError("labels: expected numbers from 0 on, and at least two different ones")
