@@ -199,15 +199,300 @@ def train(
             {"key": run.key, "folder": str(result.folder), "run": run.as_dict(), "results": result.rows}
         )
         return
+    from opnorm.norms.show import label as norm_label
+
     for row in result.find("accuracy"):
         print(
             f"accuracy          {row['accuracy']:.2%}  ({row['correct']} of {row['points']} {row['split']} points)"
         )
     for row in result.find("robust_accuracy"):
-        print(
-            f"robust accuracy   {row['accuracy']:.2%}  (ℓ{row['norm']} ε = {row['eps']:.4g}, {row['attack']})"
-        )
+        ball = f"{norm_label(float(row['norm']))} ε = {row['eps']:.4g}"
+        print(f"robust accuracy   {row['accuracy']:.2%}  ({ball}, {row['attack']})")
     print(f"kept in           {result.folder}")
+
+
+@app.command(name="attack")
+def attack(
+    model: Annotated[Positional[str], arg(help=MODEL + "; or a run: its key (see opnorm ls) or its folder")],
+    data: Annotated[str, arg(help=DATA + "; its test points are attacked. A run knows its own")] = "",
+    norm: Annotated[str, arg(help="of the ball: 1, 2 or inf; inf when left out")] = "",
+    eps: Annotated[
+        str, arg(help="its radius in pixel values of [0, 1], such as 0.1; 8/255 when left out")
+    ] = "",
+    attack: Annotated[
+        str, arg(help="as a call: 'autoattack', 'pgd(steps=40, restarts=5, stop_when_fooled=True)', 'fgsm'")
+    ] = "autoattack",
+    version: Annotated[
+        Literal["standard", "plus", "rand"] | None,
+        arg(help="of AutoAttack; rand is for models that draw random numbers"),
+    ] = None,
+    limit: Annotated[
+        int | None, arg(help="attack at most so many test points, a fixed random choice")
+    ] = None,
+    seed: Annotated[int | None, arg(help="of the attack's random numbers")] = None,
+    surrogate: Annotated[
+        str, arg(help="another network for the same data: points made for it should not fool more")
+    ] = "",
+    save: Annotated[Path | None, arg(help="write the perturbed points here, a .safetensors file")] = None,
+    sheet: Annotated[
+        Path | None, arg(help="draw points that were fooled: clean, perturbed, difference; a .png file")
+    ] = None,
+    out: Annotated[
+        Path, arg(help="folder of runs; evaluations are kept in its folder attacks, and not done again")
+    ] = Path("runs"),
+    device: Annotated[str, arg(help=DEVICE)] = "cpu",
+    json: Annotated[bool, arg(help=JSON)] = False,
+) -> None:
+    """How many test points stand when an attack may move them by eps, and whether to believe the figure.
+
+    A point is fooled when the model gets it right, and gets a point wrong that lies in the ball around it and in [0, 1].
+    The last lines say "trust", or what to look at and why: signs that gradients are masked, so that the attack was blind
+    and the figure is too high. Stop it with Ctrl-C and call it again: it goes on from the last part that ended.
+
+    opnorm attack 'file("weights.safetensors", arch=resnet(depth=20))' --data 'parquet("cifar10")' --limit 1000
+
+    opnorm attack 3f2a9c01d4e7 --norm 2 --eps 0.5 --attack 'pgd(steps=40)' --sheet fooled.png
+
+    opnorm attack 'my_package.models.noisy()' --data 'digits()' --version rand --json
+    """
+    from opnorm.attacks.evaluate import evaluate, save_points
+    from opnorm.attacks.sheet import contact_sheet
+    from opnorm.progress import AttackProgress
+    from opnorm.store import Store
+    from opnorm.train import as_pixels
+
+    for option, path, suffix in (("--save", save, ".safetensors"), ("--sheet", sheet, ".png")):
+        if path is not None and (path.suffix != suffix or not path.absolute().parent.is_dir()):
+            raise OpnormError(
+                f"{option} {path}: expected a name that ends in {suffix}, in a folder that is there"
+            )
+    chosen = _attack(attack, {"norm": norm, "eps": eps}, {"version": version, "seed": seed})
+    _check_device(device)
+    data = data or _data_of(model, out)
+    network, dataset = _network_and_data(model, data, out)
+    other = _network_and_data(surrogate, data, out)[0].to(device) if surrogate else None
+    test = (dataset if limit is None else dataset.limit(limit)).test
+    x, y = as_pixels(test.images).to(device), test.labels.to(device)
+    with AttackProgress() as progress:
+        done = evaluate(
+            network.to(device), x, y, chosen, store=Store(out / "attacks"), surrogate=other, tell=progress
+        )
+    if save is not None:
+        save_points(save, done)
+    if sheet is not None:
+        contact_sheet(sheet, x, done, dataset.classes)
+    if json:
+        about = {"model": model, "data": data, "limit": limit}
+        return _print_json({**about, **done.as_dict(), "folder": str(done.folder)})
+    _print_evaluation(done)
+    return None
+
+
+def _print_evaluation(done: Any) -> None:
+    from opnorm.norms.show import label as norm_label
+
+    v, (low, high) = done.verdict, done.verdict.interval
+    right, stand, points = int(v.right.sum()), int((v.right & ~v.fooled).sum()), len(v.right)
+    print(f"attack            {done.attack}, {norm_label(done.norm)} ε = {done.eps:.4g}")
+    print(f"accuracy          {v.clean_accuracy:.2%}  ({right} of {points} test points)")
+    print(
+        f"robust accuracy   {v.robust_accuracy:.2%}  ({stand} of {points}; 95 % interval {low:.1%} to {high:.1%})"
+    )
+    for stage in v.stages:
+        print(
+            f"                  {stage.name} broke {stage.broken} of {stage.tried} in {stage.wall_seconds:.1f} s"
+        )
+    for note in v.notes:
+        print(f"note: {note}")
+    print(done.trust.summary)
+    print(f"kept in           {done.folder}")
+
+
+def _attack(text: str, radius: dict[str, str], rest: dict[str, Any]) -> Any:
+    """The attack that a call names, with the options that were given; what it does not know is refused."""
+    from opnorm import spec
+
+    given = {k: _number(f"--{k}", v) for k, v in radius.items() if v}
+    given |= {k: v for k, v in rest.items() if v is not None}
+    call = spec.parse(text)
+    return spec.build(spec.Call(call.name, call.args, (*call.kwargs, *given.items())), "attack")
+
+
+def _number(option: str, text: str) -> Any:
+    from opnorm import spec
+
+    try:
+        ((_, value),) = spec.parse(f"number(it={text})").kwargs
+    except (OpnormError, ValueError):
+        value = None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise OpnormError(f"{option} {text!r}: expected a number, such as 8/255, 0.5, 2 or inf")
+    return value
+
+
+def _run_folder(model: str, out: Path) -> Path | None:
+    """Where a run is, should the text be its folder or its key."""
+    return next((f for f in (Path(model), out / model) if (f / "run.json").is_file()), None)
+
+
+def _data_of(model: str, out: Path) -> str:
+    """The data set of a run, as a call."""
+    from opnorm.store import Store
+
+    folder = _run_folder(model, out)
+    if folder is None:
+        raise OpnormError(f"{model} does not say which data it is for; add --data, such as --data 'digits()'")
+    return str(Store(out).read(folder)["run"]["data"])
+
+
+def _network_and_data(model: str, data: str, out: Path) -> tuple[Any, Any]:
+    """A network, from a call or from a run, and a data set that it was checked against."""
+    from dataclasses import replace
+
+    from opnorm.run import Run, load_weights, make_data, make_model
+    from opnorm.store import Store
+
+    folder = _run_folder(model, out)
+    if folder is None:
+        run = Run(model, data)
+    else:
+        run = replace(Run.from_dict(Store(out).read(folder)["run"]), data=data, limit=None)
+    dataset = make_data(run)
+    network = make_model(run, dataset)
+    if folder is not None:
+        load_weights(network, folder / "weights.safetensors")
+    return network, dataset
+
+
+WHAT = (
+    "analyses as names or calls: accuracy 'norm_table(ords=(2,))' jacobian_spectrum; all stands for every one"
+)
+POINTS = "test points of each analysis that looks at some of them; each has its own default"
+
+
+@app.command(name="analyze")
+def analyze(
+    model: Annotated[
+        Positional[str], arg(help=MODEL + "; or a run: its key or its folder. name=MODEL names it")
+    ],
+    data: Annotated[str, arg(help=DATA + ". A run knows its own")] = "",
+    what: Annotated[tuple[str, ...], arg(help=WHAT)] = ("all",),
+    points: Annotated[int | None, arg(help=POINTS)] = None,
+    limit: Annotated[int | None, arg(help="use at most so many training and test points")] = None,
+    seed: Annotated[int, arg(help="of the choice of points and of attacks")] = 0,
+    out: Annotated[Path, arg(help="folder of runs; results are kept in its folder analyses")] = Path("runs"),
+    device: Annotated[str, arg(help=DEVICE)] = "cpu",
+    figures: Annotated[
+        Literal["svg", "pdf", "png"] | None, arg(help="also write every figure in this format")
+    ] = None,
+    json: Annotated[bool, arg(help=JSON)] = False,
+) -> None:
+    """Look at one trained network from all sides, on one page; the last line printed is where the page is.
+
+    Accuracy and robustness, norms and singular values of the layers, margins, Jacobians and linear regions: what the papers
+    look at. Stop it with Ctrl-C and call it again: analyses that have ended are found.
+
+    opnorm analyze 'file("weights.safetensors", arch=resnet(depth=20))' --data 'parquet("cifar10")' --points 200
+
+    opnorm analyze 3f2a9c01d4e7 --what accuracy norm_table 'margins(split="train")'
+    """
+    _analyze((model,), data, what, points, limit, seed, out, device, figures, json)
+
+
+@app.command(name="compare")
+def compare(
+    models: Annotated[
+        Positional[tuple[str, ...]],
+        arg(help="two or more, the baseline first: " + MODEL + "; or runs. name=MODEL names one"),
+    ],
+    data: Annotated[str, arg(help=DATA + ". Left out: that of the first run")] = "",
+    what: Annotated[tuple[str, ...], arg(help=WHAT)] = ("all",),
+    points: Annotated[int | None, arg(help=POINTS)] = None,
+    limit: Annotated[int | None, arg(help="use at most so many training and test points")] = None,
+    seed: Annotated[int, arg(help="of the choice of points and of attacks")] = 0,
+    out: Annotated[Path, arg(help="folder of runs; results are kept in its folder analyses")] = Path("runs"),
+    device: Annotated[str, arg(help=DEVICE)] = "cpu",
+    figures: Annotated[
+        Literal["svg", "pdf", "png"] | None, arg(help="also write every figure in this format")
+    ] = None,
+    json: Annotated[bool, arg(help=JSON)] = False,
+) -> None:
+    """Look at several trained networks side by side, on one page; the last line printed is where the page is.
+
+    Every network has the same color in all charts; the first one is black. What opnorm analyze has found is found again.
+
+    opnorm compare 'plain=file("plain.safetensors")' 'adversarial=file("pgd_at.safetensors")' --data 'parquet("cifar10")'
+
+    opnorm compare 3f2a9c01d4e7 a01bb3e5c2f8 --what norm_table singular_spread margins
+    """
+    if len(models) < 2:
+        raise OpnormError(
+            f"{len(models)} network to compare; expected two or more, or opnorm analyze for one"
+        )
+    _analyze(models, data, what, points, limit, seed, out, device, figures, json)
+
+
+def _analyze(
+    models: tuple[str, ...],
+    data: str,
+    what: tuple[str, ...],
+    points: int | None,
+    limit: int | None,
+    seed: int,
+    out: Path,
+    device: str,
+    figures: str | None,
+    json: bool,
+) -> None:
+    from opnorm.analyze import as_dict, calls, look, write
+    from opnorm.progress import AnalyzeProgress
+    from opnorm.store import Store
+
+    analyses = calls(what, points=points, seed=seed)
+    _check_device(device)
+    if not data:
+        bare = [model for _, model in map(_named, models)]
+        data = _data_of(next((m for m in bare if _run_folder(m, out)), bare[0]), out)
+    subjects, dataset = [], None
+    for text in models:
+        subject, dataset = _subject(text, data, out)
+        subject.model.to(device).eval()
+        subjects.append(subject)
+    assert dataset is not None, "there is at least one model"
+    store = Store(out / "analyses")
+    with AnalyzeProgress() as progress:
+        looks = look(
+            subjects, dataset if limit is None else dataset.limit(limit), analyses, store, tell=progress
+        )
+    page = write(looks, store, figures)
+    if json:
+        return _print_json({"page": str(page), "networks": as_dict(looks)})
+    print(page)
+    return None
+
+
+def _named(text: str) -> tuple[str, str]:
+    """("plain", "cnn()") of "plain=cnn()", and ("", text) where no name is given."""
+    name, equals, rest = text.partition("=")
+    return (name.strip(), rest.strip()) if equals and not set(name) & set("(,\"'/") else ("", text)
+
+
+def _subject(text: str, data: str, out: Path) -> tuple[Any, Any]:
+    """A network with what a page calls it, and the data set."""
+    from opnorm import files, spec
+    from opnorm.analyze import Subject
+    from opnorm.run import Run
+    from opnorm.store import Store
+
+    label, model = _named(text)
+    network, dataset = _network_and_data(model, data, out)
+    folder = _run_folder(model, out)
+    if folder is None:
+        call = str(spec.short(model, "model"))
+        return Subject(label or call, network, call), dataset
+    run = Run.from_dict(Store(out).read(folder)["run"])
+    metrics = files.read_lines(folder / "metrics.jsonl")
+    return Subject(label or run.label, network, f"run {model}: {run.model}, {run.label}", metrics), dataset
 
 
 @app.command(name="study")
@@ -301,7 +586,7 @@ def ls(
     for row in rows:
         what, run = "", row.get("run")
         if isinstance(run, dict):  # as text: the user's own modules need not be importable from here
-            way = label(run.get("objective", "?"), run.get("regularizers", ()))
+            way = label(run.get("objective", "?"), run.get("regularizers", ()), run.get("ema", 0.0))
             what = f"{way}, seed {run.get('seed')}: {run.get('model')} on {run.get('data')}"
         seconds = f"{row['seconds']:8.1f} s" if "seconds" in row else " " * 10
         print(f"{row['key']}  {row['state']:8}  {row.get('begun', ''):19.19}  {seconds}  {what}")

@@ -7,10 +7,12 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from opnorm.analyze import Step
+from opnorm.attacks.evaluate import Heard
 from opnorm.study import News
 from opnorm.train import Moment
 
-__all__ = ["StudyProgress", "TrainProgress", "stderr"]
+__all__ = ["AnalyzeProgress", "AttackProgress", "StudyProgress", "TrainProgress", "stderr"]
 
 
 def stderr() -> Console:
@@ -116,3 +118,44 @@ class StudyProgress(_Shown):
             f"[{len(self.ended)}/{len(self.labels)}] {self.labels[news.index]}: {found}{outcome}",
             markup=False,
         )
+
+
+class AttackProgress(_Shown):
+    """One evaluation: a bar for all points and one for the attack at work; a line a part where there is no terminal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all = self.bar.add_task("all points", total=None, note="")
+        self.one = self.bar.add_task("", total=None, note="")
+        self.at: tuple[str, int] = ("", -1)
+
+    def __call__(self, heard: Heard) -> None:
+        """Told by :func:`opnorm.attacks.evaluate.evaluate`."""
+        if not self.console.is_terminal and heard.done != self.at[1]:
+            print(f"{heard.done} of {heard.points} points done", file=sys.stderr, flush=True)
+        if (heard.what, heard.done) != self.at:
+            self.at = (heard.what, heard.done)
+            self.bar.reset(self.one, total=heard.given, description=heard.what)
+        note = f"{heard.done} of {heard.points} points"
+        self.bar.update(self.all, total=heard.points, completed=heard.done, note=note)
+        self.bar.update(self.one, completed=heard.settled, note=f"{heard.settled} of {heard.given} settled")
+
+
+class AnalyzeProgress(_Shown):
+    """Analyses of one network or of several: a bar for all of them, and a line for each that has ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all = self.bar.add_task("all analyses", total=None, note="")
+
+    def __call__(self, step: Step) -> None:
+        """Told by :func:`opnorm.analyze.look`."""
+        ended = step.seconds is not None
+        note = "" if ended else f"{step.label}: {step.analysis.partition('(')[0]}"
+        self.bar.update(self.all, total=step.steps, completed=step.at + ended, note=note)
+        if step.seconds is not None:
+            took = "found" if step.found else f"{step.seconds:.1f} s"
+            outcome = f"not possible: {step.failure}" if step.failure else took
+            self.console.print(
+                f"[{step.at + 1}/{step.steps}] {step.label}: {step.analysis}: {outcome}", markup=False
+            )

@@ -36,6 +36,7 @@ FAMILIES = {
     "objective": "opnorm.objectives",
     "regularizer": "opnorm.regularizers",
     "attack": "opnorm.attacks",
+    "certificate": "opnorm.certificates",
     "optimizer": "opnorm.optimizers",
     "schedule": "opnorm.schedules",
     "analysis": "opnorm.analyses",

@@ -34,11 +34,11 @@ def accuracy(split: str = "test") -> Analysis:
     Raises:
         SpecError: a split other than "train" or "test".
     """
-    choose = _splitter(split)
+    choose = splitter(split)
 
     def analysis(model: nn.Module, data: Dataset) -> list[Row]:
         with evaluating(model):
-            right = sum(int((logits.argmax(1) == y).sum()) for logits, y in _logits(model, choose(data)))
+            right = sum(int((logits.argmax(1) == y).sum()) for logits, y in logits_of(model, choose(data)))
         points = len(choose(data).labels)
         return [{"split": split, "accuracy": right / points, "correct": right, "points": points}]
 
@@ -87,7 +87,7 @@ def robust_accuracy(
     def analysis(model: nn.Module, data: Dataset) -> list[Row]:
         split = data.test if points is None else Split(data.test.images[:points], data.test.labels[:points])
         survivors = [0] * len(attacks)
-        for x, y in _batches(split, model):
+        for x, y in batches(split, model):
             for i, (_, attack) in enumerate(attacks):
                 moved = attack(model, x, y)
                 with evaluating(model):
@@ -122,7 +122,7 @@ def norm_table(ords: Sequence[float] = (1, 2, math.inf)) -> Analysis:
     """
 
     def analysis(model: nn.Module, data: Dataset) -> list[Row]:
-        x, _ = next(_batches(data.test, model))
+        x, _ = next(batches(data.test, model))
         return [row.as_dict() for row in measure(model, x[:1], tuple(ords)).rows]
 
     return analysis
@@ -138,12 +138,12 @@ def margins(split: str = "test") -> Analysis:
     Raises:
         SpecError: a split other than "train" or "test".
     """
-    choose = _splitter(split)
+    choose = splitter(split)
 
     def analysis(model: nn.Module, data: Dataset) -> list[Row]:
         values: list[float] = []
         with evaluating(model):
-            for logits, y in _logits(model, choose(data)):
+            for logits, y in logits_of(model, choose(data)):
                 others = logits.scatter(1, y[:, None], -math.inf).amax(1)
                 values += (logits.gather(1, y[:, None]).squeeze(1) - others).tolist()
         return [{"split": split, "points": len(values), "margins": [float(f"{v:.6g}") for v in values]}]
@@ -151,21 +151,23 @@ def margins(split: str = "test") -> Analysis:
     return analysis
 
 
-def _splitter(split: str) -> Callable[[Dataset], Split]:
+def splitter(split: str) -> Callable[[Dataset], Split]:
+    """What takes "train" or "test" out of a data set; SpecError for another name."""
     if split not in ("train", "test"):
         raise SpecError(f"split={split!r}: expected 'train' or 'test'")
     return lambda data: data.train if split == "train" else data.test
 
 
-def _batches(split: Split, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(split: Split, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
     """Pixels in [0, 1] and labels, where the model is."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     for images, labels in zip(split.images.split(BATCH), split.labels.split(BATCH), strict=True):
         yield images.to(device).float() / 255, labels.to(device)
 
 
-def _logits(model: nn.Module, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
-    for x, y in _batches(split, model):
+def logits_of(model: nn.Module, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits and labels, batch by batch, in the model's own mode."""
+    for x, y in batches(split, model):
         logits = model(x)
         check_logits(logits, y)
         yield logits, y

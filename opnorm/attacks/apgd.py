@@ -158,6 +158,7 @@ class APGD(Search):
 
     def start(self, lanes: Lanes) -> State:
         """Uniform in the ball."""
+        self.windows = self.windows.to(lanes.x.device)
         z = lanes.region.start(lanes.keys)
         never = torch.full_like(lanes.y, -math.inf, dtype=torch.promote_types(z.dtype, torch.float32))
         return {
@@ -178,7 +179,7 @@ class APGD(Search):
         s, k = dict(state), state["k"].clamp(max=self.steps - 1)
         z, grad = self._remember(s, answer)
         s["rises"] = s["rises"] + (answer.loss > s["loss"])
-        window = self.windows.to(k.device)[k]
+        window = self.windows[k]
         few = s["rises"] < RHO * window
         stuck = ~s["halved"] & (s["best_loss"] <= s["best_at_check"])
         check, halve = window > 0, (window > 0) & (few | stuck)
@@ -230,6 +231,8 @@ class SparseAPGD(APGD):
 
     def start(self, lanes: Lanes) -> State:
         """Uniform in the largest ball."""
+        for name in ("factor", "windows", "first"):
+            setattr(self, name, getattr(self, name).to(lanes.x.device))
         z = ball(lanes.x, float(self.factor[0]) * self.eps, 1).start(lanes.keys)
         never = torch.full_like(lanes.y, -math.inf, dtype=torch.promote_types(z.dtype, torch.float32))
         return {
@@ -239,17 +242,17 @@ class SparseAPGD(APGD):
 
     def inside(self, lanes: Lanes, state: State) -> Tensor:
         """In the last of the balls."""
-        return self.factor.to(lanes.y.device)[state["k"].clamp(max=self.steps - 1)] == 1
+        return self.factor[state["k"].clamp(max=self.steps - 1)] == 1
 
     def advance(self, lanes: Lanes, state: State, answer: Answer) -> State:
         """Remember what is best, adapt step and sparsity at checkpoints, and take the step."""
         s, k = dict(state), state["k"].clamp(max=self.steps - 1)
-        factor, first = self.factor.to(k.device)[k], self.first.to(k.device)[k]
+        factor, first = self.factor[k], self.first[k]
         full = factor * self.eps
         s["best_loss"] = s["best_loss"].masked_fill(first, -math.inf)
         z, grad = self._remember(s, answer)
         changed = (s["best"] != lanes.x).flatten(1).sum(1).to(s["changed"])
-        check = self.windows.to(k.device)[k]  # the first of each ball is one
+        check = self.windows[k]  # the first of each ball is one
         fewer = check & ~first & (changed < 0.95 * s["changed"])
         shorter = torch.where(fewer | first, full, torch.maximum(s["step"] / 1.5, full / 10))
         s["step"] = torch.where(check, shorter, s["step"])
@@ -258,8 +261,8 @@ class SparseAPGD(APGD):
         z, grad = _where(fewer, s["best"], z), _where(fewer, s["best_grad"], grad)
         z = z + _like(s["step"], z) * _sparse(grad, s["count"])
         after = (k + 1).clamp(max=self.steps - 1)
-        z = _where(self.first.to(k.device)[after], s["best"], z)
-        radius = self.factor.to(k.device)[after] * self.eps
+        z = _where(self.first[after], s["best"], z)
+        radius = self.factor[after] * self.eps
         s["z"], s["k"] = _near_sparse(lanes.x, z, radius), state["k"] + 1
         return s
 

@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -18,7 +19,7 @@ from opnorm.attacks.pgd import Ascent, Attack
 from opnorm.attacks.search import Catch, Search, hunt
 from opnorm.attacks.square import Square
 from opnorm.errors import AttackError
-from opnorm.fast import attack_model
+from opnorm.fast import Shadow, attack_model
 from opnorm.modes import Mode, undisturbed
 from opnorm.spec import factory
 
@@ -174,6 +175,11 @@ def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, flo
     return max((center - half) / (1 + weight), 0.0), min((center + half) / (1 + weight), 1.0)
 
 
+class _Scout(NamedTuple):
+    network: nn.Module
+    fine: bool = False  # whether its logits have more than the 8 bits of bfloat16
+
+
 @dataclass(frozen=True, eq=False)
 class AutoAttack:
     """The attack that :func:`autoattack` describes.
@@ -245,9 +251,10 @@ class AutoAttack:
         with undisturbed(model, self.mode), torch.no_grad():
             _sow(seed, x.device)
             judge, notes = model, list[str]()
-            scout: nn.Module | None = None
+            scout: _Scout | None = None
             if self.version == "rand":
-                judge, scout = _Mean(model, JUDGE_PASSES), _Mean(model, GRADIENT_PASSES)
+                judge = _Mean(model, JUDGE_PASSES)
+                scout = _Scout(_Mean(model, GRADIENT_PASSES), fine=True)
             logits = self._clean(judge, x, y)
             right = logits.argmax(1) == y if len(x) else torch.zeros_like(y, dtype=torch.bool)
             certified = self._certified(model, x, y, right)
@@ -293,7 +300,7 @@ class AutoAttack:
         return certified
 
     def _run(
-        self, name: str, judge: nn.Module, scout: nn.Module | None, x: Tensor, y: Tensor, logits: Tensor,
+        self, name: str, judge: nn.Module, scout: _Scout | None, x: Tensor, y: Tensor, logits: Tensor,
         left: Tensor, seed: int, tell: Callable[[str, int, int], None] | None,
     ) -> tuple[Stage, Catch]:  # fmt: skip
         plan = _plan(name, self.norm, self.eps, self.version)
@@ -301,7 +308,7 @@ class AutoAttack:
         cpu, wall = time.process_time(), time.perf_counter()
         catch = hunt(
             judge, x[left], y[left], plan.search, eps=self.eps, norm=self.norm, targets=targets,
-            restarts=plan.restarts, seed=seed, scout=scout if plan.search.coarse else None,
+            restarts=plan.restarts, seed=seed, scout=scout.network if scout and (scout.fine or plan.search.coarse) else None,
             lanes=max(self.batch // GRADIENT_PASSES, 1) if self.version == "rand" else self.batch,
             tell=None if tell is None else lambda done, all_: tell(plan.search.name, done, all_),
         )  # fmt: skip
@@ -366,14 +373,55 @@ def _sow(seed: int, device: torch.device) -> None:
 # ---------------------------------------------------------------- the 16-bit stand-in
 
 
-def _scout(model: nn.Module, x: Tensor, y: Tensor) -> nn.Module | None:
+def _scout(model: nn.Module, x: Tensor, y: Tensor) -> _Scout | None:
     """A copy in bfloat16, where that is fast, all is in float32, and both agree."""
     floats = {t.dtype for t in (x, *model.parameters(), *model.buffers()) if t.is_floating_point()}
     if floats != {torch.float32} or not _has_bf16(x.device):
         return None
     with torch.autocast(x.device.type, torch.bfloat16):
-        scout = attack_model(model, x)
-    return scout if scout is not model and _agree(model, scout, x, y) else None
+        shadow = attack_model(model, x)
+    if not isinstance(shadow, Shadow):
+        return None
+    network = deepcopy(shadow)  # the other one may be refreshed by somebody else
+    scout = _Scout(network, _sharpened(network, model, x))
+    return scout if _agree(model, network, x, y) else None
+
+
+def _sharpened(shadow: Shadow, model: nn.Module, x: Tensor) -> bool:
+    """Compute the last layer in float32, if it is linear: its sums over many features average their rounding out.
+
+    FAB and Square, which live on small differences of logits, then find what they find in float32, and without it less.
+    """
+    made: list[tuple[str, Tensor]] = []
+
+    def note(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda layer, inputs, out: made.append((name, out))
+
+    layers = [(name, m) for name, m in shadow.copy.named_modules() if name and type(m) is nn.Linear]
+    hooks = [layer.register_forward_hook(note(name)) for name, layer in layers]
+    with torch.autocast(x.device.type, torch.bfloat16):
+        logits = shadow.copy(x)
+    for hook in hooks:
+        hook.remove()
+    last = [name for name, out in made if out is logits and name not in dict(shadow.pairs)]
+    for name in last:
+        parent, _, child = name.rpartition(".")
+        setattr(shadow.copy.get_submodule(parent), child, _Float32(model.get_submodule(name)))
+    return bool(last)
+
+
+class _Float32(nn.Module):
+    """A layer that computes in float32 whatever is around it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Like the layer's."""
+        with torch.autocast(x.device.type, enabled=False):
+            out: Tensor = self.layer(x.float())
+        return out
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -161,10 +161,10 @@ class Boundary:
 
 @dataclass(eq=False)
 class FAB(Search):
-    """FAB as :func:`fab` describes it: each step asks twice where the first answer is another class.
+    """FAB as :func:`fab` describes it: each step asks forward at z, and forward and backward where it linearizes.
 
-    The answer at a new point is also what the next step linearizes, so that a step costs one pass forward and backward;
-    only a point drawn back needs another one.
+    These are the same unless z has crossed the boundary, but it mostly has (on a CNN for MNIST in 50 to 98 % of steps for
+    ℓ∞ and ℓ2), so that one more pass forward is cheaper than a pass backward in vain.
     """
 
     norm: float
@@ -172,7 +172,7 @@ class FAB(Search):
     targeted: bool = True
     steps: int = 100
 
-    coarse = False  # near the boundary that it is after, 16 bits do not know which side they are on
+    coarse = False  # near the boundary, which it is after, 16 bits cannot tell the sides apart
 
     def __post_init__(self) -> None:
         self.name = "FAB-T" if self.targeted else "FAB"
@@ -192,18 +192,10 @@ class FAB(Search):
         return (logits.gather(1, lanes.target[:, None]) - logits.gather(1, lanes.y[:, None])).squeeze(1)
 
     def ask(self, model: nn.Module, lanes: Lanes, state: State) -> Answer:
-        """The class at z; and the gap and its gradient there, or where z is drawn back to if its class is wrong."""
-        answer = self._linearize(model, lanes, state)
-        back = _crossed(lanes, answer.logits)
-        if not back.any():
-            return answer
-        there = self._linearize(
-            model, lanes.select(back), {"z": _drawn_back(lanes, state, answer.logits)[back]}
-        )
-        assert answer.grad is not None
-        assert there.grad is not None
-        answer.loss[back], answer.grad[back] = there.loss, there.grad
-        return answer
+        """The class at z; the gap and its gradient there, or if that class is wrong, at a point between x and z."""
+        with torch.no_grad():
+            logits = wide(model(state["z"]))
+        return self._linearize(model, lanes, {"z": _drawn_back(lanes, state, logits)})._replace(logits=logits)
 
     def inside(self, lanes: Lanes, state: State) -> Tensor:
         """Whether z is within ε, up to rounding."""
@@ -217,7 +209,11 @@ class FAB(Search):
         closer = _crossed(lanes, answer.logits) & (length < s["distance"])
         s["distance"] = torch.where(closer, length, s["distance"])
         s["best"] = torch.where(_like(closer, lanes.x), state["z"], s["best"])
-        z, w, gap = _flat(_drawn_back(lanes, state, answer.logits)), _flat(answer.grad), torch.nan_to_num(answer.loss)
+        z, w, gap = (
+            _flat(_drawn_back(lanes, state, answer.logits)),
+            _flat(answer.grad),
+            torch.nan_to_num(answer.loss),
+        )
         gap_x = gap - (w * (z - x)).sum(1)
         d, d_x = step_to_plane(torch.stack([z, x]), w, torch.stack([gap, gap_x]), self.norm)
         near, far = self._length(d), self._length(d_x)

@@ -10,7 +10,10 @@ __all__ = ["step_to_plane"]
 
 
 def step_to_plane(
-    z: Float[Tensor, "*kinds batch n"], w: Float[Tensor, "batch n"], c: Float[Tensor, "*kinds batch"], norm: float
+    z: Float[Tensor, "*kinds batch n"],
+    w: Float[Tensor, "batch n"],
+    c: Float[Tensor, "*kinds batch"],
+    norm: float,
 ) -> Float[Tensor, "*kinds batch n"]:
     """The δ of least ‖δ‖_p with ⟨w, δ⟩ = -c and z + δ in [0, 1].
 
@@ -62,4 +65,4 @@ def _in_order(size: Tensor, room: Tensor, goal: Tensor) -> Tensor:
     gain = (size * room).gather(-1, order).double()
     before = gain.cumsum(-1) - gain
     share = ((goal - before) / gain.clamp(min=1e-300)).clamp(0, 1).to(room.dtype)
-    return torch.zeros_like(room).scatter_(-1, order, share) * room * (size > 0)
+    return torch.zeros_like(room).scatter_(-1, order, share) * room

@@ -80,7 +80,7 @@ class Search(ABC):
     Attributes:
         name: as reports call it; part of the keys of its random numbers.
         steps: how often a job asks the model.
-        coarse: whether a 16-bit stand-in of the model is good enough to search on.
+        coarse: whether 16-bit logits are good enough to search on.
     """
 
     name: str

@@ -12,6 +12,7 @@ from opnorm.attacks.pgd import Ascent, Attack
 from opnorm.attacks.projections import LinfBall
 from opnorm.attacks.random import GOLDEN, uniform
 from opnorm.attacks.search import Answer, Lanes, Search, State, hunt
+from opnorm.errors import AttackError
 from opnorm.modes import Mode, undisturbed
 from opnorm.spec import factory
 
@@ -42,9 +43,9 @@ def square(
 
     - ℓ∞: the search begins with vertical stripes x ± ε, and a proposal sets each channel of a square to x + ε or x - ε,
       but not to what it is already.
-    - ℓ2, ℓ1: it begins with a grid of bumps, and a proposal adds a pair of bumps of opposite signs to a square (3 pixels
-      wide at least) and restores another one, which has to give its length ‖δ‖ to the first, together with what is left
-      of ε.
+    - ℓ2, ℓ1: it begins with a grid of bumps, and a proposal adds a pair of bumps of opposite signs to a square (at least
+      3 pixels wide where the image is 5) and restores another one, which has to give its length ‖δ‖ to the first,
+      together with what is left of ε.
 
     Args:
         norm: of the ball: 1, 2 or inf.
@@ -61,7 +62,9 @@ def square(
 
     Source: Andriushchenko et al. 2020, Algorithms 1 to 3; ℓ1: Croce & Hein 2021.
     """
-    Ascent(norm, eps, queries, restarts=restarts, mode=mode, seed=seed)  # the checks that it shares with PGD
+    if isinstance(queries, bool) or not isinstance(queries, int) or queries < 0:
+        raise AttackError(f"queries={queries!r}: expected a whole number from 0 on")
+    Ascent(norm, eps, 1, restarts=restarts, mode=mode, seed=seed)  # the checks that it shares with PGD
     own_seed = seed
 
     def attack(model: nn.Module, x: Tensor, y: Tensor, *, seed: int | None = None) -> Tensor:
@@ -90,7 +93,9 @@ class Square(Search):
     norm: float
     eps: float
     steps: int = 5000
-    name: str = "Square"
+    name = "Square"
+
+    coarse = False  # a square changes the margin by less than 16 bits can tell
 
     def start(self, lanes: Lanes) -> State:
         """Stripes, or a grid of bumps."""
@@ -136,7 +141,9 @@ class Square(Search):
         halvings = (done[:, None] > torch.tensor(HALVINGS, device=k.device)).sum(1)
         side = (SHARE * height * width * 0.5**halvings).sqrt().round().long()
         if self.norm != math.inf:
-            side = side.clamp(min=3)
+            side = side.clamp(
+                min=3 if min(height, width) >= 5 else 1
+            )  # pairs of bumps cannot fill fewer pixels
             side = side + 1 - side % 2
         return side.clamp(min=1, max=min(height, width))
 
@@ -170,8 +177,10 @@ class Square(Search):
         q, here, there = self.norm, first.mask(), second.mask()
         d = wide(best) - x
         size = d.square() if q == 2 else d.abs()
-        left = (self.eps**q - size.sum((1, 2, 3), keepdim=True)).clamp(min=0) / x.shape[1]
-        length = (left + (size * (here | there)).sum((2, 3), keepdim=True)) ** (1 / q)
+        left = (self.eps**q - size.sum((1, 2, 3), keepdim=True)) / x.shape[
+            1
+        ]  # a rounding error below 0 counts, too
+        length = (left + (size * (here | there)).sum((2, 3), keepdim=True)).clamp(min=0) ** (1 / q)
         bumps = _unit(first.bumps(turned) * here, q) * torch.where(signs, 1, -1)
         new = _unit(d * here, q) + bumps
         gone = (

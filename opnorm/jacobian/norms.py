@@ -75,8 +75,8 @@ def jacobian_norm(
 
     - p = 1: the largest ℓq norm of a column; q = inf: the largest ℓ_{p*} norm of a row. Exact, by one backward pass a row
       (or a few rows, where the batch is small), of which no more than one is kept.
-    - p = q = 2: exact to rounding where outputs or inputs are few; otherwise Lanczos iteration, with an upper end that is
-      right with probability 1 - 1e-9 a point.
+    - p = q = 2: exact to rounding where outputs or inputs are few, at most 4 ``steps``; otherwise Lanczos iteration, with an
+      upper end that is right with probability 1 - 1e-9 a point, and infinite for less than about 14 steps.
     - q = 1: exact to rounding with up to 12 outputs, by all their signs. Otherwise this, ∞→2 and what else remains is
       NP-hard in general: from below the power iteration with random restarts, from above the best bound known for the
       matrix, or norm equivalence with 2→2 where the matrix is too large.
@@ -108,7 +108,8 @@ def jacobian_norm(
             raise NormError(f"{name}={number!r}: expected a whole number of at least 1")
     with linearized(model, x[:1], layer, mode) as J:
         outputs, inputs = J.outputs[0].numel(), x[0].numel()
-    small = min(outputs, inputs) <= SIDE and outputs * inputs * 8 <= BYTES
+    most = min(SIDE, 4 * steps) if p == q == 2 else SIDE  # a step costs about four rows
+    small = min(outputs, inputs) <= most and outputs * inputs * 8 <= BYTES
     each = max(1, min(TOGETHER, BYTES // (outputs * inputs * 8))) if small else TOGETHER
 
     def solve(part: Tensor) -> PointNorms:

@@ -124,6 +124,54 @@ def test_same_path_as_the_plain_algorithm(norm, steps):
         assert halved >= 3
 
 
+def plain_sparse(model, x, y, start, eps, steps):
+    """One point in the ℓ1 ball; the step length and the number of coordinates of each step."""
+    flat, used = x.flatten(), []
+    early = int(0.3 * steps)
+    z = start
+    for factor, n in ((3, early), (2, early), (1, steps - 2 * early)):
+        region = ball(x, factor * eps, 1)
+        z = region.project(z)
+        best, eta, before, every = (-math.inf,), 0.0, math.inf, max(int(0.04 * n), 1)
+        for i in range(n + 1):
+            asked = z.detach().requires_grad_()
+            loss = torch.nn.functional.cross_entropy(model(asked), torch.tensor([y]))
+            grad = torch.autograd.grad(loss, asked)[0]
+            if loss.item() > best[0]:
+                best = (loss.item(), z, grad)
+            if i % every == 0:
+                changed = int((best[1].flatten() != flat).sum())
+                if changed < 0.95 * before:  # always at first
+                    eta = factor * eps
+                    z, grad = best[1:]
+                else:
+                    eta = max(eta / 1.5, factor * eps / 10)
+                before, count = changed, max(int(changed / 1.5), 1)
+            used.append((eta, count))
+            top = grad.flatten().abs().topk(count).indices
+            step = torch.zeros_like(flat)
+            step[top] = grad.flatten()[top].sign() / count
+            z = region.project(z + eta * step.view_as(z))
+        z = best[1]
+    return used
+
+
+def test_same_steps_as_the_plain_sparse_algorithm():
+    model, (x, y) = Bumpy(frequency=1.0), images(6, dtype=torch.float64)
+    search = SparseAPGD(0.3, 50)
+    lanes = lanes_of(x, y, 0.3, 1)
+    state, used = search.start(lanes), []
+    starts = state["z"]
+    for _ in range(search.steps):
+        state = search.advance(lanes, state, search.ask(model, lanes, state))
+        used.append((state["step"].clone(), state["count"].clone()))
+    for i in range(6):
+        want = plain_sparse(model, x[i : i + 1], int(y[i]), starts[i : i + 1], 0.3, 50)
+        assert [(pytest.approx(float(e[i])), int(c[i])) for e, c in used] == want
+        assert len({count for _, count in want}) >= 3
+        assert len({round(eta, 6) for eta, _ in want}) >= 5
+
+
 def test_checkpoints_as_in_the_paper():
     assert checkpoints(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99, 105]
     for steps in range(1, 300):

@@ -126,7 +126,7 @@ def test_a_scout_never_changes_who_is_right(monkeypatch):
 
     model, x, y = trained()
     for scout in (Lies(model), net(3, 5).eval(), Rounded(model)):
-        monkeypatch.setattr(module, "_scout", lambda *_, scout=scout: scout)
+        monkeypatch.setattr(module, "_scout", lambda *_, scout=scout: module._Scout(scout, fine=True))
         verdict = AutoAttack(math.inf, 0.05, attacks=GRADIENTS).judge(model, x, y)
         assert torch.equal(verdict.fooled, (model(verdict.points).argmax(1) != y) & verdict.right)
         assert sum(stage.counts["confirm"] for stage in verdict.stages) > 0
@@ -149,6 +149,29 @@ def test_bf16_finds_about_as_much():
     bf16 = AutoAttack(math.inf, 0.1, attacks=GRADIENTS).judge(model, x, y)
     assert torch.equal(bf16.fooled, (model(bf16.points).argmax(1) != y) & bf16.right)
     assert abs(int(bf16.fooled.sum()) - int(fp32.fooled.sum())) <= 2
+
+
+def test_the_last_linear_layer_of_a_scout_is_in_float32():
+    if not module._has_bf16(torch.device("cpu")):
+        pytest.skip("this processor has no fast bfloat16")
+    model, x, y = trained()
+    scout = module._scout(model, x, y)
+    assert scout.fine
+    with torch.no_grad():
+        logits = scout.network(x)
+    assert not torch.equal(logits, logits.bfloat16().float())
+    assert torch.allclose(logits, model(x), atol=0.02)
+    assert not torch.equal(logits, model(x))
+    scaled = nn.Sequential(model, Scale())  # here something follows that layer
+    assert not module._scout(scaled, x, y).fine
+    seen = []
+    model[-1].register_forward_hook(lambda *_: seen.append(1))  # such a model is not copied
+    assert module._scout(model, x, y) is None
+
+
+class Scale(nn.Module):
+    def forward(self, x):
+        return 2 * x
 
 
 def test_what_disagrees_is_no_scout(monkeypatch):

@@ -88,6 +88,18 @@ def test_lanes_change_the_cost_and_not_the_verdict(lanes):
     assert catch.counts["forward"] <= needed * (1 + 1 / 16) + 10 * lanes
 
 
+def test_free_lanes_are_filled_while_others_go_on():
+    x, y = flat(*[0.495, 0.495, 0.495, 0.1] * 8)  # three of four leave after two steps
+    batches = []
+    model = Threshold()
+    model.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    catch = hunt(model, x, y, Walk(steps=40), eps=0.5, norm=math.inf, lanes=4)
+    needed = 24 * 2 + 8 * 40
+    assert needed <= catch.counts["forward"] <= needed * 1.1
+    searched = [n for n in batches if n == 4]  # the rest are the last lanes, and looks at what was found
+    assert 4 * len(searched) > 0.8 * needed
+
+
 def test_a_point_fooled_needs_no_further_restart_or_target():
     x, y = flat(0.495, 0.1)
     catch = hunt(Threshold(), x, y, Walk(), eps=0.5, norm=math.inf, lanes=1, restarts=5)

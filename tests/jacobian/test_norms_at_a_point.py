@@ -133,3 +133,16 @@ def test_float32_models_give_float32_directions_and_honest_values():
 def test_bad_settings(settings, error, message):
     with pytest.raises(error, match=message):
         jacobian_norm(nets()["residual"].double(), points(2), **settings)
+
+
+def test_iteration_where_it_is_quicker_than_the_matrix():
+    """27 features, each a backward pass, against six steps."""
+    model, x = nets()["residual"].double(), points(4)
+    exact = jacobian_norm(model, x, layer="features")
+    quick = jacobian_norm(model, x, layer="features", steps=6)
+    assert exact.method.startswith("exact")
+    assert quick.method.startswith("Lanczos, 6 steps")
+    assert quick.upper.isinf().all()
+    assert torch.allclose(quick.lower, exact.lower, rtol=0.1)
+    assert (quick.lower <= exact.upper).all()
+    assert (quick.residual > exact.residual).all()

@@ -1,0 +1,316 @@
+"""Square: its squares, its steps, and what it finds with answers alone."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_contract import exactly_inside, record, same
+from torch import nn
+from victims import EPS, Linear, images, net
+
+from opnorm.attacks.projections import ball
+from opnorm.attacks.random import point_keys
+from opnorm.attacks.search import Answer, Lanes
+from opnorm.attacks.square import Square, _Window, square
+from opnorm.errors import AttackError
+from opnorm.spec import build, spec_of
+
+NORMS = (math.inf, 2, 1)
+
+
+def lanes_of(x, norm, eps, seed=0):
+    y = torch.zeros(len(x), dtype=torch.long)
+    return Lanes(x, y, y - 1, y, point_keys(x, seed), ball(x, eps, norm))
+
+
+def said(lanes, value):
+    """An answer with such margins, and no class changed."""
+    return Answer(torch.zeros(len(lanes.y), 3), value, None)
+
+
+# ---------------------------------------------------------------- squares
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32))
+def test_windows_and_bumps_against_loops(height, width, side, seed):
+    side = min(side, height, width)
+    u = torch.rand(5, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    window = _Window.drawn(u[:, :2], torch.full((5,), side), height, width)
+    mask, turned = window.mask(), u[:, 2] < 0.5
+    bumps = window.bumps(turned)
+    for i in range(5):
+        top, left = int(u[i, 0] * (height - side + 1)), int(u[i, 1] * (width - side + 1))
+        for row, column in itertools.product(range(height), range(width)):
+            r, c = row - top, column - left
+            inside = 0 <= r < side and 0 <= c < side
+            assert bool(mask[i, 0, row, column]) == inside
+            if not inside:
+                continue
+            if turned[i]:
+                r, c = c, r
+            half = side // 2
+            middle = half + (side - half) // 2 if r >= half else half // 2
+            away = max(abs(r - middle), abs(c - half))
+            pyramid = sum(1 / (j + 1) ** 2 for j in range(away, half + 1))
+            assert float(bumps[i, 0, row, column]) == pytest.approx(-pyramid if r >= half else pyramid)
+
+
+def test_every_position_is_equally_likely_also_the_last():
+    x = torch.zeros(4000, 1, 5, 4)
+    keys = torch.arange(4000) * 7919
+    lanes = Lanes(x, *[torch.zeros(4000, dtype=torch.long)] * 3, keys, ball(x, 0.1, math.inf))
+    search = Square(math.inf, 0.1)
+    state = search.start(lanes) | {"k": torch.full((4000,), 2000)}  # squares of one pixel
+    state = search.advance(lanes, state, said(lanes, torch.ones(4000)))
+    changed = (state["z"] != state["best"]).flatten(1)
+    assert (changed.sum(1) == 1).all()
+    share = changed.float().mean(0)
+    assert (share - 0.05).abs().max() < 5 * math.sqrt(0.05 * 0.95 / 4000)
+
+
+def test_the_schedule():
+    def side(query, queries, height, width, norm):
+        done = query * 10000 // queries
+        p = 0.8
+        for limit in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000):
+            p /= 2 if done > limit else 1
+        s = max(round(math.sqrt(p * height * width)), 1)
+        if norm != math.inf:
+            s = max(s, 3 if min(height, width) >= 5 else 1)
+            s += 1 - s % 2
+        return min(s, height, width)
+
+    for norm, queries, (height, width) in itertools.product(
+        NORMS, (7, 500, 5000, 10000), ((28, 28), (32, 32), (1, 1), (2, 2), (1, 7), (5, 3))
+    ):
+        at = torch.tensor(
+            sorted({1, 2, 3, 5, 6, 25, 26, 100, 101, 251, 4000, 4001, queries} & set(range(queries + 1)))
+        )
+        got = Square(norm, 0.1, queries)._side(at, height, width)
+        assert got.tolist() == [side(k, queries, height, width, norm) for k in at.tolist()]
+
+
+# ---------------------------------------------------------------- steps
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 6, 6), (3, 6, 9), (2, 4, 3), (1, 1, 1), (3, 2, 2), (1, 1, 7), (3, 28, 28)]
+)
+@pytest.mark.parametrize("norm", NORMS)
+def test_proposals_stay_in_the_ball_and_change_two_squares_at_most(norm, shape):
+    """Also on images of few pixels, where a fifth of the width is nothing."""
+    eps = 2 * EPS[norm]
+    x, _ = images(16, shape)
+    rounding = 2**-24 * x[0].numel() ** (0 if norm == math.inf else 1 / norm)
+    lanes, search = lanes_of(x, norm, eps), Square(norm, eps, 40)
+    state = search.start(lanes)
+    generator = torch.Generator().manual_seed(0)
+    for k in range(40):
+        z, before = state["z"], state["best"]
+        assert z.isfinite().all()
+        assert ((z >= 0) & (z <= 1)).all()
+        length = torch.linalg.vector_norm((z.double() - x.double()).flatten(1), norm, dim=1)
+        assert (length <= eps * (1 + 1e-6) + rounding).all()
+        if norm == math.inf:
+            assert torch.equal(z, lanes.region.project(z))
+        if k:
+            changed = (z != before).any(1).flatten(1).sum(1)
+            side = search._side(state["k"], *shape[1:])
+            assert (changed <= side**2 * (1 if norm == math.inf else 2)).all()
+            if norm == math.inf:
+                assert (changed > 0).all()  # no query is wasted on what is known
+        state = search.advance(lanes, state, said(lanes, torch.rand(16, generator=generator)))
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 7, 9), (3, 2, 2), (2, 1, 1)])
+@pytest.mark.parametrize("norm", [2, 1])
+def test_away_from_the_box_no_length_is_lost(norm, shape):
+    x = torch.full((20, *shape), 0.5) + 0.01 * images(20, shape)[0]
+    eps = 0.3
+    lanes, search = lanes_of(x, norm, eps), Square(norm, eps, 200)
+    state = search.start(lanes)
+    for k in range(200):
+        d = (state["z"].double() - x.double()).flatten(1)
+        assert torch.allclose(
+            torch.linalg.vector_norm(d, norm, dim=1), torch.full((20,), eps).double(), rtol=5e-5
+        )
+        state = search.advance(lanes, state, said(lanes, torch.full((20,), float(k))))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_what_is_worse_is_not_kept(norm):
+    x, _ = images(4, (1, 6, 6))
+    lanes, search = lanes_of(x, norm, 0.1), Square(norm, 0.1, 20)
+    state = search.start(lanes)
+    first = state["z"]
+    state = search.advance(lanes, state, said(lanes, torch.zeros(4)))
+    second = state["z"]
+    state = search.advance(lanes, state, said(lanes, torch.tensor([1.0, -1.0, math.nan, 0.0])))
+    assert torch.equal(state["best"], torch.cat([second[:1], first[1:]]))
+    assert state["margin"].tolist() == [1, 0, 0, 0]
+    assert torch.equal(search.last(lanes, state), state["best"])
+
+
+def test_each_lane_has_its_own_square_and_phase():
+    x = images(1, (1, 8, 8))[0].repeat(30, 1, 1, 1)
+    keys = torch.arange(30) * 7919
+    lanes = lanes_of(x, math.inf, 0.1)._replace(keys=keys)
+    search = Square(math.inf, 0.1, 100)
+    state = search.start(lanes)
+    assert len(state["z"].flatten(1).unique(dim=0)) > 25
+    state["k"] = torch.arange(30) * 3
+    alone = []
+    for i in range(30):
+        one = {k: v[i : i + 1] for k, v in state.items()}
+        kept = torch.arange(30) == i
+        alone.append(search.advance(lanes.select(kept), one, said(lanes.select(kept), torch.ones(1)))["z"])
+    together = search.advance(lanes, state, said(lanes, torch.ones(30)))["z"]
+    assert torch.equal(together, torch.cat(alone))
+
+
+# ---------------------------------------------------------------- the attack
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 2, 2), (1, 1, 1)])
+@pytest.mark.parametrize("norm", NORMS)
+def test_near_the_optimum_of_linear_models(norm, shape):
+    w = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    x, y = images(20, shape, low=0.4, high=0.6)
+    y, eps = y % 2, EPS[norm]
+    z = square(norm, eps, queries=400, stop_when_fooled=False)(Linear(w), x, y)
+    towards = torch.where(y == 0, 1.0, -1.0).view(-1, 1, 1, 1) * w
+    gain = ((z - x) * towards).flatten(1).sum(1)
+    share = gain / (eps * torch.linalg.vector_norm(w, {math.inf: 1, 2: 2, 1: math.inf}[norm]))
+    assert share.max() <= 1 + 1e-5
+    # for ℓ2 and ℓ1 a pixel gives all of its length or none, so a few queries do not share it out finely
+    enough = {math.inf: 1 - 1e-4, 2: 0.5, 1: 0.4}[norm] if shape != (1, 1, 1) else 1 - 1e-4
+    assert share.min() >= enough
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("norm", NORMS)
+def test_points_are_exactly_inside_and_fooled_where_it_says_so(norm, dtype):
+    x, y = images(12, dtype=dtype)
+    x[0], x[1], x[2, 0, 0, 0] = 0, 1, 0
+    model = net(dtype=dtype).eval()
+    for eps, stop, restarts in ((EPS[norm], True, 2), (0.9, False, 1), (1e-3, True, 1)):
+        z = square(norm, eps, 12, restarts, stop_when_fooled=stop)(model, x, y)
+        assert z.dtype == dtype
+        exactly_inside(x, z, eps, norm)
+        wrong = model(x).argmax(1) != y
+        assert not stop or torch.equal(z[wrong], x[wrong])
+
+
+class QueriesOnly(nn.Module):
+    """Refuses to be differentiated, and counts what it is asked."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.asked = inner, 0
+
+    def forward(self, x):
+        assert not torch.is_grad_enabled()
+        assert not x.requires_grad
+        self.asked += len(x)
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_queries_alone_and_no_more_than_allowed(norm):
+    model = QueriesOnly(net().eval())
+    x, _ = images(6)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    model.asked = 0
+    square(norm, 1e-4, queries=20, restarts=2)(model, x, y)
+    assert model.asked == 6 * (1 + 2 * (20 + 1))  # the clean point, and each end
+    model.asked = 0
+    square(norm, 1e-4, queries=20)(model, x, (y + 1) % 3)
+    assert model.asked == 6  # wrong by nature
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("stop", [True, False])
+def test_points_do_not_depend_on_batch_or_order(norm, stop):
+    """Sums of integers in float64 are exact, so the model's own rounding cannot hide a difference."""
+    w = torch.randint(-8, 9, (1, 4, 4), generator=torch.Generator().manual_seed(3)).double() / 64
+    model = Linear(w)
+    x, y = images(16)
+    x, y = x.double(), y % 2
+    attack = square(norm, EPS[norm], 15, restarts=2, stop_when_fooled=stop)
+    together = attack(model, x, y)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(attack(model, x[order], y[order]), together[order], atol=1e-12)
+    for i in range(16):
+        assert torch.allclose(attack(model, x[i : i + 1], y[i : i + 1])[0], together[i], atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_equal_seeds_give_equal_bits_and_others_do_not(norm):
+    model, (x, y) = net(), images(6)
+    first = square(norm, EPS[norm], 10, stop_when_fooled=False, seed=5)
+    want = first(model, x, y)
+    torch.manual_seed(99)
+    assert torch.equal(first(model, x, y), want)
+    assert torch.equal(square(norm, EPS[norm], 10, stop_when_fooled=False)(model, x, y, seed=5), want)
+    other = square(norm, EPS[norm], 10, stop_when_fooled=False, seed=6)(model, x, y)
+    assert sum((a != b).any() for a, b in zip(other, want, strict=True)) >= 5
+
+
+@pytest.mark.parametrize("mode", ["eval", "train", "as is"])
+def test_nothing_is_disturbed(mode):
+    model, (x, y) = net(), images(6)
+    model.train()
+    model[1].eval()
+    model(x).sum().backward()
+    before, inputs = record(model), x.clone()
+    square(queries=5, mode=mode)(model, x, y)
+    after = record(model)
+    del before["python"]  # the checks of shapes and types in tests draw from it
+    for key, value in before.items():
+        assert same(value, after[key]), key
+    assert torch.equal(x, inputs)
+
+
+def test_nothing_to_do():
+    model, (x, y) = net(), images(4)
+    for attack in (square(eps=0), square(queries=0)):
+        z = attack(model, x, y)
+        assert torch.equal(z, x)
+        assert z.data_ptr() != x.data_ptr()
+    assert square()(model, x[:0], y[:0]).shape == (0, 1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"norm": 3}, "norm=3 is not known here"),
+        ({"eps": -1}, "eps=-1: expected a radius"),
+        ({"eps": 8}, "did you mean 8/255"),
+        ({"queries": 1.5}, "queries=1.5: expected a whole number"),
+        ({"queries": -1}, "queries=-1: expected"),
+        ({"restarts": 0}, "restarts=0"),
+        ({"mode": "test"}, "mode='test' is not known"),
+    ],
+)
+def test_settings_that_make_no_sense(wrong, message):
+    with pytest.raises(AttackError, match=message):
+        square(**wrong)
+
+
+def test_bad_models_and_inputs():
+    x, y = images(4)
+    with pytest.raises(AttackError, match="inputs range from"):
+        square()(net(), x * 2, y)
+    with pytest.raises(AttackError, match="the model returns NaN"):
+        square()(nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.Threshold(math.inf, math.nan)), x, y)
+
+
+def test_its_text():
+    attack = square(norm=2, eps=0.5, queries=100)
+    assert str(spec_of(attack)) == "square(norm=2, eps=0.5, queries=100)"
+    assert callable(build("square(queries=5)"))
