@@ -207,6 +207,8 @@ class AutoAttack:
             raise AttackError(
                 f"attacks={self.attacks!r}: expected some of {known}, the attacks of version {self.version!r}"
             )
+        if self.certify is not None and self.mode != "eval":
+            raise AttackError(f"mode={self.mode!r}: certificates are for mode 'eval'; leave certify out")
         if isinstance(self.batch, bool) or not isinstance(self.batch, int) or self.batch < 1:
             raise AttackError(f"batch={self.batch!r}: expected a whole number of points, at least 1")
 

@@ -97,7 +97,7 @@ def _spread(rows: Sequence[Row]) -> str:
     mean = statistics.fmean(row["std"] for row in found)
     return (
         f"The singular values of a layer have a standard deviation of {mean:.3g} on average, and the largest, "
-        f"{top['std']:.3g}, in {top['layer'] or 'the model'}{missing}."
+        f"{top['std']:.3g}, in layer {top['layer'] or '(model)'}{missing}."
     )
 
 
@@ -186,11 +186,12 @@ def _curve(rows: Sequence[Row]) -> str:
     parts = []
     for row in rows:
         half = statistics.median(math.inf if d is None else d for d in row["minimal_eps"])
-        reach = f"at {half:.3g}" if known(half) else f"not up to {row['eps'][-1]:.3g}"
+        reach = (
+            f"half of them at {half:.3g}" if known(half) else f"fewer than half up to {row['eps'][-1]:.3g}"
+        )
         parts.append(f"in {ORDS.get(row['norm'], row['norm'])} {reach}")
-    return (
-        f"Half of the test images are fooled: {', '.join(parts)} (smallest ε found by {rows[0]['attack']})."
-    )
+    found = "; ".join(parts)
+    return f"Test images that are fooled: {found} (smallest ε found by {rows[0]['attack']})."
 
 
 def _split(row: Row) -> str:

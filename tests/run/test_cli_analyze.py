@@ -1,0 +1,109 @@
+"""``opnorm analyze`` and ``opnorm compare``: pages, names, runs, and one clear line for what the user can mend."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from opnorm.models import mlp, save
+
+DATA = ("--data", "digits()", "--limit", "60")
+WHAT = ("--what", "accuracy", "margins", "norm_table")
+MODEL = "mlp(in_shape=(1, 8, 8), width=6, depth=1)"
+
+
+@pytest.fixture
+def main(capsys, monkeypatch, tmp_path):
+    """``main(*args)`` in this process and the test's folder: (exit status, stdout, stderr)."""
+    from opnorm.cli import main as run
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args):
+        status = 0
+        try:
+            run(list(args))
+        except SystemExit as e:
+            status = e.code or 0
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def weights(tmp_path):
+    for seed, name in enumerate("ab"):
+        torch.manual_seed(seed)
+        save(mlp((1, 8, 8), 10, 6, 1), tmp_path / f"{name}.safetensors")
+    return [f'{name}=file("{name}.safetensors")' for name in "ab"]
+
+
+def test_analyze_writes_a_page_and_finds_it_again(main):
+    status, out, err = main("analyze", MODEL, *DATA, *WHAT)
+    assert status == 0
+    page = Path(out.strip())
+    assert "A network from all sides" in page.read_text()
+    assert sorted(p.name for p in page.parent.iterdir()) == ["analyses.json", "report.html", "report.json"]
+    assert len(err.strip().splitlines()) == 3
+    again = main("analyze", MODEL, *DATA, *WHAT)
+    assert again[1] == out
+    assert again[2].count(": found") == 3
+
+
+def test_compare_puts_networks_side_by_side(main, weights):
+    status, out, _ = main("compare", *weights, *DATA, *WHAT, "--json")
+    assert status == 0
+    found = json.loads(out)
+    assert list(found["networks"]) == ["a", "b"]
+    assert found["networks"]["a"]["key"] != found["networks"]["b"]["key"]
+    assert len(found["networks"]["b"]["analyses"]["margins()"][0]["margins"]) == 60
+    assert "a and b, side by side" in Path(found["page"]).read_text()
+
+
+def test_a_run_knows_its_data_and_its_epochs(main):
+    settings = (
+        "--model",
+        "mlp(width=6, depth=1)",
+        "--epochs",
+        "2",
+        "--limit",
+        "60",
+        "--analyses",
+        "accuracy",
+    )
+    trained = main("train", *settings, "--json")
+    key = json.loads(trained[1])["key"]
+    status, out, _ = main("analyze", key, "--limit", "60", "--what", "accuracy")
+    assert status == 0
+    report = json.loads((Path(out.strip()).parent / "report.json").read_text())
+    assert [chart["key"] for chart in report["charts"]] == ["against-epoch"]
+    assert report["title"] == "A network from all sides: plain"
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("analyze", MODEL), "add --data"),
+        (("compare", MODEL, *DATA), "expected two or more"),
+        (("compare", MODEL, MODEL, *DATA, "--what", "accuracy"), "name them"),
+        (("analyze", MODEL, *DATA, "--what", "jacobian_spectrum"), "ask for fewer, such as --points 60"),
+        (("analyze", MODEL, *DATA, "--what", "acuracy"), "did you mean"),
+        (
+            ("analyze", "mlp(in_shape=(1, 8, 8), classes=1)", *DATA, "--what", "accuracy"),
+            "one logit for each",
+        ),
+        (("analyze", MODEL, *DATA, "--device", "nowhere"), "--device nowhere"),
+    ],
+)
+def test_what_can_be_mended_is_one_line(main, args, says):
+    status, out, err = main(*args)
+    assert (status, out) == (2, "")
+    assert says in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", ["analyze", "compare"])
+def test_help_has_examples(main, command):
+    status, out, _ = main(command, "--help")
+    assert status == 0
+    assert f"opnorm {command} " in out
