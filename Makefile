@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help run test test-slow lint docs bench bench-training clean
+.PHONY: help run test test-slow lint docs bench bench-training bench-attacks clean
 help:
 	@echo "make run        train a dozen networks on real images and write the page that compares them"
 	@echo "make test       every test but the slow ones"
@@ -13,6 +13,7 @@ help:
 	@echo "make docs       the documentation: docs/_build/index.html"
 	@echo "make bench      speed beside other people's methods (ARGS=--quick for a minute)"
 	@echo "make bench-training  the loop beside a plain one (ARGS=--quick for a few minutes)"
+	@echo "make bench-attacks   attacks beside other people's (ARGS=--quick for two minutes)"
 	@echo "make clean      remove what make made, but not runs/"
 
 run: $(VENV)/.core
@@ -34,6 +35,9 @@ bench: $(VENV)/.bench
 
 bench-training: $(VENV)/.core
 	$(BIN)/python benchmarks/training.py $(ARGS)
+
+bench-attacks: $(VENV)/.bench
+	$(BIN)/python benchmarks/attacks.py $(ARGS)
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs docs/_build

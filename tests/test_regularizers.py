@@ -303,7 +303,7 @@ def test_bad_settings(make, error, message):
 
 @pytest.mark.parametrize("case", CASES)
 def test_weights_that_are_not_there_yet_are_named(case):
-    with pytest.raises(ModelError, match="'1.weight' is not there yet"):
+    with pytest.raises(ModelError, match=r"'1\.weight' is not there yet"):
         build(case)(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), X)
 
 
