@@ -33,7 +33,7 @@ __all__ = ["proof"]
 METHODS = ("lipschitz", "ibp", "crown-ibp", "crown")
 BATCH = 64
 PATIENCE = 8  # points that CROWN may fail on, one after another, the most promising first
-BUDGET = 2e9  # multiplications that "auto" allows CROWN for a point: about a second
+BUDGET = 2e8  # multiplications that "auto" allows CROWN for a point, about what an attack on it takes
 
 
 @factory

@@ -1,0 +1,316 @@
+"""Attacks beside other people's: the same models, the same points, the same radii, one process.
+
+    python benchmarks/attacks.py [--threads 1] [--quick] [--only mnist-pgd ...] [--turns 3] [--json attacks.json]
+
+AutoAttack, alone and with certificates, beside that of torchattacks; PGD-40 beside torchattacks, foolbox and ART. For each:
+seconds of the processor and on the clock, points that went forward and backward through the model (in whatever precision),
+robust accuracy as the model itself sees the returned points, and how many of these are outside of the ball or of [0, 1].
+
+AutoAttack runs once (its spread over seeds is some percentage points of the points that are close), PGD in turns, of which
+the median is shown. torchattacks' "standard" takes 10 steps where the paper and we take 100. Networks are trained here once,
+a minute or two each, and kept in local/benchmarks. MNIST and CIFAR-10 are looked for in $OPNORM_DATA; --quick needs neither.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from opnorm import attacks, data, spec
+from opnorm.certificates import certified, proof
+from opnorm.data.dataset import Dataset, Split
+from opnorm.train import as_pixels, train
+
+KEPT = Path(__file__).parents[1] / "local" / "benchmarks"
+
+
+class Case(NamedTuple):
+    """A network and what to ask of it."""
+
+    data: str
+    model: str
+    objective: str
+    regularizers: tuple[str, ...]
+    examples: int
+    epochs: int
+    points: int
+    norm: float
+    autoattack: tuple[float, ...]  # radii
+    pgd: tuple[float, ...]
+
+
+MNIST, SMALL, PGD = "cnn(stride=2)", "cnn(width=32, stride=2)", "pgd_at(eps=0.1, steps=5)"
+DECAY = ("norm_decay(p=inf, beta=0.01)",)
+CASES = {
+    "mnist-pgd": Case("mnist", MNIST, PGD, (), 30_000, 1, 500, math.inf, (0.1, 0.2, 0.3), (0.1, 0.3)),
+    "mnist-plain": Case("mnist", MNIST, "plain()", (), 30_000, 1, 500, math.inf, (0.1,), (0.1,)),
+    "mnist-norms": Case("mnist", SMALL, PGD, DECAY, 30_000, 2, 500, math.inf, (0.1,), ()),
+    "mnist-l2": Case("mnist", SMALL, "plain()", ("svc(c=1.0, every=100)",), 30_000, 2, 500, 2, (0.3,), ()),
+    "cifar-resnet": Case(
+        "cifar10", "resnet18(width=16)", "pgd_at(eps=4/255, steps=3)", (), 20_000, 1, 100, math.inf, (4 / 255, 8 / 255), ()
+    ),
+}  # fmt: skip
+QUICK = {
+    "digits-pgd": Case("digits", "cnn(width=32)", PGD, (), 10_000, 10, 100, math.inf, (0.1, 0.3), (0.1,)),
+    "digits-norms": Case("digits", "cnn(width=16)", PGD, DECAY, 10_000, 10, 100, math.inf, (0.05,), ()),
+}
+
+# The paper's own code beside torchattacks', on a network of the same shape as mnist-pgd, measured elsewhere on one thread:
+# radius -> points, CPU seconds of either, and the robust accuracy that the paper's own code found there.
+REFERENCE = {0.1: (500, 1154, 435, 0.902), 0.2: (100, 81, 41, 0.35), 0.3: (500, 26, 4.2, 0.0)}
+
+
+# ---------------------------------------------------------------- networks
+
+
+def dataset(name: str, examples: int) -> Dataset:
+    if name == "digits":
+        return data.digits()
+    if "OPNORM_DATA" not in os.environ:
+        raise SystemExit(
+            "OPNORM_DATA is not set: it names the folder with mnist/ and cifar10/; or try --quick"
+        )
+    whole = data.parquet(str(Path(os.environ["OPNORM_DATA"]) / name))
+    part = Split(*(t[:examples] for t in whole.train))
+    return Dataset(whole.name, part, whole.test, whole.classes)
+
+
+def network(name: str, case: Case) -> tuple[nn.Module, Tensor, Tensor]:
+    """The trained network and its first test points."""
+    images = dataset(case.data, case.examples)
+    torch.manual_seed(0)
+    model = spec.build(case.model, "model", in_shape=images.image_shape, classes=images.num_classes)
+    path, text = KEPT / f"{name}.pt", repr(case[:6])
+    if path.exists() and (kept := torch.load(path, weights_only=True))["case"] == text:
+        model.load_state_dict(kept["weights"])
+    else:
+        print(f"training {name}: {case.model}, {case.objective}, {', '.join(case.regularizers)}", flush=True)
+        train(
+            model, images, objective=spec.build(case.objective, "objective"), epochs=case.epochs,
+            regularizers=[spec.build(r, "regularizer") for r in case.regularizers],
+            optimizer=spec.build("sgd(lr=0.05)", "optimizer"), precision="bf16", channels_last=True,
+        )  # fmt: skip
+        model = model.to(memory_format=torch.contiguous_format)
+        KEPT.mkdir(parents=True, exist_ok=True)
+        torch.save({"case": text, "weights": model.state_dict()}, path)
+    test = images.test
+    return model.eval(), as_pixels(test.images[: case.points]), test.labels[: case.points]
+
+
+# ---------------------------------------------------------------- measuring
+
+
+class Counts:
+    """Points through a model; a copy of the model counts with it."""
+
+    def __init__(self) -> None:
+        self.forward = self.backward = 0
+
+    def __deepcopy__(self, memo: Any) -> "Counts":
+        return self
+
+    def back(self, grad: Tensor) -> None:
+        """To be told of a gradient."""
+        self.backward += len(grad)
+
+
+class Counted(nn.Module):
+    """A model that counts what goes through it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.counts = model, Counts()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the model gives."""
+        out = self.model(x)
+        self.counts.forward += len(x)
+        if out.requires_grad:
+            out.register_hook(self.counts.back)
+        return out
+
+
+class Row(NamedTuple):
+    """What one attack did."""
+
+    attack: str
+    cpu: float
+    wall: float
+    forward: int
+    backward: int
+    robust: float
+    outside: int
+    certified: int
+
+
+Way = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+def run(
+    name: str, way: Way, model: nn.Module, x: Tensor, y: Tensor, norm: float, eps: float, proved: int = 0
+) -> Row:
+    counted = Counted(model).eval()
+    torch.manual_seed(0)
+    cpu, wall = time.process_time(), time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = way(counted, x, y).detach()
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    away = torch.linalg.vector_norm((found.double() - x.double()).flatten(1), ord=norm, dim=1) > eps
+    away |= ((found < 0) | (found > 1)).flatten(1).any(1)
+    with torch.no_grad():
+        right = torch.cat([model(z) for z in found.split(64)]).argmax(1) == y
+    robust, seen = float(right.double().mean()), counted.counts
+    return Row(name, cpu, wall, seen.forward, seen.backward, robust, int(away.sum()), proved)
+
+
+def autoattacks(model: nn.Module, x: Tensor, y: Tensor, norm: float, eps: float, peers: bool) -> list[Row]:
+    import torchattacks
+
+    def ours(**settings: Any) -> Way:
+        attack = attacks.AutoAttack(norm, eps, **settings)
+
+        def way(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            verdict = attack.judge(m, x, y)
+            for s in verdict.stages:
+                print(f"    {s.name}: {s.tried} tried, {s.broken} broken, {s.seconds:.1f} CPU s", flush=True)
+            return verdict.points
+
+        return way
+
+    # a certificate looks into the model, which the one that counts would hide
+    proved = certified(model, x, y, eps, norm)
+
+    def certify(_: nn.Module, x: Tensor, y: Tensor, eps: float, norm: float) -> Tensor:
+        return proof()(model, x, y, eps, norm)
+
+    rows = [
+        run("opnorm", ours(), model, x, y, norm, eps),
+        run("opnorm, certify=proof()", ours(certify=certify), model, x, y, norm, eps, int(proved.sum())),
+    ]
+    if peers and norm in (2, math.inf):
+        named = {2: "L2", math.inf: "Linf"}[norm]
+
+        def theirs(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            return torchattacks.AutoAttack(m, norm=named, eps=eps, n_classes=10, seed=0)(x, y)
+
+        rows.append(run("torchattacks", theirs, model, x, y, norm, eps))
+    return rows
+
+
+def pgds(model: nn.Module, x: Tensor, y: Tensor, eps: float, turns: int) -> list[Row]:
+    """PGD-40 in ℓ∞, in turns."""
+    step = eps / 10
+    ours = {"norm": math.inf, "eps": eps, "steps": 40, "step": step}
+    ways: dict[str, Way] = {
+        "opnorm": attacks.pgd(**ours),
+        "opnorm, stop_when_fooled": attacks.pgd(**ours, stop_when_fooled=True),
+        **_peers(eps, step),
+    }
+    rows: dict[str, list[Row]] = {name: [] for name in ways}
+    for _ in range(turns):
+        for name, way in ways.items():
+            rows[name].append(run(name, way, model, x, y, math.inf, eps))
+    return [
+        r[0]._replace(cpu=statistics.median(t.cpu for t in r), wall=statistics.median(t.wall for t in r))
+        for r in rows.values()
+    ]
+
+
+def _peers(eps: float, step: float) -> dict[str, Way]:
+    import foolbox
+    import torchattacks
+    from art.attacks.evasion import ProjectedGradientDescentPyTorch
+    from art.estimators.classification import PyTorchClassifier
+
+    def torchattacks_(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return torchattacks.PGD(m, eps=eps, alpha=step, steps=40)(x, y)
+
+    def foolbox_(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        attack = foolbox.attacks.LinfPGD(abs_stepsize=step, steps=40)
+        return attack(foolbox.PyTorchModel(m, bounds=(0, 1), device="cpu"), x, y, epsilons=eps)[1]
+
+    def art(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        estimator = PyTorchClassifier(
+            m, nn.CrossEntropyLoss(), x.shape[1:], 10, clip_values=(0, 1), device_type="cpu"
+        )
+        attack = ProjectedGradientDescentPyTorch(
+            estimator, eps=eps, eps_step=step, max_iter=40, num_random_init=1, batch_size=128, verbose=False
+        )
+        return torch.from_numpy(attack.generate(x.numpy(), y.numpy()))
+
+    return {"torchattacks": torchattacks_, "foolbox": foolbox_, "ART": art}
+
+
+# ---------------------------------------------------------------- printing
+
+
+def show(title: str, rows: list[Row]) -> None:
+    theirs = next((r.cpu for r in rows if r.attack == "torchattacks"), None)
+    heads = ("CPU s", "wall s", "x", "forward", "backward", "robust %", "certified", "outside")
+    print(f"\n{title}\n{'':26}" + "".join(f"{head:>11}" for head in heads))
+    for r in rows:
+        gain = f"{theirs / r.cpu:.1f}" if theirs else ""
+        cells = (
+            f"{r.cpu:.2f}", f"{r.wall:.2f}", gain, f"{r.forward:,}", f"{r.backward:,}", f"{100 * r.robust:.1f}",
+            r.certified, r.outside,
+        )  # fmt: skip
+        print(f"{r.attack:26}" + "".join(f"{cell:>11}" for cell in cells), flush=True)
+
+
+def beside_the_reference(eps: float, rows: list[Row]) -> str:
+    points, reference, peer, robust = REFERENCE[eps]
+    theirs = next(r.cpu for r in rows if r.attack == "torchattacks")
+    scaled = theirs * reference / peer
+    return (
+        f"  the paper's own code, measured elsewhere with {points} points: {reference} CPU s, {100 * robust:.1f} % robust, "
+        f"{reference / peer:.1f} times torchattacks; scaled by that, {scaled:.1f} here: "
+        f"{scaled / rows[0].cpu:.1f} times ours, {scaled / rows[1].cpu:.1f} times ours with certificates"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--points", type=int, help="fewer points, for a look")
+    parser.add_argument("--only", nargs="+", choices=[*CASES, *QUICK], help="some of the networks")
+    parser.add_argument("--no-peers", action="store_true", help="our own AutoAttack alone")
+    parser.add_argument("--quick", action="store_true", help="the bundled digits, a minute")
+    parser.add_argument("--json", help="write the figures here")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    cases = QUICK if args.quick else CASES
+    figures: dict[str, Any] = {"torch": torch.__version__, "threads": args.threads}
+    for name in args.only or cases:
+        case = (CASES | QUICK)[name]
+        model, x, y = network(name, case)
+        x, y = x[: args.points], y[: args.points]
+        for kind, radii in (("AutoAttack", case.autoattack), ("PGD-40", case.pgd)):
+            for eps in radii:
+                rows = (
+                    autoattacks(model, x, y, case.norm, eps, not args.no_peers)
+                    if kind == "AutoAttack"
+                    else pgds(model, x, y, eps, args.turns)
+                )
+                show(f"{kind}, {name}, {len(x)} points, l{case.norm:g}, eps {eps:.4g}", rows)
+                if kind == "AutoAttack" and name == "mnist-pgd" and not args.no_peers:
+                    print(beside_the_reference(eps, rows))
+                figures[f"{kind} {name} {eps:.4g}"] = [r._asdict() for r in rows]
+                if args.json:
+                    Path(args.json).write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
