@@ -447,7 +447,7 @@ def _canonical(call: Call, kind: str | None, keep_defaults: bool) -> Call:
             starred and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         ):  # has no other way to be passed
             args.append(_canonical_value(value, keep_defaults))
-        elif keep_defaults or not _same(value, parameter.default):
+        elif keep_defaults or not _is_default(value, parameter.default):
             pairs.append((key, _canonical_value(value, keep_defaults)))
     return Call(call.name, tuple(args), tuple(pairs))
 
@@ -458,10 +458,16 @@ def _canonical_value(value: Any, keep_defaults: bool) -> Value:
     if isinstance(value, tuple | list):
         return tuple(_canonical_value(v, keep_defaults) for v in value)
     if value is not None and not isinstance(value, bool | int | float | str):
-        return spec_of(value)  # a default may be an object, such as attack=pgd()
+        return _canonical(spec_of(value), None, keep_defaults)  # a default may be an object, such as attack=pgd()
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)  # 2.0 and 2 are one setting, so they must be one text
     return value
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    if isinstance(value, Call) and callable(default) and not isinstance(default, type):
+        return full(value) == full(spec_of(default))
+    return _same(value, default)
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -701,3 +701,11 @@ def test_a_dotted_name_found_in_the_current_folder(tmp_path, monkeypatch):
 def test_family_members_by_their_dotted_name():
     assert str(spec_of(build("opnorm.attacks.pgd(steps=2)"))) == "pgd(steps=2)"
     assert isinstance(regularizers.chain([]), regularizers.Hooks)
+
+
+def test_a_default_that_is_an_object_is_written_out_and_left_out_like_any_other():
+    whole = full("jacobian_spectrum()", "analysis")
+    assert full(str(whole), "analysis") == whole
+    assert "steps=10" in str(whole), "the defaults of the default too"
+    assert str(short("jacobian_spectrum(attack=pgd(norm=2, eps=0.5))", "analysis")) == "jacobian_spectrum()"
+    assert "eps=0.25" in str(short("jacobian_spectrum(attack=pgd(norm=2, eps=0.25))", "analysis"))
