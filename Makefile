@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help run test test-slow lint docs bench bench-training bench-attacks clean
+.PHONY: help run test test-slow lint docs bench bench-training bench-attacks bench-jacobian clean
 help:
-	@echo "make run        train a dozen networks on real images and write the page that compares them"
+	@echo "make run        train a network in 28 ways on real images and write the page that compares them"
 	@echo "make test       every test but the slow ones"
 	@echo "make test-slow  the slow ones"
 	@echo "make lint       style, docstrings and types"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench      speed beside other people's methods (ARGS=--quick for a minute)"
 	@echo "make bench-training  the loop beside a plain one (ARGS=--quick for a few minutes)"
 	@echo "make bench-attacks   attacks beside other people's (ARGS=--quick for two minutes)"
+	@echo "make bench-jacobian  norms at a point beside explicit Jacobians"
 	@echo "make clean      remove what make made, but not runs/"
 
 run: $(VENV)/.core
@@ -38,6 +39,9 @@ bench-training: $(VENV)/.core
 
 bench-attacks: $(VENV)/.bench
 	$(BIN)/python benchmarks/attacks.py $(ARGS)
+
+bench-jacobian: $(VENV)/.core
+	$(BIN)/python benchmarks/jacobian.py $(ARGS)
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs docs/_build
