@@ -458,7 +458,9 @@ def _canonical_value(value: Any, keep_defaults: bool) -> Value:
     if isinstance(value, tuple | list):
         return tuple(_canonical_value(v, keep_defaults) for v in value)
     if value is not None and not isinstance(value, bool | int | float | str):
-        return _canonical(spec_of(value), None, keep_defaults)  # a default may be an object, such as attack=pgd()
+        return _canonical(
+            spec_of(value), None, keep_defaults
+        )  # a default may be an object, such as attack=pgd()
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)  # 2.0 and 2 are one setting, so they must be one text
     return value

@@ -163,7 +163,9 @@ def _of_matrices(A: Tensor, v: Tensor, p: float, q: float) -> _Pair:
     """The exact maximizer for A (B, K, n), on the side of the start v; that of an iteration where it is NP-hard."""
     J, each = Matrices(A), torch.arange(len(A), device=A.device)
     if p == q == 2:
-        gram = (A @ A.mT).double().nan_to_num(0, 0, 0)  # a diverged network's NaN reach the loss by themselves
+        gram = (
+            (A @ A.mT).double().nan_to_num(0, 0, 0)
+        )  # a diverged network's NaN reach the loss by themselves
         u = torch.linalg.eigh(gram).eigenvectors[:, :, -1].to(A.dtype)
         side = torch.where((u * J.apply(v)).sum(1) < 0, -1.0, 1.0).to(A.dtype)
         u = u * side[:, None]

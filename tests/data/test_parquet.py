@@ -372,7 +372,8 @@ class TestBadInput:
             parquet(str(tmp_path))
 
     @pytest.mark.parametrize(
-        "content", [b"", b"PAR1", b"version https://git-lfs.github.com/spec/v1\n", random.Random(0).randbytes(99)]
+        "content",
+        [b"", b"PAR1", b"version https://git-lfs.github.com/spec/v1\n", random.Random(0).randbytes(99)],
     )
     def test_no_parquet(self, tmp_path, content):
         (tmp_path / "train.parquet").write_bytes(content)
@@ -402,7 +403,12 @@ class TestBadInput:
         root, *_ = hub
         rows = [png(p) for p in pictures(6, 40, 40)]
         good = png(pictures(1, 40, 40)[0])
-        bad = {"empty": b"", "half": good[: len(good) // 2], "noise": random.Random(0).randbytes(500), "text": b"<svg/>"}
+        bad = {
+            "empty": b"",
+            "half": good[: len(good) // 2],
+            "noise": random.Random(0).randbytes(500),
+            "text": b"<svg/>",
+        }
         rows[3] = None if damage.startswith("null") else bad[damage]
         file = root / "data/train-00001-of-00002.parquet"
         write(file, rows, [0, 1, 2, 0, 1, 1], features(), struct=damage != "null bytes")
@@ -540,7 +546,12 @@ class TestCache:
             save_file({"train_images": torch.zeros(1)}, file)
         else:
             flipped = content[:-30] + bytes([content[-30] ^ 1]) + content[-29:]
-            damaged = {"truncate": content[:-40], "empty": b"", "noise": random.Random(0).randbytes(300), "flip": flipped}
+            damaged = {
+                "truncate": content[:-40],
+                "empty": b"",
+                "noise": random.Random(0).randbytes(300),
+                "flip": flipped,
+            }
             file.write_bytes(damaged[damage])
         assert self.equal(parquet(str(hub[0])), first)
         assert len(decoded) == 32

@@ -273,7 +273,9 @@ def test_the_calls_are_records():
         assert spec_of(build(text)) == spec_of(build(str(spec_of(build(text)))))
 
 
-@pytest.mark.parametrize("case", ["dd_snr()", "dd_snr(form='uJv')", "dd_onr()", "dd_onr(p=inf, q=1)", "input_gradient()"])
+@pytest.mark.parametrize(
+    "case", ["dd_snr()", "dd_snr(form='uJv')", "dd_onr()", "dd_onr(p=inf, q=1)", "input_gradient()"]
+)
 def test_a_diverged_network_gives_nan_and_no_error_of_its_own(case):
     """The loop says where training went wrong; a penalty that raises would hide it."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))

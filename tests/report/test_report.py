@@ -306,7 +306,16 @@ def test_a_page_is_replaced_whole(report, tmp_path, monkeypatch):
 
 def test_json(report, tmp_path):
     content = json.loads(write_json(report, tmp_path / "r.json").read_text(encoding="utf-8"))
-    assert list(content) == ["title", "question", "findings", "table", "charts", "settings", "runs", "highlight"]
+    assert list(content) == [
+        "title",
+        "question",
+        "findings",
+        "table",
+        "charts",
+        "settings",
+        "runs",
+        "highlight",
+    ]
     assert content["table"]["rows"][0]["clean"].keys() == {"mean", "std", "n"}
     assert list(content["settings"]) == list(report.settings)
     odd = Report("t", "q", [], Table([], [{"a": math.nan, "b": math.inf}]))
