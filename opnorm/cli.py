@@ -569,6 +569,43 @@ def study(
     return None
 
 
+@app.command(name="separation")
+def separation(
+    data: Annotated[Positional[str], arg(help=DATA)] = "digits()",
+    norm: Annotated[str, arg(help="1, 2 or inf")] = "inf",
+    split: Annotated[
+        Literal["train", "test", "all"], arg(help="which points; all: the two together")
+    ] = "train",
+    json: Annotated[bool, arg(help=JSON)] = False,
+) -> None:
+    """How far the classes of a data set are apart: the nearest two points of different classes, over all pairs, exactly.
+
+    Below half of that distance no two balls around points of different classes meet, so that some network could be robust
+    on all of them.
+
+    opnorm separation 'parquet("cifar10")' --norm inf
+    """
+    from opnorm import spec
+    from opnorm.norms.show import label
+    from opnorm.progress import SeparationProgress
+    from opnorm.separation import separation as search
+
+    dataset = spec.build(data, "data set")
+    with SeparationProgress() as progress:
+        found = search(dataset, _number("--norm", norm), split, progress)
+    if json:
+        return _print_json(
+            {**found._asdict(), "norm": str(norm), "eps": found.eps, "data": data, "split": split}
+        )
+    (i, j), (a, b) = found.pair, found.labels
+    print(
+        f"separation        {found.distance:.6g} in {label(found.norm)}, of {found.points:,} points (pixels in [0, 1])"
+    )
+    print(f"the nearest two   {i} (class {a}) and {j} (class {b})")
+    print(f"balls apart       below ε = {found.eps:.6g}")
+    return None
+
+
 @app.command(name="ls")
 def ls(
     out: Annotated[Path, arg(help=OUT)] = Path("runs"),

@@ -12,7 +12,14 @@ from opnorm.attacks.evaluate import Heard
 from opnorm.study import News
 from opnorm.train import Moment
 
-__all__ = ["AnalyzeProgress", "AttackProgress", "StudyProgress", "TrainProgress", "stderr"]
+__all__ = [
+    "AnalyzeProgress",
+    "AttackProgress",
+    "SeparationProgress",
+    "StudyProgress",
+    "TrainProgress",
+    "stderr",
+]
 
 
 def stderr() -> Console:
@@ -118,6 +125,18 @@ class StudyProgress(_Shown):
             f"[{len(self.ended)}/{len(self.labels)}] {self.labels[news.index]}: {found}{outcome}",
             markup=False,
         )
+
+
+class SeparationProgress(_Shown):
+    """The share of all pairs that are done, and the least distance so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all = self.bar.add_task("all pairs", total=1.0, note="")
+
+    def __call__(self, share: float, least: float) -> None:
+        """Told by :func:`opnorm.separation.separation`."""
+        self.bar.update(self.all, completed=share, note=f"nearest {least:.4g}")
 
 
 class AttackProgress(_Shown):
