@@ -18,6 +18,7 @@ from opnorm.spec import factory
 __all__ = ["APGD", "SparseAPGD", "apgd", "apgd_search", "rank_targets"]
 
 MOMENTUM, RHO = 0.75, 0.75
+SPELL = 5  # steps
 
 
 @factory
@@ -92,11 +93,17 @@ def apgd(
 
 
 def apgd_search(
-    norm: float, eps: float, steps: int = 100, loss: str = "ce", targeted: bool = False
+    norm: float,
+    eps: float,
+    steps: int = 100,
+    loss: str = "ce",
+    targeted: bool = False,
+    patience: float = math.inf,
 ) -> "APGD":
     """The search for a norm; its name, such as APGD-DLR or APGD-T, says loss and target."""
-    kind = APGD if norm != 1 else SparseAPGD
-    return kind(eps, steps, loss, targeted)
+    if norm == 1:
+        return SparseAPGD(eps, steps, loss, targeted)
+    return APGD(eps, steps, loss, targeted, patience)
 
 
 def rank_targets(logits: Tensor, y: Tensor, count: int) -> Tensor:
@@ -130,12 +137,17 @@ class APGD(Search):
     """Auto-PGD in an ℓ∞ or ℓ2 ball, as :func:`apgd` describes it.
 
     The loss is compared with that of the evaluation before, also where the search has just gone back to its best point.
+
+    A job is hopeless when at each of five steps on end (the first five do not count) its loss stays below zero even with
+    ``patience`` times its Frank-Wolfe gap: what the loss would gain in the rest of the ball if it were linear. A concave
+    loss gains no more than that, and at zero or below, all of these losses leave the right class on top.
     """
 
     eps: float
     steps: int = 100
     criterion: str = "ce"
     targeted: bool = False
+    patience: float = math.inf
 
     def __post_init__(self) -> None:
         self.name = f"APGD-{self.criterion.upper()}"
@@ -166,6 +178,7 @@ class APGD(Search):
             "loss": -never, "best_loss": never, "best_at_check": never,
             "step": torch.full_like(never, 2 * self.eps), "rises": torch.zeros_like(never),
             "halved": torch.zeros_like(lanes.y, dtype=torch.bool), "k": torch.zeros_like(lanes.y),
+            "reach": never,
         }  # fmt: skip
 
     def loss(self, lanes: Lanes, state: State, logits: Tensor) -> Tensor:
@@ -178,6 +191,9 @@ class APGD(Search):
         """Remember what is best, see whether a checkpoint halves the step, and take it."""
         s, k = dict(state), state["k"].clamp(max=self.steps - 1)
         z, grad = self._remember(s, answer)
+        if self.patience < math.inf:
+            reach = answer.loss + self.patience * lanes.region.gain(z, grad)
+            s["reach"] = torch.where(s["k"] % SPELL == 0, reach, torch.maximum(reach, s["reach"]))
         s["rises"] = s["rises"] + (answer.loss > s["loss"])
         window = self.windows[k]
         few = s["rises"] < RHO * window
@@ -192,6 +208,11 @@ class APGD(Search):
         weight = _like(1 - (1 - MOMENTUM) * (k > 0), z)  # nothing is behind the first step
         s["z"], s["before"] = _near(lanes, torch.lerp(2 * z - s["before"], u, weight)), z
         return s
+
+    def hopeless(self, lanes: Lanes, state: State) -> Tensor:
+        """Below zero throughout a spell of five steps."""
+        k = state["k"]
+        return (k % SPELL == 0) & (k > SPELL) & (state["reach"] < 0)
 
     def last(self, lanes: Lanes, state: State) -> Tensor:
         """The point with the largest loss."""

@@ -4,7 +4,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -16,10 +15,10 @@ from opnorm.attacks.checks import check_inputs, check_logits
 from opnorm.attacks.fab import FAB
 from opnorm.attacks.losses import wide
 from opnorm.attacks.pgd import Ascent, Attack
+from opnorm.attacks.scout import Scout, find_scout
 from opnorm.attacks.search import Catch, Search, hunt
 from opnorm.attacks.square import Square
 from opnorm.errors import AttackError
-from opnorm.fast import Shadow, attack_model
 from opnorm.modes import Mode, undisturbed
 from opnorm.spec import factory
 
@@ -54,6 +53,7 @@ def autoattack(
     bf16: bool = True,
     mode: Mode = "eval",
     seed: int = 0,
+    patience: float = 3,
 ) -> Attack:
     """AutoAttack: what stands APGD-CE goes to APGD-T, then to FAB-T, then to Square.
 
@@ -78,6 +78,10 @@ def autoattack(
             counts only where the model itself is fooled. Not for float64 models.
         mode: of the model meanwhile: "eval", "train" or "as is".
         seed: of all random numbers; each belongs to a point, an attack, a target and a restart, not to a batch.
+        patience: how unlikely a success must be for a job (a point, a target, a restart) to end before its last step. It
+            ends when it would fall short of fooling the model even with so many times the progress that is foreseen: for
+            APGD its Frank-Wolfe gap, for FAB and Square what the last doubling of the steps brought, for each doubling
+            that is left. inf carries every job to its last step, as published, at many times the cost. ℓ1 APGD always does.
 
     Returns:
         An :class:`AutoAttack`; its ``judge`` says more than the points.
@@ -87,7 +91,7 @@ def autoattack(
 
     Source: Croce & Hein 2020 (ICML); ℓ1: Croce & Hein 2021.
     """
-    return AutoAttack(norm, eps, version, attacks, certify, batch, bf16, mode, seed)
+    return AutoAttack(norm, eps, version, attacks, certify, batch, bf16, mode, seed, patience)
 
 
 class Stage(NamedTuple):
@@ -175,11 +179,6 @@ def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, flo
     return max((center - half) / (1 + weight), 0.0), min((center + half) / (1 + weight), 1.0)
 
 
-class _Scout(NamedTuple):
-    network: nn.Module
-    fine: bool = False  # whether its logits have more than the 8 bits of bfloat16
-
-
 @dataclass(frozen=True, eq=False)
 class AutoAttack:
     """The attack that :func:`autoattack` describes.
@@ -197,6 +196,7 @@ class AutoAttack:
     bf16: bool = True
     mode: Mode = "eval"
     seed: int = 0
+    patience: float = 3
 
     def __post_init__(self) -> None:
         Ascent(self.norm, self.eps, 1, mode=self.mode, seed=self.seed)  # the checks that it shares with PGD
@@ -211,6 +211,8 @@ class AutoAttack:
             raise AttackError(f"mode={self.mode!r}: certificates are for mode 'eval'; leave certify out")
         if isinstance(self.batch, bool) or not isinstance(self.batch, int) or self.batch < 1:
             raise AttackError(f"batch={self.batch!r}: expected a whole number of points, at least 1")
+        if isinstance(self.patience, bool) or not self.patience > 0:
+            raise AttackError(f"patience={self.patience!r}: expected a factor above 0, such as 3, or inf")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -253,10 +255,10 @@ class AutoAttack:
         with undisturbed(model, self.mode), torch.no_grad():
             _sow(seed, x.device)
             judge, notes = model, list[str]()
-            scout: _Scout | None = None
+            scout: Scout | None = None
             if self.version == "rand":
                 judge = _Mean(model, JUDGE_PASSES)
-                scout = _Scout(_Mean(model, GRADIENT_PASSES), fine=True)
+                scout = Scout(_Mean(model, GRADIENT_PASSES), fine=True)
             logits = self._clean(judge, x, y)
             right = logits.argmax(1) == y if len(x) else torch.zeros_like(y, dtype=torch.bool)
             certified = self._certified(model, x, y, right)
@@ -267,7 +269,7 @@ class AutoAttack:
                 if self.version != "rand" and _is_random(model, x[: self.batch], logits):
                     notes.append(RANDOM)
                 elif self.version != "rand" and self.bf16 and self.mode == "eval":
-                    scout = _scout(model, x[left[:32]], y[left[:32]])
+                    scout = find_scout(model, x[left[:32]], y[left[:32]])
                 for name in self.names:
                     stage, caught = self._run(name, judge, scout, x, y, logits, left, seed, tell)
                     where = left[caught.fooled]
@@ -302,10 +304,10 @@ class AutoAttack:
         return certified
 
     def _run(
-        self, name: str, judge: nn.Module, scout: _Scout | None, x: Tensor, y: Tensor, logits: Tensor,
+        self, name: str, judge: nn.Module, scout: Scout | None, x: Tensor, y: Tensor, logits: Tensor,
         left: Tensor, seed: int, tell: Callable[[str, int, int], None] | None,
     ) -> tuple[Stage, Catch]:  # fmt: skip
-        plan = _plan(name, self.norm, self.eps, self.version)
+        plan = _plan(name, self.norm, self.eps, self.version, self.patience)
         targets = rank_targets(logits[left], y[left], plan.targets) if plan.targets else None
         cpu, wall = time.process_time(), time.perf_counter()
         catch = hunt(
@@ -329,21 +331,21 @@ class _Plan(NamedTuple):
     restarts: int = 1
 
 
-def _plan(name: str, norm: float, eps: float, version: str) -> _Plan:
+def _plan(name: str, norm: float, eps: float, version: str, patience: float) -> _Plan:
     many = 5 if version == "plus" or (version == "standard" and norm == 1) else 1
     match name:
         case "apgd-ce":
-            return _Plan(apgd_search(norm, eps), restarts=many)
+            return _Plan(apgd_search(norm, eps, patience=patience), restarts=many)
         case "apgd-dlr":
-            return _Plan(apgd_search(norm, eps, loss="dlr"), restarts=many)
+            return _Plan(apgd_search(norm, eps, loss="dlr", patience=patience), restarts=many)
         case "apgd-t":
-            search = apgd_search(norm, eps, loss="dlr", targeted=True)
+            search = apgd_search(norm, eps, loss="dlr", targeted=True, patience=patience)
             return _Plan(search, targets=5 if version == "standard" and norm == 1 else 9)
         case "fab-t":
-            return _Plan(FAB(norm, eps, targeted=True), targets=9)
+            return _Plan(FAB(norm, eps, targeted=True, patience=patience), targets=9)
         case "fab":
-            return _Plan(FAB(norm, eps, targeted=False), restarts=5)
-    return _Plan(Square(norm, eps))
+            return _Plan(FAB(norm, eps, targeted=False, patience=patience), restarts=5)
+    return _Plan(Square(norm, eps, patience=patience))
 
 
 class _Mean(nn.Module):
@@ -370,83 +372,6 @@ def _sow(seed: int, device: torch.device) -> None:
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
-
-
-# ---------------------------------------------------------------- the 16-bit stand-in
-
-
-def _scout(model: nn.Module, x: Tensor, y: Tensor) -> _Scout | None:
-    """A copy in bfloat16, where that is fast, all is in float32, and both agree."""
-    floats = {t.dtype for t in (x, *model.parameters(), *model.buffers()) if t.is_floating_point()}
-    if floats != {torch.float32} or not _has_bf16(x.device):
-        return None
-    with torch.autocast(x.device.type, torch.bfloat16):
-        shadow = attack_model(model, x)
-    if not isinstance(shadow, Shadow):
-        return None
-    network = deepcopy(shadow)  # the other one may be refreshed by somebody else
-    scout = _Scout(network, _sharpened(network, model, x))
-    return scout if _agree(model, network, x, y) else None
-
-
-def _sharpened(shadow: Shadow, model: nn.Module, x: Tensor) -> bool:
-    """Compute the last layer in float32, if it is linear: its sums over many features average their rounding out.
-
-    FAB and Square, which live on small differences of logits, then find what they find in float32, and without it less.
-    """
-    made: list[tuple[str, Tensor]] = []
-
-    def note(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        return lambda layer, inputs, out: made.append((name, out))
-
-    layers = [(name, m) for name, m in shadow.copy.named_modules() if name and type(m) is nn.Linear]
-    hooks = [layer.register_forward_hook(note(name)) for name, layer in layers]
-    with torch.autocast(x.device.type, torch.bfloat16):
-        logits = shadow.copy(x)
-    for hook in hooks:
-        hook.remove()
-    last = [name for name, out in made if out is logits and name not in dict(shadow.pairs)]
-    for name in last:
-        parent, _, child = name.rpartition(".")
-        setattr(shadow.copy.get_submodule(parent), child, _Float32(model.get_submodule(name)))
-    return bool(last)
-
-
-class _Float32(nn.Module):
-    """A layer that computes in float32 whatever is around it."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Like the layer's."""
-        with torch.autocast(x.device.type, enabled=False):
-            out: Tensor = self.layer(x.float())
-        return out
-
-
-def _has_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type != "cpu":
-        return False
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def _agree(model: nn.Module, scout: nn.Module, x: Tensor, y: Tensor) -> bool:
-    """Logits within 5 % of their spread, and gradients of which half are nearly parallel."""
-    with torch.enable_grad():
-        pair = []
-        for network in (model, scout):
-            z = x.detach().requires_grad_()
-            logits = wide(network(z))
-            gap = logits.logsumexp(1) - logits.gather(1, y[:, None]).squeeze(1)
-            grad = torch.autograd.grad(gap.sum(), z)[0] if gap.requires_grad else torch.zeros_like(z)
-            pair.append((logits.detach(), grad.flatten(1)))
-    (exact, grad), (coarse, coarse_grad) = pair
-    off = (exact - coarse).abs().amax() <= 0.05 * exact.std()
-    return bool(off) and float(torch.cosine_similarity(grad, coarse_grad).median()) > 0.9
 
 
 # ---------------------------------------------------------------- what a reader should know

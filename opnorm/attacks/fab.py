@@ -14,7 +14,7 @@ from opnorm.attacks.pgd import Ascent, Watch
 from opnorm.attacks.planes import step_to_plane
 from opnorm.attacks.projections import ball
 from opnorm.attacks.random import point_keys
-from opnorm.attacks.search import Answer, Lanes, Search, State, hunt
+from opnorm.attacks.search import Answer, Lanes, Search, State, falls_short, hunt
 from opnorm.errors import AttackError
 from opnorm.modes import Mode, undisturbed
 from opnorm.spec import factory
@@ -164,14 +164,16 @@ class FAB(Search):
     """FAB as :func:`fab` describes it: each step asks forward at z, and forward and backward where it linearizes.
 
     These are the same unless z has crossed the boundary, but it mostly has (on a CNN for MNIST in 50 to 98 % of steps for
-    ℓ∞ and ℓ2), so that one more pass forward is cheaper than a pass backward in vain.
+    ℓ∞ and ℓ2), so that one more pass forward is cheaper than a pass backward in vain. Both are counted.
     """
 
     norm: float
     eps: float
     targeted: bool = True
     steps: int = 100
+    patience: float = math.inf
 
+    passes = 2
     coarse = False  # near the boundary, which it is after, 16 bits cannot tell the sides apart
 
     def __post_init__(self) -> None:
@@ -185,7 +187,7 @@ class FAB(Search):
             near = ball(lanes.x, self.eps / 2, self.norm).start(lanes.keys)
             z = torch.where(_like(again, z), near, z)
         never = torch.full_like(lanes.y, math.inf, dtype=torch.promote_types(z.dtype, torch.float32))
-        return {"z": z, "best": z, "distance": never}
+        return {"z": z, "best": z, "distance": never, "mark": -never, "k": torch.zeros_like(lanes.y)}
 
     def loss(self, lanes: Lanes, state: State, logits: Tensor) -> Tensor:
         """The gap to the target, z_t - z_y."""
@@ -219,8 +221,14 @@ class FAB(Search):
         near, far = self._length(d), self._length(d_x)
         bias = (near / (near + far).clamp(min=1e-30)).clamp(max=BIAS)[:, None].to(z)
         z = torch.lerp(z + OVERSHOOT * d, x + OVERSHOOT * d_x, bias).clamp_(0, 1)
-        s["z"] = z.view_as(lanes.x).to(lanes.x.dtype)
+        s["z"], s["k"] = z.view_as(lanes.x).to(lanes.x.dtype), s["k"] + 1
         return s
+
+    def hopeless(self, lanes: Lanes, state: State) -> Tensor:
+        """By how log(ε / distance) grows."""
+        closeness = -(state["distance"] / self.eps).log()
+        short, state["mark"] = falls_short(self.steps, state["k"], closeness, state["mark"], self.patience)
+        return short
 
     def last(self, lanes: Lanes, state: State) -> Tensor:
         """The closest point of another class, or where the search is, if there was none."""

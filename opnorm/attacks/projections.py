@@ -38,6 +38,12 @@ class Ball(Protocol):
     def ascend(self, z: Tensor, grad: Tensor, step: float) -> Tensor:
         """Where a step of that length leads from z inside: back inside, by projection."""
 
+    def gain(self, z: Tensor, grad: Tensor) -> Tensor:
+        """What a linear function with this gradient gains from z to its maximum in the ball, at most (B,).
+
+        sup ⟨grad, z' - z⟩, the Frank-Wolfe gap; in ℓ1 and ℓ2 of the ball without the box.
+        """
+
     def select(self, kept: Tensor) -> "Ball":
         """The balls of some of the points."""
 
@@ -93,6 +99,10 @@ class LinfBall:
         """Π(z + step · sign(grad))."""
         return self.project(z + step * self.direction(grad))
 
+    def gain(self, z: Tensor, grad: Tensor) -> Tensor:
+        """Σ_i |g_i| times the way that is left upward or downward."""
+        return (grad * (torch.where(grad > 0, self.high, self.low) - z)).flatten(1).sum(1)
+
     def select(self, kept: Tensor) -> "LinfBall":
         """The balls of some of the points."""
         return LinfBall(self.x[kept], self.low[kept], self.high[kept])
@@ -122,6 +132,10 @@ def _land(x: Tensor, delta: Tensor, eps: float, norm: float) -> Tensor:
 def _wide(value: Tensor) -> Tensor:
     """In float32 at least: squares of 16-bit floats overflow and vanish."""
     return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def _gain(x: Tensor, eps: float, z: Tensor, grad: Tensor, dual: float) -> Tensor:
+    return eps * torch.linalg.vector_norm(grad.flatten(1), dual, dim=1) - (grad * (z - x)).flatten(1).sum(1)
 
 
 @dataclass(frozen=True)
@@ -176,6 +190,10 @@ class L2Ball:
     def ascend(self, z: Tensor, grad: Tensor, step: float) -> Tensor:
         """Π(z + step · grad / ‖grad‖_2)."""
         return self.project(z + step * self.direction(grad))
+
+    def gain(self, z: Tensor, grad: Tensor) -> Tensor:
+        """ε ‖g‖_2 - ⟨g, z - x⟩."""
+        return _gain(self.x, self.eps, z, grad, 2)
 
     def select(self, kept: Tensor) -> "L2Ball":
         """The balls of some of the points."""
@@ -249,6 +267,10 @@ class L1Ball:
         filled = (min(step, 2 * self.eps) - before).clamp(min=0).minimum(most).to(flat.dtype)
         v = torch.zeros_like(flat).scatter_(1, order, filled) * slope.sign()
         return self.project((flat + v).view_as(z))
+
+    def gain(self, z: Tensor, grad: Tensor) -> Tensor:
+        """ε ‖g‖_inf - ⟨g, z - x⟩."""
+        return _gain(self.x, self.eps, z, grad, math.inf)
 
     def select(self, kept: Tensor) -> "L1Ball":
         """The balls of some of the points."""

@@ -22,7 +22,7 @@ from opnorm.attacks.projections import Ball, ball
 from opnorm.attacks.random import point_keys
 from opnorm.errors import AttackError
 
-__all__ = ["Answer", "Catch", "Lanes", "Search", "State", "hunt"]
+__all__ = ["Answer", "Catch", "Lanes", "Search", "State", "falls_short", "hunt"]
 
 State = dict[str, Tensor]
 """What a search remembers of each lane, lanes first; ``state["z"]`` is where it asks the model next."""
@@ -80,12 +80,16 @@ class Search(ABC):
     Attributes:
         name: as reports call it; part of the keys of its random numbers.
         steps: how often a job asks the model.
+        passes: forward passes that a step takes.
         coarse: whether 16-bit logits are good enough to search on.
+        patience: a job ends early when it would fall short even if it made this times the progress that is foreseen.
     """
 
     name: str
     steps: int
+    passes: int = 1
     coarse: bool = True
+    patience: float = math.inf
 
     @abstractmethod
     def start(self, lanes: Lanes) -> State:
@@ -116,6 +120,10 @@ class Search(ABC):
         """Whether ``state["z"]`` lies in the ball up to rounding, (L,); a search that never leaves it need not look."""
         return torch.ones_like(lanes.y, dtype=torch.bool)
 
+    def hopeless(self, lanes: Lanes, state: State) -> Tensor:
+        """Which jobs fall short (L,), asked after each step where ``patience`` is finite."""
+        return torch.zeros_like(lanes.y, dtype=torch.bool)
+
     def last(self, lanes: Lanes, state: State) -> Tensor:
         """The point that an ended job thinks most of (L, C, H, W); the model as given looks at it once."""
         return state["z"]
@@ -132,8 +140,8 @@ class Catch:
         margin: (B,), max_{i≠y} z_i - z_y of the model as given at the point.
         watch: at which points gradients said nothing.
         counts: how often each thing happened, in points: ``forward`` and ``backward`` passes of the search, ``confirm``
-            passes of the model as given, ``denied`` confirmations of what the search took for fooled, and
-            ``bad_logits`` (NaN, infinite).
+            passes of the model as given, ``denied`` confirmations of what the search took for fooled, ``bad_logits``
+            (NaN, infinite), and ``given_up`` jobs that ended early without prospects.
     """
 
     points: Tensor
@@ -204,7 +212,7 @@ def hunt(
         crew.work(until=max(1, len(crew.point) // REFILL))
 
 
-COUNTS = ("forward", "backward", "confirm", "denied", "bad_logits")
+COUNTS = ("forward", "backward", "confirm", "denied", "bad_logits", "given_up")
 
 
 def _keys(x: Tensor, seed: int, name: str, target: Tensor, restart: Tensor) -> Tensor:
@@ -255,6 +263,10 @@ class _Crew:
             self.catch.counts["denied"] += int(new.sum()) - self._confirm(lanes, new, z)
             self.state = self.search.advance(lanes, self.state, answer)
             self.left -= 1
+            if self.search.patience < math.inf:
+                vain = self.search.hopeless(lanes, self.state) & (self.left > 0) & ~self.done(self.point)
+                self.catch.counts["given_up"] += int(vain.sum())
+                self.left.masked_fill_(vain, 0)
             over = (self.left == 0) & ~self.done(self.point)
             self._confirm(lanes, over, self.search.last(lanes, self.state) if over.any() else z)
             ended = (self.left <= 0) | self.done(self.point)
@@ -264,7 +276,7 @@ class _Crew:
 
     def _ask(self, lanes: Lanes) -> Answer:
         answer = self.search.ask(self.scout or self.model, lanes, self.state)
-        self.catch.counts["forward"] += len(lanes.y)
+        self.catch.counts["forward"] += len(lanes.y) * self.search.passes
         if answer.grad is None:
             return answer
         self.catch.counts["backward"] += len(lanes.y)
@@ -292,6 +304,24 @@ class _Crew:
         catch.points[point[best]], catch.margin[point[best]] = candidates[best], gap[best]
         catch.fooled[point[best]] |= wrong[best]
         return int(wrong.sum())
+
+
+LOOKS = 5  # a search that makes S steps is looked at after S / 2, S / 4, ... of them: so often
+EARLY = 10  # within so many steps nothing is foreseen
+
+
+def falls_short(steps: int, k: Tensor, value: Tensor, mark: Tensor, patience: float) -> tuple[Tensor, Tensor]:
+    """Whether a search after ``k`` of its steps (L,) will stay below zero with its ``value`` (L,), and the next ``mark``.
+
+    Each doubling of the steps brings such a search less than the one before. So it falls short when even ``patience``
+    times the progress since k / 2, where ``mark`` was taken, for each doubling that is left would not bring it to zero.
+    """
+    looks = torch.tensor([steps >> j for j in range(1, LOOKS + 1)], device=k.device)
+    now = (k[:, None] == looks).any(1)
+    doublings = (steps / k.clamp(min=1)).log2().to(value.dtype)
+    # NaN, where nothing was found yet, falls short of nothing
+    short = now & (k > EARLY) & (value + patience * (value - mark) * doublings < 0)
+    return short, torch.where(now, value, mark)
 
 
 def _one_each(point: Tensor, value: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from opnorm.attacks.losses import margin, wide
 from opnorm.attacks.pgd import Ascent, Attack
 from opnorm.attacks.projections import LinfBall
 from opnorm.attacks.random import GOLDEN, uniform
-from opnorm.attacks.search import Answer, Lanes, Search, State, hunt
+from opnorm.attacks.search import Answer, Lanes, Search, State, falls_short, hunt
 from opnorm.errors import AttackError
 from opnorm.modes import Mode, undisturbed
 from opnorm.spec import factory
@@ -93,6 +93,7 @@ class Square(Search):
     norm: float
     eps: float
     steps: int = 5000
+    patience: float = math.inf
     name = "Square"
 
     coarse = False  # a square changes the margin by less than 16 bits can tell
@@ -101,7 +102,7 @@ class Square(Search):
         """Stripes, or a grid of bumps."""
         z = _stripes(lanes) if self.norm == math.inf else self._grid(lanes)
         least = torch.full_like(lanes.y, -math.inf, dtype=torch.promote_types(z.dtype, torch.float32))
-        return {"z": z, "best": z, "margin": least, "k": torch.zeros_like(lanes.y)}
+        return {"z": z, "best": z, "margin": least, "mark": least, "k": torch.zeros_like(lanes.y)}
 
     def loss(self, lanes: Lanes, state: State, logits: Tensor) -> Tensor:
         """The margin."""
@@ -129,7 +130,14 @@ class Square(Search):
             second = _Window.drawn(rest[:, :2], side, height, width)
             z = self._move_mass(lanes.x, best, first, second, signs, turned=rest[:, 2] < 0.5)
         loss = torch.where(better, answer.loss, state["margin"])
-        return {"z": z, "best": best, "margin": loss, "k": k}
+        return state | {"z": z, "best": best, "margin": loss, "k": k}
+
+    def hopeless(self, lanes: Lanes, state: State) -> Tensor:
+        """By how the margin grows."""
+        short, state["mark"] = falls_short(
+            self.steps, state["k"], state["margin"], state["mark"], self.patience
+        )
+        return short
 
     def last(self, lanes: Lanes, state: State) -> Tensor:
         """The point with the largest margin."""

@@ -10,6 +10,7 @@ from test_contract import exactly_inside, record, same
 from torch import nn
 from victims import EPS, images, net
 
+from opnorm.attacks import scout as scouts
 from opnorm.attacks.autoattack import AutoAttack, Verdict, autoattack, wilson
 from opnorm.errors import AttackError
 from opnorm.spec import build, spec_of
@@ -126,7 +127,7 @@ def test_a_scout_never_changes_who_is_right(monkeypatch):
 
     model, x, y = trained()
     for scout in (Lies(model), net(3, 5).eval(), Rounded(model)):
-        monkeypatch.setattr(module, "_scout", lambda *_, scout=scout: module._Scout(scout, fine=True))
+        monkeypatch.setattr(module, "find_scout", lambda *_, scout=scout: scouts.Scout(scout, fine=True))
         verdict = AutoAttack(math.inf, 0.05, attacks=GRADIENTS).judge(model, x, y)
         assert torch.equal(verdict.fooled, (model(verdict.points).argmax(1) != y) & verdict.right)
         assert sum(stage.counts["confirm"] for stage in verdict.stages) > 0
@@ -152,10 +153,10 @@ def test_bf16_finds_about_as_much():
 
 
 def test_the_last_linear_layer_of_a_scout_is_in_float32():
-    if not module._has_bf16(torch.device("cpu")):
+    if not scouts._has_bf16(torch.device("cpu")):
         pytest.skip("this processor has no fast bfloat16")
     model, x, y = trained()
-    scout = module._scout(model, x, y)
+    scout = scouts.find_scout(model, x, y)
     assert scout.fine
     with torch.no_grad():
         logits = scout.network(x)
@@ -163,10 +164,10 @@ def test_the_last_linear_layer_of_a_scout_is_in_float32():
     assert torch.allclose(logits, model(x), atol=0.02)
     assert not torch.equal(logits, model(x))
     scaled = nn.Sequential(model, Scale())  # here something follows that layer
-    assert not module._scout(scaled, x, y).fine
+    assert not scouts.find_scout(scaled, x, y).fine
     seen = []
     model[-1].register_forward_hook(lambda *_: seen.append(1))  # such a model is not copied
-    assert module._scout(model, x, y) is None
+    assert scouts.find_scout(model, x, y) is None
 
 
 class Scale(nn.Module):
@@ -176,12 +177,12 @@ class Scale(nn.Module):
 
 def test_what_disagrees_is_no_scout(monkeypatch):
     model, x, y = trained()
-    assert module._agree(model, Rounded(model), x, y)
-    assert not module._agree(model, net(1, 5).eval(), x, y)
+    assert scouts._agree(model, Rounded(model), x, y)
+    assert not scouts._agree(model, net(1, 5).eval(), x, y)
     double, xd, yd = trained(dtype=torch.float64)
-    assert module._scout(double, xd, yd) is None
-    monkeypatch.setattr(module, "_has_bf16", lambda device: False)
-    assert module._scout(model, x, y) is None
+    assert scouts.find_scout(double, xd, yd) is None
+    monkeypatch.setattr(scouts, "_has_bf16", lambda device: False)
+    assert scouts.find_scout(model, x, y) is None
 
 
 # ---------------------------------------------------------------- certificates

@@ -1,0 +1,105 @@
+"""Jobs without prospects end early: what is foreseen, and that nothing is lost by it."""
+
+import math
+
+import pytest
+import torch
+from honest import honest, points
+from torch import nn
+from victims import EPS, Linear, images
+
+from opnorm.attacks.apgd import APGD
+from opnorm.attacks.autoattack import AutoAttack
+from opnorm.attacks.fab import FAB
+from opnorm.attacks.projections import ball
+from opnorm.attacks.search import falls_short, hunt
+from opnorm.attacks.square import Square
+from opnorm.errors import AttackError
+
+
+@pytest.mark.parametrize("norm", [math.inf, 2, 1])
+def test_no_point_of_the_ball_gains_more(norm):
+    x, _ = images(6, dtype=torch.float64)
+    region = ball(x, EPS[norm], norm)
+    grad = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    z = region.start(torch.arange(6))
+    gain = region.gain(z, grad)
+    for seed in range(50):
+        other = region.start(torch.arange(6) + 100 * seed)
+        assert ((grad * (other - z)).flatten(1).sum(1) <= gain).all()
+    best = region.ascend(z, grad, 1e3)
+    if norm == math.inf:  # the ball cut with the box is a box, of which this is the corner
+        assert torch.allclose((grad * (best - z)).flatten(1).sum(1), gain)
+    inside = ball(x * 0.2 + 0.4, EPS[norm], norm)  # far from the box, where nothing is lost
+    start = inside.start(torch.arange(6))
+    best = inside.x + EPS[norm] * inside.direction(grad)
+    assert torch.allclose((grad * (best - start)).flatten(1).sum(1), inside.gain(start, grad))
+
+
+@pytest.mark.parametrize("norm", [math.inf, 2])
+def test_on_a_linear_model_exactly_the_hopeless_are_given_up(norm):
+    w = torch.randn(1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x, _ = images(200, low=0.4, high=0.6, dtype=torch.float64)
+    score = (x * w).flatten(1).sum(1) - 0.5 * w.sum()
+    model = nn.Sequential(Shift(), Linear(w))
+    y = (score > 0).long()
+    eps = EPS[norm] / 4
+    reach = eps * (w.abs().sum() if norm == math.inf else w.norm())
+    can_be_fooled = score.abs() < reach
+    search = APGD(eps, criterion="cw", patience=1 + 1e-9)
+    catch = hunt(model, x, y, search, eps=eps, norm=norm)
+    assert torch.equal(catch.fooled, can_be_fooled)
+    assert catch.counts["given_up"] == (~can_be_fooled).sum() > 20
+    assert catch.counts["forward"] < 15 * len(x)
+
+
+class Shift(nn.Module):
+    def forward(self, x):
+        return x - 0.5
+
+
+def test_what_falls_short():
+    k = torch.tensor([250, 250, 250, 250, 249, 31])
+    value = torch.tensor([-3.0, -1.9, -1.0, -1.0, -3.0, -9.0])
+    mark = torch.tensor([-4.0, -2.5, -math.inf, -1.0, -4.0, -9.5])
+    # two doublings are left until 1000: -3 + 2 * 1 < 0 <= -1.9 + 2 * 2 * 0.6
+    short, new = falls_short(1000, k, value, mark, 1.0)
+    assert short.tolist() == [True, True, False, True, False, True]
+    assert new.tolist() == [-3, pytest.approx(-1.9), -1, -1, -4, -9]
+    short, _ = falls_short(1000, k, value, mark, 2.0)
+    assert short.tolist() == [False, False, False, True, False, True]
+    never = torch.full_like(value, -math.inf)  # FAB where nothing was found yet
+    assert not falls_short(1000, k, never, never, 1.0)[0].any()
+    assert not falls_short(100, torch.full_like(k, 6), value, value, 1.0)[0].any()  # too early
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        lambda patience: APGD(0.1, criterion="dlr", targeted=True, patience=patience),
+        lambda patience: FAB(math.inf, 0.1, patience=patience),
+        lambda patience: Square(math.inf, 0.1, 1000, patience=patience),
+    ],
+    ids=["APGD-T", "FAB-T", "Square"],
+)
+def test_on_a_trained_network_nothing_is_lost(search):
+    model, (x, y) = honest(), points(60)
+    targets = torch.stack([(y + 1) % 10, (y + 5) % 10], 1) if search(3).name != "Square" else None
+    with torch.no_grad():
+        right = model(x).argmax(1) == y
+    x, y, targets = x[right], y[right], None if targets is None else targets[right]
+    full, short = (
+        hunt(model, x, y, search(patience), eps=0.1, norm=math.inf, targets=targets)
+        for patience in (math.inf, 3)
+    )
+    assert full.counts["given_up"] == 0 < short.counts["given_up"]
+    assert short.counts["forward"] < 0.6 * full.counts["forward"]
+    assert 0 < full.fooled.sum() < len(x)
+    assert (full.fooled & ~short.fooled).sum() <= 1
+
+
+def test_patience_is_a_factor():
+    with pytest.raises(AttackError, match="patience=0: expected a factor above 0"):
+        AutoAttack(patience=0)
+    with pytest.raises(AttackError, match="patience=nan"):
+        AutoAttack(patience=math.nan)
