@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from opnorm.modes import Mode
 
-__all__ = ["Shadow", "attack_model"]
+__all__ = ["Shadow", "attack_model", "has_bf16"]
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -59,6 +59,15 @@ def attack_model(model: nn.Module, x: Tensor, mode: Mode = "eval") -> nn.Module:
     return known.shadow
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether the hardware itself multiplies in bfloat16, rather than float32 in its stead."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 class _Known(NamedTuple):
     shapes: list[Any]
     shadow: "Shadow | None"
@@ -78,28 +87,30 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _shadow_or_warning(model: nn.Module, x: Tensor) -> "Shadow | None":
-    why = ""
+    why, name = "", type(model).__name__
+    norms = any(isinstance(m, NORMS) for m in model.modules())
     gpus = [x.device] if x.device.type == "cuda" else []
-    for fold in (True, False):
+    for fold in (True, False) if norms else (False,):
         try:
             with torch.random.fork_rng(gpus), torch.autocast(x.device.type, enabled=False):
                 shadow = Shadow(model, x[:8], fold)
                 shadow.check(model, x[:8])
         except Exception as e:  # noqa: BLE001 - whatever a user's network raises when it is copied or cut
-            why = why or f"{type(e).__name__}: {e}"
+            why = f"{type(e).__name__}: {e}"
             continue
-        if not fold:
-            _warn(model, "the shadow keeps its batch norms", why)
+        if norms and not fold:
+            _warn(
+                f"batch norms of {name} cannot be folded for attacks in bf16, and are kept, which is slower ({why})"
+            )
         return shadow.narrow()
-    _warn(model, "attacks run on the model itself, which is slower", why)
+    _warn(
+        f"no copy of {name} can stand in for it in bf16; attacks run on the model itself, which is slower ({why})"
+    )
     return None
 
 
-def _warn(model: nn.Module, instead: str, why: str) -> None:
-    warnings.warn(
-        f"batch norms of {type(model).__name__} cannot be folded for attacks in bf16; {instead} ({why})",
-        stacklevel=5,
-    )
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=5)
 
 
 class Shadow(nn.Module):

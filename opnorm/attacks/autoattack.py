@@ -71,8 +71,8 @@ def autoattack(
         eps: radius, in pixel values of [0, 1]; ``8/255``.
         version: "standard", "plus" or "rand".
         attacks: only these of the version's, such as ``("apgd-ce", "apgd-t")``; all when None.
-        certify: takes out points that it proves robust, so that the truth lies between its count and that of those
-            who stand.
+        certify: takes out points that stood the first attack and that it proves robust, so that the truth lies between
+            its count and that of those who stand.
         batch: points that the model sees at once.
         bf16: search on a bfloat16 copy where the hardware has bfloat16 and the copy agrees with the model; what it finds
             counts only where the model itself is fooled. Not for float64 models.
@@ -261,8 +261,8 @@ class AutoAttack:
                 scout = Scout(_Mean(model, GRADIENT_PASSES), fine=True)
             logits = self._clean(judge, x, y)
             right = logits.argmax(1) == y if len(x) else torch.zeros_like(y, dtype=torch.bool)
-            certified = self._certified(model, x, y, right)
-            left = (right & ~certified).nonzero().squeeze(1)
+            left = right.nonzero().squeeze(1)
+            certified = torch.zeros_like(right)
             points, by, stages = x.clone(), torch.full_like(y, -1), list[Stage]()
             if self.eps > 0 and len(left):
                 notes += _notes(logits, self)
@@ -276,8 +276,13 @@ class AutoAttack:
                     points[where], by[where] = caught.points[caught.fooled], len(stages)
                     stages.append(stage)
                     left = left[~caught.fooled]
+                    if len(stages) == 1:  # what the cheapest attack breaks needs no attempt at a proof
+                        certified[left] = self._proved(model, x[left], y[left])
+                        left = left[~certified[left]]
                     if not len(left):
                         break
+            else:
+                certified[left] = self._proved(model, x[left], y[left])
         notes += blindness(stages)
         return Verdict(points, right, certified, by >= 0, by, tuple(stages), tuple(notes))
 
@@ -290,18 +295,16 @@ class AutoAttack:
             raise AttackError("the model has 1 class: there is no other one to mistake a point for")
         return torch.cat([wide(z) for z in logits])
 
-    def _certified(self, model: nn.Module, x: Tensor, y: Tensor, right: Tensor) -> Tensor:
-        certified = torch.zeros_like(right)
-        if self.certify is None or not right.any():
-            return certified
-        proved = self.certify(model, x[right], y[right], self.eps, self.norm)
-        if proved.dtype != torch.bool or proved.shape != (int(right.sum()),):
+    def _proved(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        if self.certify is None or not len(x):
+            return torch.zeros_like(y, dtype=torch.bool)
+        proved = self.certify(model, x, y, self.eps, self.norm)
+        if proved.dtype != torch.bool or proved.shape != y.shape:
             raise AttackError(
                 f"certify returned {proved.dtype} of shape {tuple(proved.shape)}; "
-                f"expected one truth value for each of {int(right.sum())} points"
+                f"expected one truth value for each of {len(y)} points"
             )
-        certified[right] = proved
-        return certified
+        return proved
 
     def _run(
         self, name: str, judge: nn.Module, scout: Scout | None, x: Tensor, y: Tensor, logits: Tensor,

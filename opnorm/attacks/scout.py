@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from opnorm.attacks.losses import wide
-from opnorm.fast import Shadow, attack_model
+from opnorm.fast import Shadow, attack_model, has_bf16
 
 __all__ = ["Scout", "find_scout"]
 
@@ -33,7 +33,7 @@ def find_scout(model: nn.Module, x: Tensor, y: Tensor) -> Scout | None:
         y: their labels (B,).
     """
     floats = {t.dtype for t in (x, *model.parameters(), *model.buffers()) if t.is_floating_point()}
-    if floats != {torch.float32} or not _has_bf16(x.device):
+    if floats != {torch.float32} or not has_bf16(x.device):
         return None
     with torch.autocast(x.device.type, torch.bfloat16), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # without a stand-in all is as right, and slower
@@ -83,14 +83,6 @@ class _Float32(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             out: Tensor = self.layer(x.float())
         return out
-
-
-def _has_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type != "cpu":
-        return False
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _agree(model: nn.Module, scout: nn.Module, x: Tensor, y: Tensor) -> bool:

@@ -18,7 +18,7 @@ from opnorm.norms.visits import eagerly
 
 __all__ = ["Jacobian", "Matrices", "Products", "explicit", "linearized"]
 
-TOGETHER = 64  # points in one pass, when the number of passes is ours to choose
+TOGETHER = {"cpu": 32}  # points in one pass, when their number is ours to choose: so many stay in the cache
 
 
 @runtime_checkable
@@ -123,6 +123,22 @@ def check_points(x: Tensor) -> None:
         )
 
 
+def quick_layout(model: nn.Module, x: Tensor, layer: str | None, mode: Mode) -> Tensor:
+    """Images in the layout that float32 convolutions on the CPU need no copies for, channels last; else x itself.
+
+    A network that looks at its memory, by ``view``, may not work with it, and keeps its own.
+    """
+    images = x.ndim == 4 and x.dtype == torch.float32 and x.device.type == "cpu"
+    if not images or not any(isinstance(m, nn.Conv2d) for m in model.modules()):
+        return x
+    last = x.contiguous(memory_format=torch.channels_last)
+    try:
+        with linearized(model, last[:1], layer, mode):
+            return last
+    except RuntimeError:  # torch's for such a view; whatever else is wrong comes up again with x
+        return x
+
+
 def _forward(model: nn.Module, inputs: Tensor, layer: str | None) -> Any:
     inputs = inputs.clone()  # the first layer may work in place
     return model(inputs) if layer is None else output_of(model, inputs, layer)
@@ -181,6 +197,11 @@ def _check_output(model: nn.Module, outputs: Any, inputs: Tensor, layer: str | N
         )
 
 
+def together(x: Tensor) -> int:
+    """How many points one pass should be about."""
+    return TOGETHER.get(x.device.type, 64)
+
+
 def _refuse_coupling(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -222,10 +243,10 @@ def each_row(
     """
     check_points(x)
     copies = 1
-    if mode == "eval" and (room := TOGETHER // len(x)) > 1:  # dropout would treat copies differently
+    if mode == "eval" and (room := together(x) // len(x)) > 1:  # dropout would treat copies differently
         with linearized(model, x[:1], layer, mode) as J:
             copies = min(room, (x if columns else J.outputs)[0].numel())
-    with linearized(model, x.repeat_interleave(copies, 0), layer, mode) as J:
+    with linearized(model, _repeated(x, copies), layer, mode) as J:
         side, product = (J.inputs, J.apply) if columns else (J.outputs, J.adjoint)
         count = side[0].numel()
         for first in range(0, count, copies):
@@ -233,6 +254,13 @@ def each_row(
             units = torch.zeros(len(x), copies, count, dtype=side.dtype, device=x.device)
             units[:, some, first + some] = 1
             take(product(units.view_as(side)).unflatten(0, (len(x), copies))[:, : len(some)])
+
+
+def _repeated(x: Tensor, copies: int) -> Tensor:
+    """Each point so many times, laid out in memory as x is."""
+    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    return x.repeat_interleave(copies, 0).contiguous(memory_format=layout)
 
 
 def explicit(
@@ -265,7 +293,7 @@ def explicit(
         )
     columns = x[0].numel() < count
     parts: list[Tensor] = []
-    for part in x.split(TOGETHER):
+    for part in x.split(together(x)):
         found: list[Tensor] = []
         each_row(model, part, layer, mode, found.append, columns)
         matrices = torch.cat(found, 1).flatten(2)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from opnorm.errors import ModelError, NormError
-from opnorm.jacobian.products import TOGETHER, check_points, explicit, linearized, output_of
+from opnorm.jacobian.products import check_points, explicit, linearized, output_of, together
 from opnorm.modes import Mode
 from opnorm.norms.visits import trace, unwrapped
 
@@ -121,5 +121,5 @@ def _matrices(model: nn.Module, x: Tensor, layer: str | None, mode: Mode) -> Ite
         raise NormError(
             f"the Jacobian takes {size:,} bytes a point, more than {LARGEST:,}; jacobian_norm needs none of them"
         )
-    for part in x.split(max(1, min(TOGETHER, BYTES // size))):
+    for part in x.split(max(1, min(together(x), BYTES // size))):
         yield explicit(model, part, layer, mode, limit=LARGEST).flatten(2).double()

@@ -153,7 +153,7 @@ def test_bf16_finds_about_as_much():
 
 
 def test_the_last_linear_layer_of_a_scout_is_in_float32():
-    if not scouts._has_bf16(torch.device("cpu")):
+    if not scouts.has_bf16(torch.device("cpu")):
         pytest.skip("this processor has no fast bfloat16")
     model, x, y = trained()
     scout = scouts.find_scout(model, x, y)
@@ -181,14 +181,14 @@ def test_what_disagrees_is_no_scout(monkeypatch):
     assert not scouts._agree(model, net(1, 5).eval(), x, y)
     double, xd, yd = trained(dtype=torch.float64)
     assert scouts.find_scout(double, xd, yd) is None
-    monkeypatch.setattr(scouts, "_has_bf16", lambda device: False)
+    monkeypatch.setattr(scouts, "has_bf16", lambda device: False)
     assert scouts.find_scout(model, x, y) is None
 
 
 # ---------------------------------------------------------------- certificates
 
 
-def test_certified_points_are_not_attacked():
+def test_certified_points_are_attacked_once_at_most():
     model, x, y = trained()
     seen = []
 
@@ -196,22 +196,26 @@ def test_certified_points_are_not_attacked():
         seen.append((len(x), eps, norm))
         return x.flatten(1).mean(1) > 0.5
 
-    verdict = AutoAttack(math.inf, 0.3, attacks=GRADIENTS, certify=certify).judge(model, x, y)
-    want = (x.flatten(1).mean(1) > 0.5) & verdict.right
-    assert seen == [(54, 0.3, math.inf)]
+    verdict = AutoAttack(math.inf, 0.05, attacks=GRADIENTS, certify=certify).judge(model, x, y)
+    first, second = verdict.stages
+    want = (x.flatten(1).mean(1) > 0.5) & verdict.right & (verdict.by != 0)
+    assert first.broken > 0
+    assert first.tried == 54
+    assert seen == [(54 - first.broken, 0.05, math.inf)]
     assert torch.equal(verdict.certified, want)
     assert not (verdict.fooled & want).any()
-    assert verdict.stages[0].tried == 54 - want.sum()
+    assert second.tried == 54 - first.broken - want.sum()
     assert verdict.certified_accuracy <= verdict.robust_accuracy
-    with pytest.raises(AttackError, match=r"certify returned torch.float32 of shape \(54,\)"):
-        AutoAttack(certify=lambda *_: torch.ones(54)).judge(model, x, y)
+    with pytest.raises(AttackError, match=r"certify returned torch.float32 of shape \(3,\)"):
+        AutoAttack(attacks=("apgd-ce",), certify=lambda *_: torch.ones(3)).judge(model, x, y)
 
 
 def test_everything_certified():
     model, x, y = trained()
-    verdict = AutoAttack(certify=lambda model, x, y, eps, norm: torch.ones_like(y) > 0).judge(model, x, y)
-    assert verdict.stages == ()
-    assert verdict.robust_accuracy == verdict.certified_accuracy == verdict.clean_accuracy
+    for eps in (0.001, 0):
+        verdict = AutoAttack(math.inf, eps, certify=lambda model, x, y, eps, norm: y >= 0).judge(model, x, y)
+        assert [stage.name for stage in verdict.stages] == ["APGD-CE"][: eps > 0]
+        assert verdict.robust_accuracy == verdict.certified_accuracy == verdict.clean_accuracy == 0.9
 
 
 # ---------------------------------------------------------------- random models

@@ -192,11 +192,18 @@ class Looks(nn.Sequential):
 @pytest.mark.parametrize(
     ("make", "what"),
     [
-        (lambda: Random(64, 3), "model itself.*outputs are off"),
-        (lambda: Locked(nn.Flatten(), nn.Linear(64, 3)), "model itself.*cannot be copied"),
+        (lambda: Random(64, 3), "^no copy of Random can stand in .* model itself.*outputs are off"),
+        (
+            lambda: Locked(nn.Flatten(), nn.Linear(64, 3)),
+            "^no copy of Locked .* model itself.*cannot be copied",
+        ),
+        (
+            lambda: Locked(nn.Conv2d(1, 4, 8), nn.BatchNorm2d(4), nn.Flatten()),
+            "^no copy of Locked .* model itself.*cannot be copied",
+        ),
         (
             lambda: Looks(nn.Conv2d(1, 4, 8), nn.BatchNorm2d(4), nn.Flatten()),
-            "keeps its batch norms.*running_var",
+            "^batch norms of Looks cannot be folded .*are kept.*running_var",
         ),
     ],
 )
