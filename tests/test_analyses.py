@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from opnorm.analyses import accuracy, margins, norm_table, robust_accuracy
-from opnorm.attacks import pgd
+from opnorm.attacks import AutoAttack, pgd
 from opnorm.data import Dataset, Split
 from opnorm.errors import OpnormError, SpecError
 from opnorm.models import mlp
@@ -76,17 +76,30 @@ def test_robust_accuracy_is_the_attack_by_hand(model, norm):
     for eps in (0.02, 0.1):
         z = pgd(norm, eps, 5, restarts=2, stop_when_fooled=True, seed=3)(model, x, y)
         clean, held = model(x).argmax(1) == y, model(z).argmax(1) == y
-        (row,) = robust_accuracy(norm, (eps,), 5, 2, seed=3)(model, toy)
+        (row,) = robust_accuracy(norm, (eps,), 5, 2, None, seed=3)(model, toy)
         assert row["correct"] == int((clean & held).sum())
         assert row["points"] == 700
         assert row["accuracy"] == row["correct"] / 700
         assert row["norm"] == f"{norm:g}"
 
 
+def test_robust_accuracy_against_stronger_attacks(model):
+    toy = data()
+    x, y = (t[:60] for t in pixels(toy.test))
+    by_name = {}
+    for attack, names in (("apgd", ("apgd-ce", "apgd-t")), ("autoattack", None)):
+        verdict = AutoAttack(math.inf, 0.05, attacks=names).judge(model, x, y)
+        (by_name[attack],) = robust_accuracy(math.inf, (0.05,), points=60, attack=attack)(model, toy)
+        assert by_name[attack]["correct"] == int((verdict.right & ~verdict.fooled).sum())
+    (weak,) = robust_accuracy(math.inf, (0.05,), 1, points=60)(model, toy)
+    assert by_name["autoattack"]["correct"] <= by_name["apgd"]["correct"] <= weak["correct"]
+    assert (weak["attack"], by_name["apgd"]["attack"]) == ("PGD-1, 1 start", "APGD-CE, APGD-T")
+
+
 @pytest.mark.parametrize("norm", [2, math.inf])
 def test_robust_accuracy_falls_with_eps_and_begins_at_the_accuracy(model, norm):
     toy = data()
-    rows = robust_accuracy(norm, (0.1, 0, 0.01, 0.05, 0.5, 0.9), 3)(model, toy)
+    rows = robust_accuracy(norm, (0.1, 0, 0.01, 0.05, 0.5, 0.9), 3, points=None)(model, toy)
     assert [r["eps"] for r in rows] == [0, 0.01, 0.05, 0.1, 0.5, 0.9]
     correct = [r["correct"] for r in rows]
     assert correct == sorted(correct, reverse=True)
@@ -116,7 +129,9 @@ def test_points_and_order_of_points(model):
     assert row["points"] == 100
     order = torch.randperm(700, generator=torch.Generator().manual_seed(0))
     shuffled = Dataset("x", toy.train, Split(toy.test.images[order], toy.test.labels[order]), toy.classes)
-    ours, theirs = (robust_accuracy(math.inf, (0.02, 0.05), 3)(model, d) for d in (toy, shuffled))
+    ours, theirs = (
+        robust_accuracy(math.inf, (0.02, 0.05), 3, points=None)(model, d) for d in (toy, shuffled)
+    )
     assert ours == theirs
 
 
@@ -171,6 +186,10 @@ def test_the_norms_of_a_model_of_nan_are_notes():
         (lambda: margins("x"), "split='x'"),
         (lambda: robust_accuracy(eps=()), "at least one radius"),
         (lambda: robust_accuracy(points=0), "points=0"),
+        (
+            lambda: robust_accuracy(attack="bim"),
+            "attack='bim' is not known; expected pgd, apgd or autoattack",
+        ),
     ],
 )
 def test_bad_settings(make, message):

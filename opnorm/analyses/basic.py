@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opnorm.attacks import pgd
-from opnorm.attacks.pgd import check_logits
+from opnorm.attacks import autoattack, pgd
+from opnorm.attacks.pgd import Attack, check_logits
 from opnorm.data import Dataset, Split
 from opnorm.errors import SpecError
 from opnorm.modes import evaluating
@@ -51,10 +51,11 @@ def robust_accuracy(
     eps: Sequence[float] = (2 / 255, 4 / 255, 8 / 255),
     steps: int = 20,
     restarts: int = 1,
-    points: int | None = None,
+    points: int | None = 500,
     seed: int = 0,
+    attack: str = "pgd",
 ) -> Analysis:
-    """The share of test points that stay right when PGD may move them by ε, for several ε.
+    """The share of test points that stay right when an attack may move them by ε, for several ε.
 
     A point that is fooled at one ε counts as fooled at every larger one: the balls contain each other. All points count,
     those that are wrong from the beginning as fooled.
@@ -63,33 +64,36 @@ def robust_accuracy(
         norm: of the ball: 2 or inf.
         eps: radii, in pixel values of [0, 1].
         steps: of PGD at each radius, on cross-entropy.
-        restarts: random starts at each radius.
-        points: the first so many test points; all when None.
+        restarts: random starts of PGD at each radius.
+        points: the first so many test points, 500 unless told otherwise; all when None.
         seed: of the random starts.
+        attack: "pgd"; "apgd", the gradient attacks of AutoAttack (APGD-CE, then APGD-T against 9 classes), which are
+            stronger; or "autoattack", with FAB-T and Square after them, which cost most and on honest networks hardly
+            ever find more.
 
     Returns:
         One row a radius, the smallest first: norm, eps, accuracy, correct, points, attack.
 
     Raises:
-        SpecError: no radius, or fewer than 1 point.
+        SpecError: no radius, fewer than 1 point, or an attack of another name.
         AttackError: a setting that makes no sense.
 
-    Source: Madry et al. 2018 (the attack).
+    Source: Madry et al. 2018 (PGD); Croce & Hein 2020 (AutoAttack).
     """
     radii = sorted(eps if isinstance(eps, Sequence) else [eps])
     if not radii or (points is not None and points < 1):
         raise SpecError(f"eps={eps!r}, points={points!r}: expected at least one radius and one point")
-    attacks = [
-        (radius, pgd(norm, radius, steps, restarts=restarts, stop_when_fooled=True, seed=seed))
-        for radius in radii
-    ]
+    if attack not in ("pgd", "apgd", "autoattack"):
+        raise SpecError(f"attack={attack!r} is not known; expected pgd, apgd or autoattack")
+    of_radius, name = _attacks(attack, norm, steps, restarts, seed)
+    strikes = [of_radius(radius) for radius in radii]
 
     def analysis(model: nn.Module, data: Dataset) -> list[Row]:
         split = data.test if points is None else Split(data.test.images[:points], data.test.labels[:points])
-        survivors = [0] * len(attacks)
+        survivors = [0] * len(radii)
         for x, y in batches(split, model):
-            for i, (_, attack) in enumerate(attacks):
-                moved = attack(model, x, y)
+            for i, strike in enumerate(strikes):
+                moved = strike(model, x, y)
                 with evaluating(model):
                     held = model(moved).argmax(1) == y
                 survivors[i] += int(held.sum())
@@ -97,7 +101,6 @@ def robust_accuracy(
                 if not len(x):
                     break
         total = len(split.labels)
-        name = f"PGD-{steps}, {restarts} start{'s' * (restarts > 1)}"
         return [
             {
                 "norm": f"{norm:g}",
@@ -107,10 +110,26 @@ def robust_accuracy(
                 "points": total,
                 "attack": name,
             }
-            for (radius, _), held in zip(attacks, survivors, strict=True)
+            for radius, held in zip(radii, survivors, strict=True)
         ]
 
     return analysis
+
+
+def _attacks(
+    attack: str, norm: float, steps: int, restarts: int, seed: int
+) -> tuple[Callable[[float], Attack], str]:
+    """An attack of a given radius, and its name."""
+    if attack == "pgd":
+        settings: dict[str, Any] = {"restarts": restarts, "stop_when_fooled": True, "seed": seed}
+        return (
+            lambda eps: pgd(norm, eps, steps, **settings),
+            f"PGD-{steps}, {restarts} start{'s' * (restarts > 1)}",
+        )
+    if attack == "apgd":
+        chosen: dict[str, Any] = {"attacks": ("apgd-ce", "apgd-t"), "seed": seed}
+        return lambda eps: autoattack(norm, eps, **chosen), "APGD-CE, APGD-T"
+    return lambda eps: autoattack(norm, eps, seed=seed), "AutoAttack standard"
 
 
 @factory
