@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from opnorm import files, spec
 from opnorm.analyses import Row
 from opnorm.data import Dataset
 from opnorm.errors import ModelError, OpnormError, SpecError
+from opnorm.fingerprint import add_tensor, of_network
 from opnorm.report import Column, Report, Table, against_epoch, write_figures, write_json, write_page
 from opnorm.report.model import Cell
 from opnorm.report.shown import SHOWN
@@ -111,7 +112,9 @@ def calls(what: Sequence[str], *, points: int | None = None, seed: int = 0) -> l
     texts = [t for w in what for t in ([c for n in SHOWN for c in TWICE.get(n, (n,))] if w == "all" else [w])]
     found: dict[str, tuple[Any, ...]] = {}
     for text in texts:
-        call = spec.short(spec.parse(text).fill(**known), "analysis")
+        given = spec.parse(text)
+        spec.resolve(given, "analysis")  # so that a typo is answered with the names of analyses only
+        call = spec.short(given.fill(**known), "analysis")
         spec.build(call, "analysis")  # what is wrong with it is said now
         settings = dict(spec.full(call, "analysis").kwargs)
         found.setdefault(str(call), (call.name, settings.get("norm"), settings.get("split")))
@@ -172,11 +175,13 @@ def look(
     for subject in subjects:
         _check(subject, data)
     steps, at, found = len(subjects) * len(analyses), 0, []
-    of_data = _digest([data.train.images, data.train.labels, data.test.images, data.test.labels])
+    of_data = hashlib.sha256(str(FORMAT).encode())
+    for tensor in (data.train.images, data.train.labels, data.test.images, data.test.labels):
+        add_tensor(of_data, tensor)
     for subject in subjects:
-        weights = _digest([t for _, t in sorted(subject.model.state_dict().items())])
-        text = "\n".join([str(FORMAT), repr(subject.model), weights, of_data])
-        one = Look(subject, data.describe(), hashlib.sha256(text.encode()).hexdigest()[:12])
+        digest = of_network(subject.model)
+        digest.update(of_data.digest())
+        one = Look(subject, data.describe(), digest.hexdigest()[:12])
         with store.lock(one.key):
             folder = store.folder(one.key)
             if not store.finished(one.key):
@@ -212,14 +217,6 @@ def _check(subject: Subject, data: Dataset) -> None:
         )
     device = next((p.device for p in subject.model.parameters()), torch.device("cpu"))
     check_model(subject.model, as_pixels(data.test.images[:1]).to(device), data.num_classes, subject.label)
-
-
-def _digest(tensors: Sequence[Tensor]) -> str:
-    digest = hashlib.sha256()
-    for t in tensors:
-        digest.update(f"{t.dtype} {tuple(t.shape)}".encode())
-        digest.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------- the page
@@ -379,6 +376,19 @@ def _settings(looks: Sequence[Look]) -> dict[str, str]:
         "data": f"{data['name']}: {data['train']} training and {data['test']} test images, {data['classes']} classes",
         **{one.subject.label: one.subject.call for one in looks if one.subject.call},
         "analyses": "; ".join(asked),
+        "points": _points(looks[0]),
         "computing time": f"{sum(s for one in looks for s in one.seconds.values()):.0f} s in all analyses together",
         "machine": f"{where['machine']}; Python {where['python']}, torch {where['torch']}",
     }
+
+
+def _points(one: Look) -> str:
+    """How many images each analysis looked at: the defaults of those that attack or iterate are a part of them."""
+    used: dict[int, list[str]] = {}
+    for call, rows in one.rows.items():
+        row = rows[0] if rows else {}
+        if "points" in row:
+            name = spec.parse(call).name + (" (training)" if row.get("split") == "train" else "")
+            used.setdefault(int(row.get("of") or row["points"]), []).append(name)
+    parts = [f"{n:,} in {', '.join(dict.fromkeys(names))}" for n, names in sorted(used.items(), reverse=True)]
+    return "; ".join(parts) or "none"

@@ -31,7 +31,7 @@ def after(model, attack, x, y):
 
 def test_wen_counts_only_points_that_are_right_at_first(model):
     x, y = pixels(data().test)
-    (row,) = wen_robust_accuracy()(model, data())
+    (row,) = wen_robust_accuracy(points=None)(model, data())
     right = model(x).argmax(1) == y
     held = int(after(model, pgd(math.inf, 8 / 255, 10, 2 / 255), x[right], y[right]).sum())
     assert row == {
@@ -50,7 +50,7 @@ def test_wen_without_a_right_point(model):
         )  # says 2, and the first 70 points are left out here
     toy = data()
     toy.test.labels[:70] = 0
-    assert wen_robust_accuracy()(opposite, toy)[0]["accuracy"] is None
+    assert wen_robust_accuracy(points=None)(opposite, toy)[0]["accuracy"] is None
 
 
 def test_loss_variation_of_a_linear_model():
@@ -64,7 +64,7 @@ def test_loss_variation_of_a_linear_model():
     toy.test.labels[:70] = 0
     toy.test.images.clamp_(10, 245)  # away from the box
     x, y = pixels(toy.test)
-    rows = loss_variation()(linear, toy)
+    rows = loss_variation(points=None)(linear, toy)
     assert [row["eps"] for row in rows] == [1 / 255, 2 / 255, 4 / 255]
     sign = torch.where(y == 0, -1.0, 1.0).double()
     margin = sign * (2 * x.flatten(1).double() @ w.double() - 0.4)
@@ -86,7 +86,7 @@ def test_loss_variation_grows_with_the_radius(model):
 
 def test_liu_is_each_attack_by_hand(model):
     x, y = pixels(data().test)
-    rows = liu_robust_accuracy()(model, data())
+    rows = liu_robust_accuracy(points=None)(model, data())
     attacks = [fgsm(e) for e in (0.01, 0.03, 0.05)] + [pgd(math.inf, e, 10) for e in (0.01, 0.03)]
     right = model(x).argmax(1) == y
     assert [(r["attack"], r["eps"]) for r in rows] == [
@@ -101,7 +101,7 @@ def test_liu_is_each_attack_by_hand(model):
 def test_a_curve_never_rises_and_is_what_its_points_say(model):
     x, y = pixels(data().test)
     eps = (0, 2 / 255, 4 / 255, 8 / 255, 16 / 255)
-    (row,) = robustness_curve(eps=eps)(model, data())
+    (row,) = robustness_curve(eps=eps, points=None)(model, data())
     right = model(x).argmax(1) == y
     minimal = [math.inf if d is None else d for d in row["minimal_eps"]]
     assert len(minimal) == row["points"] == len(y)

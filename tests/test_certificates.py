@@ -258,13 +258,13 @@ def test_the_radius_of_networks_without_bounds_is_still_proved():
 
 def test_autoattack_leaves_certified_points_alone():
     x, y = points(40)
-    settings_ = {"norm": math.inf, "eps": 0.04, "attacks": ("apgd-ce",)}
+    settings_ = {"norm": math.inf, "eps": 0.04, "attacks": ("apgd-ce", "apgd-t")}
     alone = attacks.AutoAttack(**settings_).judge(honest(), x, y)
     with_proof = attacks.AutoAttack(**settings_, certify=proof()).judge(honest(), x, y)
     assert torch.equal(alone.fooled, with_proof.fooled)
     assert with_proof.certified.sum() > 20
     assert not (with_proof.certified & alone.fooled).any()
-    assert with_proof.stages[0].tried == alone.stages[0].tried - int(with_proof.certified.sum())
+    assert with_proof.stages[1].tried == alone.stages[1].tried - int(with_proof.certified.sum())
 
 
 def test_certificates_are_for_eval_mode():

@@ -31,16 +31,16 @@ def autoattack_accuracy(
     norm: float = math.inf,
     eps: float = 8 / 255,
     version: str = "standard",
-    points: int | None = None,
+    points: int | None = 100,
     seed: int = 0,
 ) -> Analysis:
-    """The share of all test points that stand against AutoAttack, and whether the figure can be trusted.
+    """The share of test points that stand against AutoAttack, and whether the figure can be trusted.
 
     Args:
         norm: of the ball: 1, 2 or inf.
         eps: radius, in pixel values of [0, 1].
         version: "standard", "plus" or "rand"; see :func:`opnorm.attacks.autoattack`.
-        points: the first so many test points; all when None.
+        points: the first so many test points, 100 unless told otherwise; all when None.
         seed: of the attack.
 
     Returns:
@@ -83,7 +83,7 @@ def autoattack_accuracy(
 
 @factory
 def wen_robust_accuracy(
-    eps: float = 8 / 255, step: float = 2 / 255, steps: int = 10, points: int | None = None, seed: int = 0
+    eps: float = 8 / 255, step: float = 2 / 255, steps: int = 10, points: int | None = 500, seed: int = 0
 ) -> Analysis:
     """Of the test points that are right at first, the share that ℓ∞ PGD leaves right.
 
@@ -93,7 +93,7 @@ def wen_robust_accuracy(
         eps: radius, in pixel values of [0, 1].
         step: length of a step.
         steps: of PGD, from a random start.
-        points: the first so many test points; all when None.
+        points: the first so many test points, 500 unless told otherwise; all when None.
         seed: of the random starts.
 
     Returns:
@@ -129,7 +129,7 @@ def wen_robust_accuracy(
 def loss_variation(
     eps: Sequence[float] = (1 / 255, 2 / 255, 4 / 255),
     steps: int = 10,
-    points: int | None = None,
+    points: int | None = 500,
     seed: int = 0,
 ) -> Analysis:
     """How much the loss of a test point changes at most within ε: mean and standard deviation over the points.
@@ -140,7 +140,7 @@ def loss_variation(
     Args:
         eps: radii, in pixel values of [0, 1].
         steps: of PGD at each radius, from a random start.
-        points: the first so many test points; all when None.
+        points: the first so many test points, 500 unless told otherwise; all when None.
         seed: of the random starts.
 
     Returns:
@@ -177,10 +177,10 @@ def loss_variation(
 def liu_robust_accuracy(
     fgsm_eps: Sequence[float] = (0.01, 0.03, 0.05),
     pgd_eps: Sequence[float] = (0.01, 0.03),
-    points: int | None = None,
+    points: int | None = 500,
     seed: int = 0,
 ) -> Analysis:
-    """The share of all test points that are right after FGSM, and after PGD with 10 steps, at the radii of the paper.
+    """The share of test points that are right after FGSM, and after PGD with 10 steps, at the radii of the paper.
 
     Each attack and radius stands for itself, as in the paper's tables, so FGSM may do less at a larger radius. The paper
     does not give the steps' length; it is ε / 4.
@@ -188,7 +188,7 @@ def liu_robust_accuracy(
     Args:
         fgsm_eps: ℓ∞ radii of FGSM, in pixel values of [0, 1].
         pgd_eps: ℓ∞ radii of PGD10.
-        points: the first so many test points; all when None.
+        points: the first so many test points, 500 unless told otherwise; all when None.
         seed: of PGD's random starts.
 
     Returns:
@@ -227,7 +227,7 @@ def robustness_curve(
     eps: Sequence[float] = (0, 1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255, 32 / 255),
     steps: int = 20,
     halvings: int = 6,
-    points: int | None = None,
+    points: int | None = 200,
     seed: int = 0,
 ) -> Analysis:
     """The smallest radius at which PGD fools each test point, and from these the accuracy against ε, which never rises.
@@ -237,7 +237,7 @@ def robustness_curve(
         eps: radii of the curve, in pixel values of [0, 1]; the largest is the largest that is tried.
         steps: of PGD at each radius that the bisection tries.
         halvings: each point's radius is found on a grid of 2^halvings, or where PGD's own point is closer.
-        points: the first so many test points; all when None.
+        points: the first so many test points, 200 unless told otherwise; all when None.
         seed: of the random starts.
 
     Returns:

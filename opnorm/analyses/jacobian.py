@@ -3,17 +3,16 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from opnorm.analyses.basic import Analysis, Row
 from opnorm.analyses.points import amounts, check_count, sample, summary
-from opnorm.attacks.checks import check_logits
 from opnorm.attacks.minimal import minimal_eps
 from opnorm.attacks.pgd import pgd
+from opnorm.certificates.lipschitz import lipschitz_radius
 from opnorm.data import Dataset
 from opnorm.errors import SpecError
 from opnorm.jacobian import jacobian_norm, secant_ascent
-from opnorm.modes import evaluating
 from opnorm.norms.network import lipschitz_bound
 from opnorm.spec import factory
 
@@ -88,9 +87,8 @@ def robust_radius(
 ) -> Analysis:
     """For each point an interval around its robust radius, the distance of the closest misclassified input.
 
-    - from below, certified: (f_y - f_j) / (‖e_y - e_j‖_{p*} L) for the runner-up j, with L the upper bound on the Lipschitz
-      constant of the logits from ℓp to ℓp, and ‖e_y - e_j‖_{p*} = 1, √2, 2 for p = 1, 2, inf; up to the rounding of the
-      logits themselves;
+    - from below, certified: margin over Lipschitz constant (:func:`opnorm.certificates.lipschitz_radius`), and at most
+      n^(1/p), as no two points of [0, 1]^n are further apart;
     - from above: the closest misclassified input that PGD finds by bisection (:func:`opnorm.attacks.minimal.minimal_eps`).
 
     Both are 0 at points that are wrong from the beginning.
@@ -103,8 +101,9 @@ def robust_radius(
         seed: of the choice of points and of the attack.
 
     Returns:
-        One row: norm, points, highest, lipschitz (L, or None where it is not known) and reason; certified and attacked
-        (lists, point by point; attacked is None where nothing was found up to ``highest``).
+        One row: norm, points, highest, lipschitz (an upper bound on the constant of the logits from ℓp to ℓp, or None where
+        it is not known) and reason; certified and attacked (lists, point by point; attacked is None where nothing was found
+        up to ``highest``).
 
     Raises:
         SpecError: a setting that makes no sense, or fewer test points than asked for.
@@ -120,12 +119,9 @@ def robust_radius(
     def analysis(model: nn.Module, data: Dataset) -> list[Row]:
         x, y = sample(model, data, points, seed)
         bound = lipschitz_bound(model, x[:1], norm)
-        certified, attacked = [], []
+        certified = lipschitz_radius(model, x, y, norm).clamp(max=x[0].numel() ** (1 / norm)).tolist()
+        attacked: list[float | None] = []
         for z, labels in zip(x.split(BATCH), y.split(BATCH), strict=True):
-            with evaluating(model):
-                logits = model(z)
-            check_logits(logits, labels)
-            certified += _certified(logits.double(), labels, norm, bound.value, z[0].numel())
             found = minimal_eps(
                 model,
                 z,
@@ -148,17 +144,6 @@ def robust_radius(
         ]
 
     return analysis
-
-
-def _certified(logits: Tensor, y: Tensor, norm: float, lipschitz: float | None, inputs: int) -> list[float]:
-    """No two points of [0, 1]^n are further apart than n^(1/p), so no radius is called larger."""
-    if lipschitz is None:
-        return [0.0] * len(y)
-    others = logits.scatter(1, y[:, None], -math.inf).amax(1)
-    margin = (logits.gather(1, y[:, None]).squeeze(1) - others).clamp(min=0)
-    stretch = {1: 1.0, 2: math.sqrt(2), math.inf: 2.0}[norm] * lipschitz
-    found: list[float] = (margin / stretch).nan_to_num(0.0).clamp(max=inputs ** (1 / norm)).tolist()
-    return found
 
 
 def _check_norm(norm: float) -> None:

@@ -1,6 +1,5 @@
 """Evaluations that may take long: in parts that are kept as they end, so that a stopped one goes on."""
 
-import hashlib
 import json
 import math
 import time
@@ -20,6 +19,7 @@ from opnorm.attacks.minimal import gaps
 from opnorm.attacks.pgd import Attack
 from opnorm.attacks.trust import Sign, Trust, look_for_signs
 from opnorm.errors import AttackError, SpecError
+from opnorm.fingerprint import add_tensor, of_network
 from opnorm.modes import Mode, undisturbed
 from opnorm.store import FORMAT, Store
 
@@ -279,7 +279,7 @@ def _sum(run: Sequence[Stage]) -> Stage:
 
 def _trust(job: _Job, verdict: Verdict) -> Trust:
     """Looked for, or found where it was written down."""
-    suffix = "" if job.surrogate is None else "-" + _weights(job.surrogate).hexdigest()[:12]
+    suffix = "" if job.surrogate is None else "-" + of_network(job.surrogate).hexdigest()[:12]
     path = None if job.folder is None else job.folder / f"trust{suffix}.json"
     if path is not None and path.exists():
         return Trust(tuple(Sign(**sign) for sign in files.read_json(path)["signs"]))
@@ -315,25 +315,12 @@ def _read(path: Path, device: torch.device) -> _Part:
 
 def _key(model: nn.Module, x: Tensor, y: Tensor, text: str, mode: Mode, part: int) -> str:
     """Twelve hex digits that name an evaluation."""
-    digest = _weights(model)
+    digest = of_network(model)
     modes = [m.training for m in model.modules()] if mode == "as is" else []
     digest.update(json.dumps([FORMAT, text, part, modes]).encode())
     for tensor in (x, y):
-        _add(digest, tensor)
+        add_tensor(digest, tensor)
     return str(digest.hexdigest()[:12])
-
-
-def _weights(model: nn.Module) -> Any:
-    digest = hashlib.sha256(repr(model).encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        _add(digest, tensor)
-    return digest
-
-
-def _add(digest: Any, tensor: Tensor) -> None:
-    digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 # ---------------------------------------------------------------- what makes sense

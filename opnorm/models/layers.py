@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from opnorm.errors import ModelError
 from opnorm.linear import Shape
@@ -40,8 +40,20 @@ class Normalize(nn.Module):
             self.register_buffer(name, numbers.expand(channels).clone().view(channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+        """(B, C, H, W) -> (B, C, H, W); ModelError for another number of channels."""
+        _check_channels(x, len(self.mean))
         return (x - self.mean) / self.std
+
+
+@fx.wrap
+def _check_channels(x: Tensor, channels: int) -> None:
+    """Without this, a gray image would be broadcast over the channels. Wrapped: torch.fx cannot trace the comparison."""
+    given = x.shape[-3] if x.ndim >= 3 else 0
+    if given != channels:
+        raise ModelError(
+            f"the network takes images of {channels} channels, and these have {given}: expected (B, {channels}, H, W), "
+            f"got shape {tuple(x.shape)}"
+        )
 
 
 @l1.register

@@ -26,14 +26,16 @@ from torch import Tensor
 
 from opnorm.linear import Shape
 from opnorm.norms.definite import DOUBLE, SINGLE, Definite, lines
-from opnorm.norms.ritz import attained
+from opnorm.norms.ritz import attained, ritz
 from opnorm.norms.symbol import Gram, Taps, gram
 
 __all__ = ["Interval", "certify", "circular"]
 
 CHUNK_BYTES = 16e6  # the matrices that are looked at between two looks at what they showed
 FIRST_CELL = 0.25  # η of the first cells: cos is 0.969, so they settle all but the top 3 % of frequencies
+WIDE = 0.02  # intervals that seldom need a better lower end than one wave gives
 EXACT_WORK = 2e7  # up to so many operations, all singular values are computed outright
+SAFE_EXPONENT = 16  # of the largest weight: from 2^-16 to 2^16, float32 has room for all sums of products
 AVERAGED = 1200  # the largest map, in places, whose scalar Toeplitz matrix is diagonalized
 AVERAGING_WORK = 5e9  # and the most work, in points n³, that goes into its symbol
 
@@ -65,6 +67,7 @@ class _Search:
     lower: float = 0.0
     theta: float = 0.0  # nothing checked so far exceeds it
     best: np.ndarray | None = None  # the frequency behind the lower end
+    rough: bool = False  # the lower end need not be the best
     still: bool = False  # the lower end is given, and stays
     count: int = 0  # small matrices looked at, beside those of ``definite``
     definite: Definite = field(init=False)
@@ -90,14 +93,19 @@ def certify(t: Taps, width: float = 5e-3) -> Interval:
     if not t.matrices.any():
         return Interval(0.0, 0.0, 0, "all taps are zero")
     scaled, exponent = _scaled(t)
-    found = _certify(_Search(scaled, gram(scaled), width))
+    g, rough = gram(scaled), width >= WIDE
+    found = _certify(_Search(scaled, g, width, rough=rough))
+    if rough and found.upper > found.lower * (1 + width):
+        found = _certify(_Search(scaled, g, width))
     found.lower, found.upper = math.ldexp(found.lower, exponent), math.ldexp(found.upper, exponent)
     return found
 
 
 def _scaled(t: Taps) -> tuple[Taps, int]:
-    """By a power of two, exactly: squares must neither overflow nor underflow in float32. And its exponent."""
+    """By a power of two, exactly, where squares might overflow or underflow in float32. And its exponent."""
     exponent = math.frexp(max(abs(float(end)) for end in torch.aminmax(t.matrices)))[1]
+    if abs(exponent) <= SAFE_EXPONENT:
+        return t, 0
     return replace(t, matrices=torch.ldexp(t.matrices, torch.tensor(-exponent)), kernels={}), exponent
 
 
@@ -248,7 +256,7 @@ def _check_all(s: _Search, points: np.ndarray, groups: np.ndarray) -> float:
     """A bound θ that no point exceeds; it grows only where a point proves that it must."""
     for some in _portions(s, points, groups):
         omega, group = points[some], groups[some]
-        _settle(s, omega, group, _exceed(s, omega, group))
+        _settle(s, omega, group, _exceed(s, omega, group, sure=False))
     return s.theta
 
 
@@ -257,6 +265,10 @@ def _settle(s: _Search, omega: np.ndarray, groups: np.ndarray, bad: np.ndarray) 
     margin = min(s.width, 5e-3) / 20
     while len(bad):
         value, where, group = _estimate(s, omega[bad], groups[bad], SINGLE if s.width > 1e-3 else DOUBLE)
+        if value <= s.theta:  # or else rounding alone hid that they do not exceed it
+            bad = bad[_exceed(s, omega[bad], groups[bad])]
+            if not len(bad):
+                return
         if not _raise(s, value, where, group):
             if s.g.n <= 64 or s.width < 1e-4:
                 value = _above(s, _largest(s, omega[bad], groups[bad])[0])
@@ -347,10 +359,10 @@ def _symbols(s: _Search, omega: np.ndarray, groups: np.ndarray, dtype: torch.dty
 
 
 def _exceed(
-    s: _Search, omega: np.ndarray, groups: np.ndarray, factor: np.ndarray | float = 1.0
+    s: _Search, omega: np.ndarray, groups: np.ndarray, factor: np.ndarray | float = 1.0, sure: bool = True
 ) -> np.ndarray:
     """The indices at which ‖A(ω)‖ ≤ θ·factor is not shown."""
-    return s.definite.exceeding(omega, groups, (s.theta * factor * np.ones(len(omega))) ** 2)
+    return s.definite.exceeding(omega, groups, (s.theta * factor * np.ones(len(omega))) ** 2, sure)
 
 
 def _above(s: _Search, value: float) -> float:
@@ -395,11 +407,18 @@ def _estimate(
 
 
 def _raise(s: _Search, value: float, omega: np.ndarray, group: int) -> bool:
-    """Climb from a promising frequency to the peak, and try the waves there; whether θ has grown."""
+    """Climb from a promising frequency to the peak, and try the waves there; whether θ has grown.
+
+    A rough lower end is that of one wave, without the climb.
+    """
     if s.still or value <= s.lower:
         return False
-    omega, inputs, outputs = _climb(s, omega, group)
-    lower = attained(s.t, group, omega, inputs, outputs, s.width / 50)
+    if s.rough:
+        V, _ = _top_vectors(_symbols(s, omega[None], np.array([group]), SINGLE), 1, 10)
+        lower, _ = ritz(s.t, group, omega, _both_sides(s, V[0].to(DOUBLE), omega[None], group)[0])
+    else:
+        omega, inputs, outputs = _climb(s, omega, group)
+        lower = attained(s.t, group, omega, inputs, outputs, s.width / 50)
     if lower <= s.lower:
         return False
     s.lower, s.best = lower, omega
@@ -463,15 +482,16 @@ def _top_vectors(G: Tensor, count: int, steps: int, start: Tensor | None = None)
     for _ in range(steps - 1):
         block = GQ[..., -2:]
         for _ in range(2):  # twice is enough
-            block = block - Q @ (Q.mH @ block)
-            block = _orthonormal_pair(block)
+            block = _orthonormal_pair(torch.baddbmm(block, Q, Q.mH @ block, alpha=-1))
         Q, GQ = torch.cat([Q, block], -1), torch.cat([GQ, G @ block], -1)
     values, turn = torch.linalg.eigh(Q.mH @ GQ)
     return Q @ turn.flip(-1)[..., :count], values.flip(-1)[..., :count]
 
 
 def _orthonormal_pair(block: Tensor) -> Tensor:
-    """The two columns of (F, n, 2) orthonormalized, without the library's one by one QR."""
+    """The two columns of (F, n, 2) orthonormalized; on a GPU without the library's QR, which takes them one by one."""
+    if block.device.type == "cpu":
+        return torch.linalg.qr(block)[0]
     a, b = block.unbind(-1)
     a = a / torch.linalg.vector_norm(a, dim=-1, keepdim=True).clamp(min=1e-30)
     b = b - torch.linalg.vecdot(a, b)[:, None] * a

@@ -8,6 +8,7 @@ with complex P_b, Q_b that are summed over the other axes once. Only the lower b
 Cholesky factorization reads.
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -19,11 +20,12 @@ from opnorm.norms.symbol import Gram, Taps
 __all__ = ["DOUBLE", "SINGLE", "Definite", "lines"]
 
 SINGLE, DOUBLE = torch.complex64, torch.complex128
-LINE_BYTES, CACHE_BYTES = 16e6, 4e6  # the lines that are held at once, and the matrices
+LINE_BYTES, CACHE_BYTES = 4e6, 4e6  # the lines that are held at once, and the matrices
 WHOLE, BLOCK = (
     64,
     32,
 )  # up to this many channels the library's factorization is quick enough; block columns for others
+FEW = 8  # so many are looked at otherwise before the symbol is packed in double precision for them
 BLUNT = 0.06  # of θ²: where rounding can hide more than this, single precision is not tried
 
 
@@ -76,8 +78,13 @@ class Definite:
         sums = (2 * len(self.g.offsets) + 8) * u * taps + 64 * 2.0**-53 * kernel
         return 2.83 * (sums + (self.g.n + 8) * u * spread)
 
-    def exceeding(self, omega: np.ndarray, groups: np.ndarray, theta2: np.ndarray) -> np.ndarray:
-        """The indices at which ‖A(ω)‖² ≤ θ² is not shown, first in single precision, then in double."""
+    def exceeding(
+        self, omega: np.ndarray, groups: np.ndarray, theta2: np.ndarray, sure: bool = True
+    ) -> np.ndarray:
+        """The indices at which ‖A(ω)‖² ≤ θ² is not shown, first in single precision, then in double.
+
+        Unless ``sure``, a few that single precision leaves are returned without a look in double.
+        """
         left = np.arange(len(omega))
         cosines = np.cos(omega @ self.g.offsets.T)
         traces = self.g.n * theta2 - (cosines * self._traces[groups]).sum(1)
@@ -86,7 +93,7 @@ class Definite:
             if dtype is SINGLE and np.any(hidden > BLUNT * theta2[left]):
                 continue
             left = left[self._indefinite(omega[left], groups[left], theta2[left] - hidden, dtype)]
-            if not len(left):
+            if not len(left) or (not sure and len(left) <= FEW):
                 break
         return left
 
@@ -111,21 +118,13 @@ class _Packed:
         width = g.n if g.n <= WHOLE else BLOCK
         self.columns = [(j, min(j + width, g.n)) for j in range(0, g.n, width)]
         self.sizes = [(g.n - j) * (k - j) for j, k in self.columns]
-        starts = np.cumsum([0, *self.sizes])
-        self.diagonal = torch.from_numpy(
-            np.concatenate(
-                [
-                    s + np.arange(k - j) * (k - j + 1)
-                    for s, (j, k) in zip(starts[:-1], self.columns, strict=True)
-                ]
-            )
-        ).to(g.even.device)
         along = g.offsets[:, self.axis]
         order = np.argsort(np.abs(along), kind="stable")
         self.steps, self.counts = np.unique(np.abs(along), return_counts=True)
         self.across = np.delete(g.offsets, self.axis, axis=1)[order]
         self.signs = np.where(along[order] < 0, -1.0, 1.0)
         self.even, self.odd = (self._pack(H, order) for H in (g.even, g.odd))
+        self._rooms: dict[str, Tensor] = {}
 
     def _pack(self, H: Tensor, order: np.ndarray) -> Tensor:
         H = (
@@ -135,10 +134,17 @@ class _Packed:
         )
         return torch.cat([H[..., j:, j:k].flatten(-2) for j, k in self.columns], dim=-1)
 
+    def _room(self, name: str, *shape: int) -> Tensor:
+        """An uninitialized tensor, in the memory that had this name before: fresh memory is slow to come by."""
+        size = math.prod(shape)
+        if name not in self._rooms or self._rooms[name].numel() < size:
+            self._rooms[name] = torch.empty(size, dtype=self.dtype, device=self.even.device)
+        return self._rooms[name][:size].view(shape)
+
     def shifted(
         self, omega: np.ndarray, groups: np.ndarray, theta2: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """θ² I - G at all points, (F, packed) for a few of them at a time, with their indices."""
+    ) -> Iterator[tuple[np.ndarray, list[Tensor]]]:
+        """θ² I - G at a few points at a time: their indices, and each block column of all of them, (F, rows, columns)."""
         found = lines(self.g, omega, groups)
         length = self.even.shape[-1]
         for count in sorted({len(line) for line in found}):
@@ -154,10 +160,23 @@ class _Packed:
                     where = these[:, j : j + part]
                     angles = omega[where, self.axis][..., None] * self.steps
                     weights = np.concatenate([np.cos(angles), np.sin(angles)[..., self.steps > 0]], -1)
-                    A = torch.from_numpy(weights).to(polynomials) @ polynomials
-                    A = torch.view_as_complex(A.view(where.size, length, 2))
-                    A[:, self.diagonal] += torch.from_numpy(theta2[where.ravel()]).to(A)[:, None]
-                    yield where.ravel(), A
+                    shift = torch.from_numpy(theta2[where.ravel()]).to(polynomials)
+                    yield (
+                        where.ravel(),
+                        self._evaluated(torch.from_numpy(weights).to(polynomials), polynomials, shift),
+                    )
+
+    def _evaluated(self, weights: Tensor, polynomials: Tensor, shift: Tensor) -> list[Tensor]:
+        """The block columns at weights (lines, points, coefficients), with a number added on each diagonal."""
+        columns = []
+        for at, ((j, k), part) in enumerate(
+            zip(self.columns, polynomials.split([2 * size for size in self.sizes], -1), strict=True)
+        ):
+            column = self._room(f"column {at}", len(shift), self.g.n - j, k - j)
+            torch.bmm(weights, part, out=torch.view_as_real(column).view(*weights.shape[:2], -1))
+            torch.view_as_real(column)[..., 0].diagonal(dim1=1, dim2=2).add_(shift[:, None])
+            columns.append(column)
+        return columns
 
     def _polynomials(self, across: np.ndarray, groups: np.ndarray) -> Tensor:
         """-P_b for every step b, then -Q_b for those above 0: (lines, coefficients, 2 packed), re and im in turn."""
@@ -166,7 +185,8 @@ class _Packed:
         even = np.stack([-cos, self.signs * sin], 1)  # (lines, P or Q, taps)
         odd = np.stack([-sin, -self.signs * cos], 1)
         moving, length = int((self.steps > 0).sum()), self.even.shape[-1]
-        out = self.even.new_empty(len(across), len(self.steps) + moving, length, 2)
+        out = torch.view_as_real(self._room("P", len(across) * (len(self.steps) + moving), length))
+        out = out.view(len(across), -1, length, 2)
         first = 0
         which = torch.from_numpy(groups).to(out.device)
         for b, count in enumerate(self.counts):
@@ -180,25 +200,23 @@ class _Packed:
                 )
         return out.flatten(2)
 
-    def indefinite(self, A: Tensor) -> Tensor:
-        """Whether each matrix of a batch (F, packed) is not seen to be positive definite.
+    def indefinite(self, columns: list[Tensor]) -> Tensor:
+        """Whether each matrix of a batch is not seen to be positive definite; the block columns (F, rows, columns) are lost.
 
-        Left-looking Cholesky factorization by block columns of a few matrices at a time: the library's own takes them one by
-        one, without matrix products, at less than half the speed.
+        Right-looking Cholesky factorization of a few matrices at a time: the library's own takes them one by one, without
+        matrix products, at less than half the speed.
         """
-        n = self.g.n
-        if len(self.columns) == 1:
-            return torch.linalg.cholesky_ex(A.view(-1, n, n))[1] != 0
-        L, bad = A.new_empty(len(A), n, n), torch.zeros(len(A), dtype=torch.bool, device=A.device)
-        for (j, k), column in zip(self.columns, A.split(self.sizes, dim=1), strict=True):
-            column = column.unflatten(1, (n - j, k - j))
-            if j:
-                column = torch.baddbmm(column, L[:, j:, :j], L[:, j:k, :j].mH, alpha=-1)
-            D, info = torch.linalg.cholesky_ex(column[:, : k - j])
+        bad = torch.zeros(len(columns[0]), dtype=torch.bool, device=columns[0].device)
+        for at, column in enumerate(columns):
+            width = column.shape[-1]
+            D, info = torch.linalg.cholesky_ex(column[:, :width])
             bad |= info != 0
-            L[:, j:k, j:k] = D
-            if k < n:
-                L[:, k:, j:k] = torch.linalg.solve_triangular(
-                    D.mH, column[:, k - j :], upper=True, left=False
-                )
+            rest = column[:, width:]
+            if not rest.shape[1]:
+                break
+            below = self._room("below", *rest.shape)
+            torch.linalg.solve_triangular(D.mH, rest, upper=True, left=False, out=below)
+            for later in columns[at + 1 :]:
+                rows = below[:, -later.shape[1] :]
+                later.baddbmm_(rows, rows[:, : later.shape[2]].mH, alpha=-1)
         return bad

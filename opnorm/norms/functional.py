@@ -184,6 +184,8 @@ class Plan:
         whole: whether there is one pattern only, which has every tap once.
         single: whether every tap is a group of its own on every axis.
         axes: the patterns of each axis.
+        inner: the axes of the weight after the first.
+        fusable: whether the native code knows such plans.
         address: of the native code's copy of all this.
     """
 
@@ -196,6 +198,10 @@ class Plan:
         self.taps = math.prod(len(a.groups) for a in axes)
         self.single = all(a.single for a in axes)
         self.whole = self.single and all(a.counts == ((1,) * len(a.groups),) for a in axes)
+        self.inner = tuple(range(1, len(shape)))
+        self.fusable = (
+            self.single and self.patterns * self.taps <= self.LARGEST_TABLE and math.prod(shape) > 0
+        )
         self.address: int | None = None  # of the native code's copy
         self._kept: dict[Any, Any] = {}
 
@@ -365,13 +371,13 @@ def _per_axis(value: object, axes: int, name: str, lowest: int) -> tuple:
 
 def largest(weight: Tensor, plan: Plan) -> Tensor:
     """Max over channels and patterns of the plan; a 0-d tensor, differentiable."""
-    fused = native.usable(weight, plan)
-    if not fused:
-        check_weight(weight)
-    if torch.is_grad_enabled() and weight.requires_grad:
-        return _Largest.apply(weight, plan)[0]
-    if fused:
+    if native.usable(weight, plan):
+        if weight.requires_grad and torch.is_grad_enabled():
+            return _Largest.apply(weight, plan)[0]
         return native.largest(weight, plan)[0]
+    check_weight(weight)
+    if weight.requires_grad and torch.is_grad_enabled():
+        return _Largest.apply(weight, plan)[0]
     return _sums(weight, plan).max() if weight.numel() else _wide(weight).new_zeros(())
 
 
@@ -391,7 +397,7 @@ def _wide(weight: Tensor) -> Tensor:
 
 
 def _sums(weight: Tensor, plan: Plan) -> Tensor:
-    """(channels, patterns): the ℓ1 norms of the columns or rows of the explicit matrix, each kind once."""
+    """The ℓ1 norms of the matrix's columns or rows, each kind once: (channels, patterns), or (channels, 1, ...)."""
     weight = _wide(weight)
     if not plan.single:
         for axis, members in enumerate(plan.members(weight)):
@@ -400,10 +406,11 @@ def _sums(weight: Tensor, plan: Plan) -> Tensor:
     S = weight.abs()
     if plan.side == 1:
         if plan.whole:
-            return S.flatten(1).sum(1, keepdim=True)
+            return S.sum(plan.inner, keepdim=True)
         S = S.flatten(2).sum(1)
     else:
-        S = S.flatten(1).unflatten(0, (plan.groups, -1)).sum(1).view(plan.channels, plan.taps)
+        S = S.sum(0) if plan.groups == 1 else S.unflatten(0, (plan.groups, -1)).sum(1)
+        S = S.reshape(plan.channels, plan.taps)
         if plan.whole:
             return S.sum(1, keepdim=True) if plan.axes else S
     table = plan.table(S)

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, empty_like, get_num_threads, nn
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 if TYPE_CHECKING:
     from opnorm.norms.functional import Plan
@@ -61,55 +62,67 @@ static REAL NAME##_sum(const REAL *restrict x, int64_t n) {                     
     for (int j = 0; j < 64; j++) s += a[j];                                                                            \
     return s;                                                                                                          \
 }                                                                                                                      \
+/* the jobs from first to last: the largest sum and its index, of equal ones the first */                              \
+static void NAME##_part(const REAL *K, const plan *p, int64_t block, int64_t first, int64_t last, REAL *best,          \
+                        int64_t *best_at) {                                                                            \
+    int64_t T = p->taps, wide = p->columns * T, lanes = 1 + 255 / T, per_group = (p->columns + block - 1) / block;     \
+    REAL mine = -1, room[2048], *S = room;                                                                             \
+    int64_t mine_at = 0, need = p->side ? lanes * T : block * T;                                                       \
+    if (need > 2048) S = malloc(sizeof(REAL) * (size_t)need);                                                          \
+    for (int64_t job = first; job < last; job++) {                                                                     \
+        if (p->side) {                                                                                                 \
+            const REAL *x = K + job * wide;                                                                            \
+            int64_t at = 0;                                                                                            \
+            REAL s;                                                                                                    \
+            if (!p->table) s = NAME##_sum(x, wide);                                                                    \
+            else {                                                                                                     \
+                int64_t n = lanes * T, i = 0;                                                                          \
+                if (n > wide) n = wide;                                                                                \
+                memset(S, 0, sizeof(REAL) * (size_t)n);                                                                \
+                for (; i + n <= wide; i += n) NAME##_add(S, x + i, n);                                                 \
+                NAME##_add(S, x + i, wide - i);                                                                        \
+                for (int64_t l = T; l < n; l += T) for (int64_t t = 0; t < T; t++) S[t] += S[l + t];                   \
+                s = NAME##_fold(p, S, &at);                                                                            \
+            }                                                                                                          \
+            if (s > mine || (s != s && mine == mine)) { mine = s; mine_at = job * p->patterns + at; }                  \
+        } else {                                                                                                       \
+            int64_t g = job / per_group, from = (job % per_group) * block;                                             \
+            int64_t count = p->columns - from < block ? p->columns - from : block, n = count * T, i = 0;               \
+            const REAL *x = K + g * p->rows * wide + from * T;                                                         \
+            memset(S, 0, sizeof(REAL) * (size_t)n);                                                                    \
+            for (; i + 4 <= p->rows; i += 4) NAME##_add4(S, x + i * wide, wide, n);                                    \
+            for (; i < p->rows; i++) NAME##_add(S, x + i * wide, n);                                                   \
+            for (int64_t j = 0; j < count; j++) {                                                                      \
+                int64_t at;                                                                                            \
+                REAL s = NAME##_fold(p, S + j * T, &at);                                                               \
+                if (s > mine || (s != s && mine == mine)) {                                                            \
+                    mine = s;                                                                                          \
+                    mine_at = (g * p->columns + from + j) * p->patterns + at;                                          \
+                }                                                                                                      \
+            }                                                                                                          \
+        }                                                                                                              \
+    }                                                                                                                  \
+    if (S != room) free(S);                                                                                            \
+    *best = mine;                                                                                                      \
+    *best_at = mine_at;                                                                                                \
+}                                                                                                                      \
 int64_t NAME(const REAL *K, const plan *p, int64_t threads, REAL *value) {                                             \
-    int64_t T = p->taps, wide = p->columns * T, best_at = 0;                                                           \
-    REAL best = -1;                                                                                                    \
-    int64_t lanes = 1 + 255 / T, block = 1 + 8191 / T, per_group = (p->columns + block - 1) / block;                   \
+    int64_t wide = p->columns * p->taps, block = 1 + 8191 / p->taps, per_group = (p->columns + block - 1) / block;     \
     if (threads > 1 && p->groups * p->rows * wide < 32768) threads = 1;                                                \
     if (p->groups % threads) per_group = (per_group + threads - 1) / threads * threads; /* as much for each */         \
     block = (p->columns + per_group - 1) / per_group;                                                                  \
     per_group = (p->columns + block - 1) / block;                                                                      \
-    int64_t jobs = p->side ? p->groups * p->rows : p->groups * per_group;                                              \
-    _Pragma("omp parallel num_threads(threads) if(threads > 1)")                                                       \
-    {                                                                                                                  \
-        REAL mine = -1;                                                                                                \
-        int64_t mine_at = 0;                                                                                           \
-        REAL *S = malloc(sizeof(REAL) * (size_t)(p->side ? lanes * T : block * T));                                    \
-        _Pragma("omp for schedule(static)")                                                                            \
-        for (int64_t job = 0; job < jobs; job++) {                                                                     \
-            if (p->side) {                                                                                             \
-                const REAL *x = K + job * wide;                                                                        \
-                int64_t at = 0;                                                                                        \
-                REAL s;                                                                                                \
-                if (!p->table) s = NAME##_sum(x, wide);                                                                \
-                else {                                                                                                 \
-                    int64_t n = lanes * T, i = 0;                                                                      \
-                    if (n > wide) n = wide;                                                                            \
-                    memset(S, 0, sizeof(REAL) * (size_t)n);                                                            \
-                    for (; i + n <= wide; i += n) NAME##_add(S, x + i, n);                                             \
-                    NAME##_add(S, x + i, wide - i);                                                                    \
-                    for (int64_t l = T; l < n; l += T) for (int64_t t = 0; t < T; t++) S[t] += S[l + t];               \
-                    s = NAME##_fold(p, S, &at);                                                                        \
-                }                                                                                                      \
-                if (s > mine || (s != s && mine == mine)) { mine = s; mine_at = job * p->patterns + at; }              \
-            } else {                                                                                                   \
-                int64_t g = job / per_group, first = (job % per_group) * block;                                        \
-                int64_t count = p->columns - first < block ? p->columns - first : block, n = count * T, i = 0;         \
-                const REAL *x = K + g * p->rows * wide + first * T;                                                    \
-                memset(S, 0, sizeof(REAL) * (size_t)n);                                                                \
-                for (; i + 4 <= p->rows; i += 4) NAME##_add4(S, x + i * wide, wide, n);                                \
-                for (; i < p->rows; i++) NAME##_add(S, x + i * wide, n);                                               \
-                for (int64_t j = 0; j < count; j++) {                                                                  \
-                    int64_t at;                                                                                        \
-                    REAL s = NAME##_fold(p, S + j * T, &at);                                                           \
-                    if (s > mine || (s != s && mine == mine)) {                                                        \
-                        mine = s;                                                                                      \
-                        mine_at = (g * p->columns + first + j) * p->patterns + at;                                     \
-                    }                                                                                                  \
-                }                                                                                                      \
-            }                                                                                                          \
-        }                                                                                                              \
-        free(S);                                                                                                       \
+    int64_t jobs = p->side ? p->groups * p->rows : p->groups * per_group, best_at = 0;                                 \
+    if (threads == 1) { /* no parallel region: entering one takes as long as a small kernel */                         \
+        NAME##_part(K, p, block, 0, jobs, value, &best_at);                                                            \
+        return best_at;                                                                                                \
+    }                                                                                                                  \
+    REAL best = -1;                                                                                                    \
+    _Pragma("omp parallel for num_threads(threads) schedule(static, 1)")                                               \
+    for (int64_t i = 0; i < threads; i++) {                                                                            \
+        REAL mine;                                                                                                     \
+        int64_t mine_at;                                                                                               \
+        NAME##_part(K, p, block, jobs * i / threads, jobs * (i + 1) / threads, &mine, &mine_at);                       \
         _Pragma("omp critical")                                                                                        \
         if (mine > best || (mine != mine && best == best) || (mine == best && mine_at < best_at)) {                    \
             best = mine;                                                                                               \
@@ -148,8 +161,9 @@ FLAGS = (
     "-fno-math-errno",
 )
 _PLAIN = (Tensor, nn.Parameter)
-_REAL = (torch.float32, torch.float64)
-_SCALARS = {d: torch.empty((), dtype=d, device="cpu") for d in _REAL}  # quicker to copy than to make
+_SCALARS = {  # quicker to copy than to make
+    dtype: torch.empty((), dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64)
+}
 
 
 class _CPlan(ctypes.Structure):
@@ -219,16 +233,16 @@ def _declared(library: Any) -> Any:
 
 def usable(weight: Tensor, plan: "Plan") -> bool:
     """Whether the native code is built and knows this weight: float32 or float64, contiguous, on the CPU, not empty."""
-    if _library is None or type(weight) not in _PLAIN or weight.dtype not in _REAL or not weight.is_cpu:
-        return False
     return (
-        plan.single
+        _library is not None
+        and plan.fusable
+        and type(weight) in _PLAIN
+        and weight.dtype in _SCALARS
+        and weight.is_cpu
         and weight.is_contiguous()
-        and plan.patterns * plan.taps <= plan.LARGEST_TABLE
-        and weight.numel() > 0
         and peek_interpreter_stack() is None  # torch.func wraps tensors in ones that have no address
         and forward_ad._current_level < 0
-        and not torch.compiler.is_compiling()
+        and not is_compiling()
     )
 
 
@@ -260,10 +274,9 @@ def _function(dtype: torch.dtype, end: str = "") -> Any:
 
 def largest(weight: Tensor, plan: "Plan") -> tuple[Tensor, int]:
     """The largest sum and its index; see :func:`opnorm.norms.functional.largest`."""
-    value = torch.empty_like(_SCALARS[weight.dtype])
-    call = _library.largest_f32 if weight.dtype == torch.float32 else _library.largest_f64
-    index = call(weight.data_ptr(), plan.address or _c_plan(plan), torch.get_num_threads(), value.data_ptr())
-    return value, index
+    value = empty_like(_SCALARS[weight.dtype])
+    call = _library.largest_f32 if weight.dtype is torch.float32 else _library.largest_f64
+    return value, call(weight.data_ptr(), plan.address or _c_plan(plan), get_num_threads(), value.data_ptr())
 
 
 def largest_of_all(weights: Sequence[Tensor], plans: Sequence["Plan"]) -> tuple[Tensor, list[int]]:
@@ -273,9 +286,7 @@ def largest_of_all(weights: Sequence[Tensor], plans: Sequence["Plan"]) -> tuple[
     pointers = (ctypes.c_void_p * count)(*[w.data_ptr() for w in weights])
     addresses = (ctypes.c_void_p * count)(*[_c_plan(p) for p in plans])
     at = (ctypes.c_int64 * count)()
-    _function(weights[0].dtype, "_all")(
-        count, pointers, addresses, torch.get_num_threads(), values.data_ptr(), at
-    )
+    _function(weights[0].dtype, "_all")(count, pointers, addresses, get_num_threads(), values.data_ptr(), at)
     return values, list(at)
 
 

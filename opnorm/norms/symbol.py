@@ -23,7 +23,7 @@ from opnorm.linear import ConvGeometry, Shape
 
 __all__ = ["Gram", "Taps", "adjoint", "apply", "gram", "taps"]
 
-CHUNK_BYTES = 16e6  # what the Gram symbol works on at once
+CHUNK_BYTES = 4e6  # what the Gram symbol works on at once
 
 
 @dataclass(frozen=True)
@@ -113,16 +113,17 @@ def taps(K: Tensor, geometry: ConvGeometry, in_size: Shape, out_size: Shape | No
     stride = geometry.stride
     phases = math.prod(stride)
     placed: dict[tuple[int, ...], Tensor] = {}
-    kernel = K.detach().flatten(2).permute(2, 0, 1).double().contiguous()  # tap by tap
+    kernel = K.detach().flatten(2).permute(2, 0, 1).contiguous().double()  # tap by tap
     kernel = kernel.view(*geometry.kernel, g, c_out, c_in)
-    for tap in itertools.product(*(range(k) for k in geometry.kernel)):
-        at = [t * d - p[0] for t, d, p in zip(tap, geometry.dilation, geometry.padding, strict=True)]
-        if any(_misses(a, n, m, s) for a, n, m, s in zip(at, in_size, out_size, stride, strict=True)):
-            continue  # this tap reads padding only
-        offset = tuple(a // s for a, s in zip(at, stride, strict=True))
+    each = zip(geometry.kernel, geometry.dilation, geometry.padding, in_size, out_size, stride, strict=True)
+    for taps_read in itertools.product(*(_read(*axis) for axis in each)):
+        tap, offset, places = zip(*taps_read, strict=True)
         phase = 0
-        for a, s in zip(at, stride, strict=True):
-            phase = phase * s + a % s
+        for place, s in zip(places, stride, strict=True):
+            phase = phase * s + place
+        if phases == 1:
+            placed[offset] = kernel[tap][:, :, None]
+            continue
         if offset not in placed:
             placed[offset] = K.new_zeros(g, c_out, phases, c_in, dtype=torch.float64)
         placed[offset][:, :, phase] += kernel[tap]
@@ -136,15 +137,24 @@ def taps(K: Tensor, geometry: ConvGeometry, in_size: Shape, out_size: Shape | No
     return Taps(offsets, matrices, whole, reach, out_size)
 
 
-def _misses(at: int, n: int, m: int, s: int) -> bool:
-    """Whether o s + at lies outside [0, n) for every output o."""
-    first = max(0, -(at // s))  # the first o with o s + at >= 0
-    return first >= m or first * s + at >= n
+def _read(
+    kernel: int, dilation: int, padding: tuple[int, int], n: int, m: int, s: int
+) -> list[tuple[int, int, int]]:
+    """On one axis, each tap that reads more than padding: its number, its offset and the phase it reads."""
+    found = []
+    for tap in range(kernel):
+        at = tap * dilation - padding[0]
+        first = max(0, -(at // s))  # the first o with o s + at >= 0
+        if first < m and first * s + at < n:
+            found.append((tap, at // s, at % s))
+    return found
 
 
 def _drop_silent_columns(matrices: Tensor) -> Tensor:
     """Phases that no tap reads (stride larger than the kernel) are columns of zeros: they change no norm."""
-    heard = (matrices != 0).any(2).any(1).any(0)
+    heard = (matrices[:, 0] != 0).any(1).any(0)
+    if not bool(heard.all()):
+        heard = (matrices != 0).any(2).any(1).any(0)
     return matrices[..., heard] if bool(heard.any()) and not bool(heard.all()) else matrices
 
 
@@ -195,13 +205,17 @@ def gram(t: Taps) -> Gram:
     angles = torch.from_numpy(2 * math.pi * ((grid[half] / sizes) @ places.T)).to(A.device)
     # A(ω) = C + i S, so A(ω)ᴴ A(ω) has the symmetric real part CᵀC + SᵀS and the antisymmetric imaginary part CᵀS - SᵀC:
     # one real product gives their sum, which tells them apart
-    P, flat, side = A.new_empty(len(A), len(half), n, n), A.flatten(2), -2 if tall else -1
-    few = max(1, int(CHUNK_BYTES / (16 * A[:, 0].numel())))
+    P = A.new_empty(len(A), len(half), n, n)
+    flat = (A if tall else A.mT).flatten(2)  # rows are those of the larger side, which the product sums over
+    few = max(1, int(CHUNK_BYTES / (32 * A[:, 0].numel())))
+    room = A.new_empty(len(A), 4 * min(few, len(half)), flat.shape[-1])
     for i in range(0, len(half), few):
         some = angles[i : i + few]
-        C, S = (torch.cat([some.cos(), some.sin()]) @ flat).unflatten(-1, A.shape[2:]).chunk(2, dim=1)
-        X, Y = torch.cat([C, S], side), torch.cat([C + S, S - C], side)
-        P[:, i : i + few] = X.mT @ Y if tall else X @ Y.mT
+        cos, sin = some.cos(), some.sin()
+        waves = torch.stack([cos, sin, cos + sin, sin - cos], 1).flatten(0, 1)
+        CS = torch.matmul(waves, flat, out=room[:, : len(waves)].view(len(A), len(waves), -1))
+        X, Y = CS.view(len(A), len(some), 2, -1, n).unbind(2)
+        P[:, i : i + few] = X.mT @ Y
     every = itertools.product(*(range(-(s // 2), s // 2 + 1) for s in sizes))
     deltas = np.array([d for d in every if d >= (0,) * len(sizes)])
     mirrored = torch.tensor(

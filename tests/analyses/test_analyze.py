@@ -54,6 +54,22 @@ def test_all_is_every_analysis_with_points_and_seed_filled_in():
     assert calls(["margins", "accuracy", "margins()"]) == ["accuracy()", "margins()"]
 
 
+def test_what_attacks_or_iterates_takes_a_modest_number_of_points():
+    defaults = {n: dict(spec.full(n, "analysis").kwargs) for n in analyses.__all__}
+    many = {n for n, settings in defaults.items() if settings.get("points", 0) is None}
+    assert many == {"input_gradients"}, "one gradient at each"
+    for name, settings in defaults.items():
+        if "steps" in settings or "version" in settings or "attack" in settings:
+            assert settings["points"] <= 500
+            assert "points" in getattr(analyses, name).__doc__
+
+
+def test_the_page_says_how_many_points_were_used(two, tmp_path):
+    texts = calls(["accuracy", "margins('train')", "margins", "wen_robust_accuracy(points=7)", "norm_table"])
+    settings = report(look(two[:1], data(), texts, Store(tmp_path))).settings
+    assert settings["points"] == "30 in accuracy, margins (training), margins; 7 in wen_robust_accuracy"
+
+
 @pytest.mark.parametrize(
     ("what", "says"),
     [

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from jaxtyping import config
 from torch import nn
 
 from opnorm import measure, models
@@ -390,3 +391,25 @@ def test_files_remember_the_network(text, tmp_path):
 def test_every_network_is_listed():
     small = {text.partition("(")[0] for text in SMALL.values()}
     assert small | {"cnn", "mlp", "file", "timm"} == set(models.__all__)
+
+
+def test_normalize_refuses_another_number_of_channels():
+    layer = Normalize(3, 0.5, (0.1, 0.2, 0.5))
+    x = torch.rand(2, 3, 4, 4)
+    want = (x - 0.5) / torch.tensor([0.1, 0.2, 0.5]).view(3, 1, 1)
+    torch.testing.assert_close(layer(x), want)
+    for given in (x[:, :1], x[:, :2]):
+        with pytest.raises(
+            ModelError, match=f"images of 3 channels, and these have {given.shape[1]}: expected"
+        ):
+            layer(given)
+    with pytest.raises(ModelError, match=r"got shape \(2, 3\)"):
+        layer(x[:, :, 0, 0])
+    torch.testing.assert_close(torch.func.vmap(layer)(x), want)
+    checking = config.jaxtyping_disable
+    config.update("jaxtyping_disable", True)  # it would take fx's stand-ins for wrong types
+    traced = torch.fx.symbolic_trace(nn.Sequential(layer))
+    config.update("jaxtyping_disable", checking)
+    torch.testing.assert_close(traced(x), want)
+    with pytest.raises(ModelError, match="these have 1"):
+        traced(x[:, :1])

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from opnorm.cli.analyze import ANALYSES
 from opnorm.models import mlp, save
+from opnorm.spec import names
 
 DATA = ("--data", "digits()", "--limit", "60")
 WHAT = ("--what", "accuracy", "margins", "norm_table")
@@ -85,6 +87,8 @@ def test_a_run_knows_its_data_and_its_epochs(main):
     ("args", "says"),
     [
         (("analyze", MODEL), "add --data"),
+        (("analyze", "nokey"), "nokey is no run in runs (see opnorm ls --out runs), and no network"),
+        (("compare", MODEL, "nokey", *DATA), "nokey is no run in runs"),
         (("compare", MODEL, *DATA), "expected two or more"),
         (("compare", MODEL, MODEL, *DATA, "--what", "accuracy"), "name them"),
         (("analyze", MODEL, *DATA, "--what", "jacobian_spectrum"), "ask for fewer, such as --points 60"),
@@ -102,8 +106,16 @@ def test_what_can_be_mended_is_one_line(main, args, says):
     assert says in err.splitlines()[-1]
 
 
+def test_a_typo_is_answered_with_analyses_only(main):
+    _, _, err = main("analyze", MODEL, *DATA, "--what", "nothing")
+    known = err.partition("known: ")[2].partition(";")[0].split(", ")
+    assert known == names("analysis")
+
+
 @pytest.mark.parametrize("command", ["analyze", "compare"])
 def test_help_has_examples(main, command):
     status, out, _ = main(command, "--help")
     assert status == 0
     assert f"opnorm {command} " in out
+    assert sorted(ANALYSES.split(", ")) == names("analysis")
+    assert "power_method_agreement" in out

@@ -31,6 +31,8 @@ def noisy():
 def key(tiny, finished, tmp_path):
     """The key of a finished run of the user's folder."""
     shutil.copytree(finished(tiny).root, tmp_path / "runs")
+    (tmp_path / "runs" / "begun.partial").mkdir()
+    shutil.copy(tmp_path / "runs" / tiny.key / "run.json", tmp_path / "runs" / "begun.partial")
     return tiny.key
 
 
@@ -110,6 +112,22 @@ def test_autoattack_and_its_versions(cli, key):
     assert (status, json.loads(out)["stages"][0]["jobs"]) == (0, 5)
 
 
+def test_what_is_proved_is_said(cli, key):
+    args = (
+        key,
+        "--eps",
+        "0.0001",
+        "--limit",
+        "40",
+        "--attack",
+        "autoattack(attacks=('apgd-ce',), certify=proof())",
+    )
+    _, out, _ = cli(*args)
+    said = json.loads(cli(*args, "--json")[1])
+    assert said["certified_accuracy"] > 0
+    assert f"proved            {said['certified_accuracy']:.2%}  (" in out
+
+
 def test_a_random_model_and_a_surrogate(cli, key):
     status, out, _ = cli("my_noise.noisy()", "--data", "digits()", *PGD, "--surrogate", key)
     assert status == 0
@@ -138,7 +156,13 @@ def test_a_random_model_and_a_surrogate(cli, key):
         (["{key}", "--sheet", "sheet.gif"], "--sheet sheet.gif: expected a name that ends in .png"),
         (["{key}", "--save", "no/x.safetensors"], "in a folder that is there"),
         (["{key}", "--device", "abacus"], "--device abacus"),
-        (["cnn"], "cnn does not say which data it is for; add --data"),
+        (["cnn"], "cnn is no run in runs (see opnorm ls --out runs), and a network does not say which data"),
+        (["nokey"], "nokey is no run in runs (see opnorm ls --out runs), and no network: unknown model 'nokey'"),
+        (["nokey", "--data", "digits()"], "nokey is no run in runs (see opnorm ls --out runs), and no network: unknown"),
+        (["digits()"], "digits() is no run in runs (see opnorm ls --out runs), and no network"),
+        (["{key}", "--surrogate", "nokey"], "nokey is no run in runs"),
+        (["begun"], "run begun has not been trained to its end"),
+        (["cnn(in_shape=(3, 8, 8))", "--data", "digits()"], "images of 3 channels, and these have 1"),
         (["cnn(classes=7)", "--data", "digits()"], "expected (1, 10), one logit for each of the 10 classes"),
         (["resnet18(in_shape=(3, 8))", "--data", "digits()"], "in_shape"),
         (['file("nope.safetensors")', "--data", "digits()"], "no file nope.safetensors"),

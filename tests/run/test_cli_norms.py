@@ -152,7 +152,7 @@ def test_against_another_network_or_a_table(main, tmp_path):
         ((SMALL, "--ord", "1:2:inf"), "norm '1:2:inf': expected"),
         ((SMALL, "--layers", "none"), "no layer matches 'none'; there are 0, 1, 2"),
         ((SMALL, "--plot", "x.gif"), "ends in .svg, .pdf, .png or .html"),
-        ((SMALL, "--input", "3,8,8"), "the model does not take an input of shape (3, 8, 8)"),
+        ((SMALL, "--input", "3,8,8"), "expected (B, 1, H, W), got shape (1, 3, 8, 8)"),
         ((SMALL, "--input", "a,b"), "--input 'a,b': expected numbers"),
         ((SMALL, "--against", "none.json"), "none.json"),
         ((SMALL, "--against", "mlp(in_shape=(1, 8, 8), depth=1, width=2)"), "no norm of any layer in common"),

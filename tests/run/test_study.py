@@ -206,7 +206,7 @@ def test_ctrl_c_stops_every_process(tmp_path, until):
     out, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert out == ""
-    assert err.splitlines()[-1].startswith("stopped; finished epochs are kept")
+    assert err.splitlines()[-1].startswith("stopped; what was done is kept")
     assert "Traceback" not in err
     until(lambda: not alive(below), 10)
     kept = epochs_kept(tmp_path)
@@ -240,5 +240,5 @@ def test_ctrl_c_while_workers_start_is_quiet(tmp_path, until, delay):
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert err.splitlines() == ["stopped; finished epochs are kept, and the same command goes on from there"]
+    assert err.splitlines() == ["stopped; what was done is kept, and the same command goes on from there"]
     until(lambda: not alive(below), 10)

@@ -1,0 +1,48 @@
+"""The command line. Nothing here imports torch before a command is chosen, so that ``--help`` answers at once."""
+
+import io
+import os
+import sys
+
+from opnorm.errors import OpnormError
+
+__all__ = ["main"]
+
+RESUMING = ("analyze", "attack", "compare", "study", "train")
+"""Commands that keep what they have done, and go on from there."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point of ``opnorm``: 0 when all went well, 2 for what the user can mend, 130 after Ctrl-C, 1 for the rest."""
+    args = sys.argv[1:] if args is None else args
+    debug = "--debug" in args
+    args = [a for a in args if a != "--debug"] or ["--help"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(
+                errors="replace"
+            )  # a terminal without ℓ and ε gets ? for them, and no traceback
+    try:
+        from opnorm.cli.commands import app  # here, so that Ctrl-C while it is loaded is heard below
+
+        app.cli(
+            prog="opnorm",
+            description="Operator norms of neural networks: measure them, train with them kept small, see what they did. "
+            "Add --debug to any command for a traceback.",
+            args=args,
+        )
+    except KeyboardInterrupt:
+        kept = "; what was done is kept, and the same command goes on from there" * (args[0] in RESUMING)
+        print(f"stopped{kept}", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # whoever read our output has left, as in `opnorm ls | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as e:
+        if debug:
+            raise
+        foreseen = isinstance(e, OpnormError | OSError)
+        text = str(e) if foreseen else f"{type(e).__name__}: {e}; --debug shows where"
+        if not (foreseen and int(os.environ.get("RANK", "0"))):  # torchrun's first process says it for all
+            print("opnorm:", " ".join(text.split()), file=sys.stderr)
+        sys.exit(2 if foreseen else 1)

@@ -1,0 +1,138 @@
+"""``opnorm analyze`` and ``opnorm compare``: one network, or several, on one page."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from opnorm.cli.options import DATA, MODEL, RUN, Device, Figures, Json, Limit, check_device, print_json
+from opnorm.cli.subjects import data_of, network_and_data, run_folder
+from opnorm.errors import OpnormError
+
+__all__ = ["ANALYSES", "analyze", "compare"]
+
+ANALYSES = (
+    "accuracy, generalization_gap, robust_accuracy, autoattack_accuracy, wen_robust_accuracy, liu_robust_accuracy, "
+    "robustness_curve, robust_radius, loss_variation, norm_table, singular_spread, weight_energy, margins, predictions, "
+    "input_gradients, lipschitz_bracket, jacobian_spectrum, singular_alignment, local_linearity, relu_cells, "
+    "power_method_agreement"
+)
+"""Written out: looking them up would load torch before ``--help`` can answer."""
+
+WHAT = f"analyses as names or calls, such as accuracy 'norm_table(ords=(2,))'; all stands for every one: {ANALYSES}"
+POINTS = "test points of each analysis that looks at some of them, instead of its own default"
+
+
+@dataclass(frozen=True)
+class Looking:
+    """The options of both commands."""
+
+    data: Annotated[str, arg(help=DATA + "; left out: that of the first run")] = ""
+    what: Annotated[tuple[str, ...], arg(help=WHAT)] = ("all",)
+    points: Annotated[int | None, arg(help=POINTS)] = None
+    limit: Limit = None
+    seed: Annotated[int, arg(help="of the choice of points and of attacks")] = 0
+    out: Annotated[Path, arg(help="folder of runs; results are kept in its folder analyses")] = Path("runs")
+    device: Device = "cpu"
+    figures: Figures = None
+    json: Json = False
+
+
+Options = Annotated[Looking, arg(name="")]
+
+
+def analyze(
+    model: Annotated[Positional[str], arg(help=MODEL + RUN + ". name=MODEL names it")],
+    options: Options = Looking(),
+) -> None:
+    """Look at one trained network from all sides, on one page; the last line printed is where the page is.
+
+    Accuracy and robustness, norms and singular values of the layers, margins, Jacobians and linear regions: what the papers
+    look at. Stop it with Ctrl-C and call it again: analyses that have ended are found.
+
+    opnorm analyze 'file("weights.safetensors", arch=resnet(depth=20))' --data 'parquet("cifar10")' --points 100
+
+    opnorm analyze 3f2a9c01d4e7 --what accuracy norm_table 'margins(split="train")'
+
+    opnorm analyze 3f2a9c01d4e7 --what 'power_method_agreement(p=inf, q=1)'
+
+    The last one is Theorem 1 of Roth et al. 2020: how far adversarial training is data-dependent operator norm
+    regularization, on this network, as the radius grows.
+    """
+    _analyze((model,), options)
+
+
+def compare(
+    models: Annotated[
+        Positional[tuple[str, ...]],
+        arg(help="two or more, the baseline first: " + MODEL + "; or runs. name=MODEL names one"),
+    ],
+    options: Options = Looking(),
+) -> None:
+    """Look at several trained networks side by side, on one page; the last line printed is where the page is.
+
+    Every network has the same color in all charts; the first one is black. What opnorm analyze has found is found again.
+
+    opnorm compare 'plain=file("plain.safetensors")' 'adversarial=file("pgd_at.safetensors")' --data 'parquet("cifar10")'
+
+    opnorm compare 3f2a9c01d4e7 a01bb3e5c2f8 --what norm_table singular_spread margins
+    """
+    if len(models) < 2:
+        raise OpnormError(
+            f"{len(models)} network to compare; expected two or more, or opnorm analyze for one"
+        )
+    _analyze(models, options)
+
+
+def _analyze(models: tuple[str, ...], options: Looking) -> None:
+    from opnorm.analyze import as_dict, calls, look, write
+    from opnorm.progress import AnalyzeProgress
+    from opnorm.store import Store
+
+    data, out, limit = options.data, options.out, options.limit
+    analyses = calls(options.what, points=options.points, seed=options.seed)
+    check_device(options.device)
+    if not data:
+        bare = [model for _, model in map(_named, models)]
+        data = data_of(next((m for m in bare if run_folder(m, out)), bare[0]), out)
+    subjects, dataset = [], None
+    for text in models:
+        subject, dataset = _subject(text, data, out)
+        subject.model.to(options.device).eval()
+        subjects.append(subject)
+    assert dataset is not None, "there is at least one model"
+    store = Store(out / "analyses")
+    with AnalyzeProgress() as progress:
+        looks = look(
+            subjects, dataset if limit is None else dataset.limit(limit), analyses, store, tell=progress
+        )
+    page = write(looks, store, options.figures)
+    if options.json:
+        return print_json({"page": str(page), "networks": as_dict(looks)})
+    print(page)
+    return None
+
+
+def _named(text: str) -> tuple[str, str]:
+    """("plain", "cnn()") of "plain=cnn()", and ("", text) where no name is given."""
+    name, equals, rest = text.partition("=")
+    return (name.strip(), rest.strip()) if equals and not set(name) & set("(,\"'/") else ("", text)
+
+
+def _subject(text: str, data: str, out: Path) -> tuple[Any, Any]:
+    """A network with what a page calls it, and the data set."""
+    from opnorm import files, spec
+    from opnorm.analyze import Subject
+    from opnorm.run import Run
+    from opnorm.store import Store
+
+    label, model = _named(text)
+    network, dataset = network_and_data(model, data, out)
+    folder = run_folder(model, out)
+    if folder is None:
+        call = str(spec.short(model, "model"))
+        return Subject(label or call, network, call), dataset
+    run = Run.from_dict(Store(out).read(folder)["run"])
+    metrics = files.read_lines(folder / "metrics.jsonl")
+    return Subject(label or run.label, network, f"run {model}: {run.model}, {run.label}", metrics), dataset

@@ -1,0 +1,52 @@
+"""What the commands share: options, and what is read from them and printed."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import arg
+
+from opnorm.errors import OpnormError
+
+MODEL = "a network as a call: 'resnet(depth=20)', 'file(\"weights.safetensors\", arch=cnn())', 'my_package.models.build(64)'"
+DATA = (
+    "a data set as a call: 'digits()', 'parquet(\"folder\")', 'hf(\"uoft-cs/cifar10\")', 'folder(\"path\")'"
+)
+OUT = "folder of runs; what is finished there is found and not run again"
+RUN = "; or a run: its key (see opnorm ls) or its folder"
+
+Runs = Annotated[Path, arg(help=OUT)]
+Limit = Annotated[int | None, arg(help="use at most so many training and test points")]
+Device = Annotated[str, arg(help="cpu, cuda, cuda:1, mps")]
+Figures = Annotated[Literal["svg", "pdf", "png"] | None, arg(help="also write every figure in this format")]
+Json = Annotated[bool, arg(help="print the result as JSON on standard output")]
+
+
+def number(option: str, text: str) -> Any:
+    """The number that an option gives, such as 8/255."""
+    from opnorm import spec
+
+    try:
+        ((_, value),) = spec.parse(f"number(it={text})").kwargs
+    except (OpnormError, ValueError):
+        value = None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise OpnormError(f"{option} {text!r}: expected a number, such as 8/255, 0.5, 2 or inf")
+    return value
+
+
+def check_device(device: str) -> None:
+    """OpnormError where torch cannot put anything on the device."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as e:  # torch raises whatever its backends do
+        why = str(e).splitlines()[0].partition(". ")[0]
+        raise OpnormError(f"--device {device}: {why}; expected one that this machine has, such as cpu") from e
+
+
+def print_json(value: Any) -> None:
+    """JSON for standard output, null for NaN and infinities."""
+    from opnorm.files import to_json
+
+    print(to_json(value))
