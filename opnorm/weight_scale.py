@@ -20,8 +20,9 @@ from torch import Tensor, fx, nn
 from opnorm.errors import ModelError, SpecError
 from opnorm.linear import overrides
 from opnorm.modes import evaluating
-from opnorm.norms.network import _changed_by_hooks, _graph
+from opnorm.norms.graph import forward_graph
 from opnorm.norms.visits import unwrapped
+from opnorm.norms.walk import changed_by_hooks
 
 __all__ = ["balance", "least_weight_decay", "shift"]
 
@@ -168,7 +169,7 @@ def _chain(model: nn.Module, example: Tensor) -> list[_Layer]:
     """
     model = unwrapped(model)
     with evaluating(model):
-        graph, _, reason = _graph(model, example)
+        graph, _, reason = forward_graph(model, example)
     if graph is None:
         raise ModelError(f"{CANNOT}: {reason}")
     modules = dict(graph.named_modules())
@@ -218,7 +219,7 @@ def _is_shape(n: fx.Node) -> bool:
 def _is_homogeneous(n: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if n.op == "call_module":
         module = modules[str(n.target)]
-        return _is(module, HOMOGENEOUS) and not _changed_by_hooks(module)
+        return _is(module, HOMOGENEOUS) and not changed_by_hooks(module)
     return n.op == "output" or _name(n) in FUNCTIONS
 
 
@@ -248,7 +249,7 @@ def _checked(name: str, layer: nn.Module, before: list[_Layer]) -> _Layer:
     weight = own.get("weight")
     if weight is None or "bias" not in own:
         raise ModelError(f"{where} has a weight or bias that is computed from other parameters")
-    if _changed_by_hooks(layer):
+    if changed_by_hooks(layer):
         raise ModelError(f"{where} has a hook, which may change what it computes")
     return _Layer(name, layer, weight, own["bias"])
 
