@@ -242,7 +242,8 @@ def against_epoch(rows: Sequence[Row], methods: Sequence[str], *, baseline: str 
         x = {
             "field": "epoch",
             "type": "quantitative",
-            "axis": {"title": "epoch", "format": "d", "tickMinStep": 1, "labelOverlap": True},
+            "axis": {"title": "epoch", "format": "d", "tickMinStep": 1, "labelOverlap": True}
+            | ({"values": sorted(shown)} if few else {}),
             "scale": {"zero": False, "nice": False},
         }
         band = {

@@ -22,6 +22,7 @@ __all__ = [
 ]
 
 RANKS = 40  # points on one line
+ROUNDING = 1e-7  # of the largest singular value
 RADII = 31
 
 
@@ -40,7 +41,12 @@ def jacobian_spectrum(rows: Sequence[Row], methods: Sequence[str], *, baseline: 
         "clean": Panel("At clean test images (log scale)", log=True),
         "attacked": Panel("At attacked test images (log scale)", log=True),
     }
-    return curves(rows, methods, baseline, head, panels, lambda row: _by_rank(row["at"], row["mean"]))
+    return curves(rows, methods, baseline, head, panels, lambda row: _by_rank(row["at"], _seen(row["mean"])))
+
+
+def _seen(sizes: Sequence[float]) -> list[float]:
+    """Without the end that float32 rounds to nothing, which a logarithmic scale would be all about."""
+    return [s for s in sizes if s >= ROUNDING * max(sizes)]
 
 
 def singular_alignment(rows: Sequence[Row], methods: Sequence[str], *, baseline: str = "plain") -> Chart:

@@ -23,6 +23,7 @@ from opnorm.report import (
     write_json,
     write_page,
 )
+from opnorm.report.charts_roth import jacobian_spectrum
 from opnorm.report.page import _best, _cell, _duration
 
 vl_convert = pytest.importorskip("vl_convert")
@@ -347,3 +348,15 @@ def test_the_report_needs_no_torch():
     code = "import sys, opnorm.report; print('torch' in sys.modules, 'vl_convert' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.split() == ["False", "False"]
+
+
+def test_the_end_of_a_spectrum_that_is_rounding_alone_is_not_drawn():
+    row = {"method": "plain", "seed": 0, "at": "clean", "mean": [2.0, 0.5, 1e-6, 1e-9, 0.0]}
+    drawn = jacobian_spectrum([row], ["plain"]).spec["data"]["values"]
+    assert [(v["x"], v["value"]) for v in drawn] == [(1, 2.0), (2, 0.5), (3, 1e-6)]
+    assert not jacobian_spectrum([row | {"mean": [0.0, 0.0]}], ["plain"]).spec["data"]["values"]
+
+
+def test_few_epochs_have_a_tick_each():
+    rows = [{"method": "plain", "seed": 0, "epoch": e, "test_accuracy": 0.5} for e in (1, 2, 3)]
+    assert '"values": [1, 2, 3]' in json.dumps(against_epoch(rows, ["plain"]).spec)
