@@ -35,7 +35,7 @@ def distance_to_plane(z, w, c, norm):
             for v, r in zip(w, room, strict=True)
         ]
 
-    low, high = 0.0, 1.0 if norm == math.inf else 1 / min(abs(v) for v in w if v)
+    low, high = 0.0, 1.0 if norm == math.inf else 1 / min((abs(v) for v in w if v), default=1.0)
     for _ in range(200):
         t = (low + high) / 2
         short = sum(abs(v) * m for v, m in zip(w, moved(t), strict=True)) < c
