@@ -21,7 +21,7 @@ RADII = (0.05, 0.1, 0.15, 0.2)
 RADII_L2 = (0.25, 0.5, 1.0)
 IN_TABLE = {"inf": (0.1, 0.2), "2": (0.5,)}  # the charts show all
 TRAIN_EPS = 0.1
-ATTACKED = 300  # test points: the interval of a share is then ± 6 points at most
+ATTACKED = 200  # test points: the interval of a share is then ± 7 points at most
 
 # strengths at which each method shows on the digits and none diverges
 OBJECTIVES = (
@@ -71,7 +71,7 @@ HIGHLIGHT = (
 def tour(
     data: str = "digits()",
     model: str = "cnn(width=32)",
-    epochs: int = 20,
+    epochs: int = 10,
     batch: int = 64,
     lr: float = 0.05,
     seeds: int = 3,
