@@ -1,14 +1,15 @@
 """Attacks beside other people's: the same models, the same points, the same radii, one process.
 
-    python benchmarks/attacks.py [--threads 1] [--quick] [--only mnist-pgd ...] [--turns 3] [--json attacks.json]
+    python benchmarks/attacks.py [--threads 1] [--quick] [--only mnist-pgd ...] [--seeds 3] [--turns 3] [--json attacks.json]
 
-AutoAttack, alone and with certificates, beside that of torchattacks; PGD-40 beside torchattacks, foolbox and ART. For each:
-seconds of the processor and on the clock, points that went forward and backward through the model (in whatever precision),
-robust accuracy as the model itself sees the returned points, and how many of these are outside of the ball or of [0, 1].
+AutoAttack, alone and with certificates, beside that of torchattacks and, with --reference, the paper's own code; PGD-40 beside
+torchattacks, foolbox and ART. For each: seconds of the processor and on the clock, points that went forward and backward
+through the model (in whatever precision), robust accuracy as the model itself sees the returned points, and how many of these
+are outside of the ball or of [0, 1].
 
-AutoAttack runs once (its spread over seeds is some percentage points of the points that are close), PGD in turns, of which
-the median is shown. torchattacks' "standard" takes 10 steps where the paper and we take 100. Networks are trained here once,
-a minute or two each, and kept in local/benchmarks. MNIST and CIFAR-10 are looked for in $OPNORM_DATA; --quick needs neither.
+AutoAttack runs with several seeds, PGD in turns: medians are shown, and of robust accuracies the least and the largest.
+torchattacks' "standard" takes 10 steps where the paper and we take 100. Networks are trained here once, some minutes each, and
+kept in local/benchmarks. MNIST and CIFAR-10 are looked for in $OPNORM_DATA; --quick needs neither.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import json
 import math
 import os
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -60,6 +62,9 @@ CASES = {
         "cifar10", "resnet18(width=16)", "pgd_at(eps=4/255, steps=3)", (), 20_000, 1, 100, math.inf, (4 / 255, 8 / 255), ()
     ),
     "cifar-resnet18": Case("cifar10", "resnet18()", "plain()", (), 20_000, 1, 100, math.inf, (8 / 255,), (8 / 255,)),
+    "cifar-resnet18-pgd": Case(
+        "cifar10", "resnet18()", "pgd_at(eps=4/255, steps=3)", (), 20_000, 1, 100, math.inf, (8 / 255,), ()
+    ),
 }  # fmt: skip
 QUICK = {
     "digits-pgd": Case("digits", "cnn(width=32)", PGD, (), 10_000, 10, 100, math.inf, (0.1, 0.3), (0.1,)),
@@ -149,40 +154,66 @@ class Row(NamedTuple):
     wall: float
     forward: int
     backward: int
-    robust: float
+    robust: tuple[float, ...]  # by seeds
     outside: int
     certified: int
 
 
-Way = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Way = Callable[[nn.Module, Tensor, Tensor, int], Tensor]  # (model, x, y, seed)
+
+
+def middle(rows: list[Row]) -> Row:
+    """The median of several runs of one attack."""
+    medians = {
+        k: statistics.median(getattr(r, k) for r in rows) for k in ("cpu", "wall", "forward", "backward")
+    }
+    robust = tuple(share for r in rows for share in r.robust)
+    return rows[0]._replace(**medians, robust=robust, outside=max(r.outside for r in rows))
 
 
 def run(
-    name: str, way: Way, model: nn.Module, x: Tensor, y: Tensor, norm: float, eps: float, proved: int = 0
+    name: str,
+    way: Way,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    norm: float,
+    eps: float,
+    seed: int,
+    proved: int = 0,
 ) -> Row:
     counted = Counted(model).eval()
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     cpu, wall = time.process_time(), time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = way(counted, x, y).detach()
+        found = way(counted, x, y, seed).detach()
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     away = torch.linalg.vector_norm((found.double() - x.double()).flatten(1), ord=norm, dim=1) > eps
     away |= ((found < 0) | (found > 1)).flatten(1).any(1)
     with torch.no_grad():
         right = torch.cat([model(z) for z in found.split(64)]).argmax(1) == y
     robust, seen = float(right.double().mean()), counted.counts
-    return Row(name, cpu, wall, seen.forward, seen.backward, robust, int(away.sum()), proved)
+    return Row(name, cpu, wall, seen.forward, seen.backward, (robust,), int(away.sum()), proved)
 
 
-def autoattacks(model: nn.Module, x: Tensor, y: Tensor, norm: float, eps: float, peers: bool) -> list[Row]:
-    import torchattacks
+def autoattacks(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    norm: float,
+    eps: float,
+    seeds: int,
+    peers: dict[str, Way],
+    peer_seeds: int,
+) -> list[Row]:
+    """Ours, alone and with certificates, and the peers', each with several seeds."""
 
     def ours(**settings: Any) -> Way:
         attack = attacks.AutoAttack(norm, eps, **settings)
 
-        def way(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-            verdict = attack.judge(m, x, y)
+        def way(m: nn.Module, x: Tensor, y: Tensor, seed: int) -> Tensor:
+            verdict = attack.judge(m, x, y, seed=seed)
             for s in verdict.stages:
                 print(f"    {s.name}: {s.tried} tried, {s.broken} broken, {s.seconds:.1f} CPU s", flush=True)
             return verdict.points
@@ -190,58 +221,70 @@ def autoattacks(model: nn.Module, x: Tensor, y: Tensor, norm: float, eps: float,
         return way
 
     # a certificate looks into the model, which the one that counts would hide
-    proved = certified(model, x, y, eps, norm)
+    proved = int(certified(model, x, y, eps, norm).sum())
 
     def certify(_: nn.Module, x: Tensor, y: Tensor, eps: float, norm: float) -> Tensor:
         return proof()(model, x, y, eps, norm)
 
-    rows = [
-        run("opnorm", ours(), model, x, y, norm, eps),
-        run("opnorm, certify=proof()", ours(certify=certify), model, x, y, norm, eps, int(proved.sum())),
+    ways = {"opnorm": (ours(), seeds, 0), "opnorm, certify=proof()": (ours(certify=certify), seeds, proved)}
+    ways |= {name: (way, peer_seeds, 0) for name, way in peers.items()}
+    return [
+        middle([run(name, way, model, x, y, norm, eps, seed, known) for seed in range(count)])
+        for name, (way, count, known) in ways.items()
     ]
-    if peers and norm in (2, math.inf):
-        named = {2: "L2", math.inf: "Linf"}[norm]
 
-        def theirs(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-            return torchattacks.AutoAttack(m, norm=named, eps=eps, n_classes=10, seed=0)(x, y)
 
-        rows.append(run("torchattacks", theirs, model, x, y, norm, eps))
-    return rows
+def peers_of(norm: float, eps: float, reference: str | None) -> dict[str, Way]:
+    """Other people's standard AutoAttack, by name."""
+    import torchattacks
+
+    named = {1: "L1", 2: "L2", math.inf: "Linf"}[norm]
+    ways: dict[str, Way] = {}
+    if norm != 1:  # torchattacks has no such ball
+        ways["torchattacks"] = lambda m, x, y, seed: torchattacks.AutoAttack(
+            m, norm=named, eps=eps, n_classes=10, seed=seed
+        )(x, y)
+    if reference:
+        sys.path.insert(0, reference)
+        from autoattack import AutoAttack
+
+        ways["paper's code"] = lambda m, x, y, seed: AutoAttack(
+            m, norm=named, eps=eps, seed=seed, device="cpu", verbose=False
+        ).run_standard_evaluation(x, y, bs=len(x))
+    return ways
 
 
 def pgds(model: nn.Module, x: Tensor, y: Tensor, eps: float, turns: int) -> list[Row]:
     """PGD-40 in ℓ∞, in turns."""
     step = eps / 10
     ours = {"norm": math.inf, "eps": eps, "steps": 40, "step": step}
+    plain, early = attacks.pgd(**ours), attacks.pgd(**ours, stop_when_fooled=True)
     ways: dict[str, Way] = {
-        "opnorm": attacks.pgd(**ours),
-        "opnorm, stop_when_fooled": attacks.pgd(**ours, stop_when_fooled=True),
-        **_peers(eps, step),
+        "opnorm": lambda m, x, y, seed: plain(m, x, y, seed=seed),
+        "opnorm, stop_when_fooled": lambda m, x, y, seed: early(m, x, y, seed=seed),
+        **_pgd_peers(eps, step),
     }
     rows: dict[str, list[Row]] = {name: [] for name in ways}
-    for _ in range(turns):
+    for turn in range(turns):
         for name, way in ways.items():
-            rows[name].append(run(name, way, model, x, y, math.inf, eps))
-    return [
-        r[0]._replace(cpu=statistics.median(t.cpu for t in r), wall=statistics.median(t.wall for t in r))
-        for r in rows.values()
-    ]
+            rows[name].append(run(name, way, model, x, y, math.inf, eps, turn))
+    return [middle(r) for r in rows.values()]
 
 
-def _peers(eps: float, step: float) -> dict[str, Way]:
+def _pgd_peers(eps: float, step: float) -> dict[str, Way]:
     import foolbox
     import torchattacks
     from art.attacks.evasion import ProjectedGradientDescentPyTorch
     from art.estimators.classification import PyTorchClassifier
 
-    def torchattacks_(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def torchattacks_(m: nn.Module, x: Tensor, y: Tensor, seed: int) -> Tensor:
         return torchattacks.PGD(m, eps=eps, alpha=step, steps=40)(x, y)
 
-    def foolbox_(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def foolbox_(m: nn.Module, x: Tensor, y: Tensor, seed: int) -> Tensor:
         attack = foolbox.attacks.LinfPGD(abs_stepsize=step, steps=40)
         return attack(foolbox.PyTorchModel(m, bounds=(0, 1), device="cpu"), x, y, epsilons=eps)[1]
 
-    def art(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def art(m: nn.Module, x: Tensor, y: Tensor, seed: int) -> Tensor:
         estimator = PyTorchClassifier(
             m, nn.CrossEntropyLoss(), x.shape[1:], 10, clip_values=(0, 1), device_type="cpu"
         )
@@ -257,16 +300,30 @@ def _peers(eps: float, step: float) -> dict[str, Way]:
 
 
 def show(title: str, rows: list[Row]) -> None:
-    theirs = next((r.cpu for r in rows if r.attack == "torchattacks"), None)
-    heads = ("CPU s", "wall s", "x", "forward", "backward", "robust %", "certified", "outside")
-    print(f"\n{title}\n{'':26}" + "".join(f"{head:>11}" for head in heads))
+    times = {r.attack: r.cpu for r in rows}
+    heads = [
+        "CPU s",
+        "wall s",
+        "x torchatt.",
+        "x paper's",
+        "forward",
+        "backward",
+        "robust %",
+        "over seeds",
+        "certified",
+        "outside",
+    ]
+    print(f"\n{title}\n{'':26}" + "".join(f"{head:>12}" for head in heads))
     for r in rows:
-        gain = f"{theirs / r.cpu:.1f}" if theirs else ""
+        gains = [
+            f"{times[peer] / r.cpu:.1f}" if peer in times else "" for peer in ("torchattacks", "paper's code")
+        ]
+        spread = f"{100 * min(r.robust):.1f}-{100 * max(r.robust):.1f}" if len(r.robust) > 1 else "1 seed"
         cells = (
-            f"{r.cpu:.2f}", f"{r.wall:.2f}", gain, f"{r.forward:,}", f"{r.backward:,}", f"{100 * r.robust:.1f}",
-            r.certified, r.outside,
+            f"{r.cpu:.2f}", f"{r.wall:.2f}", *gains, f"{r.forward:,.0f}", f"{r.backward:,.0f}",
+            f"{100 * statistics.mean(r.robust):.1f}", spread, r.certified, r.outside,
         )  # fmt: skip
-        print(f"{r.attack:26}" + "".join(f"{cell:>11}" for cell in cells), flush=True)
+        print(f"{r.attack:26}" + "".join(f"{cell:>12}" for cell in cells), flush=True)
 
 
 def beside_the_reference(eps: float, rows: list[Row]) -> str:
@@ -285,7 +342,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=3, help="of PGD")
+    parser.add_argument("--seeds", type=int, default=3, help="of our AutoAttack")
+    parser.add_argument("--peer-seeds", type=int, default=1, help="of the others', which take long")
+    parser.add_argument(
+        "--reference", help="folder with the package autoattack, the paper's own code, to run it too"
+    )
+    parser.add_argument("--eps", type=float, nargs="+", help="these radii only")
     parser.add_argument("--points", type=int, help="fewer points, for a look")
     parser.add_argument("--only", nargs="+", choices=[*CASES, *QUICK], help="some of the networks")
     parser.add_argument("--no-peers", action="store_true", help="our own AutoAttack alone")
@@ -300,14 +363,14 @@ def main() -> None:
         model, x, y = network(name, case)
         x, y = x[: args.points], y[: args.points]
         for kind, radii in (("AutoAttack", case.autoattack), ("PGD-40", case.pgd)):
-            for eps in radii:
-                rows = (
-                    autoattacks(model, x, y, case.norm, eps, not args.no_peers)
-                    if kind == "AutoAttack"
-                    else pgds(model, x, y, eps, args.turns)
-                )
+            for eps in args.eps or radii:
+                if kind == "AutoAttack":
+                    peers = {} if args.no_peers else peers_of(case.norm, eps, args.reference)
+                    rows = autoattacks(model, x, y, case.norm, eps, args.seeds, peers, args.peer_seeds)
+                else:
+                    rows = pgds(model, x, y, eps, args.turns)
                 show(f"{kind}, {name}, {len(x)} points, l{case.norm:g}, eps {eps:.4g}", rows)
-                if kind == "AutoAttack" and name == "mnist-pgd" and not args.no_peers:
+                if kind == "AutoAttack" and name == "mnist-pgd" and peers and not args.reference:
                     print(beside_the_reference(eps, rows))
                 figures[f"{kind} {name} {eps:.4g}"] = [r._asdict() for r in rows]
                 if args.json:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from opnorm.attacks.checks import check_inputs, check_logits
-from opnorm.attacks.losses import AGAINST_LABELS
+from opnorm.attacks.losses import AGAINST_LABELS, rank_targets, towards
 from opnorm.attacks.pgd import Ascent, Attack
 from opnorm.attacks.projections import L2Ball, ball
 from opnorm.attacks.search import Answer, Lanes, Search, State, hunt
@@ -15,7 +15,7 @@ from opnorm.errors import AttackError
 from opnorm.modes import Mode, undisturbed
 from opnorm.spec import factory
 
-__all__ = ["APGD", "SparseAPGD", "apgd", "apgd_search", "rank_targets"]
+__all__ = ["APGD", "SparseAPGD", "apgd", "apgd_search"]
 
 MOMENTUM, RHO = 0.75, 0.75
 SPELL = 5  # steps
@@ -106,29 +106,6 @@ def apgd_search(
     return APGD(eps, steps, loss, targeted, patience)
 
 
-def rank_targets(logits: Tensor, y: Tensor, count: int) -> Tensor:
-    """The wrong classes with the largest clean logits (B, min(count, K - 1)), largest first."""
-    others = logits.scatter(1, y[:, None], -math.inf)
-    return others.argsort(dim=1, descending=True, stable=True)[:, : min(count, logits.shape[1] - 1)]
-
-
-# ---------------------------------------------------------------- losses towards a target
-
-
-def _towards(loss: str, logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """A loss that grows as the logit of the target t rises: "cw" is z_t - z_y, "ce" the log-odds of t.
-
-    "dlr" is (z_t - z_y) / (z_1 - (z_3 + z_4) / 2) with z_1 ≥ z_2 ≥ ... sorted (Croce & Hein 2020, Eq. 7).
-    """
-    if loss == "ce":
-        return -AGAINST_LABELS["ce"](logits, target)
-    gap = (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
-    if loss == "cw" or logits.shape[1] < 4:
-        return gap
-    top = logits.topk(4, dim=1).values
-    return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
-
-
 # ---------------------------------------------------------------- the searches
 
 
@@ -184,7 +161,7 @@ class APGD(Search):
     def loss(self, lanes: Lanes, state: State, logits: Tensor) -> Tensor:
         """The criterion, towards the target if there is one."""
         if self.targeted:
-            return _towards(self.criterion, logits, lanes.y, lanes.target)
+            return towards(self.criterion)(logits, torch.stack([lanes.y, lanes.target], 1))
         return AGAINST_LABELS[self.criterion](logits, lanes.y)
 
     def advance(self, lanes: Lanes, state: State, answer: Answer) -> State:

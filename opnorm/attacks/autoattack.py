@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from opnorm.attacks.apgd import apgd_search, rank_targets
+from opnorm.attacks.apgd import apgd_search
 from opnorm.attacks.checks import check_inputs, check_logits
 from opnorm.attacks.fab import FAB
-from opnorm.attacks.losses import wide
+from opnorm.attacks.losses import rank_targets, wide
 from opnorm.attacks.pgd import Ascent, Attack
 from opnorm.attacks.scout import Scout, find_scout
 from opnorm.attacks.search import Catch, Search, hunt

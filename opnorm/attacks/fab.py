@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from opnorm.attacks.apgd import rank_targets
 from opnorm.attacks.checks import check_inputs, check_logits
-from opnorm.attacks.losses import wide
+from opnorm.attacks.losses import rank_targets, wide
 from opnorm.attacks.minimal import Closest, tighten
 from opnorm.attacks.pgd import Ascent, Watch
 from opnorm.attacks.planes import step_to_plane

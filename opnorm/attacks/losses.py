@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from opnorm.errors import AttackError
+
 __all__ = [
     "AGAINST_CLEAN",
     "AGAINST_LABELS",
@@ -21,6 +23,8 @@ __all__ = [
     "kl",
     "log_odds",
     "margin",
+    "rank_targets",
+    "towards",
     "wide",
 ]
 
@@ -75,6 +79,41 @@ def distance(q: float) -> Loss:
         return torch.linalg.vector_norm(logits - clean, q, dim=1)
 
     return loss
+
+
+def towards(loss: str) -> Loss:
+    """A loss against pairs (B, 2) of label y and target t, larger the more the model is at t.
+
+    "cw" is z_t - z_y, "ce" the log-odds of t, and "dlr" (z_t - z_y) / (z_1 - (z_3 + z_4) / 2) with z_1 ≥ z_2 ≥ ... sorted;
+    with fewer than 4 classes that is z_t - z_y alone.
+
+    Source: Croce & Hein 2020, Eq. 7.
+    """
+
+    def climb(logits: Tensor, pair: Tensor) -> Tensor:
+        y, target = pair.unbind(1)
+        if loss == "ce":
+            return -log_odds(logits, target)
+        gap = _right(logits, target) - _right(logits, y)
+        if loss == "cw" or logits.shape[1] < 4:
+            return gap
+        top = logits.topk(4, dim=1).values
+        return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+    return climb
+
+
+def rank_targets(logits: Tensor, y: Tensor, count: int) -> Tensor:
+    """The wrong classes with the largest clean logits (B, min(count, K - 1)), largest first.
+
+    Raises:
+        AttackError: there is no wrong class.
+    """
+    if logits.shape[1] < 2:
+        raise AttackError("the model has 1 class: there is no other one to mistake a point for")
+    return _others(logits, y).argsort(dim=1, descending=True, stable=True)[
+        :, : min(count, logits.shape[1] - 1)
+    ]
 
 
 def wide(logits: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from opnorm.attacks.checks import check_inputs, check_logits, is_amount
-from opnorm.attacks.losses import AGAINST_CLEAN, AGAINST_LABELS, LOSSES, wide
+from opnorm.attacks.losses import AGAINST_CLEAN, AGAINST_LABELS, LOSSES, Loss, rank_targets, towards, wide
 from opnorm.attacks.projections import Ball, ball
 from opnorm.attacks.random import normal, point_keys
 from opnorm.attacks.scout import find_scout
@@ -17,10 +17,12 @@ from opnorm.errors import AttackError
 from opnorm.modes import Mode, undisturbed
 from opnorm.spec import factory
 
-__all__ = ["Ascent", "Attack", "Start", "Watch", "check_inputs", "check_logits", "fgsm", "pgd"]
+__all__ = ["Ascent", "Attack", "Start", "StepRule", "Watch", "check_inputs", "check_logits", "fgsm", "pgd"]
 
 Start = Literal["point", "uniform", "gaussian"]
 """Where an ascent begins: at the point, uniformly in the ball, or at the point with Gaussian noise of deviation 0.001."""
+StepRule = Literal["constant", "linear", "cosine"]
+"""How the length of step k = 0, 1, ... of K goes on: as it is, times 1 - k / K, or times (1 + cos(π k / K)) / 2."""
 
 
 @runtime_checkable
@@ -77,6 +79,8 @@ def pgd(
     mode: Mode = "eval",
     seed: int = 0,
     bf16: bool = True,
+    targets: int = 0,
+    step_rule: StepRule = "constant",
 ) -> Attack:
     """Projected gradient descent on the margin of safety, that is, ascent on the loss.
 
@@ -84,7 +88,8 @@ def pgd(
 
     Losses against the label: "ce" (cross-entropy), "cw" (largest wrong logit minus right logit), "dlr" (that over the gap
     between the first and the third logit). Against f(x), label or not: "kl" (KL(f(x) ‖ f(x_k))), and "l1", "l2", "linf"
-    (‖f(x_k) - f(x)‖_q, the ascent of Roth's Theorem 1).
+    (‖f(x_k) - f(x)‖_q, the ascent of Roth's Theorem 1). Towards a target class t: "ce" is the log-odds of t, "cw" z_t - z_y,
+    "dlr" that over z_1 - (z_3 + z_4) / 2, logits sorted.
 
     Args:
         norm: of the ball: 1, 2 or inf.
@@ -99,6 +104,10 @@ def pgd(
         seed: of the random starts; each point has its own, whatever batch it is in.
         bf16: take gradients of losses against the label from a bfloat16 copy, if there are 10 steps or more, the hardware
             has bfloat16, all is in float32, and the copy agrees with the model. Who is fooled, the model itself says.
+        targets: 0, or towards how many wrong classes to go, one after another, those with the largest clean logits first;
+            a loss against the label is needed. Any wrong class counts as fooled.
+        step_rule: "constant"; "linear" or "cosine" let the step fall from ``step`` towards 0. For steps that follow the loss
+            see :func:`opnorm.attacks.apgd`.
 
     Returns:
         An attack; it warns, once a call, of points where the gradient is zero, NaN or infinite.
@@ -109,7 +118,9 @@ def pgd(
     Source: Madry et al. 2018; Roth et al. 2020, Eq. 17.
     """
     start: Start = "uniform" if random_start else "point"
-    return Ascent(norm, eps, steps, step, restarts, start, loss, stop_when_fooled, mode, seed, bf16)
+    return Ascent(
+        norm, eps, steps, step, restarts, start, loss, stop_when_fooled, mode, seed, bf16, targets, step_rule
+    )
 
 
 @dataclass(frozen=True, eq=False)  # two attacks with equal settings are two objects, each with its own text
@@ -131,6 +142,8 @@ class Ascent:
     mode: Mode = "eval"
     seed: int = 0
     bf16: bool = True
+    targets: int = 0
+    step_rule: StepRule = "constant"
 
     def __post_init__(self) -> None:
         _check_settings(self)
@@ -143,7 +156,7 @@ class Ascent:
         seed, watch = self.seed if seed is None else seed, Watch.over(x)
         with undisturbed(model, self.mode), torch.no_grad():
             guide = self._guide(model, x, y)
-            if self.restarts == 1 and not self.stop_when_fooled:  # the last iterate, no further pass
+            if self.restarts == 1 and not self.stop_when_fooled and not self.targets:  # no further pass
                 found = self.last(guide, x, y, seed, watch)
             else:
                 found = self._worst(model, guide, x.detach(), y, seed, watch)
@@ -162,9 +175,9 @@ class Ascent:
             x = x.detach()
             region, goal = ball(x, self.eps, self.norm), self._goal(model, x, y, watch)
             z = self._begin(region, seed)
-            for _ in range(self.steps):
+            for k in range(self.steps):
                 grad = _look(model, z, y, goal, watch).grad
-                z = region.ascend(z, grad, self._length)
+                z = region.ascend(z, grad, self._length(k))
             return z
 
     def _guide(self, model: nn.Module, x: Tensor, y: Tensor) -> nn.Module:
@@ -175,9 +188,15 @@ class Ascent:
         scout = find_scout(model, x[:32], y[:32])
         return scout.network if scout else model
 
-    @property
-    def _length(self) -> float:
-        return 2.5 * self.eps / max(self.steps, 1) if self.step is None else self.step
+    def _length(self, k: int) -> float:
+        """Of step k."""
+        first, share = 2.5 * self.eps / self.steps if self.step is None else self.step, k / self.steps
+        match self.step_rule:
+            case "linear":
+                return first * (1 - share)
+            case "cosine":
+                return first * (1 + math.cos(math.pi * share)) / 2
+        return first
 
     def _begin(self, region: Ball, seed: int, restart: int = 0) -> Tensor:
         if self.start == "point":
@@ -191,24 +210,25 @@ class Ascent:
     def _goal(self, model: nn.Module, x: Tensor, y: Tensor, watch: "Watch | None") -> "_Goal":
         """The loss, with what each point is held against."""
         if self.loss not in AGAINST_CLEAN:
-            return _Goal(self.loss, y)
-        clean = model(x)
-        if watch:
-            check_logits(clean, y)
-        return _Goal(self.loss, wide(clean))
+            return _Goal(LOSSES[self.loss], y)
+        return _Goal(LOSSES[self.loss], _clean(model, x, y, check=watch is not None))
 
     def _worst(
         self, model: nn.Module, guide: nn.Module, x: Tensor, y: Tensor, seed: int, watch: "Watch"
     ) -> Tensor:
         """The worst of all restarts, by loss; misclassified points need no further ones."""
-        goal = self._goal(model, x, y, watch)
+        goals = [self._goal(model, x, y, watch)]
         worst, worst_loss = x.clone(), torch.full((len(x),), -math.inf, device=x.device)
         left = torch.arange(len(x), device=x.device)
         if self.stop_when_fooled:  # what is wrong without any attack is fooled by none
-            left = left[~_look(model, x, y, goal, watch, need_grad=False).wrong]
-        for restart in range(self.restarts if len(left) else 0):
+            left = left[~_look(model, x, y, goals[0], watch, need_grad=False).wrong]
+        if self.targets:
+            ranked = rank_targets(_clean(model, x, y), y, self.targets)
+            goals = [_Goal(towards(self.loss), torch.stack([y, target], 1)) for target in ranked.unbind(1)]
+        # a restart has random numbers of its own, and so has every target
+        for job, goal in enumerate(goals * self.restarts if len(left) else ()):
             region = ball(x[left], self.eps, self.norm)
-            begin = self._begin(region, seed, restart)
+            begin = self._begin(region, seed, job)
             found, value, fooled = self._chase(
                 model, guide, begin, y[left], region, goal.select(left), watch.select(left)
             )
@@ -253,14 +273,14 @@ class Ascent:
                 goal, watch = goal.select(staying), watch.select(staying)
             if not len(left):
                 break
-            z = region.ascend(z, grad, self._length)
+            z = region.ascend(z, grad, self._length(k))
         return end, value, fooled
 
 
 class _Goal(NamedTuple):
-    """A loss, and what it holds each point against: labels (B,) or clean logits (B, K)."""
+    """A loss, and what it holds each point against: labels (B,), clean logits (B, K), or labels and targets (B, 2)."""
 
-    loss: str
+    loss: Loss
     against: Tensor
 
     def select(self, kept: Tensor) -> "_Goal":
@@ -324,7 +344,7 @@ def _look(
         if watch:
             check_logits(logits, y)
         logits = wide(logits)
-        loss = LOSSES[goal.loss](logits, goal.against)
+        loss = goal.loss(logits, goal.against)
         if need_grad and not loss.requires_grad:
             raise AttackError(
                 "no gradient reaches the inputs; is there a detach() or no_grad() in the model?"
@@ -336,8 +356,16 @@ def _look(
     return _Seen(torch.nan_to_num(grad, 0.0, 0.0, 0.0), loss.detach().float(), wrong)
 
 
+def _clean(model: nn.Module, x: Tensor, y: Tensor, check: bool = True) -> Tensor:
+    logits = model(x)
+    if check:
+        check_logits(logits, y)
+    return wide(logits)
+
+
 def _check_settings(a: Ascent) -> None:
-    for name, count in (("steps", a.steps), ("restarts", a.restarts), ("seed", a.seed)):
+    counts = {"steps": a.steps, "restarts": a.restarts, "targets": a.targets, "seed": a.seed}
+    for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, int) or abs(count) >= 2**63:
             raise AttackError(f"{name}={count!r}: expected a whole number")
     if isinstance(a.norm, bool) or a.norm not in (1, 2, math.inf):
@@ -350,17 +378,24 @@ def _check_settings(a: Ascent) -> None:
         raise AttackError(
             f"eps={a.eps!r} is larger than the whole range [0, 1] of a pixel; did you mean {a.eps:g}/255?"
         )
-    if a.steps < 0 or a.restarts < 1:
-        raise AttackError(f"steps={a.steps!r}, restarts={a.restarts!r}: expected at least 0 and at least 1")
+    if a.steps < 0 or a.restarts < 1 or a.targets < 0:
+        raise AttackError(
+            f"steps={a.steps!r}, restarts={a.restarts!r}, targets={a.targets!r}: expected at least 0, 1 and 0"
+        )
     if a.step is not None and not is_amount(a.step):
         raise AttackError(f"step={a.step!r}: expected a length of at least 0 in pixel values")
     for name, word, known in (
         ("loss", a.loss, tuple(LOSSES)),
         ("mode", a.mode, get_args(Mode)),
         ("start", a.start, get_args(Start)),
+        ("step_rule", a.step_rule, get_args(StepRule)),
     ):
         if word not in known:
             raise AttackError(f"{name}={word!r} is not known; expected one of {', '.join(known)}")
+    if a.loss in AGAINST_CLEAN and a.targets:
+        raise AttackError(
+            f"loss={a.loss!r} knows no target classes; expected one of {', '.join(AGAINST_LABELS)}"
+        )
     if a.loss in AGAINST_CLEAN and a.start == "point":
         raise AttackError(
             f"loss={a.loss!r} compares with the logits of the point itself, where its gradient is zero: "

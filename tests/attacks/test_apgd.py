@@ -9,7 +9,8 @@ from test_contract import best_in_ball_and_box, exactly_inside
 from torch import nn
 from victims import EPS, Linear, images, net
 
-from opnorm.attacks.apgd import APGD, SparseAPGD, _near, _near_sparse, _sparse, _towards, apgd, rank_targets
+from opnorm.attacks.apgd import APGD, SparseAPGD, _near, _near_sparse, _sparse, apgd
+from opnorm.attacks.losses import rank_targets, towards
 from opnorm.attacks.projections import ball
 from opnorm.attacks.random import point_keys
 from opnorm.attacks.search import Answer, Lanes, hunt
@@ -277,13 +278,13 @@ def test_targets_are_the_largest_wrong_logits():
 
 
 def test_losses_towards_a_target_by_hand():
-    z, y, t = torch.tensor([[1.0, 5.0, 2.0, 4.0, 0.0]]), torch.tensor([1]), torch.tensor([2])
-    assert _towards("cw", z, y, t).item() == pytest.approx(2 - 5)
-    assert _towards("dlr", z, y, t).item() == pytest.approx((2 - 5) / (5 - (2 + 1) / 2))
+    z, pair = torch.tensor([[1.0, 5.0, 2.0, 4.0, 0.0]]), torch.tensor([[1, 2]])
+    assert towards("cw")(z, pair).item() == pytest.approx(2 - 5)
+    assert towards("dlr")(z, pair).item() == pytest.approx((2 - 5) / (5 - (2 + 1) / 2))
     others = math.log(sum(math.exp(v) for v in (1, 5, 4, 0)))
-    assert _towards("ce", z, y, t).item() == pytest.approx(2 - others)
-    assert _towards("dlr", z[:, :3], y, t).item() == pytest.approx(2 - 5)  # three classes: the margin
-    assert _towards("dlr", 7 * z, y, t).item() == pytest.approx(_towards("dlr", z, y, t).item())
+    assert towards("ce")(z, pair).item() == pytest.approx(2 - others)
+    assert towards("dlr")(z[:, :3], pair).item() == pytest.approx(2 - 5)  # three classes: the margin
+    assert towards("dlr")(7 * z, pair).item() == pytest.approx(towards("dlr")(z, pair).item())
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 8, 10])

@@ -10,7 +10,7 @@ from test_planes import distance_to_plane
 from torch import nn
 from victims import EPS, images, net
 
-from opnorm.attacks.apgd import rank_targets
+from opnorm.attacks.losses import rank_targets
 from opnorm.attacks.fab import FAB, fab
 from opnorm.attacks.projections import ball
 from opnorm.attacks.random import point_keys

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from victims import EPS, Linear, images, net
 
-from opnorm.attacks import fgsm, pgd
+from opnorm.attacks import apgd, fab, fgsm, pgd
+from opnorm.errors import AttackError
 
 
 def loss_of(model, x, y):
@@ -141,3 +142,87 @@ def test_a_sure_model_is_attacked_all_the_same():
             z = pgd(norm, 0.1, step=0.1, steps=20)(model, x, y)
             drop = (model(x) - model(z))[:, 1]
             assert torch.allclose(drop, torch.full_like(drop, best * 0.1 * margin / 8), rtol=1e-3)
+
+
+class Decoy(nn.Module):
+    """One pixel: class 1 seems closest but cannot be reached, class 2 can, a little further down."""
+
+    def forward(self, x):
+        v = x.flatten(1).sum(1)
+        return torch.stack([torch.zeros_like(v), (v - 0.61).clamp(max=-0.01), (0.45 - v) / 2], 1)
+
+
+@pytest.mark.parametrize("loss", ["ce", "cw", "dlr"])
+def test_targets_go_where_the_loss_alone_would_not(loss):
+    x, y = torch.full((6, 1, 1, 1), 0.58), torch.zeros(6).long()
+    settings = {"eps": 0.2, "steps": 20, "random_start": False}
+    if loss != "ce":  # cross-entropy sums over the classes, and feels both
+        blind = pgd(**settings, loss=loss)(Decoy(), x, y)
+        assert (Decoy()(blind).argmax(1) == 0).all()
+    one = pgd(**settings, loss=loss, targets=1)(Decoy(), x, y)
+    assert (Decoy()(one).argmax(1) == 0).all()
+    for many in (2, 9):
+        both = pgd(**settings, loss=loss, targets=many, stop_when_fooled=many == 2)(Decoy(), x, y)
+        assert (Decoy()(both).argmax(1) == 2).all()
+
+
+def test_targets_start_at_places_of_their_own():
+    starts = []
+
+    class Note(nn.Module):
+        def forward(self, x):
+            starts.append(x.detach().clone())
+            return torch.stack([x.flatten(1).sum(1), *(x.flatten(1).sum(1) - 9,) * 3], 1)
+
+    x = torch.full((1, 1, 2, 2), 0.5)
+    pgd(eps=0.1, steps=0, targets=3, restarts=2)(Note(), x, torch.zeros(1).long())
+    assert len({z.numpy().tobytes() for z in starts if not torch.equal(z, x)}) == 6
+
+
+@pytest.mark.parametrize(
+    ("rule", "lengths"),
+    [
+        ("constant", [0.04, 0.04, 0.04, 0.04]),
+        ("linear", [0.04, 0.03, 0.02, 0.01]),
+        ("cosine", [0.04, 0.02 + 0.02 * math.sqrt(0.5), 0.02, 0.02 - 0.02 * math.sqrt(0.5)]),
+    ],
+)
+@pytest.mark.parametrize("settings", [{}, {"restarts": 2}, {"stop_when_fooled": True}])
+def test_step_rules_by_hand(rule, lengths, settings):
+    seen = []
+
+    class Note(nn.Module):
+        def forward(self, x):
+            seen.append(float(x.detach()))
+            return torch.stack([x.flatten(1).sum(1), torch.zeros(len(x)) - 9], 1)
+
+    x = torch.full((1, 1, 1, 1), 0.5)
+    attack = pgd(eps=0.4, steps=4, step=0.04, step_rule=rule, random_start=False, **settings)
+    end = attack(Note(), x, torch.zeros(1).long())
+    path = [0.5]
+    for length in lengths:
+        path.append(path[-1] - length)
+    for place in path[1:4]:
+        assert any(abs(place - other) < 1e-6 for other in seen)
+    assert float(end) == pytest.approx(path[-1], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"targets": -1}, "targets=-1"),
+        ({"targets": 1.5}, "targets=1.5: expected a whole number"),
+        ({"targets": 2, "loss": "kl"}, "loss='kl' knows no target classes"),
+    ],
+)
+def test_settings_of_targets_and_steps_that_make_no_sense(settings, said):
+    with pytest.raises(AttackError, match=said):
+        pgd(**settings)
+
+
+def test_one_class_has_no_target():
+    for attack in (pgd(targets=1), apgd(targets=1), fab(targets=1)):
+        with pytest.raises(AttackError, match="the model has 1 class"):
+            attack(
+                nn.Sequential(nn.Flatten(), nn.Linear(16, 1)), torch.rand(2, 1, 4, 4), torch.zeros(2).long()
+            )
