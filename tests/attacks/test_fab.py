@@ -10,8 +10,8 @@ from test_planes import distance_to_plane
 from torch import nn
 from victims import EPS, images, net
 
-from opnorm.attacks.losses import rank_targets
 from opnorm.attacks.fab import FAB, fab
+from opnorm.attacks.losses import rank_targets
 from opnorm.attacks.projections import ball
 from opnorm.attacks.random import point_keys
 from opnorm.attacks.search import Lanes, hunt
