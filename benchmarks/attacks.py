@@ -4,8 +4,8 @@
 
 AutoAttack, alone and with certificates, beside that of torchattacks and, with --reference, the paper's own code; PGD-40
 beside torchattacks, foolbox and ART. For each: seconds of the processor and on the clock, points that went forward and
-backward through the model (in whatever precision), robust accuracy as the model itself sees the returned points, and how many
-of these are outside of the ball or of [0, 1].
+backward through the model (in whatever precision), robust accuracy as the model itself sees the returned points, and how
+many of these are outside of the ball or of [0, 1].
 
 AutoAttack runs with several seeds, PGD in turns: medians are shown, and of robust accuracies the least and the largest.
 torchattacks' "standard" takes 10 steps where the paper and we take 100. Networks are trained here once, some minutes each,
