@@ -7,9 +7,14 @@ folder, for this process and this processor. Without a compiler everything works
 """
 
 import ctypes
+import importlib.machinery
+import importlib.util
+import itertools
 import os
 import shutil
 import subprocess
+import sys
+import sysconfig
 import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -150,6 +155,36 @@ void NAME##_signs(const REAL *K, const plan *p, int64_t index, REAL grad, REAL *
 
 MAKE(float, fabsf, largest_f32)
 MAKE(double, fabs, largest_f64)
+
+#ifdef PYTHON /* for Python to call directly: ctypes takes as long for its arguments as a small kernel for its sums */
+#include <Python.h>
+
+#define CALL(REAL, NAME)                                                                                               \
+static PyObject *call_##NAME(PyObject *self, PyObject *const *args, Py_ssize_t n) {                                    \
+    (void)self;                                                                                                        \
+    if (n != 4) return PyErr_Format(PyExc_TypeError, "expected weight, plan, threads and value, got %zd arguments", n);\
+    const REAL *K = PyLong_AsVoidPtr(args[0]);                                                                         \
+    const plan *p = PyLong_AsVoidPtr(args[1]);                                                                         \
+    int64_t threads = PyLong_AsLongLong(args[2]), at;                                                                  \
+    REAL *value = PyLong_AsVoidPtr(args[3]);                                                                           \
+    if (PyErr_Occurred()) return NULL;                                                                                 \
+    Py_BEGIN_ALLOW_THREADS                                                                                             \
+    at = NAME(K, p, threads, value);                                                                                   \
+    Py_END_ALLOW_THREADS                                                                                               \
+    return PyLong_FromLongLong(at);                                                                                    \
+}
+
+CALL(float, largest_f32)
+CALL(double, largest_f64)
+
+static PyMethodDef methods[] = {
+    {"largest_f32", (PyCFunction)(void (*)(void))call_largest_f32, METH_FASTCALL, NULL},
+    {"largest_f64", (PyCFunction)(void (*)(void))call_largest_f64, METH_FASTCALL, NULL},
+    {NULL, NULL, 0, NULL},
+};
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "opnorm_native", NULL, -1, methods, NULL, NULL, NULL, NULL};
+PyMODINIT_FUNC PyInit_opnorm_native(void) { return PyModule_Create(&module); }
+#endif
 """
 
 FLAGS = (
@@ -174,6 +209,9 @@ class _CPlan(ctypes.Structure):
 
 
 _library: Any = None
+_callable: Any = (
+    None  # what has largest_f32 and largest_f64 at the least cost: the library as a module, or itself
+)
 
 
 def built() -> bool:
@@ -190,7 +228,7 @@ def build(compiler: str | None = None) -> bool:
     Returns:
         Whether it worked; where it did not, norms are computed by torch as before, with the same results up to rounding.
     """
-    global _library
+    global _library, _callable
     if _library is not None:
         return True
     names = [compiler] if compiler else [os.environ.get("CC", ""), "cc", "gcc", "clang"]
@@ -201,24 +239,38 @@ def build(compiler: str | None = None) -> bool:
         source, target = os.path.join(folder, "norms.c"), os.path.join(folder, "norms.so")
         with open(source, "w", encoding="utf-8") as f:
             f.write(SOURCE)
-        for openmp in (
-            ("-fopenmp",),
-            (),
-        ):  # without it the pragmas are comments, and one thread does the work
-            command = [found, *FLAGS, *openmp, "-shared", "-fPIC", "-o", target, source, "-lm"]
+        # without OpenMP the pragmas are comments, and one thread does the work; without Python's headers ctypes calls it
+        for python, openmp in itertools.product((_python_flags(), ()), (("-fopenmp",), ())):
+            command = [found, *FLAGS, *openmp, *python, "-shared", "-fPIC", "-o", target, source, "-lm"]
             try:
                 subprocess.run(command, check=True, capture_output=True, timeout=120)
-                _library = _declared(ctypes.CDLL(target))
-                return True
-            except (OSError, subprocess.SubprocessError):
+                library = _declared(ctypes.CDLL(target))
+                _callable = _as_module(target) if python else library
+            except (OSError, ImportError, subprocess.SubprocessError):
                 continue
+            _library = library
+            return True
     return False
+
+
+def _python_flags() -> tuple[str, ...]:
+    late = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()
+    return "-DPYTHON", f"-I{sysconfig.get_path('include')}", *late
+
+
+def _as_module(path: str) -> Any:
+    loader = importlib.machinery.ExtensionFileLoader("opnorm_native", path)
+    spec = importlib.util.spec_from_file_location("opnorm_native", path, loader=loader)
+    assert spec is not None  # there is a loader
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
 
 
 def unload() -> None:
     """Go back to torch."""
-    global _library
-    _library = None
+    global _library, _callable
+    _library = _callable = None
 
 
 def _declared(library: Any) -> Any:
@@ -275,7 +327,7 @@ def _function(dtype: torch.dtype, end: str = "") -> Any:
 def largest(weight: Tensor, plan: "Plan") -> tuple[Tensor, int]:
     """The largest sum and its index; see :func:`opnorm.norms.functional.largest`."""
     value = empty_like(_SCALARS[weight.dtype])
-    call = _library.largest_f32 if weight.dtype is torch.float32 else _library.largest_f64
+    call = _callable.largest_f32 if weight.dtype is torch.float32 else _callable.largest_f64
     return value, call(weight.data_ptr(), plan.address or _c_plan(plan), get_num_threads(), value.data_ptr())
 
 

@@ -148,3 +148,24 @@ def test_without_a_compiler(monkeypatch):
     assert not native.build("false")  # a program that is there and does not compile
     assert native.build()
     assert native.built()
+
+
+def test_without_python_headers(monkeypatch):
+    K = torch.randn(4, 4, 3, 3)
+    want = conv_linf(K, (5, 5))
+    native.unload()
+    monkeypatch.setattr(native, "_python_flags", lambda: ("-DPYTHON", "-I/no/such/folder"))
+    assert native.build()
+    assert native._callable is native._library  # ctypes
+    assert torch.equal(conv_linf(K, (5, 5)), want)
+    native.unload()
+    monkeypatch.undo()
+    assert native.build()
+    assert native._callable is not native._library
+
+
+def test_the_module_refuses_what_is_no_call():
+    with pytest.raises(TypeError, match="expected weight, plan, threads and value, got 1"):
+        native._callable.largest_f32(1)
+    with pytest.raises(TypeError):
+        native._callable.largest_f64("a", 1, 1, 1)
