@@ -90,9 +90,9 @@ def certify(t: Taps, width: float = 5e-3) -> Interval:
         width: upper / lower - 1 to aim at. What is reached can be wider on small maps, where the circle is a poor stand-in
             for the border.
     """
-    if not t.matrices.any():
-        return Interval(0.0, 0.0, 0, "all taps are zero")
     scaled, exponent = _scaled(t)
+    if exponent is None:
+        return Interval(0.0, 0.0, 0, "all taps are zero")
     g, rough = gram(scaled), width >= WIDE
     found = _certify(_Search(scaled, g, width, rough=rough))
     if rough and found.upper > found.lower * (1 + width):
@@ -101,9 +101,12 @@ def certify(t: Taps, width: float = 5e-3) -> Interval:
     return found
 
 
-def _scaled(t: Taps) -> tuple[Taps, int]:
-    """By a power of two, exactly, where squares might overflow or underflow in float32. And its exponent."""
-    exponent = math.frexp(max(abs(float(end)) for end in torch.aminmax(t.matrices)))[1]
+def _scaled(t: Taps) -> tuple[Taps, int | None]:
+    """By a power of two, exactly, where squares might overflow or underflow in float32. And its exponent, None for zeros."""
+    largest = max(abs(float(end)) for end in torch.aminmax(t.matrices))
+    if largest == 0:
+        return t, None
+    exponent = math.frexp(largest)[1]
     if abs(exponent) <= SAFE_EXPONENT:
         return t, 0
     return replace(t, matrices=torch.ldexp(t.matrices, torch.tensor(-exponent)), kernels={}), exponent
@@ -120,9 +123,9 @@ def circular(t: Taps, size: Shape, lower: float, width: float = 5e-3) -> float:
         lower: a lower bound of the norm.
         width: how far above it the bound may be, relatively, before it is made any smaller.
     """
-    if not t.matrices.any():
-        return 0.0
     scaled, exponent = _scaled(t)
+    if exponent is None:
+        return 0.0
     s = _Search(scaled, gram(scaled), width, lower=math.ldexp(lower, -exponent), still=True)
     s.theta = s.lower * (1 + 0.995 * width)
     return math.ldexp(_check_all(s, *_grid(size, (0.0,) * len(size), len(s.g.even))), exponent)
@@ -348,14 +351,7 @@ def _symbols(s: _Search, omega: np.ndarray, groups: np.ndarray, dtype: torch.dty
     """G at pairs (ω, group), (F, n, n)."""
     if dtype not in s.grams:
         s.grams[dtype] = s.g.single()
-    g = s.grams[dtype]
-    if len(g.even) == 1:
-        return g.at(omega)
-    angles = torch.from_numpy(omega @ g.offsets.T).to(g.even.device)
-    cos, sin = angles.cos().to(g.even.dtype), angles.sin().to(g.even.dtype)
-    which = torch.from_numpy(groups).to(g.even.device)
-    real, imag = torch.bmm(cos[:, None], g.even[which])[:, 0], torch.bmm(sin[:, None], g.odd[which])[:, 0]
-    return torch.complex(real, imag).view(len(omega), g.n, g.n)
+    return s.grams[dtype].at(omega, groups)
 
 
 def _exceed(
@@ -436,17 +432,13 @@ def _climb(s: _Search, omega: np.ndarray, group: int, rounds: int = 5) -> tuple[
     steps = np.array([math.pi / (n + 1) for n in s.t.reach])
     # the vectors from here to the end are a guess to be measured later: single precision is enough
     V, _ = _top_vectors(_symbols(s, omega[None], np.array([group]), SINGLE), 2, 10)
-    g = s.grams[SINGLE]
-    even, odd = (H[group].view(-1, s.g.n, s.g.n) for H in (g.even, g.odd))
     fine = _around(moving, 2)
     for _ in range(rounds if moving.any() else 0):
-        v = torch.view_as_real(V[0, :, 0])
-        p = (v * (even @ v)).sum((1, 2)).cpu().numpy()
-        q = 2 * (v[:, 0] * (odd @ v[:, 1:])[..., 0]).sum(1).cpu().numpy()
+        p, q = s.grams[SINGLE].form(V[0, :, 0], group)
         before = omega
         for scale in (1.0, 0.3, 0.1):
             tries = omega + fine * steps * scale / 2
-            angles = tries @ g.offsets.T
+            angles = tries @ s.g.offsets.T
             omega = tries[(np.cos(angles) @ p - np.sin(angles) @ q).argmax()]
         if np.abs(omega - before).max() < 1e-2 * steps.max():
             break

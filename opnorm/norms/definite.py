@@ -15,16 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opnorm.norms.symbol import Gram, Taps
+from opnorm.norms.symbol import Gram, Taps, block_columns
 
 __all__ = ["DOUBLE", "SINGLE", "Definite", "lines"]
 
 SINGLE, DOUBLE = torch.complex64, torch.complex128
 LINE_BYTES, CACHE_BYTES = 4e6, 4e6  # the lines that are held at once, and the matrices
-WHOLE, BLOCK = (
-    64,
-    32,
-)  # up to this many channels the library's factorization is quick enough; block columns for others
 FEW = 8  # so many are looked at otherwise before the symbol is packed in double precision for them
 BLUNT = 0.06  # of θ²: where rounding can hide more than this, single precision is not tried
 
@@ -54,13 +50,9 @@ class Definite:
     def __init__(self, t: Taps, g: Gram) -> None:
         self.g, self.count = g, 0
         self._packed: dict[torch.dtype, _Packed] = {}
-        self._traces = g.even[..., :: g.n + 1].sum(-1).cpu().numpy()
-        frobenius = sum(torch.linalg.vector_norm(H, dim=-1).sum(1) for H in (g.even, g.odd))
-        squares = t.matrices.square().flatten(1).sum(1)
-        self._sizes = (
-            float(frobenius.max()),
-            len(t.offsets) * max(t.matrices.shape[-2:]) * float(squares.max()),
-        )
+        self._traces = g.traces().cpu().numpy()
+        lengths = torch.linalg.vector_norm(t.matrices.flatten(1), dim=1)
+        self._sizes = (g.size(), len(t.offsets) * max(t.matrices.shape[-2:]) * float(lengths.max()) ** 2)
 
     def rounding(self, dtype: torch.dtype, spread: np.ndarray | float) -> np.ndarray | float:
         """What float errors can hide in an eigenvalue of θ² I - G(ω), or of G(ω).
@@ -115,24 +107,16 @@ class _Packed:
 
     def __init__(self, g: Gram, dtype: torch.dtype) -> None:
         self.g, self.axis, self.dtype = g, line_axis(g), dtype
-        width = g.n if g.n <= WHOLE else BLOCK
-        self.columns = [(j, min(j + width, g.n)) for j in range(0, g.n, width)]
+        self.columns = block_columns(g.n)
         self.sizes = [(g.n - j) * (k - j) for j, k in self.columns]
         along = g.offsets[:, self.axis]
         order = np.argsort(np.abs(along), kind="stable")
         self.steps, self.counts = np.unique(np.abs(along), return_counts=True)
         self.across = np.delete(g.offsets, self.axis, axis=1)[order]
         self.signs = np.where(along[order] < 0, -1.0, 1.0)
-        self.even, self.odd = (self._pack(H, order) for H in (g.even, g.odd))
+        some = torch.from_numpy(order).to(g.even.device)
+        self.even, self.odd = (H.to(dtype.to_real()).index_select(1, some) for H in (g.even, g.odd))
         self._rooms: dict[str, Tensor] = {}
-
-    def _pack(self, H: Tensor, order: np.ndarray) -> Tensor:
-        H = (
-            H[:, torch.from_numpy(order).to(H.device)]
-            .to(self.dtype.to_real())
-            .unflatten(-1, (self.g.n, self.g.n))
-        )
-        return torch.cat([H[..., j:, j:k].flatten(-2) for j, k in self.columns], dim=-1)
 
     def _room(self, name: str, *shape: int) -> Tensor:
         """An uninitialized tensor, in the memory that had this name before: fresh memory is slow to come by."""

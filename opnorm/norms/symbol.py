@@ -21,9 +21,10 @@ from torch import Tensor
 
 from opnorm.linear import ConvGeometry, Shape
 
-__all__ = ["Gram", "Taps", "adjoint", "apply", "gram", "taps"]
+__all__ = ["Gram", "Taps", "adjoint", "apply", "block_columns", "gram", "taps"]
 
 CHUNK_BYTES = 4e6  # what the Gram symbol works on at once
+WHOLE, BLOCK = 64, 32  # Hermitian matrices of up to so many rows are kept whole, others in block columns
 
 
 @dataclass(frozen=True)
@@ -158,14 +159,37 @@ def _drop_silent_columns(matrices: Tensor) -> Tensor:
     return matrices[..., heard] if bool(heard.any()) and not bool(heard.all()) else matrices
 
 
+def block_columns(n: int) -> list[tuple[int, int]]:
+    """Where each block column of an n x n Hermitian matrix begins and ends; its rows begin where it begins itself."""
+    width = n if n <= WHOLE else BLOCK
+    return [(j, min(j + width, n)) for j in range(0, n, width)]
+
+
+def _pack(M: Tensor) -> Tensor:
+    """The lower block columns of (..., n, n), one after another: (..., packed)."""
+    return torch.cat([M[..., j:, j:k].flatten(-2) for j, k in block_columns(M.shape[-1])], dim=-1)
+
+
+def _unpack(packed: Tensor, n: int) -> Tensor:
+    """The Hermitian matrices (..., n, n) of which these are the lower block columns."""
+    columns = block_columns(n)
+    if len(columns) == 1:
+        return packed.unflatten(-1, (n, n))
+    M = packed.new_empty(*packed.shape[:-1], n, n)
+    for (j, k), part in zip(columns, packed.split([(n - j) * (k - j) for j, k in columns], -1), strict=True):
+        column = part.unflatten(-1, (n - j, k - j))
+        M[..., j:, j:k], M[..., j:k, k:] = column, column[..., k - j :, :].mH
+    return M
+
+
 @dataclass(frozen=True)
 class Gram:
-    """The Gram symbol G(ω) = Re + i Im from its taps, in half: δ and -δ share one.
+    """The Gram symbol G(ω) = Re + i Im from its taps, in half: δ and -δ share one, and so do both sides of the diagonal.
 
     Attributes:
         offsets: (D, axes), δ, one of each pair ±δ, the first of them 0.
-        even: (groups, D, n n) the coefficients of cos(ω·δ): H_0, then H_δ + H_δᵀ.
-        odd: (groups, D, n n) the coefficients of sin(ω·δ): H_δ - H_δᵀ.
+        even: (groups, D, packed) the coefficients of cos(ω·δ), symmetric: H_0, then H_δ + H_δᵀ; their block columns.
+        odd: (groups, D, packed) the coefficients of sin(ω·δ), antisymmetric: H_δ - H_δᵀ.
         n: channels on the smaller side.
     """
 
@@ -174,11 +198,40 @@ class Gram:
     odd: Tensor
     n: int
 
-    def at(self, omega: np.ndarray, group: int = 0) -> Tensor:
-        """G of one group at frequencies (F, axes): a complex tensor (F, n, n) of the coefficients' precision."""
+    def at(self, omega: np.ndarray, groups: np.ndarray | int = 0) -> Tensor:
+        """G at frequencies (F, axes) of one group or of one each: (F, n, n), complex, of the coefficients' precision."""
         angles = torch.from_numpy(omega @ self.offsets.T).to(self.even.device)
         cos, sin = angles.cos().to(self.even.dtype), angles.sin().to(self.even.dtype)
-        return torch.complex(cos @ self.even[group], sin @ self.odd[group]).unflatten(-1, (self.n, self.n))
+        if isinstance(groups, int) or len(self.even) == 1:
+            group = groups if isinstance(groups, int) else 0
+            real, imag = cos @ self.even[group], sin @ self.odd[group]
+        else:
+            which = torch.from_numpy(groups).to(self.even.device)
+            real = torch.bmm(cos[:, None], self.even[which])[:, 0]
+            imag = torch.bmm(sin[:, None], self.odd[which])[:, 0]
+        return _unpack(torch.complex(real, imag), self.n)
+
+    def form(self, v: Tensor, group: int) -> tuple[np.ndarray, np.ndarray]:
+        """P and q (D,) with vᴴ G(ω) v = Σ_δ p_δ cos(ω·δ) - q_δ sin(ω·δ), for one channel vector (n,)."""
+        weights = v.conj()[:, None] * v
+        for j, k in block_columns(self.n):
+            weights[k:, j:k] *= 2  # these stand for those across the diagonal, too
+        packed = _pack(weights).to(torch.promote_types(self.even.dtype, torch.complex64))
+        p, q = self.even[group] @ packed.real.contiguous(), self.odd[group] @ packed.imag.contiguous()
+        return p.cpu().numpy(), q.cpu().numpy()
+
+    def traces(self) -> Tensor:
+        """Σ_a even[a, a], (groups, D)."""
+        places, first = [], 0
+        for j, k in block_columns(self.n):
+            places += [first + i * (k - j + 1) for i in range(k - j)]
+            first += (self.n - j) * (k - j)
+        return self.even[..., places].sum(-1)
+
+    def size(self) -> float:
+        """At least Σ_δ ‖even‖_F + ‖odd‖_F of every group; what is off the block diagonal counts twice."""
+        lengths = sum(torch.linalg.vector_norm(H, dim=-1).sum(1) for H in (self.even, self.odd))
+        return float(lengths.max()) * (1 if len(block_columns(self.n)) == 1 else math.sqrt(2))
 
     def single(self) -> "Gram":
         """The same with its coefficients rounded to float32."""
@@ -223,8 +276,8 @@ def gram(t: Taps) -> Gram:
     )
     back = torch.from_numpy(2 * math.pi * (deltas @ (grid[half] / sizes).T)).to(A.device)
     weight = mirrored.to(A.device) / math.prod(sizes)
-    H, K = ((weight * f(back) @ P.flatten(2)).unflatten(-1, (n, n)) for f in (torch.cos, torch.sin))
-    return _fold(deltas * steps, H, K, n)
+    even, odd = _parts(P)
+    return _folded(deltas * steps, weight * back.cos() @ even, weight * back.sin() @ odd, n)
 
 
 def _step(offsets: np.ndarray) -> int:
@@ -241,12 +294,16 @@ def _gram_by_pairs(A: Tensor, offsets: np.ndarray, n: int) -> Gram:
             found[delta] = found[delta] + product if delta in found else product
     deltas = sorted(found)
     H = torch.stack([found[d] for d in deltas], 1)
-    return _fold(np.array(deltas, dtype=np.int64), H, H, n)
+    return _folded(np.array(deltas, dtype=np.int64), *_parts(H), n)
 
 
-def _fold(deltas: np.ndarray, H: Tensor, K: Tensor, n: int) -> Gram:
-    """G(ω) = H_0 + Σ_{δ>0} (H_δ e^{iωδ} + H_δᵀ e^{-iωδ}), from H and from a K with the same antisymmetric part."""
-    even, odd = H + H.mT, K - K.mT
-    zero = [i for i, d in enumerate(deltas) if not d.any()]
-    even[:, zero] /= 2
-    return Gram(deltas, even.flatten(2), odd.flatten(2), n)
+def _parts(H: Tensor) -> tuple[Tensor, Tensor]:
+    """H + Hᵀ and H - Hᵀ, packed."""
+    lower, upper = _pack(H), _pack(H.mT)
+    return lower + upper, lower - upper
+
+
+def _folded(deltas: np.ndarray, even: Tensor, odd: Tensor, n: int) -> Gram:
+    """G(ω) = H_0 + Σ_{δ>0} (H_δ e^{iωδ} + H_δᵀ e^{-iωδ}) from H_δ ± H_δᵀ for all δ; H_0 is symmetric."""
+    even[:, [i for i, d in enumerate(deltas) if not d.any()]] /= 2
+    return Gram(deltas, even, odd, n)

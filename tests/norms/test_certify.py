@@ -328,6 +328,31 @@ def check_packed(g, random):
     assert sorted(seen) == list(range(len(omega)))
 
 
+@pytest.mark.parametrize("kernel", [1, (3, 1), 3, (4, 5)])
+@pytest.mark.parametrize("channels", [(5, 7), (70, 90), (100, 65)])
+def test_the_gram_symbol_is_that_of_the_symbol(channels, kernel):
+    """On both sides of 64 channels, by pairs of taps and through values on a grid: A(ω)ᴴ A(ω) and its quadratic form."""
+    torch.manual_seed(5)
+    t = symbol_of(nn.Conv2d(*channels, kernel, padding=2), (channels[0], 9, 9))
+    g, tall = gram(t), channels[0] <= channels[1]
+    omega = np.random.default_rng(2).uniform(0, 7, (4, 2))
+    waves = torch.from_numpy(np.exp(1j * omega @ t.offsets.T))
+    A = torch.einsum("ft,tij->fij", waves, t.matrices[0].to(waves.dtype))
+    want = A.mH @ A if tall else (A @ A.mH).conj()
+    assert torch.allclose(g.at(omega), want, rtol=0, atol=1e-12 * float(want.abs().max()))
+    v = torch.randn(g.n, dtype=torch.complex128)
+    angles = omega @ g.offsets.T
+    p, q = g.form(v, 0)
+    form = torch.einsum("i,fij,j->f", v.conj(), want, v)
+    assert torch.allclose(form.real, torch.from_numpy(np.cos(angles) @ p - np.sin(angles) @ q), rtol=1e-11)
+    taken = (g.at(np.zeros((1, 2)))[0].diagonal().real.sum(), g.traces().sum())
+    assert float(taken[0]) == pytest.approx(float(taken[1]), rel=1e-12)
+    full = [
+        g.at(np.full((1, 2), w))[0] for w in (0.0, 0.3)
+    ]  # no less than what the coefficients can add up to
+    assert g.size() >= max(float(torch.linalg.matrix_norm(G)) for G in full)
+
+
 @pytest.mark.parametrize("channels", [(70, 90), (100, 65), (160, 130)])
 def test_factorization_by_block_columns(channels):
     """Beyond 64 channels: the packed blocks, and the smallest θ that they let pass, against the eigenvalues."""
