@@ -1,5 +1,6 @@
 """Norms of one layer and of every layer: what they are, whatever the data."""
 
+from opnorm.norms.bounds import BOUNDS, bound, sgl_norm, vs_norm
 from opnorm.norms.compare import Change, Comparison, Summary, compare
 from opnorm.norms.exact import exact_all, fold_batch_norm, folded, l1, linf
 from opnorm.norms.functional import (
@@ -13,7 +14,7 @@ from opnorm.norms.functional import (
 from opnorm.norms.induced import induced_norm
 from opnorm.norms.network import NetworkBound, Part, lipschitz_bound, spectral_complexity
 from opnorm.norms.nonlinear import lipschitz
-from opnorm.norms.spectral import BOUNDS, Norm, bound, lanczos, power_iteration, spectral
+from opnorm.norms.spectral import Norm, lanczos, power_iteration, spectral
 from opnorm.norms.spectrum import Spectrum, singular_values
 from opnorm.norms.table import LayerNorms, NormTable, Product, Visit, measure, operator_norm, trace
 
@@ -50,8 +51,10 @@ __all__ = [
     "measure",
     "operator_norm",
     "power_iteration",
+    "sgl_norm",
     "singular_values",
     "spectral",
     "spectral_complexity",
     "trace",
+    "vs_norm",
 ]

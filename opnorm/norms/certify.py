@@ -29,7 +29,7 @@ from opnorm.norms.definite import DOUBLE, SINGLE, Definite, lines
 from opnorm.norms.ritz import attained, ritz
 from opnorm.norms.symbol import Gram, Taps, gram
 
-__all__ = ["Interval", "certify", "circular"]
+__all__ = ["Interval", "certify", "circular", "half_grid"]
 
 CHUNK_BYTES = 16e6  # the matrices that are looked at between two looks at what they showed
 FIRST_CELL = 0.25  # η of the first cells: cos is 0.969, so they settle all but the top 3 % of frequencies
@@ -189,7 +189,7 @@ def _averaged(s: _Search, circle: tuple[int, ...]) -> float:
     eigenvalue bounds ‖M‖². What is lost is only that the best channels differ from one frequency to the next.
     """
     phase = (0.0,) * len(circle)
-    points = _half(circle, phase)
+    points = half_grid(circle, phase)
     places = np.round(points * np.array(circle) / (2 * math.pi)).astype(int)
     best = 0.0
     for group in range(len(s.g.even)):
@@ -239,10 +239,10 @@ def _phases(s: _Search, period: tuple[int, ...]) -> list[tuple[float, ...]]:
 
 def _grid(period: tuple[int, ...], phase: tuple[float, ...], groups: int) -> tuple[np.ndarray, np.ndarray]:
     """The frequencies of a circle, one of each pair ±ω; every one for every group."""
-    return _every_group(_half(period, phase), groups)
+    return _every_group(half_grid(period, phase), groups)
 
 
-def _half(sizes: tuple[int, ...], phase: tuple[float, ...]) -> np.ndarray:
+def half_grid(sizes: tuple[int, ...], phase: tuple[float, ...]) -> np.ndarray:
     """The frequencies 2π (j + phase) / size, one of each pair ±ω (the phases are 0 or ½)."""
     places = np.indices(sizes).reshape(len(sizes), -1).T
     mirrored = (-places - np.round(2 * np.array(phase)).astype(int)) % np.array(sizes)
@@ -287,7 +287,7 @@ def _by_cells(s: _Search, cells: tuple[int, ...]) -> float:
     """A bound θ that ‖A(ω)‖ exceeds nowhere."""
     degree = np.array(s.t.degree)
     half = np.where(degree > 0, math.pi / np.array(cells), 0.0)
-    points, groups = _every_group(_half(cells, (0.5,) * len(cells)), len(s.g.even))
+    points, groups = _every_group(half_grid(cells, (0.5,) * len(cells)), len(s.g.even))
     halves = np.tile(half, (len(points), 1))
     s.theta = s.lower * (1 + 0.995 * s.width)
     while len(points):

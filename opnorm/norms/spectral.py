@@ -1,4 +1,4 @@
-"""The ℓ2 operator norm of a layer: certified by default, and the field's other bounds by name.
+"""The ℓ2 operator norm of a layer, certified.
 
 ``spectral(layer, in_shape)`` returns an interval that holds the truth, rounding included. How it is found depends on the
 layer: small matrices are diagonalized; convolutions go through their symbol (certify.py); what is affine but has no
@@ -8,7 +8,6 @@ symbol here gets a lower bound by Lanczos iteration and an upper one from its ex
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -26,10 +25,10 @@ from opnorm.linear import (
     pad_index,
 )
 from opnorm.norms.certify import certify, circular
-from opnorm.norms.exact import batch_norm_gain, conv_l2_bound, l1, linf
-from opnorm.norms.symbol import Taps, gram, taps
+from opnorm.norms.exact import batch_norm_gain, l1, linf
+from opnorm.norms.symbol import Taps, taps
 
-__all__ = ["BOUNDS", "Norm", "bound", "lanczos", "power_iteration", "spectral", "symbol_of"]
+__all__ = ["ROUNDING", "Norm", "lanczos", "power_iteration", "schur", "spectral", "symbol_of"]
 
 ROUNDING = 1e-12  # far above the float64 rounding of one product with a layer, far below any digit shown
 DENSE = 512  # up to this many rows or columns, the whole matrix is diagonalized
@@ -105,7 +104,7 @@ def spectral(
     else:
         lower = lanczos(linear, 40)[0]
         upper, how = min(
-            (_schur(layer, linear), "sqrt(ℓ1 · ℓ∞)"), _padded(layer, linear.in_shape, lower, width)
+            (schur(layer, linear), "sqrt(ℓ1 · ℓ∞)"), _padded(layer, linear.in_shape, lower, width)
         )
         norm = Norm.of(lower, max(upper, lower), f"Lanczos iteration; {how}")
     if norm.width <= width:
@@ -163,7 +162,7 @@ def _factorized(linear: LinearMap, norm: Norm, width: float) -> Norm:
     return Norm.of(lower, math.sqrt(theta2), f"one factorization of {len(G)} x {len(G)}")
 
 
-def _schur(layer: nn.Module, linear: LinearMap) -> float:
+def schur(layer: nn.Module, linear: LinearMap) -> float:
     """sqrt(‖M‖_1 ‖M‖_∞), infinite where those are not known."""
     double = in_float64(layer)
     try:
@@ -325,129 +324,3 @@ def _with_probability(linear: LinearMap, norm: Norm, width: float, failure: floa
     return Norm.of(
         lower, upper, f"Lanczos, {min(steps, n)} steps: upper end right with probability 1 - {failure:g}"
     )
-
-
-# ---------------------------------------------------------------- the field's bounds, by name
-
-
-def _thm1(layer: nn.Module, in_shape: Shape) -> Norm:
-    linear = linear_map(layer, in_shape)
-    weight = _weight(layer, "thm1")
-    upper = conv_l2_bound(weight, linear.out_shape[1:] if weight.ndim > 2 else ())
-    return Norm.of(
-        0.0, upper * (1 + ROUNDING), "upper bound sqrt(h_out w_out Σ K²), Liang & Huang 2021, Thm 1"
-    )
-
-
-def _schur_bound(layer: nn.Module, in_shape: Shape) -> Norm:
-    return Norm.of(0.0, _schur(layer, linear_map(layer, in_shape)), "upper bound sqrt(ℓ1 · ℓ∞)")
-
-
-def _gram_iteration(layer: nn.Module, in_shape: Shape, steps: int = 6) -> Norm:
-    """‖G‖ ≤ ‖G^(2^t)‖_F^(1/2^t), every G = A(ω)ᴴ A(ω) of the circle that holds the convolution, rescaled at each step."""
-    t = symbol_of(layer, in_shape)
-    if t is None:
-        raise NormError(
-            f"Gram iteration needs a zero-padded convolution or a Linear, got {type(layer).__name__}"
-        )
-    g = gram(t)
-    best = 0.0
-    for omega in _circle(t).split(64):
-        for group in range(len(g.even)):
-            G = g.at(omega.numpy(), group)
-            log = torch.zeros(len(G), dtype=torch.float64, device=G.device)
-            for step in range(steps):
-                size = torch.linalg.matrix_norm(G).clamp(min=1e-300)
-                log += size.log() / 2**step
-                G = G / size[:, None, None]
-                G = G @ G
-            log += torch.linalg.matrix_norm(G).clamp(min=1e-300).log() / 2**steps
-            best = max(best, float(log.max()))
-    upper = math.exp(best / 2) if best else 0.0
-    return Norm.of(
-        0.0, upper * (1 + 1e-9), f"upper bound by Gram iteration, {steps} steps (Delattre et al. 2023)"
-    )
-
-
-def _circle(t: Taps) -> Tensor:
-    period = tuple(N if d else 1 for N, d in zip(t.period(), t.degree, strict=True))
-    return torch.cartesian_prod(*(2 * math.pi * torch.arange(N).double() / N for N in period)).view(
-        -1, len(period)
-    )
-
-
-def _virmaux_scaman(layer: nn.Module, in_shape: Shape, iterations: int = 100, seed: int = 0) -> Norm:
-    """Power iteration through autograd on the layer itself, in its own precision."""
-    x = torch.randn(1, *in_shape, generator=torch.Generator().manual_seed(seed))
-    weight = next(layer.parameters())
-    x = x.to(weight.device, weight.dtype)
-    offset = layer(torch.zeros_like(x)).detach()
-    value = 0.0
-    for _ in range(iterations):
-        x = (x / torch.linalg.vector_norm(x)).requires_grad_()
-        with torch.enable_grad():
-            out = torch.linalg.vector_norm(layer(x) - offset)
-            (x,) = torch.autograd.grad(out**2 / 2, x)
-        value = float(out)
-    return Norm.of(
-        value * (1 - 1e-4), math.inf, f"lower bound, {iterations} power iterations (Virmaux & Scaman 2018)"
-    )
-
-
-def _sedghi(layer: nn.Module, in_shape: Shape) -> Norm:
-    """The norm with circular padding, by FFT and SVD: not a bound for zero padding, so none is claimed."""
-    weight = _weight(layer, "sgl")
-    if (
-        weight.ndim != 4
-        or not isinstance(layer, nn.Conv2d)
-        or layer.groups > 1
-        or max(*layer.stride, *layer.dilation) > 1
-    ):
-        raise NormError("SGL is defined for Conv2d of stride 1, dilation 1 and one group")
-    if max(k > n for k, n in zip(weight.shape[2:], in_shape[1:], strict=True)):
-        raise NormError(f"SGL needs an input at least as large as the kernel, got {tuple(in_shape)}")
-    K = torch.fft.fft2(weight.detach().double(), s=tuple(in_shape[1:])).permute(2, 3, 0, 1)
-    value = float(torch.linalg.svdvals(K)[..., 0].max())
-    return Norm.of(
-        0.0, math.inf, f"{value:.6g} with circular padding (Sedghi, Gupta & Long 2019); no bound for zeros"
-    )
-
-
-def _weight(layer: nn.Module, name: str) -> Tensor:
-    weight = getattr(layer, "weight", None)
-    if (
-        not isinstance(weight, Tensor)
-        or weight.ndim < 2
-        or isinstance(layer, nn.modules.conv._ConvTransposeNd)
-    ):
-        raise NormError(
-            f"the bound {name!r} is defined for Linear and Conv layers, got {type(layer).__name__}"
-        )
-    return weight
-
-
-BOUNDS: dict[str, Callable[..., Norm]] = {
-    "certified": spectral,
-    "thm1": _thm1,
-    "schur": _schur_bound,
-    "gram": _gram_iteration,
-    "vs": _virmaux_scaman,
-    "sgl": _sedghi,
-}
-"""The ways to bound an ℓ2 norm, by name."""
-
-
-def bound(layer: nn.Module, in_shape: Shape, method: str = "certified") -> Norm:
-    """The ℓ2 norm of a layer by a bound of the literature: one of ``BOUNDS``.
-
-    Args:
-        layer: Linear or Conv; "certified" and "schur" take more.
-        in_shape: shape of one input, without the batch axis.
-        method: "certified" (:func:`spectral`), "thm1", "schur", "gram", "vs" or "sgl".
-
-    Raises:
-        NormError: another name, or a layer that the bound is not defined for.
-    """
-    if method not in BOUNDS:
-        raise NormError(f"method={method!r} is not known; expected one of {', '.join(BOUNDS)}")
-    return BOUNDS[method](layer, tuple(in_shape))

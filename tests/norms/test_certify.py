@@ -13,8 +13,9 @@ from opnorm.errors import NormError
 from opnorm.linear import conv_geometry, dense, linear_map
 from opnorm.norms import certify as certify_module
 from opnorm.norms import definite, ritz
+from opnorm.norms.bounds import BOUNDS, bound, sgl_norm, vs_norm
 from opnorm.norms.certify import _certify, _Search, certify
-from opnorm.norms.spectral import BOUNDS, _padded, bound, lanczos, power_iteration, spectral, symbol_of
+from opnorm.norms.spectral import _padded, lanczos, power_iteration, spectral, symbol_of
 from opnorm.norms.symbol import adjoint, apply, gram, taps
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -271,7 +272,7 @@ def test_named_bounds():
     torch.manual_seed(9)
     layer, shape = nn.Conv2d(6, 8, 3, padding=1), (6, 10, 10)
     true = truth(layer, shape)
-    assert set(BOUNDS) == {"certified", "thm1", "schur", "gram", "vs", "sgl"}
+    assert set(BOUNDS) == {"certified", "coarse", "thm1", "schur", "gram", "vs", "sgl"}
     for name in BOUNDS:
         norm = bound(layer, shape, name)
         assert float(norm.lower) <= true * (1 + 1e-12)
@@ -281,6 +282,49 @@ def test_named_bounds():
         bound(layer, shape, "svd")
     with pytest.raises(NormError, match="defined for"):
         bound(nn.BatchNorm2d(3), (3, 4, 4), "thm1")
+
+
+@settings(max_examples=300)
+@given(layers())
+def test_coarse_bounds_hold_for_any_layer(case):
+    layer, in_shape = case
+    if not assume_fits(layer, in_shape):
+        return
+    true = truth(layer, in_shape)
+    norm = bound(layer, in_shape, "coarse")
+    assert true * (1 - 1e-12) <= float(norm.upper) < math.inf
+    plain = isinstance(layer, nn.Conv2d) and layer.groups == 1 and max(*layer.stride, *layer.dilation) == 1
+    if plain and all(k <= n for k, n in zip(layer.kernel_size, in_shape[1:], strict=True)):
+        assert true * (1 - 1e-12) <= float(bound(layer, in_shape, "sgl").upper) < math.inf
+
+
+@pytest.mark.parametrize("channels", [(32, 32), (70, 20)])
+@pytest.mark.parametrize("kernel", [3, (1, 5)])
+def test_coarse_bounds_are_near(channels, kernel):
+    """(2 / √3)^2 between the points, and less than a tenth for the trace."""
+    torch.manual_seed(3)
+    layer, shape = nn.Conv2d(*channels, kernel, bias=False), (channels[0], 32, 32)
+    assert float(bound(layer, shape, "coarse").upper) <= 4 / 3 * 1.1 * float(spectral(layer, shape).upper)
+
+
+def test_power_iteration_and_circular_padding_as_published():
+    torch.manual_seed(4)
+    layer, shape = nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), (3, 6, 7)
+    exact = truth(layer, shape)
+    assert sgl_norm(layer.weight, (6, 7)) == pytest.approx(exact, rel=1e-12)
+    assert vs_norm(layer, shape) == pytest.approx(exact, rel=1e-2)
+    assert vs_norm(layer, shape) <= exact * (1 + 1e-5)
+    assert layer.weight.grad is None
+    assert f"{exact:.6g} with circular padding" in bound(layer, shape, "sgl").method
+    with pytest.raises(NormError, match="at least as large as the kernel"):
+        sgl_norm(layer.weight, (2, 7))
+    for other in (
+        nn.Conv2d(3, 4, 3, stride=2),
+        nn.Linear(3, 4),
+        nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"),
+    ):
+        with pytest.raises(NormError, match="SGL is"):
+            bound(other, shape, "sgl")
 
 
 def test_iterations_are_lower_bounds():
