@@ -70,7 +70,7 @@ def sgl_norm(weight: Tensor, input_size: Shape) -> float:
 
 def _thm1(layer: nn.Module, in_shape: Shape) -> Norm:
     linear = linear_map(layer, in_shape)
-    weight = _weight(layer, "thm1").detach()
+    weight = _weight(layer, "thm1")
     upper = conv_l2_bound(weight, linear.out_shape[1:] if weight.ndim > 2 else ())
     return Norm.of(
         0.0, upper * (1 + ROUNDING), "upper bound sqrt(h_out w_out Σ K²), Liang & Huang 2021, Thm 1"

@@ -165,7 +165,7 @@ def linear_linf(weight: Float[Tensor, "out in"]) -> Float[Tensor, ""]:
 
 def conv_l2_bound(K: Tensor, out_size: Shape) -> float:
     """sqrt(h_out w_out Σ K²), a cheap upper bound of a convolution's ℓ2 norm (Liang & Huang 2021, Thm 1)."""
-    return math.sqrt(math.prod(out_size)) * float(torch.linalg.vector_norm(K.double()))
+    return math.sqrt(math.prod(out_size)) * float(torch.linalg.vector_norm(K.detach().double()))
 
 
 # ---------------------------------------------------------------- the plan: all that sizes decide

@@ -25,6 +25,7 @@ from opnorm.linear import (
     pad_index,
 )
 from opnorm.norms.certify import certify, circular
+from opnorm.norms.dense import diagonalized, least_shown, side_of
 from opnorm.norms.exact import batch_norm_gain, l1, linf
 from opnorm.norms.symbol import Taps, taps
 
@@ -32,6 +33,9 @@ __all__ = ["ROUNDING", "Norm", "lanczos", "power_iteration", "schur", "spectral"
 
 ROUNDING = 1e-12  # far above the float64 rounding of one product with a layer, far below any digit shown
 DENSE = 512  # up to this many rows or columns, the whole matrix is diagonalized
+SMALL_MAP = (
+    12  # places along the shorter side, up to which the border is too large a part for the frequency response
+)
 
 
 class Norm(NamedTuple):
@@ -66,18 +70,19 @@ class Norm(NamedTuple):
 
 @functools.singledispatch
 def spectral(
-    layer: nn.Module, in_shape: Shape, width: float = 5e-3, failure: float = 0.0, effort: int = 4096
+    layer: nn.Module, in_shape: Shape, width: float = 5e-3, failure: float = 0.0, effort: int = 8192
 ) -> Norm:
     """The ℓ2 operator norm of a layer as a certified interval, float rounding included; the same digits every time.
 
     Args:
         layer: any affine module; a bias does not matter.
         in_shape: shape of one input, without the batch axis.
-        width: upper / lower - 1 to aim at. Where the symbol ends wider, layers of up to ``effort`` rows or columns are
+        width: upper / lower - 1 to aim at. Where the symbol would end wider, layers of up to ``effort`` rows or columns are
             factorized as a whole; otherwise ``method`` says what width was reached.
         failure: probability with which the upper end may be wrong, such as 1e-9: allows a Lanczos certificate from a random
             start, for large layers with narrow intervals. 0 asks for certainty.
-        effort: the largest matrix side to factorize for the sake of ``width`` (time grows with its cube).
+        effort: the largest matrix side to factorize for the sake of ``width``. Time grows with its cube, memory with its
+            square: 8192 takes some seconds and 1.1 GB.
 
     Returns:
         ``Norm(lower, upper, method)``.
@@ -91,75 +96,74 @@ def spectral(
         raise NormError(
             f"width={width!r}, failure={failure!r}: expected a width above 0 and a probability in [0, 1)"
         )
-    linear = linear_map(layer, in_shape)
-    side = min(math.prod(linear.in_shape), math.prod(linear.out_shape))
-    t = symbol_of(layer, in_shape)
-    if t is None and side <= DENSE:
+    linear, t = linear_map(layer, in_shape), symbol_of(layer, in_shape)
+    found = _otherwise(layer, linear, width, effort) if t is None else _by_symbol(linear, t, width, effort)
+    if failure and found.width > width:
+        found = _with_probability(linear, found, width, failure)
+    if found.width > width:
+        found = found._replace(method=f"{found.method}; width reached {found.width:.1e}")
+    return found
+
+
+def _by_symbol(linear: LinearMap, t: Taps, width: float, effort: int) -> Norm:
+    """A convolution, by its frequency response; small maps rather as a whole, for there the border counts too much."""
+    first = Norm.of(0.0, math.inf, "not known")
+    small = _side(linear) > DENSE and _is_small_map(t) and _cost_of(t) <= effort
+    if small:
+        first = _factorized(linear, t, first, width)
+        if first.width <= width:
+            return first
+    found = certify(t, width)
+    lower, upper = max(found.lower, float(first.lower)), min(found.upper, float(first.upper))
+    norm = Norm.of(lower, upper, f"certified: {found.note}, {found.factorizations} factorizations")
+    return norm if norm.width <= width else _as_a_whole(linear, t, norm, width, 0 if small else effort)
+
+
+def _otherwise(layer: nn.Module, linear: LinearMap, width: float, effort: int) -> Norm:
+    """A map without a symbol."""
+    if _side(linear) <= DENSE:
         return _diagonalized(linear)
-    if t is not None:
-        found = certify(t, width)
-        norm = Norm.of(
-            found.lower, found.upper, f"certified: {found.note}, {found.factorizations} factorizations"
-        )
-    else:
-        lower = lanczos(linear, 40)[0]
-        upper, how = min(
-            (schur(layer, linear), "sqrt(ℓ1 · ℓ∞)"), _padded(layer, linear.in_shape, lower, width)
-        )
-        norm = Norm.of(lower, max(upper, lower), f"Lanczos iteration; {how}")
-    if norm.width <= width:
-        return norm
-    if side <= DENSE or (side <= effort and width < 1e-6):
+    lower = lanczos(linear, 40)[0]
+    upper, how = min((schur(layer, linear), "sqrt(ℓ1 · ℓ∞)"), _padded(layer, linear.in_shape, lower, width))
+    norm = Norm.of(lower, max(upper, lower), f"Lanczos iteration; {how}")
+    return norm if norm.width <= width else _as_a_whole(linear, None, norm, width, effort)
+
+
+def _as_a_whole(linear: LinearMap, t: Taps | None, norm: Norm, width: float, effort: int) -> Norm:
+    side = _side(linear)
+    if side <= DENSE or (2 * side <= effort and width < 1e-6):
         return _diagonalized(linear)
-    if side <= effort:
-        norm = _factorized(linear, norm, width)
-    if failure:
-        norm = _with_probability(linear, norm, width, failure)
-    return (
-        norm._replace(method=f"{norm.method}; width reached {norm.width:.1e}") if norm.width > width else norm
-    )
+    cost = side if t is None else _cost_of(t)
+    return _factorized(linear, t, norm, width) if cost <= effort else norm
 
 
-def _small_gram(linear: LinearMap) -> Tensor:
-    """M Mᵀ or Mᵀ M, whichever is smaller, without the matrix M: its columns by one product with each."""
-    rows, columns = math.prod(linear.out_shape), math.prod(linear.in_shape)
-    shape = linear.out_shape if rows <= columns else linear.in_shape
-    first, second = (linear.adjoint, linear.apply) if rows <= columns else (linear.apply, linear.adjoint)
-    n = math.prod(shape)
-    G = torch.empty(n, n, dtype=torch.float64, device=linear.device)
-    step = max(1, 2**22 // max(rows, columns))
-    for i in range(0, n, step):
-        basis = torch.zeros(min(step, n - i), n, dtype=torch.float64, device=linear.device)
-        basis[torch.arange(len(basis)), torch.arange(i, i + len(basis))] = 1
-        G[i : i + len(basis)] = second(first(basis.view(-1, *shape))).flatten(1)
-    return G
+def _side(linear: LinearMap) -> int:
+    return min(math.prod(linear.in_shape), math.prod(linear.out_shape))
 
 
-def _gram_rounding(G: Tensor, linear: LinearMap) -> float:
-    """What rounding can hide in an eigenvalue of the Gram matrix: a few n u trace, with u = 2^-53."""
-    terms = math.prod(linear.in_shape) + math.prod(linear.out_shape)
-    return 8 * terms * 2.0**-53 * float(G.diagonal().abs().sum())
+def _cost_of(t: Taps) -> float:
+    """The side of a matrix whose factorization takes as long as those of all groups."""
+    return side_of(t) * len(t.matrices) ** (1 / 3)
 
 
-@torch.no_grad()
+def _is_small_map(t: Taps) -> bool:
+    return min((n for n, d in zip(t.reach, t.degree, strict=True) if d), default=SMALL_MAP) < SMALL_MAP
+
+
 def _diagonalized(linear: LinearMap) -> Norm:
-    """All eigenvalues of the smaller Gram matrix in float64."""
-    G = _small_gram(linear)
-    top, error = float(torch.linalg.eigvalsh(G)[-1]), _gram_rounding(G, linear)
-    lower, upper = math.sqrt(max(top - error, 0.0)), math.sqrt(max(top + error, 0.0))
-    return Norm.of(lower, upper, f"diagonalized {len(G)} x {len(G)}, to rounding")
+    side = _side(linear)
+    return Norm.of(*diagonalized(linear), f"diagonalized {side} x {side}, to rounding")
 
 
-@torch.no_grad()
-def _factorized(linear: LinearMap, norm: Norm, width: float) -> Norm:
-    """The lower end by Lanczos, the upper one by a single Cholesky factorization of θ² I - MᵀM."""
+def _factorized(linear: LinearMap, t: Taps | None, norm: Norm, width: float) -> Norm:
+    """The lower end by Lanczos, the upper one by a Cholesky factorization of θ² I - MᵀM."""
     lower = max(float(norm.lower), lanczos(linear, 60)[0])
-    G = _small_gram(linear)
-    theta2, error = (lower * (1 + 0.99 * width)) ** 2, _gram_rounding(G, linear)
-    G.neg_().diagonal().add_(theta2 - error)
-    if int(torch.linalg.cholesky_ex(G)[1]) != 0:
+    tries = [lower * (1 + 0.99 * width * wider) for wider in (1, 4)]
+    upper = least_shown(linear if t is None else t, [theta for theta in tries if theta < norm.upper])
+    if upper == math.inf:
         return norm._replace(lower=torch.tensor(lower, dtype=torch.float64))
-    return Norm.of(lower, math.sqrt(theta2), f"one factorization of {len(G)} x {len(G)}")
+    side = _side(linear) if t is None else side_of(t)
+    return Norm.of(lower, upper, f"one factorization of {side} x {side}")
 
 
 def schur(layer: nn.Module, linear: LinearMap) -> float:

@@ -37,6 +37,8 @@ class Taps:
         whole: how many input positions every phase really has, per axis: what a lower bound may use.
         reach: how many the longest phase has: what an upper bound must allow for.
         out_size: output positions per axis.
+        short: (c_in, axes), whether a column's phase has no last place on an axis, as some have not where a stride does not
+            divide the input; None where all have.
         kernels: kept by :func:`apply` from one call to the next.
     """
 
@@ -45,6 +47,7 @@ class Taps:
     whole: Shape
     reach: Shape
     out_size: Shape
+    short: np.ndarray | None = None
     kernels: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -132,10 +135,13 @@ def taps(K: Tensor, geometry: ConvGeometry, in_size: Shape, out_size: Shape | No
         placed[(0,) * len(stride)] = K.new_zeros(g, c_out, phases, c_in, dtype=torch.float64)
     offsets = np.array(sorted(placed), dtype=np.int64)
     matrices = torch.stack([placed[tuple(o)].flatten(2) for o in offsets.tolist()], 1)
-    matrices = _drop_silent_columns(matrices)
+    heard = _heard_columns(matrices)
+    short = _short_phases(in_size, stride).repeat(c_in, axis=0)
+    if heard is not None:
+        matrices, short = matrices[..., heard], short[heard.cpu().numpy()]
     whole = tuple(n // s for n, s in zip(in_size, stride, strict=True))
     reach = tuple(-(-n // s) for n, s in zip(in_size, stride, strict=True))
-    return Taps(offsets, matrices, whole, reach, out_size)
+    return Taps(offsets, matrices, whole, reach, out_size, short if short.any() else None)
 
 
 def _read(
@@ -151,12 +157,19 @@ def _read(
     return found
 
 
-def _drop_silent_columns(matrices: Tensor) -> Tensor:
-    """Phases that no tap reads (stride larger than the kernel) are columns of zeros: they change no norm."""
+def _short_phases(in_size: Shape, stride: Shape) -> np.ndarray:
+    """Whether each phase lacks the last place on each axis: (phases, axes)."""
+    phases = np.array(list(itertools.product(*map(range, stride))))
+    rest = np.array(in_size) % np.array(stride)
+    return (rest > 0) & (phases >= rest)
+
+
+def _heard_columns(matrices: Tensor) -> Tensor | None:
+    """All columns but zeros, of phases that no tap reads (stride larger than the kernel); None where that is all of them."""
     heard = (matrices[:, 0] != 0).any(1).any(0)
     if not bool(heard.all()):
         heard = (matrices != 0).any(2).any(1).any(0)
-    return matrices[..., heard] if bool(heard.any()) and not bool(heard.all()) else matrices
+    return heard if bool(heard.any()) and not bool(heard.all()) else None
 
 
 def block_columns(n: int) -> list[tuple[int, int]]:

@@ -15,6 +15,7 @@ from opnorm.norms import certify as certify_module
 from opnorm.norms import definite, ritz
 from opnorm.norms.bounds import BOUNDS, bound, sgl_norm, vs_norm
 from opnorm.norms.certify import _certify, _Search, certify
+from opnorm.norms.dense import gram_of_taps, least_shown, side_of
 from opnorm.norms.spectral import _padded, lanczos, power_iteration, spectral, symbol_of
 from opnorm.norms.symbol import adjoint, apply, gram, taps
 
@@ -334,6 +335,55 @@ def test_iterations_are_lower_bounds():
     assert power_iteration(linear, 30) <= true
     assert lanczos(linear, 30)[0] <= true
     assert math.isclose(lanczos(linear, 200)[0], true, rel_tol=1e-9)
+
+
+@settings(max_examples=200)
+@given(layers())
+def test_gram_matrices_from_taps(case):
+    """The top eigenvalue is that of the layer, also where phases differ in length."""
+    layer, in_shape = case
+    if not assume_fits(layer, in_shape):
+        return
+    t = symbol_of(layer, in_shape)
+    tops = []
+    for group in range(len(t.matrices)):
+        G = gram_of_taps(t, group)
+        assert len(G) == side_of(t)
+        tops.append(float(torch.linalg.eigvalsh(G.tril() + G.tril(-1).mT)[-1]))
+    top, true = math.sqrt(max(0.0, *tops)), truth(layer, in_shape)
+    assert top == pytest.approx(true, rel=1e-9)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_one_factorization_shows_the_norm_and_no_less(groups):
+    torch.manual_seed(6)
+    layer, shape = nn.Conv2d(6, 9, 3, padding=1, groups=groups), (6, 5, 4)
+    true, t = truth(layer, shape), symbol_of(layer, shape)
+    for M in (t, linear_map(layer, shape)):
+        assert least_shown(M, [true * (1 - 1e-9)]) == math.inf
+        assert least_shown(M, []) == math.inf
+        tries = [true * f for f in (0.5, 1 - 1e-7, 1 + 1e-7, 2)]
+        assert least_shown(M, tries) == tries[2]
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(48, 48, 3, padding=1), (48, 4, 4)),
+        (nn.Conv2d(40, 90, 3, stride=2, padding=1), (40, 7, 9)),
+        (nn.Conv2d(120, 120, 3, padding=1, groups=3), (120, 5, 5)),
+        (nn.ConvTranspose2d(60, 30, 4, stride=2, padding=1), (60, 4, 4)),
+        (nn.Conv1d(90, 100, 9, padding=4), (90, 8)),
+    ],
+)
+def test_small_maps_of_many_channels_are_factorized_as_a_whole(layer, shape):
+    norm, true = spectral(layer, shape), truth(layer, shape)
+    assert float(norm.lower) <= true * (1 + 1e-12) <= float(norm.upper)
+    assert norm.width <= 5e-3
+    assert "one factorization" in norm.method
+    loose = spectral(layer, shape, effort=0)
+    assert loose.width > 5e-3
+    assert "width reached" in loose.method
 
 
 def test_bad_settings():
