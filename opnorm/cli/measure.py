@@ -19,6 +19,9 @@ def norms(
         str, arg(help="shape of one input: 3,32,32; taken from the model's in_shape when left out")
     ] = "",
     ord: Annotated[str, arg(help="which norms: 1, 2, inf, or pairs such as 1:2, from l1 to l2")] = "1,2,inf",
+    width: Annotated[
+        str, arg(help="of the l2 intervals: (upper - lower) / lower to aim at; 0.005 when left out")
+    ] = "",
     against: Annotated[
         str,
         arg(help="a second model (or a .json file that --json wrote): how its norms differ, layer by layer"),
@@ -46,6 +49,8 @@ def norms(
 
     opnorm norms 'my_package.models.build(width=64)' --input 3,64,64 --layers 'stage1.*'
 
+    opnorm norms 'cnn(width=16)' --ord 2 --width 1e-6
+
     opnorm norms 'file("before.safetensors")' --against 'file("after.safetensors")'
     """
     from rich.console import Console
@@ -60,14 +65,18 @@ def norms(
     if not ords:
         raise OpnormError(f"--ord {ord!r}: expected some of 1, 2, inf, such as 1,2,inf")
     built, example = _model_and_example(model, input)
-    table = _measured(built, example, ords, layers)
+    narrow = number("--width", width) if width else None
+    table = _measured(built, example, ords, layers, narrow)
     result: Any = table
     if against:
         if against.endswith(".json") and "(" not in against:
             other = NormTable.from_json(Path(against).read_text(encoding="utf-8")).select(layers)
         else:
             other = _measured(
-                *_model_and_example(against, input or ",".join(map(str, example.shape[1:]))), ords, layers
+                *_model_and_example(against, input or ",".join(map(str, example.shape[1:]))),
+                ords,
+                layers,
+                narrow,
             )
         result = compare(table, other)
     bounds = {}
@@ -111,10 +120,10 @@ def _model_and_example(text: str, input: str) -> tuple[Any, Any]:
         raise OpnormError(f"--input {input}: {e}; expected the shape of one input, such as 3,32,32") from e
 
 
-def _measured(model: Any, example: Any, ords: tuple[Any, ...], only: str) -> Any:
+def _measured(model: Any, example: Any, ords: tuple[Any, ...], only: str, width: float | None) -> Any:
     from opnorm import measure
 
-    return measure(model, example, ords, only=only, progress=True)
+    return measure(model, example, ords, only=only, progress=True, width=width)
 
 
 def _network_json(layers: Any, table: Any, bounds: dict[Any, Any]) -> dict[str, Any]:

@@ -29,13 +29,13 @@ from opnorm.norms.dense import diagonalized, least_shown, side_of
 from opnorm.norms.exact import batch_norm_gain, l1, linf
 from opnorm.norms.symbol import Taps, taps
 
-__all__ = ["ROUNDING", "Norm", "lanczos", "power_iteration", "schur", "spectral", "symbol_of"]
+__all__ = ["ROUNDING", "Norm", "check_width", "lanczos", "power_iteration", "schur", "spectral", "symbol_of"]
 
 ROUNDING = 1e-12  # far above the float64 rounding of one product with a layer, far below any digit shown
 DENSE = 512  # up to this many rows or columns, the whole matrix is diagonalized
-SMALL_MAP = (
-    12  # places along the shorter side, up to which the border is too large a part for the frequency response
-)
+# places along the shorter side, up to which the border is too large a part for the frequency response
+SMALL_MAP = 12
+MANY = 1000  # steps of a Lanczos iteration that shall settle
 
 
 class Norm(NamedTuple):
@@ -92,10 +92,7 @@ def spectral(
 
     Source: methods in :mod:`opnorm.norms.certify`; probability: Kuczyński & Woźniakowski 1992, Theorem 4.2.
     """
-    if not 0 < width < math.inf or not 0 <= failure < 1:
-        raise NormError(
-            f"width={width!r}, failure={failure!r}: expected a width above 0 and a probability in [0, 1)"
-        )
+    check_width(width, failure)
     linear, t = linear_map(layer, in_shape), symbol_of(layer, in_shape)
     found = _otherwise(layer, linear, width, effort) if t is None else _by_symbol(linear, t, width, effort)
     if failure and found.width > width:
@@ -103,6 +100,14 @@ def spectral(
     if found.width > width:
         found = found._replace(method=f"{found.method}; width reached {found.width:.1e}")
     return found
+
+
+def check_width(width: float = 5e-3, failure: float = 0.0) -> None:
+    """NormError unless an interval can be asked for like this."""
+    if not 0 < width < math.inf or not 0 <= failure < 1:
+        raise NormError(
+            f"width={width!r}, failure={failure!r}: expected a width above 0 and a probability in [0, 1)"
+        )
 
 
 def _by_symbol(linear: LinearMap, t: Taps, width: float, effort: int) -> Norm:
@@ -157,7 +162,7 @@ def _diagonalized(linear: LinearMap) -> Norm:
 
 def _factorized(linear: LinearMap, t: Taps | None, norm: Norm, width: float) -> Norm:
     """The lower end by Lanczos, the upper one by a Cholesky factorization of θ² I - MᵀM."""
-    lower = max(float(norm.lower), lanczos(linear, 60)[0])
+    lower = max(float(norm.lower), lanczos(linear, MANY, settled=width / 50)[0])
     tries = [lower * (1 + 0.99 * width * wider) for wider in (1, 4)]
     upper = least_shown(linear if t is None else t, [theta for theta in tries if theta < norm.upper])
     if upper == math.inf:
@@ -287,34 +292,48 @@ def _random_start(linear: LinearMap, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def lanczos(linear: LinearMap, iterations: int, seed: int = 0) -> tuple[float, int]:
+def lanczos(linear: LinearMap, iterations: int, seed: int = 0, settled: float = 0.0) -> tuple[float, int]:
     """A lower bound of ‖M‖_2 by Lanczos iteration on MᵀM with full reorthogonalization, from a random start.
+
+    Args:
+        linear: the map, in float64.
+        iterations: at most so many products with M and Mᵀ.
+        seed: of the random start.
+        settled: stop when ten steps add less than this to the value, relatively.
 
     Returns:
         ‖M v‖_2 / ‖v‖_2 for the best v of the Krylov space, lowered by 1e-12 for rounding, and how many steps were taken
         (fewer when the space is exhausted: then the value is the norm).
     """
-    v = _random_start(linear, seed)
-    basis, images = [v / torch.linalg.vector_norm(v)], []
-    for step in range(iterations):
-        images.append(linear.apply(basis[-1]))
-        if step == iterations - 1:
+    n = math.prod(linear.in_shape)
+    iterations = min(iterations, n)
+    v = _random_start(linear, seed).flatten()
+    Q, U = (v.new_empty(iterations, size) for size in (n, math.prod(linear.out_shape)))
+    H = v.new_zeros(iterations, iterations)  # of U Uᵀ
+    Q[0], steps, before = v / torch.linalg.vector_norm(v), 0, 0.0
+    while True:
+        image = linear.apply(Q[steps].view(1, *linear.in_shape))
+        U[steps] = image.flatten()
+        steps += 1
+        H[steps - 1, :steps] = H[:steps, steps - 1] = U[:steps] @ U[steps - 1]
+        if settled and steps % 10 == 0:
+            now = float(torch.linalg.eigvalsh(H[:steps, :steps])[-1])
+            if now <= before * (1 + settled) ** 2:
+                break
+            before = now
+        if steps == iterations:
             break
-        new = linear.adjoint(images[-1])
+        new = linear.adjoint(image).flatten()
         scale = torch.linalg.vector_norm(new)
         for _ in range(2):  # twice is enough
-            for q in basis:
-                new = new - (new * q).sum() * q
+            new = new - (Q[:steps] @ new) @ Q[:steps]
         size = torch.linalg.vector_norm(new)
         if not size > 1e-12 * scale:
             break
-        basis.append(new / size)
-    U = torch.stack([u.flatten() for u in images])
-    c = torch.linalg.eigh(U @ U.mT)[1][:, -1]
-    v = torch.tensordot(c, torch.stack(basis[: len(images)]), dims=1)
-    return float(torch.linalg.vector_norm(linear.apply(v)) / torch.linalg.vector_norm(v)) * (
-        1 - ROUNDING
-    ), len(images)
+        Q[steps] = new / size
+    v = torch.linalg.eigh(H[:steps, :steps])[1][:, -1] @ Q[:steps]
+    image = linear.apply(v.view(1, *linear.in_shape))
+    return float(torch.linalg.vector_norm(image) / torch.linalg.vector_norm(v)) * (1 - ROUNDING), steps
 
 
 def _with_probability(linear: LinearMap, norm: Norm, width: float, failure: float) -> Norm:

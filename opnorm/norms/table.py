@@ -21,7 +21,7 @@ from opnorm.linear import Shape, dense, in_float64, linear_map
 from opnorm.norms import show
 from opnorm.norms.exact import l1, linf
 from opnorm.norms.nonlinear import copying_norm, is_copying, is_nonlinear, lipschitz
-from opnorm.norms.spectral import Norm, spectral
+from opnorm.norms.spectral import Norm, check_width, spectral
 from opnorm.norms.visits import Example, Visit, arguments, input_text, layers, trace, unwrapped
 
 __all__ = ["LayerNorms", "NormTable", "Order", "Product", "Visit", "measure", "operator_norm", "trace"]
@@ -35,7 +35,9 @@ WEIGHT_LAYERS = (
 MATRIX_LIMIT = 2**24  # entries of the matrix of a layer that opnorm has no formula for: 128 MiB
 
 
-def operator_norm(layer: nn.Module, ord: Order, in_shape: Sequence[int]) -> Norm:
+def operator_norm(
+    layer: nn.Module, ord: Order, in_shape: Sequence[int], width: float | None = None, failure: float = 0.0
+) -> Norm:
     """The operator norm ‖M‖_{p→q} = max ‖M v‖_q / ‖v‖_p of one layer without its bias, in float64.
 
     Args:
@@ -43,6 +45,8 @@ def operator_norm(layer: nn.Module, ord: Order, in_shape: Sequence[int]) -> Norm
             its explicit matrix, where that is small enough.
         ord: 1 or ``math.inf`` (exact), 2 (an interval), or a pair ``(p, q)`` of these.
         in_shape: shape of one input, without the batch axis: ``(C, H, W)`` for a Conv2d.
+        width: of an ℓ2 interval, upper / lower - 1, to aim at; 5e-3 when None. See :func:`opnorm.norms.spectral`.
+        failure: probability with which the upper end of an ℓ2 interval may be wrong, for narrow ones of large layers.
 
     Returns:
         ``Norm(lower, upper, method)``.
@@ -62,7 +66,16 @@ def operator_norm(layer: nn.Module, ord: Order, in_shape: Sequence[int]) -> Norm
     """
     check_ords([ord])
     check_weights(layer)
-    return _norm(layer, ord, tuple(in_shape), _Double(layer))
+    return _norm(layer, ord, tuple(in_shape), _Double(layer), _asked(width, failure))
+
+
+def _asked(width: float | None, failure: float) -> dict[str, Any]:
+    """What is asked of ℓ2 intervals beyond their defaults; a user's own norm need not know of it."""
+    return (
+        {}
+        if width is None and not failure
+        else {"width": 5e-3 if width is None else width, "failure": failure}
+    )
 
 
 def check_ords(ords: Sequence[Order]) -> None:
@@ -106,7 +119,7 @@ def _shallow(layer: nn.Module) -> nn.Module:
     return double
 
 
-def _norm(layer: nn.Module, ord: Order, shape: Shape, double: _Double) -> Norm:
+def _norm(layer: nn.Module, ord: Order, shape: Shape, double: _Double, asked: dict[str, Any]) -> Norm:
     if isinstance(ord, tuple) and ord[0] == ord[1]:
         ord = ord[0]
     known = l1.dispatch(type(layer)) is not l1.dispatch(object)
@@ -120,7 +133,7 @@ def _norm(layer: nn.Module, ord: Order, shape: Shape, double: _Double) -> Norm:
 
         return induced_norm(layer, *ord, shape)
     if ord == 2:
-        return spectral(layer, shape)
+        return spectral(layer, shape, **asked)
     if known:
         with torch.enable_grad():  # no weight asks for it, but a norm may be found by autograd
             exact = (l1 if ord == 1 else linf)(double(), shape)
@@ -426,6 +439,8 @@ def measure(
     *,
     only: str = "*",
     progress: bool = False,
+    width: float | None = None,
+    failure: float = 0.0,
 ) -> NormTable:
     """The operator norms of every layer that a forward pass visits, as they are in eval mode.
 
@@ -439,9 +454,11 @@ def measure(
         ords: which norms: 1 and ``math.inf`` exact, 2 as an interval, pairs (p, q).
         only: leave out all layers but those whose name or class matches a pattern, as :meth:`NormTable.select`.
         progress: show a bar with the time left on standard error, if that is a terminal.
+        width: of ℓ2 intervals, upper / lower - 1, to aim at; 5e-3 when None. See :func:`opnorm.norms.spectral`.
+        failure: probability with which the upper end of each may be wrong, for narrow intervals of large layers.
 
     Raises:
-        NormError: an order that is not known, or a pattern that no layer matches.
+        NormError: an order that is not known, a pattern that no layer matches, or a width that makes no sense.
         OpnormError: the model does not take the example.
 
     Example:
@@ -454,6 +471,8 @@ def measure(
         {1: 1.0}
     """
     check_ords(ords)
+    asked = _asked(width, failure)
+    check_width(**asked)
     model = unwrapped(model)
     visits = every = visited(model, example)
     if only != "*":
@@ -467,7 +486,9 @@ def measure(
             called = (visit.layer, visit.in_shape)
             if called not in known or visit.note:
                 known[called] = (
-                    ({}, {}, visit.note) if visit.note else layer_norms(visit.layer, visit.in_shape, ords)
+                    ({}, {}, visit.note)
+                    if visit.note
+                    else layer_norms(visit.layer, visit.in_shape, ords, asked)
                 )
             norms, constants, note = known[called]
             tags = _tags(visit, names, repeated=any(r.layer == visit.name for r in rows))
@@ -521,7 +542,7 @@ def visited(model: nn.Module, example: Example) -> list[Visit]:
 
 
 def layer_norms(
-    layer: nn.Module, shape: Shape, ords: Sequence[Order]
+    layer: nn.Module, shape: Shape, ords: Sequence[Order], asked: dict[str, Any] | None = None
 ) -> tuple[dict[Order, Norm], dict[Order, float], str]:
     """The norms of one layer, its Lipschitz constants where it is not linear, and why some are missing."""
     norms: dict[Order, Norm] = {}
@@ -537,7 +558,7 @@ def layer_norms(
             if is_nonlinear(layer) and not isinstance(ord, tuple):
                 constants[ord] = lipschitz(layer, ord, shape)
             else:
-                norms[ord] = _norm(layer, ord, shape, double)
+                norms[ord] = _norm(layer, ord, shape, double, asked or {})
         except NormError as e:
             reasons.append(str(e))
         except Exception as e:  # noqa: BLE001 - a row that failed must not hide the others

@@ -672,3 +672,25 @@ def test_l1_and_linf_of_a_resnet50_make_no_second_network():
     assert not allocated
     assert sum(row.kind == "Conv2d" for row in table.rows) == 53
     assert all(row.norms or row.lipschitz for row in table.rows)
+
+
+def test_width_and_failure_reach_the_intervals():
+    torch.manual_seed(0)
+    layer, shape = nn.Conv2d(3, 3, 3, padding=1), (3, 20, 20)
+    wide, narrow = (
+        opnorm.operator_norm(layer, 2, shape, width=0.3),
+        opnorm.operator_norm(layer, 2, shape, width=1e-7),
+    )
+    assert 5e-3 < wide.width <= 0.3
+    assert narrow.width <= 1e-7
+    assert float(wide.lower) <= float(narrow.upper)
+    assert float(narrow.lower) <= float(wide.upper)
+    chance = opnorm.operator_norm(nn.Conv2d(6, 6, 3, padding=1), 2, (6, 40, 40), width=3e-4, failure=1e-9)
+    assert "probability 1 - 1e-09" in chance.method
+    table = opnorm.measure(nn.Sequential(layer), torch.zeros(1, *shape), (2,), width=1e-7)
+    assert table.rows[0].norms[2] == narrow
+    for bad in ({"width": 0.0}, {"failure": 1.0}, {"width": math.nan}):
+        with pytest.raises(NormError, match="expected a width above 0 and a probability"):
+            opnorm.operator_norm(layer, 2, shape, **bad)
+        with pytest.raises(NormError, match="expected a width above 0 and a probability"):
+            opnorm.measure(nn.Sequential(layer), torch.zeros(1, *shape), (2,), **bad)
