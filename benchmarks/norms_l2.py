@@ -122,8 +122,8 @@ def one_pass(layer: nn.Conv2d) -> None:
 
 
 METHODS: dict[str, Callable] = {
-    "ours": interval, "coarse": coarse, "vs": vs, "power": power, "sgl numpy": sgl_numpy, "sgl torch": sgl_torch, "gram": gram_2023,
-    "one pass": one_pass,
+    "ours": interval, "coarse": coarse, "vs": vs, "power": power, "sgl numpy": sgl_numpy, "sgl torch": sgl_torch,
+    "gram": gram_2023, "one pass": one_pass,
 }  # fmt: skip
 PACKAGES = {"gram 24": (gram_2024, "orthogonium"), "lconv": (lconv, "deel")}
 METHODS |= {name: method for name, (method, package) in PACKAGES.items() if importlib.util.find_spec(package)}
