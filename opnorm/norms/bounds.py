@@ -91,11 +91,11 @@ def _sedghi(layer: nn.Module, in_shape: Shape) -> Norm:
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     if not isinstance(layer, kinds) or layer.groups > 1 or max(*layer.stride, *layer.dilation) > 1:
         raise NormError("SGL is defined for convolutions of stride 1, dilation 1 and one group")
-    weight, size = layer.weight.detach(), tuple(in_shape[1:])
-    linear_map(layer, in_shape)  # checks what comes in
-    value = sgl_norm(weight, size)
     if layer.padding_mode not in ("zeros", "circular"):
         raise NormError(f"SGL is for circular padding, got {layer.padding_mode!r}")
+    linear_map(layer, in_shape)  # checks what comes in
+    size = tuple(in_shape[1:])
+    value = sgl_norm(layer.weight, size)
     factor = between(tuple((k - 1) / 2 for k in layer.kernel_size), size)
     return Norm.of(
         0.0,
@@ -225,9 +225,9 @@ def bound(layer: nn.Module, in_shape: Shape, method: str = "certified") -> Norm:
     Args:
         layer: Linear or Conv; "certified" and "schur" take more.
         in_shape: shape of one input, without the batch axis.
-        method: "certified" (:func:`spectral`); "coarse", a third too large at most for kernels of one to two axes that have
-            a flat spectrum, and quick; "thm1", "schur", "gram", "vs" or "sgl". For the plain numbers of the last two see
-            :func:`vs_norm` and :func:`sgl_norm`.
+        method: "certified" (:func:`spectral`); "coarse", quick on small kernels, and (2 / √3)^axes and some percent too high;
+            "thm1", "schur", "gram", "vs" or "sgl". For the plain numbers of the last two see :func:`vs_norm` and
+            :func:`sgl_norm`.
 
     Raises:
         NormError: another name, or a layer that the bound is not defined for.

@@ -106,10 +106,9 @@ def gram_of_taps(t: Taps, group: int) -> Tensor:
             G[gone], G[:, gone] = 0, 0
         return G
     G = A.new_zeros(len(outputs), A.shape[-2], len(outputs), A.shape[-2])
-    for at in np.unique(
-        ends & short.any(0), axis=0
-    ):  # where on the border a place is says which columns it has
-        here = ((ends & short.any(0)) == at).all(1)
+    where = ends & short.any(0)  # at which ends a place is says which columns it has
+    for at in np.unique(where, axis=0):
+        here = (where == at).all(1)
         columns = torch.from_numpy(~(short & at).any(1)).to(A.device)
         _add_products(G, A[..., columns].mT, -t.offsets, inputs[here], t.out_size)
     return G.flatten(2).flatten(0, 1)

@@ -209,9 +209,8 @@ class _CPlan(ctypes.Structure):
 
 
 _library: Any = None
-_callable: Any = (
-    None  # what has largest_f32 and largest_f64 at the least cost: the library as a module, or itself
-)
+# what has largest_f32 and largest_f64 at the least cost: the library as a module, or the library itself
+_callable: Any = None
 
 
 def built() -> bool:
