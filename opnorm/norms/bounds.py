@@ -225,7 +225,7 @@ def bound(layer: nn.Module, in_shape: Shape, method: str = "certified") -> Norm:
     Args:
         layer: Linear or Conv; "certified" and "schur" take more.
         in_shape: shape of one input, without the batch axis.
-        method: "certified" (:func:`spectral`); "coarse", quick on small kernels, and (2 / √3)^axes and some percent too high;
+        method: "certified" (:func:`spectral`); "coarse", quick on small kernels, (2 / √3)^axes and some percent too high;
             "thm1", "schur", "gram", "vs" or "sgl". For the plain numbers of the last two see :func:`vs_norm` and
             :func:`sgl_norm`.
 

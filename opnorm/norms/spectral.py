@@ -35,6 +35,7 @@ ROUNDING = 1e-12  # far above the float64 rounding of one product with a layer, 
 DENSE = 512  # up to this many rows or columns, the whole matrix is diagonalized
 # places along the shorter side, up to which the border is too large a part for the frequency response
 SMALL_MAP = 12
+TINY = 1e-6  # widths below which a Lanczos iteration would take longer than a diagonalization
 MANY = 1000  # steps of a Lanczos iteration that shall settle
 
 
@@ -113,7 +114,7 @@ def check_width(width: float = 5e-3, failure: float = 0.0) -> None:
 def _by_symbol(linear: LinearMap, t: Taps, width: float, effort: int) -> Norm:
     """A convolution, by its frequency response; small maps rather as a whole, for there the border counts too much."""
     first = Norm.of(0.0, math.inf, "not known")
-    small = _side(linear) > DENSE and _is_small_map(t) and _cost_of(t) <= effort
+    small = _side(linear) > DENSE and _is_small_map(t) and _cost_of(t) <= effort and width >= TINY
     if small:
         first = _factorized(linear, t, first, width)
         if first.width <= width:
@@ -136,9 +137,9 @@ def _otherwise(layer: nn.Module, linear: LinearMap, width: float, effort: int) -
 
 def _as_a_whole(linear: LinearMap, t: Taps | None, norm: Norm, width: float, effort: int) -> Norm:
     side = _side(linear)
-    if side <= DENSE or (2 * side <= effort and width < 1e-6):
+    if side <= DENSE or (2 * side <= effort and width < TINY):
         return _diagonalized(linear)
-    cost = side if t is None else _cost_of(t)
+    cost = 2 * side if t is None else _cost_of(t)  # without taps, making the matrix takes longer still
     return _factorized(linear, t, norm, width) if cost <= effort else norm
 
 
