@@ -12,11 +12,12 @@ from opnorm.norms.functional import (
     linear_linf,
 )
 from opnorm.norms.induced import induced_norm
+from opnorm.norms.layer import operator_norm
 from opnorm.norms.network import NetworkBound, Part, lipschitz_bound, spectral_complexity
 from opnorm.norms.nonlinear import lipschitz
 from opnorm.norms.spectral import Norm, lanczos, power_iteration, spectral
 from opnorm.norms.spectrum import Spectrum, singular_values
-from opnorm.norms.table import LayerNorms, NormTable, Product, Visit, measure, operator_norm, trace
+from opnorm.norms.table import LayerNorms, NormTable, Product, Visit, measure, trace
 
 __all__ = [
     "BOUNDS",

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from opnorm.errors import NormError
 from opnorm.norms import show
+from opnorm.norms.layer import Order
 from opnorm.norms.spectral import Norm
-from opnorm.norms.table import LayerNorms, NormTable, Order
+from opnorm.norms.table import LayerNorms, NormTable
 
 __all__ = ["Change", "Comparison", "Summary", "compare"]
 

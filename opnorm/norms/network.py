@@ -23,7 +23,8 @@ from opnorm.modes import evaluating
 from opnorm.norms import rules as rules  # which register themselves
 from opnorm.norms import show
 from opnorm.norms.graph import elsewhere, first_line, forward_graph, same_output
-from opnorm.norms.table import NormTable, Product, check_ords, measure, visited
+from opnorm.norms.layer import check_ords
+from opnorm.norms.table import NormTable, Product, measure, visited
 from opnorm.norms.visits import Example, arguments, called, layers, mapped, unwrapped
 from opnorm.norms.walk import Part, Unknown, Walk
 

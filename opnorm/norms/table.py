@@ -1,6 +1,5 @@
 """The norms of every layer of a network, as a table."""
 
-import copy
 import csv
 import io
 import json
@@ -12,160 +11,22 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from opnorm.errors import NormError, OpnormError
-from opnorm.linear import Shape, dense, in_float64, linear_map
+from opnorm.linear import Shape
 from opnorm.norms import show
-from opnorm.norms.exact import l1, linf
-from opnorm.norms.nonlinear import copying_norm, is_copying, is_nonlinear, lipschitz
-from opnorm.norms.spectral import Norm, check_width, spectral
+from opnorm.norms.layer import Double, Order, asked, check_ords, check_weights, norm_of
+from opnorm.norms.nonlinear import is_nonlinear, lipschitz
+from opnorm.norms.spectral import Norm, check_width
 from opnorm.norms.visits import Example, Visit, arguments, input_text, layers, trace, unwrapped
 
-__all__ = ["LayerNorms", "NormTable", "Order", "Product", "Visit", "measure", "operator_norm", "trace"]
-
-Order = float | tuple[float, float]
-"""1, 2 or ``math.inf``, or a pair (p, q) of them."""
+__all__ = ["LayerNorms", "NormTable", "Product", "Visit", "measure", "trace"]
 
 WEIGHT_LAYERS = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
 )  # fmt: skip
-MATRIX_LIMIT = 2**24  # entries of the matrix of a layer that opnorm has no formula for: 128 MiB
-
-
-def operator_norm(
-    layer: nn.Module, ord: Order, in_shape: Sequence[int], width: float | None = None, failure: float = 0.0
-) -> Norm:
-    """The operator norm ‖M‖_{p→q} = max ‖M v‖_q / ‖v‖_p of one layer without its bias, in float64.
-
-    Args:
-        layer: a linear layer; see :func:`opnorm.norms.l1` for the types. An affine layer of any other type goes through
-            its explicit matrix, where that is small enough.
-        ord: 1 or ``math.inf`` (exact), 2 (an interval), or a pair ``(p, q)`` of these.
-        in_shape: shape of one input, without the batch axis: ``(C, H, W)`` for a Conv2d.
-        width: of an ℓ2 interval, upper / lower - 1, to aim at; 5e-3 when None. See :func:`opnorm.norms.spectral`.
-        failure: probability with which the upper end of an ℓ2 interval may be wrong, for narrow ones of large layers.
-
-    Returns:
-        ``Norm(lower, upper, method)``.
-
-    Raises:
-        NormError: another ``ord``, a layer that is not linear or whose norm is not known, weights that are NaN, infinite,
-            on the meta device, not initialized, quantized or not real floating-point numbers.
-
-    Source: Liang & Huang 2021, Theorem 1 (ℓ1, ℓ∞).
-
-    Example:
-        >>> import torch
-        >>> layer = torch.nn.Linear(2, 2)
-        >>> _ = layer.weight.data.copy_(torch.tensor([[1.0, -2.0], [3.0, 0.0]]))
-        >>> float(operator_norm(layer, 1, (2,)).lower), float(operator_norm(layer, torch.inf, (2,)).lower)
-        (4.0, 3.0)
-    """
-    check_ords([ord])
-    check_weights(layer)
-    return _norm(layer, ord, tuple(in_shape), _Double(layer), _asked(width, failure))
-
-
-def _asked(width: float | None, failure: float) -> dict[str, Any]:
-    """What is asked of ℓ2 intervals beyond their defaults; a user's own norm need not know of it."""
-    return (
-        {}
-        if width is None and not failure
-        else {"width": 5e-3 if width is None else width, "failure": failure}
-    )
-
-
-def check_ords(ords: Sequence[Order]) -> None:
-    """NormError unless each is 1, 2, inf or a pair of them."""
-    for ord in ords:
-        if any(
-            p not in (1, 2, math.inf) for p in (ord if isinstance(ord, tuple) and len(ord) == 2 else (ord,))
-        ):
-            raise NormError(
-                f"ord={ord!r} is not known; expected 1, 2, math.inf or a pair of them, such as (1, 2)"
-            )
-
-
-class _Double:
-    """The layer with its weights in float64, made when first asked for, so that ℓ1 and ℓ∞ share one copy."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        self.layer = layer
-        self.made: nn.Module | None = None
-
-    def __call__(self) -> nn.Module:
-        if self.made is None:
-            self.made = in_float64(self.layer) if self.layer._modules else _shallow(self.layer)
-        return self.made
-
-
-def _shallow(layer: nn.Module) -> nn.Module:
-    """A module without children that shares all but its floating-point tensors, which are float64, with the layer."""
-    double = copy.copy(layer)  # nn.Module's own dicts are then still shared
-
-    def cast(t: Any) -> Any:
-        return t.detach().double() if isinstance(t, Tensor) and t.is_floating_point() else t
-
-    vars(double).update({k: cast(v) for k, v in vars(layer).items()})
-    double._buffers = {k: cast(v) for k, v in layer._buffers.items()}
-    double._parameters = {
-        k: nn.Parameter(cast(v), requires_grad=False) if isinstance(v, Tensor) else v
-        for k, v in layer._parameters.items()
-    }
-    double.training = False
-    return double
-
-
-def _norm(layer: nn.Module, ord: Order, shape: Shape, double: _Double, asked: dict[str, Any]) -> Norm:
-    if isinstance(ord, tuple) and ord[0] == ord[1]:
-        ord = ord[0]
-    known = l1.dispatch(type(layer)) is not l1.dispatch(object)
-    if is_copying(layer) and not isinstance(ord, tuple):
-        value = copying_norm(layer, ord, shape)
-        return Norm.of(value, value, "exact: every output is one of the inputs")
-    if not known and is_nonlinear(layer):
-        raise NormError(f"{type(layer).__name__} is not linear; see opnorm.norms.lipschitz")
-    if isinstance(ord, tuple):
-        from opnorm.norms.induced import induced_norm
-
-        return induced_norm(layer, *ord, shape)
-    if ord == 2:
-        return spectral(layer, shape, **asked)
-    if known:
-        with torch.enable_grad():  # no weight asks for it, but a norm may be found by autograd
-            exact = (l1 if ord == 1 else linf)(double(), shape)
-        return Norm.of(exact, exact, "exact")
-    sums = dense(linear_map(layer, shape), MATRIX_LIMIT).abs().sum(0 if ord == 1 else 1).max()
-    return Norm.of(sums, sums, "exact: the explicit matrix")
-
-
-def check_weights(layer: nn.Module) -> None:
-    """NormError when the layer's numbers are such that a norm of it means nothing."""
-    if ".quantized" in type(layer).__module__:
-        raise NormError(f"{type(layer).__name__} is quantized: it rounds, so it is not linear")
-    for name, tensor in (*layer.named_parameters(), *layer.named_buffers()):
-        if is_lazy(tensor):
-            raise NormError(f"{name} has no entries yet (a lazy layer): run the model on a batch once")
-        if tensor.is_meta:
-            raise NormError(f"{name} is on the meta device: it has a shape but no numbers")
-        if name == "num_batches_tracked":
-            continue
-        if not tensor.is_floating_point() and name.rpartition(".")[2] == "weight":
-            raise NormError(
-                f"{name} is {tensor.dtype}; expected real floating-point numbers, so undo its quantization"
-            )
-        total = tensor.detach().sum()  # one pass; says nothing only if it overflows
-        if not torch.isfinite(total) and not torch.isfinite(tensor).all():
-            bad = int((~torch.isfinite(tensor)).sum())
-            raise NormError(
-                f"{name} has {bad} of {tensor.numel()} entries that are NaN or infinite; diverged training?"
-            )
-
-
-# ---------------------------------------------------------------- the table
 
 
 @dataclass(frozen=True)
@@ -471,8 +332,8 @@ def measure(
         {1: 1.0}
     """
     check_ords(ords)
-    asked = _asked(width, failure)
-    check_width(**asked)
+    wanted = asked(width, failure)
+    check_width(**wanted)
     model = unwrapped(model)
     visits = every = visited(model, example)
     if only != "*":
@@ -488,7 +349,7 @@ def measure(
                 known[called] = (
                     ({}, {}, visit.note)
                     if visit.note
-                    else layer_norms(visit.layer, visit.in_shape, ords, asked)
+                    else layer_norms(visit.layer, visit.in_shape, ords, wanted)
                 )
             norms, constants, note = known[called]
             tags = _tags(visit, names, repeated=any(r.layer == visit.name for r in rows))
@@ -542,7 +403,7 @@ def visited(model: nn.Module, example: Example) -> list[Visit]:
 
 
 def layer_norms(
-    layer: nn.Module, shape: Shape, ords: Sequence[Order], asked: dict[str, Any] | None = None
+    layer: nn.Module, shape: Shape, ords: Sequence[Order], wanted: dict[str, Any] | None = None
 ) -> tuple[dict[Order, Norm], dict[Order, float], str]:
     """The norms of one layer, its Lipschitz constants where it is not linear, and why some are missing."""
     norms: dict[Order, Norm] = {}
@@ -552,13 +413,13 @@ def layer_norms(
         check_weights(layer)
     except NormError as e:
         return {}, {}, str(e)
-    double = _Double(layer)
+    double = Double(layer)
     for ord in ords:
         try:
             if is_nonlinear(layer) and not isinstance(ord, tuple):
                 constants[ord] = lipschitz(layer, ord, shape)
             else:
-                norms[ord] = _norm(layer, ord, shape, double, asked or {})
+                norms[ord] = norm_of(layer, ord, shape, double, wanted or {})
         except NormError as e:
             reasons.append(str(e))
         except Exception as e:  # noqa: BLE001 - a row that failed must not hide the others

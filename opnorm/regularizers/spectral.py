@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from opnorm.errors import ModelError, SpecError, TrainError
 from opnorm.linear import Shape, overrides
-from opnorm.norms.table import operator_norm
+from opnorm.norms.layer import operator_norm
 from opnorm.regularizers.hooks import Hooks, Regularizer
 from opnorm.regularizers.layers import CONV, LINEAR, Found, left_out, trainable_layers
 from opnorm.spec import factory

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from opnorm.errors import NormError, SpecError
 from opnorm.linear import ConvGeometry, Shape, conv_geometry, overrides, transpose_geometry
+from opnorm.norms.layer import check_weights, operator_norm
 from opnorm.norms.spectral import Norm
-from opnorm.norms.table import check_weights, operator_norm
 from opnorm.regularizers.hooks import Hooks, Regularizer
 from opnorm.regularizers.layers import CONV, LINEAR
 from opnorm.regularizers.spectral import TRANSPOSED, check_finite, check_number, matrix_layers
