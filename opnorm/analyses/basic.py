@@ -127,7 +127,8 @@ def _attacks(
             f"PGD-{steps}, {restarts} start{'s' * (restarts > 1)}",
         )
     if attack == "apgd":
-        chosen: dict[str, Any] = {"attacks": ("apgd-ce", "apgd-t"), "seed": seed}
+        # one start, as published: it is asked of every network of a study
+        chosen: dict[str, Any] = {"attacks": ("apgd-ce", "apgd-t"), "seed": seed, "restarts": 1}
         return lambda eps: autoattack(norm, eps, **chosen), "APGD-CE, APGD-T"
     return lambda eps: autoattack(norm, eps, seed=seed), "AutoAttack standard"
 

@@ -58,7 +58,7 @@ def test_what_it_claims_is_so(norm):
     low, high = verdict.interval
     assert low < verdict.robust_accuracy < high
     assert [stage.name for stage in verdict.stages] == ["APGD-CE", "APGD-T"]
-    assert [stage.jobs for stage in verdict.stages] == [5 if norm == 1 else 1, 4]
+    assert [stage.jobs for stage in verdict.stages] == [5 if norm == 1 else 3, 4]
 
 
 def test_the_attack_is_its_points():
@@ -384,3 +384,16 @@ def test_a_verdict_is_a_record():
     assert isinstance(verdict, Verdict)
     assert not verdict.points.requires_grad
     assert {t.dtype for t in (verdict.right, verdict.certified, verdict.fooled)} == {torch.bool}
+
+
+def test_how_often_apgd_starts():
+    """Three times where searches may end early, as published where they may not, and as often as asked for."""
+    model, (x, y) = net(2).eval(), images(6)
+    y = model(x).argmax(1)
+
+    def jobs(**settings):
+        return AutoAttack(math.inf, 1e-4, attacks=("apgd-ce",), **settings).judge(model, x, y).stages[0].jobs
+
+    assert [jobs(), jobs(patience=math.inf), jobs(restarts=2), jobs(version="plus")] == [3, 1, 2, 5]
+    with pytest.raises(AttackError, match="restarts=0"):
+        AutoAttack(restarts=0)
