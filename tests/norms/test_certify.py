@@ -354,6 +354,17 @@ def test_gram_matrices_from_taps(case):
     assert top == pytest.approx(true, rel=1e-9)
 
 
+@pytest.mark.parametrize("channels", [(1, 9), (4, 3)])  # MᵀM is smaller, and M Mᵀ
+def test_places_that_a_short_phase_does_not_have(channels):
+    """Of 5 places in steps of 2 the odd ones are 2, and the third of them, which a tap reads, is padding."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(*channels, 3, stride=2, padding=1)
+    nn.init.ones_(layer.weight)  # so that what is read in vain would count
+    G = gram_of_taps(symbol_of(layer, (channels[0], 5, 5)), 0)
+    top = float(torch.linalg.eigvalsh(G.tril() + G.tril(-1).mT)[-1])
+    assert math.sqrt(top) == pytest.approx(truth(layer, (channels[0], 5, 5)), rel=1e-12)
+
+
 @pytest.mark.parametrize("groups", [1, 3])
 def test_one_factorization_shows_the_norm_and_no_less(groups):
     torch.manual_seed(6)
