@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from opnorm.attacks.checks import check_inputs, check_logits
+from opnorm.attacks.hunt import hunt
 from opnorm.attacks.losses import AGAINST_LABELS, rank_targets, towards
 from opnorm.attacks.pgd import Ascent, Attack
 from opnorm.attacks.projections import L2Ball, ball
-from opnorm.attacks.search import Answer, Lanes, Search, State, hunt
+from opnorm.attacks.search import Answer, Lanes, Search, State
 from opnorm.errors import AttackError
 from opnorm.modes import Mode, undisturbed
 from opnorm.spec import factory

@@ -3,20 +3,21 @@
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from opnorm.attacks.apgd import apgd_search
+from opnorm.attacks.apgd import APGD, apgd_search
 from opnorm.attacks.checks import check_inputs, check_logits
 from opnorm.attacks.fab import FAB
+from opnorm.attacks.hunt import Catch, Task, hunt_together
 from opnorm.attacks.losses import rank_targets, wide
 from opnorm.attacks.pgd import Ascent, Attack
 from opnorm.attacks.scout import Scout, find_scout
-from opnorm.attacks.search import Catch, Search, hunt
+from opnorm.attacks.search import Search
 from opnorm.attacks.square import Square
 from opnorm.errors import AttackError
 from opnorm.modes import Mode, undisturbed
@@ -103,13 +104,13 @@ class Stage(NamedTuple):
     Attributes:
         name: such as APGD-T.
         jobs: restarts times targets of each point.
-        tried: points that it was given.
+        tried: points that it was given; the next attack may begin on the last points of the one before.
         broken: of these, the points that it fooled.
-        seconds: of the processor.
+        seconds: of the processor; attacks that shared a batch share its time by their passes.
         wall_seconds: on the clock.
         zero_gradients: points not broken whose last gradient was exactly zero.
         bad_gradients: points with a NaN or infinite gradient.
-        counts: of passes; see :class:`opnorm.attacks.search.Catch`.
+        counts: of passes; see :class:`opnorm.attacks.hunt.Tally`.
     """
 
     name: str
@@ -273,17 +274,18 @@ class AutoAttack:
             points, by, stages = x.clone(), torch.full_like(y, -1), list[Stage]()
             if self.eps > 0 and len(left):
                 notes += _notes(logits, self)
-                if self.version != "rand" and _is_random(model, x[: self.batch], logits):
+                if self.version != "rand" and _is_random(model, x[:32], logits):
                     notes.append(RANDOM)
                 elif self.version != "rand" and self.bf16 and self.mode == "eval":
-                    scout = find_scout(model, x[left[:32]], y[left[:32]])
-                for name in self.names:
-                    stage, caught = self._run(name, judge, scout, x, y, logits, left, seed, tell)
+                    scout = find_scout(model, x[left[:16]], y[left[:16]])
+                for plans in self._rounds():
+                    ran, caught = self._run(plans, judge, scout, x, y, logits, left, seed, tell)
                     where = left[caught.fooled]
-                    points[where], by[where] = caught.points[caught.fooled], len(stages)
-                    stages.append(stage)
-                    left = left[~caught.fooled]
-                    if len(stages) == 1:  # what the cheapest attack breaks needs no attempt at a proof
+                    points[where] = caught.points[caught.fooled]
+                    by[where] = len(stages) + caught.by[caught.fooled]
+                    stages += ran
+                    first, left = len(stages) == 1, left[~caught.fooled]
+                    if first:  # what the cheapest attack breaks needs no attempt at a proof
                         certified[left] = self._proved(model, x[left], y[left])
                         left = left[~certified[left]]
                     if not len(left):
@@ -313,32 +315,63 @@ class AutoAttack:
             )
         return proved
 
+    def _rounds(self) -> list[list["_Plan"]]:
+        """The attacks by turns: those that ask in one way share a batch, unless points are to be proved after the first."""
+        plans = [
+            _plan(name, self.norm, self.eps, self.version, self.patience, self.restarts)
+            for name in self.names
+        ]
+        rounds = list[list[_Plan]]()
+        for plan in plans:
+            proving = self.certify is not None and len(rounds) == 1
+            if rounds and not proving and all(isinstance(p.search, APGD) for p in (plan, *rounds[-1])):
+                rounds[-1].append(plan)
+            else:
+                rounds.append([plan])
+        return rounds
+
     def _run(
-        self, name: str, judge: nn.Module, scout: Scout | None, x: Tensor, y: Tensor, logits: Tensor,
+        self, plans: Collection["_Plan"], judge: nn.Module, scout: Scout | None, x: Tensor, y: Tensor, logits: Tensor,
         left: Tensor, seed: int, tell: Callable[[str, int, int], None] | None,
-    ) -> tuple[Stage, Catch]:  # fmt: skip
-        plan = _plan(name, self.norm, self.eps, self.version, self.patience, self.restarts)
-        targets = rank_targets(logits[left], y[left], plan.targets) if plan.targets else None
+    ) -> tuple[list[Stage], Catch]:  # fmt: skip
+        ranked = {
+            n: rank_targets(logits[left], y[left], n) if n else None for n in {plan.targets for plan in plans}
+        }
+        tasks = [Task(plan.search, ranked[plan.targets], plan.restarts, plan.abreast) for plan in plans]
+        names = " and ".join(plan.search.name for plan in plans)
+        coarse = all(plan.search.coarse for plan in plans)
         cpu, wall = time.process_time(), time.perf_counter()
-        catch = hunt(
-            judge, x[left], y[left], plan.search, eps=self.eps, norm=self.norm, targets=targets,
-            restarts=plan.restarts, seed=seed, scout=scout.network if scout and (scout.fine or plan.search.coarse) else None,
+        catch = hunt_together(
+            judge, x[left], y[left], tasks, eps=self.eps, norm=self.norm, seed=seed,
+            scout=scout.network if scout and (scout.fine or coarse) else None,
             lanes=max(self.batch // GRADIENT_PASSES, 1) if self.version == "rand" else self.batch,
-            tell=None if tell is None else lambda done, all_: tell(plan.search.name, done, all_),
+            tell=None if tell is None else lambda done, all_: tell(names, done, all_),
         )  # fmt: skip
-        broken = int(catch.fooled.sum())  # waits for the device, so that the clocks are right
-        stage = Stage(
-            plan.search.name, plan.restarts * (1 if targets is None else targets.shape[1]), len(left), broken,
-            time.process_time() - cpu, time.perf_counter() - wall,
-            int((catch.watch.zero & ~catch.fooled).sum()), int(catch.watch.broken.sum()), catch.counts,
-        )  # fmt: skip
-        return stage, catch
+        int(catch.fooled.sum())  # waits for the device, so that the clocks are right
+        return _stages(tasks, catch, time.process_time() - cpu, time.perf_counter() - wall), catch
+
+
+def _stages(tasks: Collection[Task], catch: Catch, cpu: float, wall: float) -> list[Stage]:
+    """What each attack of a round did, but for those that nothing was left for; the time is shared out by passes."""
+    passes = sum(tally.counts["forward"] for tally in catch.tallies.values())
+    stages = list[Stage]()
+    for rank, task in enumerate(tasks):
+        tally, jobs = catch.tallies[task.search.name], 1 if task.targets is None else task.targets.shape[1]
+        tried, share = int((tally.begun > 0).sum()), tally.counts["forward"] / passes
+        if tried:
+            zero, bad = tally.watch.zero & ~catch.fooled, tally.watch.broken
+            stages.append(Stage(
+                task.search.name, task.restarts * jobs, tried, int((catch.by == rank).sum()),
+                share * cpu, share * wall, int(zero.sum()), int(bad.sum()), tally.counts,
+            ))  # fmt: skip
+    return stages
 
 
 class _Plan(NamedTuple):
     search: Search
     targets: int = 0
     restarts: int = 1
+    abreast: float = math.inf
 
 
 def _plan(name: str, norm: float, eps: float, version: str, patience: float, restarts: int | None) -> _Plan:
@@ -354,7 +387,7 @@ def _plan(name: str, norm: float, eps: float, version: str, patience: float, res
             return _Plan(apgd_search(norm, eps, loss="dlr", patience=patience), restarts=many)
         case "apgd-t":
             search = apgd_search(norm, eps, loss="dlr", targeted=True, patience=patience)
-            return _Plan(search, targets=5 if version == "standard" and norm == 1 else 9)
+            return _Plan(search, targets=5 if version == "standard" and norm == 1 else 9, abreast=3)
         case "fab-t":
             return _Plan(FAB(norm, eps, targeted=True, patience=patience), targets=9)
         case "fab":

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from opnorm.attacks.checks import check_inputs, check_logits
+from opnorm.attacks.hunt import hunt
 from opnorm.attacks.losses import rank_targets, wide
 from opnorm.attacks.minimal import Closest, tighten
 from opnorm.attacks.pgd import Ascent, Watch
 from opnorm.attacks.planes import step_to_plane
 from opnorm.attacks.projections import ball
 from opnorm.attacks.random import point_keys
-from opnorm.attacks.search import Answer, Lanes, Search, State, falls_short, hunt
+from opnorm.attacks.search import Answer, Lanes, Search, State, falls_short
 from opnorm.errors import AttackError
 from opnorm.modes import Mode, undisturbed
 from opnorm.spec import factory

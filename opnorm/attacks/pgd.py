@@ -184,8 +184,8 @@ class Ascent:
         """Whom to ask for gradients; a stand-in costs as much as some steps, and rounds small distances away."""
         if not (self.bf16 and self.mode == "eval" and self.steps >= 10 and self.loss in AGAINST_LABELS):
             return model
-        check_logits(model(x[:32]), y[:32])
-        scout = find_scout(model, x[:32], y[:32])
+        check_logits(model(x[:16]), y[:16])
+        scout = find_scout(model, x[:16], y[:16])
         return scout.network if scout else model
 
     def _length(self, k: int) -> float:

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from opnorm.attacks.checks import check_inputs, check_logits
+from opnorm.attacks.hunt import hunt
 from opnorm.attacks.losses import margin, wide
 from opnorm.attacks.pgd import Ascent, Attack
 from opnorm.attacks.projections import LinfBall
 from opnorm.attacks.random import GOLDEN, uniform
-from opnorm.attacks.search import Answer, Lanes, Search, State, falls_short, hunt
+from opnorm.attacks.search import Answer, Lanes, Search, State, falls_short
 from opnorm.errors import AttackError
 from opnorm.modes import Mode, undisturbed
 from opnorm.spec import factory

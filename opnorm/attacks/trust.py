@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from opnorm.attacks.apgd import apgd_search
 from opnorm.attacks.autoattack import Stage, Verdict
+from opnorm.attacks.hunt import hunt
 from opnorm.attacks.losses import log_odds, margin, wide
 from opnorm.attacks.pgd import pgd
 from opnorm.attacks.projections import ball
-from opnorm.attacks.search import Search, hunt
+from opnorm.attacks.search import Search
 from opnorm.attacks.square import Square
 from opnorm.modes import Mode, undisturbed
 

@@ -10,10 +10,11 @@ from torch import nn
 from victims import EPS, Linear, images, net
 
 from opnorm.attacks.apgd import APGD, SparseAPGD, _near, _near_sparse, _sparse, apgd
+from opnorm.attacks.hunt import hunt
 from opnorm.attacks.losses import rank_targets, towards
 from opnorm.attacks.projections import ball
 from opnorm.attacks.random import point_keys
-from opnorm.attacks.search import Answer, Lanes, hunt
+from opnorm.attacks.search import Answer, Lanes
 from opnorm.errors import AttackError
 from opnorm.spec import spec_of
 

@@ -11,10 +11,11 @@ from torch import nn
 from victims import EPS, images, net
 
 from opnorm.attacks.fab import FAB, fab
+from opnorm.attacks.hunt import hunt
 from opnorm.attacks.losses import rank_targets
 from opnorm.attacks.projections import ball
 from opnorm.attacks.random import point_keys
-from opnorm.attacks.search import Lanes, hunt
+from opnorm.attacks.search import Lanes
 from opnorm.errors import AttackError
 from opnorm.spec import build, spec_of
 

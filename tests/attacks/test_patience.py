@@ -11,8 +11,9 @@ from victims import EPS, Linear, images
 from opnorm.attacks.apgd import APGD
 from opnorm.attacks.autoattack import AutoAttack
 from opnorm.attacks.fab import FAB
+from opnorm.attacks.hunt import hunt
 from opnorm.attacks.projections import ball
-from opnorm.attacks.search import falls_short, hunt
+from opnorm.attacks.search import falls_short
 from opnorm.attacks.square import Square
 from opnorm.errors import AttackError
 

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from victims import EPS, images
 
+from opnorm.attacks.hunt import Task, _keys, _one_each, hunt, hunt_together
 from opnorm.attacks.projections import ball
-from opnorm.attacks.search import Search, _keys, _one_each, hunt
+from opnorm.attacks.search import Search
 from opnorm.errors import AttackError
 
 
@@ -190,6 +191,50 @@ def test_each_job_has_its_own_random_numbers_wherever_it_runs():
     assert len(_keys(same, 3, "a", target, restart).unique()) == 6
     for seed, name in ((4, "a"), (3, "b"), (-1, "a")):
         assert not (_keys(x, seed, name, target, restart) == keys).any()
+
+
+def test_the_next_search_begins_where_the_one_before_is_under_way():
+    x, y = flat(0.4955, 0.4055, 0.1)
+    model, batches = Threshold(), []
+    model.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    slow, fast = Walk(0.001, 100), Walk(0.01, 30)
+    slow.name, fast.name = "slow", "fast"
+    catch = hunt_together(model, x, y, [Task(slow), Task(fast)], eps=0.5, norm=math.inf)
+    assert catch.by.tolist() == [0, 1, -1]
+    assert catch.fooled.tolist() == [True, True, False]
+    assert [t.begun.tolist() for t in catch.tallies.values()] == [[1, 1, 1], [0, 1, 1]]
+    # the slow one takes 6 steps at the first point; ten more at the second, and then 11 beside the fast one; all at the third
+    assert catch.tallies["slow"].counts["forward"] == 6 + (6 + 10 + 11) + 100
+    assert catch.tallies["fast"].counts["forward"] == 11 + 30
+    assert max(batches) == 4  # two points and two searches: one pass for both
+
+
+def test_searches_side_by_side_climb_their_own_losses():
+    x, y = images(6)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double()
+    rise, walk = Climb(), Walk(0.0, 30)
+    rise.steps = 30
+    alone = hunt(model, x.double(), y, rise, eps=0.1, norm=math.inf, stop=False)
+    tasks = [Task(walk), Task(rise)]
+    both = hunt_together(model, x.double(), y, tasks, eps=0.1, norm=math.inf, stop=False)
+    assert both.tallies["walk"].counts["backward"] == both.tallies["climb"].counts["backward"] == 6 * 30
+    assert not torch.equal(alone.points, x.double())
+    assert (both.margin >= alone.margin).all()
+    better = both.margin == alone.margin
+    assert better.any()
+    assert torch.equal(both.points[better], alone.points[better])
+
+
+def test_few_jobs_of_a_point_are_under_way_at_a_time():
+    x, y = flat(0.1, 0.2)
+    model, batches = Threshold(), []
+    model.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    task = Task(Walk(), torch.ones(2, 5, dtype=torch.long), abreast=2)
+    catch = hunt_together(model, x, y, [task], eps=0.5, norm=math.inf)
+    assert catch.tallies["walk"].begun.tolist() == [5, 5]
+    assert catch.counts["forward"] == 2 * 5 * 10
+    assert max(batches) == 4
 
 
 def test_one_each_is_the_largest():
