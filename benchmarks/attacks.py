@@ -228,10 +228,12 @@ def autoattacks(
 
     ways = {"opnorm": (ours(), seeds, 0), "opnorm, certify=proof()": (ours(certify=certify), seeds, proved)}
     ways |= {name: (way, peer_seeds, 0) for name, way in peers.items()}
-    return [
-        middle([run(name, way, model, x, y, norm, eps, seed, known) for seed in range(count)])
-        for name, (way, count, known) in ways.items()
-    ]
+    rows: dict[str, list[Row]] = {name: [] for name in ways}
+    for seed in range(max(seeds, peer_seeds)):  # in turns, so that a loud neighbor does not spoil one of them
+        for name, (way, count, known) in ways.items():
+            if seed < count:
+                rows[name].append(run(name, way, model, x, y, norm, eps, seed, known))
+    return [middle(own) for own in rows.values()]
 
 
 def peers_of(norm: float, eps: float, reference: str | None) -> dict[str, Way]:
