@@ -65,7 +65,8 @@ def autoattack(
     - "rand", for models that draw random numbers: APGD-CE and APGD-DLR, whose gradients are those of the mean of the
       class probabilities over 20 passes; the mean over 100 other passes says who is fooled.
 
-    All with 100 steps. A point that the model gets wrong by itself is never attacked, and one that is fooled is done. The
+    All with 100 steps. APGD-T begins on the last points of APGD-CE before that ends, unless there is something to prove in
+    between. A point that the model gets wrong by itself is never attacked, and one that is fooled is done. The
     points of those that were not fooled are the clean ones.
 
     Args:

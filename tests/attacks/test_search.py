@@ -203,7 +203,7 @@ def test_the_next_search_begins_where_the_one_before_is_under_way():
     assert catch.by.tolist() == [0, 1, -1]
     assert catch.fooled.tolist() == [True, True, False]
     assert [t.begun.tolist() for t in catch.tallies.values()] == [[1, 1, 1], [0, 1, 1]]
-    # the slow one takes 6 steps at the first point; ten more at the second, and then 11 beside the fast one; all at the third
+    # the slow one: 6 steps at the first point; 10 more at the second, then 11 beside the fast one; all at the third
     assert catch.tallies["slow"].counts["forward"] == 6 + (6 + 10 + 11) + 100
     assert catch.tallies["fast"].counts["forward"] == 11 + 30
     assert max(batches) == 4  # two points and two searches: one pass for both

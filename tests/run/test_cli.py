@@ -354,6 +354,18 @@ def test_a_run_folder_of_another_version(cli, here):
         assert re.fullmatch(r"opnorm: .*written in format 99, and this opnorm reads format 1; .*\n", err)
 
 
+@pytest.mark.parametrize(
+    ("given", "want"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_threads_wait_briefly_unless_the_user_says_otherwise(given, want):
+    env = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | given
+    code = "import atexit, os; atexit.register(lambda: print(os.environ.get('GOMP_SPINCOUNT')))\n"
+    code += "from opnorm.cli import main; main(['--help'])"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split()[-1] == want
+
+
 def test_no_arguments_show_the_help(cli):
     status, out, _ = cli()
     assert status == 0
