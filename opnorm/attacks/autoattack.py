@@ -65,9 +65,9 @@ def autoattack(
     - "rand", for models that draw random numbers: APGD-CE and APGD-DLR, whose gradients are those of the mean of the
       class probabilities over 20 passes; the mean over 100 other passes says who is fooled.
 
-    All with 100 steps. APGD-T begins on the last points of APGD-CE before that ends, unless there is something to prove in
-    between. A point that the model gets wrong by itself is never attacked, and one that is fooled is done. The
-    points of those that were not fooled are the clean ones.
+    All with 100 steps. Each APGD begins on the last points of the one before, except after the first attack where there is
+    something to prove in between. A point that the model gets wrong by itself is never attacked, and one that is fooled is
+    done. The points of those that were not fooled are the clean ones.
 
     Args:
         norm: of the ball: 1, 2 or inf.
@@ -275,7 +275,7 @@ class AutoAttack:
             points, by, stages = x.clone(), torch.full_like(y, -1), list[Stage]()
             if self.eps > 0 and len(left):
                 notes += _notes(logits, self)
-                if self.version != "rand" and _is_random(model, x[:32], logits):
+                if self.version != "rand" and _is_random(model, x[: self.batch], logits):
                     notes.append(RANDOM)
                 elif self.version != "rand" and self.bf16 and self.mode == "eval":
                     scout = find_scout(model, x[left[:16]], y[left[:16]])
@@ -360,7 +360,8 @@ def _stages(tasks: Collection[Task], catch: Catch, cpu: float, wall: float) -> l
         tally, jobs = catch.tallies[task.search.name], 1 if task.targets is None else task.targets.shape[1]
         tried, share = int((tally.begun > 0).sum()), tally.counts["forward"] / passes
         if tried:
-            zero, bad = tally.watch.zero & ~catch.fooled, tally.watch.broken
+            broken_so_far = (catch.by >= 0) & (catch.by <= rank)
+            zero, bad = tally.watch.zero & ~broken_so_far, tally.watch.broken
             stages.append(Stage(
                 task.search.name, task.restarts * jobs, tried, int((catch.by == rank).sum()),
                 share * cpu, share * wall, int(zero.sum()), int(bad.sum()), tally.counts,
@@ -431,7 +432,7 @@ RANDOM = (
 
 
 def _is_random(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
-    """Whether a second pass gives other logits for the first points."""
+    """Whether a second pass gives other logits for the first points, the same batch as before: others may come in."""
     first, second = logits[: len(x)], wide(model(x))
     return not torch.allclose(first, second, rtol=1e-4, atol=1e-5 * float(first.abs().max()))
 

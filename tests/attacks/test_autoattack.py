@@ -12,6 +12,8 @@ from victims import EPS, images, net
 
 from opnorm.attacks import scout as scouts
 from opnorm.attacks.autoattack import AutoAttack, Verdict, autoattack, wilson
+from opnorm.attacks.hunt import Task, hunt_together
+from opnorm.attacks.search import Search
 from opnorm.errors import AttackError
 from opnorm.spec import build, spec_of
 
@@ -97,8 +99,9 @@ def test_stages_do_not_share_random_numbers_and_may_be_chosen():
     assert torch.equal(reverse.fooled, both.fooled)
 
 
-def test_attacks_that_share_a_batch_break_what_they_break_apart():
+def test_attacks_that_share_a_batch_break_what_they_break_apart(monkeypatch):
     model, x, y = trained(dtype=torch.float64)
+    monkeypatch.setattr("opnorm.attacks.hunt.EARLY", 2)  # of the ten steps
 
     def nothing(model, x, y, eps, norm):  # to be proved after the first attack, which therefore runs alone
         return torch.zeros_like(y, dtype=torch.bool)
@@ -110,6 +113,37 @@ def test_attacks_that_share_a_batch_break_what_they_break_apart():
         assert [s.broken for s in v.stages] == [int((v.by == i).sum()) for i in range(2)]
     first, second = apart.stages
     assert second.tried == first.tried - first.broken <= together.stages[1].tried
+
+
+def test_a_zero_gradient_counts_although_the_next_attack_breaks_the_point():
+    x, y = torch.full((2, 1, 2, 2), 0.5), torch.zeros(2, dtype=torch.long)
+
+    class Blind(Search):
+        name, steps, step = "blind", 30, 0.0
+
+        def start(self, lanes):
+            return {"z": lanes.x}
+
+        def loss(self, lanes, state, logits):
+            return 0 * logits.sum(1)
+
+        def advance(self, lanes, state, answer):
+            return {"z": state["z"] + self.step}
+
+    sees = Blind()
+    sees.name, sees.step = "sees", 0.01
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    with torch.no_grad():  # class 1 where the mean is above 0.55
+        model[1].weight.copy_(torch.tensor([[0.0] * 4, [0.25] * 4]))
+        model[1].bias.copy_(torch.tensor([0.55, 0.0]))
+    tasks = [Task(Blind()), Task(sees)]
+    catch = hunt_together(model, x, y, tasks, eps=0.2, norm=math.inf)
+    assert catch.by.tolist() == [1, 1]
+    first, second = module._stages(tasks, catch, 1.0, 2.0)
+    assert (first.zero_gradients, second.zero_gradients) == (2, 0)
+    assert (first.broken, second.broken) == (0, 2)
+    assert first.seconds + second.seconds == pytest.approx(1)
+    assert first.wall_seconds == 2 * first.seconds
 
 
 def test_nothing_is_disturbed():
@@ -260,6 +294,25 @@ def test_a_random_model_is_judged_by_many_passes():
     again = AutoAttack(math.inf, 1e-6, version="rand", attacks=("apgd-ce",)).judge(noisy, x, y)
     assert torch.equal(again.by, fair.by)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Centered(nn.Module):
+    """Its logits depend on the batch, and on no random number."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        logits = self.inner(x)
+        return logits - logits.mean(0)
+
+
+@pytest.mark.parametrize("batch", [16, 40, 128])
+def test_a_model_that_looks_at_its_batch_is_not_called_random(batch):
+    model, x, y = trained()
+    verdict = AutoAttack(math.inf, 1e-6, attacks=("apgd-ce",), batch=batch).judge(Centered(model), x, y)
+    assert not any("two passes" in note for note in verdict.notes)
 
 
 def test_mean_of_probabilities():
