@@ -650,7 +650,7 @@ def test_real(real, name):
     assert data.num_classes == (200 if name == "tiny-imagenet" else 10)
     assert len(torch.unique(data.train.labels)) == len(torch.unique(data.test.labels)) == data.num_classes
     assert torch.equal(data.test.images, again.test.images)
-    assert uncached < 15
+    assert uncached < 40  # seconds; 6 to 10 where nothing else runs
     assert cached < 1
 
 
