@@ -212,22 +212,32 @@ def test_the_last_linear_layer_of_a_scout_is_in_float32():
     assert not torch.equal(logits, logits.bfloat16().float())
     assert torch.allclose(logits, model(x), atol=0.02)
     assert not torch.equal(logits, model(x))
-    scaled = nn.Sequential(model, Scale())  # here something follows that layer
+    scaled = nn.Sequential(model, Times(2))  # here something follows that layer
     assert not scouts.find_scout(scaled, x, y).fine
     seen = []
     model[-1].register_forward_hook(lambda *_: seen.append(1))  # such a model is not copied
     assert scouts.find_scout(model, x, y) is None
 
 
-class Scale(nn.Module):
+class Times(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
     def forward(self, x):
-        return 2 * x
+        return self.factor * x
 
 
 def test_what_disagrees_is_no_scout(monkeypatch):
     model, x, y = trained()
     assert scouts._agree(model, Rounded(model), x, y)
     assert not scouts._agree(model, net(1, 5).eval(), x, y)
+    assert not scouts._agree(
+        model, nn.Sequential(model, Times(1.1)), x, y
+    )  # though its gradients are parallel
+    factors = torch.ones(60, 5)
+    factors[0] = 1.1
+    assert scouts._agree(model, nn.Sequential(model, Times(factors)), x, y)  # one point in sixty may be off
     double, xd, yd = trained(dtype=torch.float64)
     assert scouts.find_scout(double, xd, yd) is None
     monkeypatch.setattr(scouts, "has_bf16", lambda device: False)

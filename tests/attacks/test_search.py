@@ -209,6 +209,17 @@ def test_the_next_search_begins_where_the_one_before_is_under_way():
     assert max(batches) == 4  # two points and two searches: one pass for both
 
 
+def test_the_next_search_waits_while_a_job_of_the_point_waits():
+    x, y = flat(0.4055)
+    slow, fast = Walk(0.0, 30), Walk(0.01, 30)
+    slow.name, fast.name = "slow", "fast"
+    first = Task(slow, torch.ones(1, 2, dtype=torch.long), abreast=1)  # two targets, one after the other
+    catch = hunt_together(Threshold(), x, y, [first, Task(fast)], eps=0.5, norm=math.inf)
+    assert catch.by.tolist() == [1]
+    assert catch.tallies["slow"].counts["forward"] == 30 + 10 + 11
+    assert catch.tallies["fast"].counts["forward"] == 11
+
+
 def test_searches_side_by_side_climb_their_own_losses():
     x, y = images(6)
     torch.manual_seed(0)
