@@ -216,3 +216,23 @@ def test_a_point_that_falls_early_does_not_rise_again():
     small, large = robust_accuracy(math.inf, (0.05, 0.5), 1)(Moat(), toy)
     assert robust_accuracy(math.inf, (0.5,), 1)(Moat(), toy)[0]["correct"] > 0
     assert (small["correct"], large["correct"]) == (0, 0)
+
+
+def test_what_stands_a_strong_attack_is_not_attacked_again(model):
+    toy, radii = data(), (0.02, 0.05, 0.1)
+    together = robust_accuracy(math.inf, radii, points=150, attack="apgd")(model, toy)
+    alone = [robust_accuracy(math.inf, (eps,), points=150, attack="apgd")(model, toy)[0] for eps in radii]
+    assert together == alone
+    asked = list[float]()
+
+    class Asked(nn.Module):
+        def forward(self, x):
+            asked.append(len(x))
+            return model(x)
+
+    passes = list[int]()
+    for chosen in [radii, *[(eps,) for eps in radii]]:
+        asked.clear()
+        robust_accuracy(math.inf, chosen, points=150, attack="apgd")(Asked(), toy)
+        passes.append(sum(asked))
+    assert passes[0] < 0.8 * sum(passes[1:])

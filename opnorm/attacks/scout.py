@@ -44,8 +44,17 @@ def find_scout(model: nn.Module, x: Tensor, y: Tensor) -> Scout | None:
     for module in network.modules():
         if type(module) is nn.Conv2d:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stubs leave it out
+        elif type(module) is nn.Flatten:
+            module.register_forward_pre_hook(_in_one_format)
     scout = Scout(network, _sharpened(network, model, x))
     return scout if _agree(model, network, x, y) else None
+
+
+def _in_one_format(flatten: nn.Module, inputs: tuple[Tensor]) -> None:
+    """Have the gradient laid out in memory like the features: where the two differ, an activation takes 20 times as long."""
+    (features,) = inputs
+    if features.requires_grad and features.ndim == 4 and not features.is_contiguous():
+        features.register_hook(lambda grad: grad.contiguous(memory_format=torch.channels_last))
 
 
 def _sharpened(shadow: Shadow, model: nn.Module, x: Tensor) -> bool:

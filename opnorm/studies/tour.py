@@ -179,8 +179,8 @@ def _robust_key(eps: float, norm: str = "inf") -> str:
 
 def _columns() -> list[Column]:
     attacked = (
-        f"Share of the first {ATTACKED} test images still right after a 20-step PGD attack; an upper bound of the true "
-        "robust accuracy."
+        f"Share of the first {ATTACKED} test images still right after APGD-CE and APGD-T, AutoAttack's gradient attacks; an "
+        "upper bound of the true robust accuracy."
     )
     norm = "Geometric mean over the linear and convolutional layers"
     return [
@@ -277,7 +277,7 @@ def _settings(results: Sequence[Result]) -> dict[str, str]:
         "network": run.model,
         "training": f"{run.epochs} epochs, batch {run.batch}, {run.optimizer}, {run.schedule}, {run.precision}",
         "seeds": f"{len({r.run.seed for r in results})}; ± is one standard deviation over them",
-        "attack": f"{attack}, on cross-entropy, at each radius; pixels in [0, 1]",
+        "attack": f"{attack}, at each radius that a point has not stood at already; pixels in [0, 1]",
         "computing time": f"{sum(r.seconds for r in results):.0f} s in all runs together",
         "machine": f"{where['machine']}; Python {where['python']}, torch {where['torch']}",
     }

@@ -219,6 +219,22 @@ def test_the_last_linear_layer_of_a_scout_is_in_float32():
     assert scouts.find_scout(model, x, y) is None
 
 
+def test_gradients_of_a_scout_are_laid_out_like_its_features():
+    if not scouts.has_bf16(torch.device("cpu")):
+        pytest.skip("this processor has no fast bfloat16")
+    model, x, y = trained()
+    network, seen = scouts.find_scout(model, x, y).network, []
+    for layer in network.modules():
+        if isinstance(layer, nn.ReLU):
+            layer.register_full_backward_hook(lambda _, grads, above: seen.append(above[0].stride()))
+    z = x.clone().requires_grad_()
+    network(z).sum().backward()
+    assert seen
+    assert all(strides[1] == 1 for strides in seen)  # channels last
+    with torch.no_grad():
+        network(x)  # nothing to lay out
+
+
 class Times(nn.Module):
     def __init__(self, factor):
         super().__init__()
