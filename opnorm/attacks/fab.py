@@ -14,7 +14,7 @@ from opnorm.attacks.pgd import Ascent, Watch
 from opnorm.attacks.planes import step_to_plane
 from opnorm.attacks.projections import ball
 from opnorm.attacks.random import point_keys
-from opnorm.attacks.search import Answer, Lanes, Search, State, falls_short
+from opnorm.attacks.search import Answer, Lanes, Search, State, falls_short, unmarked
 from opnorm.errors import AttackError
 from opnorm.modes import Mode, undisturbed
 from opnorm.spec import factory
@@ -187,7 +187,13 @@ class FAB(Search):
             near = ball(lanes.x, self.eps / 2, self.norm).start(lanes.keys)
             z = torch.where(_like(again, z), near, z)
         never = torch.full_like(lanes.y, math.inf, dtype=torch.promote_types(z.dtype, torch.float32))
-        return {"z": z, "best": z, "distance": never, "mark": -never, "k": torch.zeros_like(lanes.y)}
+        return {
+            "z": z,
+            "best": z,
+            "distance": never,
+            "marks": unmarked(never),
+            "k": torch.zeros_like(lanes.y),
+        }
 
     def loss(self, lanes: Lanes, state: State, logits: Tensor) -> Tensor:
         """The gap to the target, z_t - z_y."""
@@ -227,7 +233,7 @@ class FAB(Search):
     def hopeless(self, lanes: Lanes, state: State) -> Tensor:
         """By how log(ε / distance) grows."""
         closeness = -(state["distance"] / self.eps).log()
-        short, state["mark"] = falls_short(self.steps, state["k"], closeness, state["mark"], self.patience)
+        short, state["marks"] = falls_short(self.steps, state["k"], closeness, state["marks"], self.patience)
         return short
 
     def last(self, lanes: Lanes, state: State) -> Tensor:

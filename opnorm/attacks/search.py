@@ -16,7 +16,7 @@ from opnorm.attacks.losses import wide
 from opnorm.attacks.projections import Ball
 from opnorm.errors import AttackError
 
-__all__ = ["Answer", "Lanes", "Search", "State", "ask_once", "falls_short"]
+__all__ = ["Answer", "Lanes", "Search", "State", "ask_once", "falls_short", "unmarked"]
 
 State = dict[str, Tensor]
 """What a search remembers of each lane, lanes first; ``state["z"]`` is where it asks the model next."""
@@ -134,19 +134,28 @@ def ask_once(model: nn.Module, jobs: Collection[tuple[Search, Lanes, State]]) ->
     return (Answer(*share) for share in zip(*shares, strict=True))
 
 
-LOOKS = 5  # a search that makes S steps is looked at after S / 2, S / 4, ... of them: so often
+LOOKS = 4  # at a search while its steps double
+DOUBLINGS = 5  # before its end, in which it is looked at
 EARLY = 10  # within so many steps nothing is foreseen
 
 
-def falls_short(steps: int, k: Tensor, value: Tensor, mark: Tensor, patience: float) -> tuple[Tensor, Tensor]:
-    """Whether a search after ``k`` of its steps (L,) will stay below zero with its ``value`` (L,), and the next ``mark``.
+def unmarked(value: Tensor) -> Tensor:
+    """The marks of searches (L,) that nothing is known of."""
+    return torch.full_like(value, -math.inf)[:, None].repeat(1, LOOKS)
+
+
+def falls_short(
+    steps: int, k: Tensor, value: Tensor, marks: Tensor, patience: float, goal: Tensor | float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Whether a search after ``k`` of its steps (L,) will stay below a goal with its ``value`` (L,), and the next marks.
 
     Each doubling of the steps brings such a search less than the one before. So it falls short when even ``patience``
-    times the progress since k / 2, where ``mark`` was taken, for each doubling that is left would not bring it to zero.
+    times the progress since k / 2 for each doubling that is left would not bring it there. It is looked at four times
+    while its steps double; ``marks`` (L, 4) are its values at the last four looks, the first of them at k / 2.
     """
-    looks = torch.tensor([steps >> j for j in range(1, LOOKS + 1)], device=k.device)
-    now = (k[:, None] == looks).any(1)
+    looks = {round(steps * 2 ** (-j / LOOKS)) for j in range(1, LOOKS * DOUBLINGS + 1)}
+    now = (k[:, None] == torch.tensor(list(looks), device=k.device)).any(1)
     doublings = (steps / k.clamp(min=1)).log2().to(value.dtype)
     # NaN, where nothing was found yet, falls short of nothing
-    short = now & (k > EARLY) & (value + patience * (value - mark) * doublings < 0)
-    return short, torch.where(now, value, mark)
+    short = now & (k > EARLY) & (value + patience * (value - marks[:, 0]) * doublings < goal)
+    return short, torch.where(now[:, None], torch.cat([marks[:, 1:], value[:, None]], 1), marks)

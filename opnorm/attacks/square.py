@@ -12,7 +12,7 @@ from opnorm.attacks.losses import margin, wide
 from opnorm.attacks.pgd import Ascent, Attack
 from opnorm.attacks.projections import LinfBall
 from opnorm.attacks.random import GOLDEN, uniform
-from opnorm.attacks.search import Answer, Lanes, Search, State, falls_short
+from opnorm.attacks.search import Answer, Lanes, Search, State, falls_short, unmarked
 from opnorm.errors import AttackError
 from opnorm.modes import Mode, undisturbed
 from opnorm.spec import factory
@@ -103,7 +103,7 @@ class Square(Search):
         """Stripes, or a grid of bumps."""
         z = _stripes(lanes) if self.norm == math.inf else self._grid(lanes)
         least = torch.full_like(lanes.y, -math.inf, dtype=torch.promote_types(z.dtype, torch.float32))
-        return {"z": z, "best": z, "margin": least, "mark": least, "k": torch.zeros_like(lanes.y)}
+        return {"z": z, "best": z, "margin": least, "marks": unmarked(least), "k": torch.zeros_like(lanes.y)}
 
     def loss(self, lanes: Lanes, state: State, logits: Tensor) -> Tensor:
         """The margin."""
@@ -135,8 +135,8 @@ class Square(Search):
 
     def hopeless(self, lanes: Lanes, state: State) -> Tensor:
         """By how the margin grows."""
-        short, state["mark"] = falls_short(
-            self.steps, state["k"], state["margin"], state["mark"], self.patience
+        short, state["marks"] = falls_short(
+            self.steps, state["k"], state["margin"], state["marks"], self.patience
         )
         return short
 

@@ -13,7 +13,7 @@ from opnorm.attacks.autoattack import AutoAttack
 from opnorm.attacks.fab import FAB
 from opnorm.attacks.hunt import hunt
 from opnorm.attacks.projections import ball
-from opnorm.attacks.search import falls_short
+from opnorm.attacks.search import falls_short, unmarked
 from opnorm.attacks.square import Square
 from opnorm.errors import AttackError
 
@@ -62,16 +62,36 @@ class Shift(nn.Module):
 def test_what_falls_short():
     k = torch.tensor([250, 250, 250, 250, 249, 31])
     value = torch.tensor([-3.0, -1.9, -1.0, -1.0, -3.0, -9.0])
-    mark = torch.tensor([-4.0, -2.5, -math.inf, -1.0, -4.0, -9.5])
+    before = torch.tensor([-4.0, -2.5, -math.inf, -1.0, -4.0, -9.5])  # at half of the steps
+    marks = torch.stack([before, *[torch.full_like(value, -1.5 - j) for j in range(3)]], 1)
     # two doublings are left until 1000: -3 + 2 * 1 < 0 <= -1.9 + 2 * 2 * 0.6
-    short, new = falls_short(1000, k, value, mark, 1.0)
+    short, new = falls_short(1000, k, value, marks, 1.0)
     assert short.tolist() == [True, True, False, True, False, True]
-    assert new.tolist() == [-3, pytest.approx(-1.9), -1, -1, -4, -9]
-    short, _ = falls_short(1000, k, value, mark, 2.0)
+    looked = k != 249
+    assert torch.equal(new[looked], torch.cat([marks[:, 1:], value[:, None]], 1)[looked])
+    assert torch.equal(new[~looked], marks[~looked])
+    short, _ = falls_short(1000, k, value, marks, 2.0)
     assert short.tolist() == [False, False, False, True, False, True]
     never = torch.full_like(value, -math.inf)  # FAB where nothing was found yet
-    assert not falls_short(1000, k, never, never, 1.0)[0].any()
-    assert not falls_short(100, torch.full_like(k, 6), value, value, 1.0)[0].any()  # too early
+    assert not falls_short(1000, k, never, unmarked(never), 1.0)[0].any()
+    flat = value[:, None].repeat(1, 4)
+    assert falls_short(96, torch.full_like(k, 12), value, flat, 1.0)[0].all()
+    assert not falls_short(96, torch.full_like(k, 6), value, flat, 1.0)[0].any()  # too early
+
+
+def test_a_doubling_has_four_looks_and_progress_is_counted_since_half_of_the_steps():
+    value, found = torch.tensor([-1.0]), []
+    marks = unmarked(value)
+    for k in range(1, 1001):  # the value is the logarithm of the steps: each doubling brings the same
+        value = torch.tensor([k / 1000.0]).log2()
+        _, new = falls_short(1000, torch.tensor([k]), value, marks, 1.0)
+        if not torch.equal(new, marks):
+            found.append(k)
+            if len(found) > 4:
+                assert float(value - marks[0, 0]) == pytest.approx(1, abs=0.05)
+        marks = new
+    assert found[-5:] == [420, 500, 595, 707, 841]
+    assert found[0] == 31
 
 
 @pytest.mark.parametrize(
