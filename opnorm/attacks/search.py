@@ -145,17 +145,17 @@ def unmarked(value: Tensor) -> Tensor:
 
 
 def falls_short(
-    steps: int, k: Tensor, value: Tensor, marks: Tensor, patience: float, goal: Tensor | float = 0.0
+    steps: int, k: Tensor, value: Tensor, marks: Tensor, patience: float
 ) -> tuple[Tensor, Tensor]:
-    """Whether a search after ``k`` of its steps (L,) will stay below a goal with its ``value`` (L,), and the next marks.
+    """Whether a search after ``k`` of its steps (L,) will stay below zero with its ``value`` (L,), and the next marks.
 
     Each doubling of the steps brings such a search less than the one before. So it falls short when even ``patience``
-    times the progress since k / 2 for each doubling that is left would not bring it there. It is looked at four times
+    times the progress since k / 2 for each doubling that is left would not bring it to zero. It is looked at four times
     while its steps double; ``marks`` (L, 4) are its values at the last four looks, the first of them at k / 2.
     """
     looks = {round(steps * 2 ** (-j / LOOKS)) for j in range(1, LOOKS * DOUBLINGS + 1)}
     now = (k[:, None] == torch.tensor(list(looks), device=k.device)).any(1)
     doublings = (steps / k.clamp(min=1)).log2().to(value.dtype)
     # NaN, where nothing was found yet, falls short of nothing
-    short = now & (k > EARLY) & (value + patience * (value - marks[:, 0]) * doublings < goal)
+    short = now & (k > EARLY) & (value + patience * (value - marks[:, 0]) * doublings < 0)
     return short, torch.where(now[:, None], torch.cat([marks[:, 1:], value[:, None]], 1), marks)
