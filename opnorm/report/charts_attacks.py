@@ -18,7 +18,7 @@ EPS = "ε, the largest change of a pixel (pixels are in [0, 1])"
 
 
 def robust_accuracy(rows: Sequence[Row], methods: Sequence[str], *, baseline: str = "plain") -> Chart:
-    """Accuracy under PGD against ε."""
+    """Accuracy under attack against ε."""
     chart = charts.accuracy_against_eps(rows, methods, baseline=baseline)
     caption = (
         "How many test images are still classified rightly when each may be changed by up to ε. A line that stays high is a "

@@ -62,7 +62,7 @@ def _robust(rows: Sequence[Row]) -> list[tuple[Column, Cell]]:
         (
             Column(
                 f"robust_{norm}",
-                f"PGD {ORDS.get(norm, norm)} {row['eps']:.3g}",
+                f"{row['attack'].replace('-', ' ').split()[0]} {ORDS.get(norm, norm)} {row['eps']:.3g}",
                 "percent",
                 "high",
                 f"Share of {row['points']} test images still right after {row['attack']} of that size, from above.",

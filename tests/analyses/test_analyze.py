@@ -260,3 +260,13 @@ def test_probabilities_are_binned_between_0_and_1():
     found = shares(predictions(rows, ["a"]), "probability test", "a")
     assert all(0 < x < 1 for x in found)
     assert found[max(found)] == 0.5
+
+
+@pytest.mark.parametrize("attack", ["PGD-20, 1 start", "APGD-CE, APGD-T", "AutoAttack standard"])
+def test_a_column_of_robust_accuracy_names_its_attack(attack):
+    row = {"norm": "inf", "eps": 0.1, "accuracy": 0.6, "correct": 6, "points": 10, "attack": attack}
+    ((column, cell),) = SHOWN["robust_accuracy"].cells([row])
+    assert column.label in {"PGD ℓ∞ 0.1", "APGD ℓ∞ 0.1", "AutoAttack ℓ∞ 0.1"}
+    assert attack.startswith(column.label.split()[0])
+    assert attack in column.help
+    assert cell == 0.6
