@@ -72,7 +72,7 @@ def robust_accuracy(
             stronger; or "autoattack", with FAB-T and Square after them, which cost most and on honest networks hardly
             ever find more.
         largest_first: a point that stands one ε counts as standing at every smaller one, and is not attacked there. That
-            saves a third or more of the passes at several radii and is still an upper bound of the truth, but a higher one where
+            saves a third or more of the passes and is still an upper bound of the truth, but a higher one where
             an attack misses in a large ball what it finds in a small one, which networks with masked gradients bring about.
 
     Returns:
