@@ -84,7 +84,8 @@ def autoattack(
         patience: how unlikely a success must be for a job (a point, a target, a restart) to end before its last step. It
             ends when it would fall short of fooling the model even with so many times the progress that is foreseen: for
             APGD its Frank-Wolfe gap, for FAB and Square what the last doubling of the steps brought, for each doubling
-            that is left. inf carries every job to its last step, as published, at many times the cost. ℓ1 APGD always does.
+            that is left. Square ends, too, where once that would not bring it as far as the attacks before came. inf
+            carries every job to its last step, as published, at many times the cost. ℓ1 APGD always does.
         restarts: random starts of APGD-CE and APGD-DLR. None: as published, but 3 of APGD-CE in "standard" where
             ``patience`` is finite: most of them end early, and some points fall from some starts only.
 
@@ -273,6 +274,7 @@ class AutoAttack:
             left = right.nonzero().squeeze(1)
             certified = torch.zeros_like(right)
             points, by, stages = x.clone(), torch.full_like(y, -1), list[Stage]()
+            reached = torch.full(y.shape, -math.inf, device=x.device)
             if self.eps > 0 and len(left):
                 notes += _notes(logits, self)
                 if self.version != "rand" and _is_random(model, x[: self.batch], logits):
@@ -280,7 +282,8 @@ class AutoAttack:
                 elif self.version != "rand" and self.bf16 and self.mode == "eval":
                     scout = find_scout(model, x[left[:16]], y[left[:16]])
                 for plans in self._rounds():
-                    ran, caught = self._run(plans, judge, scout, x, y, logits, left, seed, tell)
+                    ran, caught = self._run(plans, judge, scout, x, y, logits, left, reached, seed, tell)
+                    reached[left] = reached[left].maximum(caught.margin)
                     where = left[caught.fooled]
                     points[where] = caught.points[caught.fooled]
                     by[where] = len(stages) + caught.by[caught.fooled]
@@ -333,7 +336,7 @@ class AutoAttack:
 
     def _run(
         self, plans: Collection["_Plan"], judge: nn.Module, scout: Scout | None, x: Tensor, y: Tensor, logits: Tensor,
-        left: Tensor, seed: int, tell: Callable[[str, int, int], None] | None,
+        left: Tensor, reached: Tensor, seed: int, tell: Callable[[str, int, int], None] | None,
     ) -> tuple[list[Stage], Catch]:  # fmt: skip
         ranked = {
             n: rank_targets(logits[left], y[left], n) if n else None for n in {plan.targets for plan in plans}
@@ -343,7 +346,7 @@ class AutoAttack:
         coarse = all(plan.search.coarse for plan in plans)
         cpu, wall = time.process_time(), time.perf_counter()
         catch = hunt_together(
-            judge, x[left], y[left], tasks, eps=self.eps, norm=self.norm, seed=seed,
+            judge, x[left], y[left], tasks, eps=self.eps, norm=self.norm, seed=seed, reached=reached[left],
             scout=scout.network if scout and (scout.fine or coarse) else None,
             lanes=max(self.batch // GRADIENT_PASSES, 1) if self.version == "rand" else self.batch,
             tell=None if tell is None else lambda done, all_: tell(names, done, all_),

@@ -140,10 +140,11 @@ class Boundary:
     ) -> Closest:
         search, region = self._search, ball(x, self.eps, self.norm)
         best, distance = x, torch.full_like(y, math.inf, dtype=torch.promote_types(x.dtype, torch.float32))
+        nobody = torch.full_like(distance, -math.inf)
         for restart in range(self.restarts):
             keys = point_keys(x, seed, restart)
             for target in targets.unbind(1):
-                lanes = Lanes(x, y, target, torch.full_like(y, restart), keys, region)
+                lanes = Lanes(x, y, target, torch.full_like(y, restart), keys, nobody, region)
                 state = search.start(lanes) | {"best": best, "distance": distance}
                 for _ in range(search.steps):
                     answer = search.ask(model, lanes, state)

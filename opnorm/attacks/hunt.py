@@ -127,6 +127,7 @@ def hunt_together(
     lanes: int = 128,
     stop: bool = True,
     scout: nn.Module | None = None,
+    reached: Tensor | None = None,
     tell: Callable[[int, int], None] | None = None,
 ) -> Catch:
     """Run searches on points that the model gets right, one after another, in one batch.
@@ -145,6 +146,7 @@ def hunt_together(
         lanes: points in one batch.
         stop: a point is done as soon as it is fooled; otherwise all of its jobs are carried through.
         scout: a cheaper stand-in to search on; what it finds is looked at by the model.
+        reached: (B,), the largest margins that attacks before reached, from which a search may see that it falls short.
         tell: told (points settled, points in all) after every refill.
 
     Returns:
@@ -155,7 +157,8 @@ def hunt_together(
     catch = Catch(
         x.clone(), blank, torch.full(y.shape, -math.inf, device=x.device), torch.full_like(y, -1), {}
     )
-    ground = _Ground(model, x, y, eps, norm, seed, stop, catch)
+    reached = torch.full_like(catch.margin, -math.inf) if reached is None else reached
+    ground = _Ground(model, x, y, eps, norm, seed, stop, reached, catch)
     crews = [_Crew(ground, task, rank) for rank, task in enumerate(tasks)]
     while True:
         free = lanes - sum(len(crew.point) for crew in crews)
@@ -206,6 +209,7 @@ class _Ground(NamedTuple):
     norm: float
     seed: int
     stop: bool
+    reached: Tensor
     catch: Catch
 
 
@@ -259,7 +263,7 @@ class _Crew:
         )
         restart, x = turn // self.columns, g.x[point]
         keys = _keys(x, g.seed, task.search.name, target, restart)
-        lanes = Lanes(x, g.y[point], target, restart, keys, ball(x, g.eps, g.norm))
+        lanes = Lanes(x, g.y[point], target, restart, keys, g.reached[point], ball(x, g.eps, g.norm))
         state = task.search.start(lanes)
         if len(self.point):
             state = {k: torch.cat([self.state[k], v]) for k, v in state.items()}
@@ -278,7 +282,7 @@ class _Crew:
             new = wrong & search.inside(self.lanes, self.state) & (self.left > 0) & ~fooled[self.point]
             self.tally.counts["denied"] += int(new.sum()) - self._confirm(new, z)
         self.state = search.advance(self.lanes, self.state, answer)
-        self.left -= 1
+        self.left -= answer.steps
         if search.patience < math.inf:
             vain = search.hopeless(self.lanes, self.state) & (self.left > 0) & ~self.done(self.point)
             self.tally.counts["given_up"] += int(vain.sum())
@@ -298,7 +302,7 @@ class _Crew:
     def _note(self, answer: Answer, wrong: Tensor) -> Answer:
         """Count the passes, and look at the gradient; what is no number in it becomes zero."""
         counts = self.tally.counts
-        counts["forward"] += len(wrong) * self.task.search.passes
+        counts["forward"] += len(wrong) * self.task.search.passes if answer.asked is None else answer.asked
         if answer.grad is None:
             return answer
         counts["backward"] += len(wrong)

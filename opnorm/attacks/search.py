@@ -16,7 +16,7 @@ from opnorm.attacks.losses import wide
 from opnorm.attacks.projections import Ball
 from opnorm.errors import AttackError
 
-__all__ = ["Answer", "Lanes", "Search", "State", "ask_once", "falls_short", "unmarked"]
+__all__ = ["Answer", "Lanes", "Search", "State", "ask_once", "falls_short", "unmarked", "until_look"]
 
 State = dict[str, Tensor]
 """What a search remembers of each lane, lanes first; ``state["z"]`` is where it asks the model next."""
@@ -31,6 +31,7 @@ class Lanes(NamedTuple):
         target: the wrong class to reach (L,), -1 for none in particular.
         restart: how often this point and target were tried before (L,).
         keys: of each lane's own random numbers (L,); see :mod:`opnorm.attacks.random`.
+        reached: the largest margin that attacks before this one reached (L,); -inf where there was none.
         region: the balls around ``x``.
     """
 
@@ -39,17 +40,18 @@ class Lanes(NamedTuple):
     target: Tensor
     restart: Tensor
     keys: Tensor
+    reached: Tensor
     region: Ball
 
     def select(self, kept: Tensor) -> "Lanes":
         """Some of the lanes."""
-        x, y, target, restart, keys = (value[kept] for value in self[:5])
-        return Lanes(x, y, target, restart, keys, self.region.select(kept))
+        x, y, target, restart, keys, reached = (value[kept] for value in self[:6])
+        return Lanes(x, y, target, restart, keys, reached, self.region.select(kept))
 
     def join(self, other: "Lanes") -> "Lanes":
         """These lanes, then those."""
-        x, y, target, restart, keys = (torch.cat(pair) for pair in zip(self[:5], other[:5], strict=True))
-        return Lanes(x, y, target, restart, keys, _join(self.region, other.region))
+        x, y, target, restart, keys, reached = map(torch.cat, zip(self[:6], other[:6], strict=True))
+        return Lanes(x, y, target, restart, keys, reached, _join(self.region, other.region))
 
 
 def _join(a: Any, b: Any) -> Any:
@@ -59,11 +61,21 @@ def _join(a: Any, b: Any) -> Any:
 
 
 class Answer(NamedTuple):
-    """What the model said at ``state["z"]``: logits (L, K), the search's loss (L,) and its gradient there, or None."""
+    """What the model said at ``state["z"]``.
+
+    Attributes:
+        logits: (L, K).
+        loss: of the search (L,).
+        grad: of the loss at z, or None.
+        steps: that each job took for it (L,).
+        asked: points that went through the model, if not as many as there are lanes.
+    """
 
     logits: Tensor
     loss: Tensor
     grad: Tensor | None
+    steps: Tensor | int = 1
+    asked: int | None = None
 
 
 class Search(ABC):
@@ -144,18 +156,30 @@ def unmarked(value: Tensor) -> Tensor:
     return torch.full_like(value, -math.inf)[:, None].repeat(1, LOOKS)
 
 
+def _looks(steps: int, device: torch.device) -> Tensor:
+    looks = {round(steps * 2 ** (-j / LOOKS)) for j in range(1, LOOKS * DOUBLINGS + 1)}
+    return torch.tensor(sorted(looks), device=device)
+
+
+def until_look(steps: int, k: Tensor) -> Tensor:
+    """How many steps after k (L,) a search is looked at again, or ends."""
+    ends = torch.cat([_looks(steps, k.device), k.new_tensor([steps])])
+    return ends[torch.searchsorted(ends, k, right=True).clamp(max=len(ends) - 1)] - k
+
+
 def falls_short(
-    steps: int, k: Tensor, value: Tensor, marks: Tensor, patience: float
+    steps: int, k: Tensor, value: Tensor, marks: Tensor, patience: float, bar: Tensor | float = -math.inf
 ) -> tuple[Tensor, Tensor]:
     """Whether a search after ``k`` of its steps (L,) will stay below zero with its ``value`` (L,), and the next marks.
 
     Each doubling of the steps brings such a search less than the one before. So it falls short when even ``patience``
-    times the progress since k / 2 for each doubling that is left would not bring it to zero. It is looked at four times
-    while its steps double; ``marks`` (L, 4) are its values at the last four looks, the first of them at k / 2.
+    times the progress since k / 2 for each doubling that is left would not bring it to zero, or when once that progress
+    would not bring it to the ``bar`` (L,) that other attacks reached. It is looked at four times while its steps
+    double; ``marks`` (L, 4) are its values at the last four looks, the first of them at k / 2.
     """
-    looks = {round(steps * 2 ** (-j / LOOKS)) for j in range(1, LOOKS * DOUBLINGS + 1)}
-    now = (k[:, None] == torch.tensor(list(looks), device=k.device)).any(1)
+    now = (k[:, None] == _looks(steps, k.device)).any(1)
     doublings = (steps / k.clamp(min=1)).log2().to(value.dtype)
     # NaN, where nothing was found yet, falls short of nothing
-    short = now & (k > EARLY) & (value + patience * (value - marks[:, 0]) * doublings < 0)
+    foreseen = (value - marks[:, 0]) * doublings
+    short = now & (k > EARLY) & ((value + patience * foreseen < 0) | (value + foreseen < bar))
     return short, torch.where(now[:, None], torch.cat([marks[:, 1:], value[:, None]], 1), marks)

@@ -12,7 +12,7 @@ from opnorm.attacks.losses import margin, wide
 from opnorm.attacks.pgd import Ascent, Attack
 from opnorm.attacks.projections import LinfBall
 from opnorm.attacks.random import GOLDEN, uniform
-from opnorm.attacks.search import Answer, Lanes, Search, State, falls_short, unmarked
+from opnorm.attacks.search import Answer, Lanes, Search, State, falls_short, unmarked, until_look
 from opnorm.errors import AttackError
 from opnorm.modes import Mode, undisturbed
 from opnorm.spec import factory
@@ -24,6 +24,12 @@ SHARE = 0.8
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """After so many of 10,000 queries (or the same share of fewer) the squares have half the area."""
+
+FULL = 64
+"""Points in a batch: fewer lanes than that ask about several queries at a time. More would be asked in vain more often."""
+
+RARELY = 32
+"""About as many queries are asked at a time as one in so many of those that were made: the later, the fewer succeed."""
 
 
 @factory
@@ -110,16 +116,32 @@ class Square(Search):
         return margin(logits, lanes.y)
 
     def ask(self, model: nn.Module, lanes: Lanes, state: State) -> Answer:
-        """Ask the model once, forward."""
-        with torch.no_grad():
-            logits = wide(model(state["z"]))
-            return Answer(logits, self.loss(lanes, state, logits), None)
+        """Ask the model forward, about several queries of each lane in one batch where lanes are few.
 
-    def advance(self, lanes: Lanes, state: State, answer: Answer) -> State:
-        """Keep the proposal if it is better, and make another one."""
-        better = answer.loss > state["margin"]
-        best = torch.where(_like(better, lanes.x), state["z"], state["best"])
-        k = state["k"] + 1
+        They are made as if none of them were accepted, and the first that is accepted ends the step: the others are made
+        again from there. So a search finds what it would find one query after another, in fewer and fuller batches.
+        """
+        count = len(lanes.y)
+        ahead = max(1, min(FULL // count, int(state["k"].sum()) // (RARELY * count)))
+        many = torch.arange(count, device=lanes.y.device).repeat(ahead)
+        turn = torch.arange(ahead, device=lanes.y.device).repeat_interleave(count)
+        every = lanes if ahead == 1 else lanes.select(many)
+        with torch.no_grad():
+            z = self._proposal(every, state["best"][many], state["k"][many] + turn)
+            logits = wide(model(z))
+        loss = self.loss(every, state, logits)
+        if ahead == 1:
+            state["z"] = z
+            return Answer(logits, loss, None)
+        better = (loss > state["margin"][many]).view(ahead, count)
+        room = until_look(self.steps, state["k"]) - 1  # queries before one after which it is looked at
+        last = torch.where(better.any(0), better.int().argmax(0), ahead - 1).minimum(room)
+        chosen = last * count + torch.arange(count, device=last.device)
+        state["z"], state["k"] = z[chosen], state["k"] + last
+        return Answer(logits[chosen], loss[chosen], None, last + 1, len(z))
+
+    def _proposal(self, lanes: Lanes, best: Tensor, k: Tensor) -> Tensor:
+        """What query k (L,) asks; the first one where the search begins."""
         channels, height, width = lanes.x.shape[1:]
         side = self._side(k, height, width)
         u = uniform(lanes.keys + (k << 32) * GOLDEN, channels + 5)  # far from the counters of the start
@@ -130,13 +152,19 @@ class Square(Search):
         else:
             second = _Window.drawn(rest[:, :2], side, height, width)
             z = self._move_mass(lanes.x, best, first, second, signs, turned=rest[:, 2] < 0.5)
+        return torch.where(_like(k == 0, z), best, z)
+
+    def advance(self, lanes: Lanes, state: State, answer: Answer) -> State:
+        """Keep the proposal if it is better."""
+        better = answer.loss > state["margin"]
+        best = torch.where(_like(better, lanes.x), state["z"], state["best"])
         loss = torch.where(better, answer.loss, state["margin"])
-        return state | {"z": z, "best": best, "margin": loss, "k": k}
+        return state | {"best": best, "margin": loss, "k": state["k"] + 1}
 
     def hopeless(self, lanes: Lanes, state: State) -> Tensor:
-        """By how the margin grows."""
+        """By how the margin grows, towards zero and towards what other attacks reached."""
         short, state["marks"] = falls_short(
-            self.steps, state["k"], state["margin"], state["marks"], self.patience
+            self.steps, state["k"], state["margin"], state["marks"], self.patience, lanes.reached.clamp(max=0)
         )
         return short
 

@@ -88,7 +88,8 @@ def plain_apgd(model, x, y, start, eps, norm, steps):
 
 def lanes_of(x, y, eps, norm, seed=0, target=None):
     target = torch.full_like(y, -1) if target is None else target
-    return Lanes(x, y, target, torch.zeros_like(y), point_keys(x, seed), ball(x, eps, norm))
+    nobody = torch.full((len(x),), -math.inf)
+    return Lanes(x, y, target, torch.zeros_like(y), point_keys(x, seed), nobody, ball(x, eps, norm))
 
 
 def path_of(search, model, lanes):

@@ -167,7 +167,7 @@ def lanes_of(model, x, norm, restart=0):
     y = model(x).argmax(1)
     target = rank_targets(model(x), y, 1)[:, 0]
     again = torch.full_like(y, restart)
-    return Lanes(x, y, target, again, point_keys(x, 0), ball(x, 0.1, norm))
+    return Lanes(x, y, target, again, point_keys(x, 0), torch.full((len(x),), -math.inf), ball(x, 0.1, norm))
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -77,6 +77,11 @@ def test_what_falls_short():
     flat = value[:, None].repeat(1, 4)
     assert falls_short(96, torch.full_like(k, 12), value, flat, 1.0)[0].all()
     assert not falls_short(96, torch.full_like(k, 6), value, flat, 1.0)[0].any()  # too early
+    # ten times the progress would bring them to zero, but once not to the bar
+    bar = torch.tensor([-1.1, -0.5, -math.inf, -1.0, -1.1, -6.0])
+    short, _ = falls_short(1000, k, value, marks, 10.0, bar)
+    assert short.tolist() == [False, True, False, True, False, True]
+    assert not falls_short(1000, k, value, marks, 10.0)[0][[0, 1, 2, 4, 5]].any()
 
 
 def test_a_doubling_has_four_looks_and_progress_is_counted_since_half_of_the_steps():

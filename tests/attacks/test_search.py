@@ -259,9 +259,10 @@ def test_lanes_are_joined_and_selected_with_their_balls(norm):
     from opnorm.attacks.search import Lanes
 
     x, y = images(5)
-    whole = Lanes(x, y, y, y, y, ball(x, EPS[norm], norm))
+    whole = Lanes(x, y, y, y, y, y, ball(x, EPS[norm], norm))
     first, rest = (
-        Lanes(x[s], y[s], y[s], y[s], y[s], ball(x[s], EPS[norm], norm)) for s in (slice(2), slice(2, None))
+        Lanes(x[s], y[s], y[s], y[s], y[s], y[s], ball(x[s], EPS[norm], norm))
+        for s in (slice(2), slice(2, None))
     )
     joined = first.join(rest)
     z = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(1))

@@ -1,5 +1,6 @@
 """Square: its squares, its steps, and what it finds with answers alone."""
 
+import importlib
 import itertools
 import math
 
@@ -11,6 +12,7 @@ from test_contract import exactly_inside, record, same
 from torch import nn
 from victims import EPS, Linear, images, net
 
+from opnorm.attacks.hunt import hunt
 from opnorm.attacks.projections import ball
 from opnorm.attacks.random import point_keys
 from opnorm.attacks.search import Answer, Lanes
@@ -23,12 +25,18 @@ NORMS = (math.inf, 2, 1)
 
 def lanes_of(x, norm, eps, seed=0):
     y = torch.zeros(len(x), dtype=torch.long)
-    return Lanes(x, y, y - 1, y, point_keys(x, seed), ball(x, eps, norm))
+    return Lanes(x, y, y - 1, y, point_keys(x, seed), torch.full((len(x),), -math.inf), ball(x, eps, norm))
 
 
 def said(lanes, value):
     """An answer with such margins, and no class changed."""
     return Answer(torch.zeros(len(lanes.y), 3), value, None)
+
+
+def advanced(search, lanes, state, answer):
+    """One step on, and what is asked next."""
+    state = search.advance(lanes, state, answer)
+    return state | {"z": search._proposal(lanes, state["best"], state["k"])}
 
 
 # ---------------------------------------------------------------- squares
@@ -62,10 +70,12 @@ def test_windows_and_bumps_against_loops(height, width, side, seed):
 def test_every_position_is_equally_likely_also_the_last():
     x = torch.zeros(4000, 1, 5, 4)
     keys = torch.arange(4000) * 7919
-    lanes = Lanes(x, *[torch.zeros(4000, dtype=torch.long)] * 3, keys, ball(x, 0.1, math.inf))
+    lanes = Lanes(
+        x, *[torch.zeros(4000, dtype=torch.long)] * 3, keys, torch.zeros(4000), ball(x, 0.1, math.inf)
+    )
     search = Square(math.inf, 0.1)
     state = search.start(lanes) | {"k": torch.full((4000,), 2000)}  # squares of one pixel
-    state = search.advance(lanes, state, said(lanes, torch.ones(4000)))
+    state = advanced(search, lanes, state, said(lanes, torch.ones(4000)))
     changed = (state["z"] != state["best"]).flatten(1)
     assert (changed.sum(1) == 1).all()
     share = changed.float().mean(0)
@@ -123,7 +133,7 @@ def test_proposals_stay_in_the_ball_and_change_two_squares_at_most(norm, shape):
             assert (changed <= side**2 * (1 if norm == math.inf else 2)).all()
             if norm == math.inf:
                 assert (changed > 0).all()  # no query is wasted on what is known
-        state = search.advance(lanes, state, said(lanes, torch.rand(16, generator=generator)))
+        state = advanced(search, lanes, state, said(lanes, torch.rand(16, generator=generator)))
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 7, 9), (3, 2, 2), (2, 1, 1)])
@@ -138,7 +148,7 @@ def test_away_from_the_box_no_length_is_lost(norm, shape):
         assert torch.allclose(
             torch.linalg.vector_norm(d, norm, dim=1), torch.full((20,), eps).double(), rtol=5e-5
         )
-        state = search.advance(lanes, state, said(lanes, torch.full((20,), float(k))))
+        state = advanced(search, lanes, state, said(lanes, torch.full((20,), float(k))))
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -147,9 +157,9 @@ def test_what_is_worse_is_not_kept(norm):
     lanes, search = lanes_of(x, norm, 0.1), Square(norm, 0.1, 20)
     state = search.start(lanes)
     first = state["z"]
-    state = search.advance(lanes, state, said(lanes, torch.zeros(4)))
+    state = advanced(search, lanes, state, said(lanes, torch.zeros(4)))
     second = state["z"]
-    state = search.advance(lanes, state, said(lanes, torch.tensor([1.0, -1.0, math.nan, 0.0])))
+    state = advanced(search, lanes, state, said(lanes, torch.tensor([1.0, -1.0, math.nan, 0.0])))
     assert torch.equal(state["best"], torch.cat([second[:1], first[1:]]))
     assert state["margin"].tolist() == [1, 0, 0, 0]
     assert torch.equal(search.last(lanes, state), state["best"])
@@ -167,8 +177,8 @@ def test_each_lane_has_its_own_square_and_phase():
     for i in range(30):
         one = {k: v[i : i + 1] for k, v in state.items()}
         kept = torch.arange(30) == i
-        alone.append(search.advance(lanes.select(kept), one, said(lanes.select(kept), torch.ones(1)))["z"])
-    together = search.advance(lanes, state, said(lanes, torch.ones(30)))["z"]
+        alone.append(advanced(search, lanes.select(kept), one, said(lanes.select(kept), torch.ones(1)))["z"])
+    together = advanced(search, lanes, state, said(lanes, torch.ones(30)))["z"]
     assert torch.equal(together, torch.cat(alone))
 
 
@@ -314,3 +324,34 @@ def test_its_text():
     attack = square(norm=2, eps=0.5, queries=100)
     assert str(spec_of(attack)) == "square(norm=2, eps=0.5, queries=100)"
     assert callable(build("square(queries=5)"))
+
+
+@pytest.mark.parametrize("norm", [math.inf, 2, 1])
+@pytest.mark.parametrize("patience", [math.inf, 3])
+def test_several_queries_at_a_time_are_one_after_another(norm, patience, monkeypatch):
+    x, y = images(3, dtype=torch.float64)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 20), nn.Tanh(), nn.Linear(20, 3)).double().eval()
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    module, found, batches = importlib.import_module("opnorm.attacks.square"), [], []
+    for full, rarely in ((1, 32), (64, 32), (40, 1)):
+        monkeypatch.setattr(module, "FULL", full)
+        monkeypatch.setattr(module, "RARELY", rarely)
+        search, seen = module.Square(norm, EPS[norm] / 4, 400, patience), []
+        handle = model.register_forward_hook(lambda _, inputs, out, seen=seen: seen.append(len(inputs[0])))
+        found.append(hunt(model, x, y, search, eps=EPS[norm] / 4, norm=norm, stop=False))
+        handle.remove()
+        assert max(seen) <= max(full, len(x))
+        assert found[-1].counts["forward"] + found[-1].counts["confirm"] == sum(seen)
+        batches.append(len(seen))
+    for other in found[1:]:
+        # a proposal that changes nothing but a rounding error, in the one case, may be taken in the other
+        assert torch.allclose(other.points, found[0].points, atol=1e-9)
+        assert torch.allclose(other.margin, found[0].margin, atol=1e-9)
+        assert torch.equal(other.fooled, found[0].fooled)
+        assert other.counts["given_up"] == found[0].counts["given_up"]
+    if patience == math.inf:
+        assert batches[0] == 401
+        assert batches[1] < 350
+        assert batches[2] < 200
