@@ -14,6 +14,7 @@ from opnorm.attacks import scout as scouts
 from opnorm.attacks.autoattack import AutoAttack, Verdict, autoattack, wilson
 from opnorm.attacks.hunt import Task, hunt_together
 from opnorm.attacks.search import Search
+from opnorm.attacks.square import Square
 from opnorm.errors import AttackError
 from opnorm.spec import build, spec_of
 
@@ -113,6 +114,26 @@ def test_attacks_that_share_a_batch_break_what_they_break_apart(monkeypatch):
         assert [s.broken for s in v.stages] == [int((v.by == i).sum()) for i in range(2)]
     first, second = apart.stages
     assert second.tried == first.tried - first.broken <= together.stages[1].tried
+
+
+def test_square_is_told_how_far_the_attacks_before_it_came(monkeypatch):
+    model, x, y = trained()
+    calls, run = [], module.hunt_together
+
+    def spy(judge, points, *args, reached, **kwargs):
+        catch = run(judge, points, *args, reached=reached, **kwargs)
+        calls.append((points, reached, catch))
+        return catch
+
+    monkeypatch.setattr(module, "hunt_together", spy)
+    monkeypatch.setattr(module, "Square", lambda norm, eps, patience: Square(norm, eps, 20, patience))
+    AutoAttack(eps=EPS[math.inf]).judge(model, x, y)
+    (points, none, gradients), (_, once, fab), (left, twice, _) = calls
+    assert (none == -math.inf).all()
+    assert torch.equal(once, gradients.margin[~gradients.fooled])
+    assert torch.equal(twice, once.maximum(fab.margin)[~fab.fooled])
+    assert (twice <= 0).all()
+    assert len(left) < len(points)
 
 
 def test_a_zero_gradient_counts_although_the_next_attack_breaks_the_point():
