@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opnorm.attacks import autoattack, pgd
+from opnorm.attacks import AutoAttack, autoattack, pgd
 from opnorm.attacks.pgd import Attack, check_logits
 from opnorm.data import Dataset, Split
 from opnorm.errors import SpecError
@@ -91,11 +91,16 @@ def robust_accuracy(
         raise SpecError(f"attack={attack!r} is not known; expected pgd, apgd or autoattack")
     of_radius, name = _attacks(attack, norm, steps, restarts, seed)
     strikes = {radius: of_radius(radius) for radius in radii}
+    together = strikes[radii[0]] if attack == "apgd" and largest_first else None  # all radii in one batch
 
     def analysis(model: nn.Module, data: Dataset) -> list[Row]:
         split = data.test if points is None else Split(data.test.images[:points], data.test.labels[:points])
         standing = dict.fromkeys(radii, 0)
         for x, y in batches(split, model):
+            if isinstance(together, AutoAttack):
+                for radius, stands in zip(radii, together.standing(model, x, y, radii), strict=True):
+                    standing[radius] += int(stands.sum())
+                continue
             with evaluating(model):
                 logits = model(x)
             check_logits(logits, y)

@@ -19,7 +19,7 @@ from opnorm.spec import factory
 __all__ = ["APGD", "SparseAPGD", "apgd", "apgd_search"]
 
 MOMENTUM, RHO = 0.75, 0.75
-SPELL = 5  # steps
+SPELL = 3  # steps
 
 
 @factory
@@ -67,7 +67,7 @@ def apgd(
         raise AttackError(f"loss={loss!r} is not known; expected one of {', '.join(AGAINST_LABELS)}")
     if isinstance(targets, bool) or not isinstance(targets, int) or targets < 0:
         raise AttackError(f"targets={targets!r}: expected a whole number of wrong classes, 0 for none")
-    search = apgd_search(norm, eps, steps, loss, targeted=targets > 0)
+    search = apgd_search(norm, steps, loss, targeted=targets > 0)
     own_seed = seed
 
     def attack(model: nn.Module, x: Tensor, y: Tensor, *, seed: int | None = None) -> Tensor:
@@ -95,7 +95,6 @@ def apgd(
 
 def apgd_search(
     norm: float,
-    eps: float,
     steps: int = 100,
     loss: str = "ce",
     targeted: bool = False,
@@ -103,8 +102,8 @@ def apgd_search(
 ) -> "APGD":
     """The search for a norm; its name, such as APGD-DLR or APGD-T, says loss and target."""
     if norm == 1:
-        return SparseAPGD(eps, steps, loss, targeted)
-    return APGD(eps, steps, loss, targeted, patience)
+        return SparseAPGD(steps, loss, targeted)
+    return APGD(steps, loss, targeted, patience)
 
 
 # ---------------------------------------------------------------- the searches
@@ -116,12 +115,11 @@ class APGD(Search):
 
     The loss is compared with that of the evaluation before, also where the search has just gone back to its best point.
 
-    A job is hopeless when at each of five steps on end (the first five do not count) its loss stays below zero even with
+    A job is hopeless when at each of three steps on end (the first three do not count) its loss stays below zero even with
     ``patience`` times its Frank-Wolfe gap: what the loss would gain in the rest of the ball if it were linear. A concave
     loss gains no more than that, and at zero or below, all of these losses leave the right class on top.
     """
 
-    eps: float
     steps: int = 100
     criterion: str = "ce"
     targeted: bool = False
@@ -154,7 +152,7 @@ class APGD(Search):
         return {
             "z": z, "before": z, "best": z, "best_grad": torch.zeros_like(z),
             "loss": -never, "best_loss": never, "best_at_check": never,
-            "step": torch.full_like(never, 2 * self.eps), "rises": torch.zeros_like(never),
+            "step": 2 * lanes.region.eps.to(never.dtype), "rises": torch.zeros_like(never),
             "halved": torch.zeros_like(lanes.y, dtype=torch.bool), "k": torch.zeros_like(lanes.y),
             "reach": never,
         }  # fmt: skip
@@ -188,7 +186,7 @@ class APGD(Search):
         return s
 
     def hopeless(self, lanes: Lanes, state: State) -> Tensor:
-        """Below zero throughout a spell of five steps."""
+        """Below zero throughout a spell of three steps."""
         k = state["k"]
         return (k % SPELL == 0) & (k > SPELL) & (state["reach"] < 0)
 
@@ -232,7 +230,7 @@ class SparseAPGD(APGD):
         """Uniform in the largest ball."""
         for name in ("factor", "windows", "first"):
             setattr(self, name, getattr(self, name).to(lanes.x.device))
-        z = ball(lanes.x, float(self.factor[0]) * self.eps, 1).start(lanes.keys)
+        z = ball(lanes.x, self.factor[0] * lanes.region.eps, 1).start(lanes.keys)
         never = torch.full_like(lanes.y, -math.inf, dtype=torch.promote_types(z.dtype, torch.float32))
         return {
             "z": z, "best": z, "best_grad": torch.zeros_like(z), "best_loss": never,
@@ -247,7 +245,8 @@ class SparseAPGD(APGD):
         """Remember what is best, adapt step and sparsity at checkpoints, and take the step."""
         s, k = dict(state), state["k"].clamp(max=self.steps - 1)
         factor, first = self.factor[k], self.first[k]
-        full = factor * self.eps
+        eps = lanes.region.eps.to(s["step"].dtype)
+        full = factor * eps
         s["best_loss"] = s["best_loss"].masked_fill(first, -math.inf)
         z, grad = self._remember(s, answer)
         changed = (s["best"] != lanes.x).flatten(1).sum(1).to(s["changed"])
@@ -261,7 +260,7 @@ class SparseAPGD(APGD):
         z = z + _like(s["step"], z) * _sparse(grad, s["count"])
         after = (k + 1).clamp(max=self.steps - 1)
         z = _where(self.first[after], s["best"], z)
-        radius = self.factor[after] * self.eps
+        radius = self.factor[after] * eps
         s["z"], s["k"] = _near_sparse(lanes.x, z, radius), state["k"] + 1
         return s
 
@@ -286,11 +285,11 @@ def _near(lanes: Lanes, z: Tensor) -> Tensor:
     if not isinstance(region, L2Ball):
         return region.project(z)
     t = torch.ones_like(lanes.y, dtype=torch.promote_types(z.dtype, torch.float32))
-    delta, point = z - region.x, z
+    delta, point, eps = z - region.x, z, region.eps.to(t.dtype)
     for _ in range(4):
         gap = (point - region.x).flatten(1)
         length = torch.linalg.vector_norm(gap, dim=1, dtype=t.dtype).clamp(min=1e-30)
-        t = (t * region.eps / length).clamp(max=1)
+        t = (t * eps / length).clamp(max=1)
         point = torch.addcmul(region.x, delta, _like(t, z)).clamp_(0, 1)
     return point
 

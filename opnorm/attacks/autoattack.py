@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -237,6 +237,48 @@ class AutoAttack:
             warnings.warn(note, stacklevel=2)
         return verdict.points
 
+    def standing(
+        self, model: nn.Module, x: Tensor, y: Tensor, radii: Sequence[float], *, seed: int | None = None
+    ) -> Tensor:
+        """Which points stand at each of several radii, the largest first, all in one batch instead of one after another.
+
+        A point that stands one radius counts as standing at every smaller one, and is not attacked there. ``eps`` plays no
+        part. Every note is a warning.
+
+        Args:
+            model: gives logits (B, K); comes back as it was.
+            x: (B, C, H, W) in [0, 1].
+            y: labels (B,).
+            radii: in pixel values of [0, 1], in any order.
+            seed: instead of the attack's own.
+
+        Returns:
+            (radii, B), in the order of ``radii``: whether the point is right and stands.
+
+        Raises:
+            AttackError: no radius, attacks that do not share a batch, an input, or what the model returns.
+        """
+        order = torch.tensor(radii, dtype=torch.float64).argsort(descending=True)
+        if not len(order) or len(self._rounds()) > 1:
+            raise AttackError(
+                f"radii={radii!r}, attacks={self.names}: expected at least one radius, "
+                "and attacks that share a batch: apgd-ce, apgd-dlr, apgd-t, without certify"
+            )
+        count, several = len(x), len(order)
+        ladder = _Ladder(
+            torch.tensor(radii, dtype=torch.float64)[order].repeat_interleave(count).to(x.device),
+            (torch.arange(several * count, device=x.device) - count).clamp(min=-1),
+        )
+        attack = replace(self, eps=float(max(radii)))
+        verdict = attack._judge(
+            model, x.repeat(several, *[1] * (x.ndim - 1)), y.repeat(several), seed=seed, ladder=ladder
+        )
+        for note in verdict.notes:
+            warnings.warn(note, stacklevel=2)
+        stands = torch.empty(several, count, dtype=torch.bool, device=x.device)
+        stands[order] = (verdict.right & ~verdict.fooled).view(several, count)
+        return stands
+
     def judge(
         self,
         model: nn.Module,
@@ -260,6 +302,18 @@ class AutoAttack:
         Raises:
             AttackError: an input, or what the model returns, makes no sense.
         """
+        return self._judge(model, x, y, seed=seed, tell=tell)
+
+    def _judge(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        seed: int | None = None,
+        tell: Callable[[str, int, int], None] | None = None,
+        ladder: "_Ladder | None" = None,
+    ) -> Verdict:
         check_inputs(x, y)
         seed, x = self.seed if seed is None else seed, x.detach()
         with undisturbed(model, self.mode), torch.no_grad():
@@ -282,7 +336,9 @@ class AutoAttack:
                 elif self.version != "rand" and self.bf16 and self.mode == "eval":
                     scout = find_scout(model, x[left[:16]], y[left[:16]])
                 for plans in self._rounds():
-                    ran, caught = self._run(plans, judge, scout, x, y, logits, left, reached, seed, tell)
+                    ran, caught = self._run(
+                        plans, judge, scout, x, y, logits, left, reached, seed, tell, ladder
+                    )
                     reached[left] = reached[left].maximum(caught.margin)
                     where = left[caught.fooled]
                     points[where] = caught.points[caught.fooled]
@@ -321,10 +377,7 @@ class AutoAttack:
 
     def _rounds(self) -> list[list["_Plan"]]:
         """The attacks by turns: those that ask in one way share a batch, unless points are to be proved after the first."""
-        plans = [
-            _plan(name, self.norm, self.eps, self.version, self.patience, self.restarts)
-            for name in self.names
-        ]
+        plans = [_plan(name, self.norm, self.version, self.patience, self.restarts) for name in self.names]
         rounds = list[list[_Plan]]()
         for plan in plans:
             proving = self.certify is not None and len(rounds) == 1
@@ -337,6 +390,7 @@ class AutoAttack:
     def _run(
         self, plans: Collection["_Plan"], judge: nn.Module, scout: Scout | None, x: Tensor, y: Tensor, logits: Tensor,
         left: Tensor, reached: Tensor, seed: int, tell: Callable[[str, int, int], None] | None,
+        ladder: "_Ladder | None",
     ) -> tuple[list[Stage], Catch]:  # fmt: skip
         ranked = {
             n: rank_targets(logits[left], y[left], n) if n else None for n in {plan.targets for plan in plans}
@@ -346,7 +400,8 @@ class AutoAttack:
         coarse = all(plan.search.coarse for plan in plans)
         cpu, wall = time.process_time(), time.perf_counter()
         catch = hunt_together(
-            judge, x[left], y[left], tasks, eps=self.eps, norm=self.norm, seed=seed, reached=reached[left],
+            judge, x[left], y[left], tasks, norm=self.norm, seed=seed, reached=reached[left],
+            **({"eps": self.eps} if ladder is None else ladder.of(left)),
             scout=scout.network if scout and (scout.fine or coarse) else None,
             lanes=max(self.batch // GRADIENT_PASSES, 1) if self.version == "rand" else self.batch,
             tell=None if tell is None else lambda done, all_: tell(names, done, all_),
@@ -372,6 +427,20 @@ def _stages(tasks: Collection[Task], catch: Catch, cpu: float, wall: float) -> l
     return stages
 
 
+class _Ladder(NamedTuple):
+    """Radii of a hunt (B,), and which point (B,) must fall before each one is tried; -1 for none."""
+
+    eps: Tensor
+    after: Tensor
+
+    def of(self, left: Tensor) -> dict[str, Tensor]:
+        """For some of the points; one that waits for another is only among them together with it."""
+        place = torch.full_like(self.after, -1)
+        place[left] = torch.arange(len(left), device=left.device)
+        after = self.after[left]
+        return {"eps": self.eps[left], "after": torch.where(after < 0, -1, place[after])}
+
+
 class _Plan(NamedTuple):
     search: Search
     targets: int = 0
@@ -379,7 +448,7 @@ class _Plan(NamedTuple):
     abreast: float = math.inf
 
 
-def _plan(name: str, norm: float, eps: float, version: str, patience: float, restarts: int | None) -> _Plan:
+def _plan(name: str, norm: float, version: str, patience: float, restarts: int | None) -> _Plan:
     standard = version == "standard"
     many = (
         5 if version == "plus" or (standard and norm == 1) else 3 if standard and patience < math.inf else 1
@@ -387,17 +456,17 @@ def _plan(name: str, norm: float, eps: float, version: str, patience: float, res
     many = many if restarts is None else restarts
     match name:
         case "apgd-ce":
-            return _Plan(apgd_search(norm, eps, patience=patience), restarts=many)
+            return _Plan(apgd_search(norm, patience=patience), restarts=many)
         case "apgd-dlr":
-            return _Plan(apgd_search(norm, eps, loss="dlr", patience=patience), restarts=many)
+            return _Plan(apgd_search(norm, loss="dlr", patience=patience), restarts=many)
         case "apgd-t":
-            search = apgd_search(norm, eps, loss="dlr", targeted=True, patience=patience)
+            search = apgd_search(norm, loss="dlr", targeted=True, patience=patience)
             return _Plan(search, targets=5 if version == "standard" and norm == 1 else 9, abreast=3)
         case "fab-t":
-            return _Plan(FAB(norm, eps, targeted=True, patience=patience), targets=9)
+            return _Plan(FAB(norm, targeted=True, patience=patience), targets=9)
         case "fab":
-            return _Plan(FAB(norm, eps, targeted=False, patience=patience), restarts=5)
-    return _Plan(Square(norm, eps, patience=patience))
+            return _Plan(FAB(norm, targeted=False, patience=patience), restarts=5)
+    return _Plan(Square(norm, patience=patience))
 
 
 class _Mean(nn.Module):

@@ -157,7 +157,7 @@ class Boundary:
 
     @property
     def _search(self) -> "FAB":
-        return FAB(self.norm, self.eps, self.targets > 0, self.steps)
+        return FAB(self.norm, self.targets > 0, self.steps)
 
 
 @dataclass(eq=False)
@@ -169,7 +169,6 @@ class FAB(Search):
     """
 
     norm: float
-    eps: float
     targeted: bool = True
     steps: int = 100
     patience: float = math.inf
@@ -185,7 +184,7 @@ class FAB(Search):
         """The point itself, and for further restarts uniform within ε / 2."""
         z, again = lanes.x, lanes.restart > 0
         if again.any():
-            near = ball(lanes.x, self.eps / 2, self.norm).start(lanes.keys)
+            near = ball(lanes.x, lanes.region.eps / 2, self.norm).start(lanes.keys)
             z = torch.where(_like(again, z), near, z)
         never = torch.full_like(lanes.y, math.inf, dtype=torch.promote_types(z.dtype, torch.float32))
         return {
@@ -208,7 +207,7 @@ class FAB(Search):
 
     def inside(self, lanes: Lanes, state: State) -> Tensor:
         """Whether z is within ε, up to rounding."""
-        return self._length(_flat(state["z"]) - _flat(lanes.x)) <= self.eps * (1 + 1e-5)
+        return self._length(_flat(state["z"]) - _flat(lanes.x)) <= lanes.region.eps * (1 + 1e-5)
 
     def advance(self, lanes: Lanes, state: State, answer: Answer) -> State:
         """Note the point if it is closer than all before, and step to the plane."""
@@ -233,7 +232,7 @@ class FAB(Search):
 
     def hopeless(self, lanes: Lanes, state: State) -> Tensor:
         """By how log(ε / distance) grows."""
-        closeness = -(state["distance"] / self.eps).log()
+        closeness = -(state["distance"] / lanes.region.eps.to(state["distance"].dtype)).log()
         short, state["marks"] = falls_short(self.steps, state["k"], closeness, state["marks"], self.patience)
         return short
 

@@ -121,13 +121,14 @@ def hunt_together(
     y: Tensor,
     tasks: Collection[Task],
     *,
-    eps: float,
+    eps: float | Tensor,
     norm: float,
     seed: int = 0,
     lanes: int = 128,
     stop: bool = True,
     scout: nn.Module | None = None,
     reached: Tensor | None = None,
+    after: Tensor | None = None,
     tell: Callable[[int, int], None] | None = None,
 ) -> Catch:
     """Run searches on points that the model gets right, one after another, in one batch.
@@ -140,13 +141,15 @@ def hunt_together(
         x: (B, C, H, W) in [0, 1].
         y: (B,).
         tasks: what each job does; several of them all ask forward and backward once a step.
-        eps: radius, in pixel values of [0, 1].
+        eps: radius, in pixel values of [0, 1]; or one for each point (B,).
         norm: of the ball.
         seed: of the random numbers; each job's belong to (seed, search, point, target, restart).
         lanes: points in one batch.
         stop: a point is done as soon as it is fooled; otherwise all of its jobs are carried through.
         scout: a cheaper stand-in to search on; what it finds is looked at by the model.
         reached: (B,), the largest margins that attacks before reached, from which a search may see that it falls short.
+        after: (B,), the point that each one waits for: it is tried if that one is fooled, and not at all if it stands; -1
+            for none. So may a point be tried at several radii, of which the larger ones come first.
         tell: told (points settled, points in all) after every refill.
 
     Returns:
@@ -158,7 +161,8 @@ def hunt_together(
         x.clone(), blank, torch.full(y.shape, -math.inf, device=x.device), torch.full_like(y, -1), {}
     )
     reached = torch.full_like(catch.margin, -math.inf) if reached is None else reached
-    ground = _Ground(model, x, y, eps, norm, seed, stop, reached, catch)
+    radii = torch.as_tensor(eps, dtype=torch.float64, device=x.device).expand(len(x))
+    ground = _Ground(model, x, y, radii, norm, seed, stop, reached, after, catch)
     crews = [_Crew(ground, task, rank) for rank, task in enumerate(tasks)]
     while True:
         free = lanes - sum(len(crew.point) for crew in crews)
@@ -168,7 +172,7 @@ def hunt_together(
         if not busy:
             return catch
         if tell:
-            waiting = torch.cat([jobs for crew in crews for jobs in (crew.point, crew.queue % len(x))])
+            waiting = torch.cat([jobs for crew in crews for jobs in (crew.point, crew.queue[0])])
             tell(len(x) - waiting.unique().numel(), len(x))
         _work(scout or model, busy, until=max(1, (lanes - free) // REFILL))
 
@@ -191,12 +195,7 @@ def _work(network: nn.Module, crews: Collection["_Crew"], until: int) -> None:
 
 
 def _keys(x: Tensor, seed: int, name: str, target: Tensor, restart: Tensor) -> Tensor:
-    salt, stream = seed ^ zlib.crc32(name.encode()), (restart << 32) + target + 1
-    keys = torch.empty_like(target)
-    for value in stream.unique().tolist():
-        here = stream == value
-        keys[here] = point_keys(x[here], salt, value)
-    return keys
+    return point_keys(x, seed ^ zlib.crc32(name.encode()), (restart << 32) + target + 1)
 
 
 class _Ground(NamedTuple):
@@ -205,11 +204,12 @@ class _Ground(NamedTuple):
     model: nn.Module
     x: Tensor
     y: Tensor
-    eps: float
+    eps: Tensor
     norm: float
     seed: int
     stop: bool
     reached: Tensor
+    after: Tensor | None
     catch: Catch
 
 
@@ -225,8 +225,9 @@ class _Crew:
         self.tally = Tally(torch.zeros_like(ground.y), Watch.over(x), dict.fromkeys(COUNTS, 0))
         ground.catch.tallies[task.search.name] = self.tally
         self.columns = 1 if task.targets is None else task.targets.shape[1]
-        # every point has its first job before any has its second
-        self.queue = torch.arange(task.restarts * self.columns * len(x), device=x.device)
+        # (2, jobs): which point, and which of its jobs; every point has its first one before any has its second
+        jobs = torch.arange(task.restarts * self.columns * len(x), device=x.device)
+        self.queue = torch.stack([jobs % max(len(x), 1), jobs // max(len(x), 1)])
         self.point, self.left = empty, empty  # which point a lane is at, and how many steps its job still has
 
     def done(self, point: Tensor) -> Tensor:
@@ -241,20 +242,25 @@ class _Crew:
     def holds(self) -> Tensor:
         """The points whose jobs wait or have just begun, (B,)."""
         held = torch.zeros_like(self.ground.catch.fooled)
-        held[self.queue % len(held)] = True
+        held[self.queue[0]] = True
         held[self.point[self.left > self.task.search.steps - EARLY]] = True
         return held
 
     def hire(self, free: int, before: "_Crew | None") -> int:
         """Put jobs on free lanes, of points that the search before does not hold; says of how many."""
-        task, g, count = self.task, self.ground, max(len(self.ground.x), 1)
-        self.queue = self.queue[~self.done(self.queue % count)]
-        point, turn, begun = self.queue % count, self.queue // count, self.tally.begun
-        able = self.point.bincount(minlength=count)[point] + turn - begun[point] < task.abreast
+        if free <= 0 or not self.queue.shape[1]:
+            return 0
+        task, g, begun, count = self.task, self.ground, self.tally.begun, len(self.ground.x)
+        self.queue = self.queue[:, ~self.done(self.queue[0])]
+        point, turn = self.queue
+        able = (self.point.bincount(minlength=count) - begun)[point] + turn < task.abreast
         if before is not None:
             able &= ~before.holds()[point]
+        if g.after is not None:
+            first = g.after[point]
+            able &= (first < 0) | g.catch.fooled[first]
         taken = able & (able.cumsum(0) <= free)
-        point, turn, self.queue = point[taken], turn[taken], self.queue[~taken]
+        point, turn, self.queue = point[taken], turn[taken], self.queue[:, ~taken]
         if not len(point):
             return 0
         begun += point.bincount(minlength=count)
@@ -263,7 +269,7 @@ class _Crew:
         )
         restart, x = turn // self.columns, g.x[point]
         keys = _keys(x, g.seed, task.search.name, target, restart)
-        lanes = Lanes(x, g.y[point], target, restart, keys, g.reached[point], ball(x, g.eps, g.norm))
+        lanes = Lanes(x, g.y[point], target, restart, keys, g.reached[point], ball(x, g.eps[point], g.norm))
         state = task.search.start(lanes)
         if len(self.point):
             state = {k: torch.cat([self.state[k], v]) for k, v in state.items()}

@@ -20,11 +20,15 @@ __all__ = ["Ball", "L1Ball", "L2Ball", "LinfBall", "ball"]
 
 @runtime_checkable
 class Ball(Protocol):
-    """The points of [0, 1]^(C, H, W) within ``eps`` of each center, in some norm."""
+    """The points of [0, 1]^(C, H, W) within some distance of each center, in some norm."""
 
     @property
     def x(self) -> Tensor:
         """The centers (B, C, H, W)."""
+
+    @property
+    def eps(self) -> Tensor:
+        """The radii (B,), float64."""
 
     def start(self, keys: Tensor) -> Tensor:
         """Uniformly random points, one for each key; see :mod:`opnorm.attacks.random`."""
@@ -48,12 +52,18 @@ class Ball(Protocol):
         """The balls of some of the points."""
 
 
-def ball(x: Tensor, eps: float, norm: float) -> Ball:
+def ball(x: Tensor, eps: float | Tensor, norm: float) -> Ball:
     """The ball of radius ``eps`` (in pixel values, [0, 1]) around each point of a batch, for ``norm`` 1, 2 or inf.
+
+    Args:
+        x: centers (B, C, H, W).
+        eps: one radius for all, or one for each (B,).
+        norm: of the distance.
 
     Raises:
         AttackError: another norm.
     """
+    eps = torch.as_tensor(eps, dtype=torch.float64, device=x.device).expand(len(x))
     if norm == math.inf:
         return LinfBall.around(x, eps)
     if norm == 2:
@@ -68,19 +78,19 @@ class LinfBall:
     """The ℓ∞ ball cut with the box: a box itself, from ``low`` to ``high``."""
 
     x: Tensor
+    eps: Tensor
     low: Tensor
     high: Tensor
 
     @staticmethod
-    def around(x: Tensor, eps: float) -> "LinfBall":
+    def around(x: Tensor, eps: Tensor) -> "LinfBall":
         """Ends rounded inward: in float64 by one step, since x ± ε itself rounds, then to the type of x."""
-        center = x.double()
-        low = torch.nextafter(center - eps, torch.full_like(center, math.inf)).clamp(min=0)
-        high = torch.nextafter(center + eps, torch.full_like(center, -math.inf)).clamp(max=1)
+        center, radius = x.double(), eps.view(-1, *[1] * (x.ndim - 1))
+        low = torch.nextafter(center - radius, torch.full_like(center, math.inf)).clamp(min=0)
+        high = torch.nextafter(center + radius, torch.full_like(center, -math.inf)).clamp(max=1)
         low, high = _round(low, x.dtype, up=True), _round(high, x.dtype, up=False)
-        return LinfBall(
-            x, torch.minimum(low, x), torch.maximum(high, x)
-        )  # ε below the spacing of floats: x alone
+        # ε below the spacing of floats: x alone
+        return LinfBall(x, eps, torch.minimum(low, x), torch.maximum(high, x))
 
     def start(self, keys: Tensor) -> Tensor:
         """Uniform in the ball cut with the box."""
@@ -105,7 +115,7 @@ class LinfBall:
 
     def select(self, kept: Tensor) -> "LinfBall":
         """The balls of some of the points."""
-        return LinfBall(self.x[kept], self.low[kept], self.high[kept])
+        return LinfBall(self.x[kept], self.eps[kept], self.low[kept], self.high[kept])
 
 
 def _round(value: Tensor, dtype: torch.dtype, *, up: bool) -> Tensor:
@@ -115,7 +125,7 @@ def _round(value: Tensor, dtype: torch.dtype, *, up: bool) -> Tensor:
     return torch.where(wrong, torch.nextafter(rounded, end), rounded)
 
 
-def _land(x: Tensor, delta: Tensor, eps: float, norm: float) -> Tensor:
+def _land(x: Tensor, delta: Tensor, eps: Tensor, norm: float) -> Tensor:
     """X + delta in the type of x, with ‖delta‖ ≤ ε exactly: rounded toward x wherever rounding would overstep.
 
     The length is the only sum here, and a float64 one is right to a few 1e-13; single differences are right to 1e-16.
@@ -134,8 +144,9 @@ def _wide(value: Tensor) -> Tensor:
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
-def _gain(x: Tensor, eps: float, z: Tensor, grad: Tensor, dual: float) -> Tensor:
-    return eps * torch.linalg.vector_norm(grad.flatten(1), dual, dim=1) - (grad * (z - x)).flatten(1).sum(1)
+def _gain(x: Tensor, eps: Tensor, z: Tensor, grad: Tensor, dual: float) -> Tensor:
+    steepest = torch.linalg.vector_norm(grad.flatten(1), dual, dim=1)
+    return eps.to(grad.dtype) * steepest - (grad * (z - x)).flatten(1).sum(1)
 
 
 @dataclass(frozen=True)
@@ -143,14 +154,14 @@ class L2Ball:
     """The ℓ2 ball cut with the box."""
 
     x: Tensor
-    eps: float
+    eps: Tensor
 
     def start(self, keys: Tensor) -> Tensor:
         """Uniform in the ball, then projected on the box."""
         count = self.x[0].numel()
         gauss = random.normal(keys, count)
         radius = random.uniform(keys ^ 1, 1) ** (1 / count)
-        delta = gauss / gauss.norm(dim=1, keepdim=True).clamp(min=1e-300) * radius * self.eps
+        delta = gauss / gauss.norm(dim=1, keepdim=True).clamp(min=1e-300) * radius * self.eps[:, None]
         return self.project(self.x + delta.to(self.x.dtype).view_as(self.x))
 
     def project(self, z: Tensor) -> Tensor:
@@ -173,7 +184,9 @@ class L2Ball:
         return _land(self.x, torch.minimum(size * t, room) * delta.sign(), self.eps, 2)
 
     def _scale(self, size: Tensor, room: Tensor, free: Tensor) -> Tensor:
-        left = self.eps**2 - torch.where(free, 0, room).square().sum(1, keepdim=True)
+        left = self.eps[:, None].square().to(size.dtype) - torch.where(free, 0, room).square().sum(
+            1, keepdim=True
+        )
         moving = torch.where(free, size, 0).square().sum(1, keepdim=True)
         return (
             (left.clamp(min=0) / moving.clamp(min=1e-300 if size.dtype == torch.float64 else 1e-38))
@@ -197,7 +210,7 @@ class L2Ball:
 
     def select(self, kept: Tensor) -> "L2Ball":
         """The balls of some of the points."""
-        return L2Ball(self.x[kept], self.eps)
+        return L2Ball(self.x[kept], self.eps[kept])
 
 
 @dataclass(frozen=True)
@@ -205,7 +218,7 @@ class L1Ball:
     """The ℓ1 ball cut with the box."""
 
     x: Tensor
-    eps: float
+    eps: Tensor
 
     def start(self, keys: Tensor) -> Tensor:
         """Uniform in the ball, then projected on the box.
@@ -214,7 +227,7 @@ class L1Ball:
         """
         v = 2 * random.uniform(keys, self.x[0].numel() + 1) - 1  # never 0
         size = -v.abs().log()
-        delta = (v.sign() * size / size.sum(1, keepdim=True))[:, :-1] * self.eps
+        delta = (v.sign() * size / size.sum(1, keepdim=True))[:, :-1] * self.eps[:, None]
         return self.project(self.x + delta.to(self.x.dtype).view_as(self.x))
 
     def project(self, z: Tensor) -> Tensor:
@@ -224,20 +237,18 @@ class L1Ball:
         straight pieces, so Newton's steps end on the right piece and at θ itself; the bracket around θ keeps them there.
         """
         x, delta = self.x.flatten(1).double(), (z.double() - self.x).flatten(1)
-        size, room = delta.abs(), torch.where(delta > 0, 1 - x, x)
-        excess = torch.minimum(size, room).sum(1, keepdim=True) - self.eps
+        size, room, eps = delta.abs(), torch.where(delta > 0, 1 - x, x), self.eps[:, None]
+        excess = torch.minimum(size, room).sum(1, keepdim=True) - eps
         low = theta = torch.zeros_like(excess)
         top = size.amax(1, keepdim=True)
         high, settled = torch.where(excess > 0, top, 0), excess <= 0
         for k in range(100):
             over = (size - theta).clamp(min=0)
-            excess = torch.minimum(over, room).sum(1, keepdim=True) - self.eps
+            excess = torch.minimum(over, room).sum(1, keepdim=True) - eps
             low, high = torch.where(excess > 0, theta, low), torch.where(excess > 0, high, theta)
             falling = ((over > 0) & (over < room)).sum(1, keepdim=True)
             new = theta + excess / falling.clamp(min=1)
-            settled |= (excess.abs() <= 1e-13 * self.eps) | (
-                (falling > 0) & ((new - theta).abs() <= 1e-15 * top)
-            )
+            settled |= (excess.abs() <= 1e-13 * eps) | ((falling > 0) & ((new - theta).abs() <= 1e-15 * top))
             halve = (falling == 0) | (new < low) | (new > high) | (k > 16 and k % 2 == 1)
             new = torch.where(halve, (low + high) / 2, new)
             if settled.all():
@@ -264,7 +275,7 @@ class L1Ball:
         order = slope.abs().argsort(dim=1, descending=True, stable=True)
         most = room.gather(1, order).double()
         before = most.cumsum(1) - most
-        filled = (min(step, 2 * self.eps) - before).clamp(min=0).minimum(most).to(flat.dtype)
+        filled = ((2 * self.eps).clamp(max=step)[:, None] - before).clamp(min=0).minimum(most).to(flat.dtype)
         v = torch.zeros_like(flat).scatter_(1, order, filled) * slope.sign()
         return self.project((flat + v).view_as(z))
 
@@ -274,4 +285,4 @@ class L1Ball:
 
     def select(self, kept: Tensor) -> "L1Ball":
         """The balls of some of the points."""
-        return L1Ball(self.x[kept], self.eps)
+        return L1Ball(self.x[kept], self.eps[kept])

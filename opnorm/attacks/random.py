@@ -28,13 +28,15 @@ def _right(z: Tensor, bits: int) -> Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def point_keys(x: Float[Tensor, "batch *shape"], seed: int, stream: int = 0) -> Int[Tensor, " batch"]:
+def point_keys(
+    x: Float[Tensor, "batch *shape"], seed: int, stream: int | Int[Tensor, " batch"] = 0
+) -> Int[Tensor, " batch"]:
     """One 64-bit key a point, from its pixels (as float32), the seed and the stream (which restart, which target)."""
     bits = x.detach().float().contiguous().flatten(1).view(torch.int32).long()
     place = torch.arange(1, bits.shape[1] + 1, device=x.device) * GOLDEN
     content = _mix(bits + place).sum(1)
-    salt = torch.tensor([seed, stream], dtype=torch.int64, device=x.device)
-    return _mix(_mix(content + _mix(salt[0] + GOLDEN)) + (salt[1] + 1) * GOLDEN)
+    salt, stream = (torch.as_tensor(s, dtype=torch.int64, device=x.device) for s in (seed, stream))
+    return _mix(_mix(content + _mix(salt + GOLDEN)) + (stream + 1) * GOLDEN)
 
 
 def uniform(keys: Int[Tensor, " batch"], count: int) -> Float[Tensor, "batch count"]:

@@ -84,7 +84,7 @@ def square(
             check_logits(logits, y)
             left = (logits.argmax(1) == y) | (not stop_when_fooled)
             catch = hunt(
-                model, found[left], y[left], Square(norm, eps, queries), eps=eps, norm=norm, restarts=restarts,
+                model, found[left], y[left], Square(norm, queries), eps=eps, norm=norm, restarts=restarts,
                 seed=own_seed if seed is None else seed, stop=stop_when_fooled, lanes=len(x),
             )  # fmt: skip
         found[left] = catch.points
@@ -98,7 +98,6 @@ class Square(Search):
     """Square as :func:`square` describes it; it asks forward only."""
 
     norm: float
-    eps: float
     steps: int = 5000
     patience: float = math.inf
     name = "Square"
@@ -151,7 +150,7 @@ class Square(Search):
             z = _repaint(lanes, best, first.mask(), signs)
         else:
             second = _Window.drawn(rest[:, :2], side, height, width)
-            z = self._move_mass(lanes.x, best, first, second, signs, turned=rest[:, 2] < 0.5)
+            z = self._move_mass(lanes, best, first, second, signs, turned=rest[:, 2] < 0.5)
         return torch.where(_like(k == 0, z), best, z)
 
     def advance(self, lanes: Lanes, state: State, answer: Answer) -> State:
@@ -200,23 +199,23 @@ class Square(Search):
             torch.full_like(lanes.y, side),
         )
         d = cells.bumps(u[:, 0] < 0.5) * signs[:, :, rows // side][..., columns // side]
-        d = d * _like(self.eps / torch.linalg.vector_norm(d.flatten(1), self.norm, dim=1), d)
+        length = torch.linalg.vector_norm(d.flatten(1), self.norm, dim=1)
+        d = d * _like(lanes.region.eps.to(length.dtype) / length, d)
         return (lanes.x + d).clamp(0, 1).to(lanes.x.dtype)
 
     def _move_mass(
-        self, x: Tensor, best: Tensor, first: "_Window", second: "_Window", signs: Tensor, turned: Tensor
+        self, lanes: Lanes, best: Tensor, first: "_Window", second: "_Window", signs: Tensor, turned: Tensor
     ) -> Tensor:
         """Add bumps to the first window and restore the second, so that the whole has the length ε.
 
         Outside of both nothing changes: with m the q-th powers of lengths, the first window gets, in channel c,
         m_c(both windows) + (ε^q - m) / C. What the box cuts off is left for the next proposal.
         """
-        q, here, there = self.norm, first.mask(), second.mask()
+        x, q, here, there = lanes.x, self.norm, first.mask(), second.mask()
         d = wide(best) - x
         size = d.square() if q == 2 else d.abs()
-        left = (self.eps**q - size.sum((1, 2, 3), keepdim=True)) / x.shape[
-            1
-        ]  # a rounding error below 0 counts, too
+        most = _like((lanes.region.eps**q).to(d.dtype), d)
+        left = (most - size.sum((1, 2, 3), keepdim=True)) / x.shape[1]  # a rounding error below 0 counts, too
         length = (left + (size * (here | there)).sum((2, 3), keepdim=True)).clamp(min=0) ** (1 / q)
         bumps = _unit(first.bumps(turned) * here, q) * torch.where(signs, 1, -1)
         new = _unit(d * here, q) + bumps

@@ -271,7 +271,7 @@ def _grey(lab: _Lab) -> Sign:
     where, total = "the large radius", len(lab.x)
     size = lab.x[0].numel()
     wide_eps = max(lab.eps, 0.5 * (size ** (1 / lab.norm) if lab.norm < math.inf else 1))
-    stand = total - lab.breaks(apgd_search(lab.norm, wide_eps, STEPS), wide_eps)
+    stand = total - lab.breaks(apgd_search(lab.norm, STEPS), wide_eps)
     seen = f"at ε = {wide_eps:.4g}, where all points can become one grey image, {stand} of {total} stand"
     return Sign(where, stand > total * MANY, f"{seen}; expected none" if stand > total * MANY else seen)
 
@@ -282,10 +282,10 @@ def _others(lab: _Lab, stages: tuple[Stage, ...], random: bool) -> Iterable[Sign
     if "Square" in ran:
         yield _stronger("Square, which uses no gradients,", ran["Square"].broken, ran["Square"].tried)
     elif not random:
-        broken = lab.breaks(Square(lab.norm, lab.eps, QUERIES), lab.eps)
+        broken = lab.breaks(Square(lab.norm, QUERIES), lab.eps)
         yield _stronger(f"Square, which uses no gradients, with {QUERIES} queries", broken, len(lab.x))
     if not random and not any(name.startswith("APGD") for name in ran):
-        broken = lab.breaks(apgd_search(lab.norm, lab.eps, STEPS), lab.eps)
+        broken = lab.breaks(apgd_search(lab.norm, STEPS), lab.eps)
         yield _stronger(f"APGD with {STEPS} steps", broken, len(lab.x))
 
 

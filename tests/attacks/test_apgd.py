@@ -106,7 +106,7 @@ def path_of(search, model, lanes):
 @pytest.mark.parametrize("steps", [1, 2, 5, 17, 50, 100])
 def test_same_path_as_the_plain_algorithm(norm, steps):
     model, (x, y) = Bumpy(), images(5, dtype=torch.float64)
-    search = APGD(0.2, steps)
+    search = APGD(steps)
     lanes = lanes_of(x, y, 0.2, norm)
     path, etas = path_of(search, model, lanes)
     halved = 0
@@ -161,7 +161,7 @@ def plain_sparse(model, x, y, start, eps, steps):
 
 def test_same_steps_as_the_plain_sparse_algorithm():
     model, (x, y) = Bumpy(frequency=1.0), images(6, dtype=torch.float64)
-    search = SparseAPGD(0.3, 50)
+    search = SparseAPGD(50)
     lanes = lanes_of(x, y, 0.3, 1)
     state, used = search.start(lanes), []
     starts = state["z"]
@@ -178,7 +178,7 @@ def test_same_steps_as_the_plain_sparse_algorithm():
 def test_checkpoints_as_in_the_paper():
     assert checkpoints(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99, 105]
     for steps in range(1, 300):
-        windows = APGD(0.1, steps).windows
+        windows = APGD(steps).windows
         at = [k for k in range(steps + 1) if windows[k]]
         assert at == [w for w in checkpoints(steps) if 0 < w <= steps]
         assert windows.sum() == at[-1]
@@ -186,9 +186,8 @@ def test_checkpoints_as_in_the_paper():
 
 def test_lanes_at_different_iterations_do_not_see_each_other():
     model, (x, y) = Bumpy(), images(9, dtype=torch.float64)
-    for search in (APGD(0.2, 23), SparseAPGD(0.5, 23)):
-        norm = 1 if isinstance(search, SparseAPGD) else math.inf
-        settings = {"eps": search.eps, "norm": norm, "restarts": 2, "stop": False}
+    for search, norm, eps in ((APGD(23), math.inf, 0.2), (SparseAPGD(23), 1, 0.5)):
+        settings = {"eps": eps, "norm": norm, "restarts": 2, "stop": False}
         together = hunt(model, x, y, search, lanes=18, **settings)
         staggered = hunt(model, x, y, search, lanes=4, **settings)
         assert torch.allclose(together.points, staggered.points, rtol=0, atol=1e-12)
@@ -258,7 +257,7 @@ def test_sparse_steps():
 
 def test_the_sparse_search_ends_in_the_smallest_ball():
     for steps in (0, 1, 2, 3, 4, 10, 100):
-        search = SparseAPGD(0.5, steps)
+        search = SparseAPGD(steps)
         assert len(search.factor) == len(search.windows) == len(search.first) == search.steps
         assert search.steps == steps + int(search.first.sum())
         assert search.factor[-1] == 1
@@ -300,7 +299,7 @@ def test_any_number_of_classes(classes, loss, targets):
 
 
 def test_names_of_the_searches():
-    names = [APGD(0.1, 1, loss, targeted).name for loss in ("ce", "dlr", "cw") for targeted in (False, True)]
+    names = [APGD(1, loss, targeted).name for loss in ("ce", "dlr", "cw") for targeted in (False, True)]
     assert names == ["APGD-CE", "APGD-CE-T", "APGD-DLR", "APGD-T", "APGD-CW", "APGD-CW-T"]
 
 
@@ -362,7 +361,7 @@ def test_an_honest_model_gives_no_warning():
 def test_a_step_uses_the_answer_alone():
     """Gradients of a model are not asked for twice: advance() sees one answer, and the best one is remembered."""
     x, y = images(2)
-    lanes, search = lanes_of(x, y, 0.1, math.inf), APGD(0.1, 3)
+    lanes, search = lanes_of(x, y, 0.1, math.inf), APGD(3)
     state = search.start(lanes)
     first = state["z"].clone()
     up = Answer(torch.zeros(2, 3), torch.tensor([1.0, 1.0]), torch.ones_like(x))

@@ -3,6 +3,7 @@
 import importlib
 import math
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ GRADIENTS = ("apgd-ce", "apgd-t")  # the two fast ones
 def short(monkeypatch):
     """All attacks with few steps: what they find is tested elsewhere."""
     search = module.apgd_search
-    monkeypatch.setattr(module, "apgd_search", lambda norm, eps, **k: search(norm, eps, steps=10, **k))
+    monkeypatch.setattr(module, "apgd_search", lambda norm, **k: search(norm, steps=10, **k))
 
 
 def trained(classes=5, dtype=torch.float32, seed=0):
@@ -126,7 +127,7 @@ def test_square_is_told_how_far_the_attacks_before_it_came(monkeypatch):
         return catch
 
     monkeypatch.setattr(module, "hunt_together", spy)
-    monkeypatch.setattr(module, "Square", lambda norm, eps, patience: Square(norm, eps, 20, patience))
+    monkeypatch.setattr(module, "Square", lambda norm, patience: Square(norm, 20, patience))
     AutoAttack(eps=EPS[math.inf]).judge(model, x, y)
     (points, none, gradients), (_, once, fab), (left, twice, _) = calls
     assert (none == -math.inf).all()
@@ -134,6 +135,40 @@ def test_square_is_told_how_far_the_attacks_before_it_came(monkeypatch):
     assert torch.equal(twice, once.maximum(fab.margin)[~fab.fooled])
     assert (twice <= 0).all()
     assert len(left) < len(points)
+
+
+@pytest.mark.parametrize("norm", [math.inf, 2, 1])
+def test_several_radii_in_one_batch(norm):
+    model, x, y = trained()
+    radii = [EPS[norm] * factor for factor in (0.5, 2, 0, 1)]
+    attack = AutoAttack(norm, EPS[norm], attacks=GRADIENTS, patience=math.inf, bf16=False)
+    stands = attack.standing(model, x, y, radii)
+    apart = [replace(attack, eps=eps).judge(model, x, y) for eps in radii]
+    for row, verdict in zip(stands, apart, strict=True):
+        assert torch.equal(row, verdict.right & ~verdict.fooled)
+    shares = stands.double().mean(1)
+    assert shares[1] < shares[3] < shares[0] < shares[2] == 0.9
+
+
+def test_smaller_radii_are_tried_where_the_larger_one_fooled():
+    class Moat(nn.Module):  # wrong only near the data
+        def forward(self, x):
+            far = (x - 0.5).abs().flatten(1).amax(1)
+            score = torch.where((far > 1e-2) & (far < 0.1), -1.0, 1.0) + 0 * far
+            return torch.stack([score, -score], 1)
+
+    model, x, y = Moat().eval(), torch.full((5, 1, 4, 4), 0.5), torch.zeros(5, dtype=torch.long)
+    attack = AutoAttack(attacks=("apgd-ce",))
+    with pytest.warns(UserWarning, match="exactly zero"):
+        assert attack.standing(model, x, y, (0.05, 0.5)).all()
+    assert not attack.standing(model, x, y, (0.05,)).any()
+
+
+def test_radii_in_one_batch_ask_for_attacks_that_share_one():
+    model, x, y = trained()
+    for settings, radii in (({}, (0.1,)), ({"attacks": GRADIENTS}, ())):
+        with pytest.raises(AttackError, match="at least one radius, and attacks that share a batch"):
+            AutoAttack(**settings).standing(model, x, y, radii)
 
 
 def test_a_zero_gradient_counts_although_the_next_attack_breaks_the_point():

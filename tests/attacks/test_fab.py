@@ -174,7 +174,7 @@ def lanes_of(model, x, norm, restart=0):
 def test_the_closest_class_is_found_from_all_gradients(norm):
     model, (x, _) = Classes(5), images(20)
     lanes = lanes_of(model, x, norm)
-    search = FAB(norm, 0.1, targeted=False)
+    search = FAB(norm, targeted=False)
     answer = search.ask(model, lanes, search.start(lanes))
     w, dual = model.w.detach(), {math.inf: 1, 2: 2, 1: math.inf}[norm]
     for i, label in enumerate(lanes.y.tolist()):
@@ -190,7 +190,7 @@ def test_one_step_of_the_formula(norm):
     model = Classes(2, dtype=torch.float64)
     x = images(6, low=0.45, high=0.55, dtype=torch.float64)[0]
     lanes = lanes_of(model, x, norm)
-    search = FAB(norm, 0.1)
+    search = FAB(norm)
     start = search.start(lanes)
     state = search.advance(lanes, start, search.ask(model, lanes, start))
     gap = model(state["z"]).diff(dim=1)[:, 0] / model(x).diff(dim=1)[:, 0]
@@ -212,7 +212,7 @@ def test_one_step_of_the_formula(norm):
 
 def test_a_step_asks_twice():
     model, (x, _) = Classes(), images(8)
-    lanes, search = lanes_of(model, x, math.inf), FAB(math.inf, 0.1)
+    lanes, search = lanes_of(model, x, math.inf), FAB(math.inf)
     model.asked = 0
     search.ask(model, lanes, search.start(lanes))
     assert model.asked == 16
@@ -220,7 +220,7 @@ def test_a_step_asks_twice():
 
 def test_the_first_try_is_from_the_point_and_others_from_around_it():
     model, (x, _) = Classes(), images(8)
-    search = FAB(2, 0.5)
+    search = FAB(2)
     assert torch.equal(search.start(lanes_of(model, x, 2))["z"], x)
     z = search.start(lanes_of(model, x, 2, restart=1))["z"]
     length = torch.linalg.vector_norm((z - x).flatten(1), dim=1)
@@ -229,7 +229,7 @@ def test_the_first_try_is_from_the_point_and_others_from_around_it():
 
 def test_a_job_thinks_most_of_its_closest_crossing():
     model, (x, _) = Classes(), images(8)
-    lanes, search = lanes_of(model, x, 2), FAB(2, 0.1)
+    lanes, search = lanes_of(model, x, 2), FAB(2)
     state = search.start(lanes)
     assert torch.equal(search.last(lanes, state), x)
     for _ in range(5):
@@ -246,7 +246,7 @@ def test_a_hunt_that_fools_nobody():
     y = model(x).argmax(1)
     targets = rank_targets(model(x), y, 3)
     eps = 0.5 * float(true_distances(model, x, y, math.inf).min())
-    catch = hunt(model, x, y, FAB(math.inf, eps, steps=10), eps=eps, norm=math.inf, targets=targets)
+    catch = hunt(model, x, y, FAB(math.inf, steps=10), eps=eps, norm=math.inf, targets=targets)
     assert not catch.fooled.any()
     assert catch.counts["forward"] == 2 * 8 * 3 * 11
     exactly_inside(x, catch.points, eps, math.inf)

@@ -92,6 +92,25 @@ def test_points_inside_are_left_alone_and_projecting_twice_is_once(norm, dtype):
 
 
 @pytest.mark.parametrize("norm", [1, 2, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_radius_of_each_point_is_a_ball_of_its_own(norm, dtype):
+    x, z, grad = (torch.rand(3, 5, 1, 4, 4, generator=torch.Generator().manual_seed(0))).to(dtype)
+    z, radii, keys = 3 * z - 1, torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4], dtype=torch.float64), torch.arange(5)
+    together = ball(x, radii, norm)
+    for i, eps in enumerate(radii.tolist()):
+        alone, one = ball(x[i : i + 1], eps, norm), slice(i, i + 1)
+        for mine, its in (
+            (together.start(keys)[one], alone.start(keys[one])),
+            (together.project(z)[one], alone.project(z[one])),
+            (together.ascend(x, grad, 0.15)[one], alone.ascend(x[one], grad[one], 0.15)),
+            (together.gain(x, grad)[one], alone.gain(x[one], grad[one])),
+        ):
+            assert mine.dtype == dtype
+            assert torch.allclose(mine, its, rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-12)
+        assert together.eps[i] == together.select(keys == i).eps == eps
+
+
+@pytest.mark.parametrize("norm", [1, 2, math.inf])
 def test_directions_are_unit_steps(norm):
     grad = torch.randn(5, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     grad[1] *= 1e-12

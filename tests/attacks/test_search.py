@@ -5,11 +5,14 @@ import math
 import pytest
 import torch
 from torch import nn
-from victims import EPS, images
+from victims import EPS, Linear, images, net
 
+from opnorm.attacks.apgd import apgd_search
+from opnorm.attacks.fab import FAB
 from opnorm.attacks.hunt import Task, _keys, _one_each, hunt, hunt_together
 from opnorm.attacks.projections import ball
 from opnorm.attacks.search import Search
+from opnorm.attacks.square import Square
 from opnorm.errors import AttackError
 
 
@@ -288,3 +291,38 @@ def test_progress_ends_with_all_points():
     assert settled[0] == 0
     assert settled[-1] >= 16
     assert {n for _, n in told} == {20}
+
+
+@pytest.mark.parametrize("norm", [math.inf, 2, 1])
+@pytest.mark.parametrize("name", ["apgd", "fab", "square"])
+def test_a_radius_of_each_point_is_a_hunt_of_its_own(norm, name):
+    model, (x, y) = net(0).double().eval(), images(9, dtype=torch.float64)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    search = {
+        "apgd": apgd_search(norm, 20),
+        "fab": FAB(norm, targeted=False, steps=10),
+        "square": Square(norm, 40),
+    }[name]
+    radii = torch.tensor([0.5, 1, 2], dtype=torch.float64).repeat_interleave(3) * EPS[norm]
+    together = hunt(model, x, y, search, eps=radii, norm=norm, stop=False)
+    apart = [
+        hunt(model, x[i : i + 3], y[i : i + 3], search, eps=float(radii[i]), norm=norm, stop=False)
+        for i in (0, 3, 6)
+    ]
+    assert torch.allclose(together.points, torch.cat([one.points for one in apart]), rtol=0, atol=1e-7)
+    assert torch.equal(together.fooled, torch.cat([one.fooled for one in apart]))
+
+
+def test_a_point_waits_for_another_to_fall():
+    w = torch.ones(1, 4, 4, dtype=torch.float64)
+    x = torch.full((4, 1, 4, 4), 0.05, dtype=torch.float64)
+    model, y = Linear(w), torch.ones(4, dtype=torch.long)
+    with torch.no_grad():
+        model.w[0, 0] *= -1
+        assert (model(x).argmax(1) == 1).all()  # and so down to a change of 0.025
+    eps = torch.tensor([0.1, 0.06, 0.01, 0.5], dtype=torch.float64)
+    after = torch.tensor([-1, 0, -1, 2])
+    catch = hunt_together(model, x, y, [Task(apgd_search(math.inf, 10))], eps=eps, norm=math.inf, after=after)
+    assert catch.fooled.tolist() == [True, True, False, False]
+    assert catch.tallies["APGD-CE"].begun.tolist() == [1, 1, 1, 0]

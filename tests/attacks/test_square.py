@@ -73,7 +73,7 @@ def test_every_position_is_equally_likely_also_the_last():
     lanes = Lanes(
         x, *[torch.zeros(4000, dtype=torch.long)] * 3, keys, torch.zeros(4000), ball(x, 0.1, math.inf)
     )
-    search = Square(math.inf, 0.1)
+    search = Square(math.inf)
     state = search.start(lanes) | {"k": torch.full((4000,), 2000)}  # squares of one pixel
     state = advanced(search, lanes, state, said(lanes, torch.ones(4000)))
     changed = (state["z"] != state["best"]).flatten(1)
@@ -100,7 +100,7 @@ def test_the_schedule():
         at = torch.tensor(
             sorted({1, 2, 3, 5, 6, 25, 26, 100, 101, 251, 4000, 4001, queries} & set(range(queries + 1)))
         )
-        got = Square(norm, 0.1, queries)._side(at, height, width)
+        got = Square(norm, queries)._side(at, height, width)
         assert got.tolist() == [side(k, queries, height, width, norm) for k in at.tolist()]
 
 
@@ -116,7 +116,7 @@ def test_proposals_stay_in_the_ball_and_change_two_squares_at_most(norm, shape):
     eps = 2 * EPS[norm]
     x, _ = images(16, shape)
     rounding = 2**-24 * x[0].numel() ** (0 if norm == math.inf else 1 / norm)
-    lanes, search = lanes_of(x, norm, eps), Square(norm, eps, 40)
+    lanes, search = lanes_of(x, norm, eps), Square(norm, 40)
     state = search.start(lanes)
     generator = torch.Generator().manual_seed(0)
     for k in range(40):
@@ -141,7 +141,7 @@ def test_proposals_stay_in_the_ball_and_change_two_squares_at_most(norm, shape):
 def test_away_from_the_box_no_length_is_lost(norm, shape):
     x = torch.full((20, *shape), 0.5) + 0.01 * images(20, shape)[0]
     eps = 0.3
-    lanes, search = lanes_of(x, norm, eps), Square(norm, eps, 200)
+    lanes, search = lanes_of(x, norm, eps), Square(norm, 200)
     state = search.start(lanes)
     for k in range(200):
         d = (state["z"].double() - x.double()).flatten(1)
@@ -154,7 +154,7 @@ def test_away_from_the_box_no_length_is_lost(norm, shape):
 @pytest.mark.parametrize("norm", NORMS)
 def test_what_is_worse_is_not_kept(norm):
     x, _ = images(4, (1, 6, 6))
-    lanes, search = lanes_of(x, norm, 0.1), Square(norm, 0.1, 20)
+    lanes, search = lanes_of(x, norm, 0.1), Square(norm, 20)
     state = search.start(lanes)
     first = state["z"]
     state = advanced(search, lanes, state, said(lanes, torch.zeros(4)))
@@ -169,7 +169,7 @@ def test_each_lane_has_its_own_square_and_phase():
     x = images(1, (1, 8, 8))[0].repeat(30, 1, 1, 1)
     keys = torch.arange(30) * 7919
     lanes = lanes_of(x, math.inf, 0.1)._replace(keys=keys)
-    search = Square(math.inf, 0.1, 100)
+    search = Square(math.inf, 100)
     state = search.start(lanes)
     assert len(state["z"].flatten(1).unique(dim=0)) > 25
     state["k"] = torch.arange(30) * 3
@@ -338,7 +338,7 @@ def test_several_queries_at_a_time_are_one_after_another(norm, patience, monkeyp
     for full, rarely in ((1, 32), (64, 32), (40, 1)):
         monkeypatch.setattr(module, "FULL", full)
         monkeypatch.setattr(module, "RARELY", rarely)
-        search, seen = module.Square(norm, EPS[norm] / 4, 400, patience), []
+        search, seen = module.Square(norm, 400, patience), []
         handle = model.register_forward_hook(lambda _, inputs, out, seen=seen: seen.append(len(inputs[0])))
         found.append(hunt(model, x, y, search, eps=EPS[norm] / 4, norm=norm, stop=False))
         handle.remove()
