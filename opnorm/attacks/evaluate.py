@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from opnorm import files, spec
-from opnorm.attacks.autoattack import AutoAttack, Stage, Verdict, blindness
+from opnorm.attacks.autoattack import AutoAttack
 from opnorm.attacks.checks import check_inputs, check_logits, is_amount
 from opnorm.attacks.minimal import gaps
 from opnorm.attacks.pgd import Attack
 from opnorm.attacks.trust import Sign, Trust, look_for_signs
+from opnorm.attacks.verdict import Stage, Verdict, blindness
 from opnorm.errors import AttackError, SpecError
 from opnorm.fingerprint import add_tensor, of_network
 from opnorm.modes import Mode, undisturbed

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opnorm.attacks.apgd import apgd_search
-from opnorm.attacks.autoattack import Stage, Verdict
 from opnorm.attacks.hunt import hunt
 from opnorm.attacks.losses import log_odds, margin, wide
 from opnorm.attacks.pgd import pgd
 from opnorm.attacks.projections import ball
 from opnorm.attacks.search import Search
 from opnorm.attacks.square import Square
+from opnorm.attacks.verdict import Stage, Verdict
 from opnorm.modes import Mode, undisturbed
 
 __all__ = ["Sign", "Trust", "look_for_signs"]

@@ -12,10 +12,11 @@ from torch import nn
 from victims import EPS, images, net
 
 from opnorm.attacks import scout as scouts
-from opnorm.attacks.autoattack import AutoAttack, Verdict, autoattack, wilson
+from opnorm.attacks.autoattack import AutoAttack, autoattack
 from opnorm.attacks.hunt import Task, hunt_together
 from opnorm.attacks.search import Search
 from opnorm.attacks.square import Square
+from opnorm.attacks.verdict import Verdict, wilson
 from opnorm.errors import AttackError
 from opnorm.spec import build, spec_of
 

@@ -9,9 +9,9 @@ from test_contract import record, same
 from torch import nn
 
 from opnorm.attacks import autoattack, fgsm, pgd
-from opnorm.attacks.autoattack import Stage, Verdict
 from opnorm.attacks.evaluate import evaluate
 from opnorm.attacks.trust import Sign, Trust, look_for_signs
+from opnorm.attacks.verdict import Stage, Verdict
 
 EPS = {math.inf: 0.1, 2: 0.5, 1: 1.0}
 ATTACKS = {
