@@ -117,8 +117,9 @@ class Square(Search):
     def ask(self, model: nn.Module, lanes: Lanes, state: State) -> Answer:
         """Ask the model forward, about several queries of each lane in one batch where lanes are few.
 
-        They are made as if none of them were accepted, and the first that is accepted ends the step: the others are made
-        again from there. So a search finds what it would find one query after another, in fewer and fuller batches.
+        They are made as if none of them were accepted, and the first that is accepted, or wrong and so to be confirmed, ends
+        the step: the others are made again from there. So a search finds what it would find one query after another, in
+        fewer and fuller batches.
         """
         count = len(lanes.y)
         ahead = max(1, min(FULL // count, int(state["k"].sum()) // (RARELY * count)))
@@ -132,7 +133,7 @@ class Square(Search):
         if ahead == 1:
             state["z"] = z
             return Answer(logits, loss, None)
-        better = (loss > state["margin"][many]).view(ahead, count)
+        better = ((loss > state["margin"][many]) | (logits.argmax(1) != every.y)).view(ahead, count)
         room = until_look(self.steps, state["k"]) - 1  # queries before one after which it is looked at
         last = torch.where(better.any(0), better.int().argmax(0), ahead - 1).minimum(room)
         chosen = last * count + torch.arange(count, device=last.device)

@@ -355,3 +355,20 @@ def test_several_queries_at_a_time_are_one_after_another(norm, patience, monkeyp
         assert batches[0] == 401
         assert batches[1] < 350
         assert batches[2] < 200
+
+
+def test_every_query_that_the_search_takes_for_wrong_is_confirmed():
+    class Sure(nn.Module):  # of the first class, and its stand-in of the second
+        def __init__(self, sign):
+            super().__init__()
+            self.sign = sign
+
+        def forward(self, x):
+            score = self.sign * (2 + x.flatten(1).mean(1))
+            return torch.stack([score, -score], 1)
+
+    (x, _), y = images(3), torch.zeros(3, dtype=torch.long)
+    catch = hunt(Sure(1), x, y, Square(math.inf, 200), eps=0.1, norm=math.inf, scout=Sure(-1))
+    assert not catch.fooled.any()
+    assert catch.counts["denied"] == 3 * 200
+    assert catch.counts["confirm"] == 3 * 201  # and each search's last word
