@@ -51,7 +51,7 @@ def test_on_a_linear_model_exactly_the_hopeless_are_given_up(norm):
     catch = hunt(model, x, y, search, eps=eps, norm=norm)
     assert torch.equal(catch.fooled, can_be_fooled)
     assert catch.counts["given_up"] == (~can_be_fooled).sum() > 20
-    assert catch.counts["forward"] < 8 * len(x)
+    assert catch.counts["forward"] < 10 * len(x)
 
 
 class Shift(nn.Module):
