@@ -229,6 +229,7 @@ def test_what_stands_at_the_largest_radius_is_not_attacked_again(model):
     rows = robust_accuracy(math.inf, radii, **every, largest_first=True)(model, toy)
     assert rows == robust_accuracy(math.inf, radii, **every)(model, toy)
     assert rows == [robust_accuracy(math.inf, (eps,), **every)(model, toy)[0] for eps in radii]
+    assert rows == robust_accuracy(math.inf, (*radii, 0.02), **every, largest_first=True)(model, toy)
     asked = list[float]()
 
     class Asked(nn.Module):

@@ -84,7 +84,7 @@ def robust_accuracy(
 
     Source: Madry et al. 2018 (PGD); Croce & Hein 2020 (AutoAttack).
     """
-    radii = sorted(eps if isinstance(eps, Sequence) else [eps])
+    radii = sorted(set(eps if isinstance(eps, Sequence) else [eps]))
     if not radii or (points is not None and points < 1):
         raise SpecError(f"eps={eps!r}, points={points!r}: expected at least one radius and one point")
     if attack not in ("pgd", "apgd", "autoattack"):

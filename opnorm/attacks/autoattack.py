@@ -18,7 +18,7 @@ from opnorm.attacks.losses import rank_targets, wide
 from opnorm.attacks.pgd import Ascent, Attack
 from opnorm.attacks.scout import Scout, find_scout
 from opnorm.attacks.search import Search
-from opnorm.attacks.square import Square
+from opnorm.attacks.square import FULL, Square
 from opnorm.attacks.verdict import Stage, Verdict, blindness
 from opnorm.errors import AttackError
 from opnorm.modes import Mode, undisturbed
@@ -174,26 +174,19 @@ class AutoAttack:
         Raises:
             AttackError: no radius, attacks that do not share a batch, an input, or what the model returns.
         """
-        order = torch.tensor(radii, dtype=torch.float64).argsort(descending=True)
-        if not len(order) or len(self._rounds()) > 1:
+        if not isinstance(radii, Sequence) or not radii or len(self._rounds()) > 1:
             raise AttackError(
-                f"radii={radii!r}, attacks={self.names}: expected at least one radius, "
+                f"radii={radii!r}, attacks={self.names}: expected a list of at least one radius, "
                 "and attacks that share a batch: apgd-ce, apgd-dlr, apgd-t, without certify"
             )
-        count, several = len(x), len(order)
-        ladder = _Ladder(
-            torch.tensor(radii, dtype=torch.float64)[order].repeat_interleave(count).to(x.device),
-            (torch.arange(several * count, device=x.device) - count).clamp(min=-1),
-        )
-        attacks = [replace(self, eps=eps) for eps in radii]  # which checks each of them
-        verdict = attacks[int(order[0])]._judge(
-            model, x.repeat(several, *[1] * (x.ndim - 1)), y.repeat(several), seed=seed, ladder=ladder
-        )
+        attacks = {eps: replace(self, eps=eps) for eps in radii}  # which checks each of them
+        distinct = sorted({eps for eps in attacks if eps > 0}, reverse=True) or [0.0]
+        verdict = self._judge(model, x, y, distinct, seed)
         for note in verdict.notes:
             warnings.warn(note, stacklevel=2)
-        stands = torch.empty(several, count, dtype=torch.bool, device=x.device)
-        stands[order] = (verdict.right & ~verdict.fooled).view(several, count)
-        return stands
+        rows = (verdict.right & ~verdict.fooled).view(len(distinct), len(x))
+        stood = dict(zip(distinct, rows, strict=True))
+        return torch.stack([stood.get(eps, verdict.right[: len(x)]) for eps in radii])
 
     def judge(
         self,
@@ -218,18 +211,13 @@ class AutoAttack:
         Raises:
             AttackError: an input, or what the model returns, makes no sense.
         """
-        return self._judge(model, x, y, seed=seed, tell=tell)
+        return self._judge(model, x, y, [self.eps], seed, tell)
 
     def _judge(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        seed: int | None = None,
+        self, model: nn.Module, x: Tensor, y: Tensor, radii: Sequence[float], seed: int | None,
         tell: Callable[[str, int, int], None] | None = None,
-        ladder: "_Ladder | None" = None,
-    ) -> Verdict:
+    ) -> Verdict:  # fmt: skip
+        """Of each radius, the largest first, all points, one after another."""
         check_inputs(x, y)
         seed, x = self.seed if seed is None else seed, x.detach()
         with undisturbed(model, self.mode), torch.no_grad():
@@ -241,20 +229,21 @@ class AutoAttack:
                 scout = Scout(_Mean(model, GRADIENT_PASSES), fine=True)
             logits = self._clean(judge, x, y)
             right = logits.argmax(1) == y if len(x) else torch.zeros_like(y, dtype=torch.bool)
-            left = right.nonzero().squeeze(1)
-            certified = torch.zeros_like(right)
-            points, by, stages = x.clone(), torch.full_like(y, -1), list[Stage]()
-            reached = torch.full(y.shape, -math.inf, device=x.device)
-            if self.eps > 0 and len(left):
+            attacked = max(radii) > 0 and bool(right.any())
+            if attacked:
                 notes += _notes(logits, self)
                 if self.version != "rand" and _is_random(model, x[: self.batch], logits):
                     notes.append(RANDOM)
                 elif self.version != "rand" and self.bf16 and self.mode == "eval":
-                    scout = find_scout(model, x[left[:16]], y[left[:16]])
+                    scout = find_scout(model, x[right][:16], y[right][:16])
+            goals = _Goals.at(radii, x, y, logits)
+            x, y, right = goals.x, goals.y, right.repeat(len(radii))
+            left, certified = right.nonzero().squeeze(1), torch.zeros_like(right)
+            points, by, stages = x.clone(), torch.full_like(y, -1), list[Stage]()
+            reached = torch.full(y.shape, -math.inf, device=x.device)
+            if attacked:
                 for plans in self._rounds():
-                    ran, caught = self._run(
-                        plans, judge, scout, x, y, logits, left, reached, seed, tell, ladder
-                    )
+                    ran, caught = self._run(plans, judge, scout, goals, left, reached, seed, tell)
                     reached[left] = reached[left].maximum(caught.margin)
                     where = left[caught.fooled]
                     points[where] = caught.points[caught.fooled]
@@ -268,7 +257,7 @@ class AutoAttack:
                         break
             else:
                 certified[left] = self._proved(model, x[left], y[left])
-        notes += blindness(stages)
+        notes += blindness(stages, "points" if len(radii) == 1 else "pairs of a point and a radius")
         return Verdict(points, right, certified, by >= 0, by, tuple(stages), tuple(notes))
 
     def _clean(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -293,7 +282,7 @@ class AutoAttack:
 
     def _rounds(self) -> list[list["_Plan"]]:
         """The attacks by turns: those that ask in one way share a batch, unless points are to be proved after the first."""
-        plans = [_plan(name, self.norm, self.version, self.patience, self.restarts) for name in self.names]
+        plans = [self._plan(name) for name in self.names]
         rounds = list[list[_Plan]]()
         for plan in plans:
             proving = self.certify is not None and len(rounds) == 1
@@ -303,21 +292,42 @@ class AutoAttack:
                 rounds.append([plan])
         return rounds
 
+    def _plan(self, name: str) -> "_Plan":
+        norm, patience, standard = self.norm, self.patience, self.version == "standard"
+        many = (
+            5
+            if self.version == "plus" or (standard and norm == 1)
+            else 3
+            if standard and patience < math.inf
+            else 1
+        )
+        many = many if self.restarts is None else self.restarts
+        match name:
+            case "apgd-ce":
+                return _Plan(apgd_search(norm, patience=patience), restarts=many)
+            case "apgd-dlr":
+                return _Plan(apgd_search(norm, loss="dlr", patience=patience), restarts=many)
+            case "apgd-t":
+                search = apgd_search(norm, loss="dlr", targeted=True, patience=patience)
+                return _Plan(search, targets=5 if standard and norm == 1 else 9, abreast=3)
+            case "fab-t":
+                return _Plan(FAB(norm, targeted=True, patience=patience), targets=9)
+            case "fab":
+                return _Plan(FAB(norm, targeted=False, patience=patience), restarts=5)
+        return _Plan(Square(norm, patience=patience, full=min(FULL, self.batch)))
+
     def _run(
-        self, plans: Collection["_Plan"], judge: nn.Module, scout: Scout | None, x: Tensor, y: Tensor, logits: Tensor,
-        left: Tensor, reached: Tensor, seed: int, tell: Callable[[str, int, int], None] | None,
-        ladder: "_Ladder | None",
+        self, plans: Collection["_Plan"], judge: nn.Module, scout: Scout | None, goals: "_Goals", left: Tensor,
+        reached: Tensor, seed: int, tell: Callable[[str, int, int], None] | None,
     ) -> tuple[list[Stage], Catch]:  # fmt: skip
-        ranked = {
-            n: rank_targets(logits[left], y[left], n) if n else None for n in {plan.targets for plan in plans}
-        }
+        x, y, logits, eps, after = goals.only(left)
+        ranked = {n: rank_targets(logits, y, n) if n else None for n in {plan.targets for plan in plans}}
         tasks = [Task(plan.search, ranked[plan.targets], plan.restarts, plan.abreast) for plan in plans]
         names = " and ".join(plan.search.name for plan in plans)
         coarse = all(plan.search.coarse for plan in plans)
         cpu, wall = time.process_time(), time.perf_counter()
         catch = hunt_together(
-            judge, x[left], y[left], tasks, norm=self.norm, seed=seed, reached=reached[left],
-            **({"eps": self.eps} if ladder is None else ladder.of(left)),
+            judge, x, y, tasks, eps=eps, norm=self.norm, seed=seed, reached=reached[left], after=after,
             scout=scout.network if scout and (scout.fine or coarse) else None,
             lanes=max(self.batch // GRADIENT_PASSES, 1) if self.version == "rand" else self.batch,
             tell=None if tell is None else lambda done, all_: tell(names, done, all_),
@@ -343,18 +353,31 @@ def _stages(tasks: Collection[Task], catch: Catch, cpu: float, wall: float) -> l
     return stages
 
 
-class _Ladder(NamedTuple):
-    """Radii of a hunt (B,), and which point (B,) must fall before each one is tried; -1 for none."""
+class _Goals(NamedTuple):
+    """Every point at every radius: its image, label, clean logits, radius, and which one must fall before; -1 for none."""
 
+    x: Tensor
+    y: Tensor
+    logits: Tensor
     eps: Tensor
     after: Tensor
 
-    def of(self, left: Tensor) -> dict[str, Tensor]:
-        """For some of the points; one that waits for another is only among them together with it."""
+    @staticmethod
+    def at(radii: Sequence[float], x: Tensor, y: Tensor, logits: Tensor) -> "_Goals":
+        """All points at the largest radius first, each of which must fall before it is tried at the next."""
+        count, several = len(x), len(radii)
+        eps = torch.tensor(radii, dtype=torch.float64, device=x.device).repeat_interleave(count)
+        after = (torch.arange(several * count, device=x.device) - count).clamp(min=-1)
+        if several > 1:
+            x, y, logits = (t.repeat(several, *[1] * (t.ndim - 1)) for t in (x, y, logits))
+        return _Goals(x, y, logits, eps, after)
+
+    def only(self, left: Tensor) -> "_Goals":
+        """Some of them; one that waits for another is only among them together with it."""
         place = torch.full_like(self.after, -1)
         place[left] = torch.arange(len(left), device=left.device)
-        after = self.after[left]
-        return {"eps": self.eps[left], "after": torch.where(after < 0, -1, place[after])}
+        x, y, logits, eps, after = (t[left] for t in self)
+        return _Goals(x, y, logits, eps, torch.where(after < 0, -1, place[after]))
 
 
 class _Plan(NamedTuple):
@@ -362,27 +385,6 @@ class _Plan(NamedTuple):
     targets: int = 0
     restarts: int = 1
     abreast: float = math.inf
-
-
-def _plan(name: str, norm: float, version: str, patience: float, restarts: int | None) -> _Plan:
-    standard = version == "standard"
-    many = (
-        5 if version == "plus" or (standard and norm == 1) else 3 if standard and patience < math.inf else 1
-    )
-    many = many if restarts is None else restarts
-    match name:
-        case "apgd-ce":
-            return _Plan(apgd_search(norm, patience=patience), restarts=many)
-        case "apgd-dlr":
-            return _Plan(apgd_search(norm, loss="dlr", patience=patience), restarts=many)
-        case "apgd-t":
-            search = apgd_search(norm, loss="dlr", targeted=True, patience=patience)
-            return _Plan(search, targets=5 if version == "standard" and norm == 1 else 9, abreast=3)
-        case "fab-t":
-            return _Plan(FAB(norm, targeted=True, patience=patience), targets=9)
-        case "fab":
-            return _Plan(FAB(norm, targeted=False, patience=patience), restarts=5)
-    return _Plan(Square(norm, patience=patience))
 
 
 class _Mean(nn.Module):

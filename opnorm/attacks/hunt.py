@@ -248,10 +248,10 @@ class _Crew:
 
     def hire(self, free: int, before: "_Crew | None") -> int:
         """Put jobs on free lanes, of points that the search before does not hold; says of how many."""
+        self.queue = self.queue[:, ~self.done(self.queue[0])]
         if free <= 0 or not self.queue.shape[1]:
             return 0
         task, g, begun, count = self.task, self.ground, self.tally.begun, len(self.ground.x)
-        self.queue = self.queue[:, ~self.done(self.queue[0])]
         point, turn = self.queue
         able = (self.point.bincount(minlength=count) - begun)[point] + turn < task.abreast
         if before is not None:

@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from dataclasses import fields, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -108,7 +109,10 @@ class Search(ABC):
         """The state after one more step; tensors may be changed in place, except ``state["z"]``."""
 
     def ask(self, model: nn.Module, lanes: Lanes, state: State) -> Answer:
-        """Ask the model once, forward and backward."""
+        """Ask the model once, forward and backward.
+
+        A search that asks in another way has no batch in common with others, and may choose ``state["z"]`` here.
+        """
         (answer,) = ask_once(model, [(self, lanes, state)])
         return answer
 
@@ -156,6 +160,7 @@ def unmarked(value: Tensor) -> Tensor:
     return torch.full_like(value, -math.inf)[:, None].repeat(1, LOOKS)
 
 
+@lru_cache(maxsize=16)
 def _looks(steps: int, device: torch.device) -> Tensor:
     looks = {round(steps * 2 ** (-j / LOOKS)) for j in range(1, LOOKS * DOUBLINGS + 1)}
     return torch.tensor(sorted(looks), device=device)

@@ -100,6 +100,7 @@ class Square(Search):
     norm: float
     steps: int = 5000
     patience: float = math.inf
+    full: int = FULL
     name = "Square"
 
     coarse = False  # a square changes the margin by less than 16 bits can tell
@@ -119,24 +120,32 @@ class Square(Search):
 
         They are made as if none of them were accepted, and the first that is accepted, or wrong and so to be confirmed, ends
         the step: the others are made again from there. So a search finds what it would find one query after another, in
-        fewer and fuller batches.
+        fewer and fuller batches. Where the best point is wrong already, most queries are, and are asked one at a time.
         """
-        count = len(lanes.y)
-        ahead = max(1, min(FULL // count, int(state["k"].sum()) // (RARELY * count)))
-        many = torch.arange(count, device=lanes.y.device).repeat(ahead)
-        turn = torch.arange(ahead, device=lanes.y.device).repeat_interleave(count)
-        every = lanes if ahead == 1 else lanes.select(many)
+        count, device = len(lanes.y), lanes.y.device
+        own = torch.arange(count, device=device)
+        open_ = (state["margin"] <= 0).nonzero().squeeze(1)
+        rare = int(state["k"][open_].sum()) // (RARELY * max(len(open_), 1))
+        ahead = max(1, min((self.full - count) // max(len(open_), 1) + 1, rare))
+        lane = torch.cat([own, open_.repeat(ahead - 1)])
+        turn = torch.arange(ahead, device=device).repeat_interleave(len(open_))
+        turn = torch.cat([torch.zeros_like(own), turn[len(open_) :]])
+        every = lanes if ahead == 1 else lanes.select(lane)
         with torch.no_grad():
-            z = self._proposal(every, state["best"][many], state["k"][many] + turn)
+            z = self._proposal(every, state["best"][lane], state["k"][lane] + turn)
             logits = wide(model(z))
         loss = self.loss(every, state, logits)
         if ahead == 1:
             state["z"] = z
             return Answer(logits, loss, None)
-        better = ((loss > state["margin"][many]) | (logits.argmax(1) != every.y)).view(ahead, count)
-        room = until_look(self.steps, state["k"]) - 1  # queries before one after which it is looked at
-        last = torch.where(better.any(0), better.int().argmax(0), ahead - 1).minimum(room)
-        chosen = last * count + torch.arange(count, device=last.device)
+        ends, place = torch.zeros(ahead, count, dtype=torch.bool, device=device), own.repeat(ahead, 1)
+        ends[turn, lane] = (loss > state["margin"][lane]) | (logits.argmax(1) != every.y)
+        place[turn, lane] = torch.arange(len(lane), device=device)
+        most = torch.zeros_like(own).index_fill(0, open_, ahead - 1)
+        # queries before one after which it is looked at
+        most = most.minimum((until_look(self.steps, state["k"]) - 1).clamp(min=0))
+        last = torch.where(ends.any(0), ends.int().argmax(0), ahead - 1).minimum(most)
+        chosen = place[last, own]
         state["z"], state["k"] = z[chosen], state["k"] + last
         return Answer(logits[chosen], loss[chosen], None, last + 1, len(z))
 

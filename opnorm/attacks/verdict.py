@@ -95,12 +95,12 @@ def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, flo
     return max((center - half) / (1 + weight), 0.0), min((center + half) / (1 + weight), 1.0)
 
 
-def blindness(stages: Sequence[Stage]) -> list[str]:
+def blindness(stages: Sequence[Stage], what: str = "points") -> list[str]:
     """A sentence for each attack whose gradients said nothing at some points."""
     return [
-        f"the gradient of {stage.name} is {what} for {count} of {stage.tried} points: the attack is blind there, "
+        f"the gradient of {stage.name} is {fault} for {count} of {stage.tried} {what}: the attack is blind there, "
         "and a robust accuracy from it is too high"
         for stage in stages
-        for what, count in (("exactly zero", stage.zero_gradients), ("NaN or infinite", stage.bad_gradients))
+        for fault, count in (("exactly zero", stage.zero_gradients), ("NaN or infinite", stage.bad_gradients))
         if count
     ]

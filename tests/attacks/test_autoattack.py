@@ -128,7 +128,7 @@ def test_square_is_told_how_far_the_attacks_before_it_came(monkeypatch):
         return catch
 
     monkeypatch.setattr(module, "hunt_together", spy)
-    monkeypatch.setattr(module, "Square", lambda norm, patience: Square(norm, 20, patience))
+    monkeypatch.setattr(module, "Square", lambda norm, patience, full: Square(norm, 20, patience, full))
     AutoAttack(eps=EPS[math.inf]).judge(model, x, y)
     (points, none, gradients), (_, once, fab), (left, twice, _) = calls
     assert (none == -math.inf).all()
@@ -138,38 +138,76 @@ def test_square_is_told_how_far_the_attacks_before_it_came(monkeypatch):
     assert len(left) < len(points)
 
 
-@pytest.mark.parametrize("norm", [math.inf, 2, 1])
-def test_several_radii_in_one_batch(norm):
-    model, x, y = trained()
-    radii = [EPS[norm] * factor for factor in (0.5, 2, 0, 1)]
-    attack = AutoAttack(norm, EPS[norm], attacks=GRADIENTS, patience=math.inf, bf16=False)
+@pytest.mark.parametrize(("norm", "batch"), [(math.inf, 128), (2, 128), (1, 128), (math.inf, 7)])
+def test_several_radii_in_one_batch(norm, batch):
+    model, x, y = (part if i == 0 else part[: 3 * batch] for i, part in enumerate(trained()))
+    radii = [EPS[norm] * factor for factor in (0.5, 2, 0, 1, 2)]
+    attack = AutoAttack(norm, attacks=GRADIENTS, bf16=False, batch=batch)
     stands = attack.standing(model, x, y, radii)
     apart = [replace(attack, eps=eps).judge(model, x, y) for eps in radii]
     for row, verdict in zip(stands, apart, strict=True):
         assert torch.equal(row, verdict.right & ~verdict.fooled)
     shares = stands.double().mean(1)
-    assert shares[1] < shares[3] < shares[0] < shares[2] == 0.9
+    assert shares[1] == shares[4] <= shares[3] <= shares[0] <= shares[2]
+    assert shares[1] < shares[2] < 1
+    assert attack.standing(model, x[:0], y[:0], radii).shape == (5, 0)
+    assert torch.equal(attack.standing(model, x, y, [0.0]), stands[2:3])
 
 
-def test_smaller_radii_are_tried_where_the_larger_one_fooled():
-    class Moat(nn.Module):  # wrong only near the data
+class Moat(nn.Module):
+    """Wrong only near the data, which is gray, or only at points further away."""
+
+    def __init__(self, near=True):
+        super().__init__()
+        self.near = near
+
+    def forward(self, x):
+        far = (x - 0.5).abs().flatten(1).amax(1)
+        wrong = (far > 1e-2) & (far < 0.1) if self.near else far > 0.03
+        score = torch.where(wrong, -1.0, 1.0) + 0 * far
+        return torch.stack([score, -score], 1)
+
+
+@pytest.mark.filterwarnings("ignore:the gradient of:UserWarning")
+def test_a_smaller_radius_is_tried_only_where_the_larger_one_fooled():
+    x, y = torch.full((5, 1, 4, 4), 0.5), torch.zeros(5, dtype=torch.long)
+    attack = AutoAttack(attacks=("apgd-ce",))
+    with pytest.warns(UserWarning, match="exactly zero for 5 of 5 pairs of a point and a radius"):
+        assert attack.standing(Moat().eval(), x, y, (0.05, 0.5)).all()
+    assert not attack.standing(Moat().eval(), x, y, (0.05,)).any()
+    stands = attack.standing(Moat(near=False).eval(), x, y, (0.02, 0.05, 0.5))
+    assert stands.tolist() == [[True] * 5, [False] * 5, [False] * 5]
+
+
+def test_radii_of_a_random_model_are_of_the_same_clean_points():
+    class Noisy(nn.Module):
         def forward(self, x):
-            far = (x - 0.5).abs().flatten(1).amax(1)
-            score = torch.where((far > 1e-2) & (far < 0.1), -1.0, 1.0) + 0 * far
+            score = 20 * (x.flatten(1).mean(1) - 0.5) + torch.randn(len(x))
             return torch.stack([score, -score], 1)
 
-    model, x, y = Moat().eval(), torch.full((5, 1, 4, 4), 0.5), torch.zeros(5, dtype=torch.long)
-    attack = AutoAttack(attacks=("apgd-ce",))
-    with pytest.warns(UserWarning, match="exactly zero"):
-        assert attack.standing(model, x, y, (0.05, 0.5)).all()
-    assert not attack.standing(model, x, y, (0.05,)).any()
+    x, _ = images(40)
+    attack = AutoAttack(version="rand", attacks=("apgd-ce",))
+    large, small, none = attack.standing(
+        Noisy().eval(), x, torch.zeros(40, dtype=torch.long), (0.02, 0.001, 0)
+    )
+    assert not (large & ~small).any()
+    assert not (small & ~none).any()
 
 
-def test_radii_in_one_batch_ask_for_attacks_that_share_one():
+@pytest.mark.parametrize(
+    ("settings", "radii", "message"),
+    [
+        ({}, (0.1,), "attacks that share a batch"),
+        ({"certify": lambda *_: None}, (0.1,), "attacks that share a batch"),
+        ({}, (), "at least one radius"),
+        ({}, (0.1, -1.0), "eps=-1.0"),
+    ],
+)
+def test_bad_radii(settings, radii, message):
     model, x, y = trained()
-    for settings, radii in (({}, (0.1,)), ({"attacks": GRADIENTS}, ())):
-        with pytest.raises(AttackError, match="at least one radius, and attacks that share a batch"):
-            AutoAttack(**settings).standing(model, x, y, radii)
+    chosen = {} if radii == (0.1,) and not settings else {"attacks": GRADIENTS}
+    with pytest.raises(AttackError, match=message):
+        AutoAttack(**chosen, **settings).standing(model, x, y, radii)
 
 
 def test_a_zero_gradient_counts_although_the_next_attack_breaks_the_point():

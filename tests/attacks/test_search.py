@@ -326,3 +326,17 @@ def test_a_point_waits_for_another_to_fall():
     catch = hunt_together(model, x, y, [Task(apgd_search(math.inf, 10))], eps=eps, norm=math.inf, after=after)
     assert catch.fooled.tolist() == [True, True, False, False]
     assert catch.tallies["APGD-CE"].begun.tolist() == [1, 1, 1, 0]
+
+
+def test_progress_of_two_searches_counts_what_the_first_settles():
+    model, (x, y) = net(0).eval(), images(60)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    told, targets = list[int](), torch.stack([(y + 1) % 3, (y + 2) % 3], 1)
+    tasks = [Task(apgd_search(math.inf, 30)), Task(apgd_search(math.inf, 30, "cw", targeted=True), targets)]
+    hunt_together(
+        model, x, y, tasks, eps=0.5, norm=math.inf, lanes=6, tell=lambda done, count: told.append(done)
+    )
+    assert told == sorted(told)
+    assert told[0] == 0
+    assert len({done // 10 for done in told}) >= 5

@@ -1,6 +1,5 @@
 """Square: its squares, its steps, and what it finds with answers alone."""
 
-import importlib
 import itertools
 import math
 
@@ -12,6 +11,7 @@ from test_contract import exactly_inside, record, same
 from torch import nn
 from victims import EPS, Linear, images, net
 
+from opnorm.attacks.autoattack import AutoAttack
 from opnorm.attacks.hunt import hunt
 from opnorm.attacks.projections import ball
 from opnorm.attacks.random import point_keys
@@ -326,35 +326,76 @@ def test_its_text():
     assert callable(build("square(queries=5)"))
 
 
+def smooth(seed=0):
+    """A network and three points that it gets right."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 20), nn.Tanh(), nn.Linear(20, 3)).double().eval()
+    x, _ = images(3, dtype=torch.float64)
+    with torch.no_grad():
+        return model, x, model(x).argmax(1)
+
+
+def asking(model, x, y, search, **settings):
+    """What a hunt finds, and how many points each of its batches had."""
+    sizes = list[int]()
+    handle = model.register_forward_hook(lambda _, inputs, out: sizes.append(len(inputs[0])))
+    catch = hunt(model, x, y, search, **settings)
+    handle.remove()
+    assert catch.counts["forward"] + catch.counts["confirm"] == sum(sizes)
+    return catch, sizes
+
+
 @pytest.mark.parametrize("norm", [math.inf, 2, 1])
 @pytest.mark.parametrize("patience", [math.inf, 3])
-def test_several_queries_at_a_time_are_one_after_another(norm, patience, monkeypatch):
-    x, y = images(3, dtype=torch.float64)
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 20), nn.Tanh(), nn.Linear(20, 3)).double().eval()
-    with torch.no_grad():
-        y = model(x).argmax(1)
-    module, found, batches = importlib.import_module("opnorm.attacks.square"), [], []
-    for full, rarely in ((1, 32), (64, 32), (40, 1)):
-        monkeypatch.setattr(module, "FULL", full)
-        monkeypatch.setattr(module, "RARELY", rarely)
-        search, seen = module.Square(norm, 400, patience), []
-        handle = model.register_forward_hook(lambda _, inputs, out, seen=seen: seen.append(len(inputs[0])))
-        found.append(hunt(model, x, y, search, eps=EPS[norm] / 4, norm=norm, stop=False))
-        handle.remove()
-        assert max(seen) <= max(full, len(x))
-        assert found[-1].counts["forward"] + found[-1].counts["confirm"] == sum(seen)
-        batches.append(len(seen))
-    for other in found[1:]:
-        # a proposal that changes nothing but a rounding error, in the one case, may be taken in the other
-        assert torch.allclose(other.points, found[0].points, atol=1e-9)
-        assert torch.allclose(other.margin, found[0].margin, atol=1e-9)
-        assert torch.equal(other.fooled, found[0].fooled)
-        assert other.counts["given_up"] == found[0].counts["given_up"]
-    if patience == math.inf:
-        assert batches[0] == 401
-        assert batches[1] < 350
-        assert batches[2] < 200
+@pytest.mark.parametrize("factor", [0.25, 2])
+@pytest.mark.parametrize("stop", [True, False])
+def test_several_queries_at_a_time_are_one_after_another(norm, patience, factor, stop):
+    model, x, y = smooth()
+    eps, found, batches = factor * EPS[norm], [], []
+    for full in (1, 64):
+        catch, sizes = asking(
+            model, x, y, Square(norm, 250, patience, full), eps=eps, norm=norm, stop=stop, lanes=2
+        )
+        assert max(sizes) <= max(full, 2)
+        found.append(catch)
+        batches.append(len(sizes))
+    one, several = found
+    # a proposal that changes nothing but a rounding error, in the one case, may be taken in the other
+    assert torch.allclose(several.points, one.points, atol=1e-9)
+    assert torch.allclose(several.margin, one.margin, atol=1e-6)
+    assert torch.equal(several.fooled, one.fooled)
+    assert several.counts["given_up"] == one.counts["given_up"]
+    assert several.counts["forward"] <= 1.7 * one.counts["forward"]
+    if patience == math.inf and not one.fooled.any():
+        assert batches[1] < 0.7 * batches[0]
+
+
+def test_points_that_are_fooled_already_ask_one_query_at_a_time():
+    model, x, y = smooth()
+    (one, _), (several, _) = (
+        asking(model, x, y, Square(math.inf, 400, full=full), eps=0.8, norm=math.inf, stop=False)
+        for full in (1, 64)
+    )
+    assert one.fooled.all()
+    assert several.counts["forward"] < 1.1 * one.counts["forward"]
+
+
+def test_a_job_that_has_ended_makes_no_step():
+    model, x, y = smooth()
+    lanes, search = lanes_of(x, math.inf, 0.01), Square(math.inf, 400)
+    state = search.start(lanes._replace(y=y)) | {"k": torch.tensor([400, 399, 300]), "margin": -torch.ones(3)}
+    answer = search.ask(model, lanes._replace(y=y), state)
+    assert answer.steps[0] == answer.steps[1] == 1
+    assert (state["k"][:2] == torch.tensor([400, 399])).all()
+    assert answer.asked == 3 * 11
+
+
+def test_batches_stay_as_small_as_autoattack_was_told():
+    model, x, y = smooth()
+    sizes = list[int]()
+    model.register_forward_hook(lambda _, inputs, out: sizes.append(len(inputs[0])))
+    AutoAttack(eps=0.001, attacks=("square",), batch=2, patience=30).judge(model, x, y)
+    assert max(sizes) == 2
 
 
 def test_every_query_that_the_search_takes_for_wrong_is_confirmed():
