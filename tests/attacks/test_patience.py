@@ -11,7 +11,7 @@ from victims import EPS, Linear, images
 from opnorm.attacks.apgd import APGD
 from opnorm.attacks.autoattack import AutoAttack
 from opnorm.attacks.fab import FAB
-from opnorm.attacks.hunt import hunt
+from opnorm.attacks.hunt import Task, hunt, hunt_together
 from opnorm.attacks.projections import ball
 from opnorm.attacks.search import falls_short, unmarked
 from opnorm.attacks.square import Square
@@ -129,3 +129,18 @@ def test_patience_is_a_factor():
         AutoAttack(patience=0)
     with pytest.raises(AttackError, match="patience=nan"):
         AutoAttack(patience=math.nan)
+
+
+def test_square_ends_where_it_will_not_come_as_far_as_the_attacks_before():
+    model, (x, y) = honest(), points(60)
+    with torch.no_grad():
+        right = model(x).argmax(1) == y
+    x, y = x[right], y[right]
+    passes = []
+    for reached in (-math.inf, -1e-3):
+        catch = hunt_together(
+            model, x, y, [Task(Square(math.inf, 1000, patience=30))], eps=0.1, norm=math.inf,
+            reached=torch.full(y.shape, reached),
+        )  # fmt: skip
+        passes.append(catch.tallies["Square"].counts["forward"])
+    assert passes[1] < 0.7 * passes[0]
