@@ -71,7 +71,7 @@ HIGHLIGHT = (
 def tour(
     data: str = "digits()",
     model: str = "cnn(width=32)",
-    epochs: int = 8,
+    epochs: int = 7,
     batch: int = 64,
     lr: float = 0.05,
     seeds: int = 3,
