@@ -46,7 +46,8 @@ def square(
 
     The margin is max_{i≠y} z_i - z_y. Squares cover 80 % of the image at first, and have half the area after 10, 50, 200,
     500, 1000, 2000, 4000, 6000 and 8000 of 10,000 queries, or after these shares of fewer. Every position in the image is
-    equally likely, and every point has squares of its own.
+    equally likely, and every point has squares of its own. Up to 64 images go through the model at a time, also where there
+    are fewer points: several queries of each, as if none of them were accepted.
 
     - ℓ∞: the search begins with vertical stripes x ± ε, and a proposal sets each channel of a square to x + ε or x - ε,
       but not to what it is already.
@@ -128,8 +129,8 @@ class Square(Search):
         rare = int(state["k"][open_].sum()) // (RARELY * max(len(open_), 1))
         ahead = max(1, min((self.full - count) // max(len(open_), 1) + 1, rare))
         lane = torch.cat([own, open_.repeat(ahead - 1)])
-        turn = torch.arange(ahead, device=device).repeat_interleave(len(open_))
-        turn = torch.cat([torch.zeros_like(own), turn[len(open_) :]])
+        later = torch.arange(1, ahead, device=device).repeat_interleave(len(open_))
+        turn = torch.cat([torch.zeros_like(own), later])
         every = lanes if ahead == 1 else lanes.select(lane)
         with torch.no_grad():
             z = self._proposal(every, state["best"][lane], state["k"][lane] + turn)
