@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from opnorm import attacks, data, spec
 from opnorm.certificates import certified, proof
 from opnorm.data.dataset import Dataset, Split
-from opnorm.train import as_pixels, train
+from opnorm.training.loop import as_pixels, train
 
 KEPT = Path(__file__).parents[1] / "local" / "benchmarks"
 

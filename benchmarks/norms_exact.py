@@ -11,7 +11,8 @@ Medians of interleaved runs in one process (on a busy machine, ask for the quant
     read           K.sum(): the kernel is read once
     copy           memcpy of the kernel
 
-Ours counts borders and strides exactly: ``torch`` is the default, ``native`` after ``opnorm.norms.native.build()``. Then
+Ours counts borders and strides exactly: ``torch`` is the default, ``native`` after
+ ``opnorm.norms.exact.native.build()``. Then
 the norms of all layers of a ResNet-18 in one call, and their gradients; Python time is what is left when the same
 network has next to no weights.
 """
@@ -27,8 +28,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from opnorm.norms import native
-from opnorm.norms.exact import conv_l1, conv_linf, exact_all
+from opnorm.norms.exact import native
+from opnorm.norms.exact.by_layer import conv_l1, conv_linf, exact_all
 
 KERNELS = [(3, 32, 32), (3, 32, 128), (3, 128, 256), (3, 256, 512), (5, 256, 128), (5, 512, 256)]
 SIZE = (32, 32)

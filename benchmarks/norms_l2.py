@@ -30,11 +30,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from opnorm.linear import conv_geometry, linear_map
-from opnorm.norms.bounds import bound
-from opnorm.norms.certify import certify
-from opnorm.norms.spectral import lanczos
-from opnorm.norms.symbol import taps
+from opnorm._core.linear_map import conv_geometry, linear_map
+from opnorm.norms.spectral.cheap_bounds import bound
+from opnorm.norms.spectral.frequency_response import taps
+from opnorm.norms.spectral.interval import lanczos
+from opnorm.norms.spectral.upper_bound import certify
 
 KERNELS = [(3, 32, 32), (3, 32, 128), (3, 128, 256), (3, 256, 512), (5, 256, 128), (5, 512, 256)]
 SIZE = 32

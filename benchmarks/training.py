@@ -19,12 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from opnorm import attacks, objectives, optimizers, spec
+from opnorm import attacks, objectives, spec
 from opnorm.data import digits
 from opnorm.data.dataset import Dataset, Split
 from opnorm.errors import SpecError
 from opnorm.models import resnet
-from opnorm.train import as_pixels, train
+from opnorm.training import optimizers
+from opnorm.training.loop import as_pixels, train
 
 FAST = {"precision": "bf16", "channels_last": True}
 COSTS = [

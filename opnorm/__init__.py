@@ -4,7 +4,7 @@
     opnorm.operator_norm(layer, ord, shape)    of one layer
     opnorm.attacks.pgd(eps=8/255)(model, x, y) an attack
     opnorm.regularizers.norm_decay(p=1)        a regularizer for any training loop
-    opnorm.train.train(model, data)            the project's own loop
+    opnorm.training.train(model, data)         the project's own loop
     opnorm.Run, opnorm.execute                 runs that are kept, found again and resumed
 
 Names are imported when they are first used, so ``import opnorm`` is quick.
@@ -19,18 +19,17 @@ _WHERE = {
     "Dataset": "opnorm.data",
     "Norm": "opnorm.norms",
     "OpnormError": "opnorm.errors",
-    "Run": "opnorm.run",
-    "Store": "opnorm.store",
+    "Run": "opnorm.runs.run",
+    "Store": "opnorm.runs.store",
     "build": "opnorm.spec",
-    "execute": "opnorm.run",
+    "execute": "opnorm.runs.run",
     "measure": "opnorm.norms",
     "operator_norm": "opnorm.norms",
     "parse": "opnorm.spec",
 }
 _MODULES = (
-    "analyses", "attacks", "augmentations", "data", "errors", "jacobian", "linear", "models", "norms", "objectives",
-    "optimizers", "regularizers", "report", "schedules", "separation", "spec", "studies", "theory", "train",
-    "weight_scale",
+    "analyses", "attacks", "certificates", "data", "errors", "jacobian", "models", "norms", "objectives", "regularizers",
+    "report", "runs", "spec", "studies", "theory", "training",
 )  # fmt: skip
 
 __all__ = [*sorted(_WHERE), *_MODULES]
@@ -41,11 +40,11 @@ if TYPE_CHECKING:
     from opnorm.norms import Norm as Norm
     from opnorm.norms import measure as measure
     from opnorm.norms import operator_norm as operator_norm
-    from opnorm.run import Run as Run
-    from opnorm.run import execute as execute
+    from opnorm.runs.run import Run as Run
+    from opnorm.runs.run import execute as execute
+    from opnorm.runs.store import Store as Store
     from opnorm.spec import build as build
     from opnorm.spec import parse as parse
-    from opnorm.store import Store as Store
 
 
 def __getattr__(name: str) -> Any:

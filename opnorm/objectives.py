@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opnorm.attacks.checks import check_inputs, is_amount
+from opnorm._core.modes import Mode
+from opnorm._core.surrogate import attack_model
+from opnorm.attacks._checks import check_inputs, is_amount
+from opnorm.attacks._pgd import Ascent, Start, Watch
 from opnorm.attacks.losses import AGAINST_CLEAN, wide
-from opnorm.attacks.pgd import Ascent, Start, Watch
 from opnorm.errors import ModelError, SpecError
-from opnorm.fast import attack_model
-from opnorm.modes import Mode
 from opnorm.spec import factory
 
 __all__ = ["alp", "fgsm_at", "mixed", "mmc", "pgd_at", "plain", "trades"]

@@ -32,13 +32,13 @@ Value = Union[None, bool, int, float, str, tuple["Value", ...], "Call"]
 FAMILIES = {
     "model": "opnorm.models",
     "data set": "opnorm.data",
-    "augmentation": "opnorm.augmentations",
+    "augmentation": "opnorm.data.augmentations",
     "objective": "opnorm.objectives",
     "regularizer": "opnorm.regularizers",
     "attack": "opnorm.attacks",
     "certificate": "opnorm.certificates",
-    "optimizer": "opnorm.optimizers",
-    "schedule": "opnorm.schedules",
+    "optimizer": "opnorm.training.optimizers",
+    "schedule": "opnorm.training.schedules",
     "analysis": "opnorm.analyses",
     "study": "opnorm.studies",
 }

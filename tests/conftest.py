@@ -8,7 +8,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
-install_import_hook("opnorm", "shapes.check")  # before anything imports opnorm
+import tests.shapes  # noqa: F401 - the hook looks it up by name
+
+install_import_hook("opnorm", "tests.shapes.check")  # before anything imports opnorm
 
 import torch  # noqa: E402
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from opnorm import objectives
 from opnorm.attacks import fgsm, pgd
-from opnorm.attacks.pgd import Ascent
+from opnorm.attacks._pgd import Ascent
 from opnorm.errors import AttackError, ModelError, OpnormError, SpecError
 from opnorm.objectives import alp, centers, fgsm_at, mixed, mmc, pgd_at, plain, trades
 from opnorm.spec import full, names, spec_of

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from opnorm import attacks, regularizers, schedules
+from opnorm import attacks, regularizers
 from opnorm.errors import AttackError, OpnormError, SpecError
 from opnorm.spec import FAMILIES, Call, build, full, names, parse, resolve, short, spec_of, walk
+from opnorm.training import schedules
 
 # ---------------------------------------------------------------- reading and writing
 
@@ -674,7 +675,7 @@ def test_full_and_short_mean_the_same_call(text):
         ("builtins.eval('1')", "standard library"),
         ("importlib.import_module('antigravity')", "standard library"),
         ("antigravity.fly()", "standard library"),
-        ("opnorm.run.Path('x')", "standard library"),
+        ("opnorm.runs.run.Path('x')", "standard library"),
         ("torch.add(1, 2)", "does not say what it accepts"),
         ("numpy.no_such_thing()", "has no function"),
     ],

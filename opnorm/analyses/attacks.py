@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from opnorm._core.modes import evaluating
 from opnorm.analyses.basic import Analysis, Row, batches
 from opnorm.analyses.points import amounts, check_count
 from opnorm.attacks import Attack, AutoAttack, fgsm, pgd
-from opnorm.attacks.evaluate import evaluate
-from opnorm.attacks.minimal import accuracy_curve, minimal_eps
+from opnorm.attacks.minimum_norm import accuracy_curve, minimal_eps
 from opnorm.data import Dataset, Split
 from opnorm.errors import SpecError
-from opnorm.modes import evaluating
+from opnorm.runs.attack_evaluation import evaluate
 from opnorm.spec import factory
 
 __all__ = [

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.modes import evaluating
 from opnorm.attacks import AutoAttack, autoattack, pgd
-from opnorm.attacks.pgd import Attack, check_logits
+from opnorm.attacks._pgd import Attack, check_logits
 from opnorm.data import Dataset, Split
 from opnorm.errors import SpecError
-from opnorm.modes import evaluating
 from opnorm.norms.table import measure
 from opnorm.spec import factory
 

@@ -7,13 +7,13 @@ from torch import nn
 
 from opnorm.analyses.basic import Analysis, Row
 from opnorm.analyses.points import amounts, check_count, sample, summary
-from opnorm.attacks.minimal import minimal_eps
-from opnorm.attacks.pgd import pgd
-from opnorm.certificates.lipschitz import lipschitz_radius
+from opnorm.attacks._pgd import pgd
+from opnorm.attacks.minimum_norm import minimal_eps
+from opnorm.certificates.radius import lipschitz_radius
 from opnorm.data import Dataset
 from opnorm.errors import SpecError
 from opnorm.jacobian import jacobian_norm, secant_ascent
-from opnorm.norms.network import lipschitz_bound
+from opnorm.norms.network.lipschitz import lipschitz_bound
 from opnorm.spec import factory
 
 __all__ = ["lipschitz_bracket", "robust_radius"]
@@ -89,7 +89,8 @@ def robust_radius(
 
     - from below, certified: margin over Lipschitz constant (:func:`opnorm.certificates.lipschitz_radius`), and at most
       n^(1/p), as no two points of [0, 1]^n are further apart;
-    - from above: the closest misclassified input that PGD finds by bisection (:func:`opnorm.attacks.minimal.minimal_eps`).
+    - from above: the closest misclassified input that PGD finds by bisection
+      (:func:`opnorm.attacks.minimum_norm.minimal_eps`).
 
     Both are 0 at points that are wrong from the beginning.
 

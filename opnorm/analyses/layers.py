@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from opnorm.analyses.basic import Analysis, Row, batches
 from opnorm.data import Dataset
 from opnorm.errors import ModelError, NormError
-from opnorm.norms.spectrum import singular_values
+from opnorm.norms.spectral.singular_values import singular_values
 from opnorm.norms.table import Visit, trace
-from opnorm.regularizers.layers import check_weights
+from opnorm.regularizers.targets import check_weights
 from opnorm.spec import factory
 
 __all__ = ["singular_spread", "weight_energy"]
@@ -22,7 +22,8 @@ def singular_spread() -> Analysis:
     """The standard deviation of the singular values of each linear and convolutional layer.
 
     It divides by the number of values, min(inputs, outputs). Zero-padded convolutions of more than 2,048 rows and columns
-    are taken on a circle instead; ``error`` bounds what that changes of the deviation (:mod:`opnorm.norms.spectrum`).
+    are taken on a circle instead; ``error`` bounds what that changes of the deviation
+    (:mod:`opnorm.norms.spectral.singular_values`).
 
     Returns:
         One row a layer, in the order of the forward pass: layer, kind, in_shape, count, std, error, mean, largest, method,

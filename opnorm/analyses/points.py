@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opnorm.attacks.checks import is_amount
-from opnorm.attacks.pgd import Attack
+from opnorm.attacks._checks import is_amount
+from opnorm.attacks._pgd import Attack
 from opnorm.data import Dataset
 from opnorm.errors import AttackError, SpecError
 

@@ -4,12 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from opnorm._core.modes import evaluating, undisturbed
 from opnorm.analyses.basic import Analysis, Row, batches, logits_of, splitter
 from opnorm.analyses.points import check_count
-from opnorm.attacks.checks import check_logits
+from opnorm.attacks._checks import check_logits
 from opnorm.data import Dataset, Split
 from opnorm.errors import ModelError, NormError
-from opnorm.modes import evaluating, undisturbed
 from opnorm.spec import factory
 from opnorm.theory import input_gradient_bound
 

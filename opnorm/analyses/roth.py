@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.random import point_keys, uniform
 from opnorm.analyses.basic import Analysis, Row
 from opnorm.analyses.points import (
     amounts,
@@ -21,8 +22,7 @@ from opnorm.analyses.points import (
     sample,
     summary,
 )
-from opnorm.attacks.pgd import Attack, pgd
-from opnorm.attacks.random import point_keys, uniform
+from opnorm.attacks._pgd import Attack, pgd
 from opnorm.data import Dataset
 from opnorm.jacobian import (
     activations,

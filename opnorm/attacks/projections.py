@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from opnorm.attacks import random
+from opnorm._core import random
 from opnorm.errors import AttackError
 
 __all__ = ["Ball", "L1Ball", "L2Ball", "LinfBall", "ball"]
@@ -31,7 +31,7 @@ class Ball(Protocol):
         """The radii (B,), float64."""
 
     def start(self, keys: Tensor) -> Tensor:
-        """Uniformly random points, one for each key; see :mod:`opnorm.attacks.random`."""
+        """Uniformly random points, one for each key; see :mod:`opnorm._core.random`."""
 
     def project(self, z: Tensor) -> Tensor:
         """The closest points inside (B, C, H, W)."""

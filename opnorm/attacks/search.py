@@ -1,6 +1,6 @@
 """Attacks as searches that advance many points side by side, each at an iteration of its own.
 
-:mod:`opnorm.attacks.hunt` runs them.
+:mod:`opnorm.attacks._batching` runs them.
 """
 
 import math
@@ -31,7 +31,7 @@ class Lanes(NamedTuple):
         y: labels (L,).
         target: the wrong class to reach (L,), -1 for none in particular.
         restart: how often this point and target were tried before (L,).
-        keys: of each lane's own random numbers (L,); see :mod:`opnorm.attacks.random`.
+        keys: of each lane's own random numbers (L,); see :mod:`opnorm._core.random`.
         reached: the largest margin that attacks before this one reached (L,); -inf where there was none.
         region: the balls around ``x``.
     """

@@ -8,8 +8,9 @@ From cheap to dear, each on the points that the ones before left open:
 - "crown": linear bounds for these, too.
 
 All but the first are for sequential networks of linear layers, convolutions, ReLU, pooling, Flatten, batch norm and
-:class:`opnorm.models.layers.Normalize`. They prove what the model computes in float32 (or in float64, or in TF32 on a GPU),
-not what its formula says, for sums in any order; see :mod:`opnorm.certificates.steps`. Fast convolutions that add up other
+:class:`opnorm.models.modules.Normalize`. They prove what the model computes in float32 (or in float64, or in TF32 on a GPU),
+not what its formula says, for sums in any order; see :mod:`opnorm.certificates.layer_bounds`.
+Fast convolutions that add up other
 products (Winograd, FFT), which some GPU libraries choose, are outside of the proof.
 """
 
@@ -19,13 +20,13 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from opnorm.attacks.autoattack import Certificate
-from opnorm.attacks.checks import check_inputs, check_logits, is_amount
-from opnorm.certificates.bounds import Balls, crown_work, intervals, lowest, tightened
-from opnorm.certificates.lipschitz import lipschitz_radius as lipschitz_radius
-from opnorm.certificates.steps import Step, Unknown, steps_of
+from opnorm._core.modes import undisturbed
+from opnorm.attacks._autoattack import Certificate
+from opnorm.attacks._checks import check_inputs, check_logits, is_amount
+from opnorm.certificates.layer_bounds import Step, Unknown, steps_of
+from opnorm.certificates.linear_bounds import Balls, crown_work, intervals, lowest, tightened
+from opnorm.certificates.radius import lipschitz_radius as lipschitz_radius
 from opnorm.errors import AttackError
-from opnorm.modes import undisturbed
 from opnorm.spec import factory
 
 __all__ = ["proof"]

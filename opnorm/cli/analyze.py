@@ -86,9 +86,9 @@ def compare(
 
 
 def _analyze(models: tuple[str, ...], options: Looking) -> None:
-    from opnorm.analyze import as_dict, calls, look, write
-    from opnorm.progress import AnalyzeProgress
-    from opnorm.store import Store
+    from opnorm.cli.progress import AnalyzeProgress
+    from opnorm.runs.network_report import as_dict, calls, look, write
+    from opnorm.runs.store import Store
 
     data, out, limit = options.data, options.out, options.limit
     analyses = calls(options.what, points=options.points, seed=options.seed)
@@ -122,10 +122,11 @@ def _named(text: str) -> tuple[str, str]:
 
 def _subject(text: str, data: str, out: Path) -> tuple[Any, Any]:
     """A network with what a page calls it, and the data set."""
-    from opnorm import files, spec
-    from opnorm.analyze import Subject
-    from opnorm.run import Run
-    from opnorm.store import Store
+    from opnorm import spec
+    from opnorm._core import files
+    from opnorm.runs.network_report import Subject
+    from opnorm.runs.run import Run
+    from opnorm.runs.store import Store
 
     label, model = _named(text)
     network, dataset = network_and_data(model, data, out)

@@ -55,11 +55,11 @@ def attack(
 
     opnorm attack 'my_package.models.noisy()' --data 'digits()' --version rand --json
     """
-    from opnorm.attacks.evaluate import evaluate, save_points
-    from opnorm.attacks.sheet import contact_sheet
-    from opnorm.progress import AttackProgress
-    from opnorm.store import Store
-    from opnorm.train import as_pixels
+    from opnorm.cli.progress import AttackProgress
+    from opnorm.runs.attack_evaluation import evaluate, save_points
+    from opnorm.runs.image_sheet import contact_sheet
+    from opnorm.runs.store import Store
+    from opnorm.training.loop import as_pixels
 
     for option, path, suffix in (("--save", save, ".safetensors"), ("--sheet", sheet, ".png")):
         if path is not None and (path.suffix != suffix or not path.absolute().parent.is_dir()):
@@ -89,7 +89,7 @@ def attack(
 
 
 def _print_evaluation(done: Any) -> None:
-    from opnorm.norms.show import label as norm_label
+    from opnorm.norms.display import label as norm_label
 
     v, (low, high) = done.verdict, done.verdict.interval
     right, stand, points = int(v.right.sum()), int((v.right & ~v.fooled).sum()), len(v.right)

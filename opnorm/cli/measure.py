@@ -56,8 +56,8 @@ def norms(
     from rich.console import Console
 
     from opnorm.norms import NormTable, compare, lipschitz_bound
-    from opnorm.norms.network import sentences
-    from opnorm.norms.show import order
+    from opnorm.norms.display import order
+    from opnorm.norms.network.lipschitz import sentences
 
     if json + csv + markdown > 1:
         raise OpnormError("--json, --csv and --markdown exclude each other")
@@ -151,7 +151,7 @@ def _shape(text: str) -> tuple[int, ...]:
 def _input_shape(call: Any) -> tuple[Any, ...]:
     """The in_shape that the model was made with, wherever in the call it stands, or in the file that it names."""
     from opnorm import spec
-    from opnorm.models.files import SPEC_KEY, read_tensors
+    from opnorm.models.loading import SPEC_KEY, read_tensors
 
     calls = list(spec.walk(spec.full(call, "model")))
     for part in [c for c in calls if c.name == "file"]:
@@ -181,9 +181,9 @@ def separation(
     opnorm separation 'parquet("cifar10")' --norm inf
     """
     from opnorm import spec
-    from opnorm.norms.show import label
-    from opnorm.progress import SeparationProgress
-    from opnorm.separation import separation as search
+    from opnorm.cli.progress import SeparationProgress
+    from opnorm.data.class_separation import separation as search
+    from opnorm.norms.display import label
 
     dataset = spec.build(data, "data set")
     with SeparationProgress() as progress:

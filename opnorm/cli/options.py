@@ -47,6 +47,6 @@ def check_device(device: str) -> None:
 
 def print_json(value: Any) -> None:
     """JSON for standard output, null for NaN and infinities."""
-    from opnorm.files import to_json
+    from opnorm._core.files import to_json
 
     print(to_json(value))

@@ -48,10 +48,10 @@ def train(
 
     opnorm train --objective 'pgd_at(eps=0.1)' --regularizers 'norm_decay(p=inf, beta=0.01)' --epochs 20
     """
-    from opnorm import parallel
-    from opnorm.progress import TrainProgress
-    from opnorm.run import DEFAULT_ANALYSES, Run, execute
-    from opnorm.store import Store
+    from opnorm.cli.progress import TrainProgress
+    from opnorm.runs.run import DEFAULT_ANALYSES, Run, execute
+    from opnorm.runs.store import Store
+    from opnorm.training import distributed as parallel
 
     run = Run(
         model, data, objective, regularizers, optimizer, schedule, epochs, batch, augment, limit, precision,
@@ -69,7 +69,7 @@ def train(
             {"key": run.key, "folder": str(result.folder), "run": run.as_dict(), "results": result.rows}
         )
         return
-    from opnorm.norms.show import label as norm_label
+    from opnorm.norms.display import label as norm_label
 
     for row in result.find("accuracy"):
         print(
@@ -108,9 +108,9 @@ def study(
     opnorm study tour --data 'parquet("mnist")' --limit 2000 --seeds 1
     """
     from opnorm import spec
-    from opnorm.progress import StudyProgress
-    from opnorm.store import Store
-    from opnorm.study import Study, carry_out, write
+    from opnorm.cli.progress import StudyProgress
+    from opnorm.runs.runner import Study, carry_out, write
+    from opnorm.runs.store import Store
 
     options = {"data": data, "model": model, "seeds": seeds, "limit": limit, "size": size}
     call = spec.parse(name)
@@ -159,8 +159,8 @@ def ls(
     json: Json = False,
 ) -> None:
     """List the runs of a folder: key, state, when begun, seconds, what."""
-    from opnorm.run import label
-    from opnorm.store import Store
+    from opnorm.runs.run import label
+    from opnorm.runs.store import Store
 
     rows = Store(out).ls()
     if json:

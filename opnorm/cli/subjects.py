@@ -23,7 +23,7 @@ def run_folder(model: str, out: Path) -> Path | None:
 
 def data_of(model: str, out: Path) -> str:
     """The data set of a run, as a call; OpnormError where the text is no run."""
-    from opnorm.store import Store
+    from opnorm.runs.store import Store
 
     folder = run_folder(model, out)
     if folder is None:
@@ -39,8 +39,8 @@ def network_and_data(model: str, data: str, out: Path) -> tuple[Any, Any]:
     """A network, from a call or from a run, and a data set that it was checked against."""
     from dataclasses import replace
 
-    from opnorm.run import Run, load_weights, make_data, make_model
-    from opnorm.store import Store
+    from opnorm.runs.run import Run, load_weights, make_data, make_model
+    from opnorm.runs.store import Store
 
     folder = run_folder(model, out)
     if folder is None:

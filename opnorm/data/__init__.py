@@ -4,11 +4,11 @@
 downloads them first, ``folder(path)`` reads class folders of image files. Each gives a :class:`Dataset`.
 """
 
+from opnorm.data._digits import digits
+from opnorm.data._folder import folder
+from opnorm.data._hub import hf
+from opnorm.data._parquet import parquet
 from opnorm.data.dataset import Dataset as Dataset
 from opnorm.data.dataset import Split as Split
-from opnorm.data.digits import digits
-from opnorm.data.folder import folder
-from opnorm.data.hub import hf
-from opnorm.data.parquet import parquet
 
 __all__ = ["digits", "folder", "hf", "parquet"]  # the names a user can call in text

@@ -11,10 +11,10 @@ The output is that of the model, or of a layer by its name: ``layer="features.3"
 """
 
 from opnorm.jacobian.iteration import Found, dual, lp_norm, on_sphere, power_iteration, random_start
-from opnorm.jacobian.norms import PointNorms, jacobian_norm
+from opnorm.jacobian.linear_regions import Pattern, activations, same_region, shared_activations
+from opnorm.jacobian.point_norms import PointNorms, jacobian_norm
 from opnorm.jacobian.products import Jacobian, Matrices, Products, explicit, linearized
-from opnorm.jacobian.regions import Pattern, activations, same_region, shared_activations
-from opnorm.jacobian.spectra import Features, alignment, features, singular_values
+from opnorm.jacobian.singular_vectors import Features, alignment, features, singular_values
 from opnorm.jacobian.theorem import Secant, Steps, secant_ascent, theorem_1
 
 __all__ = [

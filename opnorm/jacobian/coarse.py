@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opnorm.fast import has_bf16
+from opnorm._core.surrogate import has_bf16
 from opnorm.jacobian.products import Jacobian
 
 __all__ = ["CoarseRows", "usable"]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from opnorm.attacks.random import normal, point_keys
+from opnorm._core.random import normal, point_keys
 from opnorm.errors import NormError
 from opnorm.jacobian.products import Products
 

@@ -12,9 +12,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.modes import Mode, undisturbed
 from opnorm.errors import ModelError, NormError
-from opnorm.modes import Mode, undisturbed
-from opnorm.norms.visits import eagerly
+from opnorm.norms.network.trace import eagerly
 
 __all__ = ["Jacobian", "Matrices", "Products", "explicit", "linearized"]
 

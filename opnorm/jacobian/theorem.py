@@ -6,11 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.modes import Mode
 from opnorm.errors import NormError
 from opnorm.jacobian.iteration import check_orders, conjugate, dual, lp_norm, power_iteration, random_start
+from opnorm.jacobian.linear_regions import activations, same_region
 from opnorm.jacobian.products import linearized
-from opnorm.jacobian.regions import activations, same_region
-from opnorm.modes import Mode
 
 __all__ = ["Secant", "Steps", "secant_ascent", "theorem_1"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from opnorm.errors import ModelError
-from opnorm.models.layers import Normalize
+from opnorm.models.modules import Normalize
 from opnorm.spec import factory
 
 __all__ = ["cnn", "mlp"]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from opnorm.errors import ModelError
 from opnorm.models.basic import Numbers
-from opnorm.models.layers import Normalize
+from opnorm.models.modules import Normalize
 
 __all__ = [
     "Block",
@@ -128,7 +128,7 @@ def staged(
         strides: of the first block of each stage.
         in_shape: of one image, (C, H, W).
         classes: number of logits.
-        mean: see :class:`~opnorm.models.layers.Normalize`.
+        mean: see :class:`~opnorm.models.modules.Normalize`.
         std: likewise.
         last: what stands between the last stage and the pooling.
     """

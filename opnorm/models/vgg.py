@@ -7,7 +7,7 @@ from torch import nn
 from opnorm.errors import ModelError
 from opnorm.models.basic import Numbers, check_sizes
 from opnorm.models.initialization import he
-from opnorm.models.layers import Normalize
+from opnorm.models.modules import Normalize
 from opnorm.models.stages import named
 from opnorm.spec import factory
 

@@ -6,7 +6,7 @@ from torch import nn
 from opnorm.errors import ModelError
 from opnorm.models.basic import Numbers, check_sizes
 from opnorm.models.initialization import fixup, he, xavier
-from opnorm.models.layers import ConvexSum
+from opnorm.models.modules import ConvexSum
 from opnorm.models.stages import PreActivated, bottleneck, check_choice, conv, named, staged, stem
 from opnorm.spec import factory
 
@@ -34,7 +34,7 @@ def wrn(
         norm: ``"bn"``, batch norm and He initialization; or ``"fixup"``, neither, see
             :func:`opnorm.models.initialization.fixup`. (A Fixup net gives zero logits until the first step.)
         aggregation: ``"sum"``, shortcut + branch; or ``"convex"``, α shortcut + (1 - α) branch with a learned α, see
-            :class:`opnorm.models.layers.ConvexSum`.
+            :class:`opnorm.models.modules.ConvexSum`.
         in_shape: of one image, (C, H, W); taken from the data when trained by opnorm, like classes, mean and std.
         classes: number of logits.
         mean: subtracted from the pixels; one number or one a channel.

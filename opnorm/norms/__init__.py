@@ -1,9 +1,9 @@
 """Norms of one layer and of every layer: what they are, whatever the data."""
 
-from opnorm.norms.bounds import BOUNDS, bound, sgl_norm, vs_norm
-from opnorm.norms.compare import Change, Comparison, Summary, compare
-from opnorm.norms.exact import exact_all, fold_batch_norm, folded, l1, linf
-from opnorm.norms.functional import (
+from opnorm.norms._operator_norm import operator_norm
+from opnorm.norms.comparison import Change, Comparison, Summary, compare
+from opnorm.norms.exact.by_layer import exact_all, fold_batch_norm, folded, l1, linf
+from opnorm.norms.exact.kernel_sums import (
     conv_l1,
     conv_linf,
     conv_transpose_l1,
@@ -12,11 +12,11 @@ from opnorm.norms.functional import (
     linear_linf,
 )
 from opnorm.norms.induced import induced_norm
-from opnorm.norms.layer import operator_norm
-from opnorm.norms.network import NetworkBound, Part, lipschitz_bound, spectral_complexity
+from opnorm.norms.network.lipschitz import NetworkBound, Part, lipschitz_bound, spectral_complexity
 from opnorm.norms.nonlinear import lipschitz
-from opnorm.norms.spectral import Norm, lanczos, power_iteration, spectral
-from opnorm.norms.spectrum import Spectrum, singular_values
+from opnorm.norms.spectral.cheap_bounds import BOUNDS, bound, sgl_norm, vs_norm
+from opnorm.norms.spectral.interval import Norm, lanczos, power_iteration, spectral_norm
+from opnorm.norms.spectral.singular_values import Spectrum, singular_values
 from opnorm.norms.table import LayerNorms, NormTable, Product, Visit, measure, trace
 
 __all__ = [
@@ -54,8 +54,8 @@ __all__ = [
     "power_iteration",
     "sgl_norm",
     "singular_values",
-    "spectral",
     "spectral_complexity",
+    "spectral_norm",
     "trace",
     "vs_norm",
 ]

@@ -21,8 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from opnorm.errors import NormError
-from opnorm.linear import (
+from opnorm._core.linear_map import (
     LinearMap,
     Shape,
     conv_geometry,
@@ -33,9 +32,10 @@ from opnorm.linear import (
     transpose_geometry,
     unwrap,
 )
-from opnorm.norms.exact import l1, linf
-from opnorm.norms.functional import Plan, conv_plan, linear_plan, pq_norm
-from opnorm.norms.spectral import Norm, spectral
+from opnorm.errors import NormError
+from opnorm.norms.exact.by_layer import l1, linf
+from opnorm.norms.exact.kernel_sums import Plan, conv_plan, linear_plan, pq_norm
+from opnorm.norms.spectral.interval import Norm, spectral_norm
 
 __all__ = ["induced", "induced_norm", "induced_power_iteration"]
 
@@ -156,7 +156,7 @@ def induced_norm(
     layer, in_shape = unwrap(layer), tuple(in_shape)
     double = in_float64(layer)
     if p == q == 2:
-        return spectral(layer, in_shape)
+        return spectral_norm(layer, in_shape)
     with torch.no_grad():
         if p == q == 1 or p == q == math.inf:
             value = (l1 if p == 1 else linf)(double, in_shape)
@@ -189,7 +189,7 @@ def _layer_ends(layer: nn.Module, linear: LinearMap) -> _Ends:
     weight: Any = getattr(layer, "weight", None)
     with torch.no_grad():
         one, infinity = float(l1(layer, shape)), float(linf(layer, shape))
-        sigma = float(spectral(layer, shape).upper)
+        sigma = float(spectral_norm(layer, shape).upper)
         by_column, by_row = (_single_plan(layer, shape, side) for side in (0, 1))
 
         def columns(q: float) -> float:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.linear_map import Shape, overrides
 from opnorm.errors import NormError
-from opnorm.linear import Shape, overrides
 
 __all__ = ["copies", "is_copying", "is_nonlinear", "lipschitz", "window_count"]
 

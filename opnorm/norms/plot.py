@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opnorm.errors import NormError
-from opnorm.norms import show
+from opnorm.norms import display as show
 
 if TYPE_CHECKING:
     from opnorm.norms.table import NormTable
@@ -131,7 +131,7 @@ def write_plot(table: "NormTable", path: Path) -> Path:
     """Write the chart; see :meth:`opnorm.norms.NormTable.plot`."""
     import vl_convert
 
-    from opnorm.files import replacing
+    from opnorm._core.files import replacing
 
     chart = spec(table)
     options: dict[str, Any] = {"config": CONFIG, "allowed_base_urls": []}

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from opnorm._core.linear_map import Shape
 from opnorm.errors import NormError, OpnormError
-from opnorm.linear import Shape
-from opnorm.norms import show
-from opnorm.norms.layer import Double, Order, asked, check_ords, check_weights, norm_of
+from opnorm.norms import display as show
+from opnorm.norms._operator_norm import Double, Order, asked, check_ords, check_weights, norm_of
+from opnorm.norms.network.trace import Example, Visit, arguments, input_text, layers, trace, unwrapped
 from opnorm.norms.nonlinear import is_nonlinear, lipschitz
-from opnorm.norms.spectral import Norm, check_width
-from opnorm.norms.visits import Example, Visit, arguments, input_text, layers, trace, unwrapped
+from opnorm.norms.spectral.interval import Norm, check_width
 
 __all__ = ["LayerNorms", "NormTable", "Product", "Visit", "measure", "trace"]
 
@@ -315,7 +315,7 @@ def measure(
         ords: which norms: 1 and ``math.inf`` exact, 2 as an interval, pairs (p, q).
         only: leave out all layers but those whose name or class matches a pattern, as :meth:`NormTable.select`.
         progress: show a bar with the time left on standard error, if that is a terminal.
-        width: of ℓ2 intervals, upper / lower - 1, to aim at; 5e-3 when None. See :func:`opnorm.norms.spectral`.
+        width: of ℓ2 intervals, upper / lower - 1, to aim at; 5e-3 when None. See :func:`opnorm.norms.spectral_norm`.
         failure: probability with which the upper end of each may be wrong, for narrow intervals of large layers.
 
     Raises:

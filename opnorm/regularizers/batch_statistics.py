@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from opnorm.modes import evaluating
-from opnorm.norms.visits import eagerly
+from opnorm._core.modes import evaluating
+from opnorm.norms.network.trace import eagerly
 
 __all__ = ["point_by_point"]
 

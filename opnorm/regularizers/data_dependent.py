@@ -12,7 +12,7 @@ from opnorm.jacobian import Jacobian, Matrices, dual, linearized, lp_norm, power
 from opnorm.jacobian.iteration import conjugate
 from opnorm.regularizers.batch_statistics import point_by_point
 from opnorm.regularizers.hooks import Hooks, Regularizer
-from opnorm.regularizers.layers import check_weights
+from opnorm.regularizers.targets import check_weights
 from opnorm.spec import factory
 
 __all__ = ["dd_onr", "dd_snr"]

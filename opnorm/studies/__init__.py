@@ -1,5 +1,5 @@
 """Studies: factories of a list of runs with a report."""
 
-from opnorm.studies.tour import tour
+from opnorm.studies._tour import tour
 
 __all__ = ["tour"]

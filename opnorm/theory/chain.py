@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from opnorm._core.linear_map import Shape, overrides
+from opnorm._core.modes import evaluating
 from opnorm.errors import ModelError
-from opnorm.linear import Shape, overrides
 from opnorm.models.stages import PreActivated, Residual
-from opnorm.modes import evaluating
 
 __all__ = ["BLOCKS", "WEIGHTED", "Place", "is_weighted", "places"]
 

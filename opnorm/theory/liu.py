@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from opnorm.attacks.checks import check_logits
+from opnorm._core.linear_map import dense, linear_map
+from opnorm._core.modes import evaluating, undisturbed
+from opnorm.attacks._checks import check_logits
 from opnorm.errors import ModelError
-from opnorm.linear import dense, linear_map
-from opnorm.models.layers import ConvexSum
+from opnorm.models.modules import ConvexSum
 from opnorm.models.stages import PreActivated
-from opnorm.modes import evaluating, undisturbed
-from opnorm.norms.network import lipschitz_bound
+from opnorm.norms.network.lipschitz import lipschitz_bound
 from opnorm.theory.chain import BLOCKS, Place, is_weighted, places
 
 __all__ = ["GradientBound", "Step", "input_gradient_bound"]

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.linear_map import overrides
 from opnorm.errors import ModelError, SpecError
-from opnorm.linear import overrides
-from opnorm.models.layers import Normalize
-from opnorm.norms.spectrum import singular_values
+from opnorm.models.modules import Normalize
+from opnorm.norms.spectral.singular_values import singular_values
 from opnorm.theory.chain import Place, is_weighted, places
 
 __all__ = ["GeneralizationBound", "generalization_bound"]

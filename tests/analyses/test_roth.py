@@ -20,7 +20,7 @@ from opnorm.analyses import (
 )
 from opnorm.analyses.points import in_double, random_network, sample
 from opnorm.attacks import pgd
-from opnorm.attacks.pgd import Ascent
+from opnorm.attacks._pgd import Ascent
 from opnorm.certificates import lipschitz_radius
 from opnorm.data import Dataset, Split
 from opnorm.errors import AttackError, ModelError, OpnormError, SpecError

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from opnorm._core.linear_map import dense, linear_map
 from opnorm.analyses import generalization_gap, input_gradients, predictions, singular_spread, weight_energy
 from opnorm.data import Dataset, Split
 from opnorm.errors import ModelError, SpecError
-from opnorm.linear import dense, linear_map
 from opnorm.models import cnn, mlp
 from opnorm.theory import input_gradient_bound
 

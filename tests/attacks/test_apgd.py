@@ -5,18 +5,18 @@ import warnings
 
 import pytest
 import torch
-from test_contract import best_in_ball_and_box, exactly_inside
 from torch import nn
-from victims import EPS, Linear, images, net
 
-from opnorm.attacks.apgd import APGD, SparseAPGD, _near, _near_sparse, _sparse, apgd
-from opnorm.attacks.hunt import hunt
+from opnorm._core.random import point_keys
+from opnorm.attacks._apgd import APGD, SparseAPGD, _near, _near_sparse, _sparse, apgd
+from opnorm.attacks._batching import hunt
 from opnorm.attacks.losses import rank_targets, towards
 from opnorm.attacks.projections import ball
-from opnorm.attacks.random import point_keys
 from opnorm.attacks.search import Answer, Lanes
 from opnorm.errors import AttackError
 from opnorm.spec import spec_of
+from tests.attacks.test_contract import best_in_ball_and_box, exactly_inside
+from tests.attacks.victims import EPS, Linear, images, net
 
 
 class Bumpy(nn.Module):

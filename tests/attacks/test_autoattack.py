@@ -7,20 +7,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_contract import exactly_inside, record, same
 from torch import nn
-from victims import EPS, images, net
 
-from opnorm.attacks import scout as scouts
-from opnorm.attacks.autoattack import AutoAttack, autoattack
-from opnorm.attacks.hunt import Task, hunt_together
+from opnorm.attacks import _surrogate as scouts
+from opnorm.attacks._autoattack import AutoAttack, autoattack
+from opnorm.attacks._batching import Task, hunt_together
+from opnorm.attacks._square import Square
+from opnorm.attacks.result import Verdict, wilson
 from opnorm.attacks.search import Search
-from opnorm.attacks.square import Square
-from opnorm.attacks.verdict import Verdict, wilson
 from opnorm.errors import AttackError
 from opnorm.spec import build, spec_of
+from tests.attacks.test_contract import exactly_inside, record, same
+from tests.attacks.victims import EPS, images, net
 
-module = importlib.import_module("opnorm.attacks.autoattack")  # the package has the factory under this name
+module = importlib.import_module("opnorm.attacks._autoattack")  # the package has the factory under this name
 
 GRADIENTS = ("apgd-ce", "apgd-t")  # the two fast ones
 
@@ -104,7 +104,7 @@ def test_stages_do_not_share_random_numbers_and_may_be_chosen():
 
 def test_attacks_that_share_a_batch_break_what_they_break_apart(monkeypatch):
     model, x, y = trained(dtype=torch.float64)
-    monkeypatch.setattr("opnorm.attacks.hunt.EARLY", 2)  # of the ten steps
+    monkeypatch.setattr("opnorm.attacks._batching.EARLY", 2)  # of the ten steps
 
     def nothing(model, x, y, eps, norm):  # to be proved after the first attack, which therefore runs alone
         return torch.zeros_like(y, dtype=torch.bool)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from victims import ATTACKS, EPS, Linear, images, make, net, on_all_attacks
 
+from opnorm._core.modes import undisturbed
 from opnorm.errors import AttackError, OpnormError
-from opnorm.modes import undisturbed
+from tests.attacks.victims import ATTACKS, EPS, Linear, images, make, net, on_all_attacks
 
 
 def exactly_inside(x, z, eps, norm):

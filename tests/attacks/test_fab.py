@@ -5,19 +5,19 @@ import warnings
 
 import pytest
 import torch
-from test_contract import exactly_inside, record, same
-from test_planes import distance_to_plane
 from torch import nn
-from victims import EPS, images, net
 
-from opnorm.attacks.fab import FAB, fab
-from opnorm.attacks.hunt import hunt
+from opnorm._core.random import point_keys
+from opnorm.attacks._batching import hunt
+from opnorm.attacks._fab import FAB, fab
 from opnorm.attacks.losses import rank_targets
 from opnorm.attacks.projections import ball
-from opnorm.attacks.random import point_keys
 from opnorm.attacks.search import Lanes
 from opnorm.errors import AttackError
 from opnorm.spec import build, spec_of
+from tests.attacks.test_contract import exactly_inside, record, same
+from tests.attacks.test_hyperplanes import distance_to_plane
+from tests.attacks.victims import EPS, images, net
 
 NORMS = (math.inf, 2, 1)
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from victims import EPS, images, net
 
 from opnorm.attacks import pgd
+from opnorm.attacks._pgd import Ascent
 from opnorm.attacks.losses import AGAINST_CLEAN, LOSSES, dlr, margin
-from opnorm.attacks.pgd import Ascent
+from tests.attacks.victims import EPS, images, net
 
 G = torch.Generator().manual_seed(0)
 Z = 3 * torch.randn(6, 4, generator=G, dtype=torch.float64)

@@ -4,18 +4,18 @@ import math
 
 import pytest
 import torch
-from honest import honest, points
 from torch import nn
-from victims import EPS, Linear, images
 
-from opnorm.attacks.apgd import APGD
-from opnorm.attacks.autoattack import AutoAttack
-from opnorm.attacks.fab import FAB
-from opnorm.attacks.hunt import Task, hunt, hunt_together
+from opnorm.attacks._apgd import APGD
+from opnorm.attacks._autoattack import AutoAttack
+from opnorm.attacks._batching import Task, hunt, hunt_together
+from opnorm.attacks._fab import FAB
+from opnorm.attacks._square import Square
 from opnorm.attacks.projections import ball
 from opnorm.attacks.search import falls_short, unmarked
-from opnorm.attacks.square import Square
 from opnorm.errors import AttackError
+from tests.attacks.honest import honest, points
+from tests.attacks.victims import EPS, Linear, images
 
 
 @pytest.mark.parametrize("norm", [math.inf, 2, 1])

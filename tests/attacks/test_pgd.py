@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from victims import EPS, Linear, images, net
 
 from opnorm.attacks import apgd, fab, fgsm, pgd
 from opnorm.errors import AttackError
+from tests.attacks.victims import EPS, Linear, images, net
 
 
 def loss_of(model, x, y):

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from opnorm._core.random import normal, point_keys, uniform
 from opnorm.attacks.projections import ball
-from opnorm.attacks.random import normal, point_keys, uniform
 from opnorm.errors import AttackError
 
 

@@ -5,15 +5,15 @@ import math
 import pytest
 import torch
 from torch import nn
-from victims import EPS, Linear, images, net
 
-from opnorm.attacks.apgd import apgd_search
-from opnorm.attacks.fab import FAB
-from opnorm.attacks.hunt import Task, _keys, _one_each, hunt, hunt_together
+from opnorm.attacks._apgd import apgd_search
+from opnorm.attacks._batching import Task, _keys, _one_each, hunt, hunt_together
+from opnorm.attacks._fab import FAB
+from opnorm.attacks._square import Square
 from opnorm.attacks.projections import ball
 from opnorm.attacks.search import Search
-from opnorm.attacks.square import Square
 from opnorm.errors import AttackError
+from tests.attacks.victims import EPS, Linear, images, net
 
 
 class Climb(Search):

@@ -7,18 +7,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_contract import exactly_inside, record, same
 from torch import nn
-from victims import EPS, Linear, images, net
 
-from opnorm.attacks.autoattack import AutoAttack
-from opnorm.attacks.hunt import hunt
+from opnorm._core.random import point_keys
+from opnorm.attacks._autoattack import AutoAttack
+from opnorm.attacks._batching import hunt
+from opnorm.attacks._square import Square, _Window, square
 from opnorm.attacks.projections import ball
-from opnorm.attacks.random import point_keys
 from opnorm.attacks.search import Answer, Lanes
-from opnorm.attacks.square import Square, _Window, square
 from opnorm.errors import AttackError
 from opnorm.spec import build, spec_of
+from tests.attacks.test_contract import exactly_inside, record, same
+from tests.attacks.victims import EPS, Linear, images, net
 
 NORMS = (math.inf, 2, 1)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opnorm import spec
-from opnorm.augmentations import boxes, crop, flip, random_resized_crop
+from opnorm.data.augmentations import boxes, crop, flip, random_resized_crop
 from opnorm.errors import DataError, SpecError
 
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from maps import INF, nets, points, truth
 from torch import nn
 
 from opnorm.jacobian import coarse as module
@@ -11,6 +10,7 @@ from opnorm.jacobian import jacobian_norm, linearized, lp_norm
 from opnorm.jacobian.coarse import CoarseRows, usable
 from opnorm.jacobian.products import together
 from opnorm.models import resnet
+from tests.jacobian.maps import INF, nets, points, truth
 
 
 @pytest.fixture(autouse=True)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from maps import CELLS, INF, nets, points, truth
 
 from opnorm.errors import NormError
 from opnorm.jacobian import Matrices, dual, linearized, lp_norm, on_sphere, power_iteration, random_start
 from opnorm.jacobian.iteration import conjugate
+from tests.jacobian.maps import CELLS, INF, nets, points, truth
 
 
 def gauss(*shape, seed=0):

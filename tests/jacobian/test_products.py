@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from maps import Residual, nets, points, truth
 from torch import nn
 
 from opnorm.errors import ModelError, NormError
 from opnorm.jacobian import Matrices, Products, explicit, linearized
+from tests.jacobian.maps import Residual, nets, points, truth
 
 NETS = nets()
 

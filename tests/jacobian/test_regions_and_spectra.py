@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from maps import nets, points, truth
 from torch import nn
 
 from opnorm.errors import ModelError, NormError
@@ -20,8 +19,9 @@ from opnorm.jacobian import (
     shared_activations,
     singular_values,
 )
-from opnorm.jacobian import spectra as module
+from opnorm.jacobian import singular_vectors as module
 from opnorm.models import cnn, mlp
+from tests.jacobian.maps import nets, points, truth
 
 
 class Units(nn.Module):

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from maps import CELLS, INF, nets, points
 from torch import nn
 
 from opnorm.attacks.projections import ball
@@ -21,6 +20,7 @@ from opnorm.jacobian import (
     secant_ascent,
     theorem_1,
 )
+from tests.jacobian.maps import CELLS, INF, nets, points
 
 EPS = {1: 2e-3, 2: 1e-3, INF: 1e-4}
 

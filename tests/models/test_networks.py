@@ -25,7 +25,7 @@ from opnorm.models import (
     wrn50_2,
 )
 from opnorm.models.initialization import fixup, he, xavier
-from opnorm.models.layers import ConvexSum, Normalize
+from opnorm.models.modules import ConvexSum, Normalize
 from opnorm.models.senet import Gate
 from opnorm.models.stages import PreActivated, Residual, bottleneck
 from opnorm.norms import lipschitz_bound, trace

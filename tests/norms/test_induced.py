@@ -6,14 +6,14 @@ import math
 
 import pytest
 import torch
-from cases import CASES, PADDED_CASES, TRANSPOSED_CASES, WEIGHTLESS_CASES, matrix, on_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from opnorm._core.linear_map import linear_map
 from opnorm.errors import NormError
-from opnorm.linear import linear_map
 from opnorm.norms.induced import induced, induced_norm, induced_power_iteration
+from tests.norms.cases import CASES, PADDED_CASES, TRANSPOSED_CASES, WEIGHTLESS_CASES, matrix, on_cases
 
 module = importlib.import_module("opnorm.norms.induced")  # the package may have a function of that name
 INF = math.inf

@@ -7,11 +7,9 @@ import json
 import math
 import warnings
 
-import nets
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import matrix
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -21,10 +19,13 @@ from torch.nn.utils import prune
 import opnorm
 from opnorm.errors import NormError, OpnormError
 from opnorm.models import cnn, resnet
-from opnorm.norms import Norm, NormTable, measure, operator_norm, show, trace
+from opnorm.norms import Norm, NormTable, measure, operator_norm, trace
+from opnorm.norms import display as show
+from opnorm.norms.network.trace import arguments
 from opnorm.norms.plot import spec
 from opnorm.norms.table import product
-from opnorm.norms.visits import arguments
+from tests.norms import nets
+from tests.norms.cases import matrix
 
 
 def small():

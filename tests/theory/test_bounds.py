@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from opnorm import models
+from opnorm._core.linear_map import dense, linear_map
 from opnorm.errors import AttackError, ModelError, SpecError
-from opnorm.linear import dense, linear_map
 from opnorm.theory import generalization_bound, input_gradient_bound
 
 

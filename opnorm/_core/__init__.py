@@ -1,0 +1,1 @@
+"""Private numerical kernels and helpers, each written once; nothing here is public."""

@@ -1,0 +1,147 @@
+"""How far each point is from the closest one that the model gets wrong, as far as attacks can tell: upper bounds.
+
+Distances are in pixel values of [0, 1], in some norm, and computed in float64 from the very points that were found.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from opnorm._core.modes import Mode, undisturbed
+from opnorm.attacks._checks import check_inputs, check_logits, is_amount
+from opnorm.attacks._pgd import Attack
+from opnorm.errors import AttackError
+
+__all__ = ["Closest", "accuracy_curve", "gaps", "minimal_eps", "tighten"]
+
+BISECTIONS = 10  # of the segment that leads to a point: to 0.1 % of its length
+
+
+class Closest(NamedTuple):
+    """The closest misclassified points that were found.
+
+    Attributes:
+        points: (B, C, H, W) in [0, 1]; the clean point where none was found, and where it is misclassified itself.
+        distance: (B,), float64; 0 where the clean point is misclassified, inf where nothing was found.
+    """
+
+    points: Tensor
+    distance: Tensor
+
+
+def minimal_eps(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attack: Callable[[float], Attack],
+    norm: float = math.inf,
+    highest: float = 64 / 255,
+    halvings: int = 8,
+    mode: Mode = "eval",
+) -> Closest:
+    """For each point the smallest ε at which an attack fools the model, by bisection.
+
+    Of a grid of 2^halvings radii up to the highest, each point is tried at the one in the middle of what is still open for
+    it, all points with the same middle in one batch. One that is fooled is done with all radii from the distance of what
+    was found on, which may be well below the radius that was tried.
+
+    Args:
+        model: gives logits (B, K); comes back as it was.
+        x: (B, C, H, W) in [0, 1].
+        y: labels (B,).
+        attack: makes the attack for a radius: ``lambda eps: pgd(norm=2, eps=eps)``.
+        norm: of the distance, the same as that of the attack.
+        highest: the largest radius, in pixel values of [0, 1]; it is tried first.
+        halvings: how fine the grid is.
+        mode: of the model when it says who is fooled.
+
+    Returns:
+        Upper bounds of the true distances; inf where the attack fails at the highest radius.
+
+    Raises:
+        AttackError: a setting or an input that makes no sense, or a point of the attack beyond its radius.
+    """
+    if not is_amount(highest) or highest == 0:
+        raise AttackError(f"highest={highest!r}: expected a radius above 0 in pixel values, such as 64/255")
+    if isinstance(halvings, bool) or not isinstance(halvings, int) or not 0 <= halvings <= 24:
+        raise AttackError(f"halvings={halvings!r}: expected a whole number from 0 to 24")
+    check_inputs(x, y)
+    x = x.detach()
+    points, cells = x.clone(), 2**halvings
+    wrong = _wrong(model, x, y, mode)
+    distance = torch.where(wrong, 0.0, math.inf).double()
+    # stands at radius low, fooled at radius high, both in cells; the first try is at the highest
+    low, high = torch.zeros_like(y), torch.where(wrong, 1, 2 * cells)
+    while (open_ := high - low > 1).any():
+        middle = (low + high) // 2
+        for at in middle[open_].unique().tolist():
+            here = (open_ & (middle == at)).nonzero().squeeze(1)
+            found, eps = attack(at / cells * highest)(model, x[here], y[here]), at / cells * highest
+            far = gaps(x[here], found, norm)
+            if (far > eps * (1 + 1e-6)).any():
+                raise AttackError(
+                    f"the attack made for eps={eps:.4g} went as far as {float(far.max()):.4g} in norm {norm:g}; "
+                    "does it take another norm?"
+                )
+            fooled = _wrong(model, found, y[here], mode)
+            low[here[~fooled]] = at if at < cells else 2 * cells
+            here, found, far = here[fooled], found[fooled], far[fooled]
+            high[here] = (far / highest * cells).ceil().long().clamp(min=1, max=at)
+            points[here], distance[here] = found, far
+    return Closest(points, distance)
+
+
+def accuracy_curve(distance: Tensor, radii: Sequence[float]) -> Tensor:
+    """The share of points that stand at each radius, float64: those whose closest misclassified point is further away.
+
+    Args:
+        distance: (B,), of :class:`Closest`: where nothing was found it is inf, and the point stands everywhere.
+        radii: in pixel values of [0, 1].
+
+    Raises:
+        AttackError: no points, or a distance is NaN.
+    """
+    if not len(distance) or distance.isnan().any():
+        raise AttackError(f"expected at least one distance and no NaN, got {distance}")
+    at = torch.as_tensor(radii, dtype=torch.float64, device=distance.device)
+    return (distance.double()[:, None] > at).double().mean(0)
+
+
+def gaps(x: Tensor, z: Tensor, norm: float) -> Tensor:
+    """‖z - x‖_p of each pair (B, ...), in float64."""
+    return torch.linalg.vector_norm((z.double() - x.double()).flatten(1), norm, dim=1)
+
+
+def tighten(model: nn.Module, x: Tensor, y: Tensor, points: Tensor, found: Tensor, norm: float) -> Closest:
+    """Draw misclassified points towards the clean ones, as far as the model stays wrong on the way.
+
+    Args:
+        model: in the mode that it is to be judged in.
+        x: clean points (B, C, H, W), classified correctly.
+        y: labels (B,).
+        points: (B, C, H, W), where it was seen to be wrong.
+        found: (B,), of which points there is one at all.
+        norm: of the distance.
+    """
+    best, low = points, torch.zeros_like(y, dtype=x.dtype)
+    high = torch.ones_like(low)
+    shape = (-1, *[1] * (x.ndim - 1))
+    for _ in range(BISECTIONS if found.any() else 0):
+        middle = (low + high) / 2
+        z = torch.lerp(x, points, middle.view(shape)).clamp_(0, 1)
+        logits = model(z)
+        wrong = found & (logits.argmax(1) != y) & logits.isfinite().all(1)
+        best = torch.where(wrong.view(shape), z, best)
+        low, high = torch.where(wrong, low, middle), torch.where(wrong, middle, high)
+    best = torch.where(found.view(shape), best, x)
+    return Closest(best, gaps(x, best, norm).where(found, math.inf))
+
+
+def _wrong(model: nn.Module, x: Tensor, y: Tensor, mode: Mode) -> Tensor:
+    with undisturbed(model, mode), torch.no_grad():
+        logits = model(x)
+    check_logits(logits, y)
+    return logits.argmax(1) != y

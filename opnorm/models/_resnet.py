@@ -1,0 +1,164 @@
+"""Residual networks for small images (He et al. 2016)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from opnorm._core.linear_map import Shape
+from opnorm.errors import ModelError
+from opnorm.models.basic import Numbers, check_sizes
+from opnorm.models.initialization import fixup, he
+from opnorm.models.modules import Normalize
+from opnorm.models.stages import Residual, check_choice, conv, named, shortcut, staged, stem
+from opnorm.norms.exact.by_layer import l1, linf
+from opnorm.norms.spectral.interval import Norm, spectral_norm
+from opnorm.spec import factory
+
+__all__ = ["resnet", "resnet18"]
+
+
+class Shrink(nn.Module):
+    """The parameter-free shortcut: every second pixel, and zeros for the channels that are new (option A)."""
+
+    def __init__(self, stride: int, new_channels: int) -> None:
+        super().__init__()
+        self.stride, self.new_channels = stride, new_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C + new_channels, ceil(H / stride), ceil(W / stride))."""
+        half = self.new_channels // 2
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, self.new_channels - half))
+
+
+@l1.register
+@linf.register
+def _(layer: Shrink, in_shape: Shape) -> Tensor:
+    return torch.ones((), dtype=torch.float64)
+
+
+@spectral_norm.register
+def _(layer: Shrink, in_shape: Shape, *args: float, **kwargs: float) -> Norm:
+    return Norm.of(1.0, 1.0, "exact: every output is one of the inputs")
+
+
+def _shrink(in_channels: int, channels: int, stride: int) -> nn.Module:
+    same = stride == 1 and in_channels == channels
+    return nn.Identity() if same else Shrink(stride, channels - in_channels)
+
+
+class BasicBlock(nn.Module):
+    """relu(shortcut(x) + bn(conv(relu(bn(conv(x))))))."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut = _shrink(in_channels, channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, channels, H / stride, W / stride)."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+@factory
+def resnet(
+    depth: int = 20,
+    in_shape: tuple[int, int, int] = (3, 32, 32),
+    classes: int = 10,
+    width: int = 16,
+    mean: Numbers = 0.0,
+    std: Numbers = 1.0,
+    norm: str = "bn",
+) -> nn.Module:
+    """ResNet-20, -56, -110, ...: three stages of (depth - 2) / 6 basic blocks, of width, 2 width and 4 width channels.
+
+    Args:
+        depth: 6 n + 2 layers, n ≥ 1.
+        in_shape: of one image, (C, H, W); taken from the data when trained by opnorm, like classes, mean and std.
+        classes: number of logits.
+        width: channels of the first stage.
+        mean: subtracted from the pixels; one number or one a channel.
+        std: the pixels are divided by it.
+        norm: ``"bn"``, batch norm; or ``"fixup"``, none, and the initialization that makes up for it, see
+            :func:`opnorm.models.initialization.fixup`. (A Fixup net gives zero logits until the first step.)
+
+    Raises:
+        ModelError: a depth that is not 6 n + 2, a size below 1, or another norm.
+
+    Source: He et al. 2016, section 4.2; 0.27, 0.85 and 1.7 million parameters at depth 20, 56 and 110. Wen et al. 2020 use
+        depths 56 and 110 with Fixup; no convolution has a bias there either.
+    """
+    check_sizes(in_shape=in_shape, classes=classes, width=width, depth=depth)
+    check_choice(("bn", "fixup"), norm=norm)
+    if depth < 8 or (depth - 2) % 6:
+        raise ModelError(f"depth={depth!r}: expected 6 n + 2, such as 20, 32, 44, 56 or 110")
+    make_block = BasicBlock if norm == "bn" else _plain_block
+    blocks: list[nn.Module] = []
+    channels = width
+    for stage in range(3):
+        for block in range((depth - 2) // 6):
+            stride = 2 if stage and not block else 1
+            blocks.append(make_block(channels, width * 2**stage, stride))
+            channels = width * 2**stage
+    model = nn.Sequential(
+        Normalize(in_shape[0], mean, std),
+        conv(in_shape[0], width),
+        *([nn.BatchNorm2d(width)] if norm == "bn" else []),
+        nn.ReLU(),
+        *blocks,
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(channels, classes),
+    )
+    (he if norm == "bn" else fixup)(model)
+    return model
+
+
+@factory
+def resnet18(
+    in_shape: tuple[int, int, int] = (3, 32, 32),
+    classes: int = 10,
+    width: int = 64,
+    mean: Numbers = 0.0,
+    std: Numbers = 1.0,
+) -> nn.Module:
+    """ResNet-18 for small images: four stages of two blocks, of width, 2, 4 and 8 times width channels.
+
+    A 3x3 stem of stride 1 without pooling; where the size changes, a 1x1 convolution with batch norm is the shortcut.
+
+    Args:
+        in_shape: of one image, (C, H, W); taken from the data when trained by opnorm, like classes, mean and std.
+        classes: number of logits.
+        width: channels of the first stage.
+        mean: subtracted from the pixels; one number or one a channel.
+        std: the pixels are divided by it.
+
+    Raises:
+        ModelError: a size below 1.
+
+    Source: He et al. 2016, in the form of Liang & Huang 2021; 11,173,962 parameters.
+    """
+    check_sizes(in_shape=in_shape, classes=classes, width=width)
+
+    def block(in_channels: int, channels: int, stride: int) -> nn.Module:
+        branch = named(
+            conv1=conv(in_channels, channels, 3, stride), bn1=nn.BatchNorm2d(channels), relu=nn.ReLU(),
+            conv2=conv(channels, channels), bn2=nn.BatchNorm2d(channels),
+        )  # fmt: skip
+        return Residual(branch, shortcut(in_channels, channels, stride))
+
+    return staged(
+        stem(in_shape[0], width), width, block, [width, 2 * width, 4 * width, 8 * width], (2, 2, 2, 2), (1, 2, 2, 2),
+        in_shape=in_shape, classes=classes, mean=mean, std=std,
+    )  # fmt: skip
+
+
+def _plain_block(in_channels: int, channels: int, stride: int) -> nn.Module:
+    """The basic block without batch norm."""
+    branch = named(
+        conv1=conv(in_channels, channels, 3, stride), relu=nn.ReLU(), conv2=conv(channels, channels)
+    )
+    return Residual(branch, _shrink(in_channels, channels, stride))

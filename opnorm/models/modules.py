@@ -1,0 +1,91 @@
+"""Layers that the models share."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx, nn
+
+from opnorm._core.linear_map import Shape
+from opnorm.errors import ModelError
+from opnorm.norms.exact.by_layer import l1, linf
+from opnorm.norms.spectral.interval import Norm, spectral_norm
+
+__all__ = ["ConvexSum", "Normalize"]
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std, channel by channel: part of the model, so that every attack sees pixels in [0, 1].
+
+    Args:
+        channels: C of the input (B, C, H, W).
+        mean: one number, or one for each channel.
+        std: likewise; above 0.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, channels: int, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0
+    ) -> None:
+        super().__init__()
+        for name, value in (("mean", mean), ("std", std)):
+            numbers = torch.tensor(value, dtype=torch.float32).reshape(-1)
+            fits = len(numbers) in (1, channels) and bool(numbers.isfinite().all())
+            if not fits or (name == "std" and not bool((numbers > 0).all())):
+                raise ModelError(
+                    f"{name}={value!r}: expected one number, or one for each of {channels} channels; std > 0"
+                )
+            self.register_buffer(name, numbers.expand(channels).clone().view(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W); ModelError for another number of channels."""
+        _check_channels(x, len(self.mean))
+        return (x - self.mean) / self.std
+
+
+@fx.wrap
+def _check_channels(x: Tensor, channels: int) -> None:
+    """Without this, a gray image would be broadcast over the channels. Wrapped: torch.fx cannot trace the comparison."""
+    given = x.shape[-3] if x.ndim >= 3 else 0
+    if given != channels:
+        raise ModelError(
+            f"the network takes images of {channels} channels, and these have {given}: expected (B, {channels}, H, W), "
+            f"got shape {tuple(x.shape)}"
+        )
+
+
+@l1.register
+@linf.register
+def _(layer: Normalize, in_shape: Shape) -> Tensor:
+    return (1 / layer.std).max()
+
+
+@spectral_norm.register
+def _(layer: Normalize, in_shape: Shape, *args: float, **kwargs: float) -> Norm:
+    gain = (1 / layer.std.double()).max()
+    return Norm.of(gain, gain, "exact: a diagonal map")
+
+
+class ConvexSum(nn.Module):
+    """α shortcut + (1 - α) branch with (α, 1 - α) = softmax(l_a, l_b), learned: no longer than the longer of the two.
+
+    α starts at L / (L + 1), so that L blocks on end, whose branches give nothing yet, pass on (L / (L + 1))^L > 1/e of
+    the signal. (Liu et al. do not say where it starts; at 1/2 the 12 blocks of a WRN-28 pass on 1/4096, and it hardly
+    trains with Fixup.)
+
+    Args:
+        blocks: L, how many such sums follow one another.
+
+    Source: Cisse et al. 2017; Liu et al. 2020, Eq. 19 and section 6 (the softmax).
+    """
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor([math.log(blocks), 0.0]))
+
+    def forward(self, shortcut: Tensor, branch: Tensor) -> Tensor:
+        """Two tensors of one shape -> one of that shape."""
+        weights = self.logits.softmax(0)
+        return weights[0] * shortcut + weights[1] * branch

@@ -1,0 +1,164 @@
+"""The operator norm of one layer, whatever its type and whatever the order."""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from opnorm._core.linear_map import Shape, dense, in_float64, linear_map
+from opnorm.errors import NormError
+from opnorm.norms.exact.by_layer import l1, linf
+from opnorm.norms.nonlinear import copying_norm, is_copying, is_nonlinear
+from opnorm.norms.spectral.interval import Norm, spectral_norm
+
+__all__ = [
+    "MATRIX_LIMIT",
+    "Double",
+    "Order",
+    "asked",
+    "check_ords",
+    "check_weights",
+    "norm_of",
+    "operator_norm",
+]
+
+Order = float | tuple[float, float]
+"""1, 2 or ``math.inf``, or a pair (p, q) of them."""
+
+MATRIX_LIMIT = 2**24  # entries of the matrix of a layer that opnorm has no formula for: 128 MiB
+
+
+def operator_norm(
+    layer: nn.Module, ord: Order, in_shape: Sequence[int], width: float | None = None, failure: float = 0.0
+) -> Norm:
+    """The operator norm ‖M‖_{p→q} = max ‖M v‖_q / ‖v‖_p of one layer without its bias, in float64.
+
+    Args:
+        layer: a linear layer; see :func:`opnorm.norms.l1` for the types. An affine layer of any other type goes through
+            its explicit matrix, where that is small enough.
+        ord: 1 or ``math.inf`` (exact), 2 (an interval), or a pair ``(p, q)`` of these.
+        in_shape: shape of one input, without the batch axis: ``(C, H, W)`` for a Conv2d.
+        width: of an ℓ2 interval, upper / lower - 1, to aim at; 5e-3 when None. See :func:`opnorm.norms.spectral_norm`.
+        failure: probability with which the upper end of an ℓ2 interval may be wrong, for narrow ones of large layers.
+
+    Returns:
+        ``Norm(lower, upper, method)``.
+
+    Raises:
+        NormError: another ``ord``, a layer that is not linear or whose norm is not known, weights that are NaN, infinite,
+            on the meta device, not initialized, quantized or not real floating-point numbers.
+
+    Source: Liang & Huang 2021, Theorem 1 (ℓ1, ℓ∞).
+
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[1.0, -2.0], [3.0, 0.0]]))
+        >>> float(operator_norm(layer, 1, (2,)).lower), float(operator_norm(layer, torch.inf, (2,)).lower)
+        (4.0, 3.0)
+    """
+    check_ords([ord])
+    check_weights(layer)
+    return norm_of(layer, ord, tuple(in_shape), Double(layer), asked(width, failure))
+
+
+def asked(width: float | None, failure: float) -> dict[str, Any]:
+    """What is asked of ℓ2 intervals beyond their defaults; a user's own norm need not know of it."""
+    return (
+        {}
+        if width is None and not failure
+        else {"width": 5e-3 if width is None else width, "failure": failure}
+    )
+
+
+def check_ords(ords: Sequence[Order]) -> None:
+    """NormError unless each is 1, 2, inf or a pair of them."""
+    for ord in ords:
+        if any(
+            p not in (1, 2, math.inf) for p in (ord if isinstance(ord, tuple) and len(ord) == 2 else (ord,))
+        ):
+            raise NormError(
+                f"ord={ord!r} is not known; expected 1, 2, math.inf or a pair of them, such as (1, 2)"
+            )
+
+
+class Double:
+    """The layer with its weights in float64, made when first asked for, so that ℓ1 and ℓ∞ share one copy."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self.made: nn.Module | None = None
+
+    def __call__(self) -> nn.Module:
+        """That copy."""
+        if self.made is None:
+            self.made = in_float64(self.layer) if self.layer._modules else _shallow(self.layer)
+        return self.made
+
+
+def _shallow(layer: nn.Module) -> nn.Module:
+    """A module without children that shares all but its floating-point tensors, which are float64, with the layer."""
+    double = copy.copy(layer)  # nn.Module's own dicts are then still shared
+
+    def cast(t: Any) -> Any:
+        return t.detach().double() if isinstance(t, Tensor) and t.is_floating_point() else t
+
+    vars(double).update({k: cast(v) for k, v in vars(layer).items()})
+    double._buffers = {k: cast(v) for k, v in layer._buffers.items()}
+    double._parameters = {
+        k: nn.Parameter(cast(v), requires_grad=False) if isinstance(v, Tensor) else v
+        for k, v in layer._parameters.items()
+    }
+    double.training = False
+    return double
+
+
+def norm_of(layer: nn.Module, ord: Order, shape: Shape, double: Double, wanted: dict[str, Any]) -> Norm:
+    """As :func:`operator_norm`, without its checks; ``wanted`` is what is asked of an ℓ2 interval."""
+    if isinstance(ord, tuple) and ord[0] == ord[1]:
+        ord = ord[0]
+    known = l1.dispatch(type(layer)) is not l1.dispatch(object)
+    if is_copying(layer) and not isinstance(ord, tuple):
+        value = copying_norm(layer, ord, shape)
+        return Norm.of(value, value, "exact: every output is one of the inputs")
+    if not known and is_nonlinear(layer):
+        raise NormError(f"{type(layer).__name__} is not linear; see opnorm.norms.lipschitz")
+    if isinstance(ord, tuple):
+        from opnorm.norms.induced import induced_norm
+
+        return induced_norm(layer, *ord, shape)
+    if ord == 2:
+        return spectral_norm(layer, shape, **wanted)
+    if known:
+        with torch.enable_grad():  # no weight asks for it, but a norm may be found by autograd
+            exact = (l1 if ord == 1 else linf)(double(), shape)
+        return Norm.of(exact, exact, "exact")
+    sums = dense(linear_map(layer, shape), MATRIX_LIMIT).abs().sum(0 if ord == 1 else 1).max()
+    return Norm.of(sums, sums, "exact: the explicit matrix")
+
+
+def check_weights(layer: nn.Module) -> None:
+    """NormError when the layer's numbers are such that a norm of it means nothing."""
+    if ".quantized" in type(layer).__module__:
+        raise NormError(f"{type(layer).__name__} is quantized: it rounds, so it is not linear")
+    for name, tensor in (*layer.named_parameters(), *layer.named_buffers()):
+        if is_lazy(tensor):
+            raise NormError(f"{name} has no entries yet (a lazy layer): run the model on a batch once")
+        if tensor.is_meta:
+            raise NormError(f"{name} is on the meta device: it has a shape but no numbers")
+        if name == "num_batches_tracked":
+            continue
+        if not tensor.is_floating_point() and name.rpartition(".")[2] == "weight":
+            raise NormError(
+                f"{name} is {tensor.dtype}; expected real floating-point numbers, so undo its quantization"
+            )
+        total = tensor.detach().sum()  # one pass; says nothing only if it overflows
+        if not torch.isfinite(total) and not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise NormError(
+                f"{name} has {bad} of {tensor.numel()} entries that are NaN or infinite; diverged training?"
+            )

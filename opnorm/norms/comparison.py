@@ -1,0 +1,290 @@
+"""Two checkpoints of one network, layer by layer: which norms grew, and by how much."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from opnorm.errors import NormError
+from opnorm.norms import display as show
+from opnorm.norms._operator_norm import Order
+from opnorm.norms.spectral.interval import Norm
+from opnorm.norms.table import LayerNorms, NormTable
+
+__all__ = ["Change", "Comparison", "Summary", "compare"]
+
+
+class Change(NamedTuple):
+    """One norm of one layer in two models.
+
+    Attributes:
+        layer: its name.
+        kind: its class.
+        ord: which norm.
+        before: in the first model.
+        after: in the second one.
+        ratio_lower: after / before is at least this;
+        ratio_upper: and at most this. The two are equal where both norms are exact.
+    """
+
+    layer: str
+    kind: str
+    ord: Order
+    before: Norm
+    after: Norm
+    ratio_lower: float
+    ratio_upper: float
+
+    @property
+    def difference(self) -> float:
+        """After minus before, between the middles of the intervals; 0 where the intervals overlap."""
+        if self.after.lower <= self.before.upper and self.before.lower <= self.after.upper:
+            return 0.0
+        return _middle(self.after) - _middle(self.before)
+
+
+class Summary(NamedTuple):
+    """What happened to one norm over all layers (Wen et al. 2020 sum up changes so).
+
+    Attributes:
+        increase: the sum of the differences of the layers that grew.
+        decrease: the sum of the differences of the layers that shrank, as a positive number.
+        grew: how many layers grew.
+        shrank: how many shrank.
+        log_ratio: the mean of log(after / before): its exponential is the typical ratio.
+    """
+
+    increase: float
+    decrease: float
+    grew: int
+    shrank: int
+    log_ratio: float
+
+    @property
+    def mean_increase(self) -> float:
+        """Over the layers that grew; 0 when none did."""
+        return self.increase / self.grew if self.grew else 0.0
+
+    @property
+    def mean_decrease(self) -> float:
+        """Over the layers that shrank; 0 when none did."""
+        return self.decrease / self.shrank if self.shrank else 0.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What :func:`compare` found; ``print`` it, or take ``.changes``, ``.summary(ord)``, ``.largest(ord)``.
+
+    Attributes:
+        changes: by layer, in the order of the first table, and by norm.
+        ords: the norms that both tables have.
+        missing: why some layers are in no change.
+    """
+
+    changes: tuple[Change, ...]
+    ords: tuple[Order, ...]
+    missing: tuple[str, ...] = ()
+
+    def of(self, ord: Order) -> list[Change]:
+        """The changes of one norm."""
+        return [c for c in self.changes if c.ord == ord]
+
+    def largest(self, ord: Order, count: int = 5) -> list[Change]:
+        """The layers whose norm changed by the largest factor, up or down."""
+        return sorted(self.of(ord), key=lambda c: -abs(_log(_ratio(c))))[:count]
+
+    def summary(self, ord: Order) -> Summary:
+        """Sums and means over the layers."""
+        changes = self.of(ord)
+        up = [c.difference for c in changes if c.difference > 0]
+        down = [-c.difference for c in changes if c.difference < 0]
+        logs = [_log(_ratio(c)) for c in changes]
+        finite = [x for x in logs if math.isfinite(x)]
+        mean = math.fsum(finite) / len(finite) if finite else 0.0
+        return Summary(math.fsum(up), math.fsum(down), len(up), len(down), mean)
+
+    def to_json(self) -> str:
+        """An object with ``layers`` and, for each norm, a ``summary``."""
+        layers = [
+            {
+                "layer": c.layer, "kind": c.kind, "ord": show.key(c.ord),
+                "before": [_finite(c.before.lower), _finite(c.before.upper)],
+                "after": [_finite(c.after.lower), _finite(c.after.upper)],
+                "ratio": [_finite(c.ratio_lower), _finite(c.ratio_upper)],
+            }
+            for c in self.changes
+        ]  # fmt: skip
+        summary = {}
+        for p in self.ords:
+            s = self.summary(p)
+            summary[show.key(p)] = {
+                **s._asdict(), "mean_increase": s.mean_increase, "mean_decrease": s.mean_decrease,
+            }  # fmt: skip
+        return json.dumps({"layers": layers, "summary": summary, "missing": list(self.missing)}, indent=1)
+
+    def to_csv(self) -> str:
+        """One line a layer and norm."""
+        import csv
+        import io
+
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        ends = ("before_lower", "before_upper", "after_lower", "after_upper", "ratio_lower", "ratio_upper")
+        writer.writerow(["layer", "kind", "ord", *ends])
+        for c in self.changes:
+            values = (
+                c.before.lower,
+                c.before.upper,
+                c.after.lower,
+                c.after.upper,
+                c.ratio_lower,
+                c.ratio_upper,
+            )
+            finite = [_finite(v) for v in values]
+            writer.writerow([c.layer, c.kind, show.key(c.ord), *("" if v is None else v for v in finite)])
+        return out.getvalue()
+
+    def to_markdown(self) -> str:
+        """A table of the ratios, and the sums below it."""
+        head, rows = self._cells()
+        lines = [show.markdown_row(head), "|---|---|" + "---:|" * (len(head) - 2)]
+        lines += [show.markdown_row(row) for row in rows]
+        return "\n".join([*lines, "", *(f"{line}  " for line in self.sentences())]).rstrip() + "\n"
+
+    def _cells(self) -> tuple[list[str], list[list[str]]]:
+        head = ["layer", "kind", *(text for p in self.ords for text in (show.label(p), "ratio"))]
+        rows: dict[tuple[str, int], list[str]] = {}
+        count: dict[tuple[str, Order], int] = {}
+        for c in self.changes:
+            call = count[c.layer, c.ord] = count.get((c.layer, c.ord), 0) + 1
+            row = rows.setdefault(
+                (c.layer, call), [c.layer or "(model)", c.kind, *["-"] * (2 * len(self.ords))]
+            )
+            at = 2 + 2 * self.ords.index(c.ord)
+            row[at] = show.cell(c.before)
+            row[at + 1] = "×" + show.interval(c.ratio_lower, c.ratio_upper)
+        return head, list(rows.values())
+
+    def sentences(self) -> list[str]:
+        """The sums, the means and the largest changes, in words."""
+        lines = []
+        for p in self.ords:
+            s, changes = self.summary(p), self.of(p)
+            grew = f"{s.grew} of {len(changes)} layers grew, by {s.increase:.4g} in sum and {s.mean_increase:.4g} on average"
+            shrank = f"{s.shrank} shrank, by {s.decrease:.4g} in sum and {s.mean_decrease:.4g} on average"
+            lines.append(f"{show.label(p)}: {grew}; {shrank}; typical ratio ×{math.exp(s.log_ratio):.4g}")
+            top = [c for c in self.largest(p, 3) if _ratio(c) != 1]
+            if top:
+                lines.append("  most: " + ", ".join(f"{c.layer or '(model)'} ×{_ratio(c):.4g}" for c in top))
+        return [*lines, *self.missing]
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.text import Text
+
+        head, rows = self._cells()
+        widths = [max(len(r[i]) for r in [head, *rows]) + 2 for i in range(len(head))]
+        if sum(widths) > options.max_width + 2:  # no room for the norms themselves: their ratios
+            head, rows = (_ratios_only(head, self.ords), [[*r[:2], *r[3::2]] for r in rows])
+        yield from show.laid_out(head, rows, [[] for _ in rows], options.max_width, left=2)
+        for line in self.sentences():
+            yield Text(line)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=110, color_system=None)
+        with console.capture() as capture:
+            console.print(self)
+        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def compare(a: NormTable, b: NormTable) -> Comparison:
+    """How the norms of every layer differ between two models of the same layers.
+
+    Layers with parameters are matched by their names, and by which call of them it is. Those of one model only are named.
+
+    Args:
+        a: the first model's norms.
+        b: the second model's.
+
+    Raises:
+        NormError: the tables have no norm of any layer in common.
+
+    Source: Wen et al. 2020, appendix B.2 (sums and means of increases and decreases).
+
+    Example:
+        >>> import torch
+        >>> from opnorm.norms import measure
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> before = measure(layer, torch.zeros(1, 2), ords=(1,))
+        >>> _ = layer.weight.data.mul_(2)
+        >>> compare(before, measure(layer, torch.zeros(1, 2), ords=(1,))).changes[0].ratio_upper
+        2.0
+    """
+    ords = tuple(p for p in a.ords if p in b.ords)
+    left, right = _by_call(a.rows), _by_call(b.rows)
+    changes, missing = [], []
+    for call, row in left.items():
+        other = right.get(call)
+        if other is None or not (row.parameters or other.parameters):
+            continue
+        if row.kind != other.kind:
+            missing.append(
+                f"{row.layer or '(model)'} is {row.kind} in the first model, {other.kind} in the second"
+            )
+            continue
+        for p in ords:
+            if p in row.norms and p in other.norms:
+                before, after = row.norms[p], other.norms[p]
+                low = _divided(float(after.lower), float(before.upper))
+                high = _divided(float(after.upper), float(before.lower))
+                changes.append(Change(row.layer, row.kind, p, before, after, low, high))
+        if row.in_shape != other.in_shape:
+            shapes = f"{show.shape(row.in_shape)} and {show.shape(other.in_shape)}"
+            missing.append(f"{row.layer or '(model)'} sees inputs of different shapes: {shapes}")
+    for name, only, rest in (("first", left, right), ("second", right, left)):
+        lost = [row.layer or "(model)" for call, row in only.items() if call not in rest and row.parameters]
+        if lost:
+            some = ", ".join(lost[:4]) + f" and {len(lost) - 4} more" * (len(lost) > 4)
+            missing.append(f"only in the {name} model: {some}")
+    if not changes:
+        raise NormError("the two tables have no norm of any layer in common; are they of the same network?")
+    return Comparison(tuple(changes), ords, tuple(missing))
+
+
+def _ratios_only(head: Sequence[str], ords: Sequence[Order]) -> list[str]:
+    return [*head[:2], *(f"{show.label(p)} ratio" for p in ords)]
+
+
+def _by_call(rows: Sequence[LayerNorms]) -> dict[tuple[str, int], LayerNorms]:
+    found: dict[tuple[str, int], LayerNorms] = {}
+    for row in rows:
+        call = sum(1 for name, _ in found if name == row.layer)
+        found[row.layer, call] = row
+    return found
+
+
+def _middle(norm: Norm) -> float:
+    """Of an interval; its lower end where nothing is known from above."""
+    low, high = float(norm.lower), float(norm.upper)
+    return (low + high) / 2 if math.isfinite(high) else low
+
+
+def _ratio(change: Change) -> float:
+    return _divided(_middle(change.after), _middle(change.before))
+
+
+def _divided(a: float, b: float) -> float:
+    """The ratio a / b, where 0 / 0 is no change."""
+    if b == 0:
+        return 1.0 if a == 0 else math.inf
+    return 0.0 if math.isinf(b) else a / b
+
+
+def _log(ratio: float) -> float:
+    return math.log(ratio) if 0 < ratio < math.inf else math.copysign(math.inf, ratio - 1)
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if math.isfinite(value) else None

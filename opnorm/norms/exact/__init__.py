@@ -1,0 +1,1 @@
+"""Exact ℓ1 and ℓ∞ operator norms."""

@@ -1,0 +1,1 @@
+"""Bounds for whole networks, from the norms of their layers."""

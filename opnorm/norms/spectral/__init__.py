@@ -1,0 +1,1 @@
+"""Certified ℓ2 operator norms."""

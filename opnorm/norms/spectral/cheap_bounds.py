@@ -1,0 +1,238 @@
+"""The field's bounds of a layer's ℓ2 norm, by name: for comparison, and where microseconds count."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from opnorm._core.linear_map import Shape, linear_map
+from opnorm.errors import NormError
+from opnorm.norms.exact.by_layer import conv_l2_bound
+from opnorm.norms.spectral.frequency_response import Taps, gram
+from opnorm.norms.spectral.interval import ROUNDING, Norm, schur, spectral_norm, symbol_of
+from opnorm.norms.spectral.upper_bound import half_grid
+
+__all__ = ["BOUNDS", "bound", "sgl_norm", "vs_norm"]
+
+
+def vs_norm(layer: nn.Module, in_shape: Shape, iterations: int = 100, seed: int = 0) -> float:
+    """What power iteration through autograd on the layer itself has reached, in the layer's own precision.
+
+    v ← ∇_v ‖layer(v) - layer(0)‖² / 2, normalized: the value is ‖M v‖_2 / ‖v‖_2 for the last v, never above the norm but for
+    rounding, and often below.
+
+    Args:
+        layer: an affine module with parameters.
+        in_shape: shape of one input, without the batch axis.
+        iterations: steps.
+        seed: of the random start.
+
+    Source: Virmaux & Scaman 2018, Algorithm 1.
+    """
+    x = torch.randn(1, *in_shape, generator=torch.Generator().manual_seed(seed))
+    weight = next(layer.parameters())
+    x = x.to(weight.device, weight.dtype)
+    with torch.no_grad():
+        offset = layer(torch.zeros_like(x))
+    value = 0.0
+    for _ in range(iterations):
+        x = (x / torch.linalg.vector_norm(x)).requires_grad_()
+        with torch.enable_grad():
+            out = torch.linalg.vector_norm(layer(x) - offset)
+            (x,) = torch.autograd.grad(out**2 / 2, x)
+        value = float(out.detach())
+    return value
+
+
+def sgl_norm(weight: Tensor, input_size: Shape) -> float:
+    """The largest singular value of a convolution of stride 1 with circular padding: max_ω ‖FFT(K)(ω)‖_2, all SVDs.
+
+    Args:
+        weight: kernel (C_out, C_in, *kernel), one group.
+        input_size: spatial size of the input, per axis.
+
+    Raises:
+        NormError: a kernel larger than the input.
+
+    Source: Sedghi, Gupta & Long 2019, Theorem 6.
+    """
+    if max(k > n for k, n in zip(weight.shape[2:], input_size, strict=True)):
+        raise NormError(f"SGL needs an input at least as large as the kernel, got {tuple(input_size)}")
+    axes = range(2, weight.ndim)
+    K = torch.fft.fftn(weight.detach().double(), s=tuple(input_size), dim=tuple(axes))
+    return float(torch.linalg.svdvals(K.permute(*axes, 0, 1))[..., 0].max())
+
+
+# ---------------------------------------------------------------- what each of them proves
+
+
+def _thm1(layer: nn.Module, in_shape: Shape) -> Norm:
+    linear = linear_map(layer, in_shape)
+    weight = _weight(layer, "thm1")
+    upper = conv_l2_bound(weight, linear.out_shape[1:] if weight.ndim > 2 else ())
+    return Norm.of(
+        0.0, upper * (1 + ROUNDING), "upper bound sqrt(h_out w_out Σ K²), Liang & Huang 2021, Thm 1"
+    )
+
+
+def _schur(layer: nn.Module, in_shape: Shape) -> Norm:
+    return Norm.of(0.0, schur(layer, linear_map(layer, in_shape)), "upper bound sqrt(ℓ1 · ℓ∞)")
+
+
+def _virmaux_scaman(layer: nn.Module, in_shape: Shape) -> Norm:
+    value = vs_norm(layer, in_shape)
+    return Norm.of(value * (1 - 1e-4), math.inf, "lower bound, 100 power iterations (Virmaux & Scaman 2018)")
+
+
+def _sedghi(layer: nn.Module, in_shape: Shape) -> Norm:
+    """The norm with circular padding; for zeros, that times what the response can rise between the grid's points."""
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    if not isinstance(layer, kinds) or layer.groups > 1 or max(*layer.stride, *layer.dilation) > 1:
+        raise NormError("SGL is defined for convolutions of stride 1, dilation 1 and one group")
+    if layer.padding_mode not in ("zeros", "circular"):
+        raise NormError(f"SGL is for circular padding, got {layer.padding_mode!r}")
+    linear_map(layer, in_shape)  # checks what comes in
+    size = tuple(in_shape[1:])
+    value = sgl_norm(layer.weight, size)
+    factor = between(tuple((k - 1) / 2 for k in layer.kernel_size), size)
+    return Norm.of(
+        0.0,
+        value * factor * (1 + 1e-9),
+        f"{value:.6g} with circular padding (Sedghi, Gupta & Long 2019), times {factor:.4g} to hold for zeros",
+    )
+
+
+def _gram_iteration(layer: nn.Module, in_shape: Shape, steps: int = 6) -> Norm:
+    """‖G‖ ≤ ‖G^(2^t)‖_F^(1/2^t), every G = A(ω)ᴴ A(ω) of the circle that holds the convolution, rescaled at each step."""
+    t = _symbol(layer, in_shape, "gram")
+    g, circle = gram(t), _circle(t.period(), t)
+    best = 0.0
+    for some in np.array_split(circle, -(-len(circle) // 64)):
+        for group in range(len(g.even)):
+            G = g.at(some, group)
+            log = torch.zeros(len(G), dtype=torch.float64, device=G.device)
+            for step in range(steps):
+                size = torch.linalg.matrix_norm(G).clamp(min=1e-300)
+                log += size.log() / 2**step
+                G = G / size[:, None, None]
+                G = G @ G
+            log += torch.linalg.matrix_norm(G).clamp(min=1e-300).log() / 2**steps
+            best = max(best, float(log.max()))
+    upper = math.exp(best / 2) if best else 0.0
+    return Norm.of(
+        0.0, upper * (1 + 1e-9), f"upper bound by Gram iteration, {steps} steps (Delattre et al. 2023)"
+    )
+
+
+SQUARINGS = 3  # of A(ω) in a coarse bound: the 16th root of a trace of 8th powers is some percent too large
+
+
+@torch.no_grad()
+def _coarse(layer: nn.Module, in_shape: Shape) -> Norm:
+    """A bound for every image size from a few frequencies: tr((AᴴA)^8)^(1/16) there, times the rise between them.
+
+    The grid has 6 times the degree of the symbol on each axis, so that the rise is at most (2 / √3)^axes. All in float32: a
+    product of factors that are smaller than 1 errs by at most 2.83 (terms + 8) u, which is added; F stands for ‖·‖_F.
+    """
+    t = _symbol(layer, in_shape, "coarse")
+    A, kernel = t.matrices, float(t.matrices.abs().max())
+    if kernel == 0:
+        return Norm.of(0.0, 0.0, "all taps are zero")
+    A = torch.ldexp(A if A.shape[-1] <= A.shape[-2] else A.mT, torch.tensor(-math.frexp(kernel)[1])).float()
+    size, u = tuple(max(1, math.ceil(6 * d)) for d in t.degree), 2.0**-24
+    angles = torch.from_numpy(_circle(size, t, 0.5) @ t.offsets.T)
+    waves = torch.cat([angles.cos(), angles.sin()]).to(A)
+    M = torch.complex(*(waves @ A.flatten(2)).unflatten(-1, A.shape[-2:]).chunk(2, dim=1))
+    count = len(t.offsets)
+    hidden = (
+        2 * (count + 4) * u * math.sqrt(count) * float(torch.linalg.vector_norm(A.flatten(1), dim=1).max())
+    )
+    exponents, errors = [], []
+    for _ in range(SQUARINGS):
+        exponents.append(_lengths(M).frexp()[1])
+        errors.append(2.83 * (M.shape[-2] + 8) * u)
+        M = torch.ldexp(M, -exponents[-1][..., None, None])  # F < 1
+        M = M.mH @ M
+    top = _lengths(M).double() * (1 + M.shape[-1] ** 2 * u)
+    for exponent, error in zip(reversed(exponents), reversed(errors), strict=True):
+        top = torch.ldexp((top + 1.01 * error).sqrt(), exponent)
+    found = math.ldexp(float(top.max()) + hidden, math.frexp(kernel)[1])
+    upper = found * between(t.degree, size) * (1 + 1e-9)
+    return Norm.of(0.0, upper, f"upper bound from {len(waves) // 2} frequencies (M. Riesz), any input size")
+
+
+def _lengths(M: Tensor) -> Tensor:
+    """‖M‖_F of complex matrices (..., m, n), without complex arithmetic, which is slow here."""
+    return torch.linalg.vector_norm(torch.view_as_real(M).flatten(-3), dim=-1)
+
+
+def between(degree: tuple[float, ...], size: Shape) -> float:
+    """How much larger the symbol's norm can be between the points of a grid than on it: 1 / ∏ cos(π degree / size).
+
+    Infinite where the grid is too coarse to tell.
+
+    Source: M. Riesz's inequality for trigonometric polynomials, applied to uᴴ A(ω) v.
+    """
+    rises = [math.cos(math.pi * d / n) if 2 * d < n else 0.0 for d, n in zip(degree, size, strict=True)]
+    return 1 / product if (product := math.prod(rises)) else math.inf
+
+
+def _circle(size: Shape, t: Taps, phase: float = 0.0) -> np.ndarray:
+    """The frequencies 2π (j + phase) / size, one of each pair ±ω; only 0 on axes on which nothing moves."""
+    moving = [n if d else 1 for n, d in zip(size, t.degree, strict=True)]
+    return half_grid(tuple(moving), tuple(phase if n > 1 else 0.0 for n in moving))
+
+
+def _symbol(layer: nn.Module, in_shape: Shape, name: str) -> Taps:
+    t = symbol_of(layer, in_shape)
+    if t is None:
+        raise NormError(
+            f"the bound {name!r} is defined for zero-padded convolutions and Linear, got {type(layer).__name__}"
+        )
+    return t
+
+
+def _weight(layer: nn.Module, name: str) -> Tensor:
+    weight = getattr(layer, "weight", None)
+    if (
+        not isinstance(weight, Tensor)
+        or weight.ndim < 2
+        or isinstance(layer, nn.modules.conv._ConvTransposeNd)
+    ):
+        raise NormError(
+            f"the bound {name!r} is defined for Linear and Conv layers, got {type(layer).__name__}"
+        )
+    return weight
+
+
+BOUNDS: dict[str, Callable[[nn.Module, Shape], Norm]] = {
+    "certified": spectral_norm,
+    "coarse": _coarse,
+    "thm1": _thm1,
+    "schur": _schur,
+    "gram": _gram_iteration,
+    "vs": _virmaux_scaman,
+    "sgl": _sedghi,
+}
+"""The ways to bound an ℓ2 norm, by name."""
+
+
+def bound(layer: nn.Module, in_shape: Shape, method: str = "certified") -> Norm:
+    """The ℓ2 norm of a layer by a bound of the literature: one of ``BOUNDS``.
+
+    Args:
+        layer: Linear or Conv; "certified" and "schur" take more.
+        in_shape: shape of one input, without the batch axis.
+        method: "certified" (:func:`spectral_norm`); "coarse", quick on small kernels, (2 / √3)^axes and some percent too
+            high;
+            "thm1", "schur", "gram", "vs" or "sgl". For the plain numbers of the last two see :func:`vs_norm` and
+            :func:`sgl_norm`.
+
+    Raises:
+        NormError: another name, or a layer that the bound is not defined for.
+    """
+    if method not in BOUNDS:
+        raise NormError(f"method={method!r} is not known; expected one of {', '.join(BOUNDS)}")
+    return BOUNDS[method](layer, tuple(in_shape))

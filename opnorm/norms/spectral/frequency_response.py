@@ -1,0 +1,322 @@
+"""A convolution as a matrix-valued trigonometric polynomial.
+
+Every convolution, whatever its stride, dilation and groups, becomes stride 1 here: a strided one reads ∏ s interleaved
+phases of its input, which are stacked as channels, and a dilated one is a sum over fewer, wider spaced taps. What is left
+is y(o) = Σ_τ A_τ x(o + τ), with its symbol  A(ω) = Σ_τ A_τ exp(i ω·τ)  and the Gram symbol
+
+    G(ω) = A(ω)ᴴ A(ω)  or  A(ω) A(ω)ᴴ  =  Σ_δ H_δ exp(i ω·δ),     H_{-δ} = H_δᵀ,
+
+on whichever side has fewer channels. Norms of the convolution are norms of these small matrices (see ``upper_bound.py``).
+"""
+
+import itertools
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from opnorm._core.linear_map import ConvGeometry, Shape
+
+__all__ = ["Gram", "Taps", "adjoint", "apply", "block_columns", "gram", "taps"]
+
+CHUNK_BYTES = 4e6  # what the Gram symbol works on at once
+WHOLE, BLOCK = 64, 32  # Hermitian matrices of up to so many rows are kept whole, others in block columns
+
+
+@dataclass(frozen=True)
+class Taps:
+    """A zero-padded convolution of stride 1, for each of its groups.
+
+    Attributes:
+        offsets: (T, axes) whole numbers τ, relative to the output position.
+        matrices: (groups, T, c_out, c_in) float64, one matrix A_τ a tap.
+        whole: how many input positions every phase really has, per axis: what a lower bound may use.
+        reach: how many the longest phase has: what an upper bound must allow for.
+        out_size: output positions per axis.
+        short: (c_in, axes), whether a column's phase has no last place on an axis, as some have not where a stride does not
+            divide the input; None where all have.
+        kernels: kept by :func:`apply` from one call to the next.
+    """
+
+    offsets: np.ndarray
+    matrices: Tensor
+    whole: Shape
+    reach: Shape
+    out_size: Shape
+    short: np.ndarray | None = None
+    kernels: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def degree(self) -> tuple[float, ...]:
+        """Half the spread of the offsets per axis: the degree of the symbol once it is centered."""
+        return tuple((self.offsets.max(0) - self.offsets.min(0)) / 2)
+
+    def period(self) -> Shape:
+        """The smallest circulant that holds the convolution, per axis.
+
+        On the circle, a tap that reads padding must not come round to a real input, so the circle needs room for the
+        inputs and for the longer of the two overhangs; and as many places as there are outputs.
+        """
+        low, high = self.offsets.min(0), self.offsets.max(0)
+        sizes = []
+        for n, m, a, b in zip(self.reach, self.out_size, low, high, strict=True):
+            before, after = max(0, -int(a)), max(0, m - 1 + int(b) - (n - 1))
+            sizes.append(max(n + max(before, after), m))
+        return tuple(sizes)
+
+
+def adjoint(t: Taps) -> Taps:
+    """The transposed map: offsets change sign, matrices are transposed, input and output swap."""
+    return Taps(-t.offsets, t.matrices.mT, t.out_size, t.out_size, t.whole)
+
+
+def apply(t: Taps, group: int, x: Tensor) -> Tensor:
+    """One convolution, y(o) = Σ_τ A_τ x(o + τ): (B, c_in, *whole) -> (B, c_out, *out_size), in the precision of x."""
+    low, high = t.offsets.min(0), t.offsets.max(0)
+    steps = [_step(t.offsets[:, a]) for a in range(len(low))]
+    if (group, x.dtype) not in t.kernels:
+        t.kernels[group, x.dtype] = _kernel(t, group, low, high, steps, x.dtype)
+    pads: list[int] = []
+    for n, m, a, b in reversed(list(zip(t.whole, t.out_size, low.tolist(), high.tolist(), strict=True))):
+        pads += [-a, m - 1 + b - (n - 1)]  # negative ones cut off what no output reads
+    conv = (F.conv1d, F.conv2d, F.conv3d)[len(low) - 1]
+    return conv(F.pad(x, pads), t.kernels[group, x.dtype], dilation=steps)
+
+
+def _kernel(
+    t: Taps, group: int, low: np.ndarray, high: np.ndarray, steps: list[int], dtype: torch.dtype
+) -> Tensor:
+    """The taps of a group as one dense kernel (c_out, c_in, *box)."""
+    A = t.matrices[group]
+    box = [(h - w) // d + 1 for w, h, d in zip(low, high, steps, strict=True)]
+    K = A.new_zeros(*A.shape[1:], *box, dtype=dtype)
+    where: tuple[Any, ...] = (..., *(torch.from_numpy(p) for p in ((t.offsets - low) // np.array(steps)).T))
+    K[where] = A.permute(1, 2, 0).to(dtype)
+    return K
+
+
+def taps(K: Tensor, geometry: ConvGeometry, in_size: Shape, out_size: Shape | None = None) -> Taps:
+    """Reduce a convolution with kernel (c_out, c_in / groups, *kernel) to stride 1.
+
+    Args:
+        K: the kernel.
+        geometry: everything else about the convolution.
+        in_size: input size per axis.
+        out_size: output size per axis, where it is not what follows from the rest (the adjoint of a transposed
+            convolution can have fewer).
+
+    Raises:
+        NormError: the output would be empty.
+    """
+    out_size = out_size or geometry.out_size(in_size)
+    g, c_out, c_in = geometry.groups, K.shape[0] // geometry.groups, K.shape[1]
+    stride = geometry.stride
+    phases = math.prod(stride)
+    placed: dict[tuple[int, ...], Tensor] = {}
+    kernel = K.detach().flatten(2).permute(2, 0, 1).contiguous().double()  # tap by tap
+    kernel = kernel.view(*geometry.kernel, g, c_out, c_in)
+    each = zip(geometry.kernel, geometry.dilation, geometry.padding, in_size, out_size, stride, strict=True)
+    for taps_read in itertools.product(*(_read(*axis) for axis in each)):
+        tap, offset, places = zip(*taps_read, strict=True)
+        phase = 0
+        for place, s in zip(places, stride, strict=True):
+            phase = phase * s + place
+        if phases == 1:
+            placed[offset] = kernel[tap][:, :, None]
+            continue
+        if offset not in placed:
+            placed[offset] = K.new_zeros(g, c_out, phases, c_in, dtype=torch.float64)
+        placed[offset][:, :, phase] += kernel[tap]
+    if not placed:
+        placed[(0,) * len(stride)] = K.new_zeros(g, c_out, phases, c_in, dtype=torch.float64)
+    offsets = np.array(sorted(placed), dtype=np.int64)
+    matrices = torch.stack([placed[tuple(o)].flatten(2) for o in offsets.tolist()], 1)
+    heard = _heard_columns(matrices)
+    short = _short_phases(in_size, stride).repeat(c_in, axis=0)
+    if heard is not None:
+        matrices, short = matrices[..., heard], short[heard.cpu().numpy()]
+    whole = tuple(n // s for n, s in zip(in_size, stride, strict=True))
+    reach = tuple(-(-n // s) for n, s in zip(in_size, stride, strict=True))
+    return Taps(offsets, matrices, whole, reach, out_size, short if short.any() else None)
+
+
+def _read(
+    kernel: int, dilation: int, padding: tuple[int, int], n: int, m: int, s: int
+) -> list[tuple[int, int, int]]:
+    """On one axis, each tap that reads more than padding: its number, its offset and the phase it reads."""
+    found = []
+    for tap in range(kernel):
+        at = tap * dilation - padding[0]
+        first = max(0, -(at // s))  # the first o with o s + at >= 0
+        if first < m and first * s + at < n:
+            found.append((tap, at // s, at % s))
+    return found
+
+
+def _short_phases(in_size: Shape, stride: Shape) -> np.ndarray:
+    """Whether each phase lacks the last place on each axis: (phases, axes)."""
+    phases = np.array(list(itertools.product(*map(range, stride))))
+    rest = np.array(in_size) % np.array(stride)
+    return (rest > 0) & (phases >= rest)
+
+
+def _heard_columns(matrices: Tensor) -> Tensor | None:
+    """All columns but zeros, of phases that no tap reads (stride larger than the kernel); None where that is all of them."""
+    heard = (matrices[:, 0] != 0).any(1).any(0)
+    if not bool(heard.all()):
+        heard = (matrices != 0).any(2).any(1).any(0)
+    return heard if bool(heard.any()) and not bool(heard.all()) else None
+
+
+def block_columns(n: int) -> list[tuple[int, int]]:
+    """Where each block column of an n x n Hermitian matrix begins and ends; its rows begin where it begins itself."""
+    width = n if n <= WHOLE else BLOCK
+    return [(j, min(j + width, n)) for j in range(0, n, width)]
+
+
+def _pack(M: Tensor) -> Tensor:
+    """The lower block columns of (..., n, n), one after another: (..., packed)."""
+    return torch.cat([M[..., j:, j:k].flatten(-2) for j, k in block_columns(M.shape[-1])], dim=-1)
+
+
+def _unpack(packed: Tensor, n: int) -> Tensor:
+    """The Hermitian matrices (..., n, n) of which these are the lower block columns."""
+    columns = block_columns(n)
+    if len(columns) == 1:
+        return packed.unflatten(-1, (n, n))
+    M = packed.new_empty(*packed.shape[:-1], n, n)
+    for (j, k), part in zip(columns, packed.split([(n - j) * (k - j) for j, k in columns], -1), strict=True):
+        column = part.unflatten(-1, (n - j, k - j))
+        M[..., j:, j:k], M[..., j:k, k:] = column, column[..., k - j :, :].mH
+    return M
+
+
+@dataclass(frozen=True)
+class Gram:
+    """The Gram symbol G(ω) = Re + i Im from its taps, in half: δ and -δ share one, and so do both sides of the diagonal.
+
+    Attributes:
+        offsets: (D, axes), δ, one of each pair ±δ, the first of them 0.
+        even: (groups, D, packed) the coefficients of cos(ω·δ), symmetric: H_0, then H_δ + H_δᵀ; their block columns.
+        odd: (groups, D, packed) the coefficients of sin(ω·δ), antisymmetric: H_δ - H_δᵀ.
+        n: channels on the smaller side.
+    """
+
+    offsets: np.ndarray
+    even: Tensor
+    odd: Tensor
+    n: int
+
+    def at(self, omega: np.ndarray, groups: np.ndarray | int = 0) -> Tensor:
+        """G at frequencies (F, axes) of one group or of one each: (F, n, n), complex, of the coefficients' precision."""
+        angles = torch.from_numpy(omega @ self.offsets.T).to(self.even.device)
+        cos, sin = angles.cos().to(self.even.dtype), angles.sin().to(self.even.dtype)
+        if isinstance(groups, int) or len(self.even) == 1:
+            group = groups if isinstance(groups, int) else 0
+            real, imag = cos @ self.even[group], sin @ self.odd[group]
+        else:
+            which = torch.from_numpy(groups).to(self.even.device)
+            real = torch.bmm(cos[:, None], self.even[which])[:, 0]
+            imag = torch.bmm(sin[:, None], self.odd[which])[:, 0]
+        return _unpack(torch.complex(real, imag), self.n)
+
+    def form(self, v: Tensor, group: int) -> tuple[np.ndarray, np.ndarray]:
+        """P and q (D,) with vᴴ G(ω) v = Σ_δ p_δ cos(ω·δ) - q_δ sin(ω·δ), for one channel vector (n,)."""
+        weights = v.conj()[:, None] * v
+        for j, k in block_columns(self.n):
+            weights[k:, j:k] *= 2  # these stand for those across the diagonal, too
+        packed = _pack(weights).to(torch.promote_types(self.even.dtype, torch.complex64))
+        p, q = self.even[group] @ packed.real.contiguous(), self.odd[group] @ packed.imag.contiguous()
+        return p.cpu().numpy(), q.cpu().numpy()
+
+    def traces(self) -> Tensor:
+        """Σ_a even[a, a], (groups, D)."""
+        places, first = [], 0
+        for j, k in block_columns(self.n):
+            places += [first + i * (k - j + 1) for i in range(k - j)]
+            first += (self.n - j) * (k - j)
+        return self.even[..., places].sum(-1)
+
+    def size(self) -> float:
+        """At least Σ_δ ‖even‖_F + ‖odd‖_F of every group; what is off the block diagonal counts twice."""
+        lengths = sum(torch.linalg.vector_norm(H, dim=-1).sum(1) for H in (self.even, self.odd))
+        return float(lengths.max()) * (1 if len(block_columns(self.n)) == 1 else math.sqrt(2))
+
+    def single(self) -> "Gram":
+        """The same with its coefficients rounded to float32."""
+        return Gram(self.offsets, self.even.float(), self.odd.float(), self.n)
+
+
+def gram(t: Taps) -> Gram:
+    """The Gram symbol on the side with fewer channels, in float64.
+
+    The products Σ A_τᵀ A_{τ+δ} are not summed pair by pair, which takes T² products, but through the symbol's values on a
+    grid of 2 k - 1 frequencies an axis, which determine G and cost a quarter.
+    """
+    A = t.matrices
+    tall = A.shape[-1] <= A.shape[-2]
+    # A(ω) A(ω)ᴴ is the conjugate of what the transposes give: norms do not see the difference
+    count, n = A.shape[1], min(A.shape[-2:])
+    steps = np.array([_step(t.offsets[:, a]) for a in range(t.offsets.shape[1])])
+    places = (t.offsets - t.offsets.min(0)) // steps
+    sizes = 2 * places.max(0) + 1
+    if count * count <= 2 * math.prod(sizes):  # few taps: pair by pair is quicker, and sums nothing twice
+        return _gram_by_pairs(A if tall else A.mT, t.offsets, n)
+    grid = np.array(list(itertools.product(*(range(s) for s in sizes))))
+    half = [i for i, j in enumerate(grid) if tuple(j) <= tuple(-j % sizes)]
+    angles = torch.from_numpy(2 * math.pi * ((grid[half] / sizes) @ places.T)).to(A.device)
+    # A(ω) = C + i S, so A(ω)ᴴ A(ω) has the symmetric real part CᵀC + SᵀS and the antisymmetric imaginary part CᵀS - SᵀC:
+    # one real product gives their sum, which tells them apart
+    P = A.new_empty(len(A), len(half), n, n)
+    flat = (A if tall else A.mT).flatten(2)  # rows are those of the larger side, which the product sums over
+    few = max(1, int(CHUNK_BYTES / (32 * A[:, 0].numel())))
+    room = A.new_empty(len(A), 4 * min(few, len(half)), flat.shape[-1])
+    for i in range(0, len(half), few):
+        some = angles[i : i + few]
+        cos, sin = some.cos(), some.sin()
+        waves = torch.stack([cos, sin, cos + sin, sin - cos], 1).flatten(0, 1)
+        CS = torch.matmul(waves, flat, out=room[:, : len(waves)].view(len(A), len(waves), -1))
+        X, Y = CS.view(len(A), len(some), 2, -1, n).unbind(2)
+        P[:, i : i + few] = X.mT @ Y
+    every = itertools.product(*(range(-(s // 2), s // 2 + 1) for s in sizes))
+    deltas = np.array([d for d in every if d >= (0,) * len(sizes)])
+    mirrored = torch.tensor(
+        [1.0 if tuple(j) == tuple(-j % sizes) else 2.0 for j in grid[half]], dtype=torch.float64
+    )
+    back = torch.from_numpy(2 * math.pi * (deltas @ (grid[half] / sizes).T)).to(A.device)
+    weight = mirrored.to(A.device) / math.prod(sizes)
+    even, odd = _parts(P)
+    return _folded(deltas * steps, weight * back.cos() @ even, weight * back.sin() @ odd, n)
+
+
+def _step(offsets: np.ndarray) -> int:
+    """The spacing of the taps on one axis (a dilation survives here)."""
+    return max(1, int(np.gcd.reduce(offsets - offsets.min())))
+
+
+def _gram_by_pairs(A: Tensor, offsets: np.ndarray, n: int) -> Gram:
+    found: dict[tuple[int, ...], Tensor] = {}
+    for i, j in itertools.product(range(len(offsets)), repeat=2):
+        delta = tuple((offsets[j] - offsets[i]).tolist())
+        if delta >= (0,) * len(delta):
+            product = A[:, i].mT @ A[:, j]
+            found[delta] = found[delta] + product if delta in found else product
+    deltas = sorted(found)
+    H = torch.stack([found[d] for d in deltas], 1)
+    return _folded(np.array(deltas, dtype=np.int64), *_parts(H), n)
+
+
+def _parts(H: Tensor) -> tuple[Tensor, Tensor]:
+    """H + Hᵀ and H - Hᵀ, packed."""
+    lower, upper = _pack(H), _pack(H.mT)
+    return lower + upper, lower - upper
+
+
+def _folded(deltas: np.ndarray, even: Tensor, odd: Tensor, n: int) -> Gram:
+    """G(ω) = H_0 + Σ_{δ>0} (H_δ e^{iωδ} + H_δᵀ e^{-iωδ}) from H_δ ± H_δᵀ for all δ; H_0 is symmetric."""
+    even[:, [i for i, d in enumerate(deltas) if not d.any()]] /= 2
+    return Gram(deltas, even, odd, n)

@@ -1,0 +1,60 @@
+"""Input-gradient regularization, also known as double backpropagation (Drucker & LeCun 1992)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from opnorm.errors import SpecError
+from opnorm.jacobian import linearized, lp_norm
+from opnorm.regularizers.batch_statistics import point_by_point
+from opnorm.regularizers.hooks import Hooks, Regularizer
+from opnorm.regularizers.targets import check_weights
+from opnorm.spec import factory
+
+__all__ = ["input_gradient"]
+
+
+@factory
+def input_gradient(lam: float = 1e-2, q: float = 2, power: float = 2) -> Regularizer:
+    """λ E‖∇_x ℓ(y, f(x))‖_q^r, ℓ the cross-entropy of each point by itself.
+
+    Batch norm and dropout are treated as in :func:`opnorm.regularizers.dd_onr`. (Drucker & LeCun have a factor 1/2, which is
+    in λ here.)
+
+    Args:
+        lam: λ.
+        q: 1, 2 or inf: the norm of the gradient.
+        power: r, at least 1.
+
+    Returns:
+        A regularizer with a penalty and no state. Binding it raises ModelError for a model that is not differentiable.
+
+    Raises:
+        SpecError: a setting that makes no sense.
+
+    Source: Drucker & LeCun 1992; Ross & Doshi-Velez 2018, q = power = 2.
+    """
+    if isinstance(lam, bool) or not 0 <= lam < math.inf:
+        raise SpecError(f"lam={lam!r}: expected a strength of at least 0")
+    if isinstance(q, bool) or q not in (1, 2, math.inf):
+        raise SpecError(f"q={q!r} is not known; expected 1, 2 or inf")
+    if isinstance(power, bool) or not 1 <= power < math.inf:
+        raise SpecError(f"power={power!r}: expected an exponent of at least 1")
+
+    def bind(model: nn.Module, example: Tensor) -> Hooks:
+        check_weights(model, "input_gradient")
+        with linearized(model, example[:1]):  # says now what would fail in the first step
+            pass
+
+        def penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            with point_by_point(model, x) as f:
+                inputs = x.detach().clone().requires_grad_()
+                loss = F.cross_entropy(f(inputs), y, reduction="sum")
+                (gradient,) = torch.autograd.grad(loss, inputs, create_graph=True)
+            return lam * lp_norm(gradient, q).pow(power).mean()
+
+        return Hooks(penalty=penalty)
+
+    return bind

@@ -1,0 +1,164 @@
+"""A layer as a linear map: its adjoint, its matrix, and layers that only look linear."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from opnorm._core.linear_map import dense, linear_map, overrides
+from opnorm.errors import NormError
+from tests.norms.cases import (
+    PADDED_CASES,
+    TRANSPOSED_CASES,
+    WEIGHTLESS_CASES,
+    convolutions,
+    matrix,
+    on_all_cases,
+    on_cases,
+    transposed_convolutions,
+)
+
+
+def check_map(layer, shape):
+    linear = linear_map(layer, shape)
+    M = matrix(layer, shape)
+    assert torch.allclose(dense(linear), M, rtol=1e-12, atol=1e-13)
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(3, *linear.in_shape, generator=generator, dtype=torch.float64)
+    u = torch.randn(3, *linear.out_shape, generator=generator, dtype=torch.float64)
+    left = (linear.apply(v) * u).flatten(1).sum(1)
+    right = (v * linear.adjoint(u)).flatten(1).sum(1)
+    assert torch.allclose(left, right, rtol=1e-11, atol=1e-11)
+    assert torch.allclose(linear.adjoint(u).flatten(1), u.flatten(1) @ M, rtol=1e-11, atol=1e-11)
+
+
+@on_all_cases(pytest.mark.parametrize)
+def test_adjoint_and_matrix(layer, shape):
+    check_map(layer, shape)
+
+
+@given(convolutions())
+@settings(max_examples=60)
+def test_adjoint_and_matrix_of_any_convolution(case):
+    check_map(*case)
+
+
+@on_cases(PADDED_CASES + TRANSPOSED_CASES + WEIGHTLESS_CASES)
+def test_adjoint_and_matrix_of_other_layers(layer, shape):
+    check_map(layer, shape)
+
+
+@given(st.one_of(convolutions(modes=("circular", "reflect", "replicate")), transposed_convolutions()))
+@settings(max_examples=100)
+def test_adjoint_and_matrix_of_padded_and_transposed_convolutions(case):
+    check_map(*case)
+
+
+def test_compiled_and_lazy_layers():
+    layer = nn.Linear(3, 2).double()
+    assert torch.equal(dense(linear_map(torch.compile(layer), (3,))), layer.weight)
+    for lazy, shape in ((nn.LazyConv2d(2, 3), (1, 5, 5)), (nn.LazyBatchNorm1d(), (3,))):
+        with pytest.raises(NormError, match="lazy"):
+            linear_map(lazy, shape)
+    with pytest.raises(NormError, match="meta device"):
+        linear_map(nn.ConvTranspose2d(2, 2, 3, device="meta"), (2, 3, 3))
+
+
+def test_nan_weights_of_a_layer_without_an_entry():
+    layer = Standardized(1, 1, 3)
+    layer.weight.data[0, 0, 0, 0] = float("nan")
+    with pytest.raises(NormError, match="Standardized gives NaN"):
+        linear_map(layer, (1, 4, 4))
+
+
+def test_a_forward_set_on_one_layer_is_seen():
+    layer = nn.Linear(3, 3).double()
+    layer.forward = lambda x: F.linear(x, layer.weight / 2)
+    assert overrides(layer, nn.Linear)
+    assert not overrides(nn.Linear(3, 3), nn.Linear)
+    copied = nn.Linear(3, 3)
+    copied.forward = copied.forward
+    assert not overrides(copied, nn.Linear)
+
+
+class Standardized(nn.Conv2d):
+    """A convolution of standardized weights, as timm's StdConv2d: its weight is not what it applies."""
+
+    def forward(self, x):
+        weight = (self.weight - self.weight.mean()) / self.weight.std()
+        return self._conv_forward(x, weight, self.bias)
+
+
+class Affine(nn.Module):
+    def forward(self, x):
+        return F.pad(x, (1, 0)).flip(-1).cumsum(-1) + 5
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.AvgPool2d(2), (2, 5, 4)),
+        (nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1), (2, 3, 3)),
+        (nn.BatchNorm2d(2), (2, 3, 3)),
+        (nn.Flatten(), (2, 3)),
+        (nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"), (2, 4, 4)),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Dropout(), nn.Flatten(), nn.Linear(8, 3)), (1, 4, 4)),
+        (Standardized(2, 3, 3), (2, 4, 4)),
+        (Affine(), (2, 3)),
+        (nn.Identity(), (2,)),
+    ],
+)
+def test_any_affine_layer_goes_through_autograd(layer, shape):
+    check_map(layer, shape)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.ReLU(), (3,)),
+        (nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)), (3,)),
+        (nn.Hardtanh(-10, 10), (3,)),
+        (nn.Hardshrink(1e-3), (3,)),
+        (nn.MaxPool2d(2), (1, 4, 4)),
+        (nn.InstanceNorm2d(2), (2, 4, 4)),
+        (nn.LayerNorm(4), (4,)),
+        (nn.Softmax(-1), (4,)),
+    ],
+)
+def test_layers_that_are_not_linear_are_found_out(layer, shape):
+    with pytest.raises(NormError, match=r"(is not linear|does not take)"):
+        linear_map(layer, shape)
+
+
+def test_the_layer_itself_is_left_alone():
+    layer = nn.Sequential(nn.BatchNorm2d(2), nn.ConvTranspose2d(2, 2, 3)).train()
+    before = {k: v.clone() for k, v in layer.state_dict().items()}
+    linear_map(layer, (2, 4, 4))
+    assert layer.training
+    assert all(torch.equal(v, before[k]) for k, v in layer.state_dict().items())
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in layer.parameters())
+
+
+def test_dense_refuses_what_would_fill_the_memory():
+    with pytest.raises(NormError, match=r"1,638,400 x 307,200; at most 134,217,728"):
+        dense(linear_map(nn.Conv2d(3, 16, 3, padding=1), (3, 320, 320)))
+    with pytest.raises(NormError, match="at most 5 entries"):
+        dense(linear_map(nn.Linear(2, 3), (2,)), limit=5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "message"),
+    [
+        (nn.Linear(4, 2), (3,), "Linear takes 4 features"),
+        (nn.Conv2d(2, 2, 3), (1, 5, 5), "takes 2 channels"),
+        (nn.ConvTranspose2d(2, 2, 3), (1, 5, 5), "takes 2 channels"),
+        (nn.Embedding(3, 2), (5,), "Embedding"),
+        (nn.GRU(3, 2), (4, 3), "GRU returns tuple"),
+        (nn.Bilinear(2, 2, 2), (2,), "Bilinear does not take"),
+    ],
+)
+def test_inputs_that_do_not_fit(layer, shape, message):
+    with pytest.raises(NormError, match=message):
+        linear_map(layer, shape)

@@ -1,0 +1,317 @@
+"""Attacks on the shadow are attacks on the model, and memory that stays mapped changes nothing."""
+
+import ctypes
+import gc
+import math
+import warnings
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from opnorm import attacks, objectives
+from opnorm._core import memory
+from opnorm._core import surrogate as fast
+from opnorm._core.surrogate import Shadow, attack_model
+from opnorm.data import digits
+from opnorm.models import cnn, resnet
+from opnorm.training import optimizers
+from opnorm.training.loop import train
+
+
+class Named(nn.Module):
+    """Layers by name, and a forward given as a function of them."""
+
+    def __init__(self, forward, **layers):
+        super().__init__()
+        self.parts, self.way = nn.ModuleDict(layers), forward
+
+    def forward(self, x):
+        return self.way(self.parts, x)
+
+
+def conv(**how):
+    return nn.Conv2d(1, 4, 3, **how)
+
+
+def flat(x):
+    return x.mean((2, 3))
+
+
+CASES = {
+    "bias": (1, lambda: Named(lambda m, x: flat(m.b(m.c(x)).relu()), c=conv(), b=nn.BatchNorm2d(4))),
+    "no bias": (1, lambda: Named(lambda m, x: flat(m.b(m.c(x)).relu()), c=conv(bias=False), b=nn.BatchNorm2d(4, eps=0.1))),
+    "not affine": (1, lambda: Named(lambda m, x: flat(m.b(m.c(x)).relu()), c=conv(), b=nn.BatchNorm2d(4, affine=False))),
+    "strided": (1, lambda: Named(lambda m, x: flat(m.b(m.c(x))), c=conv(stride=2, dilation=2), b=nn.BatchNorm2d(4))),
+    "grouped": (2, lambda: Named(
+        lambda m, x: flat(m.b2(m.g(m.b(m.c(x)).relu())).relu()),
+        c=conv(), b=nn.BatchNorm2d(4),
+        g=nn.Conv2d(4, 8, 3, groups=2, padding=1, padding_mode="reflect"), b2=nn.BatchNorm2d(8),
+    )),
+    "linear": (1, lambda: Named(lambda m, x: m.b(m.l(x.flatten(1))).tanh(), l=nn.Linear(64, 5), b=nn.BatchNorm1d(5))),
+    "1d": (1, lambda: Named(lambda m, x: m.b(m.c(x.flatten(2))).mean(2), c=nn.Conv1d(1, 3, 2), b=nn.BatchNorm1d(3))),
+    "residual": (2, lambda: Named(
+        lambda m, x: flat((m.b(m.c(x)) + m.s(m.k(x))).relu()),
+        c=conv(), b=nn.BatchNorm2d(4), k=nn.Conv2d(1, 4, 3), s=nn.BatchNorm2d(4),
+    )),
+    "seen by another": (0, lambda: Named(
+        lambda m, x: (lambda z: flat(m.b(z)) + flat(z.relu()))(m.c(x)), c=conv(), b=nn.BatchNorm2d(4)
+    )),
+    "changed in place": (0, lambda: Named(lambda m, x: flat(m.b(m.c(x).mul_(2))), c=conv(), b=nn.BatchNorm2d(4))),
+    "layer twice": (0, lambda: Named(lambda m, x: flat(m.b(m.c(m.c(x)))), c=nn.Conv2d(1, 1, 3), b=nn.BatchNorm2d(1))),
+    "norm twice": (0, lambda: Named(lambda m, x: flat(m.b(m.b(m.c(x)))), c=conv(), b=nn.BatchNorm2d(4))),
+    "norm first": (0, lambda: Named(lambda m, x: flat(m.c(m.b(x))), c=conv(), b=nn.BatchNorm2d(1))),
+    "no statistics": (0, lambda: Named(
+        lambda m, x: flat(m.b(m.c(x)).relu()), c=conv(), b=nn.BatchNorm2d(4, track_running_stats=False)
+    )),
+    "parametrized": (0, lambda: Named(
+        lambda m, x: flat(m.b(m.c(x)).relu()),
+        c=nn.utils.parametrizations.weight_norm(conv()), b=nn.BatchNorm2d(4),
+    )),
+    "tied": (2, lambda: tied()),
+    "resnet": (7, lambda: resnet(depth=8, in_shape=(1, 8, 8), width=4, mean=0.3, std=0.2)),
+    "cnn": (0, lambda: cnn(in_shape=(1, 8, 8), width=4)),
+}  # fmt: skip
+
+
+def tied():
+    model = Named(
+        lambda m, x: flat(m.b(m.c(x)) * m.s(m.k(x)).sigmoid()),
+        c=conv(), b=nn.BatchNorm2d(4), k=conv(), s=nn.BatchNorm2d(4),
+    )  # fmt: skip
+    model.parts["k"].weight = model.parts["c"].weight
+    return model
+
+
+def trained(make, seed=0):
+    """Not trained, but with weights and statistics that could be."""
+    torch.manual_seed(seed)
+    model = make()
+    for m in model.modules():
+        if isinstance(m, fast.NORMS):
+            for name in ("running_mean", "weight", "bias"):
+                if getattr(m, name) is not None:
+                    getattr(m, name).data.normal_(0.5, 0.5)
+            if m.running_var is not None:
+                m.running_var.uniform_(0.3, 3)
+    return model
+
+
+# ModuleDict has no attributes by key; the cases read better with them
+nn.ModuleDict.__getattr__ = lambda self, name: (
+    self._modules[name] if name in self._modules else nn.Module.__getattr__(self, name)
+)
+
+
+def under_autocast(model, x, mode="eval"):
+    with torch.autocast("cpu", torch.bfloat16):
+        return attack_model(model, x, mode)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_shadow_is_the_same_function(name):
+    pairs, make = CASES[name]
+    model, x = trained(make), torch.rand(6, 1, 8, 8)
+    shadow = Shadow(model, x)
+    shadow.check(model, x)
+    assert len(shadow.pairs) == pairs
+    model.eval()
+    for own, right in zip(fast._look(shadow, x), fast._look(model, x), strict=True):
+        torch.testing.assert_close(own, right, rtol=1e-4, atol=1e-5)
+    model.train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        narrow = under_autocast(model, x)
+    assert narrow is not model
+    own, right = fast._look(narrow, x), fast._look(model.eval(), x)
+    assert own[0].dtype == own[1].dtype == torch.float32
+    for a, b, share in zip(
+        own, right, (0.05, 0.2), strict=True
+    ):  # a gradient also where a ReLU has changed sides
+        assert (a - b).norm() <= share * b.norm()
+
+
+@pytest.mark.parametrize("how", ["optimizer", "data", "new parameter", "statistics"])
+def test_the_shadow_follows_the_model(how):
+    model, x = trained(CASES["resnet"][1]), torch.rand(6, 1, 8, 8)
+    shadow = under_autocast(model, x)
+    before = shadow(x)
+    if how == "optimizer":
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        model(x).square().mean().backward()
+        optimizer.step()
+    elif how == "data":
+        model[1].weight.data *= -1
+    elif how == "new parameter":
+        model[1].weight = nn.Parameter(-model[1].weight.detach())
+    else:
+        model(x + 1)
+    again = under_autocast(model, x)
+    assert again is shadow
+    after, right = again(x), model.eval()(x)
+    assert (after - right).norm() < 0.05 * right.norm() < (after - before).norm()
+
+
+def test_a_model_whose_shape_has_changed_gets_another_shadow():
+    model, x = trained(CASES["resnet"][1]), torch.rand(6, 1, 8, 8)
+    shadow = under_autocast(model, x)
+    model[-1] = nn.Linear(16, 3)
+    assert under_autocast(model, x) is not shadow
+    assert under_autocast(model, x)(x).shape == (6, 3)
+
+
+def test_when_the_model_itself_is_attacked():
+    model, x = resnet(depth=8, in_shape=(1, 8, 8), width=4), torch.rand(6, 1, 8, 8)
+    assert attack_model(model, x) is model, "no autocast"
+    with torch.autocast("cpu", torch.float16):
+        assert attack_model(model, x) is model
+    for mode in ("train", "as is"):
+        assert under_autocast(model, x, mode) is model
+    assert under_autocast(model, x) is not model
+    handle = model[3].register_forward_hook(lambda *args: None)
+    assert under_autocast(model, x) is model
+    handle.remove()
+    assert under_autocast(model, x) is not model
+
+
+class Random(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.flatten(1) + torch.randn(64))
+
+
+class Locked(nn.Sequential):
+    def __deepcopy__(self, memo):
+        raise TypeError("cannot be copied")
+
+
+class Looks(nn.Sequential):
+    """Asks its batch norm for something that no other layer has."""
+
+    def forward(self, x):
+        return super().forward(x) * self[1].running_var.mean()
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda: Random(64, 3), "^no copy of Random can stand in .* model itself.*outputs are off"),
+        (
+            lambda: Locked(nn.Flatten(), nn.Linear(64, 3)),
+            "^no copy of Locked .* model itself.*cannot be copied",
+        ),
+        (
+            lambda: Locked(nn.Conv2d(1, 4, 8), nn.BatchNorm2d(4), nn.Flatten()),
+            "^no copy of Locked .* model itself.*cannot be copied",
+        ),
+        (
+            lambda: Looks(nn.Conv2d(1, 4, 8), nn.BatchNorm2d(4), nn.Flatten()),
+            "^batch norms of Looks cannot be folded .*are kept.*running_var",
+        ),
+    ],
+)
+def test_what_cannot_be_copied_is_said_once(make, what):
+    model, x = make(), torch.rand(6, 1, 8, 8)
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    with pytest.warns(UserWarning, match=what) as caught:
+        first = under_autocast(model, x)
+    assert len(caught) == 1
+    assert (first is model) == ("itself" in what)
+    assert torch.equal(torch.get_rng_state(), state)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert under_autocast(model, x) is first
+
+
+def test_the_model_is_left_alone_and_let_go():
+    model, x = trained(CASES["resnet"][1]), torch.rand(6, 1, 8, 8)
+    model[0].eval()
+    model(x).sum().backward()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    grads = [p.grad.clone() for p in model.parameters()]
+    attacks.pgd(eps=0.1, steps=2)(under_autocast(model, x), x, torch.zeros(6, dtype=torch.long))
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert all(torch.equal(g, p.grad) for g, p in zip(grads, model.parameters(), strict=True))
+    assert model.training
+    assert not model[0].training
+    assert all(p.requires_grad for p in model.parameters())
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_attacks_on_the_shadow_are_as_strong():
+    data = digits()
+    torch.manual_seed(0)
+    model = resnet(depth=8, in_shape=(1, 8, 8), width=8)
+    train(model, data, epochs=3, batch=64, optimizer=optimizers.sgd(0.05))
+    x, y = data.test.images[:200].float() / 255, data.test.labels[:200]
+    pgd = attacks.pgd(eps=0.1, steps=10)
+    model.eval()
+    losses = [
+        nn.functional.cross_entropy(model(pgd(target, x, y)), y).item()
+        for target in (model, under_autocast(model, x))
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[0] > 2 * nn.functional.cross_entropy(model(x), y).item()
+
+
+@pytest.mark.slow
+def test_nets_trained_in_bf16_are_as_good_as_those_in_fp32():
+    """Clean and robust accuracy in fp32, of three seeds each: the means differ by less than the seeds do."""
+    data, found = digits(), {}
+    x, y = data.test.images.float() / 255, data.test.labels
+    for precision in ("fp32", "bf16"):
+        for seed in range(3):
+            torch.manual_seed(seed)
+            model = resnet(depth=8, in_shape=(1, 8, 8), width=8)
+            train(
+                model, data, epochs=12, batch=64, seed=seed, precision=precision, channels_last=precision == "bf16",
+                objective=objectives.pgd_at(eps=0.1, steps=5), optimizer=optimizers.sgd(0.05),
+            )  # fmt: skip
+            model.eval()
+            worst = attacks.pgd(eps=0.1, steps=20)(model, x, y)
+            found[precision, seed] = [float((model(z).argmax(1) == y).float().mean()) for z in (x, worst)]
+    for i in range(2):
+        full, half = ([found[p, seed][i] for seed in range(3)] for p in ("fp32", "bf16"))
+        spread = max(max(full) - min(full), max(half) - min(half), math.sqrt(0.25 / len(y)))
+        assert abs(sum(full) - sum(half)) / 3 <= spread, found
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_kept_memory_gives_the_same_bits():
+    model, x = resnet(depth=8, in_shape=(1, 32, 32)), torch.rand(16, 1, 32, 32)
+    before = model(x)
+    with memory.kept_memory():
+        assert torch.equal(model(x), before)
+    assert torch.equal(model(x), before)
+
+
+def test_malloc_is_set_and_set_back(monkeypatch):
+    calls = []
+
+    class Libc:
+        def mallopt(self, what, value):
+            calls.append((what, value))
+
+        def malloc_trim(self, pad):
+            calls.append("trim")
+
+    monkeypatch.setattr(memory, "_glibc", Libc)
+    with memory.kept_memory():
+        assert calls == [(-4, 0), (-1, -1)]
+    assert calls[2:] == [(-4, 65536), (-3, 32 << 20), (-1, 64 << 20), "trim"]
+    with memory.kept_memory("cuda"):
+        assert len(calls) == 6
+
+
+@pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES", "LD_PRELOAD"])
+def test_what_the_user_chose_stays(name, monkeypatch):
+    monkeypatch.setenv(name, "x")
+    assert memory._glibc() is None
+    monkeypatch.delenv(name)
+    assert memory._glibc() is None or isinstance(memory._glibc(), ctypes.CDLL)

@@ -1,0 +1,179 @@
+"""The trust report: what masks gradients is named, and an honest model is cleared."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from opnorm.attacks import autoattack, fgsm, pgd
+from opnorm.attacks.gradient_masking import Sign, Trust, look_for_signs
+from opnorm.attacks.result import Stage, Verdict
+from opnorm.runs.attack_evaluation import evaluate
+from tests.attacks.honest import Around, draws, honest, points, rounds, saturates
+from tests.attacks.test_contract import record, same
+
+EPS = {math.inf: 0.1, 2: 0.5, 1: 1.0}
+ATTACKS = {
+    "autoattack": lambda norm: autoattack(norm, EPS[norm], attacks=("apgd-ce", "apgd-t")),
+    "pgd": lambda norm: pgd(norm, EPS[norm], 30),
+}
+
+
+def judged(model, attack, n=50, **settings):
+    trust = evaluate(model, *points(n), attack, **settings).trust
+    return trust, {sign.where: sign.text for sign in trust.signs if sign.bad}
+
+
+@pytest.mark.parametrize("norm", EPS, ids="{:g}".format)
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_an_honest_model_is_cleared(norm, attack):
+    trust, bad = judged(honest(), ATTACKS[attack](norm), surrogate=honest())
+    assert bad == {}
+    assert trust.trusted
+    assert trust.summary == f"trust: none of the {len(trust.signs)} known signs of a blind attack was seen"
+    assert {"the gradient", "the softmax", "the input layer", "the random layers", "the large radius"} < {
+        sign.where for sign in trust.signs
+    }
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_quantized_input_layer(attack):
+    trust, bad = judged(rounds(), ATTACKS[attack](math.inf))
+    assert not trust.trusted
+    assert bad.keys() == {"the input layer", "the gradient", "the large radius", "the attack"}
+    assert "exactly zero" in bad["the gradient"]
+    assert "Square" in bad["the attack"]
+    assert "look at the input layer: because the logits of " in trust.summary
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_rounding_with_a_made_up_gradient(attack):
+    """A straight-through estimator gives gradients, but the model feels no small move."""
+    model = Around(before=lambda x: x + ((x * 8).round() / 8 - x).detach())
+    assert "the input layer" in judged(model, ATTACKS[attack](math.inf))[1]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_saturated_softmax(attack):
+    _, bad = judged(saturates(), ATTACKS[attack](math.inf))
+    assert bad.keys() == {"the softmax"}
+    assert "the gradient of cross-entropy is exactly zero" in bad["the softmax"]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_probabilities_of_a_saturated_softmax(attack):
+    model = Around(after=lambda z: (100 * z).softmax(1))
+    assert {"the output", "the gradient", "the large radius"} <= judged(model, ATTACKS[attack](math.inf))[
+        1
+    ].keys()
+    assert judged(Around(after=lambda z: z.softmax(1)), ATTACKS[attack](math.inf))[1].keys() == {"the output"}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_random_layer(attack):
+    _, bad = judged(draws(), ATTACKS[attack](math.inf))
+    assert "two passes over the same points differ" in bad["the random layers"]
+    assert 'use version="rand"' in bad["the random layers"]
+
+
+def test_a_random_layer_that_was_averaged_out():
+    trust, bad = judged(
+        draws(0.02), autoattack(eps=0.02, version="rand", attacks=("apgd-ce",), batch=400), n=6
+    )
+    assert "the random layers" not in bad
+    assert (
+        Sign("the random layers", False, "two passes over the same points differ for 5 of 5") in trust.signs
+    )
+
+
+def test_answers_that_depend_on_the_batch():
+    model = nn.Sequential(nn.BatchNorm2d(1, affine=False, track_running_stats=False), Around())
+    assert "depend on the batch" in judged(model, pgd(eps=0.1))[1]["the mode"]
+
+
+def test_gradients_that_are_nan():
+    class Breaks(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * math.nan
+
+    _, bad = judged(Around(before=Breaks.apply), pgd(eps=0.1))
+    assert "NaN or infinite for 44 of 44 points" in bad["the gradient"]
+
+
+def test_a_gradient_that_points_elsewhere():
+    model = Around(before=lambda x: 2 * x.detach() - x)  # the same value, the opposite gradient
+    _, bad = judged(model, pgd(eps=0.1))
+    assert {"the loss", "the large radius", "the attack"} <= bad.keys()
+    assert "does not rise along its gradient" in bad["the loss"]
+
+
+def test_a_weak_attack_on_an_honest_model():
+    _, bad = judged(honest(), pgd(eps=0.1, steps=1, step=0.001, random_start=False))
+    assert bad.keys() == {"the attack"}
+
+
+def test_square_that_did_better_in_the_evaluation_itself():
+    x, y = points(40)
+    none = torch.zeros(40, dtype=torch.bool)
+    right = honest()(x).argmax(1) == y
+
+    def signs(broken):
+        stages = (
+            Stage("APGD-CE", 1, 38, 8, 1.0, 1.0, 0, 0, {}), Stage("Square", 1, 30, broken, 1.0, 1.0, 0, 0, {})
+        )  # fmt: skip
+        verdict = Verdict(x, right, none, none, torch.full_like(y, -1), stages, ())
+        return [
+            s
+            for s in look_for_signs(honest(), x, y, verdict, norm=math.inf, eps=0.1).signs
+            if "Square" in s.text
+        ]
+
+    assert [s.bad for s in signs(1)] == [False]
+    (sign,) = signs(6)
+    assert sign == Sign(
+        "the attack", True,
+        "Square, which uses no gradients, breaks 6 of 30 points that stood before it: it is too weak here, or blind",
+    )  # fmt: skip
+
+
+def test_a_surrogate_that_sees_more():
+    trust, _ = judged(rounds(32), fgsm(0.1), surrogate=honest())
+    assert not trust.trusted
+    transfers = [s for s in trust.signs if "surrogate" in s.text]
+    assert [(s.where, s.bad) for s in transfers] == [("the attack", True)]
+
+
+def test_a_model_that_knows_nothing():
+    x, _ = points(20)
+    wrong = (honest()(x).argmax(1) + 1) % 10
+    trust = evaluate(honest(), x, wrong, pgd(eps=0.1)).trust
+    assert [s.where for s in trust.signs] == ["the model"]
+    assert trust.summary.startswith("look at the model: because it gets no point right")
+
+
+def test_half_precision_is_not_taken_for_rounding():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).bfloat16()
+    x, _ = points(40)
+    x = x.bfloat16()
+    trust = evaluate(model, x, model(x).argmax(1), pgd(eps=0.1)).trust
+    assert [s.bad for s in trust.signs if s.where == "the input layer"] == [False]
+
+
+def test_everything_is_left_as_it_was():
+    model = nn.Sequential(draws(), nn.Dropout(0.1)).train()
+    before = record(model)
+    judged(model, pgd(eps=0.1), n=20, surrogate=honest())
+    for key in before.keys() - {"python"}:  # beartype, which checks signatures here, draws from it
+        assert same(before[key], record(model)[key]), key
+
+
+def test_the_summary_has_a_line_for_each_bad_sign():
+    trust = Trust((Sign("a", True, "b"), Sign("c", False, "d"), Sign("e", True, "f")))
+    assert trust.summary == "look at a: because b\nlook at e: because f"
+    assert trust.as_dict()["trusted"] is False

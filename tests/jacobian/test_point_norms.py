@@ -1,0 +1,148 @@
+"""Norms of the Jacobian at a point, against explicit matrices and brute force."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from opnorm.errors import ModelError, NormError
+from opnorm.jacobian import jacobian_norm, linearized, lp_norm
+from opnorm.jacobian import point_norms as module
+from tests.jacobian.maps import CELLS, INF, nets, points, truth
+from tests.jacobian.test_iteration import brute, gauss
+
+EASY = [(p, q) for p, q in CELLS if p == 1 or q == INF or p == q == 2]
+
+
+def attained(model, x, found, p, q, layer=None):
+    with linearized(model, x, layer) as J:
+        image = J.apply(found.v)
+    assert torch.allclose(lp_norm(found.v, p), torch.ones(len(x)).double(), rtol=1e-12)
+    return lp_norm(image, q)
+
+
+@pytest.mark.parametrize("name", nets())
+@pytest.mark.parametrize(("p", "q"), CELLS)
+def test_it_holds_the_truth_and_v_attains_the_lower_end(name, p, q):
+    model, x = nets()[name].double().train(), points(5)
+    found = jacobian_norm(model, x, p, q)
+    assert torch.allclose(attained(model, x, found, p, q), found.lower, rtol=1e-11)
+    assert model.training
+    if (p, q) == (INF, 2):
+        assert found.method.startswith(
+            "NP-hard in general: lower by power iteration with 8 restarts, upper by"
+        )
+        assert (found.lower <= found.upper).all()
+        assert (found.upper < 2 * found.lower).all()
+        return
+    want = torch.stack([brute(A, p, q) for A in truth(model, x)])
+    assert (want > 0.01).all()
+    assert torch.allclose(found.lower, want, rtol=1e-11)
+    assert (found.lower <= want * (1 + 1e-14)).all()
+    assert (found.upper >= want * (1 - 1e-14)).all()
+    assert (found.upper <= found.lower * (1 + 1e-11)).all()
+    assert found.residual.isnan().all() == ((p, q) != (2, 2))
+
+
+@pytest.mark.parametrize(("p", "q"), [(INF, 2), (INF, 1), (2, 1)])
+@pytest.mark.parametrize("shape", [(14, 9), (15, 4)])
+def test_hard_cells_bracket_the_truth_where_outputs_are_many(p, q, shape):
+    """Both shapes have more than 12 outputs; the truth is found by the signs of one side."""
+    model = nn.Linear(shape[1], shape[0], bias=False).double()
+    model.weight.data = gauss(*shape, seed=2)
+    x = gauss(2, shape[1])
+    found = jacobian_norm(model, x, p, q)
+    want = brute(model.weight.data, p, q)
+    assert (found.lower <= want * (1 + 1e-12)).all()
+    assert (found.lower > 0.95 * want).all()
+    assert (found.upper >= want * (1 - 1e-12)).all()
+
+
+@pytest.mark.parametrize(("p", "q"), [(2, 2), (INF, 2), (INF, 1), (2, 1)])
+def test_by_products_alone(p, q, monkeypatch):
+    model, x = nets()["residual"].double(), points(4)
+    want = jacobian_norm(model, x, p, q)
+    monkeypatch.setattr(module, "BYTES", 0)
+    found = jacobian_norm(model, x, p, q)
+    assert torch.allclose(attained(model, x, found, p, q), found.lower, rtol=1e-11)
+    assert torch.allclose(found.lower, want.lower, rtol=1e-9 if p == q else 0.02)
+    assert (found.upper >= want.lower).all()
+    assert "1 - 1e-09" in found.method
+    if p == q == 2:
+        assert (found.residual < 1e-6).all()
+    # too few steps: no bound, and the residual shows it
+    rough = jacobian_norm(model, x, p, q, steps=1)
+    assert rough.upper.isinf().all()
+    assert rough.residual.isnan().all() or (rough.residual > 1e-3).all()
+
+
+@pytest.mark.parametrize(("p", "q"), EASY)
+def test_a_hidden_layer_and_one_point(p, q):
+    model, x = nets()["residual"].double(), points(1)
+    found = jacobian_norm(model, x, p, q, layer="features")
+    want = brute(truth(model, x, "features")[0], p, q)
+    assert torch.isclose(found.lower[0], want, rtol=1e-11)
+    assert torch.allclose(attained(model, x, found, p, q, "features"), found.lower, rtol=1e-11)
+
+
+def test_points_do_not_depend_on_their_batch():
+    model, x = nets()["residual"].double(), points(70)
+    for p, q in ((2, 2), (INF, 2), (1, 1), (2, INF)):
+        whole, part = (
+            jacobian_norm(model, x, p, q, restarts=2),
+            jacobian_norm(model, x[66:68], p, q, restarts=2),
+        )
+        assert torch.allclose(whole.lower[66:68], part.lower, rtol=1e-10)
+        assert whole.v.shape == x.shape
+
+
+@pytest.mark.parametrize(("p", "q"), CELLS)
+def test_a_zero_jacobian(p, q):
+    model = nn.Linear(6, 3, bias=False).double()
+    nn.init.zeros_(model.weight)
+    found = jacobian_norm(model, gauss(2, 6), p, q)
+    assert torch.equal(found.lower, torch.zeros(2).double())
+    assert torch.equal(found.upper, torch.zeros(2).double())
+    assert torch.allclose(lp_norm(found.v, p), torch.ones(2).double())
+
+
+def test_float32_models_give_float32_directions_and_honest_values():
+    model, x = nets()["residual"], points(5, torch.float32)
+    for p, q in CELLS:
+        found = jacobian_norm(model, x, p, q)
+        assert found.v.dtype == torch.float32
+        assert found.lower.dtype == torch.float64
+        exact = jacobian_norm(model.double(), x.double(), p, q)
+        model.float()
+        assert torch.allclose(found.lower, exact.lower, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"p": 0.5}, NormError, "p=0.5: expected a number from 1 on"),
+        ({"q": math.nan}, NormError, "q=nan"),
+        ({"steps": 0}, NormError, "steps=0: expected a whole number of at least 1"),
+        ({"restarts": True}, NormError, "restarts=True"),
+        ({"layer": "heat"}, ModelError, "did you mean 'head'"),
+        ({"mode": "training"}, ModelError, "unknown mode 'training'"),
+        ({"mode": "train"}, ModelError, "couples the points"),
+    ],
+)
+def test_bad_settings(settings, error, message):
+    with pytest.raises(error, match=message):
+        jacobian_norm(nets()["residual"].double(), points(2), **settings)
+
+
+def test_iteration_where_it_is_quicker_than_the_matrix():
+    """27 features, each a backward pass, against six steps."""
+    model, x = nets()["residual"].double(), points(4)
+    exact = jacobian_norm(model, x, layer="features")
+    quick = jacobian_norm(model, x, layer="features", steps=6)
+    assert exact.method.startswith("exact")
+    assert quick.method.startswith("Lanczos, 6 steps")
+    assert quick.upper.isinf().all()
+    assert torch.allclose(quick.lower, exact.lower, rtol=0.1)
+    assert (quick.lower <= exact.upper).all()
+    assert (quick.residual > exact.residual).all()

@@ -1,0 +1,303 @@
+"""The papers' networks, and weights in files."""
+
+import math
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from opnorm import models
+from opnorm._core.linear_map import dense, linear_map
+from opnorm.errors import ModelError, OpnormError, SpecError
+from opnorm.models import cnn, file, mlp, resnet, save
+from opnorm.models._resnet import Shrink
+from opnorm.models.modules import Normalize
+from opnorm.norms import measure, operator_norm
+from opnorm.spec import build, names, spec_of
+
+SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
+SMALL = {
+    "mlp": {"width": 8},
+    "cnn": {"width": 4},
+    "cnn7": {"width": 2},
+    "regnetx_200mf": {"width": 1},
+    "resnet": {"depth": 8, "width": 4},
+    "resnet18": {"width": 2},
+    "senet18": {"width": 2},
+    "vgg11": {"width": 2},
+    "vgg16": {"width": 2},
+    "wrn": {"depth": 10, "width": 1},
+    "wrn50_2": {"width": 1},
+}
+
+
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("depth", "parameters"), [(20, 269_722), (56, 853_018), (110, 1_727_962)])
+def test_resnets_have_the_published_sizes(depth, parameters):
+    assert count(resnet(depth=depth)) == parameters
+
+
+def test_other_sizes_by_hand():
+    assert count(mlp()) == 784 * 1024 + 1024 + 1024 * 1024 + 1024 + 1024 * 10 + 10
+    assert count(cnn()) == 128 * 9 + 128 + 128 * 128 * 9 + 128 + 128 * 784 * 10 + 10
+
+
+@pytest.mark.parametrize("name", [n for n in names("model") if n not in ("file", "timm")])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_model_on_every_shape(name, shape):
+    torch.manual_seed(0)
+    model = build(f"{name}()", "model", in_shape=shape, classes=7, **SMALL[name])
+    x = torch.rand(3, *shape)
+    assert model(x).shape == (3, 7)
+    model.eval()
+    assert torch.allclose(model(x)[1:2], model(x[1:2]), atol=1e-5)
+    torch.manual_seed(0)
+    twin = build(f"{name}()", "model", in_shape=shape, classes=7, **SMALL[name])
+    assert all(map(torch.equal, twin.parameters(), model.parameters())), "weights follow the global seed"
+    rows = measure(model, x, ords=(1, math.inf)).rows  # ℓ2: tests/models
+    assert rows[0].kind == "Normalize"
+    assert all(r.norms for r in rows if r.kind in ("Conv2d", "Linear", "BatchNorm2d"))
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet"])
+def test_normalization_is_inside(name):
+    shape = (3, 8, 8)
+    torch.manual_seed(0)
+    plain = build(f"{name}()", "model", in_shape=shape, **SMALL[name]).eval()
+    torch.manual_seed(0)
+    with_mean = build(
+        f"{name}()", "model", in_shape=shape, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), **SMALL[name]
+    ).eval()
+    x = torch.rand(2, *shape)
+    mean, std = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
+    assert torch.allclose(with_mean(x), plain((x - mean) / std), atol=1e-5)
+    assert not any("mean" in k for k, _ in with_mean.named_parameters())
+    assert "0.mean" in with_mean.state_dict()
+
+
+def test_depths_and_strides():
+    assert len([m for m in mlp((1, 4, 4), width=3, depth=4) if isinstance(m, nn.Linear)]) == 5
+    model = cnn((1, 9, 7), width=2, depth=3, stride=2)
+    assert model(torch.rand(2, 1, 9, 7)).shape == (2, 10)
+    assert len([m for m in model if isinstance(m, nn.Conv2d)]) == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: resnet(depth=18), "depth=18: expected 6 n"),
+        (lambda: resnet(depth=2), "depth=2"),
+        (lambda: resnet(width=0), "width=0: expected whole numbers"),
+        (lambda: mlp(classes=0), "classes=0"),
+        (lambda: mlp(depth=-1), "depth=-1"),
+        (lambda: cnn(stride=1.5), "stride=1.5"),
+        (lambda: cnn(in_shape=(1, 8)), r"in_shape=\(1, 8\): expected \(channels, height, width\)"),
+        (lambda: cnn(in_shape=(1, 0, 8)), "in_shape"),
+        (lambda: cnn(width=True), "width=True"),
+        (lambda: cnn(std=0.0), "std=0.0"),
+        (lambda: cnn(std=math.nan), "std=nan"),
+        (lambda: cnn(mean=math.inf), "mean=inf"),
+        (
+            lambda: cnn((3, 8, 8), mean=(0.1, 0.2)),
+            r"mean=\(0.1, 0.2\): expected one number, or one for each of 3",
+        ),
+    ],
+)
+def test_bad_sizes(make, message):
+    with pytest.raises(ModelError, match=message):
+        make()
+
+
+def test_normalize_norms():
+    (row,) = measure(Normalize(2, 0.5, (0.5, 0.25)), torch.rand(1, 2, 3, 3)).rows
+    assert {float(n.lower) for n in row.norms.values()} == {4.0}
+    assert all(n.exact for n in row.norms.values())
+
+
+# ---------------------------------------------------------------- weights in files
+
+
+def small(seed=0):
+    torch.manual_seed(seed)
+    return resnet(depth=8, in_shape=(1, 8, 8), classes=3, width=2, mean=0.4)
+
+
+def test_our_own_file_says_what_it_belongs_to(tmp_path):
+    model = small()
+    model[2].running_mean.add_(1)
+    path = tmp_path / "w.safetensors"
+    save(model, path)
+    back = file(str(path))
+    assert back.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(v, back.state_dict()[k]) for k, v in model.state_dict().items())
+    assert str(spec_of(back)) == f'file(path="{path}")', "and not resnet(...), which has other weights"
+    assert str(spec_of(model)).startswith("resnet(depth=8, ")
+    assert build(f'file("{path}")', "model")(torch.rand(1, 1, 8, 8)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pt", "pth", "wrapped", "parallel"])
+def test_other_peoples_files_with_arch(tmp_path, form):
+    state = small().state_dict()
+    path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pth" if form == "pth" else "w.pt")
+    if form == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save(
+            {"state_dict": state, "epoch": 3} if form == "wrapped"
+            else {f"module.{k}": v for k, v in state.items()} if form == "parallel" else state,
+            path,
+        )  # fmt: skip
+    arch = "resnet(depth=8, in_shape=(1, 8, 8), classes=3, width=2)"
+    model = build(f'file("{path}", arch={arch})', "model")
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in state.items())
+    with pytest.raises(ModelError, match="does not say which network it belongs to; pass arch="):
+        file(str(path))
+
+
+def test_arch_is_filled_from_the_data(tmp_path):
+    path = tmp_path / "w.pt"
+    torch.save(small().state_dict(), path)
+    model = build(f'file("{path}", arch=resnet(depth=8, width=2))', "model", in_shape=(1, 8, 8), classes=3)
+    assert model(torch.rand(1, 1, 8, 8)).shape == (1, 3)
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("save_it", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])
+def test_a_pickle_does_not_run(tmp_path, save_it):
+    path, trace = tmp_path / "w.pt", tmp_path / "was-here"
+    save_it({"weight": Malicious(str(trace))}, path)
+    with pytest.raises(ModelError, match="cannot be read as weights"):
+        file(str(path), arch=nn.Linear(1, 1))
+    assert not trace.exists()
+
+
+def with_metadata(path, call):
+    save_file(small().state_dict(), path, {"opnorm.model": call})
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        'torch.hub.load("evil/repo", "x", trust_repo=True)',
+        'torch.load("evil.pt", weights_only=False)',
+        'resnet(depth=torch.load("evil.pt"))',
+        "opnorm.cli.main()",
+        'mlp(width=(numpy.load("x"),))',
+    ],
+)
+def test_a_file_does_not_choose_which_code_is_run(tmp_path, call):
+    path = with_metadata(tmp_path / "w.safetensors", call)
+    with pytest.raises(ModelError, match="which is not opnorm's own; pass arch="):
+        file(path)
+
+
+@pytest.mark.parametrize("call", ["pgd()", "nonsense(", "resnet(depth=7)", "no_such_net()", ""])
+def test_damaged_metadata(tmp_path, call):
+    with pytest.raises((ModelError, SpecError)):
+        file(with_metadata(tmp_path / "w.safetensors", call))
+
+
+def test_a_file_that_names_itself_does_not_hang(tmp_path):
+    path = tmp_path / "w.safetensors"
+    with pytest.raises(OpnormError):
+        file(with_metadata(path, f'file("{path}")'))
+
+
+def test_missing_file(tmp_path):
+    save(small(), tmp_path / "weights.safetensors")
+    with pytest.raises(
+        ModelError, match=r"no file .*wieghts.safetensors; did you mean 'weights.safetensors'\?"
+    ):
+        file(str(tmp_path / "wieghts.safetensors"))
+    with pytest.raises(ModelError, match=r"no file .*looked in"):
+        file(str(tmp_path / "nowhere" / "x.pt"))
+    with pytest.raises(ModelError, match="no file"):
+        file(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
+@pytest.mark.parametrize("keep", [0, 5, 0.5, 0.99])
+def test_truncated_and_damaged_files(tmp_path, name, keep):
+    path = tmp_path / name
+    if name.endswith(".pt"):
+        torch.save(small().state_dict(), path)
+    else:
+        save(small(), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(keep * len(whole)) if keep < 1 else keep])
+    with pytest.raises(ModelError, match="cannot"):
+        file(str(path), arch=small())
+    path.write_bytes(b"\xff" * 500)
+    with pytest.raises(ModelError, match="cannot"):
+        file(str(path), arch=small())
+
+
+def test_what_is_no_state_dict(tmp_path):
+    path = tmp_path / "w.pt"
+    for thing in ([1, 2], {"a": 1}, torch.rand(3)):
+        torch.save(thing, path)
+        with pytest.raises(ModelError, match="not a state dict of tensors"):
+            file(str(path), arch=small())
+
+
+def test_weights_of_another_network(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save(small(), path)
+    with pytest.raises(ModelError, match=r"another network than arch: .*\(3, 8\), expected \(5, 8\)"):
+        file(str(path), arch=resnet(depth=8, in_shape=(1, 8, 8), classes=5, width=2))
+    with pytest.raises(ModelError, match=r"missing 4\.bias, .*; not wanted .* and .* more"):
+        file(str(path), arch=mlp((1, 8, 8)))
+    untouched = mlp((1, 8, 8), width=2)
+    before = {k: v.clone() for k, v in untouched.state_dict().items()}
+    with pytest.raises(ModelError):
+        file(str(path), arch=untouched)
+    assert all(torch.equal(v, before[k]) for k, v in untouched.state_dict().items())
+    with pytest.raises(ModelError, match="arch='resnet': expected a network"):
+        file(str(path), arch="resnet")
+
+
+def test_save_refuses_other_names_and_keeps_tied_weights(tmp_path):
+    with pytest.raises(ModelError, match=r"ends in \.safetensors"):
+        save(small(), tmp_path / "w.pt")
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    save(model, tmp_path / "w.safetensors")
+    assert torch.equal(
+        file(str(tmp_path / "w.safetensors"), arch=nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))[1].weight,
+        model[0].weight,
+    )
+
+
+def test_save_with_a_call(tmp_path):
+    model = nn.Linear(2, 2)
+    save(model, tmp_path / "w.safetensors", "resnet(depth=8)")
+    with pytest.raises(ModelError, match="another network"):
+        file(str(tmp_path / "w.safetensors"))
+    assert set(models.__all__) == {*SMALL, "file", "timm"}
+
+
+def test_the_shortcut_without_parameters():
+    x = torch.rand(2, 4, 5, 5)
+    y = Shrink(2, 4)(x)
+    assert torch.equal(y[:, 2:6], x[:, :, ::2, ::2])
+    assert y.shape == (2, 8, 3, 3)
+    assert y[:, :2].abs().sum() + y[:, 6:].abs().sum() == 0
+    M = dense(linear_map(Shrink(2, 4), (4, 5, 5)))
+    for p in (1, 2, math.inf):
+        norm = operator_norm(Shrink(2, 4), p, (4, 5, 5))
+        assert norm.exact
+        assert float(norm.upper) == float(torch.linalg.matrix_norm(M, p)) == 1

@@ -1,0 +1,491 @@
+"""Bounds along the graph: never below what inputs show, right by hand where that can be told, and unknown otherwise."""
+
+import math
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from opnorm.errors import NormError, OpnormError
+from opnorm.models import cnn, resnet
+from opnorm.norms import NetworkBound, lipschitz_bound, measure, operator_norm, spectral_complexity
+from tests.norms import nets
+
+ORDS = (1, 2, math.inf)
+
+
+def norms(v, p):
+    return torch.linalg.vector_norm(v.reshape(len(v), -1), p, dim=1)
+
+
+def steepest(model, shape, p, tries=12, seed=0):
+    """The largest secant slope and Jacobian norm that random inputs show, in float64."""
+    model = model.double().eval()
+    generator = torch.Generator().manual_seed(seed)
+    best = 0.0
+    for scale in (1e-2, 1.0, 10.0):
+        x, y = scale * torch.randn(2, tries, *shape, generator=generator, dtype=torch.float64)
+        with torch.no_grad():
+            slopes = norms(model(x.clone()) - model(y.clone()), p) / norms(x - y, p)
+        best = max(best, float(slopes.max()))
+        for point in x[:2]:
+            J = torch.autograd.functional.jacobian(lambda v: model(v[None].clone())[0], point)
+            best = max(best, float(torch.linalg.matrix_norm(J.reshape(-1, point.numel()), p)))
+    return best
+
+
+def check(model, shape, p):
+    """The bound is known, and holds."""
+    bound = lipschitz_bound(model, torch.zeros(1, *shape, dtype=torch.float64), p)
+    assert bound.value is not None, bound.reason
+    assert steepest(model, shape, p) <= bound.value * (1 + 1e-9)
+    return bound.value
+
+
+def weights(layer, values):
+    layer.weight.data = torch.tensor(values, dtype=torch.float32).reshape(layer.weight.shape)
+    return layer
+
+
+class Net(nn.Module):
+    """A forward written as a function of (self, x), with the layers that it uses."""
+
+    def __init__(self, function, **layers):
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+# ---------------------------------------------------------------- by hand
+
+
+def w(n=2):
+    """A layer with norms 6, 5.117 and 7 in ℓ1, ℓ2, ℓ∞; (n, n) blocks of [[1, 2], [3, 4]]."""
+    return weights(nn.Linear(2, 2, bias=False), [[1, 2], [3, 4]])
+
+
+W = {1: 6.0, 2: 5.464985704219043, math.inf: 7.0}
+
+BY_HAND = {
+    "composition": (lambda s, x: s.b(F.relu(s.a(x))), lambda p: W[p] ** 2),
+    "residual": (lambda s, x: x + s.a(x), lambda p: 1 + W[p]),
+    "residual of residual": (lambda s, x: (x + s.a(x)) + s.b(x + s.a(x)), lambda p: (1 + W[p]) * (1 + W[p])),
+    "difference": (lambda s, x: s.a(x) - 3 * x, lambda p: W[p] + 3),
+    "alpha": (lambda s, x: torch.add(s.a(x), x, alpha=-0.5), lambda p: W[p] + 0.5),
+    "convex sum": (lambda s, x: 0.3 * x + 0.7 * s.a(x), lambda p: 0.3 + 0.7 * W[p]),
+    "scaled by a tensor": (lambda s, x: s.a(x) * torch.tensor([2.0, -5.0]) / 4 + 1, lambda p: 5 / 4 * W[p]),
+    "concatenation": (
+        lambda s, x: torch.cat([x, s.a(x)], 1),
+        lambda p: max(1, W[p]) if math.isinf(p) else (1 + W[p] ** p) ** (1 / p),
+    ),
+    "stack with a constant": (lambda s, x: torch.stack([s.a(x), x.new_ones(x.shape)], 1), lambda p: W[p]),
+    "in-place activation": (lambda s, x: F.relu(s.a(x), inplace=True) + x, lambda p: W[p] + 1),
+    "in place on the shortcut": (lambda s, x: F.leaky_relu_(x, 3.0) + x, lambda p: 6),
+    "mean": (lambda s, x: s.a(x).mean(1), lambda p: W[p] * 2 ** (-1 / p)),
+    "sum": (lambda s, x: s.a(x).sum(-1, keepdim=True), lambda p: W[p] * 2 ** (1 - 1 / p)),
+    "broadcast": (lambda s, x: x[:, :1] + s.a(x), lambda p: 2 ** (1 / p) + W[p]),
+    "expand": (lambda s, x: s.a(x)[:, :, None].expand(-1, -1, 3), lambda p: W[p] * 3 ** (1 / p)),
+    "repeat": (lambda s, x: s.a(x).repeat(1, 4), lambda p: W[p] * 4 ** (1 / p)),
+    "picked twice": (lambda s, x: s.a(x)[:, [0, 1, 1, 1]], lambda p: W[p] * 3 ** (1 / p)),
+    "moved": (lambda s, x: s.a(x).view(x.size(0), 1, -1).transpose(1, 2).flip(1).flatten(1), lambda p: W[p]),
+    "split": (lambda s, x: (lambda halves: halves[0] + halves[1])(s.a(x).chunk(2, 1)), lambda p: 2 * W[p]),
+    "maximum": (
+        lambda s, x: torch.maximum(s.a(x), x),
+        lambda p: max(1, W[p]) if math.isinf(p) else (1 + W[p] ** p) ** (1 / p),
+    ),
+    "largest": (lambda s, x: s.a(x).max(1)[0] + s.a(x).max(dim=1).values + x.amax(1), lambda p: 2 * W[p] + 1),
+    "clamped": (lambda s, x: s.a(x).clamp(-1, 1).abs().neg(), lambda p: W[p]),
+    "sigmoid, softmax": (lambda s, x: torch.softmax(s.a(x).sigmoid(), 1), lambda p: W[p] / 8),
+    "padded": (lambda s, x: F.pad(s.a(x), (1, 2), value=5.0), lambda p: W[p]),
+    "masked": (lambda s, x: torch.where(torch.tensor([True, False]), x, s.a(x)), None),
+    "the same layer twice": (lambda s, x: s.a(s.a(x)), lambda p: W[p] ** 2),
+    "weights without a layer": (lambda s, x: F.linear(x, s.a.weight) @ s.b.weight.T, lambda p: W[p] ** 2),
+    "dropout": (lambda s, x: F.dropout(s.a(x), 0.5, training=s.training), lambda p: W[p]),
+    "a constant": (lambda s, x: torch.ones(1, 2) + s.a.weight.sum(), lambda p: 0.0),
+}
+
+
+@pytest.mark.parametrize("p", ORDS)
+@pytest.mark.parametrize("name", BY_HAND)
+def test_by_hand(name, p):
+    function, expected = BY_HAND[name]
+    model = Net(function, a=w(), b=w())
+    bound = lipschitz_bound(model, torch.zeros(1, 2), p)
+    assert bound.value is not None, bound.reason
+    if expected is not None:
+        assert bound.value == pytest.approx(expected(p), rel=5e-3 if p == 2 else 1e-9)
+    if name != "a constant":
+        assert steepest(model, (2,), p, tries=40) <= bound.value * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("pool", "factors"),
+    [
+        (lambda s, x: F.max_pool2d(x, 2), (1, 1, 1)),
+        (lambda s, x: F.max_pool2d(x, 3, 2, 1), (4, 2, 1)),
+        (lambda s, x: F.max_pool2d(x, 3, stride=1, ceil_mode=True), (9, 3, 1)),
+        (lambda s, x: F.adaptive_max_pool2d(x, 1), (1, 1, 1)),
+        (lambda s, x: F.avg_pool2d(x, 2), (1 / 4, 1 / 2, 1)),
+        (lambda s, x: F.adaptive_avg_pool2d(x, 1), (1 / 36, 1 / 6, 1)),
+        (lambda s, x: F.interpolate(x, scale_factor=2), (4, 2, 1)),
+        (lambda s, x: F.pad(x, (1, 1, 1, 1), mode="replicate"), (4, 2, 1)),
+        (lambda s, x: F.pixel_shuffle(x.repeat(1, 4, 1, 1), 2), (4, 2, 1)),
+        (lambda s, x: F.batch_norm(x, *(torch.full((1,), v).double() for v in (0.0, 0.25, 3.0)), eps=0.0), (6, 6, 6)),
+        (lambda s, x: F.conv2d(x, torch.ones(1, 1, 3, 3, dtype=torch.float64), padding=1), (9, None, 9)),
+        (lambda s, x: F.conv_transpose2d(x, torch.ones(1, 2, 2, 2, dtype=torch.float64), stride=2), (8, math.sqrt(8), 1)),
+    ],
+)  # fmt: skip
+def test_functions_that_are_layers(pool, factors):
+    model = Net(pool)
+    for p, factor in zip(ORDS, factors, strict=True):
+        value = check(model, (1, 6, 6), p)
+        if factor is not None:
+            assert value == pytest.approx(factor, rel=5e-3 if p == 2 else 1e-9)
+
+
+def test_layer_norm_by_module_and_by_function():
+    for model in (
+        nn.LayerNorm(3, eps=0.04),
+        Net(lambda s, x: F.layer_norm(x, (3,), eps=0.04)),
+        nn.GroupNorm(1, 3, eps=0.04),
+    ):
+        assert check(model, (3,), 2) == pytest.approx(5)
+        assert "only its ℓ2 constant is known" in lipschitz_bound(model, torch.zeros(1, 3), 1).reason
+
+
+# ---------------------------------------------------------------- random networks
+
+
+@st.composite
+def networks(draw):
+    """Small convolutional networks of random layers, shortcuts and branches."""
+    torch.manual_seed(draw(st.integers(0, 999)))
+    channels, steps = draw(st.integers(1, 3)), []
+    size = 6
+
+    def activation():
+        return draw(
+            st.sampled_from(
+                [nn.ReLU(), nn.ELU(), nn.GELU(), nn.Tanh(), nn.LeakyReLU(1.5), nn.SiLU(), nn.Softplus()]
+            )
+        )
+
+    first = channels
+    for _ in range(draw(st.integers(1, 4))):
+        kind = draw(st.sampled_from(["conv", "strided", "residual", "cat", "pool", "avg", "norm", "up"]))
+        if kind == "conv":
+            out = draw(st.integers(1, 3))
+            mode = draw(st.sampled_from(["zeros", "circular", "reflect"]))
+            steps.append(
+                nn.Sequential(nn.Conv2d(channels, out, 3, padding=1, padding_mode=mode), activation())
+            )
+            channels = out
+        elif kind == "strided" and size > 2:
+            steps.append(nn.Conv2d(channels, channels, 2, 2, groups=draw(st.sampled_from([1, channels]))))
+            size //= 2
+        elif kind == "residual":
+            branch = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), activation())
+            steps.append(Net(lambda s, x: F.relu(x + s.branch(x)), branch=branch))
+        elif kind == "cat" and channels <= 3:
+            steps.append(
+                Net(lambda s, x: torch.cat((x, s.branch(x)), dim=1), branch=nn.Conv2d(channels, channels, 1))
+            )
+            channels *= 2
+        elif kind == "pool" and size > 2:
+            steps.append(nn.MaxPool2d(3, 1))
+            size -= 2
+        elif kind == "avg":
+            steps.append(nn.AvgPool2d(2, 1, 1))
+            size += 1
+        elif kind == "norm":
+            layer = nn.BatchNorm2d(channels)
+            layer.running_var.uniform_(0.1, 3)
+            nn.init.normal_(layer.weight)
+            steps.append(layer)
+        elif kind == "up" and size <= 4:
+            steps.append(nn.ConvTranspose2d(channels, channels, 2, 2))
+            size *= 2
+    tail = nn.Linear(channels * size * size, 3)
+    return Net(lambda s, x: s.tail(torch.flatten(s.body(x), 1)), body=nn.Sequential(*steps), tail=tail), (
+        first,
+        6,
+        6,
+    )
+
+
+@given(networks(), st.sampled_from(ORDS))
+@settings(max_examples=60)
+def test_no_random_network_is_steeper_than_its_bound(case, p):
+    model, shape = case
+    check(model, shape, p)
+
+
+@pytest.mark.parametrize("p", ORDS)
+def test_the_projects_networks(p):
+    for model in (cnn(in_shape=(1, 6, 6), width=2), resnet(depth=8, in_shape=(2, 8, 8), width=2)):
+        x = torch.zeros(1, *((1, 6, 6) if model[0].mean.numel() == 1 else (2, 8, 8)))
+        check(model, tuple(x.shape[1:]), p)
+
+
+def test_a_block_of_the_projects_resnet_by_hand():
+    """The first block of the second stage: its shortcut drops pixels and adds zeros, which has norm 1."""
+    model = resnet(depth=8, in_shape=(2, 8, 8), width=2)
+    block = model[5]
+    value = lipschitz_bound(block, torch.zeros(1, 2, 8, 8), 1).value
+    conv1, bn1, conv2, bn2 = (
+        float(operator_norm(layer, 1, shape).upper)
+        for layer, shape in (
+            (block.conv1, (2, 8, 8)), (block.bn1, (4, 4, 4)), (block.conv2, (4, 4, 4)), (block.bn2, (4, 4, 4)),
+        )
+    )  # fmt: skip
+    assert value == pytest.approx(1 + conv1 * bn1 * conv2 * bn2, rel=1e-9)
+
+
+@pytest.mark.parametrize("p", ORDS)
+def test_well_known_networks_have_bounds(p):
+    for model, shape in (
+        (nets.resnet18(4, 5), (3, 32, 32)), (nets.depthwise_separable(4), (3, 16, 16)), (nets.decoder(2), (32,)),
+        (nets.Audio(4), (1, 128)),
+    ):  # fmt: skip
+        x = torch.zeros(1, *shape)
+        table = measure(model, x, ords=(p,))
+        bound = lipschitz_bound(model, x, p, table=table)
+        assert bound.value is not None, bound.reason
+        assert bound == lipschitz_bound(model, x, p)
+
+
+# ---------------------------------------------------------------- what is not known
+
+
+class Control(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else 9 * x
+
+
+class Hidden(nn.Module):
+    """In place on a value that is used again: the graph that fx draws is another function."""
+
+    def forward(self, x):
+        y = x
+        x *= 3
+        return x + y
+
+
+class Isinstance(nn.Module):
+    def forward(self, x):
+        return 9 * x if isinstance(x, torch.Tensor) else x
+
+
+class Writes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("kept", torch.zeros(1, 2))
+
+    def forward(self, x):
+        self.kept.copy_(x)
+        return 2 * x + self.kept
+
+
+class Jumps(nn.Module):
+    def forward(self, x):
+        return x.round()
+
+
+def set_item(s, x):
+    y = s.a(x)
+    y[:, 0] = 1.0
+    return y
+
+
+UNKNOWN = {
+    "control flow": (Control(), "control flow"),
+    "in place behind fx's back": (Hidden(), "another output than the model"),
+    "asks for the type": (Isinstance(), "another output than the model"),
+    "writes a buffer": (Writes(), "writes into kept|not known"),
+    "product": (Net(lambda s, x: x * x), "depend on the input"),
+    "gate": (Net(lambda s, x: x * torch.sigmoid(x)), "depend on the input"),
+    "quotient": (Net(lambda s, x: 1 / x), "division by what depends"),
+    "rounding division": (Net(lambda s, x: torch.div(x, 2, rounding_mode="floor")), "rounding"),
+    "division by zero": (Net(lambda s, x: x / torch.zeros(2)), "not finite"),
+    "square": (Net(lambda s, x: x**2), "no Lipschitz constant"),
+    "no rule": (Net(lambda s, x: torch.special.i0(x)), "i0.*no rule"),
+    "normalize": (Net(lambda s, x: F.normalize(x)), "no Lipschitz constant"),
+    "jump": (Jumps(), "jumps"),
+    "to whole numbers": (Net(lambda s, x: x.to(torch.int32).float()), "whole numbers"),
+    "picks by value": (Net(lambda s, x: torch.where(x > 0, x, -x)), "by the values|jumps"),
+    "index by value": (Net(lambda s, x: x[:, x.argmax(1)]), "jumps"),
+    "place of the maximum": (Net(lambda s, x: x.max(1)[1].float()), "place of a maximum"),
+    "partly in place": (Net(lambda s, x: (x[:, :1].mul_(3), x)[1]), "writes into|another output"),
+    "set item": (Net(set_item, a=w()), "cannot be written|writes into|not known"),
+    "random": (Net(lambda s, x: x + torch.rand(2)), "random"),
+    "random like": (Net(lambda s, x: x * torch.rand_like(x)), "random"),
+    "dropout always": (Net(lambda s, x: F.dropout(x, 0.5, training=True)), "random|drops"),
+    "attention": (nn.TransformerEncoderLayer(2, 1, 4), "control flow"),
+    "rnn": (Net(lambda s, x: s.r(x)[0], r=nn.GRU(2, 2)), "GRU.*takes|returns tuple"),
+    "another forward": (type("Twice", (nn.Tanh,), {"forward": lambda s, x: torch.special.i1(x)})(), "no rule"),
+    "nan": (nn.Sequential(nn.Linear(2, 2), weights(nn.Linear(2, 2), [[math.nan, 0], [0, 0]])), "1 .*NaN"),
+    "meta": (nn.Linear(2, 2, device="meta"), "no numbers"),
+    "lazy": (nn.LazyLinear(2), "no numbers"),
+    "any number of arguments": (Net(lambda s, x: x), None),
+    "overflow": (nn.Sequential(*(weights(nn.Linear(1, 1), [[1e38]]) for _ in range(9))), "too large"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_not_known_with_the_reason(name):
+    model, reason = UNKNOWN[name]
+    x = torch.zeros(1, 1) if name == "overflow" else torch.zeros(1, 2)
+    bound = lipschitz_bound(model, x, 1)
+    if reason is None:
+        assert bound.value == pytest.approx(1)
+        return
+    assert bound.value is None, bound
+    assert re.search(reason, bound.reason), bound.reason
+    assert str(bound).startswith("not known: ")
+
+
+def test_hooks_make_a_layer_unknown():
+    model = nn.Sequential(w(), nn.ReLU())
+    handle = model[1].register_forward_hook(lambda m, i, o: 5 * o)
+    assert "hook" in lipschitz_bound(model, torch.zeros(1, 2), 1).reason
+    handle.remove()
+    assert lipschitz_bound(model, torch.zeros(1, 2), 1).value == pytest.approx(6)
+
+
+def test_a_value_that_nothing_is_made_of_may_be_unknown():
+    model = Net(lambda s, x: (x * x, s.a(x))[1], a=w())
+    assert lipschitz_bound(model, torch.zeros(1, 2), 1).value == pytest.approx(6)
+
+
+def test_a_shortcut_that_was_changed_in_place_counts_as_changed():
+    model = Net(lambda s, x: s.act(s.a(x)) + x, a=w(), act=nn.LeakyReLU(3.0, inplace=True))
+    assert lipschitz_bound(model, torch.zeros(1, 2), 1).value == pytest.approx(19)
+
+    def alias(s, x):
+        y = s.a(x)
+        z = y  # the same tensor
+        return s.act(y) + z
+
+    model = Net(alias, a=w(), act=nn.LeakyReLU(3.0, inplace=True))
+    assert lipschitz_bound(model, torch.zeros(1, 2), 1).value == pytest.approx(36)
+    model = Net(lambda s, x: (lambda y: F.relu_(y[:, 0]) + y[:, 1])(s.a(x)), a=w())
+    assert "writes into" in lipschitz_bound(model, torch.zeros(1, 2), 1).reason
+
+
+# ---------------------------------------------------------------- inputs and outputs
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = w()
+
+    def forward(self, x, y=None, *, scale=1.0, pair=False):
+        if y is not None:
+            x = x + 2 * y
+        out = scale * self.a(x)
+        return (out, x) if pair else out
+
+
+@pytest.mark.parametrize(
+    ("example", "value"),
+    [
+        (torch.zeros(1, 2), 6),
+        ((torch.zeros(1, 2),), 6),
+        ({"x": torch.zeros(1, 2), "scale": 3.0}, 18),
+        ((torch.zeros(1, 2), torch.zeros(1, 2)), 18),  # of (x, y) side by side; (1 + 2) · 6 is an upper bound
+        ({"x": torch.zeros(1, 2), "pair": True}, 7),  # of both outputs side by side
+    ],
+)
+def test_other_arguments(example, value):
+    assert lipschitz_bound(Two(), example, 1).value == pytest.approx(value)
+
+
+def test_whole_numbers_are_no_input():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.a = nn.Embedding(3, 2), w()
+
+        def forward(self, tokens, x):
+            return self.a(x) + self.embed(tokens)
+
+    assert lipschitz_bound(
+        Tokens(), (torch.zeros(1, dtype=torch.long), torch.zeros(1, 2)), 1
+    ).value == pytest.approx(6)
+
+
+def test_wrapped_models_and_layers():
+    inner = nn.Sequential(w(), nn.ReLU(inplace=True))
+    for model in (torch.compile(inner), nn.DataParallel(inner), nn.Sequential(torch.compile(w()), nn.ReLU())):
+        assert lipschitz_bound(model, torch.zeros(1, 2), 1).value == pytest.approx(6)
+    spectral = torch.nn.utils.parametrizations.spectral_norm(w())
+    assert lipschitz_bound(spectral.eval(), torch.zeros(1, 2), 2).value == pytest.approx(1, rel=0.1)
+    assert lipschitz_bound(w().to(torch.bfloat16), torch.zeros(1, 2), 1).value == pytest.approx(6)
+
+
+def test_a_subclass_is_followed_into_its_own_forward():
+    class ReluLinear(nn.Linear):
+        def forward(self, x):
+            return 3 * F.relu(super().forward(x))
+
+    layer = weights(ReluLinear(2, 2), [[1, 2], [3, 4]])
+    assert check(nn.Sequential(layer).double(), (2,), 1) == pytest.approx(18)
+
+
+def test_a_traced_graph_is_followed_too():
+    assert lipschitz_bound(
+        torch.fx.symbolic_trace(nn.Sequential(w(), nn.ReLU())), torch.zeros(1, 2), 1
+    ).value == pytest.approx(6)
+
+
+def test_the_model_is_left_as_it_was():
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), torch.compile(nn.ReLU(inplace=True)), nn.Dropout()
+    ).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    modules = list(model.named_modules())
+    x, state = torch.rand(2, 1, 5, 5), torch.get_rng_state()
+    kept = x.clone()
+    lipschitz_bound(model, x, 1)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert list(model.named_modules()) == modules
+    assert all(m.training for m in model.modules())
+    assert torch.equal(x, kept)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_parts_say_where_the_bound_comes_from():
+    bound = lipschitz_bound(Net(lambda s, x: x + F.relu(s.a(x)), a=w()), torch.zeros(1, 2), 1)
+    assert [(q.name, q.what, q.factor, q.bound) for q in bound.parts] == [
+        ("a", "Linear", 6, 6), ("relu", "relu", 1, 6), ("add", "add", None, 7),
+    ]  # fmt: skip
+    assert str(bound) == "7"
+    assert str(NetworkBound(10.0**8.12345, "", ())) == "10^8.124"
+    assert str(NetworkBound(0.0, "", ())) == "0"
+
+
+def test_models_that_do_not_take_the_example_and_other_orders():
+    with pytest.raises(OpnormError, match="does not take"):
+        lipschitz_bound(nn.Linear(2, 2), torch.zeros(1, 3), 1)
+    with pytest.raises(OpnormError, match="forward want more"):
+        lipschitz_bound(Two(), (), 1)
+    for ord in (3, (1, 2)):
+        with pytest.raises(NormError, match="expected 1, 2"):
+            lipschitz_bound(nn.Linear(2, 2), torch.zeros(1, 2), ord)
+
+
+def test_spectral_complexity():
+    model = nn.Sequential(w(), nn.ReLU(), w())
+    found = spectral_complexity(model, torch.zeros(1, 2))
+    assert found.layers == 2
+    assert found.lower <= W[2] ** 2 <= found.upper
+    assert found.upper <= found.lower * 1.02

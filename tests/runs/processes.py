@@ -1,0 +1,106 @@
+"""What the tests run in processes of their own, forked from a server that has torch loaded already."""
+
+import multiprocessing
+import os
+import signal
+import sys
+from pathlib import Path
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    ["opnorm.runs.run", "opnorm.runs.runner", "opnorm.cli", "opnorm.cli.progress", "opnorm.studies"]
+)
+
+
+def start(target, *args):
+    """A process at work on ``target(*args)``; kill() it, or join() it."""
+    process = CONTEXT.Process(target=_calm, args=(target, args))
+    process.start()
+    return process
+
+
+def _calm(target, args):
+    import torch
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it, and its children would
+    torch.set_num_threads(1)
+    target(*args)
+
+
+def command(args, cwd, out, err):
+    """``opnorm ARGS`` in a folder, its output in two files; ends with its exit status."""
+    from opnorm.cli import main
+
+    os.chdir(cwd)
+    for path, fd in ((out, 1), (err, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    try:
+        main(args)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def carry_out_run(run, root, diary=None):
+    """Execute a run; the epoch under way goes into ``diary``, unbuffered."""
+    from opnorm.runs.run import Run, execute
+    from opnorm.runs.store import Store
+
+    fd = os.open(diary, os.O_WRONLY | os.O_CREAT) if diary else None
+
+    def watch(what, moment):
+        if fd is not None and moment is not None:
+            os.pwrite(fd, b"%06d" % moment.epoch, 0)
+
+    execute(Run.from_dict(run), Store(root), watch=watch)
+
+
+def die_at_write(run, root, n, diary):
+    """Execute a run, but be killed just before the ``n``-th change of a name in the file system."""
+    count, replace = 0, os.replace
+
+    def deadly(function):
+        def call(*args, **kwargs):
+            nonlocal count
+            count += not str(args[0]).endswith(".part") or function is replace
+            if count == n:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return call
+
+    for name in ("replace", "rename", "unlink", "mkdir"):
+        setattr(os, name, deadly(getattr(os, name)))
+    carry_out_run(run, root, diary)
+
+
+def full_disk(run, root, after_bytes, err):
+    """Execute a run where no file can grow beyond ``after_bytes``; the error's text goes to a file."""
+    import resource
+
+    from opnorm.errors import OpnormError
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (after_bytes, resource.RLIM_INFINITY))
+    try:
+        carry_out_run(run, root)
+    except OpnormError as e:
+        Path(err).write_text(f"{type(e).__name__}: {e}")
+        sys.exit(2)
+
+
+def hold_lock(root, key, ready):
+    """Hold the lock of a run until killed."""
+    import time
+
+    from opnorm.runs.store import Store
+
+    with Store(root).lock(key):
+        Path(ready).touch()
+        time.sleep(600)
+
+
+def timeless(metrics):
+    """The metrics without what no two runs share."""
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in metrics]

@@ -1,0 +1,381 @@
+"""A run is found again, resumed after any kill, and never damaged by a full disk, another process or a diverged loss."""
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from opnorm import models, regularizers, spec
+from opnorm._core.files import read_json, read_lines, read_tensors
+from opnorm.errors import ModelError, OpnormError, RunError, SpecError, TrainError
+from opnorm.models import cnn
+from opnorm.runs import run
+from opnorm.runs.run import Run, execute
+from opnorm.runs.store import Store
+from tests.runs import processes
+from tests.runs.processes import timeless
+
+# ---------------------------------------------------------------- the key
+
+
+def test_the_key_is_of_the_settings_not_of_how_they_are_written():
+    plain = Run("cnn(width=4)", "digits()")
+    for other in (
+        Run("cnn( width = 2*2 )", "digits"),
+        Run(
+            "cnn(width=4)",
+            "digits()",
+            objective="plain",
+            optimizer="sgd(momentum=0.9, lr=0.1)",
+        ),
+        Run("cnn(width=4, stride=1, depth=2)", "digits()", optimizer="sgd(lr=0.1)", schedule="cosine(0.0)"),
+        Run("cnn(stride=1, width=4)", "digits()", analyses=()),
+        Run("cnn(width=4)", "digits()", analyses=("accuracy('train')",)),
+    ):
+        assert other.key == plain.key
+    made = Run(spec.spec_of(cnn(width=4)), "digits()", regularizers=(regularizers.norm_decay(1),))
+    assert made.key == Run("cnn(width=4)", "digits()", regularizers=("norm_decay(p=1, beta=1e-3)",)).key
+
+
+def test_every_setting_has_a_part_in_the_key(tiny):
+    others = [
+        {"model": "cnn(width=5)"}, {"data": "folder('x')"}, {"objective": "pgd_at()"}, {"objective": "pgd_at(eps=0.1)"},
+        {"regularizers": ("weight_decay()",)}, {"regularizers": ("norm_decay(1)",)}, {"regularizers": ("norm_decay(inf)",)},
+        {"regularizers": ("norm_decay(1)", "weight_decay()")}, {"regularizers": ("weight_decay()", "norm_decay(1)")},
+        {"optimizer": "sgd(lr=0.2)"}, {"schedule": "constant()"}, {"epochs": 4}, {"batch": 33}, {"augment": ("flip()",)},
+        {"limit": 99}, {"limit": None}, {"precision": "bf16"}, {"channels_last": True}, {"ema": 0.5},
+        {"seed": 1},
+    ]  # fmt: skip
+    keys = [tiny.key, *(replace(tiny, **other).key for other in others)]
+    assert len(set(keys)) == len(keys)
+    assert {name for other in others for name in other} == set(run._names()) - {"analyses"}
+
+
+def test_the_key_is_the_same_in_every_process(tiny):
+    code = f"from opnorm.runs.run import Run; print(Run(**{tiny.as_dict()!r}).key)"
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+        )
+        for seed in ("0", "1")
+    ]
+    assert [f.stdout.strip() for f in found] == [tiny.key] * 2, found[0].stderr
+
+
+def test_a_run_as_plain_values(tiny):
+    again = Run.from_dict(json.loads(json.dumps(tiny.as_dict())))
+    assert again == tiny
+    assert again.analyses == tiny.analyses
+    for values in (tiny.as_dict() | {"colour": 1}, {"model": "cnn"}, {}):
+        with pytest.raises(RunError):
+            Run.from_dict(values)
+
+
+def test_labels():
+    assert Run("cnn", "digits").label == "plain"
+    assert Run("cnn", "digits", "pgd_at", ("norm_decay(p=1)",)).label == "pgd_at() + norm_decay(p=1)"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"model": "cn(1)"}, {"model": "cnn(widht=3)"}, {"objective": "pdg_at"}, {"epochs": -1}, {"batch": 0}, {"limit": 0},
+     {"seed": -1}, {"seed": 2**64}, {"analyses": ("acuracy()",)}],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused_at_once(settings):
+    with pytest.raises(OpnormError):
+        Run(**{"model": "cnn", "data": "digits"} | settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"objective": "pgd_at(eps=-1)"}, {"regularizers": ("norm_decay(p=7)",)}, {"analyses": ("robust_accuracy(eps=-1)",)},
+     {"augment": ("crop(padding=-1)",)}, {"optimizer": "sgd(lr=-1)"}, {"schedule": "cosine(-1)"},
+     {"model": "mlp(classes=3)"}, {"model": "cnn(in_shape=(3, 32, 32))"}, {"augment": ("random_resized_crop(size=5)",)}],
+)  # fmt: skip
+def test_wrong_settings_leave_no_folder(tiny, store, settings):
+    """They are said before anything is trained or written."""
+    with pytest.raises(OpnormError):
+        execute(replace(tiny, **settings), store)
+    assert list(store.root.glob("[!.]*")) == []
+
+
+# ---------------------------------------------------------------- finding again
+
+
+def test_a_finished_run_is_found(tiny, store, monkeypatch):
+    first = execute(tiny, store)
+    assert first.rows.keys() == {"accuracy()"}
+    assert len(first.metrics) == 3
+    assert first.folder == store.root / tiny.key
+    names = sorted(p.name for p in first.folder.iterdir())
+    assert names == ["metrics.jsonl", "results.json", "run.json", "weights.safetensors"]
+    for name in ("make_data", "make_model", "train"):
+        monkeypatch.setattr(run, name, lambda *a, **k: pytest.fail("worked again"))
+    again = execute(tiny, store)
+    assert again == first
+
+
+def test_an_analysis_can_be_added(tiny, store, monkeypatch):
+    first = execute(tiny, store)
+    weights = (first.folder / "weights.safetensors").read_bytes()
+    monkeypatch.setattr(run, "train", lambda *a, **k: pytest.fail("trained again"))
+    told = []
+    more = replace(tiny, analyses=("margins()", "accuracy()", "accuracy('train')"))
+    second = execute(more, store, watch=lambda what, moment: told.append(what))
+    assert told == ["margins()", 'accuracy(split="train")']
+    assert second.rows.keys() == {"margins()", "accuracy()", 'accuracy(split="train")'}
+    assert second.find("accuracy")[0] == first.find("accuracy")[0]
+    assert second.seconds > first.seconds
+    assert (first.folder / "weights.safetensors").read_bytes() == weights
+    assert execute(tiny, store).rows.keys() == {"accuracy()"}, "what was asked for"
+    right = sum(m > 0 for m in second.find("margins")[0]["margins"])
+    assert right == first.find("accuracy")[0]["correct"], "the weights were read back"
+
+
+def test_a_folder_that_cannot_be_written_can_be_read(tiny, store, monkeypatch):
+    first = execute(tiny, store)
+    monkeypatch.setattr(store, "lock", lambda key: pytest.fail("locked"))
+    assert execute(tiny, store) == first
+
+
+def test_the_kept_weights_are_the_models(tiny, store):
+    result = execute(replace(tiny, analyses=("accuracy()",)), store)
+    model = models.file(str(result.folder / "weights.safetensors"))
+    data = run.make_data(tiny)
+    model.eval()
+    correct = (model(data.test.images.float() / 255).argmax(1) == data.test.labels).sum()
+    assert int(correct) == result.find("accuracy")[0]["correct"]
+    assert result.metrics[-1]["test_accuracy"] == pytest.approx(int(correct) / 100)
+
+
+def test_the_callers_random_numbers_are_left_alone(tiny, store):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    execute(tiny, store)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_seeds_differ(tiny, store, seeds):
+    a, b = (execute(r, store) for r in seeds(tiny, 2))
+    assert timeless(a.metrics) != timeless(b.metrics)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "results.json", "run.json"])
+def test_a_damaged_finished_folder_is_refused(tiny, store, name):
+    folder = execute(tiny, store).folder
+    for text in ("{", "[1]", "\0"):
+        (folder / name).write_text(text)
+        with pytest.raises(RunError, match=name):
+            execute(tiny, store)
+
+
+@pytest.mark.parametrize("how", ["missing", "short", "other"])
+def test_damaged_weights_are_refused_when_they_are_needed(tiny, store, how):
+    path = execute(tiny, store).folder / "weights.safetensors"
+    if how == "missing":
+        path.unlink()
+    elif how == "short":
+        path.write_bytes(path.read_bytes()[:-4])
+    else:
+        models.save(cnn(width=5), path)
+    execute(tiny, store)
+    with pytest.raises(RunError, match=r"weights\.safetensors"):
+        execute(replace(tiny, analyses=("margins()",)), store)
+
+
+# ---------------------------------------------------------------- being killed
+
+
+def test_a_kill_at_every_change_of_the_file_system(tiny, finished, tmp_path, same):
+    """Before each rename, unlink and mkdir: what is there then is always enough to go on with."""
+    tiny = replace(tiny, epochs=2, limit=64)
+    whole = finished(tiny)
+    for n in itertools.count(1):
+        store, diary = Store(tmp_path / str(n)), tmp_path / f"{n}.diary"
+        process = processes.start(processes.die_at_write, tiny.as_dict(), store.root, n, diary)
+        process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        seen: list[int] = []
+        execute(
+            tiny, store, watch=lambda what, moment, seen=seen: seen.extend([moment.epoch] if moment else [])
+        )
+        assert all(epoch >= int(diary.read_text() or 0) for epoch in seen), "a finished epoch was lost"
+        same(store, whole, tiny)
+        assert not list((store.root / tiny.key).glob(".*")), "no temporary file stays"
+        assert not list((store.root).glob("*.partial"))
+    assert n > 15
+
+
+def test_kills_at_random_moments_lose_at_most_the_epoch_under_way(tiny, finished, store, tmp_path, same):
+    tiny = replace(tiny, epochs=25, objective="pgd_at(steps=2)", regularizers=("norm_decay(p=inf)",))
+    whole = finished(tiny)
+    chance, diary, kept, killed = random.Random(0), tmp_path / "diary", 0, 0
+    for _ in range(30):
+        process = processes.start(processes.carry_out_run, tiny.as_dict(), store.root, diary)
+        time.sleep(chance.uniform(0.05, 0.45))
+        process.kill()
+        process.join()
+        if process.exitcode == 0:
+            break
+        killed += 1
+        checkpoint = store.root / f"{tiny.key}.partial" / "checkpoint.safetensors"
+        if checkpoint.exists():
+            epochs = int(read_tensors(checkpoint)[1]["epoch"])
+            assert epochs >= kept
+            assert epochs >= int(diary.read_text() or 0) - 1, "more was lost than the epoch under way"
+            kept = epochs
+    assert killed >= 3
+    execute(tiny, store)
+    same(store, whole, tiny)
+
+
+def test_a_full_disk(tiny, finished, store, tmp_path, same):
+    """A real one, as far as a limit on the size of files is one: the checkpoint grows past it, the rest fits."""
+    whole = finished(tiny)
+    err = tmp_path / "err"
+    process = processes.start(processes.full_disk, tiny.as_dict(), store.root, 8000, err)
+    process.join()
+    assert process.exitcode == 2
+    assert "cannot write" in err.read_text()
+    assert "checkpoint.safetensors" in err.read_text()
+    folder = store.root / f"{tiny.key}.partial"
+    assert not list(folder.glob(".*"))
+
+    process = processes.start(processes.carry_out_run, replace(tiny).as_dict(), store.root)
+    process.join()
+    assert process.exitcode == 0
+    same(store, whole, tiny)
+
+
+def test_a_disk_that_fills_up_later_keeps_the_checkpoint(tiny, finished, store, monkeypatch, same):
+    whole, real, count = finished(tiny), os.fsync, 0
+
+    def full(fd):
+        nonlocal count
+        count += 1
+        if count > 4:
+            raise OSError(28, "No space left on device")
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match="No space left on device"):
+        execute(tiny, store)
+    folder = store.root / f"{tiny.key}.partial"
+    assert read_tensors(folder / "checkpoint.safetensors")[1]["epoch"] == "1"
+    monkeypatch.setattr(os, "fsync", real)
+    execute(tiny, store)
+    same(store, whole, tiny)
+
+
+def test_a_second_process_is_told_and_the_first_finishes(tiny, finished, store, tmp_path, until, same):
+    tiny = replace(tiny, epochs=40)
+    diary = tmp_path / "diary"
+    first = processes.start(processes.carry_out_run, tiny.as_dict(), store.root, diary)
+    until(lambda: diary.exists() and diary.read_text() >= "000002")
+    with pytest.raises(RunError, match=f"another process is at run {tiny.key}"):
+        execute(tiny, store)
+    first.join()
+    assert first.exitcode == 0
+    same(store, finished(tiny), tiny)
+
+
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "metrics.jsonl", "run.json"])
+def test_a_damaged_partial_folder_is_refused_with_a_remedy(tiny, store, name):
+    class Stop(Exception):
+        pass
+
+    def stop(what, moment):
+        if moment.epoch == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        execute(tiny, store, watch=stop)
+    folder = store.root / f"{tiny.key}.partial"
+    (folder / name).write_bytes((folder / name).read_bytes()[:-15])
+    with pytest.raises(RunError, match=str(folder)):
+        execute(tiny, store)
+
+
+# ---------------------------------------------------------------- failing
+
+
+def test_a_divergence_is_remembered(tiny, store):
+    tiny = replace(tiny, optimizer="sgd(lr=1e30)")
+    with pytest.raises(TrainError, match=r"epoch 1, step 2 of 3: the output of layer '3' \(Conv2d\)"):
+        execute(tiny, store)
+    told = []
+    with pytest.raises(TrainError, match=r"epoch 1, step 2 of 3.*remembered; delete .*partial to try again"):
+        execute(tiny, store, watch=lambda *a: told.append(a))
+    assert not told
+    assert store.ls()[0]["state"] == "failed"
+
+
+class Two(nn.Module):
+    def forward(self, x):
+        return x.flatten(1)[:, :2]
+
+
+def two():
+    return Two()
+
+
+def angry():
+    raise OSError("bad")
+
+
+class Odd(nn.Module):
+    def forward(self, x):
+        raise KeyError("odd")
+
+
+def odd():
+    return Odd()
+
+
+def number():
+    return 3
+
+
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [("two", r"output of shape \(1, 2\) for one image; expected \(1, 10\)"), ("odd", "KeyError|odd"),
+     ("number", "gave int"), ("angry", "bad")],
+)  # fmt: skip
+def test_networks_of_the_user_that_do_not_fit(tiny, store, call, why):
+    with pytest.raises((ModelError, SpecError), match=why):
+        execute(replace(tiny, model=f"test_run.{call}()"), store)
+
+
+def test_data_of_the_user_that_are_none(tiny, store):
+    with pytest.raises(ModelError, match=r"expected an opnorm\.data\.Dataset"):
+        execute(replace(tiny, data="test_run.number()"), store)
+
+
+def test_what_is_written_is_plain(tiny, store):
+    folder = execute(replace(tiny, analyses=("accuracy()", "norm_table()", "margins()")), store).folder
+    about = read_json(folder / "run.json")
+    assert about["run"] == replace(tiny, analyses=("accuracy()", "norm_table()", "margins()")).as_dict() | {
+        "regularizers": [], "augment": [], "analyses": ["accuracy()", "norm_table()", "margins()"],
+    }  # fmt: skip
+    assert about["data"]["train"] == 100
+    assert {"opnorm", "git", "torch", "python", "machine", "threads"} <= about["where"].keys()
+    rows = read_lines(folder / "metrics.jsonl")
+    assert rows[0].keys() == {
+        "epoch", "lr", "loss", "train_accuracy", "seconds", "test_accuracy", "norm_1", "norm_2", "norm_inf",
+    }  # fmt: skip
+    for path in folder.glob("*.json"):
+        json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(name))

@@ -1,0 +1,244 @@
+"""Many runs side by side: the same bits as one after another, no process left behind, a page even when some fail."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from opnorm.errors import OpnormError, RunError
+from opnorm.runs import runner as study_module
+from opnorm.runs.run import Result, Run, execute
+from opnorm.runs.runner import News, Study, carry_out, write
+from opnorm.runs.store import Store
+from opnorm.studies import tour
+from tests.runs.processes import timeless
+
+SMALL = {"model": "cnn(width=2)", "seeds": 1, "size": "smoke", "limit": 64}
+
+
+def few(runs) -> Study:
+    return Study("few", runs, lambda results: pytest.fail("not asked for"))
+
+
+def children(pid: int) -> list[int]:
+    """Processes below another, without those that wait for their parent to look at them."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid and fields[0] != "Z":
+            found += [int(stat.parent.name), *children(int(stat.parent.name))]
+    return found
+
+
+def alive(pids) -> list[int]:
+    def state(pid):
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return "Z"
+
+    return [pid for pid in pids if state(pid) != "Z"]
+
+
+def test_results_come_in_order_and_are_found_again(tiny, store, seeds, monkeypatch):
+    runs = seeds(replace(tiny, epochs=1), 3)
+    news: list[News] = []
+    results = carry_out(few(runs), store, jobs=1, tell=news.append)
+    assert [r.run for r in results] == runs
+    assert [n.index for n in news if n.result] == [0, 1, 2]
+    shares = [n.share for n in news if n.index == 1]
+    assert shares == sorted(shares)
+    assert all(0 <= share <= 1 for share in shares)
+
+    monkeypatch.setattr(study_module, "execute", lambda *a, **k: pytest.fail("carried out again"))
+    news.clear()
+    assert carry_out(few(runs), store, jobs=4, tell=news.append) == results
+    assert [(n.index, n.text) for n in news] == [(0, "found"), (1, "found"), (2, "found")]
+
+
+def test_side_by_side_gives_the_same_bits(tiny, store, seeds, tmp_path, same, monkeypatch):
+    monkeypatch.setattr(study_module, "_cores", lambda: 2)
+    runs = seeds(replace(tiny, epochs=2, objective="pgd_at(steps=2)"), 3)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    one = carry_out(few(runs), Store(tmp_path / "one"), jobs=1)
+    news: list[News] = []
+    two = carry_out(few(runs), store, jobs=2, tell=news.append)
+    torch.set_num_threads(threads)
+    for run, a, b in zip(runs, one, two, strict=True):
+        assert a.run == b.run == run
+        assert timeless(a.metrics) == timeless(b.metrics)
+        assert a.rows == b.rows
+        same(store, Store(tmp_path / "one"), run)
+    assert sorted(n.index for n in news if n.result) == [0, 1, 2]
+    assert not [p for p in children(os.getpid()) if "spawn_main" in _command(p)], "no worker stays"
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:  # it has just ended
+        return ""
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_cannot_start_stops_the_study(tiny, store, jobs, until):
+    runs = [replace(tiny, epochs=500), replace(tiny, data='folder("nowhere")')]
+    if jobs == 1:
+        runs.reverse()
+    before = children(os.getpid())
+    with pytest.raises(OpnormError, match="nowhere"):
+        carry_out(few(runs), store, jobs=jobs)
+    until(
+        lambda: (
+            not alive(p for p in children(os.getpid()) if p not in before and "tracker" not in _command(p))
+        )
+    )
+
+
+@pytest.mark.parametrize("jobs", [0, -2])
+def test_jobs_that_make_no_sense(tiny, store, jobs):
+    with pytest.raises(RunError, match="at least 1"):
+        carry_out(few([tiny]), store, jobs=jobs)
+
+
+def test_a_run_in_use_elsewhere_is_said(tiny, store):
+    with store.lock(tiny.key), pytest.raises(RunError, match="another process"):
+        carry_out(few([tiny]), store, jobs=1)
+
+
+def test_failures_are_rows_and_the_page_is_written(store):
+    made = tour(**SMALL)
+    worst = Run.from_dict(made.runs[0].as_dict() | {"optimizer": "sgd(lr=1e30)", "batch": 16})
+    made = replace(made, runs=[*made.runs[:2], replace(worst, objective="pgd_at(eps=0.3)")])
+    results = carry_out(made, store, jobs=1)
+    assert [bool(r.failure) for r in results] == [False, False, True]
+    page = write(made, results, store)
+    text = page.read_text()
+    assert "pgd_at(eps=0.3)" in text
+    assert "smaller learning rate" in text
+    assert json.loads((page.parent / "report.json").read_text())["findings"][0].startswith(
+        "No result: pgd_at"
+    )
+
+
+def test_a_page_of_failures_only(store):
+    made = tour(**SMALL, lr=1e30, batch=8)
+    results = carry_out(made, store, jobs=1)
+    assert all(r.failure for r in results)
+    assert "No result" in write(made, results, store).read_text()
+
+
+def test_the_tour_without_training(store):
+    made = tour(**(SMALL | {"size": "laptop"}), epochs=0)
+    made = replace(made, runs=made.runs[:2])
+    results = carry_out(made, store, jobs=1)
+    assert write(made, results, store).exists()
+
+
+def test_the_tours_numbers_are_those_of_its_runs(store, tmp_path):
+    made = tour(**(SMALL | {"seeds": 2}))
+    made = replace(made, runs=made.runs[:4])
+    results = carry_out(made, store, jobs=1)
+    page = write(made, results, store, "svg")
+    report = json.loads((page.parent / "report.json").read_text())
+    plain = report["table"]["rows"][0]
+    clean = [r.find("accuracy")[0]["accuracy"] for r in results[:2]]
+    mean = sum(clean) / 2
+    assert plain["method"] == "plain"
+    assert plain["clean"]["mean"] == pytest.approx(mean)
+    assert plain["clean"]["std"] == pytest.approx(math.hypot(*(c - mean for c in clean)))
+    assert plain["clean"]["n"] == 2
+    robust = [r.find("robust_accuracy")[0] for r in results[:2]]
+    assert plain[f"robust_inf_{robust[0]['eps']:g}"]["mean"] == pytest.approx(
+        sum(r["accuracy"] for r in robust) / 2
+    )
+    assert len(list((page.parent / "figures").glob("*.svg"))) >= 4
+    assert write(made, results, store) == page, "the same study has the same page"
+    assert write(replace(made, runs=made.runs[:3]), results[:3], store) != page
+
+
+@pytest.mark.parametrize("settings", [{"seeds": 0}, {"size": "big"}, {"limit": 0}, {"epochs": -1}])
+def test_tours_that_make_no_sense(settings):
+    with pytest.raises(OpnormError):
+        tour(**settings)
+
+
+def test_seconds_and_failures_of_a_result(tiny, store):
+    assert Result(tiny, [], {}, 0.0, "why").find("accuracy") == []
+    assert execute(tiny, store).seconds > 0
+
+
+# ---------------------------------------------------------------- real processes
+
+
+def tour_process(folder: Path, **environment) -> subprocess.Popen:
+    """The real thing, in a session of its own, as a terminal would have it; each of its runs takes a few seconds."""
+    call = 'tour(epochs=60, model="cnn(width=4)", batch=8, limit=400, seeds=1)'
+    return subprocess.Popen(
+        [sys.executable, "-m", "opnorm", "study", call, "--jobs", "2", "--out", "runs"],
+        cwd=folder, env=os.environ | environment, start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def epochs_kept(folder: Path) -> int:
+    return sum(len(p.read_text().splitlines()) for p in folder.glob("runs/*/metrics.jsonl"))
+
+
+def test_ctrl_c_stops_every_process(tmp_path, until):
+    process = tour_process(tmp_path)
+    until(lambda: epochs_kept(tmp_path) > 3)
+    below = children(process.pid)
+    assert len(below) >= 2
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert out == ""
+    assert err.splitlines()[-1].startswith("stopped; what was done is kept")
+    assert "Traceback" not in err
+    until(lambda: not alive(below), 10)
+    kept = epochs_kept(tmp_path)
+    assert kept > 3
+
+    process = tour_process(tmp_path)
+    until(lambda: epochs_kept(tmp_path) > kept + 3)
+    below = children(process.pid)
+    process.kill()  # now the parent alone, which can tell nobody
+    process.communicate(timeout=20)
+    until(lambda: not alive(below), 10)
+
+    process = tour_process(tmp_path)
+    kept = epochs_kept(tmp_path)
+    until(lambda: epochs_kept(tmp_path) > kept)
+    workers = [p for p in children(process.pid) if "spawn_main" in _command(p)]
+    os.kill(workers[0], signal.SIGKILL)  # and one worker, as the kernel does when memory is short
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert "ended unexpectedly: out of memory, or killed?" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    until(lambda: not alive(workers), 10)
+
+
+@pytest.mark.parametrize("delay", [0.2, *(pytest.param(d, marks=pytest.mark.slow) for d in (0.0, 0.6, 1.2))])
+def test_ctrl_c_while_workers_start_is_quiet(tmp_path, until, delay):
+    process = tour_process(tmp_path)
+    until(lambda: any("spawn_main" in _command(p) for p in children(process.pid)))
+    time.sleep(delay)
+    below = children(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.splitlines() == ["stopped; what was done is kept, and the same command goes on from there"]
+    until(lambda: not alive(below), 10)

@@ -1,0 +1,74 @@
+"""Quick starts: --help and `import opnorm` do not load torch."""
+
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+
+CHECK = """
+import sys
+from opnorm.cli import main
+try:
+    main({args!r})
+except SystemExit as e:
+    assert not e.code, e.code
+heavy = {{"torch", "numpy", "pyarrow", "jinja2", "vl_convert", "PIL", "safetensors"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def python(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("command", ["norms", "train", "study", "ls", ""])
+def test_help_teaches_without_torch(command):
+    done = python(CHECK.format(args=[command, "--help"] if command else ["--help"]))
+    assert done.returncode == 0, done.stderr
+    assert f"opnorm {command or 'train'} " in done.stdout
+    if command in ("norms", "train", "study"):
+        assert "tour opnorm" not in done.stdout, "each example stands on a line of its own"
+        text = " ".join(done.stdout.split())
+        example = {
+            "norms": "opnorm norms 'resnet(depth=20)'",
+            "train": "--objective 'pgd_at(eps=0.1)'",
+            "study": "--limit 2000",
+        }
+        assert example[command] in text
+
+
+def test_help_is_quick():
+    def once() -> float:
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "opnorm", "--help"], capture_output=True, check=True)
+        return time.perf_counter() - begun
+
+    assert statistics.median(once() for _ in range(5)) < 1.0, "0.3 s on a machine with nothing else to do"
+
+
+def test_import_is_quick_and_light():
+    code = (
+        "import time, sys; a = time.perf_counter(); import opnorm; b = time.perf_counter(); "
+        "assert 'torch' not in sys.modules; print(b - a)"
+    )
+    assert float(python(code).stdout) < 0.3
+
+
+def test_everything_public_can_be_had():
+    code = (
+        "import opnorm; names = opnorm.__all__; [getattr(opnorm, n) for n in names]; "
+        "assert set(names) <= set(dir(opnorm)); "
+        "assert opnorm.Run.__module__ == 'opnorm.runs.run'; print(len(names))"
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 15
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    import opnorm
+
+    with pytest.raises(AttributeError, match="no attribute 'nope'"):
+        opnorm.nope  # noqa: B018

@@ -1,0 +1,141 @@
+"""Two processes train what one trains, up to rounding; what goes wrong in one ends both."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from opnorm._core.files import read_lines, read_tensors
+from opnorm.errors import TrainError
+from opnorm.training import distributed as parallel
+from tests.runs import ranks, ways
+
+RUN = [
+    "train", "--model", "resnet(depth=8, width=4)", "--data", "digits()", "--limit", "64", "--batch", "16", "--ema", "0.5",
+    "--objective", "pgd_at(eps=0.1, steps=2)", "--regularizers", "norm_decay(p=inf)", "--analyses", "accuracy()",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """For every way, what two processes made."""
+    folder = tmp_path_factory.mktemp("pairs")
+    group = ranks.start(2, ranks.trainings, str(folder), list(ways.WAYS))
+    assert ranks.end(group) == [0, 0]
+    return lambda name: [torch.load(folder / f"{name}.{rank}") for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", ways.WAYS)
+def test_two_processes_train_what_one_does(pairs, name):
+    one, (first, second) = ways.trained(name), pairs(name)
+    loose = {"rtol": 0.05, "atol": 0.02} if name == "bf16" else {"rtol": 2e-4, "atol": 2e-5}
+    assert first["state"].keys() == one["state"].keys()
+    for key, tensor in one["state"].items():
+        assert torch.equal(first["state"][key], second["state"][key]), f"{key} differs between the processes"
+        torch.testing.assert_close(
+            first["state"][key], tensor, msg=lambda text, key=key: f"{key}: {text}", **loose
+        )
+    for ours, row in zip(first["metrics"], one["metrics"], strict=True):
+        assert ours == pytest.approx(row, rel=0.02 if name == "bf16" else 1e-3)
+
+
+@pytest.fixture(scope="module")
+def troubles(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("troubles")
+    group = ranks.start(2, ranks.troubles, str(folder))
+    assert ranks.end(group) == [0, 0]
+    return lambda name: [(folder / f"{name}.{rank}").read_text() for rank in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        ("attack", "TrainError: process 1: AttackError: a bad attack", "AttackError: a bad attack"),
+        ("probe", "OSError: the disk is full", "TrainError: process 0: OSError: the disk is full"),
+        ("loss", "TrainError: the loss is inf at epoch 1, step 1 of 4", "TrainError: the loss is inf"),
+        (
+            "uneven",
+            "TrainError: 15 points a step cannot be shared out evenly among 2",
+            "TrainError: 15 points",
+        ),
+        ("after", "nothing", "nothing"),
+        ("sums", "ZeroDivisionError", "ZeroDivisionError"),
+    ],
+)
+def test_what_goes_wrong_in_one_process_goes_wrong_in_both(troubles, name, first, second):
+    texts = troubles(name)
+    assert texts[0].startswith(first)
+    assert texts[1].startswith(second)
+
+
+def test_the_commands_result_is_that_of_one_process_also_when_killed(tmp_path, opnorm, until):
+    """By torchrun itself, and by two processes that are killed in the second epoch and started again."""
+    status, out, _ = opnorm(*RUN, "--epochs", "3", "--out", "one", "--json")
+    assert status == 0
+    key = json.loads(out)["key"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    whole = subprocess.Popen(
+        [*torchrun, "-m", "opnorm", *RUN, "--epochs", "3", "--out", "two", "--json"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    args = [*RUN, "--epochs", "3", "--out", "killed", "--json"]
+    group = ranks.start(2, ranks.opnorm, args, tmp_path, tmp_path / "first")
+    until((tmp_path / "killed" / f"{key}.partial" / "checkpoint.safetensors").exists)
+    for process in group:
+        process.kill()
+    ranks.end(group)
+    assert not (tmp_path / "killed" / key).exists(), "killed too late"
+    group = ranks.start(2, ranks.opnorm, args, tmp_path, tmp_path / "second")
+    assert ranks.end(group) == [0, 0]
+    assert json.loads((tmp_path / "second.out0").read_text())["key"] == key
+    assert (tmp_path / "second.out1").read_text() == ""
+    out, err = whole.communicate(timeout=60)
+    assert whole.returncode == 0, err
+    assert "Warning" not in err
+    assert json.loads(out)["results"].keys() == {"accuracy()"}, "one process prints"
+
+    one, two, killed = (
+        read_tensors(tmp_path / name / key / "weights.safetensors")[0] for name in ("one", "two", "killed")
+    )
+    for name, tensor in one.items():
+        assert torch.equal(two[name], killed[name]), "a killed run ends with the same bits"
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
+    assert len(read_lines(tmp_path / "two" / key / "metrics.jsonl")) == 3
+
+    group = ranks.start(2, ranks.opnorm, args, tmp_path, tmp_path / "third")
+    assert ranks.end(group) == [0, 0], "what is finished is found"
+
+
+def test_a_divergence_is_said_once_and_remembered(tmp_path):
+    args = [*RUN, "--epochs", "2", "--optimizer", "sgd(lr=1e30)"]
+    for _ in range(2):
+        group = ranks.start(2, ranks.opnorm, args, tmp_path, tmp_path / "run")
+        assert ranks.end(group) == [2, 2]
+        (message,) = ranks.said(tmp_path / "run.err0")
+        assert "smaller learning rate" in message
+        assert ranks.said(tmp_path / "run.err1") == []
+    assert "remembered" in message
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "mps"])
+def test_a_device_that_cannot_be_shared_out_is_refused(device, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainError, match="expected cpu or cuda"), parallel.joined(device):
+        pass
+
+
+def test_alone_nothing_happens():
+    model = nn.Sequential(nn.BatchNorm1d(3))
+    with parallel.joined("mps") as device, parallel.whole_batch_norm(model):
+        assert device == "mps"
+        assert type(model[0]) is nn.BatchNorm1d
+    assert (parallel.size(), parallel.leads(), parallel.total(2.0)) == (1, True, (2.0,))
+    assert parallel.distributed(model) is model
+    assert parallel.from_first(lambda: 3) == 3
+    x = torch.arange(4)
+    assert torch.equal(parallel.part(x), x)
+    with pytest.raises(ValueError, match="as it is"), parallel.together():
+        raise ValueError("as it is")

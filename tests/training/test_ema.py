@@ -1,0 +1,75 @@
+"""The average of the weights: by its formula, seen by the probe, and what is left at the end."""
+
+import torch
+from torch import nn
+
+from opnorm.data import digits
+from opnorm.models import cnn
+from opnorm.training import optimizers
+from opnorm.training.ema import Average
+from opnorm.training.loop import train
+
+DATA = digits().limit(100)
+
+
+def test_it_is_its_formula():
+    w = nn.Parameter(torch.tensor([1.0, 2.0]))
+    average, expected = Average({"w": w}, 0.5), w.detach().double().clone()
+    for t in range(1, 30):
+        with torch.no_grad():
+            w += t
+        average.update(t)
+        d = min(0.5, (1 + t) / (10 + t))
+        expected = d * expected + (1 - d) * w.detach()
+        torch.testing.assert_close(average.state["w"].double(), expected, rtol=1e-6, atol=0)
+    raw = w.detach().clone()
+    with average.shown():
+        assert torch.equal(w, average.state["w"])
+    assert torch.equal(w, raw)
+    average.settle()
+    assert torch.equal(w, average.state["w"])
+
+
+def test_without_a_decay_there_is_none():
+    w = torch.ones(2)
+    average = Average({"w": w}, 0.0)
+    average.update(1)
+    with average.shown():
+        average.settle()
+    assert average.state == {}
+    assert torch.equal(w, torch.ones(2))
+
+
+def test_training_goes_on_with_the_weights_and_ends_with_the_average():
+    steps, probed = [], []
+
+    def weights(model):
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    def spy(model):
+        torch.manual_seed(0)
+        return cnn(in_shape=(1, 8, 8), width=2)
+
+    model = spy(None)
+    start = weights(model)
+    expected = start.clone()
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            steps.append(weights(model))
+
+    train(
+        model, DATA, epochs=3, batch=25, ema=0.8, optimizer=lambda p: Watched(p, lr=0.05),
+        probe=lambda m: probed.append(weights(m)) or {},
+    )  # fmt: skip
+    for t, w in enumerate(steps, 1):
+        d = min(0.8, (1 + t) / (10 + t))
+        expected = d * expected + (1 - d) * w
+    torch.testing.assert_close(weights(model), expected)
+    assert torch.equal(probed[-1], weights(model))
+    assert not torch.equal(steps[-1], weights(model))
+
+    plain = spy(None)
+    train(plain, DATA, epochs=3, batch=25, optimizer=optimizers.sgd(0.05, momentum=0))
+    assert torch.equal(weights(plain), steps[-1]), "the average is only watched"

@@ -1,0 +1,354 @@
+"""The loop: an interrupted training ends with the same bits, whatever is random in it, and what goes wrong is said."""
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from opnorm import objectives, regularizers
+from opnorm._core.files import read_tensors
+from opnorm.data import augmentations, digits
+from opnorm.errors import ModelError, RunError, TrainError
+from opnorm.models import cnn
+from opnorm.models.modules import Normalize
+from opnorm.training import optimizers, schedules
+from opnorm.training.loop import check_settings, train
+
+DATA = digits().limit(100)
+
+
+def network(norm: bool = True) -> nn.Module:
+    """Dropout, batch norm, convolution: all that carries state or draws numbers."""
+    torch.manual_seed(1)
+    return nn.Sequential(
+        Normalize(1, 0.3, 0.4), nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3),
+        nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10),
+    )  # fmt: skip
+
+
+EVERYTHING = {
+    "objective": objectives.pgd_at(eps=0.1, steps=2),
+    "regularizers": [regularizers.weight_decay(1e-3), regularizers.norm_decay(math.inf, 0.1)],
+    "augment": [augmentations.crop(1), augmentations.flip()],
+    "optimizer": optimizers.sgd(0.05, nesterov=True),
+    "schedule": schedules.step((1, 2)),
+}
+WAYS = {
+    "plain": {},
+    "everything": EVERYTHING,
+    "bf16": EVERYTHING | {"precision": "bf16"},
+    "channels_last": EVERYTHING | {"channels_last": True},
+    "fgsm, l1 decay": {
+        "objective": objectives.fgsm_at(0.1, random_start=True),
+        "regularizers": [regularizers.norm_decay(1)],
+    },
+    "adam": {"optimizer": partial(torch.optim.Adam, lr=0.01)},
+    "averaged": EVERYTHING | {"ema": 0.9},
+}  # fmt: skip
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_in(epoch: int, step: int = 1):
+    def watch(moment):
+        if (moment.epoch, moment.step) == (epoch, step):
+            raise Stop
+
+    return watch
+
+
+def end(folder: Path, **settings) -> tuple[dict, list]:
+    """Everything a training leaves: each tensor of the checkpoint as bytes, and the metrics without times."""
+    settings = {"epochs": 3, "batch": 32, "folder": folder} | settings
+    model = network()
+    metrics = train(model, DATA, **settings)
+    tensors, _ = read_tensors(folder / "checkpoint.safetensors")
+    own = {f"model/{k}": v for k, v in model.state_dict().items()}
+    averaged = {k.replace("average/", "model/"): v for k, v in tensors.items() if k.startswith("average/")}
+    assert bool(averaged) == bool(settings.get("ema"))
+    tensors |= averaged
+    assert all(torch.equal(tensors[k], v) for k, v in own.items()), "the model is what was saved"
+    written = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert written == metrics
+    for row in metrics:
+        assert row.pop("seconds") > 0
+    tensors, _ = read_tensors(folder / "checkpoint.safetensors")
+    return {k: (v.dtype, v.numpy().tobytes()) for k, v in tensors.items()}, metrics
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_resuming_gives_the_same_bits(tmp_path, way):
+    settings = WAYS[way]
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    whole, metrics = end(tmp_path / "a", **settings)
+    for epoch, step in ((1, 2), (2, 1), (3, 3), (3, 1)):
+        with pytest.raises(Stop):
+            end(tmp_path / "b", watch=stop_in(epoch, step), **settings)
+    pieces, again = end(tmp_path / "b", **settings)
+    assert pieces == whole
+    assert again == metrics
+    assert any(k.startswith("optimizer/") for k in whole)
+    if "regularizers" in settings:
+        assert any(k.startswith("hooks/") for k in whole)
+
+
+def test_a_folder_changes_nothing(tmp_path):
+    model = network()
+    metrics = train(model, DATA, epochs=3, batch=32, **EVERYTHING)
+    _, kept = end(tmp_path, **EVERYTHING)
+    assert [{k: v for k, v in row.items() if k != "seconds"} for row in metrics] == kept
+
+
+def test_seeds_differ_and_repeat(tmp_path):
+    results = {}
+    for name, seed in (("a", 0), ("b", 1), ("c", 0)):
+        (tmp_path / name).mkdir()
+        results[name] = end(tmp_path / name, seed=seed, **EVERYTHING)
+    assert results["a"] == results["c"]
+    assert results["a"][0] != results["b"][0]
+
+
+def test_the_callers_random_numbers_are_left_alone():
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    train(network_without_seed(), DATA, epochs=1, batch=32, **EVERYTHING)
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(Stop):
+        train(network_without_seed(), DATA, epochs=1, watch=stop_in(1))
+    assert torch.equal(torch.get_rng_state(), before), "also after an error"
+
+
+def network_without_seed() -> nn.Module:
+    with torch.random.fork_rng():
+        return network()
+
+
+def test_every_epoch_has_an_order_of_its_own():
+    seen: list[int] = []
+    images = DATA.train.images.flatten(1).float() / 255
+
+    def spy(model, x, y):
+        rows = (x.flatten(1)[:, None] == images[None]).all(2).float().argmax(1)
+        seen.extend(rows.tolist())
+        return objectives.plain()(model, x, y)
+
+    train(network(), DATA, epochs=2, batch=25, objective=spy)
+    first, second = seen[:100], seen[100:]
+    assert sorted(first) == sorted(second) == list(range(100))
+    assert first != second
+
+
+def test_points_that_do_not_fill_a_batch_wait():
+    sizes = []
+
+    def spy(model, x, y):
+        sizes.append(len(x))
+        return objectives.plain()(model, x, y)
+
+    train(network(), DATA, epochs=1, batch=30, objective=spy)
+    assert sizes == [30, 30, 30]
+    sizes.clear()
+    train(network(), DATA, epochs=1, batch=1000, objective=spy)
+    assert sizes == [100]
+
+
+def test_learning_rates_are_the_schedules():
+    rates: list[float] = []
+    optimizer = None
+
+    def make(parameters):
+        nonlocal optimizer
+        optimizer = torch.optim.SGD(parameters, lr=0.2)
+        return optimizer
+
+    def look(moment):
+        rates.append(optimizer.param_groups[0]["lr"])
+
+    metrics = train(network(), DATA, epochs=4, batch=50, optimizer=make, watch=look)
+    expected = [0.2 * 0.5 * (1 + math.cos(math.pi * t / 8)) for t in range(8)]
+    assert rates == pytest.approx(expected)
+    assert [row["lr"] for row in metrics] == pytest.approx(expected[1::2]), "that of the epoch's last step"
+    assert [row["epoch"] for row in metrics] == [1, 2, 3, 4]
+
+    metrics = train(network(), DATA, epochs=4, batch=50, optimizer=make, schedule=schedules.step((1, 3), 0.1))
+    assert [row["lr"] for row in metrics] == pytest.approx([0.2, 0.02, 0.02, 0.002])
+
+
+def test_it_learns_and_its_metrics_are_right():
+    data = digits()
+    torch.manual_seed(0)
+    model = cnn(in_shape=(1, 8, 8), width=8)
+    metrics = train(model, data, epochs=4, batch=64, optimizer=optimizers.sgd(0.05))
+    losses = [row["loss"] for row in metrics]
+    assert losses == sorted(losses, reverse=True)
+    model.eval()
+    right = (model(data.test.images.float() / 255).argmax(1) == data.test.labels).float().mean()
+    assert right > 0.85
+
+    frozen = train(model, data, epochs=1, batch=64, optimizer=optimizers.sgd(1e-30))[0]
+    n = 64 * (len(data.train.labels) // 64)
+    order = torch.randperm(len(data.train.labels), generator=torch.Generator().manual_seed(0))[:n]
+    logits = model(data.train.images[order].float() / 255)
+    assert frozen["loss"] == pytest.approx(
+        nn.functional.cross_entropy(logits, data.train.labels[order]).item(), rel=1e-4
+    )
+    assert frozen["train_accuracy"] == pytest.approx(
+        (logits.argmax(1) == data.train.labels[order]).float().mean().item()
+    )
+
+
+def test_fewer_epochs_than_are_there_and_none_at_all(tmp_path):
+    end(tmp_path, epochs=2)
+    assert len(train(network(), DATA, epochs=2, batch=32, folder=tmp_path)) == 2, "nothing left to do"
+    assert train(network(), DATA, epochs=0) == []
+
+
+def test_more_epochs_than_were_asked_for_go_on(tmp_path):
+    settings = {"schedule": schedules.constant()}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    end(tmp_path / "a", epochs=2, **settings)
+    assert end(tmp_path / "a", epochs=4, **settings) == end(tmp_path / "b", epochs=4, **settings)
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"epochs": -1},
+        {"batch": 0},
+        {"precision": "fp8"},
+        {"seed": -1},
+        {"seed": 2**70},
+        {"ema": 1.0},
+        {"ema": -0.1},
+        {"ema": math.nan},
+        {"ema": True},
+    ],
+)
+def test_settings_that_make_no_sense(settings):
+    with pytest.raises(TrainError, match=r"expected"):
+        check_settings(**{"epochs": 1, "batch": 1, "precision": "fp32", "seed": 0} | settings)
+
+
+def test_settings_are_checked():
+    with pytest.raises(TrainError, match=r"batch=0: expected"):
+        train(network(), DATA, epochs=1, batch=0)
+
+
+def test_a_frozen_model_is_refused():
+    with pytest.raises(ModelError, match="no weights to train"):
+        train(network().requires_grad_(False), DATA, epochs=1)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_place(tmp_path):
+    model = network()
+
+    def poison(done, epochs):
+        if done > 1.3:  # before the second step of the second epoch
+            with torch.no_grad():
+                model[5].weight[0, 0, 0, 0] = math.nan
+        return 1.0
+
+    with pytest.raises(
+        TrainError, match=r"the loss is nan at epoch 2, step 2 of 3: weight '5\.weight' is no longer finite"
+    ):
+        train(model, DATA, epochs=3, batch=32, folder=tmp_path, schedule=poison)
+    _, metadata = read_tensors(tmp_path / "checkpoint.safetensors")
+    assert metadata["epoch"] == "1", "the last good epoch is kept"
+
+
+def test_an_output_that_is_not_finite_is_placed():
+    class Root(nn.Module):
+        def forward(self, x):
+            return (x - 1e9).sqrt()
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), Root())
+    with pytest.raises(TrainError, match=r"epoch 1, step 1 of 1: the output of layer '2' \(Root\)"):
+        train(model, DATA, epochs=1)
+
+
+def test_a_penalty_that_is_not_finite_is_told_from_the_weights():
+    from opnorm.regularizers import Hooks
+
+    def bad(model, example):
+        return Hooks(penalty=lambda model, x, y: x.new_tensor(math.inf))
+
+    with pytest.raises(TrainError, match=r"the loss is inf.*loss itself or a penalty"):
+        train(network(), DATA, epochs=1, regularizers=[bad])
+
+
+@pytest.mark.parametrize("objective", ["plain", "fgsm_at", "pgd_at"])
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_divergence_is_seen_whatever_the_objective(objective, epochs, tmp_path):
+    """In the last step too, which no loss follows; and an attack's own refusal is the same thing."""
+    with pytest.raises(TrainError, match=r"at epoch 1, step \d+ of 1.*finite.*smaller learning rate"):
+        train(
+            network(), DATA, epochs=epochs, folder=tmp_path,
+            objective=getattr(objectives, objective)(), optimizer=optimizers.sgd(1e30),
+        )  # fmt: skip
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def spoil(folder: Path, how: str) -> None:
+    state, lines = folder / "checkpoint.safetensors", folder / "metrics.jsonl"
+    match how:
+        case "truncated":
+            state.write_bytes(state.read_bytes()[:-10])
+        case "empty":
+            state.write_bytes(b"")
+        case "text":
+            state.write_text("hello")
+        case "no metrics":
+            lines.unlink()
+        case "metrics cut":
+            lines.write_text(lines.read_text().splitlines(keepends=True)[0])
+        case "metrics half a line":
+            lines.write_text(lines.read_text()[:-20])
+        case "metrics not objects":
+            lines.write_text("1\n2\n")
+        case "metrics not text":
+            lines.write_bytes(b"\xff\xfe\x00")
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["truncated", "empty", "text", "no metrics", "metrics cut", "metrics half a line", "metrics not objects",
+     "metrics not text"],
+)  # fmt: skip
+def test_a_damaged_folder_is_refused(tmp_path, how):
+    with pytest.raises(Stop):
+        train(network(), DATA, epochs=3, batch=32, folder=tmp_path, watch=stop_in(3))
+    spoil(tmp_path, how)
+    with pytest.raises(RunError, match=f"{tmp_path}.*"):
+        train(network(), DATA, epochs=3, batch=32, folder=tmp_path)
+
+
+def test_the_checkpoint_of_another_network_is_refused(tmp_path):
+    train(network(), DATA, epochs=1, folder=tmp_path)
+    with pytest.raises(RunError, match="does not fit this run"):
+        train(cnn(in_shape=(1, 8, 8), width=4), DATA, epochs=2, folder=tmp_path)
+    with pytest.raises(RunError, match="does not fit this run"):
+        train(network(), DATA, epochs=2, folder=tmp_path, regularizers=[regularizers.norm_decay(1)])
+
+
+def test_metrics_are_json_even_where_a_probe_is_not_finite(tmp_path):
+    train(network(), DATA, epochs=1, folder=tmp_path, probe=lambda model: {"norm": math.inf})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(name))["norm"] is None
+
+
+@pytest.mark.parametrize("objective", ["plain", "pgd_at"])
+def test_a_batch_of_one_with_batch_norm_says_what_is_wrong(objective):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 10))
+    with pytest.raises(TrainError, match="batch=1: batch norm cannot normalize 1 point"):
+        train(model, DATA, objective=getattr(objectives, objective)(), batch=1, epochs=1)
