@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from tests.analyses.test_contract import data, pixels, trained
 from torch import nn
 
 from opnorm.analyses import (
@@ -18,6 +17,7 @@ from opnorm.analyses import (
 from opnorm.attacks import AutoAttack, fgsm, pgd
 from opnorm.errors import OpnormError
 from opnorm.spec import build, spec_of
+from tests.analyses.test_contract import data, pixels, trained
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import warnings
 import pytest
 import torch
 from PIL import Image
-from tests.attacks.test_contract import exactly_inside
 from torch import nn
 
 from opnorm._core.files import read_tensors
@@ -19,6 +18,7 @@ from opnorm.runs.attack_evaluation import evaluate, save_points
 from opnorm.runs.image_sheet import contact_sheet
 from opnorm.runs.store import Store
 from tests.attacks.honest import Around, honest, points
+from tests.attacks.test_contract import exactly_inside
 from tests.attacks.victims import images
 
 CONTEXT = multiprocessing.get_context("spawn")
