@@ -1,7 +1,8 @@
 """The ℓ2 operator norm of a layer, certified.
 
 ``spectral_norm(layer, in_shape)`` returns an interval that holds the truth, rounding included. How it is found
-depends on the layer: small matrices are diagonalized; convolutions go through their symbol (``upper_bound.py``); what is affine but has no
+depends on the layer: small matrices are diagonalized;
+convolutions go through their symbol (``upper_bound.py``); what is affine but has no
 symbol here gets a lower bound by Lanczos iteration and an upper one from its exact ℓ1 and ℓ∞ norms.
 """
 
