@@ -7,8 +7,6 @@ import pkgutil
 from collections import Counter
 from pathlib import Path
 
-import pytest
-
 import opnorm
 from opnorm.spec import FAMILIES, names
 
@@ -186,11 +184,15 @@ def test_files_and_functions_are_short():
     assert sorted(found - TOO_LONG) == []
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_public_names_exist_and_are_documented(name):
-    module = importlib.import_module(name)
-    for public in getattr(module, "__all__", ()):
-        value = getattr(module, public)
-        if inspect.isclass(value) or inspect.isfunction(value):
+def test_public_names_are_documented():
+    bare = []
+    for name in MODULES:
+        module = importlib.import_module(name)
+        for public in getattr(module, "__all__", ()):
+            value = getattr(module, public)
             text = inspect.getdoc(value) or ""
-            assert text and not text.startswith(f"{public}("), f"{name}.{public} has no docstring"
+            if (inspect.isclass(value) or inspect.isfunction(value)) and (
+                not text or text.startswith(f"{public}(")
+            ):
+                bare.append(f"{name}.{public}")  # a dataclass without a docstring repeats its signature
+    assert bare == []
