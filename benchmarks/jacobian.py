@@ -6,7 +6,6 @@ ResNet-20 at 32x32 (10 logits, 64 hidden features), random weights, batch norm w
 CPU seconds, medians of interleaved runs in one process. Truth is ours in float64. The others are what one would write:
 
     ours           an interval to rounding; with 8 steps, by Lanczos iteration where outputs are many: a lower end alone
-    ours, bf16     the same direction from rows in bfloat16 (if the CPU has it), measured in float32: a lower end alone
     jacrev         vmap(jacrev(f)) over the points, then torch.linalg.svdvals
     jacrev, 8      the same, 8 points at a time, by vmap's chunk_size
     jacrev each    jacrev(f) point by point, then svdvals
@@ -45,10 +44,6 @@ def network(width: int) -> nn.Module:
 
 def ours(model: nn.Module, x: Tensor) -> Tensor:
     return jacobian_norm(model, x).lower
-
-
-def ours_bf16(model: nn.Module, x: Tensor) -> Tensor:
-    return jacobian_norm(model, x, bf16=True).lower
 
 
 def lanczos(model: nn.Module, x: Tensor) -> Tensor:
@@ -92,7 +87,6 @@ def double(model: nn.Module, x: Tensor, most: int = 200) -> Tensor:
 
 METHODS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "ours": ours,
-    "ours, bf16": ours_bf16,
     "ours, 8 steps": lanczos,
     "jacrev": jacrev,
     "jacrev, 8": jacrev_8,

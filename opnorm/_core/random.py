@@ -1,17 +1,18 @@
-"""Random numbers that belong to a point, not to a batch.
+"""Random numbers by a hash instead of a generator: the same on every device and under every version of torch and numpy.
 
-A draw depends on (seed, stream, the point's own pixels) and on nothing else, so the verdict on a point is the same in
-any batch, in any order and on any device, and the global generators are never touched. The numbers come from the
-SplitMix64 finalizer over a counter (Steele, Lea & Flood 2014), in int64 tensors that wrap around.
+Numbers for a point depend on (seed, stream, the point's own pixels) alone, not on its batch, and the global generators
+are never used. The hash is the SplitMix64 finalizer over a counter (Steele, Lea & Flood 2014), in int64 tensors that
+wrap around.
 """
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["normal", "point_keys", "uniform"]
+__all__ = ["normal", "permutation", "point_keys", "uniform"]
 
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
@@ -49,3 +50,14 @@ def normal(keys: Int[Tensor, " batch"], count: int) -> Float[Tensor, "batch coun
     """``count`` standard normal float64 numbers for each key (Box and Muller)."""
     u = uniform(keys, 2 * count)
     return (-2 * u[:, :count].log()).sqrt() * (2 * math.pi * u[:, count:]).cos()
+
+
+def permutation(n: int, seed: int) -> np.ndarray:
+    """A permutation of ``range(n)``, for a seed of any size and sign."""
+    mask = 2**64 - 1  # the seed is hashed first, so that two seeds do not give shifts of each other
+    key = (seed * 0xD1342543DE82EF95 + 0x2545F4914F6CDD1D) & mask
+    for _ in range(2):
+        key = ((key ^ (key >> 32)) * 0xD6E8FEB86659FD93) & mask
+    key ^= key >> 32
+    hashes = _mix(torch.arange(1, n + 1) * GOLDEN + (key if key < 2**63 else key - 2**64))
+    return np.argsort(hashes.numpy().view(np.uint64), kind="stable")

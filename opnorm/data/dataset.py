@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from opnorm._core.random import permutation
 from opnorm.errors import DataError
 
 __all__ = ["Dataset", "Split"]
@@ -119,7 +120,7 @@ class Dataset:
         def some(split: Split, stream: int) -> Split:
             if len(split.labels) <= n:
                 return split
-            chosen = np.sort(order(len(split.labels), 2 * seed + stream)[:n])
+            chosen = np.sort(permutation(len(split.labels), 2 * seed + stream)[:n])
             rows = torch.from_numpy(chosen).to(split.labels.device)
             return Split(split.images[rows], split.labels[rows])
 
@@ -141,18 +142,9 @@ class Dataset:
         return f"Dataset({self.name!r}: {inside}, {self.num_classes} classes)"
 
 
-def order(n: int, seed: int) -> np.ndarray:
-    """A fixed permutation of ``range(n)``, the same under every version of numpy and torch (splitmix64)."""
-    z = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    z += np.uint64(_mix(seed))
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.argsort(z ^ (z >> np.uint64(31)), kind="stable")
-
-
 def stratified(labels: np.ndarray, count: Callable[[int], int], seed: int = 0) -> np.ndarray:
     """The rows of a fixed stratified test part, sorted: ``count(size of the class)`` rows of every class."""
-    by_chance = order(len(labels), seed)
+    by_chance = permutation(len(labels), seed)
     rows = [
         mine[: count(len(mine))] for mine in (by_chance[labels[by_chance] == k] for k in np.unique(labels))
     ]
@@ -165,14 +157,6 @@ def hold_out(images: Tensor, labels: Tensor) -> tuple[Split, Split]:
     is_test = torch.zeros(len(labels), dtype=torch.bool)
     is_test[torch.from_numpy(rows)] = True
     return Split(images[~is_test], labels[~is_test]), Split(images[is_test], labels[is_test])
-
-
-def _mix(seed: int) -> int:
-    """A seed of any size and sign as 64 well-mixed bits, so that two seeds are not shifts of each other."""
-    z, mask = (seed * 0xD1342543DE82EF95 + 0x2545F4914F6CDD1D) & (2**64 - 1), 2**64 - 1
-    z = ((z ^ (z >> 32)) * 0xD6E8FEB86659FD93) & mask
-    z = ((z ^ (z >> 32)) * 0xD6E8FEB86659FD93) & mask
-    return z ^ (z >> 32)
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from opnorm._core.modes import Mode
 from opnorm.errors import NormError
-from opnorm.jacobian.coarse import CoarseRows, usable
 from opnorm.jacobian.iteration import (
     Found,
     check_orders,
@@ -50,7 +49,6 @@ class PointNorms(NamedTuple):
         upper: (B,) float64; equal to ``lower`` where a closed formula gives the norm.
         v: (B, *in), ‖v‖_p = 1: what is amplified by ``lower``.
         residual: (B,) float64, ‖JᵀJv - σ²v‖_2 / σ² for p = q = 2: how far v is from a singular vector; NaN otherwise.
-            With ``bf16``, ‖JJᵀu - σ²u‖_2 / σ² for the u that v = Jᵀu / σ is from, with J in bfloat16.
         method: how it was found, in words.
     """
 
@@ -71,7 +69,6 @@ def jacobian_norm(
     steps: int = 40,
     restarts: int = 8,
     seed: int = 0,
-    bf16: bool = False,
 ) -> PointNorms:
     """The largest ‖J(x_b) v‖_q over ‖v‖_p = 1 at each point, and that v.
 
@@ -95,10 +92,6 @@ def jacobian_norm(
         steps: of an iteration.
         restarts: of the power iteration, in NP-hard cells.
         seed: of random starts; each point has its own, whatever batch it is in.
-        bf16: for p = q = 2, find v from rows in bfloat16, and measure ‖Jv‖ from below by one product in the model's own
-            precision. It errs in second order, by 1e-5 or so; but the upper end is infinite. Where that is not quicker
-            (another type than float32, no convolutions, many outputs, a GPU or a CPU without such arithmetic), nothing
-            changes; ``method`` tells.
 
     Returns:
         Intervals and maximizers, point by point.
@@ -117,7 +110,6 @@ def jacobian_norm(
     x = quick_layout(model, x.detach(), layer, mode)
     with linearized(model, x[:1], layer, mode) as J:
         outputs, inputs = J.outputs[0].numel(), x[0].numel()
-        coarse = bf16 and p == q == 2 and outputs <= inputs and usable(J)
     most = min(SIDE, 4 * steps) if p == q == 2 else SIDE  # a step costs about four rows
     small = min(outputs, inputs) <= most and outputs * inputs * 8 <= BYTES
     each = max(1, min(together(x), BYTES // (outputs * inputs * 8))) if small else together(x)
@@ -128,8 +120,6 @@ def jacobian_norm(
         if not small:
             with linearized(model, part, layer, mode) as J:
                 return _by_products(J, part, p, q, steps, restarts, seed)
-        if coarse:
-            return _by_coarse_rows(model, part, layer, mode)
         A = explicit(model, part, layer, mode).flatten(2).double()
         if p == q == 2:
             return _singular(A, part)
@@ -201,21 +191,6 @@ def _singular(A: Tensor, x: Tensor) -> PointNorms:
     residual = lp_norm(J.adjoint(image) - sigma.square()[:, None] * v, 2) / _safe(sigma.square())
     method = f"exact up to rounding: diagonalized {vectors.shape[1]} x {vectors.shape[1]}"
     return PointNorms(sigma * (1 - slack), sigma * (1 + slack), v.view_as(x).to(x.dtype), residual, method)
-
-
-def _by_coarse_rows(model: nn.Module, x: Tensor, layer: str | None, mode: Mode) -> PointNorms:
-    """σ ≥ ‖Jᵀu‖_2 for the left singular vector u of the rows in bfloat16."""
-    with linearized(model, x, layer, mode) as J:
-        rows, units = CoarseRows(J), torch.eye(J.outputs[0].numel(), device=x.device)
-        found = [rows.adjoint(unit.expand(len(x), -1).reshape(J.outputs.shape)) for unit in units]
-        A = torch.stack([row.flatten(1) for row in found], 1)
-        u = torch.linalg.eigh((A @ A.mT).double()).eigenvectors[:, :, -1].to(x.dtype)
-        back = J.adjoint(u.view_as(J.outputs))
-    sigma, v = lp_norm(back.double(), 2), dual(back, 2, _any_direction(x))
-    image = Matrices(A).apply(back.flatten(1)).double()
-    residual = lp_norm(image - sigma.square()[:, None] * u, 2) / _safe(sigma.square())
-    method = f"lower: measured where {len(units)} rows in bfloat16 point; no upper end"
-    return PointNorms(sigma, torch.full_like(sigma, math.inf), v, residual, method)
 
 
 def _over_signs(A: Tensor, x: Tensor, p: float) -> PointNorms:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opnorm.data import Dataset, Split
-from opnorm.data.dataset import hold_out, order, stratified
+from opnorm.data.dataset import hold_out, stratified
 from opnorm.errors import DataError
 
 CLASSES = ("cat", "dog", "owl")
@@ -94,23 +94,6 @@ class TestLimit:
     def test_below_one_is_refused(self, n):
         with pytest.raises(DataError, match=rf"limit\(n={n}\).*at least 1"):
             make().limit(n)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 3000), st.integers(-(10**12), 10**12))
-def test_order_is_a_permutation(n, seed):
-    assert sorted(order(n, seed).tolist()) == list(range(n))
-
-
-def test_order_never_changes():
-    assert order(10, 0).tolist() == [5, 7, 4, 9, 2, 0, 1, 8, 6, 3]
-    assert order(10, 1).tolist() == [5, 3, 9, 8, 1, 4, 7, 0, 6, 2]
-
-
-def test_order_is_evenly_mixed():
-    """Over 2,000 seeds each place is first equally often (chi-square with 9 degrees of freedom)."""
-    counts = np.bincount([order(10, seed)[0] for seed in range(2000)], minlength=10)
-    assert ((counts - 200) ** 2 / 200).sum() < 28  # p = 0.001
 
 
 @settings(max_examples=30, deadline=None)

@@ -146,3 +146,26 @@ def test_iteration_where_it_is_quicker_than_the_matrix():
     assert torch.allclose(quick.lower, exact.lower, rtol=0.1)
     assert (quick.lower <= exact.upper).all()
     assert (quick.residual > exact.residual).all()
+
+
+def test_memory_does_not_grow_with_the_batch():
+    model, most = nets()["residual"].double(), []
+    model.stem.register_forward_pre_hook(lambda m, args: most.append(len(args[0])))
+    jacobian_norm(model, points(200))
+    assert max(most) <= 64
+
+
+def test_a_network_that_needs_contiguous_memory():
+    """Channels last cannot be viewed as rows; the result does not depend on that."""
+
+    class View(nn.Module):
+        def forward(self, x):
+            return x.view(len(x), -1)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), View(), nn.Linear(48, 4))
+    x = torch.randn(3, 2, 6, 6)
+    found = jacobian_norm(model, x)
+    want = torch.linalg.matrix_norm(truth(model.double(), x.double()), 2)
+    assert torch.allclose(found.lower, want, rtol=1e-5)
+    assert found.v.is_contiguous()
