@@ -22,6 +22,7 @@ from opnorm._core.modes import evaluating
 from opnorm.errors import NormError
 from opnorm.norms import display as show
 from opnorm.norms._operator_norm import check_ords
+from opnorm.norms.network import rules as rules  # they register themselves
 from opnorm.norms.network.graph import elsewhere, first_line, forward_graph, same_output
 from opnorm.norms.network.interpreter import Part, Unknown, Walk
 from opnorm.norms.network.trace import Example, arguments, called, layers, mapped, unwrapped
