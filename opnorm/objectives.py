@@ -44,7 +44,7 @@ class Objective(Protocol):
 # ---------------------------------------------------------------- one kind of input
 
 
-@factory
+@factory("objective")
 def plain(smoothing: float = 0.0) -> Objective:
     """Softmax cross-entropy: mean_b -log softmax(f(x_b))_{y_b}.
 
@@ -63,7 +63,7 @@ def plain(smoothing: float = 0.0) -> Objective:
     return objective
 
 
-@factory
+@factory("objective")
 def fgsm_at(
     eps: float = 8 / 255,
     norm: float = math.inf,
@@ -90,7 +90,7 @@ def fgsm_at(
     return _on_attacked(attack, _cross_entropy(smoothing))
 
 
-@factory
+@factory("objective")
 def pgd_at(
     eps: float = 8 / 255,
     norm: float = math.inf,
@@ -121,7 +121,7 @@ def pgd_at(
     return _on_attacked(attack, _cross_entropy(smoothing))
 
 
-@factory
+@factory("objective")
 def mmc(
     radius: float = 10.0,
     eps: float = 0.0,
@@ -179,7 +179,7 @@ def centers(y: Tensor, classes: int, radius: float) -> Tensor:
 # ---------------------------------------------------------------- clean and attacked inputs together
 
 
-@factory
+@factory("objective")
 def trades(
     beta: float = 6.0,
     eps: float = 8 / 255,
@@ -212,7 +212,7 @@ def trades(
     return _clean_plus("beta", beta, Ascent(norm, eps, steps, step, start=start, loss="kl", mode=mode))
 
 
-@factory
+@factory("objective")
 def mixed(
     lam: float = 1.0,
     eps: float = 8 / 255,
@@ -247,7 +247,7 @@ def mixed(
     return _clean_plus("lam", lam, Ascent(norm, eps, steps, step, loss=loss, mode=mode))
 
 
-@factory
+@factory("objective")
 def alp(
     beta: float = 1.0,
     eps: float = 8 / 255,

@@ -86,7 +86,6 @@ TOO_LONG = {
     "runs/network_report.py",
     "runs/network_report.py:look",
     "runs/run.py",
-    "spec.py",
     "theory/liang.py:memorizer",
     "theory/wen.py:generalization_bound",
     "training/loop.py",
@@ -152,7 +151,6 @@ def test_every_family_has_its_place():
         "__init__",
         "__main__",
         "errors",
-        "spec",
         "objectives",
     }
 

@@ -1,9 +1,7 @@
 """Quick starts: --help and `import opnorm` do not load torch."""
 
-import statistics
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -39,21 +37,9 @@ def test_help_teaches_without_torch(command):
         assert example[command] in text
 
 
-def test_help_is_quick():
-    def once() -> float:
-        begun = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "opnorm", "--help"], capture_output=True, check=True)
-        return time.perf_counter() - begun
-
-    assert statistics.median(once() for _ in range(5)) < 1.0, "0.3 s on a machine with nothing else to do"
-
-
-def test_import_is_quick_and_light():
-    code = (
-        "import time, sys; a = time.perf_counter(); import opnorm; b = time.perf_counter(); "
-        "assert 'torch' not in sys.modules; print(b - a)"
-    )
-    assert float(python(code).stdout) < 0.3
+def test_import_does_not_load_torch():
+    done = python("import sys, opnorm; assert 'torch' not in sys.modules")
+    assert done.returncode == 0, done.stderr
 
 
 def test_everything_public_can_be_had():

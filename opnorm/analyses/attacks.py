@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-@factory
+@factory("analysis")
 def autoattack_accuracy(
     norm: float = math.inf,
     eps: float = 8 / 255,
@@ -81,7 +81,7 @@ def autoattack_accuracy(
     return analysis
 
 
-@factory
+@factory("analysis")
 def wen_robust_accuracy(
     eps: float = 8 / 255, step: float = 2 / 255, steps: int = 10, points: int | None = 500, seed: int = 0
 ) -> Analysis:
@@ -125,7 +125,7 @@ def wen_robust_accuracy(
     return analysis
 
 
-@factory
+@factory("analysis")
 def loss_variation(
     eps: Sequence[float] = (1 / 255, 2 / 255, 4 / 255),
     steps: int = 10,
@@ -173,7 +173,7 @@ def loss_variation(
     return analysis
 
 
-@factory
+@factory("analysis")
 def liu_robust_accuracy(
     fgsm_eps: Sequence[float] = (0.01, 0.03, 0.05),
     pgd_eps: Sequence[float] = (0.01, 0.03),
@@ -221,7 +221,7 @@ def liu_robust_accuracy(
     return analysis
 
 
-@factory
+@factory("analysis")
 def robustness_curve(
     norm: float = math.inf,
     eps: Sequence[float] = (0, 1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255, 32 / 255),

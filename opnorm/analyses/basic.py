@@ -24,7 +24,7 @@ Analysis = Callable[[nn.Module, Dataset], list[Row]]
 BATCH = 500
 
 
-@factory
+@factory("analysis")
 def accuracy(split: str = "test") -> Analysis:
     """The share of points whose largest logit is the right one.
 
@@ -45,7 +45,7 @@ def accuracy(split: str = "test") -> Analysis:
     return analysis
 
 
-@factory
+@factory("analysis")
 def robust_accuracy(
     norm: float = math.inf,
     eps: Sequence[float] = (2 / 255, 4 / 255, 8 / 255),
@@ -154,7 +154,7 @@ def _attacks(
     return lambda eps: autoattack(norm, eps, seed=seed), "AutoAttack standard"
 
 
-@factory
+@factory("analysis")
 def norm_table(ords: Sequence[float] = (1, 2, math.inf)) -> Analysis:
     """The operator norms of every layer.
 
@@ -169,7 +169,7 @@ def norm_table(ords: Sequence[float] = (1, 2, math.inf)) -> Analysis:
     return analysis
 
 
-@factory
+@factory("analysis")
 def margins(split: str = "test") -> Analysis:
     """The margin of every point, f_y - max_{i≠y} f_i: above 0 where the point is right (Wen et al. 2020, Figs. 4, 5).
 

@@ -21,7 +21,7 @@ __all__ = ["lipschitz_bracket", "robust_radius"]
 BATCH = 100
 
 
-@factory
+@factory("analysis")
 def lipschitz_bracket(
     norm: float = 2, radius: float = 0.1, points: int = 100, steps: int = 20, seed: int = 0
 ) -> Analysis:
@@ -81,7 +81,7 @@ def lipschitz_bracket(
     return analysis
 
 
-@factory
+@factory("analysis")
 def robust_radius(
     norm: float = math.inf, highest: float = 0.3, points: int = 100, steps: int = 20, seed: int = 0
 ) -> Analysis:

@@ -17,7 +17,7 @@ __all__ = ["singular_spread", "weight_energy"]
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-@factory
+@factory("analysis")
 def singular_spread() -> Analysis:
     """The standard deviation of the singular values of each linear and convolutional layer.
 
@@ -60,7 +60,7 @@ def singular_spread() -> Analysis:
     return analysis
 
 
-@factory
+@factory("analysis")
 def weight_energy() -> Analysis:
     """Weight energy ∏_l ‖W_l‖_2² and complexity Σ_l ‖W_l / ‖W_l‖_2‖_1, of Frobenius norms and sums of absolute values.
 

@@ -16,7 +16,7 @@ from opnorm.theory import input_gradient_bound
 __all__ = ["generalization_gap", "input_gradients", "predictions"]
 
 
-@factory
+@factory("analysis")
 def generalization_gap() -> Analysis:
     """Loss and error on the training and on the test points, and the gaps between them.
 
@@ -45,7 +45,7 @@ def generalization_gap() -> Analysis:
     return analysis
 
 
-@factory
+@factory("analysis")
 def predictions(split: str = "test") -> Analysis:
     """The probability that the network gives to the true class of each point, and its cross-entropy.
 
@@ -74,7 +74,7 @@ def predictions(split: str = "test") -> Analysis:
     return analysis
 
 
-@factory
+@factory("analysis")
 def input_gradients(points: int | None = None) -> Analysis:
     """‖∇_x ℓ_ce‖_2 at each test point, beside what the norms of the weights allow.
 

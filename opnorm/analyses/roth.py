@@ -52,7 +52,7 @@ BATCH = 50
 STEPS = 20  # of Lanczos iteration, for curves of averages
 
 
-@factory
+@factory("analysis")
 def jacobian_spectrum(
     points: int = 200, attack: Attack = ATTACK, layer: str | None = None, seed: int = 0
 ) -> Analysis:
@@ -87,7 +87,7 @@ def jacobian_spectrum(
     return analysis
 
 
-@factory
+@factory("analysis")
 def singular_alignment(
     points: int = 200, attack: Attack = ATTACK, layer: str | None = None, seed: int = 0
 ) -> Analysis:
@@ -128,7 +128,7 @@ def singular_alignment(
     return analysis
 
 
-@factory
+@factory("analysis")
 def local_linearity(
     points: int = 100,
     distances: Sequence[float] = (0, 0.1, 0.25, 0.5, 1, 1.5, 2),
@@ -194,7 +194,7 @@ def _deviations(f: nn.Module, x: Tensor, d: Tensor, lengths: list[float]) -> Ten
         return torch.stack([lp_norm(f(x + t * d) - here - t * slope, 2) for t in lengths])
 
 
-@factory
+@factory("analysis")
 def relu_cells(
     points: int = 100, eps: Sequence[float] = (0, 0.01, 0.02, 0.05, 0.1, 0.2), seed: int = 0
 ) -> Analysis:
@@ -249,7 +249,7 @@ def _uniform(x: Tensor, seed: int, stream: int) -> Tensor:
     return uniform(point_keys(x, seed, stream), x[0].numel()).to(x.dtype).view_as(x)
 
 
-@factory
+@factory("analysis")
 def power_method_agreement(
     eps: Sequence[float] = (0.001, 0.01, 0.03, 0.1, 0.3, 1),
     p: float = 2,

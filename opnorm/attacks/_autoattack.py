@@ -44,7 +44,7 @@ class Certificate(Protocol):
         """The points of which it is proved."""
 
 
-@factory
+@factory("attack")
 def autoattack(
     norm: float = math.inf,
     eps: float = 8 / 255,

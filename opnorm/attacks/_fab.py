@@ -24,7 +24,7 @@ __all__ = ["FAB", "Boundary", "fab"]
 BIAS, OVERSHOOT, BACK = 0.1, 1.05, 0.9  # α_max, η and β of the paper
 
 
-@factory
+@factory("attack")
 def fab(
     norm: float = math.inf,
     eps: float = 8 / 255,

@@ -38,7 +38,7 @@ class Attack(Protocol):
         """Attack every point of the batch."""
 
 
-@factory
+@factory("attack")
 def fgsm(
     eps: float = 8 / 255,
     norm: float = math.inf,
@@ -66,7 +66,7 @@ def fgsm(
     return Ascent(norm, eps, 1, eps, start=start, mode=mode, seed=seed)
 
 
-@factory
+@factory("attack")
 def pgd(
     norm: float = math.inf,
     eps: float = 8 / 255,

@@ -32,7 +32,7 @@ RARELY = 32
 """About as many queries are asked at a time as one in so many of those that were made: the later, the fewer succeed."""
 
 
-@factory
+@factory("attack")
 def square(
     norm: float = math.inf,
     eps: float = 8 / 255,

@@ -37,7 +37,7 @@ PATIENCE = 8  # points that CROWN may fail on, one after another, the most promi
 BUDGET = 2e8  # multiplications that "auto" allows CROWN for a point, about what an attack on it takes
 
 
-@factory
+@factory("certificate")
 def proof(method: str = "auto") -> Certificate:
     """A certificate for :func:`opnorm.attacks.autoattack`: ``autoattack(certify=proof())``.
 

@@ -153,11 +153,11 @@ def _input_shape(call: Any) -> tuple[Any, ...]:
     from opnorm import spec
     from opnorm.models.loading import SPEC_KEY, read_tensors
 
-    calls = list(spec.walk(spec.full(call, "model")))
+    calls = list(spec.calls_in(spec.full(call, "model")))
     for part in [c for c in calls if c.name == "file"]:
         _, metadata = read_tensors(str(dict(part.kwargs)["path"]))
         if SPEC_KEY in metadata:
-            calls += spec.walk(spec.full(metadata[SPEC_KEY], "model"))
+            calls += spec.calls_in(spec.full(metadata[SPEC_KEY], "model"))
     for part in reversed(calls):
         shape = dict(part.kwargs).get("in_shape")
         if isinstance(shape, tuple):

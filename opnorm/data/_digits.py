@@ -11,7 +11,7 @@ from opnorm.spec import factory
 __all__ = ["digits"]
 
 
-@factory
+@factory("data set")
 def digits() -> Dataset:
     """Handwritten digits, 8x8 grey: 1,297 to train and 500 (50 of every class) to test.
 

@@ -21,7 +21,7 @@ EXPECTED = "a folder with train/CLASS/*.png (test/ or val/ beside it) or with CL
 Files = list[tuple[str, Path]]  # class, file
 
 
-@factory
+@factory("data set")
 def folder(path: str, size: int | None = None) -> Dataset:
     """Read image files from class folders: ``path/train/cat/1.png`` and ``path/test/cat/2.png``.
 

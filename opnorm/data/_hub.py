@@ -11,7 +11,7 @@ from opnorm.spec import factory
 __all__ = ["hf"]
 
 
-@factory
+@factory("data set")
 def hf(
     repo: str,
     config: str | None = None,

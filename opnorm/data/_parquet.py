@@ -24,7 +24,7 @@ EXPECTED = "a .parquet file, or a folder with train-*.parquet and test-*.parquet
 KEYWORD = re.compile(r"(?:^|[^a-z])(train|test|val)")  # also training, testing, valid, validation
 
 
-@factory
+@factory("data set")
 def parquet(
     path: str, image: str | None = None, label: str | None = None, size: int | None = None
 ) -> Dataset:

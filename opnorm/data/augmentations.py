@@ -25,7 +25,7 @@ TRIES = 10
 """Boxes drawn for an image until one fits into it."""
 
 
-@factory
+@factory("augmentation")
 def crop(padding: int = 4) -> Augmentation:
     """Pad with zeros on all sides, then cut the old size out again at a random place, for each image.
 
@@ -51,7 +51,7 @@ def crop(padding: int = 4) -> Augmentation:
     return augment
 
 
-@factory
+@factory("augmentation")
 def flip(p: float = 0.5) -> Augmentation:
     """Mirror each image left to right with probability ``p``.
 
@@ -76,7 +76,7 @@ def flip(p: float = 0.5) -> Augmentation:
     return augment
 
 
-@factory
+@factory("augmentation")
 def random_resized_crop(
     size: int = 56, scale: tuple[float, float] = (0.08, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3)
 ) -> Augmentation:

@@ -63,7 +63,7 @@ class BasicBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
-@factory
+@factory("model")
 def resnet(
     depth: int = 20,
     in_shape: tuple[int, int, int] = (3, 32, 32),
@@ -117,7 +117,7 @@ def resnet(
     return model
 
 
-@factory
+@factory("model")
 def resnet18(
     in_shape: tuple[int, int, int] = (3, 32, 32),
     classes: int = 10,

@@ -14,7 +14,7 @@ __all__ = ["cnn", "mlp"]
 Numbers = float | Sequence[float]
 
 
-@factory
+@factory("model")
 def mlp(
     in_shape: tuple[int, ...] = (1, 28, 28),
     classes: int = 10,
@@ -47,7 +47,7 @@ def mlp(
     return nn.Sequential(*layers, nn.Linear(features, classes))
 
 
-@factory
+@factory("model")
 def cnn(
     in_shape: tuple[int, int, int] = (1, 28, 28),
     classes: int = 10,

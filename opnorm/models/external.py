@@ -15,7 +15,7 @@ from opnorm.spec import factory
 __all__ = ["timm"]
 
 
-@factory
+@factory("model")
 def timm(
     name: str,
     pretrained: bool = False,

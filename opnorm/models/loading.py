@@ -17,7 +17,7 @@ SPEC_KEY = "opnorm.model"
 """Metadata entry of a safetensors file: the call that builds the network the weights belong to."""
 
 
-@spec.factory
+@spec.factory("model")
 def file(path: str, arch: nn.Module | None = None) -> nn.Module:
     """A network with the weights of a file: ``file("weights.safetensors", arch=resnet(depth=20))``.
 
@@ -36,7 +36,9 @@ def file(path: str, arch: nn.Module | None = None) -> nn.Module:
                 f"{path} does not say which network it belongs to; pass arch=..., such as arch=resnet(depth=20)"
             )
         call = spec.parse(metadata[SPEC_KEY])
-        if any("." in inner.name for inner in spec.walk(call)):  # a file must not choose which code is run
+        if any(
+            "." in inner.name for inner in spec.calls_in(call)
+        ):  # a file must not choose which code is run
             raise ModelError(
                 f"{path} says that it belongs to {call}, which is not opnorm's own; pass arch=... if you trust it"
             )

@@ -9,7 +9,7 @@ from opnorm.spec import factory
 __all__ = ["regnetx_200mf"]
 
 
-@factory
+@factory("model")
 def regnetx_200mf(
     in_shape: tuple[int, int, int] = (3, 32, 32),
     classes: int = 10,

@@ -38,7 +38,7 @@ def _block(in_channels: int, channels: int, stride: int) -> nn.Module:
     return PreActivated(activate, branch, None if same else conv(in_channels, channels, 1, stride))
 
 
-@factory
+@factory("model")
 def senet18(
     in_shape: tuple[int, int, int] = (3, 32, 32),
     classes: int = 10,

@@ -14,7 +14,7 @@ from opnorm.spec import factory
 __all__ = ["cnn7", "vgg11", "vgg16"]
 
 
-@factory
+@factory("model")
 def vgg11(
     in_shape: tuple[int, int, int] = (3, 32, 32),
     classes: int = 10,
@@ -49,7 +49,7 @@ def vgg11(
     )
 
 
-@factory
+@factory("model")
 def vgg16(
     in_shape: tuple[int, int, int] = (3, 32, 32),
     classes: int = 10,
@@ -97,7 +97,7 @@ def vgg16(
     return model
 
 
-@factory
+@factory("model")
 def cnn7(
     in_shape: tuple[int, int, int] = (3, 32, 32),
     classes: int = 10,

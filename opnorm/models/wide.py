@@ -13,7 +13,7 @@ from opnorm.spec import factory
 __all__ = ["wrn", "wrn50_2"]
 
 
-@factory
+@factory("model")
 def wrn(
     depth: int = 28,
     width: int = 10,
@@ -76,7 +76,7 @@ def wrn(
     return model
 
 
-@factory
+@factory("model")
 def wrn50_2(
     in_shape: tuple[int, int, int] = (3, 64, 64),
     classes: int = 200,

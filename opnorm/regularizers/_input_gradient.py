@@ -16,7 +16,7 @@ from opnorm.spec import factory
 __all__ = ["input_gradient"]
 
 
-@factory
+@factory("regularizer")
 def input_gradient(lam: float = 1e-2, q: float = 2, power: float = 2) -> Regularizer:
     """λ E‖∇_x ℓ(y, f(x))‖_q^r, ℓ the cross-entropy of each point by itself.
 

@@ -20,7 +20,7 @@ KINDS = {
 }
 
 
-@factory
+@factory("regularizer")
 def norm_decay(
     p: float,
     beta: float = 1e-3,

@@ -15,7 +15,7 @@ from opnorm.spec import factory
 __all__ = ["parseval"]
 
 
-@factory
+@factory("regularizer")
 def parseval(beta: float = 1e-4, output_decay: float = 1e-4) -> Regularizer:
     """The orthogonality of Parseval networks: W ← (1 + β) W - β W Wᵀ W after each step, for all rows of W.
 

@@ -26,7 +26,7 @@ __all__ = ["clip", "svc"]
 CHUNK_BYTES = 2**26  # of the matrices A(ω) that are made at once
 
 
-@factory
+@factory("regularizer")
 def svc(c: float = 1.0, every: str | int = "epoch", projections: int = 1) -> Regularizer:
     """Singular value clipping: no singular value of any layer above c, on a circle of the layer's input size.
 

@@ -11,7 +11,7 @@ from opnorm.spec import factory
 __all__ = ["weight_decay"]
 
 
-@factory
+@factory("regularizer")
 def weight_decay(lam: float = 5e-4, decoupled: bool = False) -> Regularizer:
     """λ Σ ‖W‖_2² over all weights of at least two axes (no biases, no batch norm).
 

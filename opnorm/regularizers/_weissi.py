@@ -17,7 +17,7 @@ __all__ = ["mixed_norms", "weissi"]
 FORMS = ("product", "cnn", "log")
 
 
-@factory
+@factory("regularizer")
 def weissi(
     energy: float = 1e-6,
     complexity: float = 1e-5,

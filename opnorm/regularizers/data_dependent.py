@@ -21,7 +21,7 @@ FORMS = ("difference", "uJv")
 SETTLED = 30  # iterations on explicit Jacobians, where they cost next to nothing
 
 
-@factory
+@factory("regularizer")
 def dd_snr(lam: float = 1e-2, form: str = "difference", eps: float = 0.1, steps: int = 10) -> Regularizer:
     """Data-dependent spectral norm regularization: (λ̃ / 2) E[σ(J(x))²], J the Jacobian of the logits.
 
@@ -51,7 +51,7 @@ def dd_snr(lam: float = 1e-2, form: str = "difference", eps: float = 0.1, steps:
     return _regularizer("dd_snr", lam, 2, 2, steps, 2, eps if form == "difference" else 0.0)
 
 
-@factory
+@factory("regularizer")
 def dd_onr(lam: float = 1e-2, p: float = 2, q: float = 2, steps: int = 10, power: float = 1) -> Regularizer:
     """Data-dependent operator norm regularization: λ̃ E[‖J(x)‖_{p→q}^r / r], J the Jacobian of the logits.
 

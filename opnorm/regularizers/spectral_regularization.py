@@ -76,7 +76,7 @@ def check_finite(layers: Sequence[Found], who: str) -> None:
 # ---------------------------------------------------------------- a bound kept to
 
 
-@factory
+@factory("regularizer")
 def spectral_normalization(sp: float = 1.0) -> Regularizer:
     """Every layer's true ℓ2 operator norm brought to at most SP at the end of an epoch.
 
@@ -141,7 +141,7 @@ class _Batch(NamedTuple):
     u: Tensor
 
 
-@factory
+@factory("regularizer")
 def global_snr(lam: float = 0.01, steps: int = 1, operator: str = "reshaped") -> Regularizer:
     """Global spectral norm regularization: (λ/2) Σ_l σ(W_l)² is added to the loss.
 

@@ -115,7 +115,7 @@ def calls(what: Sequence[str], *, points: int | None = None, seed: int = 0) -> l
     for text in texts:
         given = spec.parse(text)
         spec.resolve(given, "analysis")  # so that a typo is answered with the names of analyses only
-        call = spec.short(given.fill(**known), "analysis")
+        call = spec.short(spec.fill(given, **known), "analysis")
         spec.build(call, "analysis")  # what is wrong with it is said now
         settings = dict(spec.full(call, "analysis").kwargs)
         found.setdefault(str(call), (call.name, settings.get("norm"), settings.get("split")))

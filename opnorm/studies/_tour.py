@@ -67,7 +67,7 @@ HIGHLIGHT = (
 )
 
 
-@factory
+@factory("study")
 def tour(
     data: str = "digits()",
     model: str = "cnn(width=32)",

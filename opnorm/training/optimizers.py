@@ -13,7 +13,7 @@ __all__ = ["sgd"]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
-@factory
+@factory("optimizer")
 def sgd(lr: float = 0.1, momentum: float = 0.9, nesterov: bool = False) -> MakeOptimizer:
     """Stochastic gradient descent: v ← momentum v + g, W ← W - lr v. Weight decay is a regularizer, not an option here.
 

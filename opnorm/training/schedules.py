@@ -12,13 +12,13 @@ Schedule = Callable[[float, int], float]
 """(epochs done, fractions included; epochs in all) -> factor."""
 
 
-@factory
+@factory("schedule")
 def constant() -> Schedule:
     """Always 1."""
     return lambda done, epochs: 1.0
 
 
-@factory
+@factory("schedule")
 def cosine(warmup: float = 0.0) -> Schedule:
     """½ (1 + cos(π t / T)), after a linear rise over ``warmup`` epochs.
 
@@ -36,7 +36,7 @@ def cosine(warmup: float = 0.0) -> Schedule:
     return factor
 
 
-@factory
+@factory("schedule")
 def step(milestones: Sequence[int] = (75, 90, 100), gamma: float = 0.1) -> Schedule:
     """Multiply by ``gamma`` when each of the ``milestones`` (epochs done) is reached.
 
