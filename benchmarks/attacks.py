@@ -260,10 +260,10 @@ def pgds(model: nn.Module, x: Tensor, y: Tensor, eps: float, turns: int) -> list
     """PGD-40 in ℓ∞, in turns."""
     step = eps / 10
     ours = {"norm": math.inf, "eps": eps, "steps": 40, "step": step}
-    plain, early = attacks.pgd(**ours), attacks.pgd(**ours, stop_when_fooled=True)
+    plain, early = attacks.pgd(**ours), attacks.pgd(**ours, stop_at_success=True)
     ways: dict[str, Way] = {
         "opnorm": lambda m, x, y, seed: plain(m, x, y, seed=seed),
-        "opnorm, stop_when_fooled": lambda m, x, y, seed: early(m, x, y, seed=seed),
+        "opnorm, stop_at_success": lambda m, x, y, seed: early(m, x, y, seed=seed),
         **_pgd_peers(eps, step),
     }
     rows: dict[str, list[Row]] = {name: [] for name in ways}

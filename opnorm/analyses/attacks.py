@@ -263,7 +263,7 @@ def robustness_curve(
     _check_points(points)
 
     def attack(radius: float) -> Attack:
-        return pgd(norm, radius, steps, stop_when_fooled=True, seed=seed)
+        return pgd(norm, radius, steps, stop_at_success=True, seed=seed)
 
     attack(radii[-1])  # so that what is wrong with the settings is said now
 

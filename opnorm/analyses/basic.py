@@ -142,7 +142,7 @@ def _attacks(
 ) -> tuple[Callable[[float], Attack], str]:
     """An attack of a given radius, and its name."""
     if attack == "pgd":
-        settings: dict[str, Any] = {"restarts": restarts, "stop_when_fooled": True, "seed": seed}
+        settings: dict[str, Any] = {"restarts": restarts, "stop_at_success": True, "seed": seed}
         return (
             lambda eps: pgd(norm, eps, steps, **settings),
             f"PGD-{steps}, {restarts} start{'s' * (restarts > 1)}",

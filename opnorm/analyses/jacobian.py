@@ -127,7 +127,7 @@ def robust_radius(
                 model,
                 z,
                 labels,
-                lambda eps: pgd(norm, eps, steps, stop_when_fooled=True, seed=seed),
+                lambda eps: pgd(norm, eps, steps, stop_at_success=True, seed=seed),
                 norm,
                 highest,
             )

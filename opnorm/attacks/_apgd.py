@@ -30,7 +30,7 @@ def apgd(
     loss: str = "ce",
     restarts: int = 1,
     targets: int = 0,
-    stop_when_fooled: bool = False,
+    stop_at_success: bool = False,
     mode: Mode = "eval",
     seed: int = 0,
 ) -> Attack:
@@ -49,7 +49,7 @@ def apgd(
             DLR needs 3 classes, and 4 with targets; where there are fewer, it is the difference of logits alone.
         restarts: random starts of each point (and target); a point keeps the worst that was found.
         targets: 0, or towards how many wrong classes to go, one after another, those with the largest clean logits first.
-        stop_when_fooled: a point is done as soon as it is misclassified, also by nature: for evaluation, where only
+        stop_at_success: a point is done as soon as it is misclassified, also by nature: for evaluation, where only
             that counts. Otherwise a point ends where its margin max_{i≠y} z_i - z_y is largest of all ends.
         mode: of the model meanwhile: "eval", "train" or "as is".
         seed: of the random starts; each point has its own, whatever batch it is in.
@@ -79,12 +79,12 @@ def apgd(
             logits = model(found)
             check_logits(logits, y)
             left = torch.ones_like(y, dtype=torch.bool)
-            if stop_when_fooled:
+            if stop_at_success:
                 left = logits.argmax(1) == y
             catch = hunt(
                 model, found[left], y[left], search, eps=eps, norm=norm, restarts=restarts, lanes=len(x),
                 targets=rank_targets(logits, y, targets)[left] if targets else None,
-                seed=own_seed if seed is None else seed, stop=stop_when_fooled,
+                seed=own_seed if seed is None else seed, stop=stop_at_success,
             )  # fmt: skip
         found[left] = catch.points
         catch.watch.warn()

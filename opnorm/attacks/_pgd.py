@@ -75,7 +75,7 @@ def pgd(
     restarts: int = 1,
     random_start: bool = True,
     loss: str = "ce",
-    stop_when_fooled: bool = False,
+    stop_at_success: bool = False,
     mode: Mode = "eval",
     seed: int = 0,
     bf16: bool = True,
@@ -99,7 +99,7 @@ def pgd(
         restarts: how many times from the beginning; a point keeps the worst that was found.
         random_start: begin uniformly in the ball, not at the point itself, where losses against f(x) have no gradient.
         loss: one of those above.
-        stop_when_fooled: a point leaves the batch as soon as it is misclassified: for evaluation, where only that counts.
+        stop_at_success: a point leaves the batch as soon as it is misclassified: for evaluation, where only that counts.
         mode: of the model meanwhile: "eval", "train" or "as is".
         seed: of the random starts; each point has its own, whatever batch it is in.
         bf16: take gradients of losses against the label from a bfloat16 copy, if there are 10 steps or more, the hardware
@@ -119,7 +119,7 @@ def pgd(
     """
     start: Start = "uniform" if random_start else "point"
     return Ascent(
-        norm, eps, steps, step, restarts, start, loss, stop_when_fooled, mode, seed, bf16, targets, step_rule
+        norm, eps, steps, step, restarts, start, loss, stop_at_success, mode, seed, bf16, targets, step_rule
     )
 
 
@@ -138,7 +138,7 @@ class Ascent:
     restarts: int = 1
     start: Start = "uniform"
     loss: str = "ce"
-    stop_when_fooled: bool = False
+    stop_at_success: bool = False
     mode: Mode = "eval"
     seed: int = 0
     bf16: bool = True
@@ -156,7 +156,7 @@ class Ascent:
         seed, watch = self.seed if seed is None else seed, Watch.over(x)
         with undisturbed(model, self.mode), torch.no_grad():
             guide = self._guide(model, x, y)
-            if self.restarts == 1 and not self.stop_when_fooled and not self.targets:  # no further pass
+            if self.restarts == 1 and not self.stop_at_success and not self.targets:  # no further pass
                 found = self.last(guide, x, y, seed, watch)
             else:
                 found = self._worst(model, guide, x.detach(), y, seed, watch)
@@ -220,7 +220,7 @@ class Ascent:
         goals = [self._goal(model, x, y, watch)]
         worst, worst_loss = x.clone(), torch.full((len(x),), -math.inf, device=x.device)
         left = torch.arange(len(x), device=x.device)
-        if self.stop_when_fooled:  # what is wrong without any attack is fooled by none
+        if self.stop_at_success:  # what is wrong without any attack is fooled by none
             left = left[~_look(model, x, y, goals[0], watch, need_grad=False).wrong]
         if self.targets:
             ranked = rank_targets(_clean(model, x, y), y, self.targets)
@@ -251,7 +251,7 @@ class Ascent:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Climb, and say for each point where it ended, at which loss, and whether it is misclassified there.
 
-        With ``stop_when_fooled``, a point that is misclassified takes no further steps and leaves the batch.
+        With ``stop_at_success``, a point that is misclassified takes no further steps and leaves the batch.
         """
         end, value = z.clone(), torch.full((len(z),), -math.inf, device=z.device)
         fooled = torch.zeros(len(z), dtype=torch.bool, device=z.device)
@@ -259,11 +259,11 @@ class Ascent:
         for k in range(self.steps + 1):
             last = k == self.steps
             grad, loss, wrong = _look(model if last else guide, z, y[left], goal, watch, need_grad=not last)
-            if self.stop_when_fooled and not last and guide is not model and wrong.any():
+            if self.stop_at_success and not last and guide is not model and wrong.any():
                 at = wrong.nonzero().squeeze(1)  # of these the guide may be mistaken
                 seen = _look(model, z[at], y[left[at]], goal.select(at), None, need_grad=False)
                 wrong[at], loss[at] = seen.wrong, seen.loss
-            stop = wrong if self.stop_when_fooled else torch.zeros_like(wrong)
+            stop = wrong if self.stop_at_success else torch.zeros_like(wrong)
             leaving = torch.ones_like(wrong) if last else stop
             out = left[leaving]
             end[out], value[out], fooled[out] = z[leaving], loss[leaving], wrong[leaving]

@@ -38,7 +38,7 @@ def square(
     eps: float = 8 / 255,
     queries: int = 5000,
     restarts: int = 1,
-    stop_when_fooled: bool = True,
+    stop_at_success: bool = True,
     mode: Mode = "eval",
     seed: int = 0,
 ) -> Attack:
@@ -60,7 +60,7 @@ def square(
         eps: radius, in pixel values of [0, 1]; ``8/255``.
         queries: of the model for each point and restart.
         restarts: how often from the beginning; a point keeps the worst that was found.
-        stop_when_fooled: a point is done as soon as it is misclassified, also by nature. Otherwise it ends where its margin
+        stop_at_success: a point is done as soon as it is misclassified, also by nature. Otherwise it ends where its margin
             is the largest that was found.
         mode: of the model meanwhile: "eval", "train" or "as is".
         seed: of the search; each point has its own random numbers, whatever batch it is in.
@@ -83,10 +83,10 @@ def square(
         with undisturbed(model, mode), torch.no_grad():
             logits = model(found)
             check_logits(logits, y)
-            left = (logits.argmax(1) == y) | (not stop_when_fooled)
+            left = (logits.argmax(1) == y) | (not stop_at_success)
             catch = hunt(
                 model, found[left], y[left], Square(norm, queries), eps=eps, norm=norm, restarts=restarts,
-                seed=own_seed if seed is None else seed, stop=stop_when_fooled, lanes=len(x),
+                seed=own_seed if seed is None else seed, stop=stop_at_success, lanes=len(x),
             )  # fmt: skip
         found[left] = catch.points
         return found

@@ -20,7 +20,7 @@ def attack(
         str, arg(help="its radius in pixel values of [0, 1], such as 0.1; 8/255 when left out")
     ] = "",
     attack: Annotated[
-        str, arg(help="as a call: 'autoattack', 'pgd(steps=40, restarts=5, stop_when_fooled=True)', 'fgsm'")
+        str, arg(help="as a call: 'autoattack', 'pgd(steps=40, restarts=5, stop_at_success=True)', 'fgsm'")
     ] = "autoattack",
     version: Annotated[
         Literal["standard", "plus", "rand"] | None,

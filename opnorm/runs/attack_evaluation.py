@@ -119,7 +119,7 @@ def evaluate(
         x: (B, C, H, W) in [0, 1].
         y: labels (B,).
         attack: made by a factory of opnorm, or with attributes ``norm`` and ``eps``. It is asked only about points that
-            the model gets right; with ``stop_when_fooled=True``, where it has that, it is faster and not weaker.
+            the model gets right; with ``stop_at_success=True``, where it has that, it is faster and not weaker.
         store: where to keep it; nowhere when None. Needs an attack that was made by a call.
         part: points that are attacked, and kept, at a time.
         surrogate: another model for the same classes, to see whether its adversarial points do better.

@@ -74,7 +74,7 @@ def test_robust_accuracy_is_the_attack_by_hand(model, norm):
     toy = data()
     x, y = pixels(toy.test)
     for eps in (0.02, 0.1):
-        z = pgd(norm, eps, 5, restarts=2, stop_when_fooled=True, seed=3)(model, x, y)
+        z = pgd(norm, eps, 5, restarts=2, stop_at_success=True, seed=3)(model, x, y)
         clean, held = model(x).argmax(1) == y, model(z).argmax(1) == y
         (row,) = robust_accuracy(norm, (eps,), 5, 2, None, seed=3)(model, toy)
         assert row["correct"] == int((clean & held).sum())

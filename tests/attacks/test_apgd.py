@@ -310,7 +310,7 @@ def test_early_exit():
     model, (x, y) = net().eval(), images(30)
     calls = []
     model.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
-    apgd(math.inf, 0.5, steps=50, stop_when_fooled=True)(model, x, y)
+    apgd(math.inf, 0.5, steps=50, stop_at_success=True)(model, x, y)
     assert sum(calls) < 30 * 12
     calls.clear()
     apgd(math.inf, 0.5, steps=50)(model, x, y)
@@ -320,7 +320,7 @@ def test_early_exit():
 def test_points_wrong_by_themselves_are_left_alone_when_stopping():
     model, (x, y) = net().eval(), images(30)
     wrong = model(x).argmax(1) != y
-    z = apgd(math.inf, 0.01, stop_when_fooled=True)(model, x, y)
+    z = apgd(math.inf, 0.01, stop_at_success=True)(model, x, y)
     assert wrong.any()
     assert torch.equal(z[wrong], x[wrong])
     assert (z[~wrong] != x[~wrong]).flatten(1).any(1).all()

@@ -147,7 +147,7 @@ def test_points_without_a_gradient_are_counted_once_a_call():
     x[:4, 0, 0, 0] = 0.1
     y = torch.zeros_like(y)
     y[:3] = 1  # right, and dead; the fourth is dead as well, but wrong
-    for attack in (pgd(), pgd(restarts=3), pgd(stop_when_fooled=True)):
+    for attack in (pgd(), pgd(restarts=3), pgd(stop_at_success=True)):
         with pytest.warns(UserWarning, match="exactly zero for 3 of 10 points") as told:
             attack(Dead(), x, y)
         assert len(told) == 1

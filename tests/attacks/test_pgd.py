@@ -82,7 +82,7 @@ def test_points_that_were_called_fooled_are_fooled(norm, restarts):
     model, (x, y) = net(2).double(), images(80)
     x = x.double()
     clean_wrong = model.eval()(x).argmax(1) != y
-    z = pgd(norm, EPS[norm] * 2, steps=10, restarts=restarts, stop_when_fooled=True)(model, x, y)
+    z = pgd(norm, EPS[norm] * 2, steps=10, restarts=restarts, stop_at_success=True)(model, x, y)
     wrong = model(z).argmax(1) != y
     assert (wrong | ~clean_wrong).all()
     to_the_end = pgd(norm, EPS[norm] * 2, steps=10, restarts=restarts)(model, x, y)
@@ -101,7 +101,7 @@ def test_points_that_are_wrong_without_any_attack_stay_and_count_as_fooled():
 
     x, y = torch.full((1, 1, 1, 1), 0.5), torch.zeros(1).long()
     for restarts in (1, 3):
-        z = pgd(math.inf, 0.3, restarts=restarts, stop_when_fooled=True)(Twist(), x, y)
+        z = pgd(math.inf, 0.3, restarts=restarts, stop_at_success=True)(Twist(), x, y)
         assert torch.equal(z, x)
 
 
@@ -118,7 +118,7 @@ def test_stopping_saves_passes():
             return self.inner(x)
 
     model, (x, y) = Count(), images(50)
-    pgd(eps=0.3, steps=20, stop_when_fooled=True, bf16=False)(model, x, y)
+    pgd(eps=0.3, steps=20, stop_at_success=True, bf16=False)(model, x, y)
     early, Count.seen = Count.seen, 0
     pgd(eps=0.3, steps=20, bf16=False)(model, x, y)
     assert Count.seen == 50 * 20
@@ -162,7 +162,7 @@ def test_targets_go_where_the_loss_alone_would_not(loss):
     one = pgd(**settings, loss=loss, targets=1)(Decoy(), x, y)
     assert (Decoy()(one).argmax(1) == 0).all()
     for many in (2, 9):
-        both = pgd(**settings, loss=loss, targets=many, stop_when_fooled=many == 2)(Decoy(), x, y)
+        both = pgd(**settings, loss=loss, targets=many, stop_at_success=many == 2)(Decoy(), x, y)
         assert (Decoy()(both).argmax(1) == 2).all()
 
 
@@ -187,7 +187,7 @@ def test_targets_start_at_places_of_their_own():
         ("cosine", [0.04, 0.02 + 0.02 * math.sqrt(0.5), 0.02, 0.02 - 0.02 * math.sqrt(0.5)]),
     ],
 )
-@pytest.mark.parametrize("settings", [{}, {"restarts": 2}, {"stop_when_fooled": True}])
+@pytest.mark.parametrize("settings", [{}, {"restarts": 2}, {"stop_at_success": True}])
 def test_step_rules_by_hand(rule, lengths, settings):
     seen = []
 

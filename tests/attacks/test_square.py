@@ -191,7 +191,7 @@ def test_near_the_optimum_of_linear_models(norm, shape):
     w = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     x, y = images(20, shape, low=0.4, high=0.6)
     y, eps = y % 2, EPS[norm]
-    z = square(norm, eps, queries=400, stop_when_fooled=False)(Linear(w), x, y)
+    z = square(norm, eps, queries=400, stop_at_success=False)(Linear(w), x, y)
     towards = torch.where(y == 0, 1.0, -1.0).view(-1, 1, 1, 1) * w
     gain = ((z - x) * towards).flatten(1).sum(1)
     share = gain / (eps * torch.linalg.vector_norm(w, {math.inf: 1, 2: 2, 1: math.inf}[norm]))
@@ -208,7 +208,7 @@ def test_points_are_exactly_inside_and_fooled_where_it_says_so(norm, dtype):
     x[0], x[1], x[2, 0, 0, 0] = 0, 1, 0
     model = net(dtype=dtype).eval()
     for eps, stop, restarts in ((EPS[norm], True, 2), (0.9, False, 1), (1e-3, True, 1)):
-        z = square(norm, eps, 12, restarts, stop_when_fooled=stop)(model, x, y)
+        z = square(norm, eps, 12, restarts, stop_at_success=stop)(model, x, y)
         assert z.dtype == dtype
         exactly_inside(x, z, eps, norm)
         wrong = model(x).argmax(1) != y
@@ -251,7 +251,7 @@ def test_points_do_not_depend_on_batch_or_order(norm, stop):
     model = Linear(w)
     x, y = images(16)
     x, y = x.double(), y % 2
-    attack = square(norm, EPS[norm], 15, restarts=2, stop_when_fooled=stop)
+    attack = square(norm, EPS[norm], 15, restarts=2, stop_at_success=stop)
     together = attack(model, x, y)
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(attack(model, x[order], y[order]), together[order], atol=1e-12)
@@ -262,12 +262,12 @@ def test_points_do_not_depend_on_batch_or_order(norm, stop):
 @pytest.mark.parametrize("norm", NORMS)
 def test_equal_seeds_give_equal_bits_and_others_do_not(norm):
     model, (x, y) = net(), images(6)
-    first = square(norm, EPS[norm], 10, stop_when_fooled=False, seed=5)
+    first = square(norm, EPS[norm], 10, stop_at_success=False, seed=5)
     want = first(model, x, y)
     torch.manual_seed(99)
     assert torch.equal(first(model, x, y), want)
-    assert torch.equal(square(norm, EPS[norm], 10, stop_when_fooled=False)(model, x, y, seed=5), want)
-    other = square(norm, EPS[norm], 10, stop_when_fooled=False, seed=6)(model, x, y)
+    assert torch.equal(square(norm, EPS[norm], 10, stop_at_success=False)(model, x, y, seed=5), want)
+    other = square(norm, EPS[norm], 10, stop_at_success=False, seed=6)(model, x, y)
     assert sum((a != b).any() for a, b in zip(other, want, strict=True)) >= 5
 
 

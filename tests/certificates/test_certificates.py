@@ -155,7 +155,7 @@ def test_no_certified_point_is_fooled(norm, method):
     x, y = points(60)
     for eps in (EPS[norm] / 8, EPS[norm]):
         proved = quiet(honest(), x, y, eps, norm, method)
-        found = attacks.pgd(norm, eps, 20, restarts=3, stop_when_fooled=True)(honest(), x, y)
+        found = attacks.pgd(norm, eps, 20, restarts=3, stop_at_success=True)(honest(), x, y)
         with torch.no_grad():
             fooled = honest()(found).argmax(1) != y
         assert not (proved & fooled).any()
