@@ -57,7 +57,6 @@ TOO_LONG = {
     "cli/measure.py:norms",
     "cli/runs.py:study",
     "cli/runs.py:train",
-    "data/_parquet.py",
     "jacobian/point_norms.py:jacobian_norm",
     "jacobian/theorem.py:secant_ascent",
     "jacobian/theorem.py:theorem_1",

@@ -135,7 +135,7 @@ class SeparationProgress(_Shown):
         self.all = self.bar.add_task("all pairs", total=1.0, note="")
 
     def __call__(self, share: float, least: float) -> None:
-        """Told by :func:`opnorm.data.class_separation.separation`."""
+        """Called by :func:`opnorm.data.class_separation.separation`."""
         self.bar.update(self.all, completed=share, note=f"nearest {least:.4g}")
 
 

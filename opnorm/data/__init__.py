@@ -1,7 +1,7 @@
-"""Image sets in memory: uint8 tensors with labels, from the places where image sets lie.
+"""Image sets in memory: uint8 tensors with labels.
 
-``digits()`` comes with the package; ``parquet(path)`` reads the Hugging Face hub's files, ``hf(repo)``
-downloads them first, ``folder(path)`` reads class folders of image files. Each gives a :class:`Dataset`.
+``digits()`` comes with the package; ``parquet(path)`` reads the Hugging Face hub's files, ``hf(repo)`` downloads them first,
+``folder(path)`` reads class folders of image files. Each returns a :class:`Dataset`.
 """
 
 from opnorm.data._digits import digits

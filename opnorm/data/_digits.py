@@ -13,10 +13,10 @@ __all__ = ["digits"]
 
 @factory("data set")
 def digits() -> Dataset:
-    """Handwritten digits, 8x8 grey: 1,297 to train and 500 (50 of every class) to test.
+    """Handwritten digits, 8x8 gray: 1,297 to train and 500 (50 of every class) to test.
 
     The test part of "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, UCI, CC BY 4.0)
-    as scikit-learn ships it; see ``digits.LICENSE.md`` beside this file. The original 17 grey levels v become
+    as scikit-learn ships it; see ``digits.LICENSE.md`` beside this file. The original 17 gray levels v become
     round(255 v / 16). The split is a list in the file, so it is the same everywhere.
 
     Returns:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from opnorm.data.cache import Loaded, cached, fingerprint
-from opnorm.data.dataset import Dataset, Split, hold_out
-from opnorm.data.decode import CHUNK, SUFFIXES, Encoded, check_size, decode, existing, same_channels
+from opnorm.data.cache import DecodedSplits, cached, fingerprint
+from opnorm.data.dataset import Dataset
+from opnorm.data.decode import CHUNK, SUFFIXES, Encoded, check_size, decode, existing_path
 from opnorm.errors import DataError
 from opnorm.spec import factory
 
@@ -25,36 +25,45 @@ Files = list[tuple[str, Path]]  # class, file
 def folder(path: str, size: int | None = None) -> Dataset:
     """Read image files from class folders: ``path/train/cat/1.png`` and ``path/test/cat/2.png``.
 
-    Without a ``train`` folder the class folders are those of ``path`` itself, and without a test part
-    (``test``, else ``val``, ``valid`` or ``validation``) a fixed stratified fifth is held out. The folders'
-    sorted names are the classes; images may lie deeper inside them; files that are not images are passed
-    over. Decoded images are kept in ``$OPNORM_CACHE`` (else ``~/.cache/opnorm``) and made again when a file
-    changes.
+    Without a ``train`` folder the class folders are those of ``path`` itself. Without a test part (``test``, else
+    ``val``, ``valid`` or ``validation``) a fixed stratified fifth is held out. The classes are the sorted names of the
+    folders; images may lie in their subfolders, and other files are ignored. Decoded images are cached in
+    ``$OPNORM_CACHE`` (else ``~/.cache/opnorm``) and decoded again when a file changes.
 
     Args:
         path: the folder.
-        size: resize to a short side of so many pixels and crop the centre; needed if the images differ in
-            size.
+        size: resize to a short side of this many pixels and crop the center; needed if the images differ in size.
 
     Returns:
-        A data set of uint8 (N, C, H, W) images; C is 1 if all are grey, else 3. Its name is the folder's.
+        A data set of uint8 (N, C, H, W) images; C is 1 if all are gray, else 3. Its name is the folder's.
 
     Raises:
-        DataError: no such folder, no class folders, a class without images or in the test part only, an image
-            that cannot be decoded, images of different sizes and no ``size``.
+        DataError: no such folder, no class folders, a class without images or in the test part only, an image that
+            cannot be decoded, images of different sizes and no ``size``.
     """
     check_size(size)
-    root = existing(path, EXPECTED)
+    root = existing_path(path, EXPECTED)
     if not root.is_dir():
         raise DataError(f"{path!r} is a file; expected {EXPECTED}")
-    train, test = _find(root)
-    files = [file for _, file in train + test]
-    key = {"reader": "folder", "size": size, "files": fingerprint(files, root)}
-    return Dataset(root.resolve().name, *cached(key, lambda: _read(root, train, test, size)))
+    train, test = _find_parts(root)
+    key = {"reader": "folder", "size": size, "files": fingerprint([file for _, file in train + test], root)}
+
+    def read() -> DecodedSplits:
+        classes = tuple(sorted({name for name, _ in train}))
+        number = {name: k for k, name in enumerate(classes)}
+        parts = {"train": train, "test": test} if test else {"train": train}
+        images = [
+            decode(_chunks(root, files), len(files), size, f"{root.name}, {part}")
+            for part, files in parts.items()
+        ]
+        labels = [torch.tensor([number[name] for name, _ in files]) for files in parts.values()]
+        return DecodedSplits.of(images, labels, classes)
+
+    return Dataset(root.resolve().name, *cached(key, read))
 
 
-def _find(root: Path) -> tuple[Files, Files]:
-    """The training and the test images, by class; without a test part the second is empty."""
+def _find_parts(root: Path) -> tuple[Files, Files]:
+    """The training and the test images, by class; without a test part the second list is empty."""
     parts = {child.name.lower(): child for child in _folders(root) if _folders(child)}
     train = next((parts[name] for name in TRAIN if name in parts), None)
     test = next((parts[name] for name in TEST if name in parts), None)
@@ -69,11 +78,10 @@ def _find(root: Path) -> tuple[Files, Files]:
         if name not in classes:
             close = difflib.get_close_matches(name, classes, n=1)
             hint = (
-                f"did you mean {close[0]!r}?" if close else "likely cause: test images not in class folders"
+                f"did you mean {close[0]!r}?" if close else "Likely cause: test images not in class folders"
             )
             raise DataError(
-                f"{file}: the class {name!r} is not in {train.name}/; expected one of its {len(classes)}; "
-                f"{hint}"
+                f"{file}: the class {name!r} is not in {train.name}/; expected one of its {len(classes)}; {hint}"
             )
     return found, held_out
 
@@ -94,29 +102,12 @@ def _images(path: Path, root: Path, may_be_empty: bool) -> Files:
         if not files and not may_be_empty:
             raise DataError(
                 f"{str(class_folder)!r} holds no images ({', '.join(sorted(SUFFIXES))}); expected "
-                f"{EXPECTED}. Likely cause: the path is one folder too high, or a folder that is no class"
+                f"{EXPECTED}. Likely cause: a path one folder too high, or a folder that is no class"
             )
         found += [(class_folder.name, file) for file in sorted(files)]
     if not found:
         raise DataError(f"{str(path)!r} holds no class folders with images; expected {EXPECTED}")
     return found
-
-
-def _read(root: Path, train: Files, test: Files, size: int | None) -> Loaded:
-    classes = tuple(sorted({name for name, _ in train}))
-    number = {name: k for k, name in enumerate(classes)}
-    first, *second = (
-        Split(
-            decode(_chunks(root, files), len(files), size, f"{root.name}, {part}"),
-            torch.tensor([number[name] for name, _ in files]),
-        )
-        for part, files in (("train", train), ("test", test))
-        if files
-    )
-    if not second:
-        return Loaded(*hold_out(*first), classes)
-    images, test_images = same_channels(first.images, second[0].images)
-    return Loaded(Split(images, first.labels), Split(test_images, second[0].labels), classes)
 
 
 def _chunks(root: Path, files: Files) -> Iterator[list[Encoded]]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from opnorm.data._parquet import read
+from opnorm.data._parquet import read_parquet
 from opnorm.data.dataset import Dataset
 from opnorm.data.decode import check_size
 from opnorm.errors import DataError
@@ -20,20 +20,19 @@ def hf(
     label: str | None = None,
     size: int | None = None,
 ) -> Dataset:
-    """Download a data set's parquet files from the Hugging Face hub and read them.
+    """Download a data set's parquet files from the Hugging Face hub and read them as :func:`opnorm.data.parquet` does.
 
-    Needs the extra ``opnorm[hub]``. Only parquet files are downloaded, into the hub's own cache
-    (``$HF_HOME``), and no code of the repository is run. Splits and columns are found as by
-    :func:`opnorm.data.parquet`.
+    Needs the extra ``opnorm[hub]``. Only parquet files are downloaded, into the hub's own cache (``$HF_HOME``), and no
+    code of the repository is run.
 
     Args:
         repo: "owner/name", such as "uoft-cs/cifar10".
-        config: the repository's subfolder, where it holds several variants of the data.
-        revision: a branch, tag or commit; a commit makes the download reproducible, and
-            "refs/convert/parquet" is the hub's own parquet copy of a set stored in another way.
-        image: the image column; found by itself if there is only one.
-        label: the label column; found by itself if there is only one.
-        size: resize to a short side of so many pixels and crop the centre.
+        config: the subfolder of one of several data sets in the repository.
+        revision: a branch, tag or commit; a commit makes the download reproducible, and "refs/convert/parquet" is the
+            hub's own parquet copy of a set stored in another format.
+        image: the image column; found from the schema if there is only one.
+        label: the label column; found from the schema if there is only one.
+        size: resize to a short side of this many pixels and crop the center.
 
     Returns:
         A data set of uint8 (N, C, H, W) images, named ``repo``, or ``repo/config``.
@@ -42,22 +41,19 @@ def hf(
         DataError: huggingface-hub is not installed, the download failed, or as :func:`opnorm.data.parquet`.
     """
     check_size(size)
-    if config is not None and (
-        not config.strip("/ ") or ".." in Path(config).parts or Path(config).is_absolute()
-    ):
+    inside = Path(config or ".")
+    if config is not None and (not config.strip("/ ") or ".." in inside.parts or inside.is_absolute()):
         raise DataError(
             f"config={config!r}: expected a folder of the repository, such as config='plain_text'"
         )
-    root = _download(repo, config, revision)
-    if config is not None:
-        root = root / config
+    root = _download(repo, config, revision) / inside
     if not root.is_dir() or next(root.rglob("*.parquet"), None) is None:
-        inside = f"the folder {config!r} of {repo!r}" if config else repo
+        searched = f"the folder {config!r} of {repo!r}" if config else repo
         raise DataError(
-            f"hf({repo!r}): no parquet files in {inside}. Likely cause: a wrong config, or the set is stored "
-            "in another way; revision='refs/convert/parquet' is the hub's own parquet copy of most sets"
+            f"hf({repo!r}): no parquet files in {searched}. Likely cause: a wrong config, or a set stored in another "
+            "format; revision='refs/convert/parquet' is the hub's own parquet copy of most sets"
         )
-    return read(root, image, label, size, name=f"{repo}/{config}" if config else repo)
+    return read_parquet(root, image, label, size, name=f"{repo}/{config}" if config else repo)
 
 
 def _download(repo: str, config: str | None, revision: str | None) -> Path:
@@ -76,25 +72,18 @@ def _download(repo: str, config: str | None, revision: str | None) -> Path:
                 repo_id=repo, repo_type="dataset", revision=revision, allow_patterns=[pattern]
             )
         )
-    except errors.GatedRepoError as e:
-        cause = "the owner grants access on request: accept the terms on its page, then run `hf auth login`"
-        raise _failed(repo, e, cause) from e
-    except errors.RepositoryNotFoundError as e:
-        cause = "a typing error in 'owner/name', or it is private and needs `hf auth login`"
-        raise _failed(repo, e, cause) from e
-    except errors.RevisionNotFoundError as e:
-        raise _failed(repo, e, f"revision={revision!r} is not a branch, tag or commit of it") from e
-    except errors.HFValidationError as e:
-        raise _failed(repo, e, "not of the form 'owner/name'") from e
     except Exception as e:
-        cause = "no network, a proxy, or the hub is down; what was downloaded before is read by parquet(path)"
-        raise _failed(repo, e, cause) from e
-
-
-def _failed(repo: str, error: Exception, cause: str) -> DataError:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = f"{type(error).__name__}: {lines[0]:.200}" if lines else type(error).__name__
-    return DataError(
-        f"hf({repo!r}): expected a data set on the Hugging Face hub, but the download failed ({said}). "
-        f"Likely cause: {cause}"
-    )
+        causes = {
+            errors.GatedRepoError: "access needs a permission: accept the terms on its page, then run `hf auth login`",
+            errors.RepositoryNotFoundError: "a typing error in 'owner/name', or it is private and needs `hf auth login`",
+            errors.RevisionNotFoundError: f"revision={revision!r} is not a branch, tag or commit of it",
+            errors.HFValidationError: "not of the form 'owner/name'",
+            Exception: "no network, a proxy, or the hub is down; what was downloaded before is read by parquet(path)",
+        }
+        cause = next(text for kind, text in causes.items() if isinstance(e, kind))
+        lines = [line.strip() for line in str(e).splitlines() if line.strip()]
+        reason = ": ".join([type(e).__name__, *(f"{line:.200}" for line in lines[:1])])
+        raise DataError(
+            f"hf({repo!r}): expected a data set on the Hugging Face hub, but the download failed ({reason}). "
+            f"Likely cause: {cause}"
+        ) from e

@@ -1,7 +1,7 @@
 """Random changes of training images: a whole uint8 batch at once, on its device, without a loop over images.
 
-Each factory returns ``augment(x, generator)``. The few random numbers of each image are drawn on the CPU from
-``generator`` and then moved, so that one seed gives the same pictures on every device.
+Each factory returns ``augment(x, generator)``, which raises DataError for a batch that is not uint8 (B, C, H, W). The few
+random numbers of each image are drawn on the CPU and then moved, so that one seed gives the same images on every device.
 """
 
 import math
@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from jaxtyping import Float64, UInt8
 from torch import Tensor
 
+from opnorm._core.settings import check_count, check_number, is_number
 from opnorm.errors import DataError, SpecError
 from opnorm.spec import factory
 
 __all__ = ["crop", "flip", "random_resized_crop"]
 
 Augmentation: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
-"""``augment(x, generator)``: uint8 (B, C, H, W) and a CPU generator to uint8 (B, C, H', W')."""
+"""(uint8 (B, C, H, W), CPU generator) -> uint8 (B, C, H', W')."""
 
 TRIES = 10
 """Boxes drawn for an image until one fits into it."""
@@ -27,7 +28,7 @@ TRIES = 10
 
 @factory("augmentation")
 def crop(padding: int = 4) -> Augmentation:
-    """Pad with zeros on all sides, then cut the old size out again at a random place, for each image.
+    """Pad with zeros on all sides, then cut out the old size at a random place, for each image.
 
     Args:
         padding: pixels added on each side, at least 0.
@@ -36,10 +37,9 @@ def crop(padding: int = 4) -> Augmentation:
         A function from uint8 (B, C, H, W) to uint8 (B, C, H, W).
 
     Raises:
-        SpecError: ``padding`` is no whole number from 0.
-        DataError: (the function) the batch is not uint8 (B, C, H, W).
+        SpecError: ``padding`` is no whole number of at least 0.
     """
-    _check_whole("crop", "padding", padding, 0)
+    check_count("padding", padding, 0, unit="pixels")
 
     def augment(x: Tensor, generator: torch.Generator) -> UInt8[Tensor, "B C H W"]:
         b, _, h, w = _check_batch(x)
@@ -63,10 +63,8 @@ def flip(p: float = 0.5) -> Augmentation:
 
     Raises:
         SpecError: ``p`` is not in [0, 1].
-        DataError: (the function) the batch is not uint8 (B, C, H, W).
     """
-    if not _is_number(p) or not 0 <= p <= 1:
-        raise SpecError(f"flip(p={p!r}): expected a probability from 0 to 1; likely cause: a percentage")
+    check_number("p", p, "a probability in [0, 1]; likely cause: a percentage", least=0, most=1)
 
     def augment(x: Tensor, generator: torch.Generator) -> UInt8[Tensor, "B C H W"]:
         b, *_ = _check_batch(x)
@@ -82,24 +80,24 @@ def random_resized_crop(
 ) -> Augmentation:
     """Cut a random box out of each image and resize it to ``size`` x ``size``, bilinear without antialiasing.
 
-    The box has a share of the image's area that is uniform in ``scale`` and a width / height that is uniform
-    in the logarithm within ``ratio``; ten are drawn, and the first that fits into the image is taken, else
-    the largest one in the centre with a permitted shape (Szegedy et al. 2015, arXiv:1409.4842, as torchvision
-    has it).
+    The box's share of the image's area is uniform in ``scale``, its width / height uniform in the logarithm within
+    ``ratio``. Ten are drawn, and the first that fits into the image is taken, else the largest central one with a
+    permitted shape, as in torchvision.
 
     Args:
         size: side of the result, in pixels.
-        scale: the least and the greatest share of the area, in (0, 1].
-        ratio: the least and the greatest width / height.
+        scale: the smallest and the largest share of the area, in (0, 1].
+        ratio: the smallest and the largest width / height.
 
     Returns:
         A function from uint8 (B, C, H, W) to uint8 (B, C, size, size), values rounded.
 
     Raises:
         SpecError: ``size`` is below 1, or a range is empty or out of bounds.
-        DataError: (the function) the batch is not uint8 (B, C, H, W).
+
+    Source: Szegedy et al. 2015, arXiv:1409.4842.
     """
-    _check_whole("random_resized_crop", "size", size, 1)
+    check_count("size", size, unit="pixels")
     _check_range("scale", scale, 1.0)
     _check_range("ratio", ratio, math.inf)
 
@@ -127,12 +125,12 @@ def boxes(
     heights, widths = (area / shape).sqrt().round(), (area * shape).sqrt().round()
     fits = (heights >= 1) & (heights <= h) & (widths >= 1) & (widths <= w)
     chosen = fits.to(torch.uint8).argmax(1, keepdim=True)  # the first that fits
-    centre_h, centre_w = _largest(h, w, ratio)
-    found = fits.any(1)
-    height = torch.where(found, heights.gather(1, chosen)[:, 0], centre_h)
-    width = torch.where(found, widths.gather(1, chosen)[:, 0], centre_w)
-    top = torch.where(found, (u[:, -2] * (h - height + 1)).floor(), ((h - height) / 2).floor())
-    left = torch.where(found, (u[:, -1] * (w - width + 1)).floor(), ((w - width) / 2).floor())
+    center_h, center_w = _largest(h, w, ratio)
+    fitting = fits.any(1)
+    height = torch.where(fitting, heights.gather(1, chosen)[:, 0], center_h)
+    width = torch.where(fitting, widths.gather(1, chosen)[:, 0], center_w)
+    top = torch.where(fitting, (u[:, -2] * (h - height + 1)).floor(), ((h - height) / 2).floor())
+    left = torch.where(fitting, (u[:, -1] * (w - width + 1)).floor(), ((w - width) / 2).floor())
     return top, left, height, width
 
 
@@ -146,9 +144,9 @@ def _largest(h: int, w: int, ratio: tuple[float, float]) -> tuple[float, float]:
 
 
 def _lines(start: Tensor, length: Tensor, size: int, total: int) -> Float64[Tensor, "n size"]:
-    """Where ``size`` new lines lie among ``total`` old ones, in grid_sample's units: -1 to 1, edge to edge.
+    """The places of ``size`` new lines among ``total`` old ones, in grid_sample's units: -1 to 1, edge to edge.
 
-    They never leave the box, so no pixel outside it has a share.
+    All are inside the box, so no pixel outside of it contributes.
     """
     at = (torch.arange(size, dtype=torch.float64) + 0.5) * length[:, None] / size - 0.5
     at = at.clamp(min=0).minimum(length[:, None] - 1) + start[:, None]
@@ -165,19 +163,8 @@ def _check_batch(x: Tensor) -> tuple[int, int, int, int]:
     return b, c, h, w
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_whole(what: str, key: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise SpecError(f"{what}({key}={value!r}): expected a whole number of pixels from {least}")
-
-
 def _check_range(key: str, value: tuple[float, float], most: float) -> None:
-    good = isinstance(value, tuple | list) and len(value) == 2 and all(_is_number(v) for v in value)
+    good = isinstance(value, tuple | list) and len(value) == 2 and all(is_number(v) for v in value)
     if not good or not 0 < value[0] <= value[1] <= most:
         bound = f" <= {most:g}" if math.isfinite(most) else ""
-        raise SpecError(
-            f"random_resized_crop({key}={value!r}): expected (low, high) with 0 < low <= high{bound}"
-        )
+        raise SpecError(f"{key}={value!r}: expected (low, high) with 0 < low <= high{bound}")

@@ -1,47 +1,62 @@
-"""Decoded images kept on disk, so that a data set is decoded once: one safetensors file per data set."""
+"""A disk cache of decoded images, so that a data set is decoded once: one safetensors file per data set."""
 
-import contextlib
 import hashlib
 import json
 import os
-import uuid
 import warnings
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from opnorm.data.dataset import Split
-from opnorm.errors import DataError
+from opnorm._core.files import read_tensors, replacing
+from opnorm.data.dataset import Split, hold_out
+from opnorm.errors import DataError, RunError
+
+__all__ = ["DecodedSplits", "cache_folder", "cached", "fingerprint"]
 
 VERSION = 1
 """Of the readers: raise it when the same files give other tensors."""
 
 
-class Loaded(NamedTuple):
-    """What a reader returns and the cache keeps."""
+class DecodedSplits(NamedTuple):
+    """The result of a reader."""
 
     train: Split
     test: Split
     classes: tuple[str, ...]
 
+    @classmethod
+    def of(
+        cls, images: Sequence[Tensor], labels: Sequence[Tensor], classes: tuple[str, ...]
+    ) -> "DecodedSplits":
+        """From the training part and, where there is one, the test part; else a fixed fifth is held out.
 
-def cached(key: dict[str, Any], make: Callable[[], Loaded]) -> Loaded:
-    """What ``make()`` returned for an equal ``key``, from disk if it is there, whole and readable.
+        Gray images become RGB where those of the other part are RGB.
+        """
+        if len(images) == 1:
+            return cls(*hold_out(images[0], labels[0]), classes)
+        if images[0].shape[1] != images[1].shape[1]:
+            images = [x.expand(-1, 3, -1, -1).contiguous() for x in images]
+        train, test = map(Split, images, labels)
+        return cls(train, test, classes)
 
-    A cache that cannot be written costs one warning; a damaged file is made again. Written by rename, so two
-    processes may do this at once. The tensors read are private to this process: changing them changes no
-    file.
+
+def cached(key: dict[str, Any], read: Callable[[], DecodedSplits]) -> DecodedSplits:
+    """The result of ``read()`` for an equal ``key``, from disk if it is there, whole and readable.
+
+    A cache that cannot be written costs one warning; a damaged file is written again. Two processes may do this at
+    once. The tensors are private to this process: changing them changes no file.
     """
     digest = hashlib.sha256(json.dumps({"version": VERSION, **key}, sort_keys=True).encode()).hexdigest()
     path = cache_folder() / f"data-{digest[:32]}.safetensors"
-    loaded = _load(path)
-    if loaded is None:
-        loaded = make()
-        _save(loaded, path)
-    return loaded
+    splits = _load(path)
+    if splits is None:
+        splits = read()
+        _save(splits, path)
+    return splits
 
 
 def cache_folder() -> Path:
@@ -54,61 +69,54 @@ def cache_folder() -> Path:
 
 
 def fingerprint(files: Iterable[Path], root: Path) -> list[list[str | int]]:
-    """What changes when a file does: its place, its real path, its size and its time of change."""
+    """Of each file its place below ``root``, real path, size and modification time: a changed file changes them."""
     rows: list[list[str | int]] = []
     for file in files:
         try:
             stat = file.stat()
         except OSError as e:
             raise DataError(
-                f"{file} cannot be read ({e}); expected a file. Likely cause: a link to nowhere"
+                f"{file} cannot be read ({e}); expected a file. Likely cause: a broken link"
             ) from e
         place = str(file.relative_to(root)) if file != root else file.name
         rows.append([place, str(file.resolve()), stat.st_size, stat.st_mtime_ns])
     return rows
 
 
-def _load(path: Path) -> Loaded | None:
-    from safetensors import SafetensorError, safe_open
-
+def _load(path: Path) -> DecodedSplits | None:
     if not path.is_file():
         return None
     try:
-        with safe_open(path, framework="pt") as f:
-            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - not a dict
-            stored = json.loads(f.metadata()["opnorm"])
+        tensors, metadata = read_tensors(path)
+        stored = json.loads(metadata["opnorm"])
         if stored["checksum"] != _checksum(tensors):
             return None
         train, test = (
             Split(tensors[f"{part}_images"], tensors[f"{part}_labels"]) for part in ("train", "test")
         )
-        return Loaded(train, test, tuple(stored["classes"]))
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return DecodedSplits(train, test, tuple(stored["classes"]))
+    except (RunError, KeyError, TypeError, ValueError):
         return None
 
 
-def _save(loaded: Loaded, path: Path) -> None:
+def _save(splits: DecodedSplits, path: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {
         f"{part}_{field}": tensor.contiguous()
-        for part, split in (("train", loaded.train), ("test", loaded.test))
+        for part, split in (("train", splits.train), ("test", splits.test))
         for field, tensor in split._asdict().items()
     }
-    about = json.dumps({"classes": list(loaded.classes), "checksum": _checksum(tensors)})
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    metadata = json.dumps({"classes": list(splits.classes), "checksum": _checksum(tensors)})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata={"opnorm": about})
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as e:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as part:
+            save_file(tensors, part, metadata={"opnorm": metadata})
+    except (OSError, RunError, SafetensorError) as e:
         warnings.warn(
-            f"the decoded images could not be kept in {path.parent} ({e}), so the next start decodes them "
-            "again; "
-            "likely cause: a full or read-only disk; the variable OPNORM_CACHE names another folder",
+            f"the decoded images could not be cached in {path.parent} ({e.__cause__ or e}), so the next start decodes "
+            "them again. Likely cause: a full or read-only disk; the variable OPNORM_CACHE names another folder",
             RuntimeWarning,
             stacklevel=2,
         )

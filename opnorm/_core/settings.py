@@ -1,0 +1,64 @@
+"""Checks of settings: every message names the value and what was expected."""
+
+import math
+from collections.abc import Sequence
+
+from opnorm.errors import OpnormError, SpecError
+
+__all__ = ["check_choice", "check_count", "check_number", "is_number"]
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is an int or a float, neither a bool nor NaN nor infinite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_number(
+    name: str,
+    value: object,
+    expected: str,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+    most: float = math.inf,
+    error: type[OpnormError] = SpecError,
+) -> None:
+    """Raise unless a setting is a finite number with least ≤ value ≤ most and above < value < below.
+
+    Args:
+        name: of the setting.
+        value: of the setting.
+        expected: the range in words, for the message.
+        least: the smallest value allowed.
+        above: a limit that the value exceeds.
+        below: a limit that the value does not reach.
+        most: the largest value allowed.
+        error: what to raise.
+    """
+    if (
+        isinstance(value, int | float)
+        and is_number(value)
+        and least <= value <= most
+        and above < value < below
+    ):
+        return
+    raise error(f"{name}={value!r}: expected {expected}")
+
+
+def check_count(
+    name: str, value: object, least: int = 1, unit: str = "", error: type[OpnormError] = SpecError
+) -> None:
+    """Raise unless a setting is a whole number of at least ``least``; ``unit`` completes the message."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        of = f" of {unit}" if unit else ""
+        raise error(f"{name}={value!r}: expected a whole number{of}, at least {least}")
+
+
+def check_choice(
+    name: str, value: object, choices: Sequence[object], error: type[OpnormError] = SpecError
+) -> None:
+    """Raise unless a setting is one of the choices; True is not 1 here."""
+    if isinstance(value, bool) or value not in choices:
+        *first, last = (choice if isinstance(choice, float | int) else repr(choice) for choice in choices)
+        raise error(f"{name}={value!r}: expected {', '.join(map(str, first))} or {last}")
