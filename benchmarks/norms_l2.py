@@ -30,7 +30,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from opnorm._core.linear_map import conv_geometry, linear_map
+from opnorm._core.convolution import conv_geometry
+from opnorm._core.linear_map import linear_map
 from opnorm.norms.spectral.cheap_bounds import bound
 from opnorm.norms.spectral.frequency_response import taps
 from opnorm.norms.spectral.interval import lanczos

@@ -18,12 +18,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from opnorm._core.layers import BATCH_NORM, LINEAR_OR_CONV
 from opnorm._core.modes import Mode
 
 __all__ = ["Shadow", "attack_model", "has_bf16"]
-
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def attack_model(model: nn.Module, x: Tensor, mode: Mode = "eval") -> nn.Module:
@@ -88,7 +86,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _shadow_or_warning(model: nn.Module, x: Tensor) -> "Shadow | None":
     why, name = "", type(model).__name__
-    norms = any(isinstance(m, NORMS) for m in model.modules())
+    norms = any(isinstance(m, BATCH_NORM) for m in model.modules())
     gpus = [x.device] if x.device.type == "cuda" else []
     for fold in (True, False) if norms else (False,):
         try:
@@ -128,7 +126,7 @@ class Shadow(nn.Module):
         self.pairs = foldable(self.copy, x) if fold else []
         for layer_name, norm_name in self.pairs:
             layer = self.copy.get_submodule(layer_name)
-            assert isinstance(layer, LAYERS), "only these are paired"
+            assert isinstance(layer, LINEAR_OR_CONV), "only these are paired"
             # its own, also where the model's layers share one
             layer.weight = nn.Parameter(torch.empty_like(layer.weight), requires_grad=False)
             layer.bias = nn.Parameter(layer.weight.new_empty(len(layer.weight)), requires_grad=False)
@@ -142,7 +140,7 @@ class Shadow(nn.Module):
     def narrow(self) -> "Shadow":
         """Convolutions and linear layers in bfloat16 from now on."""
         for module in self.copy.modules():
-            if type(module) in LAYERS:
+            if type(module) in LINEAR_OR_CONV:
                 module.to(torch.bfloat16)
         self.narrowed = True
         return self
@@ -161,8 +159,8 @@ class Shadow(nn.Module):
             torch._foreach_copy_([own[name] for name in self.same], [given[name] for name in self.same])
         for layer_name, norm_name in self.pairs:
             layer, norm = (model.get_submodule(name) for name in (layer_name, norm_name))
-            assert isinstance(layer, LAYERS), "only these are paired"
-            assert isinstance(norm, NORMS), "likewise"
+            assert isinstance(layer, LINEAR_OR_CONV), "only these are paired"
+            assert isinstance(norm, BATCH_NORM), "likewise"
             assert norm.running_mean is not None, "only such are folded"
             assert norm.running_var is not None, "it comes with the mean"
             scale = (norm.running_var + norm.eps).rsqrt_()
@@ -199,7 +197,7 @@ def _with_statistics(model: nn.Module) -> nn.Module:
         "weight": (0.5, 1.5),
         "bias": (-0.5, 0.5),
     }
-    for norm in [m for m in copy.modules() if isinstance(m, NORMS)]:
+    for norm in [m for m in copy.modules() if isinstance(m, BATCH_NORM)]:
         for name, (low, high) in ranges.items():
             tensor = getattr(norm, name)
             if tensor is not None:
@@ -239,9 +237,9 @@ def foldable(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
 
     with _hooks() as hook, torch.no_grad(), uses:
         for m in names:
-            if type(m) in LAYERS:
+            if type(m) in LINEAR_OR_CONV:
                 hook(m.register_forward_hook(after_layer))
-            elif isinstance(m, NORMS) and m.running_mean is not None:
+            elif isinstance(m, BATCH_NORM) and m.running_mean is not None:
                 hook(m.register_forward_pre_hook(before_norm))
         model(x)
     return [

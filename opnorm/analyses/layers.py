@@ -4,17 +4,15 @@ import math
 
 from torch import Tensor, nn
 
+from opnorm._core.layers import LINEAR_OR_CONV, check_initialized
 from opnorm.analyses.basic import Analysis, Row, batches
 from opnorm.data import Dataset
 from opnorm.errors import ModelError, NormError
 from opnorm.norms.spectral.singular_values import singular_values
 from opnorm.norms.table import Visit, trace
-from opnorm.regularizers.targets import check_weights
 from opnorm.spec import factory
 
 __all__ = ["singular_spread", "weight_energy"]
-
-WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @factory("analysis")
@@ -105,9 +103,9 @@ def weight_energy() -> Analysis:
 
 def _weighted(model: nn.Module, data: Dataset) -> list[Visit]:
     """The calls of linear and convolutional layers; ModelError where there are none."""
-    check_weights(model, "this analysis")
+    check_initialized(model, "this analysis")
     x, _ = next(batches(data.test, model))
-    found = [v for v in trace(model, x[:1]) if isinstance(v.layer, WEIGHTED)]
+    found = [v for v in trace(model, x[:1]) if isinstance(v.layer, LINEAR_OR_CONV)]
     if not found:
         raise ModelError(f"{type(model).__name__} has no linear or convolutional layer to look at")
     return found

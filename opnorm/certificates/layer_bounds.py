@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opnorm._core.linear_map import LinearMap, Shape, linear_map, overrides
+from opnorm._core.layers import AVERAGE_POOL, BATCH_NORM, CONV, LINEAR_OR_CONV, Shape, overrides
+from opnorm._core.linear_map import LinearMap, linear_map
 from opnorm.errors import NormError
 from opnorm.models.modules import Normalize
 
@@ -24,11 +25,6 @@ UNIT = 2.0**-24
 TF32 = 2.0**-9  # twice what rounding both factors of a product to 11 bits may do to it
 TINY = 1e-30  # far above what float32 loses where it runs out of exponents
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-POOLS = (
-    nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
-)  # fmt: skip
 MAX_POOLS: dict[type, Any] = {
     nn.MaxPool1d: F.max_pool1d,
     nn.MaxPool2d: F.max_pool2d,
@@ -102,18 +98,18 @@ class Affine:
 
     def rounding(self, low: Tensor, high: Tensor) -> Tensor:
         """How far the computed outputs can be from the formula, (B, *out_shape)."""
-        return self.unit * (self.size.apply(torch.maximum(low.abs(), high.abs())) + self.bias_size) + TINY
+        return self.unit * (self.size @ torch.maximum(low.abs(), high.abs()) + self.bias_size) + TINY
 
     def interval(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Center and radius."""
-        center = self.map.apply((low + high) / 2) + self.bias
-        radius = self.size.apply((high - low) / 2) + self.rounding(low, high)
+        center = self.map @ ((low + high) / 2) + self.bias
+        radius = self.size @ ((high - low) / 2) + self.rounding(low, high)
         return center - radius, center + radius
 
     def back(self, A: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """<A, W x + b> = <Wᵀ A, x> + <A, b>, less what rounding may do."""
         c = total(A * self.bias) + total(-A.abs() * self.rounding(low, high)[:, None])
-        return self.map.adjoint(A.flatten(0, 1)).unflatten(0, A.shape[:2]), c
+        return (self.map.T @ A.flatten(0, 1)).unflatten(0, A.shape[:2]), c
 
 
 @dataclass(eq=False)
@@ -225,7 +221,7 @@ def _step(layer: nn.Module, shape: Shape) -> Step:
             raise Unknown(
                 f"its numbers are {t.dtype}" if t.isfinite().all() else "its numbers are not finite"
             )
-    kinds = (nn.Linear, *CONVOLUTIONS, *NORMS, *POOLS, *MAX_POOLS, Normalize, nn.ReLU, nn.Flatten)
+    kinds = (*LINEAR_OR_CONV, *BATCH_NORM, *AVERAGE_POOL, *MAX_POOLS, Normalize, nn.ReLU, nn.Flatten)
     if not isinstance(layer, kinds) or overrides(layer, *kinds):
         raise Unknown("no bounds are known for it")
     if isinstance(layer, nn.ReLU):
@@ -238,7 +234,7 @@ def _step(layer: nn.Module, shape: Shape) -> Step:
         if len(shape) != 1 + int(type(layer).__name__[-2]) or layer.return_indices:
             raise Unknown(f"its input has shape {shape}, or it returns indices")
         return MaxPool(layer, shape, tuple(layer(torch.zeros(1, *shape)).shape[1:]))
-    if isinstance(layer, POOLS):
+    if isinstance(layer, AVERAGE_POOL):
         # weights are not negative, so that |W| = W
         W = linear_map(layer, shape)
         terms = math.prod(shape[1:]) + 2
@@ -247,7 +243,7 @@ def _step(layer: nn.Module, shape: Shape) -> Step:
     if isinstance(layer, Normalize):
         gain = 1 / layer.std.double()
         return _diagonal(shape, gain, -layer.mean.double() * gain, None)
-    if isinstance(layer, NORMS):
+    if isinstance(layer, BATCH_NORM):
         return _batch_norm(layer, shape)
     return _weighted(layer, shape)
 
@@ -279,8 +275,8 @@ def _weighted(layer: nn.Module, shape: Shape) -> Affine:
     if isinstance(layer, nn.Linear):
         plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     else:
-        assert isinstance(layer, CONVOLUTIONS), "all other kinds have been dealt with"
-        base = next(kind for kind in CONVOLUTIONS if isinstance(layer, kind))
+        assert isinstance(layer, CONV), "all other kinds have been dealt with"
+        base = next(kind for kind in CONV if isinstance(layer, kind))
         plain = base(
             layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding,  # type: ignore[arg-type]
             layer.dilation, layer.groups, False, layer.padding_mode, device="meta",  # type: ignore[arg-type]

@@ -72,7 +72,7 @@ def intervals(steps: Sequence[Step], balls: Balls) -> list[Box]:
     center, off = balls.x, torch.zeros_like(balls.x)
     for step, box in zip(steps[:first], boxes, strict=False):
         if isinstance(step, Affine):
-            center, off = step.map.apply(center) + step.bias, step.size.apply(off) + step.rounding(*box)
+            center, off = step.map @ center + step.bias, step.size @ off + step.rounding(*box)
         else:
             center, off = step.interval(center, off)
     radius = off + balls.eps * (1 + 1e-9) * _row_norms(steps[:first], balls)
@@ -91,7 +91,7 @@ def _row_norms(steps: Sequence[Step], balls: Balls) -> Tensor:
         A[torch.arange(len(rows)), rows] = 1
         A = A.view(len(rows), *shape)
         for step in reversed(steps):
-            A = step.map.adjoint(A) if isinstance(step, Affine) else A.reshape(len(rows), *step.in_shape)  # type: ignore[attr-defined]
+            A = step.map.T @ A if isinstance(step, Affine) else A.reshape(len(rows), *step.in_shape)  # type: ignore[attr-defined]
         norms.append(_dual(A.flatten(1), balls.norm))
     return torch.cat(norms).view(1, *shape)
 

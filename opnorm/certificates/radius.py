@@ -91,7 +91,7 @@ def _rounding(steps: Sequence[Step], x: Tensor) -> Tensor:
     off = torch.zeros_like(balls.x)
     for step, box in zip(steps, intervals(steps, balls), strict=False):
         if isinstance(step, Affine):
-            off = step.size.apply(off)
+            off = step.size @ off
             off = off + step.rounding(*box)
         else:  # max(x, 0), and the largest of a window, move by no more than their inputs
             off = step.interval(off, off)[1]

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opnorm._core.linear_map import Shape
+from opnorm._core.layers import Shape
 from opnorm.errors import ModelError
 from opnorm.models.basic import Numbers, check_sizes
 from opnorm.models.initialization import fixup, he

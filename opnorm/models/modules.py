@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from opnorm._core.linear_map import Shape
+from opnorm._core.layers import Shape
 from opnorm.errors import ModelError
 from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.norms.spectral.interval import Norm, spectral_norm

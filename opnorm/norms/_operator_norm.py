@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from opnorm._core.linear_map import Shape, dense, in_float64, linear_map
+from opnorm._core.layers import Shape, check_weights, in_float64
+from opnorm._core.linear_map import linear_map
 from opnorm.errors import NormError
 from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.norms.nonlinear import copying_norm, is_copying, is_nonlinear
@@ -21,7 +21,6 @@ __all__ = [
     "Order",
     "asked",
     "check_ords",
-    "check_weights",
     "norm_of",
     "operator_norm",
 ]
@@ -137,28 +136,5 @@ def norm_of(layer: nn.Module, ord: Order, shape: Shape, double: Double, wanted: 
         with torch.enable_grad():  # no weight asks for it, but a norm may be found by autograd
             exact = (l1 if ord == 1 else linf)(double(), shape)
         return Norm.of(exact, exact, "exact")
-    sums = dense(linear_map(layer, shape), MATRIX_LIMIT).abs().sum(0 if ord == 1 else 1).max()
+    sums = linear_map(layer, shape).to_dense(MATRIX_LIMIT).abs().sum(0 if ord == 1 else 1).max()
     return Norm.of(sums, sums, "exact: the explicit matrix")
-
-
-def check_weights(layer: nn.Module) -> None:
-    """NormError when the layer's numbers are such that a norm of it means nothing."""
-    if ".quantized" in type(layer).__module__:
-        raise NormError(f"{type(layer).__name__} is quantized: it rounds, so it is not linear")
-    for name, tensor in (*layer.named_parameters(), *layer.named_buffers()):
-        if is_lazy(tensor):
-            raise NormError(f"{name} has no entries yet (a lazy layer): run the model on a batch once")
-        if tensor.is_meta:
-            raise NormError(f"{name} is on the meta device: it has a shape but no numbers")
-        if name == "num_batches_tracked":
-            continue
-        if not tensor.is_floating_point() and name.rpartition(".")[2] == "weight":
-            raise NormError(
-                f"{name} is {tensor.dtype}; expected real floating-point numbers, so undo its quantization"
-            )
-        total = tensor.detach().sum()  # one pass; says nothing only if it overflows
-        if not torch.isfinite(total) and not torch.isfinite(tensor).all():
-            bad = int((~torch.isfinite(tensor)).sum())
-            raise NormError(
-                f"{name} has {bad} of {tensor.numel()} entries that are NaN or infinite; diverged training?"
-            )

@@ -21,17 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.linear_map import (
-    LinearMap,
-    Shape,
-    conv_geometry,
-    dense,
-    in_float64,
-    linear_map,
-    overrides,
-    transpose_geometry,
-    unwrap,
-)
+from opnorm._core.convolution import conv_geometry, transpose_geometry
+from opnorm._core.layers import Shape, in_float64, overrides, unwrap
+from opnorm._core.linear_map import LinearMap, linear_map
 from opnorm.errors import NormError
 from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.norms.exact.kernel_sums import Plan, conv_plan, linear_plan, pq_norm
@@ -174,7 +166,7 @@ def induced_norm(
 def _of_map(linear: LinearMap, layer: nn.Module | None, p: float, q: float, restarts: int, seed: int) -> Norm:
     n, m = math.prod(linear.in_shape), math.prod(linear.out_shape)
     if n * m <= DENSE and min(n, m) <= SHORT:
-        return induced(dense(linear), p, q, restarts, seed)
+        return induced(linear.to_dense(), p, q, restarts, seed)
     lower = induced_power_iteration(linear, p, q, restarts, seed=seed)
     slack = 8 * (m + n + 16) * torch.finfo(torch.float64).eps
     bounds = {}
@@ -257,14 +249,14 @@ def induced_power_iteration(
     for _ in range(iterations):
         size = _norm(v.flatten(1), p, 1)
         v = v / torch.where(size > 0, size, 1).view(-1, *(1,) * (v.ndim - 1))
-        u = linear.apply(v)
+        u = linear @ v
         values = _norm(u.flatten(1), q, 1) / _norm(v.flatten(1), p, 1).clamp(min=1e-300)
         grown = values > best * (1 + 1e-9)
         best = torch.maximum(best, values)
         if not bool(grown.any()):
             break
         u = _dual_vector(u.flatten(1), q).view_as(u)
-        back = linear.adjoint(u)
+        back = linear.T @ u
         v = _dual_vector(back.flatten(1), _dual(p)).view_as(back)
     return float(best.max())
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.linear_map import Shape, overrides
+from opnorm._core.layers import Shape, overrides
 from opnorm.errors import NormError
 
 __all__ = ["copies", "is_copying", "is_nonlinear", "lipschitz", "window_count"]

@@ -14,19 +14,15 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from opnorm._core.linear_map import Shape
+from opnorm._core.layers import WEIGHTED, Shape, check_weights
 from opnorm.errors import NormError, OpnormError
 from opnorm.norms import display as show
-from opnorm.norms._operator_norm import Double, Order, asked, check_ords, check_weights, norm_of
+from opnorm.norms._operator_norm import Double, Order, asked, check_ords, norm_of
 from opnorm.norms.network.trace import Example, Visit, arguments, input_text, layers, trace, unwrapped
 from opnorm.norms.nonlinear import is_nonlinear, lipschitz
 from opnorm.norms.spectral.interval import Norm, check_width
 
 __all__ = ["LayerNorms", "NormTable", "Product", "Visit", "measure", "trace"]
-
-WEIGHT_LAYERS = (
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ class LayerNorms:
         )  # fmt: skip
 
 
-_WEIGHT_KINDS = {kind.__name__ for kind in WEIGHT_LAYERS}
+_WEIGHT_KINDS = {kind.__name__ for kind in WEIGHTED}
 
 
 class Product(NamedTuple):

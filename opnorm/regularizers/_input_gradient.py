@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from opnorm._core.layers import check_initialized
 from opnorm.errors import SpecError
 from opnorm.jacobian import linearized, lp_norm
 from opnorm.regularizers.batch_statistics import point_by_point
 from opnorm.regularizers.hooks import Hooks, Regularizer
-from opnorm.regularizers.targets import check_weights
 from opnorm.spec import factory
 
 __all__ = ["input_gradient"]
@@ -44,7 +44,7 @@ def input_gradient(lam: float = 1e-2, q: float = 2, power: float = 2) -> Regular
         raise SpecError(f"power={power!r}: expected an exponent of at least 1")
 
     def bind(model: nn.Module, example: Tensor) -> Hooks:
-        check_weights(model, "input_gradient")
+        check_initialized(model, "input_gradient")
         with linearized(model, example[:1]):  # says now what would fail in the first step
             pass
 

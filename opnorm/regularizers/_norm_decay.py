@@ -5,10 +5,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.layers import CONV, LINEAR
 from opnorm.errors import NormError, SpecError
 from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.regularizers.hooks import Hooks, Regularizer
-from opnorm.regularizers.targets import CONV, LINEAR, trainable_layers
+from opnorm.regularizers.targets import trainable_layers
 from opnorm.spec import factory
 
 __all__ = ["norm_decay"]

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.layers import LINEAR_OR_CONV
 from opnorm.errors import ModelError, SpecError
 from opnorm.regularizers.hooks import Hooks, Regularizer
-from opnorm.regularizers.targets import CONV, LINEAR, Found, left_out, output_weight, trainable_layers
+from opnorm.regularizers.targets import Found, left_out, output_weight, trainable_layers
 from opnorm.spec import factory
 
 __all__ = ["parseval"]
@@ -55,7 +56,7 @@ def parseval(beta: float = 1e-4, output_decay: float = 1e-4) -> Regularizer:
         raise SpecError(f"output_decay={output_decay!r}: expected a strength of at least 0")
 
     def bind(model: nn.Module, example: Tensor) -> Hooks:
-        layers = trainable_layers(model, example, (*LINEAR, *CONV), "parseval", sized=False)
+        layers = trainable_layers(model, example, LINEAR_OR_CONV, "parseval", sized=False)
         output = output_weight(model, example, "parseval")
         if others := left_out(model, layers):
             warnings.warn(f"parseval leaves these weights as they are: {', '.join(others)}", stacklevel=2)

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.linear_map import ConvGeometry, Shape, conv_geometry, overrides, transpose_geometry
+from opnorm._core.convolution import ConvGeometry, conv_geometry, transpose_geometry
+from opnorm._core.layers import WEIGHTED, Shape, check_weights, overrides
 from opnorm.errors import NormError, SpecError
-from opnorm.norms._operator_norm import check_weights, operator_norm
+from opnorm.norms._operator_norm import operator_norm
 from opnorm.norms.spectral.interval import Norm
 from opnorm.regularizers.hooks import Hooks, Regularizer
-from opnorm.regularizers.spectral_regularization import TRANSPOSED, check_finite, check_number, matrix_layers
-from opnorm.regularizers.targets import CONV, LINEAR
+from opnorm.regularizers.spectral_regularization import check_finite, check_number, matrix_layers
 from opnorm.spec import factory
 
 __all__ = ["clip", "svc"]
@@ -122,8 +122,7 @@ def clip(layer: nn.Module, in_shape: Shape, c: float, projections: int = 1) -> N
     """
     check_number("c", c)
     _check_projections(projections)
-    kinds = (*LINEAR, *CONV, *TRANSPOSED)
-    if not isinstance(layer, kinds) or overrides(layer, *kinds) or "weight" not in layer._parameters:
+    if not isinstance(layer, WEIGHTED) or overrides(layer, *WEIGHTED) or "weight" not in layer._parameters:
         raise NormError(f"{type(layer).__name__}: only Linear, Conv and ConvTranspose layers can be clipped")
     check_weights(layer)
     weight = layer._parameters["weight"]

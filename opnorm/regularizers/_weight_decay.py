@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.layers import check_initialized
 from opnorm.errors import SpecError
 from opnorm.regularizers.hooks import Hooks, Regularizer
-from opnorm.regularizers.targets import check_weights
 from opnorm.spec import factory
 
 __all__ = ["weight_decay"]
@@ -30,7 +30,7 @@ def weight_decay(lam: float = 5e-4, decoupled: bool = False) -> Regularizer:
         raise SpecError(f"lam={lam!r}: expected a strength of at least 0")
 
     def bind(model: nn.Module, example: Tensor) -> Hooks:
-        check_weights(model, "weight_decay")
+        check_initialized(model, "weight_decay")
         weights: list[Tensor] = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
 
         def penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

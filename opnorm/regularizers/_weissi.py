@@ -6,10 +6,11 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.layers import LINEAR_OR_CONV
 from opnorm.errors import ModelError, SpecError
 from opnorm.norms.table import trace
 from opnorm.regularizers.hooks import Hooks, Regularizer
-from opnorm.regularizers.targets import CONV, LINEAR, left_out, output_weight, trainable_layers
+from opnorm.regularizers.targets import left_out, output_weight, trainable_layers
 from opnorm.spec import factory
 
 __all__ = ["mixed_norms", "weissi"]
@@ -75,7 +76,7 @@ def weissi(
         )
 
     def bind(model: nn.Module, example: Tensor) -> Hooks:
-        layers = trainable_layers(model, example, (*LINEAR, *CONV), "weissi", sized=False)
+        layers = trainable_layers(model, example, LINEAR_OR_CONV, "weissi", sized=False)
         weights: list[Tensor] = [found.weight for found in layers]
         output = output_weight(model, example, "weissi(form='cnn')") if form == "cnn" else None
         single = next((i for i, w in enumerate(weights) if w is output), None)

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.layers import check_initialized
 from opnorm.errors import ModelError, SpecError
 from opnorm.jacobian import Jacobian, Matrices, dual, linearized, lp_norm, power_iteration, random_start
 from opnorm.jacobian.iteration import conjugate
 from opnorm.regularizers.batch_statistics import point_by_point
 from opnorm.regularizers.hooks import Hooks, Regularizer
-from opnorm.regularizers.targets import check_weights
 from opnorm.spec import factory
 
 __all__ = ["dd_onr", "dd_snr"]
@@ -105,7 +105,7 @@ def _regularizer(
     who: str, lam: float, p: float, q: float, steps: int, power: float, eps: float
 ) -> Regularizer:
     def bind(model: nn.Module, example: Tensor) -> Hooks:
-        check_weights(model, who)
+        check_initialized(model, who)
         with linearized(model, example[:1]) as J:  # says now what would fail in the first step
             if J.outputs.ndim != 2:
                 raise ModelError(

@@ -9,15 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opnorm._core.linear_map import Shape, overrides
+from opnorm._core.layers import TRANSPOSED, WEIGHTED, Shape, overrides
 from opnorm.errors import ModelError, SpecError, TrainError
 from opnorm.norms._operator_norm import operator_norm
 from opnorm.regularizers.hooks import Hooks, Regularizer
-from opnorm.regularizers.targets import CONV, LINEAR, Found, left_out, trainable_layers
+from opnorm.regularizers.targets import Found, left_out, trainable_layers
 from opnorm.spec import factory
 
 __all__ = [
-    "TRANSPOSED",
     "check_finite",
     "check_number",
     "global_snr",
@@ -25,7 +24,6 @@ __all__ = [
     "spectral_normalization",
 ]
 
-TRANSPOSED: tuple[type[nn.Module], ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 Operator = Literal["reshaped", "true"]
 
 
@@ -49,9 +47,8 @@ def matrix_layers(model: nn.Module, example: Tensor, who: str, sized: bool = Tru
         ModelError: there is no such layer.
         NormError: a weight that is computed from other parameters.
     """
-    kinds = (*LINEAR, *CONV, *TRANSPOSED)
-    found = trainable_layers(model, example, kinds, who, sized)
-    layers = [f for f in found if not overrides(f.layer, *kinds)]
+    found = trainable_layers(model, example, WEIGHTED, who, sized)
+    layers = [f for f in found if not overrides(f.layer, *WEIGHTED)]
     if not layers:
         raise ModelError(f"{who} finds only layers with a forward of their own, which it cannot treat")
     if others := left_out(model, layers):

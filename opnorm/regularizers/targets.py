@@ -4,16 +4,12 @@ import warnings
 from typing import NamedTuple
 
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from opnorm._core.linear_map import Shape
+from opnorm._core.layers import LINEAR, Shape, check_initialized
 from opnorm.errors import ModelError, NormError
 from opnorm.norms.table import trace
 
-__all__ = ["CONV", "LINEAR", "Found", "check_weights", "left_out", "output_weight", "trainable_layers"]
-
-LINEAR: tuple[type[nn.Module], ...] = (nn.Linear,)
-CONV: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+__all__ = ["Found", "left_out", "output_weight", "trainable_layers"]
 
 
 class Found(NamedTuple):
@@ -50,7 +46,7 @@ def trainable_layers(
         ModelError: there is no such layer, or a weight that is not there yet.
         NormError: a weight that is computed from other parameters (weight_norm and the like).
     """
-    check_weights(model, who)
+    check_initialized(model, who)
     found: dict[int, Found] = {}
     changing: dict[str, list[Shape]] = {}
     for visit in trace(model, example):
@@ -77,16 +73,6 @@ def trainable_layers(
             stacklevel=3,
         )
     return list(found.values())
-
-
-def check_weights(model: nn.Module, who: str) -> None:
-    """ModelError when a weight is not there yet."""
-    for name, p in model.named_parameters():
-        if is_lazy(p):
-            raise ModelError(
-                f"{who}: {name!r} is not there yet: a lazy layer has no weights before its first forward pass; "
-                "pass a batch through the model first"
-            )
 
 
 def output_weight(model: nn.Module, example: Tensor, who: str) -> Tensor:

@@ -7,6 +7,7 @@ Each takes the rows of one analysis (:mod:`opnorm.analyses`), every one with its
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
+from opnorm._core.layers import LINEAR_OR_CONV
 from opnorm.report import charts
 from opnorm.report.curves import Head, Panel, Point, curves
 from opnorm.report.model import Chart, Stat, known
@@ -31,7 +32,7 @@ from opnorm.report.vega import (
 
 __all__ = ["kde", "layer_norms", "norm_density", "singular_spread", "weight_energy"]
 
-WEIGHTED = ("Linear", "Conv1d", "Conv2d", "Conv3d")
+WEIGHTED = tuple(kind.__name__ for kind in LINEAR_OR_CONV)
 GRID = 81
 
 

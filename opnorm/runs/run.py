@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from opnorm import spec
 from opnorm._core import files
+from opnorm._core.layers import LINEAR_OR_CONV
 from opnorm._core.linear_map import linear_map
 from opnorm._core.memory import kept_memory
 from opnorm._core.modes import evaluating
@@ -406,7 +407,7 @@ def probe(model: nn.Module, example: Tensor, data: Dataset, points: int = 1000) 
 
 def weight_layers(visits: Sequence[Visit]) -> list[Visit]:
     """The linear and convolutional layers: those whose norms the papers count."""
-    return [v for v in visits if isinstance(v.layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)]
+    return [v for v in visits if isinstance(v.layer, LINEAR_OR_CONV)]
 
 
 def geometric_mean(values: Sequence[float]) -> float:

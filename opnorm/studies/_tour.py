@@ -6,6 +6,7 @@ It asks what the papers ask: do large layer norms hurt robustness, and does keep
 from collections.abc import Sequence
 from dataclasses import replace
 
+from opnorm._core.layers import LINEAR_OR_CONV
 from opnorm.errors import SpecError
 from opnorm.report import Column, Report, Stat, Table, charts
 from opnorm.report.model import Cell
@@ -16,7 +17,7 @@ from opnorm.studies import claims
 
 __all__ = ["tour"]
 
-WEIGHT_LAYERS = ("Linear", "Conv1d", "Conv2d", "Conv3d")
+WEIGHT_LAYERS = tuple(kind.__name__ for kind in LINEAR_OR_CONV)
 RADII = (0.05, 0.1, 0.15, 0.2)
 RADII_L2 = (0.25, 0.5, 1.0)
 IN_TABLE = {"inf": (0.1, 0.2), "2": (0.5,)}  # the charts show all

@@ -5,15 +5,14 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from opnorm._core.linear_map import Shape, overrides
+from opnorm._core.layers import LINEAR_OR_CONV, Shape, overrides
 from opnorm._core.modes import evaluating
 from opnorm.errors import ModelError
 from opnorm.models.stages import PreActivated, Residual
 
-__all__ = ["BLOCKS", "WEIGHTED", "Place", "is_weighted", "places"]
+__all__ = ["BLOCKS", "Place", "is_weighted", "places"]
 
 BLOCKS = (Residual, PreActivated)
-WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Place(NamedTuple):
@@ -55,4 +54,4 @@ def _places(module: nn.Module, x: Tensor, name: str) -> Iterator[Place]:
 
 def is_weighted(module: nn.Module) -> bool:
     """Whether this is a linear or convolutional layer with its own forward."""
-    return isinstance(module, WEIGHTED) and not overrides(module, *WEIGHTED)
+    return isinstance(module, LINEAR_OR_CONV) and not overrides(module, *LINEAR_OR_CONV)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.linear_map import dense, linear_map
+from opnorm._core.linear_map import linear_map
 from opnorm._core.modes import evaluating, undisturbed
 from opnorm.attacks._checks import check_logits
 from opnorm.errors import ModelError
@@ -129,13 +129,13 @@ def _frobenius(place: Place) -> float:
     """‖W‖_F of the whole matrix; with zero padding the squared kernel, applied to ones, sums the taps that are read."""
     layer = place.module
     if getattr(layer, "padding_mode", "zeros") != "zeros":  # two taps may fall on one pixel
-        return float(dense(linear_map(layer, place.in_shape)).norm())
+        return float(linear_map(layer, place.in_shape).to_dense().norm())
     squared = copy.deepcopy(layer).double()
     assert isinstance(squared.weight, Tensor), "linear and convolutional layers have one"
     squared.weight.data.square_()
     taps = linear_map(squared, place.in_shape)
     return math.sqrt(
-        float(taps.apply(torch.ones(1, *place.in_shape, dtype=torch.float64, device=taps.device)).sum())
+        float((taps @ torch.ones(1, *place.in_shape, dtype=torch.float64, device=taps.device)).sum())
     )
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from opnorm._core.linear_map import overrides
+from opnorm._core.layers import LINEAR_OR_CONV, overrides
 from opnorm._core.modes import evaluating
 from opnorm.errors import ModelError, SpecError
 from opnorm.norms.network.graph import forward_graph
@@ -26,7 +26,6 @@ from opnorm.norms.network.trace import unwrapped
 
 __all__ = ["balance", "least_weight_decay", "shift"]
 
-WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 HOMOGENEOUS = (
     nn.Identity, nn.Flatten, nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
@@ -174,7 +173,7 @@ def _chain(model: nn.Module, example: Tensor) -> list[_Layer]:
         raise ModelError(f"{CANNOT}: {reason}")
     modules = dict(graph.named_modules())
     nodes = list(graph.graph.nodes)
-    count = sum(n.op == "call_module" and _is(modules[n.target], WEIGHTED) for n in nodes)
+    count = sum(n.op == "call_module" and _is(modules[n.target], LINEAR_OR_CONV) for n in nodes)
     if not count:
         raise ModelError(f"{CANNOT}: the network has no linear or convolutional layer")
     layers: list[_Layer] = []
@@ -185,7 +184,7 @@ def _chain(model: nn.Module, example: Tensor) -> list[_Layer]:
             behind[n] = 0
         elif not inputs or _is_shape(n):
             continue
-        elif n.op == "call_module" and _is(modules[n.target], WEIGHTED):
+        elif n.op == "call_module" and _is(modules[n.target], LINEAR_OR_CONV):
             if inputs != [len(layers)]:
                 raise ModelError(
                     f"{CANNOT}: layer {n.target!r} does not follow the one before it; expected a chain, no branches"

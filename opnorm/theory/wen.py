@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.linear_map import overrides
+from opnorm._core.layers import overrides
 from opnorm.errors import ModelError, SpecError
 from opnorm.models.modules import Normalize
 from opnorm.norms.spectral.singular_values import singular_values

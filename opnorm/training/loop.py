@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core import files
+from opnorm._core.layers import check_initialized
 from opnorm._core.memory import kept_memory
 from opnorm._core.modes import evaluating
 from opnorm.data import Dataset
@@ -26,7 +27,6 @@ from opnorm.data.augmentations import Augmentation
 from opnorm.errors import AttackError, ModelError, RunError, TrainError
 from opnorm.objectives import Objective, plain
 from opnorm.regularizers import Hooks, Regularizer, chain
-from opnorm.regularizers.targets import check_weights
 from opnorm.training import distributed as parallel
 from opnorm.training.ema import Average
 from opnorm.training.optimizers import MakeOptimizer, sgd
@@ -107,7 +107,7 @@ def train(
         torch.device(device),
         torch.channels_last if channels_last else torch.contiguous_format,
     )
-    check_weights(model, "train")
+    check_initialized(model, "train")
     model.to(device)
     model.to(memory_format=memory_format)  # type: ignore[call-overload] # torch's stubs leave it out
     images, labels = data.train.images.to(device), data.train.labels.to(device)

@@ -1,13 +1,16 @@
 """A layer as a linear map: its adjoint, its matrix, and layers that only look linear."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse.linalg import svds
 from torch import nn
 
-from opnorm._core.linear_map import dense, linear_map, overrides
+from opnorm._core.layers import overrides
+from opnorm._core.linear_map import LinearMap, linear_map
 from opnorm.errors import NormError
 from tests.norms.cases import (
     PADDED_CASES,
@@ -24,14 +27,51 @@ from tests.norms.cases import (
 def check_map(layer, shape):
     linear = linear_map(layer, shape)
     M = matrix(layer, shape)
-    assert torch.allclose(dense(linear), M, rtol=1e-12, atol=1e-13)
+    assert torch.allclose(linear.to_dense(), M, rtol=1e-12, atol=1e-13)
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(3, *linear.in_shape, generator=generator, dtype=torch.float64)
     u = torch.randn(3, *linear.out_shape, generator=generator, dtype=torch.float64)
-    left = (linear.apply(v) * u).flatten(1).sum(1)
-    right = (v * linear.adjoint(u)).flatten(1).sum(1)
+    left = ((linear @ v) * u).flatten(1).sum(1)
+    right = (v * (linear.T @ u)).flatten(1).sum(1)
     assert torch.allclose(left, right, rtol=1e-11, atol=1e-11)
-    assert torch.allclose(linear.adjoint(u).flatten(1), u.flatten(1) @ M, rtol=1e-11, atol=1e-11)
+    assert torch.allclose((linear.T @ u).flatten(1), u.flatten(1) @ M, rtol=1e-11, atol=1e-11)
+
+
+def test_the_same_map_in_scipy():
+    conv = nn.Conv2d(2, 3, 3, stride=2, padding=1)
+    A = linear_map(conv, (2, 5, 4))
+    M, operator = A.to_dense().numpy(), A.to_scipy()
+    assert operator.shape == A.shape == M.shape
+    X = np.random.default_rng(0).standard_normal((M.shape[1], 3))
+    np.testing.assert_allclose(operator @ X, M @ X, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(operator.T @ (M @ X), M.T @ M @ X, rtol=1e-12, atol=1e-12)
+    assert svds(operator, 1, return_singular_vectors=False, random_state=0) == pytest.approx(
+        np.linalg.norm(M, 2), rel=1e-9
+    )
+
+
+def test_one_map_for_each_row():
+    generator = torch.Generator().manual_seed(0)
+    M = torch.randn(4, 3, 6, generator=generator)
+
+    def product(matrices):
+        return lambda v: (matrices @ v.flatten(1)[:, :, None]).squeeze(2)
+
+    A = LinearMap(product(M), lambda u: product(M.mT)(u).view(-1, 2, 3), (2, 3), (3,), dtype=M.dtype, batch=4)
+    assert torch.equal(A.to_dense(), M)
+    assert torch.equal(A.T.to_dense(), M.mT)
+    x = torch.randn(24, generator=generator)
+    expected = (torch.block_diag(*M) @ x).numpy()
+    np.testing.assert_allclose(A.to_scipy() @ x.numpy(), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(NormError, match=r"vectors of shape \(3, 2, 3\); expected \(4, 2, 3\)"):
+        A @ torch.zeros(3, 2, 3)
+    with pytest.raises(NormError, match="4 x 3 x 6; at most 71 entries"):
+        A.to_dense(71)
+
+
+def test_vectors_of_another_shape():
+    with pytest.raises(NormError, match=r"vectors of shape \(1, 2\); expected \(1, 3\)"):
+        linear_map(nn.Linear(3, 2), (3,)) @ torch.zeros(1, 2).double()
 
 
 @on_all_cases(pytest.mark.parametrize)
@@ -58,7 +98,7 @@ def test_adjoint_and_matrix_of_padded_and_transposed_convolutions(case):
 
 def test_compiled_and_lazy_layers():
     layer = nn.Linear(3, 2).double()
-    assert torch.equal(dense(linear_map(torch.compile(layer), (3,))), layer.weight)
+    assert torch.equal(linear_map(torch.compile(layer), (3,)).to_dense(), layer.weight)
     for lazy, shape in ((nn.LazyConv2d(2, 3), (1, 5, 5)), (nn.LazyBatchNorm1d(), (3,))):
         with pytest.raises(NormError, match="lazy"):
             linear_map(lazy, shape)
@@ -143,9 +183,9 @@ def test_the_layer_itself_is_left_alone():
 
 def test_dense_refuses_what_would_fill_the_memory():
     with pytest.raises(NormError, match=r"1,638,400 x 307,200; at most 134,217,728"):
-        dense(linear_map(nn.Conv2d(3, 16, 3, padding=1), (3, 320, 320)))
+        linear_map(nn.Conv2d(3, 16, 3, padding=1), (3, 320, 320)).to_dense()
     with pytest.raises(NormError, match="at most 5 entries"):
-        dense(linear_map(nn.Linear(2, 3), (2,)), limit=5)
+        linear_map(nn.Linear(2, 3), (2,)).to_dense(limit=5)
 
 
 @pytest.mark.parametrize(

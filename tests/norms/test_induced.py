@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from opnorm._core.linear_map import linear_map
+from opnorm._core.linear_map import LinearMap, linear_map
 from opnorm.errors import NormError
 from opnorm.norms.induced import induced, induced_norm, induced_power_iteration
 from tests.norms.cases import CASES, PADDED_CASES, TRANSPOSED_CASES, WEIGHTLESS_CASES, matrix, on_cases
@@ -166,9 +166,7 @@ def test_positive_matrices_reach_their_norm(A, p):
 
 def test_monotone_steps():
     A = random_matrix(12, 10, 3)
-    linear = linear_map(nn.Linear(1, 1), (1,))._replace(
-        apply=lambda v: v @ A.T, adjoint=lambda u: u @ A, in_shape=(10,), out_shape=(12,)
-    )
+    linear = LinearMap(lambda v: v @ A.T, lambda u: u @ A, (10,), (12,))
     values = [induced_power_iteration(linear, 3, 1.5, restarts=2, iterations=i) for i in (1, 2, 4, 8, 100)]
     assert values == sorted(values)
     assert values[-1] > values[0]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from opnorm._core.linear_map import dense, linear_map
+from opnorm._core.linear_map import linear_map
 from opnorm.errors import ModelError, NormError, SpecError, TrainError
 from opnorm.norms import operator_norm
 from opnorm.regularizers import global_snr, spectral_normalization
@@ -41,7 +41,7 @@ def case(request):
 def matrix(layer, shape, operator="true"):
     """The operator, or the kernel with a row an output channel."""
     if operator == "true":
-        return dense(linear_map(layer, shape))
+        return linear_map(layer, shape).to_dense()
     weight = layer.weight.detach()
     return (weight.transpose(0, 1) if "Transpose" in type(layer).__name__ else weight).flatten(1)
 

@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.linear_map import (
+from opnorm._core.convolution import conv_geometry, transpose_geometry
+from opnorm._core.layers import (
     ConvLayer,
     ConvTransposeLayer,
     Shape,
@@ -28,8 +29,6 @@ from opnorm._core.linear_map import (
     check_forward,
     check_lazy,
     check_weight,
-    conv_geometry,
-    transpose_geometry,
     unwrap,
 )
 from opnorm.errors import NormError

@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from opnorm._core.linear_map import ConvGeometry, Shape, check_weight, same_padding, transposed_size
+from opnorm._core.convolution import ConvGeometry, same_padding, transposed_size
+from opnorm._core.layers import Shape, check_weight
 from opnorm.errors import NormError
 from opnorm.norms.exact import native
 from opnorm.norms.exact.taps import Patterns, tap_patterns

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opnorm._core.linear_map import Shape, check_forward
+from opnorm._core.layers import Shape, check_forward
 from opnorm.errors import NormError
 
 __all__ = ["SEPARABLE", "separable_norm"]

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from opnorm._core.linear_map import check_padding, pad_index
+from opnorm._core.convolution import check_padding, pad_index
 from opnorm.errors import NormError
 
 __all__ = ["Patterns", "tap_patterns"]

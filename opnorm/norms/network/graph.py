@@ -10,7 +10,7 @@ import torch
 from jaxtyping import config as jaxtyping_config
 from torch import Tensor, fx, nn
 
-from opnorm._core.linear_map import overrides
+from opnorm._core.layers import overrides
 from opnorm.norms.exact.by_layer import l1
 from opnorm.norms.network.trace import Example, arguments, eagerly, unwrapped
 from opnorm.norms.nonlinear import is_copying, is_nonlinear

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from opnorm._core.linear_map import Shape
+from opnorm._core.layers import Shape
 from opnorm.errors import NormError
 from opnorm.norms import display as show
 from opnorm.norms.network.graph import first_line
@@ -105,11 +105,12 @@ class Walk(fx.Interpreter):
     def __init__(
         self,
         graph: fx.GraphModule,
+        rules: Mapping[Any, "Rule"],
         ord: float,
         known: dict[tuple[nn.Module, Shape, float], tuple[float, str]],
     ) -> None:
         super().__init__(graph)
-        self.ord, self.known = ord, known
+        self.rules, self.ord, self.known = rules, ord, known
         self.of: dict[fx.Node, Any] = {}
         self.parts: list[Part] = []
         self.result: Any = None
@@ -148,7 +149,7 @@ class Walk(fx.Interpreter):
         try:
             if self.spoiled:
                 raise Unknown(self.spoiled)
-            bound = self._layer(n, call) if n.op == "call_module" else _rule(n, call)
+            bound = self._layer(n, call) if n.op == "call_module" else _rule(n, call, self.rules)
         except (Unknown, NormError) as e:
             blame = next((b for b in (*_flat(bounds), *_flat(named)) if isinstance(b, Unknown)), None)
             return blame or Unknown(
@@ -252,10 +253,10 @@ RANDOM = frozenset((
 ))  # fmt: skip
 
 
-def _rule(n: fx.Node, call: Call) -> Any:
-    found = RULES.get(n.target)
+def _rule(n: fx.Node, call: Call, rules: Mapping[Any, Rule]) -> Any:
+    found = rules.get(n.target)
     if found is None and isinstance(n.target, str) and n.target.endswith("_") and not n.target.endswith("__"):
-        found = RULES.get(n.target[:-1])  # in place: the walk sees to what else it changes
+        found = rules.get(n.target[:-1])  # in place: the walk sees to what else it changes
     if found is None:
         raise Unknown("not known; opnorm has no rule for it")
     return found(call)

@@ -15,9 +15,8 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
-from opnorm._core.linear_map import Shape
+from opnorm._core.layers import Shape, missing_values
 from opnorm._core.modes import evaluating
 from opnorm.errors import NormError
 from opnorm.norms import display as show
@@ -25,6 +24,7 @@ from opnorm.norms._operator_norm import check_ords
 from opnorm.norms.network import rules as rules  # they register themselves
 from opnorm.norms.network.graph import elsewhere, first_line, forward_graph, same_output
 from opnorm.norms.network.interpreter import Part, Unknown, Walk
+from opnorm.norms.network.rules import RULES
 from opnorm.norms.network.trace import Example, arguments, called, layers, mapped, unwrapped
 from opnorm.norms.table import NormTable, Product, measure, visited
 
@@ -87,13 +87,13 @@ def lipschitz_bound(
         raise NormError(f"ord={ord!r}: bounds along the graph are from ℓp to ℓp; expected 1, 2 or math.inf")
     model = unwrapped(model)
     for name, t in (*model.named_parameters(), *model.named_buffers()):
-        if is_lazy(t) or t.is_meta:
-            return NetworkBound(None, f"{name} has no numbers yet (a lazy layer, or the meta device)", ())
+        if reason := missing_values(t):
+            return NetworkBound(None, f"{name} {reason}", ())
     with evaluating(model):
         graph, values, reason = forward_graph(model, example)
         if graph is None:
             return NetworkBound(None, reason, ())
-        walk = Walk(graph, ord, _known(model, table))
+        walk = Walk(graph, RULES, ord, _known(model, table))
         before = torch.get_rng_state()
         try:
             result = walk.run(*(mapped(v, elsewhere) for v in values))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from opnorm._core.linear_map import Shape
+from opnorm._core.layers import Shape
 from opnorm._core.modes import evaluating
 from opnorm.errors import OpnormError
 from opnorm.norms.exact.by_layer import l1

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.linear_map import Shape, linear_map
+from opnorm._core.layers import Shape
+from opnorm._core.linear_map import linear_map
 from opnorm.errors import NormError
 from opnorm.norms.exact.by_layer import conv_l2_bound
 from opnorm.norms.spectral.frequency_response import Taps, gram

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opnorm._core.linear_map import LinearMap, Shape
+from opnorm._core.layers import Shape
+from opnorm._core.linear_map import LinearMap
 from opnorm.norms.spectral.frequency_response import Taps
 
 __all__ = ["diagonalized", "gram_of_taps", "least_shown", "side_of"]
@@ -74,16 +75,16 @@ def _hidden(G: Tensor, terms: int) -> float:
 
 def _gram_of_map(linear: LinearMap) -> Tensor:
     """M Mᵀ or Mᵀ M, whichever is smaller, without the matrix M: its columns by one product with each."""
-    rows, columns = math.prod(linear.out_shape), math.prod(linear.in_shape)
+    rows, columns = linear.shape
     shape = linear.out_shape if rows <= columns else linear.in_shape
-    first, second = (linear.adjoint, linear.apply) if rows <= columns else (linear.apply, linear.adjoint)
+    first, second = (linear.T, linear) if rows <= columns else (linear, linear.T)
     n = math.prod(shape)
     G = torch.empty(n, n, dtype=torch.float64, device=linear.device)
     step = max(1, 2**22 // max(rows, columns))
     for i in range(0, n, step):
         basis = torch.zeros(min(step, n - i), n, dtype=torch.float64, device=linear.device)
         basis[torch.arange(len(basis)), torch.arange(i, i + len(basis))] = 1
-        G[i : i + len(basis)] = second(first(basis.view(-1, *shape))).flatten(1)
+        G[i : i + len(basis)] = (second @ (first @ basis.view(-1, *shape))).flatten(1)
     return G
 
 

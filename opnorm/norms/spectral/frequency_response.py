@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from opnorm._core.linear_map import ConvGeometry, Shape
+from opnorm._core.convolution import ConvGeometry
+from opnorm._core.layers import Shape
 
 __all__ = ["Gram", "Taps", "adjoint", "apply", "block_columns", "gram", "taps"]
 

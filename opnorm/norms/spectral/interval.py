@@ -14,16 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.linear_map import (
-    ConvGeometry,
-    LinearMap,
-    Shape,
-    conv_geometry,
-    in_float64,
-    linear_map,
-    overrides,
-    pad_index,
-)
+from opnorm._core.convolution import ConvGeometry, conv_geometry, pad_index
+from opnorm._core.layers import Shape, in_float64, overrides
+from opnorm._core.linear_map import LinearMap, linear_map
 from opnorm.errors import NormError
 from opnorm.norms.exact.by_layer import batch_norm_gain, l1, linf
 from opnorm.norms.spectral.explicit_matrix import diagonalized, least_shown, side_of
@@ -287,13 +280,13 @@ def power_iteration(
     v = _random_start(linear, seed)
     best = 0.0
     for _ in range(iterations):
-        u = linear.apply(v / torch.linalg.vector_norm(v))
+        u = linear @ (v / torch.linalg.vector_norm(v))
         value = float(torch.linalg.vector_norm(u))
         if value <= best * (1 + tolerance):
             best = max(best, value)
             break
         best = value
-        v = linear.adjoint(u)
+        v = linear.T @ u
     return best * (1 - ROUNDING)
 
 
@@ -323,7 +316,7 @@ def lanczos(linear: LinearMap, iterations: int, seed: int = 0, settled: float = 
     H = v.new_zeros(iterations, iterations)  # of U Uᵀ
     Q[0], steps, before = v / torch.linalg.vector_norm(v), 0, 0.0
     while True:
-        image = linear.apply(Q[steps].view(1, *linear.in_shape))
+        image = linear @ Q[steps].view(1, *linear.in_shape)
         U[steps] = image.flatten()
         steps += 1
         H[steps - 1, :steps] = H[:steps, steps - 1] = U[:steps] @ U[steps - 1]
@@ -334,7 +327,7 @@ def lanczos(linear: LinearMap, iterations: int, seed: int = 0, settled: float = 
             before = now
         if steps == iterations:
             break
-        new = linear.adjoint(image).flatten()
+        new = (linear.T @ image).flatten()
         scale = torch.linalg.vector_norm(new)
         for _ in range(2):  # twice is enough
             new = new - (Q[:steps] @ new) @ Q[:steps]
@@ -343,7 +336,7 @@ def lanczos(linear: LinearMap, iterations: int, seed: int = 0, settled: float = 
             break
         Q[steps] = new / size
     v = torch.linalg.eigh(H[:steps, :steps])[1][:, -1] @ Q[:steps]
-    image = linear.apply(v.view(1, *linear.in_shape))
+    image = linear @ v.view(1, *linear.in_shape)
     return float(torch.linalg.vector_norm(image) / torch.linalg.vector_norm(v)) * (1 - ROUNDING), steps
 
 

@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.linear_map import ConvGeometry, Shape, conv_geometry, dense, linear_map, overrides
+from opnorm._core.convolution import ConvGeometry, conv_geometry
+from opnorm._core.layers import Shape, overrides
+from opnorm._core.linear_map import linear_map
 from opnorm.errors import NormError
 from opnorm.norms.spectral.frequency_response import Taps, taps
 
@@ -125,7 +127,7 @@ def singular_values(layer: nn.Module, in_shape: Shape) -> Spectrum:
     linear = linear_map(layer, in_shape)
     if min(math.prod(linear.in_shape), math.prod(linear.out_shape)) <= DENSE:
         return Spectrum(
-            torch.linalg.svdvals(dense(linear)), 0.0, "singular value decomposition of the whole matrix"
+            torch.linalg.svdvals(linear.to_dense()), 0.0, "singular value decomposition of the whole matrix"
         )
     if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and layer.padding_mode == "zeros" and not own:
         t, size = _circle(layer, in_shape)

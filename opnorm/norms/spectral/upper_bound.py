@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opnorm._core.linear_map import Shape
+from opnorm._core.layers import Shape
 from opnorm.norms.spectral.frequency_response import Gram, Taps, gram
 from opnorm.norms.spectral.lower_bound import attained, ritz
 from opnorm.norms.spectral.positive_definite import DOUBLE, SINGLE, Definite, lines

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from opnorm._core.linear_map import dense, linear_map
+from opnorm._core.linear_map import linear_map
 from opnorm.errors import NormError
 from opnorm.norms import conv_l1, conv_linf, l1, linear_l1, linear_linf, linf, operator_norm
 from tests.norms.cases import CASES, convolutions, matrix, on_all_cases, small_strides
@@ -22,7 +22,7 @@ def check(layer, shape):
     want = truth(matrix(layer, shape))
     got = l1(layer, shape).item(), linf(layer, shape).item()
     assert got == pytest.approx(want, rel=1e-12, abs=0)
-    by_map = truth(dense(linear_map(layer, shape)))
+    by_map = truth(linear_map(layer, shape).to_dense())
     assert by_map == pytest.approx(want, rel=1e-12, abs=0)
     for ord, value in ((1, want[0]), (math.inf, want[1])):
         norm = operator_norm(layer, ord, shape)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from opnorm._core.linear_map import linear_map, pad_index
+from opnorm._core.convolution import pad_index
+from opnorm._core.linear_map import linear_map
 from opnorm.errors import NormError
 from opnorm.norms.exact.by_layer import (
     conv_l1,

@@ -332,8 +332,8 @@ UNKNOWN = {
     "rnn": (Net(lambda s, x: s.r(x)[0], r=nn.GRU(2, 2)), "GRU.*takes|returns tuple"),
     "another forward": (type("Twice", (nn.Tanh,), {"forward": lambda s, x: torch.special.i1(x)})(), "no rule"),
     "nan": (nn.Sequential(nn.Linear(2, 2), weights(nn.Linear(2, 2), [[math.nan, 0], [0, 0]])), "1 .*NaN"),
-    "meta": (nn.Linear(2, 2, device="meta"), "no numbers"),
-    "lazy": (nn.LazyLinear(2), "no numbers"),
+    "meta": (nn.Linear(2, 2, device="meta"), "no values"),
+    "lazy": (nn.LazyLinear(2), "not there yet"),
     "any number of arguments": (Net(lambda s, x: x), None),
     "overflow": (nn.Sequential(*(weights(nn.Linear(1, 1), [[1e38]]) for _ in range(9))), "too large"),
 }  # fmt: skip

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from opnorm._core.linear_map import conv_geometry, dense, linear_map
+from opnorm._core.convolution import conv_geometry
+from opnorm._core.linear_map import linear_map
 from opnorm.errors import NormError
 from opnorm.norms.spectral import lower_bound as ritz
 from opnorm.norms.spectral import positive_definite as definite
@@ -54,7 +55,7 @@ def layers(draw, axes=(1, 2, 2, 3), transposed=(False, False, True)):
 
 
 def truth(layer, in_shape):
-    return float(torch.linalg.matrix_norm(dense(linear_map(layer, in_shape)), 2))
+    return float(torch.linalg.matrix_norm(linear_map(layer, in_shape).to_dense(), 2))
 
 
 def assume_fits(layer, in_shape):
@@ -109,7 +110,7 @@ def test_reduction_to_stride_1_is_the_same_map(case):
     t = taps(layer.weight.detach(), conv_geometry(layer), in_shape[1:])
     if t.whole != t.reach:
         return  # the reduced map has a few inputs fewer
-    M = dense(linear_map(layer, in_shape))
+    M = linear_map(layer, in_shape).to_dense()
     top = 0.0
     for group in range(len(t.matrices)):
         n = t.matrices.shape[-1] * math.prod(t.whole)

@@ -1,0 +1,157 @@
+"""Layer families, and the checks that come before a formula for a layer is used."""
+
+import copy
+import itertools
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from opnorm.errors import ModelError, NormError
+
+__all__ = [
+    "AVERAGE_POOL",
+    "BATCH_NORM",
+    "CONV",
+    "IDENTITY",
+    "LINEAR",
+    "LINEAR_OR_CONV",
+    "TRANSPOSED",
+    "WEIGHTED",
+    "ConvLayer",
+    "ConvTransposeLayer",
+    "Shape",
+    "check_channels",
+    "check_features",
+    "check_forward",
+    "check_initialized",
+    "check_lazy",
+    "check_weight",
+    "check_weights",
+    "in_float64",
+    "missing_values",
+    "overrides",
+    "unwrap",
+]
+
+Shape = tuple[int, ...]
+ConvLayer = nn.Conv1d | nn.Conv2d | nn.Conv3d
+ConvTransposeLayer = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+Layer = TypeVar("Layer", bound=nn.Module)
+
+LINEAR = (nn.Linear,)
+CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LINEAR_OR_CONV = (*LINEAR, *CONV)
+WEIGHTED = (*LINEAR, *CONV, *TRANSPOSED)
+BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+AVERAGE_POOL = (
+    nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+)  # fmt: skip
+IDENTITY: tuple[type[nn.Module], ...] = (
+    nn.Identity, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle,
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+)  # fmt: skip
+"""Layers that in eval mode only rearrange their input."""
+
+
+def unwrap(layer: nn.Module) -> nn.Module:
+    """The layer that ``torch.compile`` wrapped; any other layer itself."""
+    inner = layer
+    while isinstance(original := vars(inner).get("_modules", {}).get("_orig_mod"), nn.Module):
+        inner = original
+    return inner
+
+
+def in_float64(layer: Layer) -> Layer:
+    """A copy in float64 and eval mode, without gradients; weights that are computed from others (pruned ones) too."""
+    computed = {
+        id(t): t.detach().double().clone()
+        for module in layer.modules()
+        for t in vars(module).values()
+        if isinstance(t, Tensor)
+    }  # deepcopy refuses tensors with a history, and takes these in their place
+    return copy.deepcopy(layer, computed).double().eval().requires_grad_(False)
+
+
+def overrides(layer: nn.Module, *bases: type[nn.Module]) -> bool:
+    """Whether a layer has another forward than its base, so that the base's formula does not apply to it."""
+    own = vars(layer).get("forward")  # set on the one layer, as some libraries do
+    forward = type(layer).forward if own is None else getattr(own, "__func__", own)
+    return not any(forward is base.forward for base in bases)
+
+
+def check_forward(layer: nn.Module, *bases: type[nn.Module]) -> None:
+    """NormError when the layer overrides the forward of its base, as a convolution of standardized weights does."""
+    if overrides(layer, *bases):
+        raise NormError(f"{type(layer).__name__} has a forward of its own, so its norm is not known")
+
+
+def check_features(layer: nn.Linear, in_shape: Shape) -> None:
+    """NormError unless the last axis is what the layer takes."""
+    if tuple(in_shape[-1:]) != (layer.in_features,):
+        raise NormError(f"Linear takes {layer.in_features} features, got an input of shape {in_shape}")
+
+
+def check_channels(layer: nn.modules.conv._ConvNd, in_shape: Shape) -> None:
+    """NormError unless the input has the channels and the spatial axes that a convolution takes."""
+    axes = len(layer.kernel_size)
+    if len(in_shape) != axes + 1 or in_shape[0] != layer.in_channels:
+        raise NormError(
+            f"{type(layer).__name__} takes {layer.in_channels} channels and {axes} spatial axes, "
+            f"got an input of shape {in_shape}"
+        )
+
+
+# ---------------------------------------------------------------- weights
+
+
+def missing_values(tensor: Tensor) -> str:
+    """Why a parameter has no values yet; empty where it has some."""
+    if is_lazy(tensor):
+        return "is not there yet: a lazy layer has none before its first forward pass"
+    if tensor.is_meta:
+        return "is on the meta device: it has a shape and no values; load the weights first"
+    return ""
+
+
+def check_lazy(layer: nn.Module) -> None:
+    """NormError when a parameter or buffer is not there yet."""
+    for name, tensor in itertools.chain(layer.named_parameters(), layer.named_buffers()):
+        if is_lazy(tensor):
+            raise NormError(f"{name} {missing_values(tensor)}")
+
+
+def check_initialized(model: nn.Module, who: str) -> None:
+    """ModelError when a parameter is not there yet; ``who`` needs it, for the message."""
+    for name, p in model.named_parameters():
+        if is_lazy(p):
+            raise ModelError(f"{who}: {name!r} {missing_values(p)}; pass a batch through the model first")
+
+
+def check_weight(weight: Tensor, name: str = "weight") -> None:
+    """NormError for weights without floating-point values: lazy, meta, integer or quantized ones."""
+    if reason := missing_values(weight):
+        raise NormError(f"{name} {reason}")
+    if not weight.is_floating_point():
+        raise NormError(
+            f"{name} has dtype {weight.dtype}; expected floating point, so dequantize or convert it"
+        )
+
+
+def check_weights(layer: nn.Module) -> None:
+    """NormError when a layer is quantized, or a weight or buffer has no values or is not finite."""
+    if ".quantized" in type(layer).__module__:
+        raise NormError(f"{type(layer).__name__} is quantized: it rounds, so it is not linear")
+    for name, tensor in (*layer.named_parameters(), *layer.named_buffers()):
+        if name.rpartition(".")[2] == "weight":
+            check_weight(tensor, name)
+        elif reason := missing_values(tensor):
+            raise NormError(f"{name} {reason}")
+        total = tensor.detach().sum()  # one pass; overflow is the only other cause of an infinite sum
+        if not torch.isfinite(total) and not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise NormError(
+                f"{name} has {bad} of {tensor.numel()} entries that are NaN or infinite; diverged training?"
+            )
