@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help run test test-slow lint docs bench bench-training bench-attacks bench-jacobian clean
+.PHONY: help run test test-slow coverage lint docs bench bench-training bench-attacks bench-jacobian clean
 help:
 	@echo "make run        train a network in 28 ways on real images and write the page that compares them"
 	@echo "make test       every test but the slow ones"
 	@echo "make test-slow  the slow ones"
+	@echo "make coverage   the tests, and which lines and branches they miss"
 	@echo "make lint       style, docstrings and types"
 	@echo "make docs       the documentation: docs/_build/index.html"
 	@echo "make bench      speed beside other people's methods (ARGS=--quick for a minute)"
@@ -21,10 +22,13 @@ run: $(VENV)/.core
 	@$(BIN)/opnorm study tour $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow --timeout 1800 $(ARGS)
+
+coverage: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --cov --cov-report term:skip-covered --cov-fail-under 90 $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -73,4 +77,4 @@ $(VENV)/.docs: $(VENV)/.core
 	@touch $@
 
 clean:
-	rm -rf $(VENV) docs/_build .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) docs/_build .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage

@@ -6,13 +6,18 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-from jaxtyping import install_import_hook
 
-import tests.shapes  # noqa: F401 - the hook looks it up by name
+from tests import shapes
 
-install_import_hook("opnorm", "tests.shapes.check")  # before anything imports opnorm
+shapes.install()  # before anything imports opnorm
+THREADS = os.environ.get("OPNORM_TEST_THREADS", "1")  # of each process; two tests run at a time
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = (
+    THREADS  # also of the processes that tests start
+)
 
 import torch  # noqa: E402
+
+torch.set_num_threads(int(THREADS))
 
 settings.register_profile(
     "ci",
@@ -25,16 +30,39 @@ settings.register_profile(
 settings.register_profile("search", settings.get_profile("ci"), derandomize=False, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # a script's background job: what it starts would ignore Ctrl-C, too
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a script's background job: the processes that tests start would ignore Ctrl-C, too
     signal.signal(signal.SIGINT, signal.default_int_handler)
-torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start: two tests run at a time
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where the kernels are tested: cpu, cuda or cuda:1")
+    parser.addoption("--dtype", default="float64", choices=["float32", "float64"], help="in which precision")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    device = torch.device(config.getoption("--device"))
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise pytest.UsageError(
+            f"--device {device}: torch finds {torch.cuda.device_count()} CUDA devices on this machine; "
+            "expected an installed one, or --device cpu"
+        )
 
 
 @pytest.fixture(scope="session")
-def data_folder():
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where the kernels are tested: ``pytest --device cuda``."""
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(scope="session")
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    """The precision in which the kernels are tested: ``pytest --dtype float32``."""
+    return getattr(torch, request.config.getoption("--dtype"))
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
     """The folder with mnist/, cifar10/ and tiny-imagenet/."""
     if "OPNORM_DATA" not in os.environ:
         pytest.skip("OPNORM_DATA is not set: it names the folder with mnist/, cifar10/ and tiny-imagenet/")

@@ -7,6 +7,10 @@ import pkgutil
 from collections import Counter
 from pathlib import Path
 
+import jaxtyping
+import pytest
+import torch
+
 import opnorm
 from opnorm.spec import FAMILIES, names
 
@@ -193,3 +197,8 @@ def test_public_names_are_documented():
             ):
                 bare.append(f"{name}.{public}")  # a dataclass without a docstring repeats its signature
     assert bare == []
+
+
+def test_shapes_in_signatures_are_checked():
+    with pytest.raises(jaxtyping.TypeCheckError, match="out in"):
+        opnorm.norms.linear_l1(torch.zeros(2, 3, 4))
