@@ -15,7 +15,7 @@ import tyro
 import opnorm
 from opnorm.cli import commands
 from opnorm.models import cnn
-from opnorm.spec import full, names, parse
+from opnorm.spec import fill, full, names, parse
 
 PACKAGE = Path(opnorm.__file__).parent
 ROOT = PACKAGE.parent
@@ -101,7 +101,7 @@ def test_commands_of_the_pages_are_understood(line):
     for text in re.findall(r"[\w.]+\(.*\)", "\n".join(a for a in args)):
         call = parse(text)
         if not call.name.startswith("my_package."):
-            full(call.fill(**TAKEN_FROM_THE_DATA))
+            full(fill(call, **TAKEN_FROM_THE_DATA))
 
 
 @pytest.mark.parametrize("kind", ["objective", "regularizer", "model", "attack", "analysis"])
