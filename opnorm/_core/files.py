@@ -1,23 +1,25 @@
-"""Files that are either whole or not there: written beside their place and renamed into it."""
+"""Atomic writes: a file is written beside its place and renamed into it, so it is whole or not there."""
 
 import json
 import math
 import os
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from opnorm.errors import RunError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 __all__ = [
+    "atomic_write",
     "read_json",
     "read_lines",
     "read_tensors",
-    "replacing",
-    "sweep",
+    "remove_partial_files",
     "to_json",
     "write_json",
     "write_lines",
@@ -26,14 +28,17 @@ __all__ = [
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; it takes the place of ``path`` only if all went well and is on the disk.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary path to write to; it replaces ``path`` only if the block succeeds and the data are on the disk.
+
+    Missing parent folders are made.
 
     Raises:
-        RunError: the file system refuses, for example because the disk is full. What was at ``path`` is still there.
+        RunError: the file system refuses, for example because the disk is full. The old ``path`` is unchanged.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         with part.open("rb+") as f:
             os.fsync(f.fileno())
@@ -41,15 +46,15 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as e:
         raise RunError(
             f"cannot write {path}: {e.strerror or e}; nothing written before is lost: make room there, "
-            "and the same command goes on"
+            "and run the same command again"
         ) from e
     finally:
         with suppress(OSError):
             part.unlink()
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a process that was killed while writing has left; only for whoever holds the folder's lock."""
+def remove_partial_files(folder: Path) -> None:
+    """Remove what a process that was killed while writing has left; the caller must hold the folder's lock."""
     for part in folder.glob(".*.part"):
         with suppress(OSError):
             part.unlink()
@@ -70,13 +75,13 @@ def _finite(value: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as JSON, all or nothing."""
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         part.write_text(to_json(value) + "\n", encoding="utf-8")
 
 
 def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as JSON, one a line, all or nothing."""
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         part.write_text("".join(to_json(row, None) + "\n" for row in rows), encoding="utf-8")
 
 
@@ -111,17 +116,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> None:
     """Write tensors as safetensors, all or nothing."""
     from safetensors.torch import save
 
     # through bytes, and our own write, so that a full disk is an OSError like any other
     whole = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, dict(metadata))
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(whole)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
     """The tensors of a safetensors file and its metadata.
 
     Raises:

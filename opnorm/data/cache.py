@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from opnorm._core.files import read_tensors, replacing
+from opnorm._core.files import atomic_write, read_tensors
 from opnorm.data.dataset import Split, hold_out
 from opnorm.errors import DataError, RunError
 
@@ -110,10 +110,9 @@ def _save(splits: DecodedSplits, path: Path) -> None:
     }
     metadata = json.dumps({"classes": list(splits.classes), "checksum": _checksum(tensors)})
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part:
+        with atomic_write(path) as part:
             save_file(tensors, part, metadata={"opnorm": metadata})
-    except (OSError, RunError, SafetensorError) as e:
+    except (RunError, SafetensorError) as e:
         warnings.warn(
             f"the decoded images could not be cached in {path.parent} ({e.__cause__ or e}), so the next start decodes "
             "them again. Likely cause: a full or read-only disk; the variable OPNORM_CACHE names another folder",

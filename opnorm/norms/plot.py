@@ -131,7 +131,7 @@ def write_plot(table: "NormTable", path: Path) -> Path:
     """Write the chart; see :meth:`opnorm.norms.NormTable.plot`."""
     import vl_convert
 
-    from opnorm._core.files import replacing
+    from opnorm._core.files import atomic_write
 
     chart = spec(table)
     options: dict[str, Any] = {"config": CONFIG, "allowed_base_urls": []}
@@ -146,7 +146,6 @@ def write_plot(table: "NormTable", path: Path) -> Path:
             data = vl_convert.vegalite_to_html(chart, bundle=True, config=CONFIG).encode()
         case other:
             raise NormError(f"a plot's name ends in .svg, .pdf, .png or .html, not {other!r}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(data)
     return path

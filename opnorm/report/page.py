@@ -6,14 +6,13 @@ import functools
 import hashlib
 import json
 import math
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from opnorm._core.files import atomic_write
 from opnorm.errors import OpnormError
 from opnorm.report.model import Cell, Column, Report, Stat, Table, known
 
@@ -152,13 +151,8 @@ def _finite(value: Any) -> Any:
 def _replace(path: Path, data: bytes) -> Path:
     """Write a file whole or not at all."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
+    with atomic_write(path) as part:
         part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 

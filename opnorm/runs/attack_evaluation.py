@@ -141,15 +141,14 @@ def evaluate(
         )
     # with every default, so that another version's defaults are not taken for these
     key = _key(model, x, y, str(spec.full(spec.spec_of(attack))), mode, part)
-    with store.lock(key):
-        finished = store.finished(key)
-        folder = store.folder(key)
-        if not finished:
-            about = {"attack": text, "model": type(model).__name__, "points": len(x)}
-            folder = store.begin(key, about)
-        done = _carry_out(_Job(model, x, y, attack, text, norm, eps, mode, part, surrogate, tell, folder))
-        if not finished:
-            store.finish(key, done.seconds)
+    with store.open(key) as entry:
+        if not entry.finished:
+            entry.begin({"attack": text, "model": type(model).__name__, "points": len(x)})
+        done = _carry_out(
+            _Job(model, x, y, attack, text, norm, eps, mode, part, surrogate, tell, entry.folder)
+        )
+        if not entry.finished:
+            entry.finish(done.seconds)
     return replace(done, seconds=store.seconds(key), folder=store.folder(key))
 
 

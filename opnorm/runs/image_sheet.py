@@ -70,7 +70,7 @@ def contact_sheet(
                 3 * width,
                 "dimgray",
             )
-    with files.replacing(path) as part:
+    with files.atomic_write(path) as part:
         sheet.save(part, "PNG")
 
 

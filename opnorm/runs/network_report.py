@@ -9,6 +9,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -183,28 +184,23 @@ def look(
         digest = of_network(subject.model)
         digest.update(of_data.digest())
         one = Look(subject, data.describe(), digest.hexdigest()[:12])
-        with store.lock(one.key):
-            folder = store.folder(one.key)
-            if not store.finished(one.key):
-                folder = store.begin(one.key, {"model": subject.call, "data": one.data})
-            saved = store.results(one.key)
+        with store.open(one.key) as entry:
+            if not entry.finished:
+                entry.begin({"model": subject.call, "data": one.data})
             for call in analyses:
                 step = Step(at, steps, subject.label, call)
                 tell(step)
-                begun, old = time.perf_counter(), call in saved
+                begun, old = time.perf_counter(), call in entry.results
                 try:
-                    if not old:
-                        rows = spec.build(call, "analysis")(subject.model, data)
-                        saved[call] = {"rows": rows, "seconds": round(time.perf_counter() - begun, 3)}
-                        files.write_json(folder / "results.json", {"format": FORMAT, "analyses": saved})
-                    one.rows[call], one.seconds[call] = saved[call]["rows"], saved[call]["seconds"]
+                    analysis = partial(spec.build(call, "analysis"), subject.model, data)
+                    one.rows[call], one.seconds[call], _ = entry.get_or_compute(call, analysis)
                 except OpnormError as e:
                     one.failures[call] = str(e)
                 at += 1
                 seconds = time.perf_counter() - begun
                 tell(step._replace(seconds=seconds, found=old, failure=one.failures.get(call, "")))
-            if not store.finished(one.key):
-                store.finish(one.key, sum(r["seconds"] for r in saved.values()))
+            if not entry.finished:
+                entry.finish()
         found.append(one)
     if not any(one.rows for one in found):
         raise OpnormError(f"no analysis was possible: {next(iter(found[0].failures.values()))}")

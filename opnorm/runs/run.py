@@ -6,9 +6,9 @@ import math
 import os
 import platform
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from opnorm import spec
 from opnorm._core import files
 from opnorm._core.layers import LINEAR_OR_CONV
 from opnorm._core.linear_map import linear_map
-from opnorm._core.memory import kept_memory
 from opnorm._core.modes import evaluating
 from opnorm.data import Dataset
 from opnorm.errors import ModelError, OpnormError, RunError, SpecError, TrainError
@@ -226,44 +225,32 @@ def _execute(
 ) -> Result:
     if is_done(run, store):  # needs no lock, so that a folder that cannot be written can still be read
         return load(run, store)
-    with store.lock(run.key):
+    with store.open(run.key) as entry:
         if is_done(run, store):
             return load(run, store)
-        folder = store.folder(run.key)
-        saved = store.results(run.key)
-        missing = [a for a in run.analyses if a not in saved]
-        if failure := store.failure(run.key):
-            raise TrainError(f"{failure} (remembered; delete {folder} to try again)")
-        analyses = {
-            a: spec.build(a, "analysis") for a in missing
-        }  # what is wrong with them is said before training
+        if entry.failure:
+            raise TrainError(f"{entry.failure} (remembered; delete {entry.folder} to try again)")
+        # what is wrong with them is raised before training
+        analyses = {a: spec.build(a, "analysis") for a in run.analyses if a not in entry.results}
         settings = _settings(run)
         data = make_data(run)
         model = make_model(run, data)
-        if store.finished(run.key):
-            load_weights(model, folder / "weights.safetensors")
+        if entry.finished:
+            load_weights(model, entry.folder / "weights.safetensors")
             model.to(device)
         else:
-            folder = store.begin(
-                run.key, {"run": run.as_dict(), "data": data.describe(), "where": environment()}
-            )
+            entry.begin({"run": run.as_dict(), "data": data.describe(), "where": environment()})
             call_the_others()
             try:
-                _train(settings, model, data, folder, device, lambda moment: tell("train", moment))
+                _train(settings, model, data, entry.folder, device, lambda moment: tell("train", moment))
             except TrainError as e:
-                store.fail(run.key, str(e))
+                entry.fail(str(e))
                 raise
         for call, analysis in analyses.items():
             tell(call, None)
-            begun = time.perf_counter()
-            with kept_memory(torch.device(device).type):
-                rows = analysis(model, data)
-            saved[call] = {"rows": rows, "seconds": round(time.perf_counter() - begun, 3)}
-            files.write_json(folder / "results.json", {"format": FORMAT, "analyses": saved})
-        epochs = sum(row["seconds"] for row in files.read_lines(folder / "metrics.jsonl"))
-        store.finish(
-            run.key, epochs + sum(r["seconds"] for r in saved.values())
-        )  # of every session, resumed or not
+            entry.get_or_compute(call, partial(analysis, model, data))
+        # of every session, resumed or not
+        entry.finish(sum(row["seconds"] for row in files.read_lines(entry.folder / "metrics.jsonl")))
     return load(run, store)
 
 

@@ -1,32 +1,40 @@
-"""Where runs are kept: one folder a run, named by its key, complete or clearly not.
+"""Results on the disk: one folder each, named by a key, complete or clearly not.
 
     runs/3f2a.../            a finished run: run.json, metrics.jsonl, weights.safetensors, results.json
     runs/3f2a....partial/    one under way or stopped: the same, as far as it got, and checkpoint.safetensors
-    runs/.locks/             who is at work
+    runs/.locks/             one lock per key
 
-A folder gets its final name by one rename, at the end; a process that is killed leaves a partial one that the next
-goes on with.
+A folder gets its final name by one rename, at the end; a process that is killed leaves a partial folder, from which the
+next one resumes.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from opnorm._core import files
 from opnorm.errors import RunError
 
-__all__ = ["FORMAT", "Store"]
+__all__ = ["FORMAT", "Entry", "Saved", "Store"]
 
-FORMAT = 1
-"""The version of what is written in a run's folder."""
+FORMAT = 2
+"""The version of what is written in a folder; raised when older folders can no longer be read."""
+
+
+class Saved(NamedTuple):
+    """What an analysis found, the seconds that it took, and whether it was found in the folder."""
+
+    rows: list[dict[str, Any]]
+    seconds: float
+    found: bool
 
 
 class Store:
-    """A folder of runs.
+    """A folder of results.
 
     Args:
         root: made when first written to.
@@ -35,35 +43,22 @@ class Store:
     def __init__(self, root: str | Path = "runs") -> None:
         self.root = Path(root)
 
-    def folder(self, key: str) -> Path:
-        """Where a run is: under its key when finished, otherwise under its partial name."""
-        done = self.root / key
-        return done if done.exists() else self.root / f"{key}.partial"
-
-    def finished(self, key: str) -> bool:
-        """Whether a run has ended; RunError when its folder is of another version."""
-        if not (self.root / key).exists():
-            return False
-        self.read(self.root / key)
-        return True
-
-    def read(self, folder: Path) -> dict[str, Any]:
-        """The run.json of a folder, checked for its version."""
-        about = files.read_json(folder / "run.json")
-        version = about.get("format")
-        if version != FORMAT:
-            raise RunError(
-                f"{folder} was written in format {version!r}, and this opnorm reads format {FORMAT}; "
-                "use another --out folder, or move this one away"
-            )
-        return about
-
     @contextmanager
-    def lock(self, key: str) -> Iterator[None]:
-        """Keep other processes from the same run; released even when this process is killed.
+    def open(self, key: str) -> Iterator["Entry"]:
+        """Lock the folder of a key, find what it holds, and write what is missing.
+
+            with store.open(key) as entry:
+                if not entry.finished:
+                    entry.begin({"run": ...})                       # made, or found where a stopped process left it
+                for call in calls:
+                    rows = entry.get_or_compute(call, compute).rows  # found, or computed and written at once
+                entry.finish()
+
+        The lock keeps other processes out and is released even when this process is killed. Whatever interrupts the
+        block, all that was written is found by the next call.
 
         Raises:
-            RunError: another process has it, or nothing can be written here.
+            RunError: another process holds the lock, nothing can be written here, or the folder is of another format.
         """
         path = self.root / ".locks" / f"{key}.lock"
         try:
@@ -79,24 +74,34 @@ class Store:
                 f"cannot write in {self.root}: {e.strerror or e}; expected a folder that can be written"
             ) from e
         try:
-            files.sweep(self.folder(key))
-            yield
+            files.remove_partial_files(self.folder(key))
+            yield Entry(self, key)
         finally:
             lock.release()
 
-    def begin(self, key: str, about: dict[str, Any]) -> Path:
-        """The partial folder of a run, made anew or found; a found one must be of this version."""
-        folder = self.root / f"{key}.partial"
-        if (folder / "run.json").exists():
-            self.read(folder)
-            return folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise RunError(f"cannot make {folder}: {e.strerror or e}") from e
-        begun = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        files.write_json(folder / "run.json", {"format": FORMAT, "key": key, "begun": begun, **about})
-        return folder
+    def folder(self, key: str) -> Path:
+        """Where a run is: under its key when finished, otherwise under its partial name."""
+        done = self.root / key
+        return done if done.exists() else self.root / f"{key}.partial"
+
+    def finished(self, key: str) -> bool:
+        """Whether a run has ended; RunError when its folder is of another format."""
+        if not (self.root / key).exists():
+            return False
+        self.read(self.root / key)
+        return True
+
+    def read(self, folder: Path) -> dict[str, Any]:
+        """The run.json of a folder; RunError when it is of another format."""
+        about = files.read_json(folder / "run.json")
+        version = about.get("format")
+        if version != FORMAT:
+            age = "an older" if isinstance(version, int) and version < FORMAT else "another"
+            raise RunError(
+                f"{folder} was written in format {version!r} by {age} version of opnorm, and this one reads format "
+                f"{FORMAT}; use another --out folder, or delete this one and run the command again"
+            )
+        return about
 
     def results(self, key: str) -> dict[str, dict[str, Any]]:
         """For every analysis that was made: its rows and the seconds it took."""
@@ -108,23 +113,10 @@ class Store:
             raise RunError(f"{path} does not hold the rows of analyses; was it edited by hand?")
         return saved
 
-    def fail(self, key: str, why: str) -> None:
-        """Remember that a run cannot end well."""
-        files.write_json(self.folder(key) / "failure.json", {"failure": why})
-
     def failure(self, key: str) -> str:
-        """Why a run cannot end well; empty when nothing is known against it."""
+        """Why a run cannot end well; empty when no reason is known."""
         path = self.folder(key) / "failure.json"
         return str(files.read_json(path).get("failure") or "not known") if path.exists() else ""
-
-    def finish(self, key: str, seconds: float) -> None:
-        """Give the partial folder its final name, and note how long the run took in all."""
-        folder, done = self.folder(key), self.root / key
-        about = self.read(folder)
-        files.write_json(folder / "run.json", about | {"seconds": round(seconds, 3)})
-        if folder != done:
-            folder.rename(done)
-        (done / "checkpoint.safetensors").unlink(missing_ok=True)  # not before: until then it is what we have
 
     def seconds(self, key: str) -> float:
         """How long a finished run took."""
@@ -144,3 +136,58 @@ class Store:
             key = folder.name.removesuffix(".partial")
             found.append({**about, "key": key, "state": state, "folder": str(folder)})
         return sorted(found, key=lambda about: str(about.get("begun", "")))
+
+
+class Entry:
+    """The locked folder of one key, from :meth:`Store.open`.
+
+    Attributes:
+        finished: whether it was finished before.
+        failure: why it cannot end well, as :meth:`fail` has written it; empty when no reason is known.
+        results: by analysis, its rows and the seconds it took.
+    """
+
+    def __init__(self, store: Store, key: str) -> None:
+        self.store, self.key = store, key
+        self.finished, self.failure, self.results = (
+            store.finished(key),
+            store.failure(key),
+            store.results(key),
+        )
+
+    @property
+    def folder(self) -> Path:
+        """Where it is: partial until it is finished."""
+        return self.store.folder(self.key)
+
+    def begin(self, about: dict[str, Any]) -> None:
+        """Make the partial folder with ``about`` in its run.json; one of this format that exists is kept as it is."""
+        folder = self.store.root / f"{self.key}.partial"
+        if (folder / "run.json").exists():
+            self.store.read(folder)
+            return
+        begun = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        files.write_json(folder / "run.json", {"format": FORMAT, "key": self.key, "begun": begun, **about})
+
+    def get_or_compute(self, call: str, compute: Callable[[], list[dict[str, Any]]]) -> Saved:
+        """The rows of an analysis: found, or computed by ``compute()`` and written at once."""
+        found = call in self.results
+        if not found:
+            started = time.perf_counter()
+            rows = compute()
+            self.results[call] = {"rows": rows, "seconds": round(time.perf_counter() - started, 3)}
+            files.write_json(self.folder / "results.json", {"format": FORMAT, "analyses": self.results})
+        return Saved(self.results[call]["rows"], self.results[call]["seconds"], found)
+
+    def fail(self, reason: str) -> None:
+        """Write down why the run cannot end well."""
+        files.write_json(self.folder / "failure.json", {"failure": reason})
+
+    def finish(self, seconds: float = 0.0) -> None:
+        """Give the folder its final name; its time is ``seconds`` and that of all analyses."""
+        folder, done = self.folder, self.store.root / self.key
+        seconds += sum(r["seconds"] for r in self.results.values())
+        files.write_json(folder / "run.json", self.store.read(folder) | {"seconds": round(seconds, 3)})
+        if folder != done:
+            folder.rename(done)
+        (done / "checkpoint.safetensors").unlink(missing_ok=True)  # not before: until then it is what we have

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from opnorm._core import files
 from opnorm._core.layers import check_initialized
-from opnorm._core.memory import kept_memory
 from opnorm._core.modes import evaluating
 from opnorm.data import Dataset
 from opnorm.data.augmentations import Augmentation
@@ -130,7 +129,7 @@ def train(
     history = checkpoint.restore(parallel.from_first(checkpoint.read))
 
     cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(cuda), kept_memory(device.type), parallel.whole_batch_norm(model):
+    with torch.random.fork_rng(cuda), parallel.whole_batch_norm(model):
         for epoch in range(len(history), epochs):
             started, meter = time.perf_counter(), Meter(epoch, epochs, steps, watch, every=25 if cuda else 1)
             torch.manual_seed(_epoch_seed(seed, epoch))

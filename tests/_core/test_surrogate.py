@@ -1,6 +1,5 @@
-"""Attacks on the shadow are attacks on the model, and memory that stays mapped changes nothing."""
+"""Attacks on the surrogate are attacks on the model."""
 
-import ctypes
 import gc
 import math
 import warnings
@@ -11,7 +10,6 @@ import torch
 from torch import nn
 
 from opnorm import attacks, objectives
-from opnorm._core import memory
 from opnorm._core import surrogate as fast
 from opnorm._core.surrogate import Shadow, attack_model
 from opnorm.data import digits
@@ -278,40 +276,3 @@ def test_nets_trained_in_bf16_are_as_good_as_those_in_fp32():
         full, half = ([found[p, seed][i] for seed in range(3)] for p in ("fp32", "bf16"))
         spread = max(max(full) - min(full), max(half) - min(half), math.sqrt(0.25 / len(y)))
         assert abs(sum(full) - sum(half)) / 3 <= spread, found
-
-
-# ---------------------------------------------------------------- memory
-
-
-def test_kept_memory_gives_the_same_bits():
-    model, x = resnet(depth=8, in_shape=(1, 32, 32)), torch.rand(16, 1, 32, 32)
-    before = model(x)
-    with memory.kept_memory():
-        assert torch.equal(model(x), before)
-    assert torch.equal(model(x), before)
-
-
-def test_malloc_is_set_and_set_back(monkeypatch):
-    calls = []
-
-    class Libc:
-        def mallopt(self, what, value):
-            calls.append((what, value))
-
-        def malloc_trim(self, pad):
-            calls.append("trim")
-
-    monkeypatch.setattr(memory, "_glibc", Libc)
-    with memory.kept_memory():
-        assert calls == [(-4, 0), (-1, -1)]
-    assert calls[2:] == [(-4, 65536), (-3, 32 << 20), (-1, 64 << 20), "trim"]
-    with memory.kept_memory("cuda"):
-        assert len(calls) == 6
-
-
-@pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES", "LD_PRELOAD"])
-def test_what_the_user_chose_stays(name, monkeypatch):
-    monkeypatch.setenv(name, "x")
-    assert memory._glibc() is None
-    monkeypatch.delenv(name)
-    assert memory._glibc() is None or isinstance(memory._glibc(), ctypes.CDLL)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from opnorm.errors import OpnormError
+from opnorm.errors import OpnormError, RunError
 from opnorm.report import (
     Chart,
     Column,
@@ -299,7 +299,7 @@ def test_a_page_is_replaced_whole(report, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RunError, match="No space"):
         write_page(report, path)
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]

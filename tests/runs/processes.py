@@ -96,7 +96,7 @@ def hold_lock(root, key, ready):
 
     from opnorm.runs.store import Store
 
-    with Store(root).lock(key):
+    with Store(root).open(key):
         Path(ready).touch()
         time.sleep(600)
 

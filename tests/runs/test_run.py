@@ -146,7 +146,7 @@ def test_an_analysis_can_be_added(tiny, store, monkeypatch):
 
 def test_a_folder_that_cannot_be_written_can_be_read(tiny, store, monkeypatch):
     first = execute(tiny, store)
-    monkeypatch.setattr(store, "lock", lambda key: pytest.fail("locked"))
+    monkeypatch.setattr(store, "open", lambda key: pytest.fail("locked"))
     assert execute(tiny, store) == first
 
 
@@ -357,12 +357,12 @@ def number():
 )  # fmt: skip
 def test_networks_of_the_user_that_do_not_fit(tiny, store, call, why):
     with pytest.raises((ModelError, SpecError), match=why):
-        execute(replace(tiny, model=f"test_run.{call}()"), store)
+        execute(replace(tiny, model=f"{__name__}.{call}()"), store)
 
 
 def test_data_of_the_user_that_are_none(tiny, store):
     with pytest.raises(ModelError, match=r"expected an opnorm\.data\.Dataset"):
-        execute(replace(tiny, data="test_run.number()"), store)
+        execute(replace(tiny, data=f"{__name__}.number()"), store)
 
 
 def test_what_is_written_is_plain(tiny, store):

@@ -114,7 +114,7 @@ def test_jobs_that_make_no_sense(tiny, store, jobs):
 
 
 def test_a_run_in_use_elsewhere_is_said(tiny, store):
-    with store.lock(tiny.key), pytest.raises(RunError, match="another process"):
+    with store.open(tiny.key), pytest.raises(RunError, match="another process"):
         carry_out(few([tiny]), store, jobs=1)
 
 

@@ -66,7 +66,7 @@ def test_what_was_there_stays_when_writing_fails(tmp_path, monkeypatch, call):
 
 
 def test_another_error_while_writing_leaves_nothing(tmp_path):
-    with suppress(ZeroDivisionError), files.replacing(tmp_path / "a") as part:
+    with suppress(ZeroDivisionError), files.atomic_write(tmp_path / "a") as part:
         part.write_text("half")
         _ = 1 / 0
     assert list(tmp_path.iterdir()) == []
@@ -80,8 +80,14 @@ def test_what_is_no_json_object_is_refused(tmp_path, text):
 
 
 def begun(store: Store, key: str = "abc", **about) -> Path:
-    with store.lock(key):
-        return store.begin(key, about)
+    with store.open(key) as entry:
+        entry.begin(about)
+        return entry.folder
+
+
+def finish(store: Store, key: str, seconds: float) -> None:
+    with store.open(key) as entry:
+        entry.finish(seconds)
 
 
 def test_a_folder_gets_its_name_at_the_end(store):
@@ -89,12 +95,12 @@ def test_a_folder_gets_its_name_at_the_end(store):
     assert folder.name == "abc.partial"
     assert not store.finished("abc")
     (folder / "checkpoint.safetensors").touch()
-    store.finish("abc", 2.0)
+    finish(store, "abc", 2.0)
     assert store.finished("abc")
     assert not folder.exists()
     assert sorted(p.name for p in (store.root / "abc").iterdir()) == ["run.json"]
     assert store.seconds("abc") == 2.0
-    store.finish("abc", 1.5)
+    finish(store, "abc", 1.5)
     assert store.seconds("abc") == 1.5
     about = store.read(store.root / "abc")
     assert about["format"] == FORMAT
@@ -108,11 +114,11 @@ def test_a_found_partial_folder_is_gone_on_with(store):
     assert files.read_json(folder / "run.json") == first
 
 
-def test_what_a_killed_writer_left_is_swept(store):
+def test_what_a_killed_writer_left_is_removed(store):
     folder = begun(store)
     rest = folder / ".checkpoint.safetensors.4242.part"
     rest.touch()
-    with store.lock("abc"):
+    with store.open("abc"):
         assert not rest.exists()
     assert (folder / "run.json").exists()
 
@@ -146,11 +152,32 @@ def test_damaged_results_are_refused(store, text):
         store.results("abc")
 
 
+def test_results_are_written_at_once_and_found_again(store):
+    begun(store)
+
+    def fails():
+        raise ZeroDivisionError
+
+    with suppress(ZeroDivisionError), store.open("abc") as entry:
+        assert entry.get_or_compute("a()", lambda: [{"x": 1}]).found is False
+        entry.get_or_compute("b()", fails)
+    with store.open("abc") as entry:
+        rows, seconds, found = entry.get_or_compute("a()", fails)
+        assert (rows, found) == ([{"x": 1}], True)
+        entry.get_or_compute("b()", lambda: [])
+        entry.finish(10.0)
+    assert store.results("abc").keys() == {"a()", "b()"}
+    assert store.seconds("abc") == pytest.approx(10 + seconds, abs=0.1)
+
+
 def test_failures_are_remembered(store):
     folder = begun(store)
     assert store.failure("abc") == ""
-    store.fail("abc", "it diverged")
-    assert store.failure("abc") == "it diverged"
+    with store.open("abc") as entry:
+        assert entry.failure == ""
+        entry.fail("it diverged")
+    with store.open("abc") as entry:
+        assert entry.failure == store.failure("abc") == "it diverged"
     assert store.ls()[0]["state"] == "failed"
     (folder / "failure.json").write_text("{}")
     assert store.failure("abc"), "a failure whose reason is lost is one all the same"
@@ -160,7 +187,7 @@ def test_ls_lists_everything_readable_and_what_is_wrong(store):
     assert Store(store.root / "nowhere").ls() == []
     begun(store, "a1")
     begun(store, "b2")
-    store.finish("b2", 1.0)
+    finish(store, "b2", 1.0)
     (begun(store, "c3") / "run.json").write_text("{")
     (store.root / "tour-123").mkdir()
     rows = {row["key"]: row for row in store.ls()}
@@ -175,24 +202,24 @@ def test_the_lock_keeps_others_out_until_its_holder_is_killed(store, tmp_path, u
     ready = tmp_path / "ready"
     holder = processes.start(processes.hold_lock, store.root, "abc", ready)
     until(ready.exists)
-    with pytest.raises(RunError, match="another process is at run abc"), store.lock("abc"):
+    with pytest.raises(RunError, match="another process is at run abc"), store.open("abc"):
         pass
-    with store.lock("other"):
+    with store.open("other"):
         pass
     holder.kill()
     holder.join()
-    with store.lock("abc"):
+    with store.open("abc"):
         pass
 
 
 def test_a_place_that_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"cannot write in .*file"), Store(tmp_path / "file").lock("abc"):
+    with pytest.raises(RunError, match=r"cannot write in .*file"), Store(tmp_path / "file").open("abc"):
         pass
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written(tmp_path):
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    with pytest.raises(RunError, match="cannot write in"), Store(tmp_path).lock("abc"):
+    with pytest.raises(RunError, match="cannot write in"), Store(tmp_path).open("abc"):
         pass
