@@ -82,8 +82,6 @@ TOO_LONG = {
     "runs/network_report.py",
     "runs/network_report.py:look",
     "runs/run.py",
-    "theory/liang.py:memorizer",
-    "theory/wen.py:generalization_bound",
     "training/loop.py",
     "training/loop.py:train",
 }

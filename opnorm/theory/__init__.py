@@ -1,14 +1,15 @@
-"""Theorems that can be run: the papers' constructions as networks, and their bounds with every term."""
+"""The papers' theorems: their constructions as networks, and their bounds with every term."""
 
 from opnorm.theory.liang import ACTIVATIONS, large_norms_zero_lipschitz, memorizer
-from opnorm.theory.liu import GradientBound, Step, input_gradient_bound
-from opnorm.theory.wen import GeneralizationBound, generalization_bound
+from opnorm.theory.liu import BoundFactor, GradientBound, input_gradient_bound
+from opnorm.theory.wen import Covering, GeneralizationBound, generalization_bound
 
 __all__ = [
     "ACTIVATIONS",
+    "BoundFactor",
+    "Covering",
     "GeneralizationBound",
     "GradientBound",
-    "Step",
     "generalization_bound",
     "input_gradient_bound",
     "large_norms_zero_lipschitz",

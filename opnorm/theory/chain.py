@@ -1,4 +1,4 @@
-"""Networks as the theorems see them: a sequence of layers and residual blocks, one after the other."""
+"""The networks of the theorems: a chain of layers and residual blocks."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,12 +10,12 @@ from opnorm._core.modes import evaluating
 from opnorm.errors import ModelError
 from opnorm.models.stages import PreActivated, Residual
 
-__all__ = ["BLOCKS", "Place", "is_weighted", "places"]
+__all__ = ["BLOCKS", "ChainLayer", "chain_layers", "is_weighted"]
 
 BLOCKS = (Residual, PreActivated)
 
 
-class Place(NamedTuple):
+class ChainLayer(NamedTuple):
     """A layer or a block with its name and a batch that it takes."""
 
     name: str
@@ -28,28 +28,28 @@ class Place(NamedTuple):
         return tuple(self.example.shape[1:])
 
 
-def places(model: nn.Module, example: Tensor, name: str = "") -> list[Place]:
+def chain_layers(model: nn.Module, example: Tensor, name: str = "") -> list[ChainLayer]:
     """The layers and residual blocks of nested ``nn.Sequential``, in order, each with its input.
 
     Raises:
         ModelError: another kind of network.
     """
     with evaluating(model):
-        return list(_places(model, example, name))
+        return list(_layers(model, example, name))
 
 
-def _places(module: nn.Module, x: Tensor, name: str) -> Iterator[Place]:
+def _layers(module: nn.Module, x: Tensor, name: str) -> Iterator[ChainLayer]:
     if isinstance(module, nn.Sequential) and not overrides(module, nn.Sequential):
         for key, child in module.named_children():
-            yield from _places(child, x, f"{name}.{key}".removeprefix("."))
+            yield from _layers(child, x, f"{name}.{key}".removeprefix("."))
             x = child(x)
         return
     if list(module.children()) and not isinstance(module, BLOCKS):
         raise ModelError(
             f"{name or 'the model'} is a {type(module).__name__}; expected nn.Sequential of layers and of opnorm's residual "
-            "blocks, which are the networks that the theorem speaks of"
+            "blocks, the networks of the theorem"
         )
-    yield Place(name, module, x)
+    yield ChainLayer(name, module, x)
 
 
 def is_weighted(module: nn.Module) -> bool:

@@ -1,4 +1,21 @@
-"""Networks that show what norms do not say (Liang & Huang 2021): large without effect, and robust without small ones."""
+"""Networks that separate norms from robustness (Liang & Huang 2021): large norms without effect, and a robust memorizer.
+
+**The memorizer.** Two points x_i, x_k of different classes are separated by the 1-Lipschitz function
+
+    h_ik(x) = w · (x - (x_i + x_k)/2),   ‖w‖_{p*} = 1,  w · (x_i - x_k) = ‖x_i - x_k‖_p,
+
+which on the ball of radius ε around x_i is at least m = separation/2 - ε > 0, and at most -m on that around x_k. V is a soft
+step of one or two activations: within τ of 0 left of -1, not below 1 - τ right of 1, nowhere below -τ. The first hidden
+layer computes V(-h_ik/m) for all ordered pairs, the second one u_i = V(1 - 2 Σ_k V(-h_ik/m)): at least 1 - τ on the ball
+of x_i, within τ of 0 on all balls of other classes. A class's logit is the sum of its u_i. τ is so small that the right
+logit is at least 7/8 and the others are at most 1/8 on every ball, everywhere in R^n. (Rounding in the first layer is
+subtracted from the margin.) For a Lipschitz constant of at least ξ, the first class's logit has the further summand A V(2
+V(x_1 - T) - 1), T beyond all balls: negligible on the data, a slope of ξ elsewhere.
+
+The paper proves existence, for a real-valued output and every continuous, non-affine activation with a point of non-zero
+continuous derivative; this is a construction for logits, and for the activations in :data:`ACTIVATIONS` (not for polynomials
+or sin, which make no steps).
+"""
 
 import itertools
 import math
@@ -8,24 +25,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.settings import check_choice, check_count, check_number
 from opnorm.errors import SpecError
+from opnorm.norms.display import label
 
 __all__ = ["ACTIVATIONS", "large_norms_zero_lipschitz", "memorizer"]
 
-ROUNDING = (
-    16  # units in the last place, of the largest value of a first layer's unit, that are taken for rounding
-)
-LARGEST = 2**27  # weights: 1 GiB in float64
-SLACK = 0.9  # of the margin; what is left absorbs that rounding
+ROUNDING = 16  # allowed for rounding: units in the last place of the largest value in the first layer
+MAX_WEIGHTS = 2**27  # 1 GiB in float64
+USED_MARGIN = 0.9  # the rest of the margin absorbs the rounding
 
 
 def large_norms_zero_lipschitz(
     norm: float, in_shape: Sequence[int] = (1, 28, 28), classes: int = 10, width: int = 16, depth: int = 3
 ) -> nn.Sequential:
-    """A ReLU network whose every layer has a norm above ``norm`` and whose Lipschitz constant is 0.
+    """A ReLU network of Lipschitz constant 0 in which every layer has a norm above ``norm``.
 
     All weights are ±c with c just above ``norm``, so ‖W‖_{p→q} ≥ |W_ij| > norm for every p and q. The second layer's weights
-    are all -c: what it gets is not negative, so its ReLU never opens, and the output is constant on all of R^n.
+    are all -c and its inputs are not negative, so its ReLU never opens, and the output is constant on all of R^n.
 
     Args:
         norm: above 0 and at most 1e18, so that no sum leaves float32.
@@ -47,13 +64,9 @@ def large_norms_zero_lipschitz(
         >>> net(torch.rand(2, 4)).abs().max().item()
         0.0
     """
-    if isinstance(norm, bool) or not isinstance(norm, int | float) or not 0 < norm <= 1e18:
-        raise SpecError(
-            f"norm={norm!r}: expected a number above 0 and at most 1e18, so that no sum overflows"
-        )
+    check_number("norm", norm, "above 0 and at most 1e18, so that no sum overflows", above=0, most=1e18)
     for name, value, least in (("classes", classes, 1), ("width", width, 1), ("depth", depth, 3)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise SpecError(f"{name}={value!r}: expected a whole number of at least {least}")
+        check_count(name, value, least)
     sizes = [math.prod(in_shape), *[width] * (depth - 1), classes]
     generator = torch.Generator().manual_seed(0)
     layers: list[nn.Module] = [nn.Flatten()]
@@ -64,16 +77,16 @@ def large_norms_zero_lipschitz(
     return nn.Sequential(*layers[:-1])
 
 
-# ---------------------------------------------------------------- gates
+# ---------------------------------------------------------------- soft steps
 
 
-class Gate(NamedTuple):
-    """V(t) = constant + Σ_k c_k ρ(a_k t + b_k), a soft step: |V(t)| ≤ τ for t ≤ -1, V(t) ≥ 1 - τ for t ≥ 1, V ≥ -τ.
+class SoftStep(NamedTuple):
+    """V(t) = constant + Σ_k c_k ρ(a_k t + b_k): |V(t)| ≤ τ for t ≤ -1, V(t) ≥ 1 - τ for t ≥ 1, V ≥ -τ.
 
     Attributes:
         activation: ρ.
         terms: (a_k, b_k, c_k).
-        constant: what is added.
+        constant: the summand.
     """
 
     activation: nn.Module
@@ -87,8 +100,8 @@ class Gate(NamedTuple):
             torch.cat([a * bias + b for a, b, _ in self.terms]),
         )
 
-    def behind(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """W V + b in terms of what comes out of the activation."""
+    def after(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """W V + b as weight and bias on the outputs of the activation."""
         return torch.cat([c * weight for _, _, c in self.terms], 1), bias + self.constant * weight.sum(1)
 
 
@@ -100,38 +113,38 @@ LIKE_RELU: dict[str, tuple[type[nn.Module], float]] = {
     "elu": (nn.ELU, 1.0),
     "hardswish": (nn.Hardswish, 0.375),
 }
-"""Activations with sup |ρ(t) - ReLU(t)|, rounded up: ρ(β t)/β comes as close to ReLU as one likes."""
+"""Activations with sup |ρ(t) - ReLU(t)|, rounded up: ρ(β t)/β approximates ReLU to any precision."""
 
 ACTIVATIONS = (
     "relu", "relu6", "leaky_relu", *LIKE_RELU, "sigmoid", "tanh", "hardtanh", "hardsigmoid", "softsign",
 )  # fmt: skip
-"""What :func:`memorizer` can build with."""
+"""The activations that :func:`memorizer` has a soft step of."""
 
 
-def _gate(activation: str, tau: float) -> Gate:
-    """A gate with an error of at most τ."""
+def soft_step(activation: str, tau: float) -> SoftStep:
+    """A soft step with an error of at most τ."""
     if activation in LIKE_RELU:
         kind, distance = LIKE_RELU[activation]
         sharpness = max(distance / tau, 1.0)
-        return Gate(kind(), ((sharpness / 2, sharpness / 2, 1 / sharpness),))
+        return SoftStep(kind(), ((sharpness / 2, sharpness / 2, 1 / sharpness),))
     match activation:
         case "relu":
-            return Gate(nn.ReLU(), ((0.5, 0.5, 1.0),))
+            return SoftStep(nn.ReLU(), ((0.5, 0.5, 1.0),))
         case "relu6":
-            return Gate(nn.ReLU6(), ((0.5, 0.5, 1.0),))
+            return SoftStep(nn.ReLU6(), ((0.5, 0.5, 1.0),))
         case "leaky_relu":  # leaky(t) + s leaky(-t) = (1 - s²) ReLU(t)
             s = 0.01
-            return Gate(nn.LeakyReLU(s), ((0.5, 0.5, 1 / (1 - s * s)), (-0.5, -0.5, s / (1 - s * s))))
+            return SoftStep(nn.LeakyReLU(s), ((0.5, 0.5, 1 / (1 - s * s)), (-0.5, -0.5, s / (1 - s * s))))
         case "sigmoid":
-            return Gate(nn.Sigmoid(), ((math.log(1 / tau), 0.0, 1.0),))
+            return SoftStep(nn.Sigmoid(), ((math.log(1 / tau), 0.0, 1.0),))
         case "tanh":
-            return Gate(nn.Tanh(), ((math.log(1 / tau) / 2, 0.0, 0.5),), 0.5)
+            return SoftStep(nn.Tanh(), ((math.log(1 / tau) / 2, 0.0, 0.5),), 0.5)
         case "hardtanh":
-            return Gate(nn.Hardtanh(), ((1.0, 0.0, 0.5),), 0.5)
+            return SoftStep(nn.Hardtanh(), ((1.0, 0.0, 0.5),), 0.5)
         case "hardsigmoid":
-            return Gate(nn.Hardsigmoid(), ((3.0, 0.0, 1.0),))
+            return SoftStep(nn.Hardsigmoid(), ((3.0, 0.0, 1.0),))
         case "softsign":
-            return Gate(nn.Softsign(), ((1 / (2 * tau), 0.0, 0.5),), 0.5)
+            return SoftStep(nn.Softsign(), ((1 / (2 * tau), 0.0, 0.5),), 0.5)
     raise SpecError(f"activation={activation!r}: expected one of {', '.join(ACTIVATIONS)}")
 
 
@@ -154,26 +167,11 @@ def memorizer(
     activation: str = "relu",
     lipschitz: float = 0.0,
 ) -> nn.Sequential:
-    r"""A network of robust accuracy 1 on finite data whose classes are more than 2ε apart: built, not trained.
+    """A network of robust accuracy 1 on finite data whose classes are more than 2ε apart: built, not trained.
 
-    Two points x_i, x_k of different classes are parted by the 1-Lipschitz function
-
-        h_ik(x) = w · (x - (x_i + x_k)/2),   ‖w‖_{p*} = 1,  w · (x_i - x_k) = ‖x_i - x_k‖_p,
-
-    which on the ball of radius ε around x_i is at least m = separation/2 - ε > 0, and at most -m on that around x_k. V is
-    a soft step of one or two activations: within τ of 0 left of -1, not below 1 - τ right of 1, nowhere below -τ. The first
-    hidden layer computes V(-h_ik/m) for all ordered pairs, the second one u_i = V(1 - 2 Σ_k V(-h_ik/m)): at least 1 - τ on
-    the ball of x_i, within τ of 0 on all balls of other classes. A class's logit is the sum of its u_i. τ is so small that
-    the right logit is at least 7/8 and the others are at most 1/8 on every ball, everywhere in R^n. (Rounding in the first
-    layer is taken off the margin.)
-
-    With ``lipschitz`` ξ, the first class's logit gets A V(2 V(x_1 - T) - 1) as well, T beyond all balls: next to nothing on
-    the data, a slope of ξ elsewhere.
-
-    The paper proves existence, for a real-valued output and every continuous, non-affine activation with a point of non-zero
-    continuous derivative; this is a construction for logits, and for the activations in :data:`ACTIVATIONS` (not for
-    polynomials or sin, which make no steps). Its gradient vanishes on most of the data: an attack that climbs it finds
-    nothing, and is no evidence; the inequalities above are. There are as many units as ordered pairs of different classes.
+    The construction is at the head of :mod:`opnorm.theory.liang`. Its gradient vanishes on most of the data, so an attack by
+    gradients that fails is no evidence; the inequalities of the construction are. There are as many units as ordered
+    pairs of points of different classes.
 
     Args:
         points: (N, *in), finite; their type is the network's.
@@ -188,9 +186,9 @@ def memorizer(
 
     Raises:
         SpecError: another activation or norm; points that are not finite, or too many; classes that are not more than 2ε
-            apart (with the pair), or so little more that the points' type cannot tell.
+            apart (with the pair), or by less than the rounding of the points' type.
 
-    Source: Liang & Huang 2021, Theorem 2 and Proposition 2; hyperplanes between balls by duality, which goes past the paper.
+    Source: Liang & Huang 2021, Theorem 2 and Proposition 2; hyperplanes between balls by duality go beyond the paper.
 
     Example:
         >>> x, y = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1, 1])
@@ -200,21 +198,8 @@ def memorizer(
     _check(points, labels, eps, norm, lipschitz)
     x, y = points.detach().flatten(1).double(), labels
     first, second = (y[:, None] != y[None]).nonzero(as_tuple=True)
-    if len(first) * (len(x) + x.shape[1]) > LARGEST:
-        raise SpecError(
-            f"{len(x)} points make {len(first)} pairs and {len(first) * (len(x) + x.shape[1]):,} weights; "
-            f"expected at most {LARGEST:,}: take fewer points"
-        )
-    weight, bias, margin = _bisectors(x, first, second, eps, norm)
-    largest = float((weight.abs() @ (x.abs().amax(0) + eps) + bias.abs()).max())
-    if margin * (1 - SLACK) < ROUNDING * torch.finfo(points.dtype).eps * largest:
-        raise SpecError(
-            f"the classes are only {2 * margin:.3g} further apart than 2 eps, which {points.dtype} cannot tell: "
-            "a smaller eps, or points in float64"
-        )
-    others = int(torch.bincount(first).max())
-    weight, bias = -weight / (SLACK * margin), -bias / (SLACK * margin)
-    count = nn.functional.one_hot(first, len(x)).T.to(x)  # (N, pairs): which h belong to a point
+    weight, bias = _separating_hyperplanes(points, first, second, eps, norm)
+    count = nn.functional.one_hot(first, len(x)).T.to(x)  # (N, pairs): the h of each point
     sums = nn.functional.one_hot(y).T.to(x)  # (classes, N)
     offset, height = x.new_ones(len(x)), 0.0
     if lipschitz:  # one more unit in either layer: it opens as x_1 crosses T
@@ -223,15 +208,37 @@ def memorizer(
         weight, bias = torch.cat([weight, torch.eye(1, x.shape[1]).to(x)]), torch.cat([bias, -beyond])
         count, offset = torch.block_diag(count, -x.new_ones(1, 1)), torch.cat([offset, -x.new_ones(1)])
         sums = torch.cat([sums, height * torch.eye(len(sums), 1).to(x)], 1)
+    others = int(torch.bincount(first).max())
     tau = 1 / (16 * max(others + 1, len(x), height))
-    sharper = 1 / (1 - 2 * (others + 1) * tau)  # the second gates' input is off by what the first ones miss
+    sharper = 1 / (
+        1 - 2 * (others + 1) * tau
+    )  # makes up for the errors of the first steps in the second ones' inputs
+    step = soft_step(activation, tau)
+    hidden = step.before(weight, bias), step.before(*step.after(-2 * sharper * count, sharper * offset))
+    last = _linear(*step.after(sums, sums.new_zeros(len(sums))))
+    return nn.Sequential(nn.Flatten(), hidden[0], step.activation, hidden[1], step.activation, last).to(
+        points
+    )
 
-    gate = _gate(activation, tau)
-    one = gate.before(weight, bias)
-    two = gate.before(*gate.behind(-2 * sharper * count, sharper * offset))
-    last = _linear(*gate.behind(sums, sums.new_zeros(len(sums))))
-    net = nn.Sequential(nn.Flatten(), one, gate.activation, two, gate.activation, last)
-    return net.to(points)
+
+def _separating_hyperplanes(
+    points: Tensor, first: Tensor, second: Tensor, eps: float, norm: float
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of -h_ik / m for every pair, with the used part of the margin for m."""
+    x = points.detach().flatten(1).double()
+    size = len(first) * (len(x) + x.shape[1])
+    if size > MAX_WEIGHTS:
+        raise SpecError(
+            f"{len(x)} points make {len(first)} pairs and {size:,} weights; expected at most {MAX_WEIGHTS:,}: take fewer"
+        )
+    weight, bias, margin = _bisectors(x, first, second, eps, norm)
+    largest = float((weight.abs() @ (x.abs().amax(0) + eps) + bias.abs()).max())
+    if margin * (1 - USED_MARGIN) < ROUNDING * torch.finfo(points.dtype).eps * largest:
+        raise SpecError(
+            f"the distance of the classes exceeds 2 eps by {2 * margin:.3g} only, less than the rounding of {points.dtype}: "
+            "take a smaller eps, or points in float64"
+        )
+    return -weight / (USED_MARGIN * margin), -bias / (USED_MARGIN * margin)
 
 
 def _bisectors(
@@ -244,7 +251,7 @@ def _bisectors(
     i, k, apart = int(first[nearest]), int(second[nearest]), float(length[nearest])
     if not apart > 2 * eps:
         raise SpecError(
-            f"points {i} and {k} are of different classes and {apart:.6g} apart in ℓ{_name(norm)}; "
+            f"points {i} and {k} are of different classes and {apart:.6g} apart in {label(norm)}; "
             f"expected more than 2 eps = {2 * eps:.6g}, or no network is right on both balls"
         )
     if norm == 1:
@@ -258,16 +265,10 @@ def _bisectors(
     return weight, -(weight * middle).sum(1), apart / 2 - eps
 
 
-def _name(norm: float) -> str:
-    return "∞" if norm == math.inf else f"{norm:g}"
-
-
 def _check(points: Tensor, labels: Tensor, eps: float, norm: float, lipschitz: float) -> None:
-    if isinstance(norm, bool) or norm not in (1, 2, math.inf):
-        raise SpecError(f"norm={norm!r}: expected 1, 2 or inf")
-    for name, value in (("eps", eps), ("lipschitz", lipschitz)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise SpecError(f"{name}={value!r}: expected a finite number from 0 on")
+    check_choice("norm", norm, (1, 2, math.inf))
+    check_number("eps", eps, "a radius of at least 0", least=0)
+    check_number("lipschitz", lipschitz, "a finite constant of at least 0", least=0)
     if not points.is_floating_point() or points.ndim < 2 or not bool(points.isfinite().all()):
         raise SpecError(
             f"points are {points.dtype} of shape {tuple(points.shape)}; expected finite floating-point numbers (N, *in); "
@@ -278,4 +279,4 @@ def _check(points: Tensor, labels: Tensor, eps: float, norm: float, lipschitz: f
             f"labels are {labels.dtype} of shape {tuple(labels.shape)}; expected int64, one for each of {len(points)} points"
         )
     if len(labels) == 0 or int(labels.min()) < 0 or int(labels.min()) == int(labels.max()):
-        raise SpecError("labels: expected numbers from 0 on, and at least two different ones")
+        raise SpecError("labels: expected whole numbers from 0 on, and at least two different ones")

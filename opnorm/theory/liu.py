@@ -1,4 +1,4 @@
-"""Bounds on the input gradient from the norms of the weights, beside the gradient itself (Liu et al. 2020)."""
+"""Bounds on the input gradient by the norms of the weights, and the gradient itself (Liu et al. 2020)."""
 
 import copy
 import math
@@ -14,13 +14,13 @@ from opnorm.errors import ModelError
 from opnorm.models.modules import ConvexSum
 from opnorm.models.stages import PreActivated
 from opnorm.norms.network.lipschitz import lipschitz_bound
-from opnorm.theory.chain import BLOCKS, Place, is_weighted, places
+from opnorm.theory.chain import BLOCKS, ChainLayer, chain_layers, is_weighted
 
-__all__ = ["GradientBound", "Step", "input_gradient_bound"]
+__all__ = ["BoundFactor", "GradientBound", "input_gradient_bound"]
 
 
-class Step(NamedTuple):
-    """What one layer or block contributes to the bound.
+class BoundFactor(NamedTuple):
+    """The factor of one layer or block in the bound.
 
     Attributes:
         name: in the model.
@@ -37,10 +37,10 @@ class Step(NamedTuple):
 
 
 class GradientBound(NamedTuple):
-    """Bounds and what they bound, K logits and B points.
+    """Bounds and measured values, for K logits and B points.
 
     Attributes:
-        steps: all but the last layer, in order.
+        factors: of all but the last layer, in order.
         rows: (K,) float64: ‖w_{L+1,j}‖_2.
         logits: (K,) float64: the bound on ‖∂ŷ_j/∂x‖_2, the same for every x.
         measured_logits: (B, K): ‖∂ŷ_j/∂x‖_2.
@@ -48,7 +48,7 @@ class GradientBound(NamedTuple):
         measured_loss: (B,): ‖∇_x ℓ_ce‖_2.
     """
 
-    steps: tuple[Step, ...]
+    factors: tuple[BoundFactor, ...]
     rows: Tensor
     logits: Tensor
     measured_logits: Tensor
@@ -57,22 +57,21 @@ class GradientBound(NamedTuple):
 
     @property
     def constant(self) -> float:
-        """C: the product over what is neither a weight nor a block; 1 for a plain ReLU network."""
-        return math.prod(s.factor for s in self.steps if s.kind == "other")
+        """C: the product over layers that are neither a weight nor a block; 1 for a plain ReLU network."""
+        return math.prod(f.factor for f in self.factors if f.kind == "other")
 
 
 def input_gradient_bound(model: nn.Module, x: Tensor, y: Tensor) -> GradientBound:
-    """‖∂ŷ_j/∂x‖_2 and ‖∇_x ℓ_ce‖_2 at every point, beside the bounds that the weights give.
+    """‖∂ŷ_j/∂x‖_2 and ‖∇_x ℓ_ce‖_2 at every point, and bounds on them by the weights.
 
     Chain (Eq. 15):           ‖∂ŷ_j/∂x‖_2 ≤ C ∏_{l≤L} ‖W_l‖_2 · ‖w_{L+1,j}‖_2
     Residual blocks (Eq. 24): ‖∂ŷ_j/∂x‖_2 ≤ C ‖W_1‖_2 · ∏_l (α_l + β_l) · σ(Θ) · ‖w_{L+1,j}‖_2
 
-    The norms are Frobenius norms, those of convolutions of the whole matrix, not of the kernel: with the kernel's the
-    inequality would be false. C is the product of the Lipschitz constants of activations, pooling and normalization: 1 for a
-    ReLU network. (The paper bounds ‖J_l‖_2 of a ReLU by the layer's width, which is needlessly large.) σ bounds every one of
-    the 2^L products that the blocks expand to: ∏_l max(‖shortcut_l‖, ‖branch_l‖), which is at least 1 where shortcuts are
-    identities; ∏ (α_l + β_l) is 1 with convex aggregation and 2^L without. Eq. 24 leaves out the first block's branch;
-    here it counts.
+    The norms are Frobenius norms, those of convolutions of the whole matrix, not of the kernel, with which the inequality
+    would be false. C is the product of the Lipschitz constants of activations, pooling and normalization: 1 for a ReLU
+    network. (The paper bounds ‖J_l‖_2 of a ReLU by the layer's width, which is needlessly large.) σ bounds each of the 2^L
+    products in the expansion of the blocks: ∏_l max(‖shortcut_l‖, ‖branch_l‖), at least 1 with identity shortcuts;
+    ∏ (α_l + β_l) is 1 with convex aggregation and 2^L without. Eq. 24 omits the first block's branch; here it counts.
 
     Args:
         model: nested ``nn.Sequential`` of layers and of opnorm's residual blocks (a perceptron, VGG, ResNet, WRN), that ends
@@ -84,54 +83,46 @@ def input_gradient_bound(model: nn.Module, x: Tensor, y: Tensor) -> GradientBoun
         Bounds, measured values, and every factor.
 
     Raises:
-        ModelError: another kind of network, or a step without a finite Lipschitz constant (which).
+        ModelError: another kind of network, or a layer without a finite Lipschitz constant (which).
         AttackError: labels that are no classes of the model.
 
     Source: Liu et al. 2020, Eqs. 14, 15 and 21 to 24.
     """
-    found = places(model, x[:1])
-    head = found.pop().module if found else model
-    if not isinstance(head, nn.Linear):
-        raise ModelError(f"the network ends with a {type(head).__name__}; expected a linear layer")
-    steps = tuple(_block(p) if isinstance(p.module, BLOCKS) else _layer(p) for p in found)
-    rows = head.weight.detach().double().norm(dim=1)
-    bound = rows * math.prod(s.factor * s.sum for s in steps)
+    *body, head = chain_layers(model, x[:1]) or [ChainLayer("", model, x)]
+    if not isinstance(head.module, nn.Linear):
+        raise ModelError(f"the network ends with a {type(head.module).__name__}; expected a linear layer")
+    factors = tuple(_block(p) if isinstance(p.module, BLOCKS) else _layer(p) for p in body)
+    rows = head.module.weight.detach().double().norm(dim=1)
+    bound = rows * math.prod(f.factor * f.sum for f in factors)
     with undisturbed(model), torch.enable_grad():
         z = x.detach().requires_grad_()
         logits = model(z)
         check_logits(logits, y)
-        of_logits = [
-            torch.autograd.grad(logits[:, j].sum(), z, retain_graph=True)[0] for j in range(len(rows))
-        ]
-        (of_loss,) = torch.autograd.grad(nn.functional.cross_entropy(logits, y, reduction="sum"), z)
+        sums = [*logits.sum(0), nn.functional.cross_entropy(logits, y, reduction="sum")]
+        gradients = [torch.autograd.grad(value, z, retain_graph=True)[0] for value in sums]
+    *measured, measured_loss = (gradient.flatten(1).norm(dim=1) for gradient in gradients)
     weights = (logits.detach().double().softmax(1) - nn.functional.one_hot(y, len(rows))).abs()
-    return GradientBound(
-        steps, rows, bound, torch.stack([_lengths(g) for g in of_logits], 1), weights @ bound, _lengths(of_loss)
-    )  # fmt: skip
+    return GradientBound(factors, rows, bound, torch.stack(measured, 1), weights @ bound, measured_loss)
 
 
-def _lengths(gradients: Tensor) -> Tensor:
-    return gradients.flatten(1).norm(dim=1)
-
-
-def _layer(place: Place) -> Step:
+def _layer(place: ChainLayer) -> BoundFactor:
     if is_weighted(place.module):
-        return Step(place.name, _frobenius(place), 1.0, "weight")
+        return BoundFactor(place.name, _frobenius(place), 1.0, "weight")
     bound = lipschitz_bound(nn.Sequential(place.module), place.example)
     if bound.value is None:
         raise ModelError(
             f"{place.name}: no Lipschitz constant, and so no bound on the gradient: {bound.reason}"
         )
-    return Step(place.name, bound.value, 1.0, "other")
+    return BoundFactor(place.name, bound.value, 1.0, "other")
 
 
-def _frobenius(place: Place) -> float:
-    """‖W‖_F of the whole matrix; with zero padding the squared kernel, applied to ones, sums the taps that are read."""
+def _frobenius(place: ChainLayer) -> float:
+    """‖W‖_F of the whole matrix; with zero padding the squared kernel, applied to ones, sums its squared entries."""
     layer = place.module
     if getattr(layer, "padding_mode", "zeros") != "zeros":  # two taps may fall on one pixel
         return float(linear_map(layer, place.in_shape).to_dense().norm())
     squared = copy.deepcopy(layer).double()
-    assert isinstance(squared.weight, Tensor), "linear and convolutional layers have one"
+    assert isinstance(squared.weight, Tensor), "linear and convolutional layers have a weight"
     squared.weight.data.square_()
     taps = linear_map(squared, place.in_shape)
     return math.sqrt(
@@ -139,10 +130,10 @@ def _frobenius(place: Place) -> float:
     )
 
 
-def _block(place: Place) -> Step:
-    """(α + β) and max(‖shortcut‖, ‖branch‖); what a pre-activated block begins with belongs to the paths through it."""
+def _block(place: ChainLayer) -> BoundFactor:
+    """(α + β) and max(‖shortcut‖, ‖branch‖); the layers before a pre-activated block's branches belong to either."""
     block, x = place.module, place.example
-    assert isinstance(block, BLOCKS), "the caller knows"
+    assert isinstance(block, BLOCKS), "checked by the caller"
     before, convex = 1.0, False
     if isinstance(block, PreActivated):
         before, convex = _path(place.name, block.activate, x), isinstance(block.aggregate, ConvexSum)
@@ -150,8 +141,8 @@ def _block(place: Place) -> Step:
             x = block.activate(x)
     branch = before * _path(place.name, block.branch, x)
     shortcut = 1.0 if block.shortcut is None else before * _path(place.name, block.shortcut, x)
-    return Step(place.name, max(shortcut, branch), 1.0 if convex else 2.0, "block")
+    return BoundFactor(place.name, max(shortcut, branch), 1.0 if convex else 2.0, "block")
 
 
 def _path(name: str, module: nn.Module, x: Tensor) -> float:
-    return math.prod(_layer(p).factor for p in places(module, x, name))
+    return math.prod(_layer(p).factor for p in chain_layers(module, x, name))

@@ -1,24 +1,52 @@
-"""The generalization bound for adversarially robust networks, term by term (Wen, Li & Jia 2020)."""
+"""The generalization bound for adversarially robust networks, term by term (Wen, Li & Jia 2020).
+
+It assumes: a ReLU and max-pooling network that is ε_0-adversarially robust with ε ≤ ε_0; data on a k-dimensional regular
+manifold with covering number at most (C_X/ε)^k; a margin that decreases monotonically from a point to the nearest one of the
+decision boundary; and, in the proof, a path between them orthogonal to the null spaces of the layers. A model shows none of
+this: it is the caller's claim. σ_min is the last of min(rows, columns) singular values of the layer's whole matrix; where
+only an approximation is known, a lower bound of it.
+"""
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from opnorm._core.layers import overrides
-from opnorm.errors import ModelError, SpecError
+from opnorm._core.settings import check_count, check_number
+from opnorm.errors import ModelError
 from opnorm.models.modules import Normalize
 from opnorm.norms.spectral.singular_values import singular_values
-from opnorm.theory.chain import Place, is_weighted, places
+from opnorm.theory.chain import ChainLayer, chain_layers, is_weighted
 
-__all__ = ["GeneralizationBound", "generalization_bound"]
+__all__ = ["Covering", "GeneralizationBound", "generalization_bound"]
 
-PASSING = (
+WEIGHTLESS = (
     nn.ReLU, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
     nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
 )  # fmt: skip
-"""What may stand between the weights: ReLU and max pooling, and what does nothing in eval mode."""
+"""Allowed between the weights: ReLU and max pooling, and layers that do nothing in eval mode."""
+
+
+class Covering(NamedTuple):
+    """Covering numbers of the data: at most (C_X / ε)^k balls of radius ε.
+
+    Attributes:
+        eps: ε > 0.
+        constant: C_X > 0.
+        dimension: k > 0.
+    """
+
+    eps: float
+    constant: float
+    dimension: float
+
+    @property
+    def log_number(self) -> float:
+        """The natural logarithm of (C_X / ε)^k, which itself is out of range for images."""
+        return self.dimension * math.log(self.constant / self.eps)
 
 
 @dataclass(frozen=True)
@@ -30,9 +58,7 @@ class GeneralizationBound:
         row_gap: min_{y ≠ ŷ} ‖w_y - w_ŷ‖_2 over the rows of the last layer.
         v_min: as given.
         gamma: γ, as given.
-        eps: ε, as given.
-        covering_constant: C_X, as given.
-        dimension: k, as given.
+        covering: ε, C_X and k, as given.
         samples: m, as given.
         eta: η, as given.
     """
@@ -41,9 +67,7 @@ class GeneralizationBound:
     row_gap: float
     v_min: float
     gamma: float
-    eps: float
-    covering_constant: float
-    dimension: float
+    covering: Covering
     samples: int
     eta: float
 
@@ -58,14 +82,9 @@ class GeneralizationBound:
         return max(0.0, 1 - self.u_min / self.gamma)
 
     @property
-    def log_covering_number(self) -> float:
-        """The natural logarithm of (C_X/ε)^k: the number itself is out of range for images."""
-        return self.dimension * math.log(self.covering_constant / self.eps)
-
-    @property
     def covering_term(self) -> float:
         """2 log(2) (C_X/ε)^k / m; infinite where it leaves the range of a float."""
-        log = math.log(2 * math.log(2)) + self.log_covering_number - math.log(self.samples)
+        log = math.log(2 * math.log(2)) + self.covering.log_number - math.log(self.samples)
         return math.exp(log) if log < 700 else math.inf
 
     @property
@@ -80,7 +99,7 @@ class GeneralizationBound:
 
     @property
     def vacuous(self) -> bool:
-        """Whether it says nothing: the ramp loss lies in [0, 1]."""
+        """Whether it exceeds what is true of any loss in [0, 1], such as the ramp loss."""
         return self.value >= 1
 
 
@@ -90,9 +109,7 @@ def generalization_bound(
     *,
     v_min: float,
     gamma: float,
-    eps: float,
-    covering_constant: float,
-    dimension: float,
+    covering: Covering,
     samples: int,
     eta: float = 0.05,
 ) -> GeneralizationBound:
@@ -101,11 +118,7 @@ def generalization_bound(
         GE(ramp loss) ≤ max{0, 1 - u_min/γ} + sqrt(2 log(2) C_X^k / (ε^k m) + 2 log(1/η) / m),
         u_min = min_{y≠ŷ} ‖w_y - w_ŷ‖_2 · ∏_{i<L} σ_min^i · v_min.
 
-    It assumes: a ReLU and max-pooling network that is ε_0-adversarially robust with ε ≤ ε_0; data on a k-dimensional
-    regular manifold with covering number at most (C_X/ε)^k; a margin that falls monotonously on the way from a point to the
-    nearest one of the decision boundary; and, in the proof, that the way is orthogonal to what the layers lose. None of it
-    can be read off a model: it is the caller's claim. σ_min is the last of min(rows, columns) singular values of the layer's
-    whole matrix; where only an approximation is known, what it is at least.
+    The assumptions are at the head of :mod:`opnorm.theory.wen`. For images it is vacuous in practice (k in the tens).
 
     Args:
         model: nested ``nn.Sequential`` of linear and convolutional layers with ReLU and max pooling, that ends with a linear
@@ -114,64 +127,48 @@ def generalization_bound(
         v_min: the smallest distance, in ℓ2, of a point in the covering balls that hold training points to the decision
             boundary; ≥ 0. An attack's smallest perturbation is an upper bound of a point's.
         gamma: γ > 0 of the ramp loss, in units of the logits.
-        eps: ε > 0, radius of the covering balls.
-        covering_constant: C_X > 0.
-        dimension: k > 0.
+        covering: covering numbers of the data.
         samples: m ≥ 1.
         eta: η in (0, 1).
-
-    Returns:
-        The bound and each of its terms. For images it is vacuous in practice (k in the tens): it names quantities to watch.
 
     Raises:
         SpecError: a number out of range.
         ModelError: another network (which layer).
-        NormError: a layer whose singular values are not known.
+        NormError: a layer with unknown singular values.
 
     Source: Wen, Li & Jia 2020, Theorem 3.1, Eqs. 4 and 5.
     """
-    positive = {
-        "gamma": gamma, "eps": eps, "covering_constant": covering_constant, "dimension": dimension, "samples": samples,
-    }  # fmt: skip
-    for name, value in {**positive, "v_min": v_min, "eta": eta}.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise SpecError(f"{name}={value!r}: expected a finite number from 0 on")
-        if value == 0 and name != "v_min":
-            raise SpecError(f"{name}=0: expected a number above 0")
-    if eta >= 1 or samples != int(samples):
-        raise SpecError(
-            f"eta={eta!r}, samples={samples!r}: expected eta below 1 and a whole number of points"
+    check_number("v_min", v_min, "a finite distance of at least 0", least=0)
+    for name, value in {"gamma": gamma, **covering._asdict()}.items():
+        check_number(name, value, "a finite number above 0", above=0)
+    check_count("samples", samples)
+    check_number("eta", eta, "a probability in (0, 1)", above=0, below=1)
+    *body, head = chain_layers(model, example[:1]) or [ChainLayer("", model, example)]
+    if not isinstance(head.module, nn.Linear) or head.module.out_features < 2:
+        raise ModelError(
+            f"the network ends with {head.module}; expected a linear layer of at least 2 outputs"
         )
-    found = places(model, example[:1])
-    head = found.pop().module if found else model
-    if not isinstance(head, nn.Linear) or head.out_features < 2:
-        raise ModelError(f"the network ends with {head}; expected a linear layer of at least 2 outputs")
-    smallest = tuple((p.name, _smallest(p)) for p in found if not _passes(p))
-    return GeneralizationBound(
-        smallest, _row_gap(head.weight), v_min, gamma, eps, covering_constant, dimension, int(samples), eta
-    )
+    smallest = tuple((place.name, _smallest(place)) for place in body if not _has_no_weight(place))
+    row_gap = float(torch.pdist(head.module.weight.detach().double()).min())
+    return GeneralizationBound(smallest, row_gap, v_min, gamma, covering, samples, eta)
 
 
-def _passes(place: Place) -> bool:
+def _has_no_weight(place: ChainLayer) -> bool:
     module = place.module
-    if isinstance(module, PASSING) and not overrides(module, *PASSING):
+    if isinstance(module, WEIGHTLESS) and not overrides(module, *WEIGHTLESS):
         return True
     if is_weighted(module) or type(module) is Normalize:
         return False
     raise ModelError(
-        f"{place.name} is a {type(module).__name__}; the theorem speaks of linear and convolutional layers with ReLU "
-        "and max pooling only"
+        f"{place.name} is a {type(module).__name__}; expected linear and convolutional layers with ReLU and max pooling, "
+        "the networks of the theorem"
     )
 
 
-def _smallest(place: Place) -> float:
+def _smallest(place: ChainLayer) -> float:
     module = place.module
     if isinstance(module, Normalize):
         return float((1 / module.std.double()).min())
     spectrum = singular_values(module, place.in_shape)
     # a root mean square error e of n values leaves each of them within e sqrt(n)
     return max(0.0, float(spectrum.values[-1]) - spectrum.error * math.sqrt(len(spectrum.values)))
-
-
-def _row_gap(weight: Tensor) -> float:
-    return float(torch.pdist(weight.detach().double()).min())
