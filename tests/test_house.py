@@ -57,7 +57,6 @@ TOO_LONG = {
     "jacobian/point_norms.py:jacobian_norm",
     "jacobian/theorem.py:secant_ascent",
     "jacobian/theorem.py:theorem_1",
-    "models/stages.py:staged",
     "norms/exact/kernel_sums.py",
     "norms/induced.py",
     "norms/network/lipschitz.py:lipschitz_bound",

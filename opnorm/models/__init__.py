@@ -1,16 +1,27 @@
-"""Networks: factories that take the image shape and the number of classes, and carry their own normalization."""
+"""The papers' networks, timm's, and weights in files.
+
+A factory of a network takes these settings, and raises ModelError for a size below 1:
+
+- ``in_shape``: of one image, (C, H, W). Convolutional networks accept other H and W unless they say otherwise.
+- ``classes``: number of logits.
+- ``mean``, ``std``: of the pixels, one number or one for each channel: the first layer is :class:`Normalize`, so that pixels
+  are in [0, 1] everywhere else.
+
+When opnorm trains a network, it takes these four from the data. Weights follow torch's global seed.
+"""
 
 from opnorm.models._resnet import resnet, resnet18
 from opnorm.models.basic import cnn, mlp
 from opnorm.models.external import timm
-from opnorm.models.loading import file
-from opnorm.models.loading import save as save
+from opnorm.models.loading import file, save
+from opnorm.models.modules import Normalize
 from opnorm.models.regnet import regnetx_200mf
 from opnorm.models.senet import senet18
 from opnorm.models.vgg import cnn7, vgg11, vgg16
 from opnorm.models.wide import wrn, wrn50_2
 
 __all__ = [
+    "Normalize",
     "cnn",
     "cnn7",
     "file",
@@ -18,6 +29,7 @@ __all__ = [
     "regnetx_200mf",
     "resnet",
     "resnet18",
+    "save",
     "senet18",
     "timm",
     "vgg11",

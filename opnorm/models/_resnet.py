@@ -1,24 +1,26 @@
 """Residual networks for small images (He et al. 2016)."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opnorm._core.layers import Shape
+from opnorm._core.settings import check_choice
 from opnorm.errors import ModelError
-from opnorm.models.basic import Numbers, check_sizes
 from opnorm.models.initialization import fixup, he
-from opnorm.models.modules import Normalize
-from opnorm.models.stages import Residual, check_choice, conv, named, shortcut, staged, stem
+from opnorm.models.modules import Normalize, Pixels, check_sizes
+from opnorm.models.stages import Residual, classifier, conv, named, projection, stages, stem
 from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.norms.spectral.interval import Norm, spectral_norm
 from opnorm.spec import factory
 
-__all__ = ["resnet", "resnet18"]
+__all__ = ["PaddedShortcut", "resnet", "resnet18"]
 
 
-class Shrink(nn.Module):
-    """The parameter-free shortcut: every second pixel, and zeros for the channels that are new (option A)."""
+class PaddedShortcut(nn.Module):
+    """The parameter-free shortcut: every second pixel, and zeros for the new channels (option A of He et al. 2016a)."""
 
     def __init__(self, stride: int, new_channels: int) -> None:
         super().__init__()
@@ -32,18 +34,18 @@ class Shrink(nn.Module):
 
 @l1.register
 @linf.register
-def _(layer: Shrink, in_shape: Shape) -> Tensor:
+def _(layer: PaddedShortcut, in_shape: Shape) -> Tensor:
     return torch.ones((), dtype=torch.float64)
 
 
 @spectral_norm.register
-def _(layer: Shrink, in_shape: Shape, *args: float, **kwargs: float) -> Norm:
+def _(layer: PaddedShortcut, in_shape: Shape, *args: Any, **kwargs: Any) -> Norm:
     return Norm.of(1.0, 1.0, "exact: every output is one of the inputs")
 
 
-def _shrink(in_channels: int, channels: int, stride: int) -> nn.Module:
+def _padded_shortcut(in_channels: int, channels: int, stride: int) -> nn.Module:
     same = stride == 1 and in_channels == channels
-    return nn.Identity() if same else Shrink(stride, channels - in_channels)
+    return nn.Identity() if same else PaddedShortcut(stride, channels - in_channels)
 
 
 class BasicBlock(nn.Module):
@@ -51,16 +53,29 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.shortcut = _shrink(in_channels, channels, stride)
+        self.conv1, self.bn1 = conv(in_channels, channels, 3, stride), nn.BatchNorm2d(channels)
+        self.conv2, self.bn2 = conv(channels, channels), nn.BatchNorm2d(channels)
+        self.shortcut = _padded_shortcut(in_channels, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, channels, H / stride, W / stride)."""
         out = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+def _plain_block(in_channels: int, channels: int, stride: int) -> nn.Module:
+    """The basic block without batch norm."""
+    conv1, conv2 = conv(in_channels, channels, 3, stride), conv(channels, channels)
+    branch = named(conv1=conv1, relu=nn.ReLU(), conv2=conv2)
+    return Residual(branch, _padded_shortcut(in_channels, channels, stride))
+
+
+def _projected_block(in_channels: int, channels: int, stride: int) -> nn.Module:
+    branch = named(
+        conv1=conv(in_channels, channels, 3, stride), bn1=nn.BatchNorm2d(channels), relu=nn.ReLU(),
+        conv2=conv(channels, channels), bn2=nn.BatchNorm2d(channels),
+    )  # fmt: skip
+    return Residual(branch, projection(in_channels, channels, stride))
 
 
 @factory("model")
@@ -69,49 +84,36 @@ def resnet(
     in_shape: tuple[int, int, int] = (3, 32, 32),
     classes: int = 10,
     width: int = 16,
-    mean: Numbers = 0.0,
-    std: Numbers = 1.0,
+    mean: Pixels = 0.0,
+    std: Pixels = 1.0,
     norm: str = "bn",
 ) -> nn.Module:
     """ResNet-20, -56, -110, ...: three stages of (depth - 2) / 6 basic blocks, of width, 2 width and 4 width channels.
 
-    Args:
-        depth: 6 n + 2 layers, n ≥ 1.
-        in_shape: of one image, (C, H, W); taken from the data when trained by opnorm, like classes, mean and std.
-        classes: number of logits.
-        width: channels of the first stage.
-        mean: subtracted from the pixels; one number or one a channel.
-        std: the pixels are divided by it.
-        norm: ``"bn"``, batch norm; or ``"fixup"``, none, and the initialization that makes up for it, see
-            :func:`opnorm.models.initialization.fixup`. (A Fixup net gives zero logits until the first step.)
-
-    Raises:
-        ModelError: a depth that is not 6 n + 2, a size below 1, or another norm.
+    - ``depth``: 6 n + 2 layers, n ≥ 1, else ModelError.
+    - ``norm``: "bn", batch norm; or "fixup", none, with :func:`opnorm.models.initialization.fixup`. (A Fixup net gives zero
+      logits until the first step.)
+    - Other settings as in :mod:`opnorm.models`.
 
     Source: He et al. 2016, section 4.2; 0.27, 0.85 and 1.7 million parameters at depth 20, 56 and 110. Wen et al. 2020 use
         depths 56 and 110 with Fixup; no convolution has a bias there either.
     """
     check_sizes(in_shape=in_shape, classes=classes, width=width, depth=depth)
-    check_choice(("bn", "fixup"), norm=norm)
+    check_choice("norm", norm, ("bn", "fixup"), ModelError)
     if depth < 8 or (depth - 2) % 6:
         raise ModelError(f"depth={depth!r}: expected 6 n + 2, such as 20, 32, 44, 56 or 110")
-    make_block = BasicBlock if norm == "bn" else _plain_block
-    blocks: list[nn.Module] = []
-    channels = width
-    for stage in range(3):
-        for block in range((depth - 2) // 6):
-            stride = 2 if stage and not block else 1
-            blocks.append(make_block(channels, width * 2**stage, stride))
-            channels = width * 2**stage
+    n, block = (depth - 2) // 6, BasicBlock if norm == "bn" else _plain_block
     model = nn.Sequential(
         Normalize(in_shape[0], mean, std),
         conv(in_shape[0], width),
         *([nn.BatchNorm2d(width)] if norm == "bn" else []),
         nn.ReLU(),
-        *blocks,
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(channels, classes),
+        *(
+            b
+            for stage in stages(block, width, (width, 2 * width, 4 * width), (n, n, n), (1, 2, 2)).values()
+            for b in stage
+        ),
+        *classifier(4 * width, classes).values(),
     )
     (he if norm == "bn" else fixup)(model)
     return model
@@ -122,43 +124,20 @@ def resnet18(
     in_shape: tuple[int, int, int] = (3, 32, 32),
     classes: int = 10,
     width: int = 64,
-    mean: Numbers = 0.0,
-    std: Numbers = 1.0,
+    mean: Pixels = 0.0,
+    std: Pixels = 1.0,
 ) -> nn.Module:
-    """ResNet-18 for small images: four stages of two blocks, of width, 2, 4 and 8 times width channels.
+    """ResNet-18 for small images: four stages of two blocks, of ``width``, 2, 4 and 8 times width channels.
 
-    A 3x3 stem of stride 1 without pooling; where the size changes, a 1x1 convolution with batch norm is the shortcut.
-
-    Args:
-        in_shape: of one image, (C, H, W); taken from the data when trained by opnorm, like classes, mean and std.
-        classes: number of logits.
-        width: channels of the first stage.
-        mean: subtracted from the pixels; one number or one a channel.
-        std: the pixels are divided by it.
-
-    Raises:
-        ModelError: a size below 1.
+    A 3x3 stem of stride 1 without pooling; where the size changes, a 1x1 convolution with batch norm is the shortcut. Other
+    settings as in :mod:`opnorm.models`.
 
     Source: He et al. 2016, in the form of Liang & Huang 2021; 11,173,962 parameters.
     """
     check_sizes(in_shape=in_shape, classes=classes, width=width)
-
-    def block(in_channels: int, channels: int, stride: int) -> nn.Module:
-        branch = named(
-            conv1=conv(in_channels, channels, 3, stride), bn1=nn.BatchNorm2d(channels), relu=nn.ReLU(),
-            conv2=conv(channels, channels), bn2=nn.BatchNorm2d(channels),
-        )  # fmt: skip
-        return Residual(branch, shortcut(in_channels, channels, stride))
-
-    return staged(
-        stem(in_shape[0], width), width, block, [width, 2 * width, 4 * width, 8 * width], (2, 2, 2, 2), (1, 2, 2, 2),
-        in_shape=in_shape, classes=classes, mean=mean, std=std,
-    )  # fmt: skip
-
-
-def _plain_block(in_channels: int, channels: int, stride: int) -> nn.Module:
-    """The basic block without batch norm."""
-    branch = named(
-        conv1=conv(in_channels, channels, 3, stride), relu=nn.ReLU(), conv2=conv(channels, channels)
+    return named(
+        normalize=Normalize(in_shape[0], mean, std),
+        **stem(in_shape[0], width),
+        **stages(_projected_block, width, [n * width for n in (1, 2, 4, 8)], (2, 2, 2, 2), (1, 2, 2, 2)),
+        **classifier(8 * width, classes),
     )
-    return Residual(branch, _shrink(in_channels, channels, stride))

@@ -7,8 +7,7 @@ from typing import Any
 from torch import nn
 
 from opnorm.errors import ModelError
-from opnorm.models.basic import check_sizes
-from opnorm.models.modules import Normalize
+from opnorm.models.modules import Normalize, check_sizes
 from opnorm.models.stages import named
 from opnorm.spec import factory
 
@@ -22,30 +21,27 @@ def timm(
     in_shape: tuple[int, int, int] = (3, 224, 224),
     classes: int | None = None,
 ) -> nn.Module:
-    """A network of timm, behind the normalization that timm says it was trained with: ``timm("resnet18.a1_in1k")``.
+    """A network of timm after the normalization that it was trained with: ``timm("resnet18.a1_in1k")``.
 
-    Needs the extra ``opnorm[timm]``. Pixels go in as [0, 1], as everywhere in opnorm; the data's own mean and standard
-    deviation are not used. With another number of channels than 3 the mean over the channels' numbers is.
+    Needs the extra ``opnorm[timm]``. Pixels are in [0, 1]; the mean and standard deviation of the data are not used. Without
+    three channels, timm's numbers are averaged over the channels.
 
     Args:
         name: as in ``timm.list_models()``.
         pretrained: download timm's weights (from the Hugging Face hub, once); otherwise they are random.
-        in_shape: of one image, (C, H, W); taken from the data when trained by opnorm, like classes. Networks for a fixed
-            size of image, such as vision transformers, are built for this one.
-        classes: number of logits, of a new last layer if it is not timm's own; None for timm's own.
+        in_shape: of one image, (C, H, W). Networks for a fixed size, such as vision transformers, are built for this one.
+        classes: number of logits, of a new last layer unless it is timm's own number; None for timm's own.
 
     Raises:
         ModelError: timm is not installed or cannot be imported, it has no such network, the network cannot be built with
-            these sizes, or its weights cannot be had.
+            these sizes, or its weights cannot be downloaded.
     """
     check_sizes(in_shape=in_shape, **({} if classes is None else {"classes": classes}))
     library = _library(name)
     if not library.is_model(name):
         near = difflib.get_close_matches(name, library.list_models(), 1)
-        raise ModelError(
-            f"timm has no network {name!r}; "
-            + (f"did you mean {near[0]!r}?" if near else "expected one of timm.list_models()")
-        )
+        hint = f"did you mean {near[0]!r}?" if near else "expected one of timm.list_models()"
+        raise ModelError(f"timm has no network {name!r}; {hint}")
     options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     settings = library.get_pretrained_cfg(name)
     if settings is not None and settings.fixed_input_size:
@@ -58,8 +54,8 @@ def timm(
             if pretrained
             else f"images of {in_shape[1]} x {in_shape[2]} pixels or {in_shape[0]} channels do not fit it"
         )
-        said = f"{type(e).__name__}: {e}".splitlines()[0]
-        raise ModelError(f"timm({name!r}) cannot be built ({said:.200}). Likely cause: {cause}") from e
+        reason = f"{type(e).__name__}: {e}".splitlines()[0]
+        raise ModelError(f"timm({name!r}) cannot be built ({reason:.200}). Likely cause: {cause}") from e
     mean, std = (tuple(model.pretrained_cfg[key]) for key in ("mean", "std"))
     if len(mean) != in_shape[0]:
         mean, std = (sum(numbers) / len(numbers) for numbers in (mean, std))

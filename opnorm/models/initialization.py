@@ -1,4 +1,4 @@
-"""How the papers' networks start."""
+"""Initial weights of the papers' networks."""
 
 import torch
 from torch import nn
@@ -38,13 +38,13 @@ def fixup(model: nn.Module) -> None:
     Source: Zhang, Dauphin & Ma 2019, section 4, rules 1 and 2. Wen et al. 2020 leave out rule 3, the scalar layers.
     """
     he(model)
-    modules = list(model.modules())
-    branches = [m.branch for m in modules if isinstance(m, Residual | PreActivated)]
+    branches = [m.branch for m in model.modules() if isinstance(m, Residual | PreActivated)]
     for branch in branches:
         *first, last = (m for m in branch.modules() if isinstance(m, nn.Conv2d))
         for layer in first:
             layer.weight *= len(branches) ** (-1 / (2 * len(first)))
-        last.weight.zero_()
-    for classifier in (m for m in modules if isinstance(m, nn.Linear)):
-        classifier.weight.zero_()
-        classifier.bias.zero_()
+        nn.init.zeros_(last.weight)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)

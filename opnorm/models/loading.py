@@ -1,4 +1,4 @@
-"""Weights in files: the project's own and other people's."""
+"""Weights in files: opnorm's own, which record their network, and state dicts of others."""
 
 import difflib
 from contextlib import suppress
@@ -24,31 +24,32 @@ def file(path: str, arch: nn.Module | None = None) -> nn.Module:
     Args:
         path: a ``.safetensors`` file, or a ``.pt`` / ``.pth`` file holding a state dict, which is read without
             unpickling anything but tensors.
-        arch: the network to fill; may be left out for files that opnorm wrote, which say what they belong to.
+        arch: the network to fill; not needed for files that opnorm wrote, which record it.
 
     Raises:
         ModelError: no such file, a damaged one, no ``arch`` where it is needed, or weights of another network.
     """
     state, metadata = read_tensors(path)
     if arch is None:
-        if SPEC_KEY not in metadata:
-            raise ModelError(
-                f"{path} does not say which network it belongs to; pass arch=..., such as arch=resnet(depth=20)"
-            )
-        call = spec.parse(metadata[SPEC_KEY])
-        if any(
-            "." in inner.name for inner in spec.calls_in(call)
-        ):  # a file must not choose which code is run
-            raise ModelError(
-                f"{path} says that it belongs to {call}, which is not opnorm's own; pass arch=... if you trust it"
-            )
-        arch = spec.build(call, "model")
-        if not isinstance(arch, nn.Module):
-            raise ModelError(f"{path} says that it belongs to {call}, which is no network")
+        arch = _recorded_network(path, metadata)
     if not isinstance(arch, nn.Module):
         raise ModelError(f"arch={arch!r:.60}: expected a network, such as arch=resnet(depth=20)")
     _load(arch, state, path)
     return arch
+
+
+def _recorded_network(path: str, metadata: dict[str, str]) -> nn.Module:
+    if SPEC_KEY not in metadata:
+        raise ModelError(f"{path} does not record its network; pass arch=..., such as arch=resnet(depth=20)")
+    call = spec.parse(metadata[SPEC_KEY])
+    if any("." in inner.name for inner in spec.calls_in(call)):  # a file must not choose the code to run
+        raise ModelError(
+            f"{path} records the network {call}, which is not opnorm's own; pass arch=... to run it"
+        )
+    network = spec.build(call, "model")
+    if not isinstance(network, nn.Module):
+        raise ModelError(f"{path} records the network {call}, which is no network")
+    return network
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -59,13 +60,10 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     path = Path(path)
     if not path.is_file():
-        near = difflib.get_close_matches(
-            path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [], 1
-        )
-        raise ModelError(
-            f"no file {path}"
-            + (f"; did you mean {near[0]!r}?" if near else f" (looked in {path.parent.resolve()})")
-        )
+        siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, siblings, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"searched in {path.parent.resolve()}"
+        raise ModelError(f"no file {path}; {hint}")
     if path.suffix == ".safetensors":
         try:
             return files.read_tensors(path)
@@ -81,7 +79,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ModelError(
-            f"{path} holds {type(loaded).__name__}, not a state dict of tensors; save model.state_dict()"
+            f"{path} has a {type(loaded).__name__}, expected a state dict of tensors; save model.state_dict()"
         )
     return {k.removeprefix("module."): v for k, v in state.items()}, {}
 
@@ -95,12 +93,10 @@ def _load(arch: nn.Module, state: dict[str, Tensor], path: str) -> None:
         if k in state and state[k].shape != v.shape
     ]
     if missing or extra or wrong:
-        parts = (
-            [f"missing {_some(missing)}"] * bool(missing)
-            + [f"not wanted {_some(extra)}"] * bool(extra)
-            + wrong[:3]
+        parts = [f"missing {_some(missing)}"] * bool(missing) + [f"unexpected {_some(extra)}"] * bool(extra)
+        raise ModelError(
+            f"{path} has the weights of another network than arch: {'; '.join(parts + wrong[:3])}"
         )
-        raise ModelError(f"{path} holds the weights of another network than arch: {'; '.join(parts)}")
     arch.load_state_dict(state)
 
 
@@ -114,7 +110,7 @@ def save(model: nn.Module, path: str | Path, call: str | spec.Call | None = None
     Args:
         model: any network.
         path: a ``.safetensors`` file.
-        call: what builds the network; found by itself when one of opnorm's factories made it.
+        call: the call that builds the network; not needed for a network of one of opnorm's factories.
 
     Raises:
         ModelError: the name ends in something else.

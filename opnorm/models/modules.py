@@ -2,20 +2,34 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from opnorm._core.layers import Shape
+from opnorm._core.settings import check_count
 from opnorm.errors import ModelError
 from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.norms.spectral.interval import Norm, spectral_norm
 
-__all__ = ["ConvexSum", "Normalize"]
+__all__ = ["ConvexSum", "Normalize", "Pixels", "check_sizes"]
+
+Pixels = float | Sequence[float]
+"""One number, or one for each channel."""
+
+
+def check_sizes(**sizes: int | Sequence[int]) -> None:
+    """ModelError unless all are whole numbers of at least 1, or sequences of them; ``in_shape`` has three."""
+    for name, value in sizes.items():
+        if name == "in_shape" and not (isinstance(value, Sequence) and len(value) == 3):
+            raise ModelError(f"in_shape={value!r}: expected (channels, height, width)")
+        for number in value if isinstance(value, Sequence) else (value,):
+            check_count(name, number, error=ModelError)
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std, channel by channel: part of the model, so that every attack sees pixels in [0, 1].
+    """(x - mean) / std, channel by channel: part of the model, so that every attack gets pixels in [0, 1].
 
     Args:
         channels: C of the input (B, C, H, W).
@@ -26,9 +40,7 @@ class Normalize(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, channels: int, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0
-    ) -> None:
+    def __init__(self, channels: int, mean: Pixels = 0.0, std: Pixels = 1.0) -> None:
         super().__init__()
         for name, value in (("mean", mean), ("std", std)):
             numbers = torch.tensor(value, dtype=torch.float32).reshape(-1)
@@ -63,7 +75,7 @@ def _(layer: Normalize, in_shape: Shape) -> Tensor:
 
 
 @spectral_norm.register
-def _(layer: Normalize, in_shape: Shape, *args: float, **kwargs: float) -> Norm:
+def _(layer: Normalize, in_shape: Shape, *args: Any, **kwargs: Any) -> Norm:
     gain = (1 / layer.std.double()).max()
     return Norm.of(gain, gain, "exact: a diagonal map")
 
@@ -71,12 +83,11 @@ def _(layer: Normalize, in_shape: Shape, *args: float, **kwargs: float) -> Norm:
 class ConvexSum(nn.Module):
     """α shortcut + (1 - α) branch with (α, 1 - α) = softmax(l_a, l_b), learned: no longer than the longer of the two.
 
-    α starts at L / (L + 1), so that L blocks on end, whose branches give nothing yet, pass on (L / (L + 1))^L > 1/e of
-    the signal. (Liu et al. do not say where it starts; at 1/2 the 12 blocks of a WRN-28 pass on 1/4096, and it hardly
-    trains with Fixup.)
+    α starts at L / (L + 1), so that L blocks in a row whose branches are still 0 transmit (L / (L + 1))^L > 1/e of the
+    signal. (Liu et al. give no start; from 1/2 the 12 blocks of a WRN-28 transmit 1/4096, and with Fixup it hardly trains.)
 
     Args:
-        blocks: L, how many such sums follow one another.
+        blocks: L, the number of such sums in a row.
 
     Source: Cisse et al. 2017; Liu et al. 2020, Eq. 19 and section 6 (the softmax).
     """

@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from opnorm.models.basic import Numbers, check_sizes
-from opnorm.models.stages import bottleneck, staged, stem
+from opnorm.models.modules import Normalize, Pixels, check_sizes
+from opnorm.models.stages import bottleneck, classifier, named, stages, stem
 from opnorm.spec import factory
 
 __all__ = ["regnetx_200mf"]
@@ -14,23 +14,13 @@ def regnetx_200mf(
     in_shape: tuple[int, int, int] = (3, 32, 32),
     classes: int = 10,
     width: int = 8,
-    mean: Numbers = 0.0,
-    std: Numbers = 1.0,
+    mean: Pixels = 0.0,
+    std: Pixels = 1.0,
 ) -> nn.Module:
     """RegNetX-200MF for small images: 1, 1, 4 and 7 blocks of 1x1, grouped 3x3 and 1x1 convolutions with batch norm.
 
-    The four stages have 3, 7, 19 and 46 groups of width channels each; strides 1, 1, 2 and 2 after a 3x3 stem of stride 1
-    and 8 width channels.
-
-    Args:
-        in_shape: of one image, (C, H, W); taken from the data when trained by opnorm, like classes, mean and std.
-        classes: number of logits.
-        width: channels of a group.
-        mean: subtracted from the pixels; one number or one a channel.
-        std: the pixels are divided by it.
-
-    Raises:
-        ModelError: a size below 1.
+    The four stages have 3, 7, 19 and 46 groups of ``width`` channels each; strides 1, 1, 2 and 2 after a 3x3 stem of
+    stride 1 and 8 ``width`` channels. Other settings as in :mod:`opnorm.models`.
 
     Source: Radosavovic et al. 2020, in the form of Liang & Huang 2021: channels 24, 56, 152 and 368; 2,321,946 parameters.
     """
@@ -39,7 +29,9 @@ def regnetx_200mf(
     def block(in_channels: int, channels: int, stride: int) -> nn.Module:
         return bottleneck(in_channels, channels, channels, stride, channels // width)
 
-    return staged(
-        stem(in_shape[0], 8 * width), 8 * width, block, [n * width for n in (3, 7, 19, 46)], (1, 1, 4, 7), (1, 1, 2, 2),
-        in_shape=in_shape, classes=classes, mean=mean, std=std,
-    )  # fmt: skip
+    return named(
+        normalize=Normalize(in_shape[0], mean, std),
+        **stem(in_shape[0], 8 * width),
+        **stages(block, 8 * width, [n * width for n in (3, 7, 19, 46)], (1, 1, 4, 7), (1, 1, 2, 2)),
+        **classifier(46 * width, classes),
+    )

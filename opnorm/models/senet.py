@@ -2,14 +2,14 @@
 
 from torch import Tensor, nn
 
-from opnorm.models.basic import Numbers, check_sizes
-from opnorm.models.stages import PreActivated, conv, named, staged, stem
+from opnorm.models.modules import Normalize, Pixels, check_sizes
+from opnorm.models.stages import PreActivated, classifier, conv, named, stages, stem
 from opnorm.spec import factory
 
-__all__ = ["senet18"]
+__all__ = ["ChannelAttention", "senet18"]
 
 
-class Gate(nn.Module):
+class ChannelAttention(nn.Module):
     """x times a number in (0, 1) for each channel, computed from the channels' means: no Lipschitz constant on all inputs.
 
     Source: Hu, Shen & Sun 2018, section 3.
@@ -31,7 +31,7 @@ class Gate(nn.Module):
 def _block(in_channels: int, channels: int, stride: int) -> nn.Module:
     branch = named(
         conv1=conv(in_channels, channels, 3, stride), bn=nn.BatchNorm2d(channels), relu=nn.ReLU(),
-        conv2=conv(channels, channels), gate=Gate(channels),
+        conv2=conv(channels, channels), gate=ChannelAttention(channels),
     )  # fmt: skip
     activate = named(bn=nn.BatchNorm2d(in_channels), relu=nn.ReLU())
     same = stride == 1 and in_channels == channels
@@ -43,28 +43,20 @@ def senet18(
     in_shape: tuple[int, int, int] = (3, 32, 32),
     classes: int = 10,
     width: int = 64,
-    mean: Numbers = 0.0,
-    std: Numbers = 1.0,
+    mean: Pixels = 0.0,
+    std: Pixels = 1.0,
 ) -> nn.Module:
-    """SENet-18 for small images: four stages of two pre-activated blocks whose branches end in a gate of the channels.
+    """SENet-18 for small images: four stages of two pre-activated blocks whose branches end with channel attention.
 
-    Channels: width, 2, 4 and 8 times width; the gates' hidden layers have a sixteenth of them. A 3x3 stem of stride 1
-    without pooling.
-
-    Args:
-        in_shape: of one image, (C, H, W); taken from the data when trained by opnorm, like classes, mean and std.
-        classes: number of logits.
-        width: channels of the first stage.
-        mean: subtracted from the pixels; one number or one a channel.
-        std: the pixels are divided by it.
-
-    Raises:
-        ModelError: a size below 1.
+    The stages have ``width``, 2, 4 and 8 ``width`` channels, the attention's hidden layers a sixteenth of them. A 3x3 stem
+    of stride 1 without pooling. Other settings as in :mod:`opnorm.models`.
 
     Source: Hu, Shen & Sun 2018, in the form of Liang & Huang 2021; 11,260,354 parameters.
     """
     check_sizes(in_shape=in_shape, classes=classes, width=width)
-    return staged(
-        stem(in_shape[0], width), width, _block, [width, 2 * width, 4 * width, 8 * width], (2, 2, 2, 2), (1, 2, 2, 2),
-        in_shape=in_shape, classes=classes, mean=mean, std=std,
-    )  # fmt: skip
+    return named(
+        normalize=Normalize(in_shape[0], mean, std),
+        **stem(in_shape[0], width),
+        **stages(_block, width, [n * width for n in (1, 2, 4, 8)], (2, 2, 2, 2), (1, 2, 2, 2)),
+        **classifier(8 * width, classes),
+    )

@@ -1,4 +1,4 @@
-"""What residual networks share: two kinds of blocks, and a frame of a stem, stages of blocks and one linear layer."""
+"""The parts of residual networks: two kinds of blocks, stages of blocks, stem and classifier."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -6,20 +6,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from opnorm.errors import ModelError
-from opnorm.models.basic import Numbers
-from opnorm.models.modules import Normalize
-
 __all__ = [
     "Block",
     "PreActivated",
     "Residual",
     "bottleneck",
-    "check_choice",
+    "classifier",
     "conv",
     "named",
-    "shortcut",
-    "staged",
+    "projection",
+    "stages",
     "stem",
 ]
 
@@ -49,7 +45,7 @@ class PreActivated(nn.Module):
         activate: batch norm and ReLU, or ReLU alone.
         branch: begins with a convolution.
         shortcut: None where the size stays.
-        aggregate: (shortcut, branch) -> what leaves the block.
+        aggregate: (shortcut, branch) -> the block's output.
 
     Source: He et al. 2016b; Zagoruyko & Komodakis 2016.
     """
@@ -67,8 +63,8 @@ class PreActivated(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels in, H, W) -> (B, channels out, H / stride, W / stride)."""
         active = self.activate(x)
-        passed = x if self.shortcut is None else self.shortcut(active)
-        return self.aggregate(passed, self.branch(active))
+        shortcut = x if self.shortcut is None else self.shortcut(active)
+        return self.aggregate(shortcut, self.branch(active))
 
 
 def conv(in_channels: int, channels: int, size: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -83,14 +79,19 @@ def bottleneck(in_channels: int, inner: int, channels: int, stride: int, groups:
         conv2=conv(inner, inner, 3, stride, groups), bn2=nn.BatchNorm2d(inner), relu2=nn.ReLU(),
         conv3=conv(inner, channels, 1), bn3=nn.BatchNorm2d(channels),
     )  # fmt: skip
-    return Residual(branch, shortcut(in_channels, channels, stride))
+    return Residual(branch, projection(in_channels, channels, stride))
 
 
-def shortcut(in_channels: int, channels: int, stride: int) -> nn.Module:
+def projection(in_channels: int, channels: int, stride: int) -> nn.Module:
     """The identity, or a 1x1 convolution and batch norm where the size changes (option B of He et al. 2016a)."""
     if stride == 1 and in_channels == channels:
         return nn.Identity()
     return named(conv=conv(in_channels, channels, 1, stride), bn=nn.BatchNorm2d(channels))
+
+
+def named(**layers: nn.Module) -> nn.Sequential:
+    """Named layers, one after the other."""
+    return nn.Sequential(OrderedDict(layers))
 
 
 def stem(in_channels: int, channels: int) -> dict[str, nn.Module]:
@@ -98,55 +99,30 @@ def stem(in_channels: int, channels: int) -> dict[str, nn.Module]:
     return {"conv": conv(in_channels, channels), "bn": nn.BatchNorm2d(channels), "relu": nn.ReLU()}
 
 
-def named(**layers: nn.Module) -> nn.Sequential:
-    """Layers one after the other, under names that say what they are."""
-    return nn.Sequential(OrderedDict(layers))
-
-
-def staged(
-    first: dict[str, nn.Module],
-    channels: int,
-    block: Block,
-    widths: Sequence[int],
-    depths: Sequence[int],
-    strides: Sequence[int],
-    *,
-    in_shape: tuple[int, int, int],
-    classes: int,
-    mean: Numbers,
-    std: Numbers,
-    last: dict[str, nn.Module] | None = None,
-) -> nn.Sequential:
-    """``normalize, conv, ..., stage1, stage2, ..., pool, flatten, classifier``: for images of any size.
+def stages(
+    block: Block, channels: int, widths: Sequence[int], depths: Sequence[int], strides: Sequence[int]
+) -> dict[str, nn.Sequential]:
+    """``stage1``, ``stage2``, ...: each of ``depth`` blocks, of ``width`` channels out, the first with the stride.
 
     Args:
-        first: what stands before the blocks, by name, in order.
-        channels: that come out of it.
         block: makes one block.
-        widths: channels of each stage.
-        depths: blocks of each stage.
-        strides: of the first block of each stage.
-        in_shape: of one image, (C, H, W).
-        classes: number of logits.
-        mean: see :class:`~opnorm.models.modules.Normalize`.
-        std: likewise.
-        last: what stands between the last stage and the pooling.
+        channels: of the input of the first stage.
+        widths: of the stages.
+        depths: of the stages.
+        strides: of the stages.
     """
-    layers: dict[str, nn.Module] = {"normalize": Normalize(in_shape[0], mean, std), **first}
+    layers: dict[str, nn.Sequential] = {}
     for i, (width, depth, stride) in enumerate(zip(widths, depths, strides, strict=True), start=1):
-        blocks = [block(channels, width, stride), *(block(width, width, 1) for _ in range(depth - 1))]
-        layers[f"stage{i}"] = nn.Sequential(*blocks)
+        first = block(channels, width, stride)
+        layers[f"stage{i}"] = nn.Sequential(first, *(block(width, width, 1) for _ in range(depth - 1)))
         channels = width
-    end = {
+    return layers
+
+
+def classifier(channels: int, classes: int) -> dict[str, nn.Module]:
+    """The mean over the map, and one linear layer."""
+    return {
         "pool": nn.AdaptiveAvgPool2d(1),
         "flatten": nn.Flatten(),
         "classifier": nn.Linear(channels, classes),
     }
-    return named(**layers, **(last or {}), **end)
-
-
-def check_choice(choices: Sequence[str], **given: str) -> None:
-    """ModelError unless every value is one of the choices."""
-    for name, value in given.items():
-        if value not in choices:
-            raise ModelError(f"{name}={value!r}: expected {' or '.join(map(repr, choices))}")

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from opnorm._core.settings import check_number
 from opnorm.errors import ModelError
-from opnorm.models.basic import Numbers, check_sizes
 from opnorm.models.initialization import he
-from opnorm.models.modules import Normalize
-from opnorm.models.stages import named
+from opnorm.models.modules import Normalize, Pixels, check_sizes
+from opnorm.models.stages import classifier, named
 from opnorm.spec import factory
 
 __all__ = ["cnn7", "vgg11", "vgg16"]
@@ -19,33 +19,22 @@ def vgg11(
     in_shape: tuple[int, int, int] = (3, 32, 32),
     classes: int = 10,
     width: int = 64,
-    mean: Numbers = 0.0,
-    std: Numbers = 1.0,
+    mean: Pixels = 0.0,
+    std: Pixels = 1.0,
 ) -> nn.Module:
     """VGG-11 for small images: 8 convolutions with batch norm and ReLU, 5 max-poolings, and one linear layer.
 
-    Channels: width, 2 width, 2 x 4 width, 4 x 8 width. The poolings round up, so that 28 x 28 images fit as well.
-
-    Args:
-        in_shape: of one image, (C, H, W); taken from the data when trained by opnorm, like classes, mean and std.
-        classes: number of logits.
-        width: channels of the first convolution.
-        mean: subtracted from the pixels; one number or one a channel.
-        std: the pixels are divided by it.
-
-    Raises:
-        ModelError: a size below 1.
+    Channels: ``width``, 2 width, 2 x 4 width, 4 x 8 width. The poolings round up, so that 28 x 28 images fit as well.
+    Other settings as in :mod:`opnorm.models`.
 
     Source: Simonyan & Zisserman 2015, configuration A, in the form of Liang & Huang 2021: 9,231,114 parameters.
     """
     check_sizes(in_shape=in_shape, classes=classes, width=width)
-    groups = ((1,), (2,), (4, 4), (8, 8), (8, 8))
+    groups = [[width * n for n in group] for group in ((1,), (2,), (4, 4), (8, 8), (8, 8))]
     return named(
         normalize=Normalize(in_shape[0], mean, std),
-        **_convolutions(in_shape[0], [[width * n for n in group] for group in groups], bn=True),
-        pool=nn.AdaptiveAvgPool2d(1),
-        flatten=nn.Flatten(),
-        classifier=nn.Linear(8 * width, classes),
+        **_convolutions(in_shape[0], groups, bn=True),
+        **classifier(8 * width, classes),
     )
 
 
@@ -55,34 +44,23 @@ def vgg16(
     classes: int = 10,
     width: int = 64,
     dropout: float = 0.5,
-    mean: Numbers = 0.0,
-    std: Numbers = 1.0,
+    mean: Pixels = 0.0,
+    std: Pixels = 1.0,
 ) -> nn.Module:
     """VGG-16 without batch norm and with one hidden linear layer of 8 width units, which alone has dropout.
 
-    Channels: 2 x width, 2 x 2 width, 3 x 4 width, 6 x 8 width; a max-pooling, rounding up, after each group. Weights start
-    as He et al. 2015 say, and biases at 0.
-
-    Args:
-        in_shape: of one image, (C, H, W); taken from the data when trained by opnorm, like classes, mean and std.
-        classes: number of logits.
-        width: channels of the first convolution.
-        dropout: the share of hidden units that each training step leaves out, in [0, 1).
-        mean: subtracted from the pixels; one number or one a channel.
-        std: the pixels are divided by it.
-
-    Raises:
-        ModelError: a size below 1, or a dropout outside [0, 1).
+    Channels: 2 x ``width``, 2 x 2 width, 3 x 4 width, 6 x 8 width; a max-pooling, rounding up, after each group. Weights
+    start as in He et al. 2015, and biases at 0. ``dropout`` is the share of hidden units set to 0 in each training step, in
+    [0, 1). Other settings as in :mod:`opnorm.models`.
 
     Source: Liu et al. 2020, Appendix B.1: the convolutions of VGG-16, one layer of 512 units; 14,982,474 parameters.
     """
     check_sizes(in_shape=in_shape, classes=classes, width=width)
-    if isinstance(dropout, bool) or not 0 <= dropout < 1:
-        raise ModelError(f"dropout={dropout!r}: expected a share in [0, 1)")
-    groups = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))
+    check_number("dropout", dropout, "a share in [0, 1)", least=0, below=1, error=ModelError)
+    groups = [[width * n for n in group] for group in ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))]
     model = named(
         normalize=Normalize(in_shape[0], mean, std),
-        **_convolutions(in_shape[0], [[width * n for n in group] for group in groups], bn=False),
+        **_convolutions(in_shape[0], groups, bn=False),
         pool=nn.AdaptiveAvgPool2d(1),
         flatten=nn.Flatten(),
         hidden=nn.Linear(8 * width, 8 * width),
@@ -102,39 +80,29 @@ def cnn7(
     in_shape: tuple[int, int, int] = (3, 32, 32),
     classes: int = 10,
     width: int = 64,
-    mean: Numbers = 0.0,
-    std: Numbers = 1.0,
+    mean: Pixels = 0.0,
+    std: Pixels = 1.0,
 ) -> nn.Module:
     """Seven layers: 6 convolutions with batch norm and ReLU in pairs, a max-pooling after each pair, one linear layer.
 
-    Channels: 2 x width, 2 x 2 width, 2 x 4 width. Roth et al. name a 7-layer CNN with batch norm; these widths, the places
-    of the poolings (which round up) and the linear layer on the whole last map are this project's reading of it.
-
-    Args:
-        in_shape: of one image, (C, H, W); taken from the data when trained by opnorm, like classes, mean and std.
-        classes: number of logits.
-        width: channels of the first pair.
-        mean: subtracted from the pixels; one number or one a channel.
-        std: the pixels are divided by it.
-
-    Raises:
-        ModelError: a size below 1.
+    Channels: 2 x ``width``, 2 x 2 width, 2 x 4 width. Roth et al. name a 7-layer CNN with batch norm; these widths, the
+    places of the poolings (which round up) and the linear layer on the whole last map, which fixes H and W, are this
+    project's reading. Other settings as in :mod:`opnorm.models`.
 
     Source: Roth et al. 2020, section 5.1; 1,188,170 parameters as built here.
     """
     check_sizes(in_shape=in_shape, classes=classes, width=width)
     channels, height, breadth = in_shape
-    pairs = [[width * n, width * n] for n in (1, 2, 4)]
     return named(
         normalize=Normalize(channels, mean, std),
-        **_convolutions(channels, pairs, bn=True),
+        **_convolutions(channels, [[width * n, width * n] for n in (1, 2, 4)], bn=True),
         flatten=nn.Flatten(),
         classifier=nn.Linear(4 * width * -(-height // 8) * -(-breadth // 8), classes),
     )
 
 
 def _convolutions(channels: int, groups: Sequence[Sequence[int]], *, bn: bool) -> dict[str, nn.Module]:
-    """Groups of 3x3 convolutions of so many channels, each with ReLU; a max-pooling of 2x2 ends every group."""
+    """Groups of 3x3 convolutions, each with ReLU; a max-pooling of 2x2 ends every group."""
     layers: dict[str, nn.Module] = {}
     number = 0
     for i, group in enumerate(groups, start=1):

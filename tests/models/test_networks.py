@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import config
 from torch import nn
 
-from opnorm import measure, models
+from opnorm import measure
 from opnorm.errors import ModelError
 from opnorm.models import (
     cnn7,
@@ -26,10 +26,10 @@ from opnorm.models import (
 )
 from opnorm.models.initialization import fixup, he, xavier
 from opnorm.models.modules import ConvexSum, Normalize
-from opnorm.models.senet import Gate
+from opnorm.models.senet import ChannelAttention
 from opnorm.models.stages import PreActivated, Residual, bottleneck
 from opnorm.norms import lipschitz_bound, trace
-from opnorm.spec import build, spec_of
+from opnorm.spec import build, names, spec_of
 
 # the small member of every family; a new network joins every test here by a line
 SMALL = {
@@ -192,13 +192,17 @@ def test_blocks_by_hand():
     assert torch.allclose(model(x), x + model.branch.conv2(model.branch.conv1(x.relu()).relu()), atol=1e-5)
 
 
-def test_the_gate():
-    gate = Gate(32)
+def test_channel_attention():
+    attention = ChannelAttention(32)
     x = torch.randn(2, 32, 5, 5)
-    hidden = F.linear(x.mean((2, 3)), gate.excite.conv1.weight.flatten(1), gate.excite.conv1.bias).relu()
-    expected = F.linear(hidden, gate.excite.conv2.weight.flatten(1), gate.excite.conv2.bias).sigmoid()
+    hidden = F.linear(
+        x.mean((2, 3)), attention.excite.conv1.weight.flatten(1), attention.excite.conv1.bias
+    ).relu()
+    expected = F.linear(
+        hidden, attention.excite.conv2.weight.flatten(1), attention.excite.conv2.bias
+    ).sigmoid()
     assert hidden.shape == (2, 2), "a sixteenth"
-    assert torch.allclose(gate(x), x * expected[..., None, None], atol=1e-6)
+    assert torch.allclose(attention(x), x * expected[..., None, None], atol=1e-6)
 
 
 def test_convex_sum():
@@ -390,7 +394,7 @@ def test_files_remember_the_network(text, tmp_path):
 
 def test_every_network_is_listed():
     small = {text.partition("(")[0] for text in SMALL.values()}
-    assert small | {"cnn", "mlp", "file", "timm"} == set(models.__all__)
+    assert small | {"cnn", "mlp", "file", "timm"} == set(names("model"))
 
 
 def test_normalize_refuses_another_number_of_channels():
