@@ -223,21 +223,31 @@ def test_a_study_with_failures_says_so_and_ends_well(cli):
     assert "failed: " in err
 
 
-@pytest.mark.data
-def test_the_tour_on_mnist(data_folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("OPNORM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def on_mnist(folder, *args):
+    """``opnorm ARGS --json`` in a process of its own, on 40 points: what it prints."""
+    data = ["--data", f'parquet("{folder}/mnist")', "--limit", "40", "--model", "mlp(width=8)", "--json"]
     done = subprocess.run(
-        [sys.executable, "-m", "opnorm", "study", "tour", "--data", f'parquet("{data_folder}/mnist")', "--limit", "300",
-         "--seeds", "1", "--size", "smoke", "--model", "cnn(width=4)", "--json"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+        [sys.executable, "-m", "opnorm", *args, *data], capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.data
+def test_a_run_on_mnist(data_folder, here, monkeypatch):
+    monkeypatch.setenv("OPNORM_CACHE", str(here / "cache"))
+    found = on_mnist(data_folder, "train", "--epochs", "1", "--analyses", "accuracy")
+    assert found["results"]["accuracy()"][0]["points"] == 40
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_the_tour_on_mnist(data_folder, here, monkeypatch):
+    monkeypatch.setenv("OPNORM_CACHE", str(here / "cache"))
+    found = on_mnist(data_folder, "study", "tour", "--seeds", "1", "--size", "smoke")
     accuracies = [r["results"]["accuracy()"][0] for r in found["runs"]]
-    assert {a["points"] for a in accuracies} == {200}
-    assert (tmp_path / found["page"]).exists()
-    assert "mnist" in (tmp_path / found["page"]).read_text()
+    assert {a["points"] for a in accuracies} == {40}
+    assert "mnist" in (here / found["page"]).read_text()
 
 
 # ---------------------------------------------------------------- what does not
@@ -477,7 +487,7 @@ def test_output_that_cannot_show_greek(tmp_path):
 
 def test_a_reader_that_leaves_is_no_error(tmp_path):
     done = subprocess.run(
-        f"{sys.executable} -m opnorm study tour --dry-run --seeds 120 | head -1",
+        f"{sys.executable} -m opnorm study tour --dry-run --seeds 30 | head -1",
         shell=True, capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
     assert done.stderr == ""
