@@ -12,7 +12,7 @@ try:
     main({args!r})
 except SystemExit as e:
     assert not e.code, e.code
-heavy = {{"torch", "numpy", "pyarrow", "jinja2", "vl_convert", "PIL", "safetensors"}} & set(sys.modules)
+heavy = {{"torch", "numpy", "scipy", "pyarrow", "altair", "jinja2", "vl_convert", "PIL", "safetensors"}} & set(sys.modules)
 assert not heavy, heavy
 """
 

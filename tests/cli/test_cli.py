@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -513,6 +512,4 @@ def test_make_says_what_it_would_do():
     assert dry("run").splitlines()[-1].strip() == ".venv/bin/opnorm study tour"
     assert "pytest" in dry("test").splitlines()[-1]
     assert "make run" in dry("help")
-    begun = time.perf_counter()
-    dry("lint")
-    assert time.perf_counter() - begun < 5
+    assert "mypy" in dry("lint").splitlines()[-1]

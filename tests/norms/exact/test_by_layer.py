@@ -198,14 +198,12 @@ def test_a_second_input_size_has_its_own_norm():
 
 def test_low_precision_weights_are_measured_in_float64():
     layer = nn.Conv2d(3, 4, 3, padding=1)
-    exact = truth(matrix(nn.Conv2d(3, 4, 3, padding=1).double(), (3, 5, 5)))  # another layer: other weights
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         low = layer.to(dtype)
         kept = low.weight.detach().clone()
         want = truth(matrix(_copy(low), (3, 5, 5)))
         assert float(operator_norm(low, 1, (3, 5, 5)).lower) == pytest.approx(want[0], rel=1e-12)
         assert float(operator_norm(low, math.inf, (3, 5, 5)).lower) == pytest.approx(want[1], rel=1e-12)
-        assert want != exact
         assert low.weight.dtype == dtype
         assert torch.equal(low.weight, kept)
 
