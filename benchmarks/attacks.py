@@ -213,10 +213,13 @@ def autoattacks(
         attack = attacks.AutoAttack(norm, eps, **settings)
 
         def way(m: nn.Module, x: Tensor, y: Tensor, seed: int) -> Tensor:
-            verdict = attack.judge(m, x, y, seed=seed)
-            for s in verdict.stages:
-                print(f"    {s.name}: {s.tried} tried, {s.broken} broken, {s.seconds:.1f} CPU s", flush=True)
-            return verdict.points
+            result = attack.judge(m, x, y, seed=seed)
+            for s in result.stages:
+                print(
+                    f"    {s.name}: {s.attacked} attacked, {s.misclassified} misclassified, {s.cpu_seconds:.1f} CPU s",
+                    flush=True,
+                )
+            return result.points
 
         return way
 

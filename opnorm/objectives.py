@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opnorm._core.modes import Mode
-from opnorm._core.surrogate import attack_model
+from opnorm._core.surrogate import training_surrogate
 from opnorm.attacks._checks import check_inputs, is_amount
 from opnorm.attacks._pgd import Ascent, Start, Watch
 from opnorm.attacks.losses import AGAINST_CLEAN, wide
@@ -335,7 +335,7 @@ class _Adversary:
             watch, self.looked = Watch.over(x), True
         # from the run's own random state: the same image must not always start alike
         seed = int(torch.randint(2**62, ()))
-        return self.attack.last(attack_model(model, x, self.attack.mode), x, y, seed, watch)
+        return self.attack.last(training_surrogate(model, x, self.attack.mode), x, y, seed, watch)
 
 
 def _start(random_start: bool) -> Start:

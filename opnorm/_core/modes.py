@@ -9,7 +9,7 @@ from torch import nn
 
 from opnorm.errors import ModelError
 
-__all__ = ["Mode", "evaluating", "undisturbed"]
+__all__ = ["Mode", "evaluating", "model_state_preserved"]
 
 Mode = Literal["eval", "train", "as is"]
 """In which mode a model is while it is borrowed; ``as is`` leaves every module in its own."""
@@ -23,7 +23,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def undisturbed(model: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
+def model_state_preserved(model: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
     """Lend a model to an attack: weights take no gradients, and nothing about it has changed afterwards.
 
     Restored on exit, also after an error: the mode of every module, ``requires_grad`` of every parameter, the

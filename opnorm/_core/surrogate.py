@@ -1,109 +1,267 @@
-"""Attacks in bfloat16 on a shadow of the model that is being trained: the same function, several times cheaper.
+"""Surrogates: low-precision copies of a model that attacks search on, nearly the same function and several times cheaper.
 
-The shadow is a copy in eval mode. Batch norms that follow a convolution or a linear layer are folded into it, and the
-weights of these layers are bfloat16; all else stays in float32, so that pixels lose no more bits than they must. Whether
-it is the same function, and has the same gradients, is tried out when it is made.
+A surrogate is a copy in eval mode. Batch norms that follow a convolution or a linear layer are folded into it, and the
+weights of these layers are bfloat16; all else stays in float32, so that pixels lose no more bits than needed. When it is
+made, its outputs and input gradients are compared with the model's. Whether a point is misclassified is always decided
+by the model itself.
 """
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from copy import deepcopy
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from opnorm._core.layers import BATCH_NORM, LINEAR_OR_CONV
 from opnorm._core.modes import Mode
 
-__all__ = ["Shadow", "attack_model", "has_bf16"]
-
-
-def attack_model(model: nn.Module, x: Tensor, mode: Mode = "eval") -> nn.Module:
-    """What an attack within a training step should ask for gradients: a shadow under bfloat16 autocast, else the model.
-
-    The shadow takes the model's present weights at every call, so call it once a step, before the attack. It stands in for
-    eval mode only, and not for a model with hooks on its modules, which might do or watch anything.
-
-    Args:
-        model: gives logits (B, K).
-        x: pixels (B, C, H, W), as the attack will get them.
-        mode: that the attack wants the model in.
-
-    Returns:
-        A network with the same logits (as float32) up to bfloat16 rounding, in eval mode and with frozen weights; or the
-        model itself, where nothing is to be gained or the copy is not the same function, of which a warning tells once.
-    """
-    kind = x.device.type
-    if (
-        mode != "eval"
-        or not torch.is_autocast_enabled(kind)
-        or torch.get_autocast_dtype(kind) != torch.bfloat16
-    ):
-        return model
-    if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules()):
-        return model
-    known = _known.get(model)
-    if known is None or known.shapes != _shapes(model):
-        known = _known[model] = _Known(_shapes(model), _shadow_or_warning(model, x))
-    if known.shadow is None:
-        return model
-    known.shadow.refresh(model)
-    return known.shadow
+__all__ = ["Surrogate", "evaluation_surrogate", "has_bf16", "training_surrogate"]
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the hardware itself multiplies in bfloat16, rather than float32 in its stead."""
+    """Whether the hardware multiplies in bfloat16; where it is emulated, it is up to 100 times slower than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type != "cpu":
+    if (
+        device.type != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX512"
+    ):  # ATEN_CPU_CAPABILITY restricts it
         return False
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-class _Known(NamedTuple):
-    shapes: list[Any]
-    shadow: "Shadow | None"
+def training_surrogate(model: nn.Module, x: Tensor, mode: Mode = "eval") -> nn.Module:
+    """The network for an attack within a training step: a surrogate under bfloat16 autocast, otherwise the model.
+
+    The surrogate takes over the model's present weights at every call: call it once a step, before the attack. It
+    replaces the model in eval mode only, and no model with hooks on its modules, whose effects are unknown.
+
+    Args:
+        model: gives logits (B, K).
+        x: pixels (B, C, H, W), as the attack gets them.
+        mode: of the model during the attack.
+
+    Returns:
+        A network in eval mode with frozen weights and the same logits, as float32, up to bfloat16 rounding; or the model
+        itself, where the hardware has no bfloat16 or the copy is not the same function, of which one warning is given.
+    """
+    kind = x.device.type
+    bf16 = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
+    if mode != "eval" or not bf16 or not has_bf16(x.device):
+        return model
+    return _surrogate(model, x) or model
 
 
-_known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
+def evaluation_surrogate(model: nn.Module, x: Tensor, y: Tensor) -> "Surrogate | None":
+    """A surrogate with channels last in memory and, where possible, a float32 last layer; None where it does not pay.
+
+    None also where the model is not in float32, or where logits or gradients of both differ too much.
+
+    Args:
+        model: in eval mode.
+        x: a few points (B, C, H, W) for the comparison.
+        y: their labels (B,).
+    """
+    floats = {t.dtype for t in (x, *model.parameters(), *model.buffers()) if t.is_floating_point()}
+    if floats != {torch.float32} or not has_bf16(x.device):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # without a surrogate the result is the same, only slower
+        shared = _surrogate(model, x)
+    if shared is None:
+        return None
+    surrogate = deepcopy(shared)  # training may refresh the other one
+    for module in surrogate.modules():
+        if type(module) is nn.Conv2d:
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stubs leave it out
+        elif type(module) is nn.Flatten:
+            module.register_forward_pre_hook(_channels_last_gradient)
+    surrogate.use_precise_logits(model, x)
+    return surrogate if _agree(model, surrogate, x, y) else None
 
 
-def _shapes(model: nn.Module) -> list[Any]:
-    return [(name, t.shape, t.device) for name, t in _tensors(model).items()]
+# ---------------------------------------------------------------- the copy
+
+
+class Surrogate(nn.Module):
+    """A copy of a model in eval mode whose weights can be refreshed.
+
+    Args:
+        model: stays unchanged.
+        x: a few inputs, to find which layer follows which.
+        fold: fold batch norms into the layers before them.
+
+    Attributes:
+        folded: names of each layer and the batch norm that is folded into it.
+        precise_logits: the last layer computes in float32.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor, fold: bool = True) -> None:
+        super().__init__()
+        self.network = deepcopy(model).eval().requires_grad_(False)
+        self.folded = _foldable(self.network, x) if fold else []
+        self.bf16 = self.precise_logits = False
+        for layer_name, norm_name in self.folded:
+            layer = self.network.get_submodule(layer_name)
+            assert isinstance(layer, LINEAR_OR_CONV), "only these are paired"
+            # tensors of its own, also where layers of the model share one
+            layer.weight = nn.Parameter(torch.empty_like(layer.weight), requires_grad=False)
+            layer.bias = nn.Parameter(layer.weight.new_empty(len(layer.weight)), requires_grad=False)
+            _replace(self.network, norm_name, nn.Identity())
+        computed = {f"{layer}.{kind}" for layer, _ in self.folded for kind in ("weight", "bias")}
+        self.copied = [name for name in _tensors(self.network) if name not in computed]
+        self.refresh(model)
+
+    def to_bf16(self) -> "Surrogate":
+        """Convolutions and linear layers in bfloat16 from now on."""
+        for module in self.network.modules():
+            if type(module) in LINEAR_OR_CONV:
+                module.to(torch.bfloat16)
+        self.bf16 = True
+        return self
+
+    def use_precise_logits(self, model: nn.Module, x: Tensor) -> None:
+        """Compute the last layer in float32, if it is linear: its sums over many features average their rounding out.
+
+        FAB and Square depend on small differences of logits; with it they find as much as in float32.
+        """
+        outputs: dict[str, Tensor] = {}
+        layers = {m: name for name, m in self.network.named_modules() if name and type(m) is nn.Linear}
+        with ExitStack() as hooks, torch.autocast(x.device.type, torch.bfloat16):
+            for layer in layers:
+                hooks.enter_context(
+                    layer.register_forward_hook(lambda m, _, out: outputs.update({layers[m]: out}))
+                )
+            logits = self.network(x)
+        folded = dict(self.folded)
+        for name in [name for name, out in outputs.items() if out is logits and name not in folded]:
+            _replace(self.network, name, _Float32(model.get_submodule(name)))
+            self.precise_logits = True
+
+    def forward(self, x: Tensor) -> Any:
+        """(B, C, H, W) -> (B, K), float32."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            out = self.network(x)
+        return out.float() if isinstance(out, Tensor) else out
+
+    @torch.no_grad()
+    def refresh(self, model: nn.Module) -> None:
+        """Take over the weights and statistics of the model."""
+        own, source = _tensors(self.network), _tensors(model)
+        if self.copied:
+            torch._foreach_copy_([own[name] for name in self.copied], [source[name] for name in self.copied])
+        for layer_name, norm_name in self.folded:
+            layer, norm = (model.get_submodule(name) for name in (layer_name, norm_name))
+            assert isinstance(layer, LINEAR_OR_CONV), "only these are paired"
+            assert isinstance(norm, BATCH_NORM), "likewise"
+            assert norm.running_mean is not None, "only such are folded"
+            assert norm.running_var is not None, "it comes with the mean"
+            weight, bias = fuse_conv_bn_weights(  # the formula of linear layers is the same
+                layer.weight,
+                layer.bias,
+                norm.running_mean,
+                norm.running_var,
+                norm.eps,
+                norm.weight,
+                norm.bias,
+            )
+            own[f"{layer_name}.weight"].copy_(weight)
+            own[f"{layer_name}.bias"].copy_(bias)
+
+    def check(self, model: nn.Module, x: Tensor) -> None:
+        """Compare outputs and input gradients in float32, with batch-norm statistics as after long training.
+
+        Raises:
+            ValueError: they differ.
+        """
+        trained = _with_statistics(model)
+        self.refresh(trained)
+        weights = torch.linspace(1, 2, trained(x[:1])[0].numel(), device=x.device)
+        own, expected = (
+            _outputs_and_gradients(network, x, lambda out: out.flatten(1) @ weights)
+            for network in (self, trained)
+        )
+        for name, a, b in zip(("outputs", "gradients"), own, expected, strict=True):
+            error = float((a - b).norm() / b.norm())
+            if not error <= 1e-2:
+                raise ValueError(f"its {name} are off by a factor of {error:.2g}")
+        self.refresh(model)
+
+
+class _Float32(nn.Module):
+    """A layer that computes in float32 also under autocast."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            out: Tensor = self.layer(x.float())
+        return out
+
+
+def _channels_last_gradient(flatten: nn.Module, inputs: tuple[Tensor]) -> None:
+    """Give the gradient the memory layout of the features: where they differ, an activation takes 20 times as long."""
+    (features,) = inputs
+    if features.requires_grad and features.ndim == 4 and not features.is_contiguous():
+        features.register_hook(lambda grad: grad.contiguous(memory_format=torch.channels_last))
+
+
+def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, module)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(
-        model.named_buffers(remove_duplicate=False)
-    )
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return parameters | dict(model.named_buffers(remove_duplicate=False))
 
 
-def _shadow_or_warning(model: nn.Module, x: Tensor) -> "Shadow | None":
-    why, name = "", type(model).__name__
-    norms = any(isinstance(m, BATCH_NORM) for m in model.modules())
+# ---------------------------------------------------------------- one surrogate a model
+
+_surrogates: WeakKeyDictionary[nn.Module, tuple[list[Any], Surrogate | None]] = WeakKeyDictionary()
+
+
+def _surrogate(model: nn.Module, x: Tensor) -> Surrogate | None:
+    """The model's surrogate with the present weights, made at the first call; None where there can be none."""
+    # torch has no public list of a module's hooks
+    if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules()):
+        return None
+    shapes = [(name, t.shape, t.device) for name, t in _tensors(model).items()]
+    known, surrogate = _surrogates.get(model, (None, None))
+    if known != shapes:
+        surrogate = _make_surrogate(model, x[:8])
+        _surrogates[model] = shapes, surrogate
+    if surrogate is not None:
+        surrogate.refresh(model)
+    return surrogate
+
+
+def _make_surrogate(model: nn.Module, x: Tensor) -> Surrogate | None:
+    reason, name = "", type(model).__name__
+    has_norms = any(isinstance(m, BATCH_NORM) for m in model.modules())
     gpus = [x.device] if x.device.type == "cuda" else []
-    for fold in (True, False) if norms else (False,):
+    for fold in (True, False) if has_norms else (False,):
         try:
             with torch.random.fork_rng(gpus), torch.autocast(x.device.type, enabled=False):
-                shadow = Shadow(model, x[:8], fold)
-                shadow.check(model, x[:8])
-        except Exception as e:  # noqa: BLE001 - whatever a user's network raises when it is copied or cut
-            why = f"{type(e).__name__}: {e}"
+                surrogate = Surrogate(model, x, fold)
+                surrogate.check(model, x)
+        except Exception as e:  # noqa: BLE001 - whatever a user's network raises when it is copied or changed
+            reason = f"{type(e).__name__}: {e}"
             continue
-        if norms and not fold:
-            _warn(
-                f"batch norms of {name} cannot be folded for attacks in bf16, and are kept, which is slower ({why})"
-            )
-        return shadow.narrow()
-    _warn(
-        f"no copy of {name} can stand in for it in bf16; attacks run on the model itself, which is slower ({why})"
-    )
+        if has_norms and not fold:
+            _warn(f"batch norms of {name} are not folded for attacks in bf16, which is slower ({reason})")
+        return surrogate.to_bf16()
+    _warn(f"no bf16 copy of {name} is possible; attacks use the model itself, which is slower ({reason})")
     return None
 
 
@@ -111,92 +269,25 @@ def _warn(text: str) -> None:
     warnings.warn(text, stacklevel=5)
 
 
-class Shadow(nn.Module):
-    """A copy of a model in eval mode that can be brought up to date.
+# ---------------------------------------------------------------- is it the same function?
 
-    Args:
-        model: left as it is.
-        x: a few inputs, for a look at what follows what.
-        fold: batch norms into the layers before them.
-    """
 
-    def __init__(self, model: nn.Module, x: Tensor, fold: bool = True) -> None:
-        super().__init__()
-        self.copy = deepcopy(model).eval().requires_grad_(False)
-        self.pairs = foldable(self.copy, x) if fold else []
-        for layer_name, norm_name in self.pairs:
-            layer = self.copy.get_submodule(layer_name)
-            assert isinstance(layer, LINEAR_OR_CONV), "only these are paired"
-            # its own, also where the model's layers share one
-            layer.weight = nn.Parameter(torch.empty_like(layer.weight), requires_grad=False)
-            layer.bias = nn.Parameter(layer.weight.new_empty(len(layer.weight)), requires_grad=False)
-            parent, _, child = norm_name.rpartition(".")
-            setattr(self.copy.get_submodule(parent), child, nn.Identity())
-        folded = {f"{layer}.{kind}" for layer, _ in self.pairs for kind in ("weight", "bias")}
-        self.same = [name for name in _tensors(self.copy) if name not in folded]
-        self.narrowed = False
-        self.refresh(model)
-
-    def narrow(self) -> "Shadow":
-        """Convolutions and linear layers in bfloat16 from now on."""
-        for module in self.copy.modules():
-            if type(module) in LINEAR_OR_CONV:
-                module.to(torch.bfloat16)
-        self.narrowed = True
-        return self
-
-    def forward(self, x: Tensor) -> Any:
-        """(B, C, H, W) -> (B, K), float32."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.narrowed):
-            out = self.copy(x)
-        return out.float() if isinstance(out, Tensor) else out
-
-    @torch.no_grad()
-    def refresh(self, model: nn.Module) -> None:
-        """Take over the weights and statistics of the model: W ← γ W / √(v + ε), b ← β + γ (b - m) / √(v + ε)."""
-        own, given = _tensors(self.copy), _tensors(model)
-        if self.same:
-            torch._foreach_copy_([own[name] for name in self.same], [given[name] for name in self.same])
-        for layer_name, norm_name in self.pairs:
-            layer, norm = (model.get_submodule(name) for name in (layer_name, norm_name))
-            assert isinstance(layer, LINEAR_OR_CONV), "only these are paired"
-            assert isinstance(norm, BATCH_NORM), "likewise"
-            assert norm.running_mean is not None, "only such are folded"
-            assert norm.running_var is not None, "it comes with the mean"
-            scale = (norm.running_var + norm.eps).rsqrt_()
-            if norm.weight is not None:
-                scale *= norm.weight
-            shift = -norm.running_mean if layer.bias is None else layer.bias - norm.running_mean
-            shift *= scale
-            if norm.bias is not None:
-                shift += norm.bias
-            own[f"{layer_name}.weight"].copy_(layer.weight * scale.view(-1, *[1] * (layer.weight.ndim - 1)))
-            own[f"{layer_name}.bias"].copy_(shift)
-
-    def check(self, model: nn.Module, x: Tensor) -> None:
-        """In float32, and with statistics as after long training, it has the model's outputs and input gradients.
-
-        Raises:
-            ValueError: it has not.
-        """
-        trained = _with_statistics(model)
-        self.refresh(trained)
-        for name, own, right in zip(("outputs", "gradients"), _look(self, x), _look(trained, x), strict=True):
-            error = float((own - right).norm() / right.norm())
-            if not error <= 1e-2:
-                raise ValueError(f"its {name} are off by a factor of {error:.2g}")
-        self.refresh(model)
+def _outputs_and_gradients(
+    network: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Outputs (B, ...), and the gradient of each point's loss (B, n); zero where the loss does not depend on x."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        out = network(x)
+        value = loss(out).sum()
+        grad = torch.autograd.grad(value, x)[0] if value.requires_grad else torch.zeros_like(x)
+    return out.detach(), grad.flatten(1)
 
 
 def _with_statistics(model: nn.Module) -> nn.Module:
     """A copy whose batch norms are far from the identity, which they are at first."""
     copy, generator = deepcopy(model).eval().requires_grad_(False), torch.Generator().manual_seed(0)
-    ranges = {
-        "running_mean": (-0.5, 0.5),
-        "running_var": (0.5, 2.0),
-        "weight": (0.5, 1.5),
-        "bias": (-0.5, 0.5),
-    }
+    ranges = {"running_mean": (-0.5, 0.5), "running_var": (0.5, 2), "weight": (0.5, 1.5), "bias": (-0.5, 0.5)}
     for norm in [m for m in copy.modules() if isinstance(m, BATCH_NORM)]:
         for name, (low, high) in ranges.items():
             tensor = getattr(norm, name)
@@ -205,62 +296,62 @@ def _with_statistics(model: nn.Module) -> nn.Module:
     return copy
 
 
-def _look(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs, and the gradient of a weighted sum of them."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        out = network(x)
-        weights = torch.linspace(1, 2, out[0].numel(), device=x.device)
-        (grad,) = torch.autograd.grad((out.flatten(1) * weights).sum(), x)
-    return out.detach(), grad
+def _agree(model: nn.Module, surrogate: nn.Module, x: Tensor, y: Tensor) -> bool:
+    """Logits within 3 % of their spread on average, and at least half of the gradients nearly parallel."""
+
+    def log_odds(logits: Tensor) -> Tensor:
+        return logits.logsumexp(1) - logits.gather(1, y[:, None]).squeeze(1)
+
+    (logits, grad), (rounded, rounded_grad) = (
+        _outputs_and_gradients(network, x, log_odds) for network in (model, surrogate)
+    )
+    error = (logits - rounded).square().mean().sqrt()
+    similarity = torch.cosine_similarity(grad, rounded_grad).median()
+    return bool(error <= 0.03 * logits.std()) and float(similarity) > 0.9
 
 
-def foldable(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
-    """Which (convolution or linear layer, batch norm) pairs are one affine map, by name.
+# ---------------------------------------------------------------- which batch norms can be folded
 
-    Both are called once, and the batch norm, which has statistics of its own, is all that looks at the layer's output.
+
+def _foldable(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
+    """The (convolution or linear layer, batch norm) pairs, by name, that are one affine map.
+
+    Each of both is called once, and the batch norm, which has running statistics, alone uses the layer's output.
     """
     names = {m: name for name, m in model.named_modules()}
     calls: Counter[nn.Module] = Counter()
-    made: dict[int, tuple[nn.Module, Tensor]] = {}
-    taken: dict[nn.Module, int] = {}
+    outputs: dict[int, tuple[nn.Module, Tensor]] = {}
+    inputs_of: dict[nn.Module, int] = {}
     uses = _Uses()
 
     def after_layer(layer: nn.Module, inputs: Any, out: Tensor) -> None:
         calls[layer] += 1
-        made[id(out)] = layer, out  # kept, so that no other tensor gets its id
+        outputs[id(out)] = layer, out  # kept, so that no other tensor gets its id
         uses.counts[id(out)] = 0
 
     def before_norm(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         calls[norm] += 1
-        taken[norm] = id(inputs[0])
+        inputs_of[norm] = id(inputs[0])
 
-    with _hooks() as hook, torch.no_grad(), uses:
+    with ExitStack() as hooks, torch.no_grad(), uses:
         for m in names:
+            handle: RemovableHandle | None = None
             if type(m) in LINEAR_OR_CONV:
-                hook(m.register_forward_hook(after_layer))
+                handle = m.register_forward_hook(after_layer)
             elif isinstance(m, BATCH_NORM) and m.running_mean is not None:
-                hook(m.register_forward_pre_hook(before_norm))
+                handle = m.register_forward_pre_hook(before_norm)
+            if handle is not None:
+                hooks.enter_context(handle)
         model(x)
     return [
-        (names[made[out][0]], names[norm])
-        for norm, out in taken.items()
-        if out in made and uses.counts[out] == calls[norm] == calls[made[out][0]] == 1
+        (names[outputs[out][0]], names[norm])
+        for norm, out in inputs_of.items()
+        if out in outputs and uses.counts[out] == calls[norm] == calls[outputs[out][0]] == 1
     ]
 
 
-@contextmanager
-def _hooks() -> Iterator[Callable[[Any], None]]:
-    handles: list[Any] = []
-    try:
-        yield handles.append
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 class _Uses(TorchFunctionMode):
-    """How many operations take a tensor and give tensors (asking for a shape is no use), by the tensor's id."""
+    """The number of operations that take a tensor and return tensors (reading a shape does not count), by tensor id."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -34,7 +34,7 @@ def autoattack_accuracy(
     points: int | None = 100,
     seed: int = 0,
 ) -> Analysis:
-    """The share of test points that stand against AutoAttack, and whether the figure can be trusted.
+    """The share of test points that are robust against AutoAttack, and whether gradients are masked.
 
     Args:
         norm: of the ball: 1, 2 or inf.
@@ -45,7 +45,7 @@ def autoattack_accuracy(
 
     Returns:
         One row: norm, eps, clean_accuracy, accuracy, low and high (the 95 % interval of accuracy), correct, points,
-        attack, broken (how many each attack broke), trusted, trust (the reasons), notes.
+        attack, misclassified (points, by attack), masking_passed, masking (the reasons), notes.
 
     Raises:
         SpecError: fewer than 1 point.
@@ -59,22 +59,22 @@ def autoattack_accuracy(
     def analysis(model: nn.Module, data: Dataset) -> list[Row]:
         x, y = (torch.cat(part) for part in zip(*batches(_first(data, points), model), strict=True))
         done = evaluate(model, x, y, attack)
-        verdict, (low, high) = done.verdict, done.verdict.interval
+        result, (low, high) = done.result, done.result.interval
         return [
             {
                 "norm": f"{norm:g}",
                 "eps": eps,
-                "clean_accuracy": verdict.clean_accuracy,
-                "accuracy": verdict.robust_accuracy,
+                "clean_accuracy": result.clean_accuracy,
+                "accuracy": result.robust_accuracy,
                 "low": low,
                 "high": high,
-                "correct": int((verdict.right & ~verdict.fooled).sum()),
+                "correct": int(result.robust.sum()),
                 "points": len(y),
                 "attack": f"AutoAttack {version}",
-                "broken": {stage.name: stage.broken for stage in verdict.stages},
-                "trusted": done.trust.trusted,
-                "trust": done.trust.summary,
-                "notes": list(verdict.notes),
+                "misclassified": {stage.name: stage.misclassified for stage in result.stages},
+                "masking_passed": done.masking.passed,
+                "masking": done.masking.summary,
+                "notes": list(result.notes),
             }
         ]
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opnorm._core.modes import evaluating, undisturbed
+from opnorm._core.modes import evaluating, model_state_preserved
 from opnorm.analyses.basic import Analysis, Row, batches, logits_of, splitter
 from opnorm.analyses.points import check_count
 from opnorm.attacks._checks import check_logits
@@ -97,7 +97,7 @@ def input_gradients(points: int | None = None) -> Analysis:
         split = Split(data.test.images[:points], data.test.labels[:points])
         lengths, weights = [], []
         for x, y in batches(split, model):
-            with undisturbed(model), torch.enable_grad():
+            with model_state_preserved(model), torch.enable_grad():
                 z = x.detach().requires_grad_()
                 logits = model(z)
                 check_logits(logits, y)

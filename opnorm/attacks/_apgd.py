@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.modes import Mode, undisturbed
+from opnorm._core.modes import Mode, model_state_preserved
 from opnorm.attacks._batching import hunt
 from opnorm.attacks._checks import check_inputs, check_logits
 from opnorm.attacks._pgd import Ascent, Attack
@@ -75,7 +75,7 @@ def apgd(
         found = x.detach().clone()
         if eps == 0 or len(x) == 0:
             return found
-        with undisturbed(model, mode), torch.no_grad():
+        with model_state_preserved(model, mode), torch.no_grad():
             logits = model(found)
             check_logits(logits, y)
             left = torch.ones_like(y, dtype=torch.bool)

@@ -10,16 +10,16 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.modes import Mode, undisturbed
+from opnorm._core.modes import Mode, model_state_preserved
+from opnorm._core.surrogate import evaluation_surrogate
 from opnorm.attacks._apgd import APGD, apgd_search
 from opnorm.attacks._batching import Catch, Task, hunt_together
 from opnorm.attacks._checks import check_inputs, check_logits
 from opnorm.attacks._fab import FAB
 from opnorm.attacks._pgd import Ascent, Attack
 from opnorm.attacks._square import FULL, Square
-from opnorm.attacks._surrogate import Scout, find_scout
 from opnorm.attacks.losses import rank_targets, wide
-from opnorm.attacks.result import Stage, Verdict, blindness
+from opnorm.attacks.result import AttackResult, StageResult, gradient_warnings
 from opnorm.attacks.search import Search
 from opnorm.errors import AttackError
 from opnorm.spec import factory
@@ -148,10 +148,10 @@ class AutoAttack:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int | None = None) -> Tensor:
         """The points of :meth:`judge`; each of its notes is a warning."""
-        verdict = self.judge(model, x, y, seed=seed)
-        for note in verdict.notes:
+        result = self.judge(model, x, y, seed=seed)
+        for note in result.notes:
             warnings.warn(note, stacklevel=2)
-        return verdict.points
+        return result.points
 
     def standing(
         self, model: nn.Module, x: Tensor, y: Tensor, radii: Sequence[float], *, seed: int | None = None
@@ -181,12 +181,12 @@ class AutoAttack:
             )
         attacks = {eps: replace(self, eps=eps) for eps in radii}  # which checks each of them
         distinct = sorted({eps for eps in attacks if eps > 0}, reverse=True) or [0.0]
-        verdict = self._judge(model, x, y, distinct, seed)
-        for note in verdict.notes:
+        result = self._judge(model, x, y, distinct, seed)
+        for note in result.notes:
             warnings.warn(note, stacklevel=2)
-        rows = (verdict.right & ~verdict.fooled).view(len(distinct), len(x))
+        rows = result.robust.view(len(distinct), len(x))
         stood = dict(zip(distinct, rows, strict=True))
-        return torch.stack([stood.get(eps, verdict.right[: len(x)]) for eps in radii])
+        return torch.stack([stood.get(eps, result.correct[: len(x)]) for eps in radii])
 
     def judge(
         self,
@@ -196,7 +196,7 @@ class AutoAttack:
         *,
         seed: int | None = None,
         tell: Callable[[str, int, int], None] | None = None,
-    ) -> Verdict:
+    ) -> AttackResult:
         """Attack every point, and say what happened.
 
         Points have nothing to do with each other, so a long evaluation may be cut into parts of any size.
@@ -216,17 +216,17 @@ class AutoAttack:
     def _judge(
         self, model: nn.Module, x: Tensor, y: Tensor, radii: Sequence[float], seed: int | None,
         tell: Callable[[str, int, int], None] | None = None,
-    ) -> Verdict:  # fmt: skip
+    ) -> AttackResult:  # fmt: skip
         """Of each radius, the largest first, all points, one after another."""
         check_inputs(x, y)
         seed, x = self.seed if seed is None else seed, x.detach()
-        with undisturbed(model, self.mode), torch.no_grad():
+        with model_state_preserved(model, self.mode), torch.no_grad():
             _sow(seed, x.device)
             judge, notes = model, list[str]()
-            scout: Scout | None = None
+            surrogate: nn.Module | None = None
             if self.version == "rand":
                 judge = _Mean(model, JUDGE_PASSES)
-                scout = Scout(_Mean(model, GRADIENT_PASSES), fine=True)
+                surrogate = _Mean(model, GRADIENT_PASSES)
             logits = self._clean(judge, x, y)
             right = logits.argmax(1) == y if len(x) else torch.zeros_like(y, dtype=torch.bool)
             attacked = max(radii) > 0 and bool(right.any())
@@ -235,15 +235,15 @@ class AutoAttack:
                 if self.version != "rand" and _is_random(model, x[: self.batch], logits):
                     notes.append(RANDOM)
                 elif self.version != "rand" and self.bf16 and self.mode == "eval":
-                    scout = find_scout(model, x[right][:16], y[right][:16])
+                    surrogate = evaluation_surrogate(model, x[right][:16], y[right][:16])
             goals = _Goals.at(radii, x, y, logits)
             x, y, right = goals.x, goals.y, right.repeat(len(radii))
             left, certified = right.nonzero().squeeze(1), torch.zeros_like(right)
-            points, by, stages = x.clone(), torch.full_like(y, -1), list[Stage]()
+            points, by, stages = x.clone(), torch.full_like(y, -1), list[StageResult]()
             reached = torch.full(y.shape, -math.inf, device=x.device)
             if attacked:
                 for plans in self._rounds():
-                    ran, caught = self._run(plans, judge, scout, goals, left, reached, seed, tell)
+                    ran, caught = self._run(plans, judge, surrogate, goals, left, reached, seed, tell)
                     reached[left] = reached[left].maximum(caught.margin)
                     where = left[caught.fooled]
                     points[where] = caught.points[caught.fooled]
@@ -257,8 +257,8 @@ class AutoAttack:
                         break
             else:
                 certified[left] = self._proved(model, x[left], y[left])
-        notes += blindness(stages, "points" if len(radii) == 1 else "pairs of a point and a radius")
-        return Verdict(points, right, certified, by >= 0, by, tuple(stages), tuple(notes))
+        notes += gradient_warnings(stages, "points" if len(radii) == 1 else "pairs of a point and a radius")
+        return AttackResult(points, right, certified, by >= 0, by, tuple(stages), tuple(notes))
 
     def _clean(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         logits = []
@@ -317,9 +317,9 @@ class AutoAttack:
         return _Plan(Square(norm, patience=patience, full=min(FULL, self.batch)))
 
     def _run(
-        self, plans: Collection["_Plan"], judge: nn.Module, scout: Scout | None, goals: "_Goals", left: Tensor,
+        self, plans: Collection["_Plan"], judge: nn.Module, surrogate: nn.Module | None, goals: "_Goals", left: Tensor,
         reached: Tensor, seed: int, tell: Callable[[str, int, int], None] | None,
-    ) -> tuple[list[Stage], Catch]:  # fmt: skip
+    ) -> tuple[list[StageResult], Catch]:  # fmt: skip
         x, y, logits, eps, after = goals.only(left)
         ranked = {n: rank_targets(logits, y, n) if n else None for n in {plan.targets for plan in plans}}
         tasks = [Task(plan.search, ranked[plan.targets], plan.restarts, plan.abreast) for plan in plans]
@@ -328,7 +328,7 @@ class AutoAttack:
         cpu, wall = time.process_time(), time.perf_counter()
         catch = hunt_together(
             judge, x, y, tasks, eps=eps, norm=self.norm, seed=seed, reached=reached[left], after=after,
-            scout=scout.network if scout and (scout.fine or coarse) else None,
+            surrogate=surrogate if surrogate and (surrogate.precise_logits or coarse) else None,
             lanes=max(self.batch // GRADIENT_PASSES, 1) if self.version == "rand" else self.batch,
             tell=None if tell is None else lambda done, all_: tell(names, done, all_),
         )  # fmt: skip
@@ -336,17 +336,17 @@ class AutoAttack:
         return _stages(tasks, catch, time.process_time() - cpu, time.perf_counter() - wall), catch
 
 
-def _stages(tasks: Collection[Task], catch: Catch, cpu: float, wall: float) -> list[Stage]:
+def _stages(tasks: Collection[Task], catch: Catch, cpu: float, wall: float) -> list[StageResult]:
     """What each attack of a round did, but for those that nothing was left for; the time is shared out by passes."""
     passes = sum(tally.counts["forward"] for tally in catch.tallies.values())
-    stages = list[Stage]()
+    stages = list[StageResult]()
     for rank, task in enumerate(tasks):
         tally, jobs = catch.tallies[task.search.name], 1 if task.targets is None else task.targets.shape[1]
         tried, share = int((tally.begun > 0).sum()), tally.counts["forward"] / passes
         if tried:
             broken_so_far = (catch.by >= 0) & (catch.by <= rank)
             zero, bad = tally.watch.zero & ~broken_so_far, tally.watch.broken
-            stages.append(Stage(
+            stages.append(StageResult(
                 task.search.name, task.restarts * jobs, tried, int((catch.by == rank).sum()),
                 share * cpu, share * wall, int(zero.sum()), int(bad.sum()), tally.counts,
             ))  # fmt: skip
@@ -390,6 +390,8 @@ class _Plan(NamedTuple):
 class _Mean(nn.Module):
     """The logarithm of the mean of a randomized model's class probabilities over so many passes."""
 
+    precise_logits = True
+
     def __init__(self, model: nn.Module, passes: int) -> None:
         super().__init__()
         self.model, self.passes = model, passes
@@ -406,7 +408,7 @@ class _Mean(nn.Module):
 
 
 def _sow(seed: int, device: torch.device) -> None:
-    """Seed what a randomized model draws from; :func:`opnorm._core.modes.undisturbed` puts it back."""
+    """Seed what a randomized model draws from; :func:`opnorm._core.modes.model_state_preserved` puts it back."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):

@@ -105,13 +105,23 @@ def hunt(
     seed: int = 0,
     lanes: int = 128,
     stop: bool = True,
-    scout: nn.Module | None = None,
+    surrogate: nn.Module | None = None,
     tell: Callable[[int, int], None] | None = None,
 ) -> Catch:
     """Run one search on points that the model gets right; see :func:`hunt_together`."""
     tasks = [Task(search, targets, restarts)]
     return hunt_together(
-        model, x, y, tasks, eps=eps, norm=norm, seed=seed, lanes=lanes, stop=stop, scout=scout, tell=tell
+        model,
+        x,
+        y,
+        tasks,
+        eps=eps,
+        norm=norm,
+        seed=seed,
+        lanes=lanes,
+        stop=stop,
+        surrogate=surrogate,
+        tell=tell,
     )
 
 
@@ -126,7 +136,7 @@ def hunt_together(
     seed: int = 0,
     lanes: int = 128,
     stop: bool = True,
-    scout: nn.Module | None = None,
+    surrogate: nn.Module | None = None,
     reached: Tensor | None = None,
     after: Tensor | None = None,
     tell: Callable[[int, int], None] | None = None,
@@ -137,7 +147,7 @@ def hunt_together(
     does not run empty while the last few points take their hundred steps.
 
     Args:
-        model: lent by :func:`opnorm._core.modes.undisturbed`; it alone says who is fooled.
+        model: lent by :func:`opnorm._core.modes.model_state_preserved`; it alone says who is fooled.
         x: (B, C, H, W) in [0, 1].
         y: (B,).
         tasks: what each job does; several of them all ask forward and backward once a step.
@@ -146,7 +156,7 @@ def hunt_together(
         seed: of the random numbers; each job's belong to (seed, search, point, target, restart).
         lanes: points in one batch.
         stop: a point is done as soon as it is fooled; otherwise all of its jobs are carried through.
-        scout: a cheaper stand-in to search on; what it finds is looked at by the model.
+        surrogate: a cheaper stand-in to search on; what it finds is looked at by the model.
         reached: (B,), the largest margins that attacks before reached, from which a search may see that it falls short.
         after: (B,), the point that each one waits for: it is tried if that one is fooled, and not at all if it stands; -1
             for none. So may a point be tried at several radii, of which the larger ones come first.
@@ -174,7 +184,7 @@ def hunt_together(
         if tell:
             waiting = torch.cat([jobs for crew in crews for jobs in (crew.point, crew.queue[0])])
             tell(len(x) - waiting.unique().numel(), len(x))
-        _work(scout or model, busy, until=max(1, (lanes - free) // REFILL))
+        _work(surrogate or model, busy, until=max(1, (lanes - free) // REFILL))
 
 
 COUNTS = ("forward", "backward", "confirm", "denied", "bad_logits", "given_up")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.modes import Mode, undisturbed
+from opnorm._core.modes import Mode, model_state_preserved
 from opnorm._core.random import point_keys
 from opnorm.attacks._batching import hunt
 from opnorm.attacks._checks import check_inputs, check_logits
@@ -94,7 +94,7 @@ class Boundary:
         found = x.detach().clone()
         if self.eps == 0 or len(x) == 0:
             return found
-        with undisturbed(model, self.mode), torch.no_grad():
+        with model_state_preserved(model, self.mode), torch.no_grad():
             logits = model(found)
             check_logits(logits, y)
             left = logits.argmax(1) == y
@@ -120,7 +120,7 @@ class Boundary:
         points, distance = x.clone(), torch.zeros(len(x), dtype=torch.float64, device=x.device)
         if not len(x):
             return Closest(points, distance)
-        with undisturbed(model, self.mode), torch.no_grad():
+        with model_state_preserved(model, self.mode), torch.no_grad():
             logits = model(x)
             check_logits(logits, y)
             right = logits.argmax(1) == y

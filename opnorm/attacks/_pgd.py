@@ -8,10 +8,10 @@ from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.modes import Mode, undisturbed
+from opnorm._core.modes import Mode, model_state_preserved
 from opnorm._core.random import normal, point_keys
+from opnorm._core.surrogate import evaluation_surrogate
 from opnorm.attacks._checks import check_inputs, check_logits, is_amount
-from opnorm.attacks._surrogate import find_scout
 from opnorm.attacks.losses import AGAINST_CLEAN, AGAINST_LABELS, LOSSES, Loss, rank_targets, towards, wide
 from opnorm.attacks.projections import Ball, ball
 from opnorm.errors import AttackError
@@ -154,7 +154,7 @@ class Ascent:
         if self.eps == 0 or len(x) == 0:
             return x.detach().clone()
         seed, watch = self.seed if seed is None else seed, Watch.over(x)
-        with undisturbed(model, self.mode), torch.no_grad():
+        with model_state_preserved(model, self.mode), torch.no_grad():
             guide = self._guide(model, x, y)
             if self.restarts == 1 and not self.stop_at_success and not self.targets:  # no further pass
                 found = self.last(guide, x, y, seed, watch)
@@ -171,7 +171,7 @@ class Ascent:
         """
         if self.eps == 0:
             return x.detach()
-        with undisturbed(model, self.mode), torch.no_grad():
+        with model_state_preserved(model, self.mode), torch.no_grad():
             x = x.detach()
             region, goal = ball(x, self.eps, self.norm), self._goal(model, x, y, watch)
             z = self._begin(region, seed)
@@ -185,8 +185,7 @@ class Ascent:
         if not (self.bf16 and self.mode == "eval" and self.steps >= 10 and self.loss in AGAINST_LABELS):
             return model
         check_logits(model(x[:16]), y[:16])
-        scout = find_scout(model, x[:16], y[:16])
-        return scout.network if scout else model
+        return evaluation_surrogate(model, x[:16], y[:16]) or model
 
     def _length(self, k: int) -> float:
         """Of step k."""
@@ -322,7 +321,7 @@ class Watch:
         for points, what in ((self.zero, "exactly zero"), (self.broken, "NaN or infinite")):
             if blind := int(points.sum()):
                 warnings.warn(
-                    f"the gradient is {what} for {blind} of {len(points)} points: the attack is blind there, "
+                    f"the gradient is {what} for {blind} of {len(points)} points: the attack has no direction there, "
                     "and a robust accuracy from it is too high",
                     stacklevel=3,
                 )

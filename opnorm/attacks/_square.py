@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.modes import Mode, undisturbed
+from opnorm._core.modes import Mode, model_state_preserved
 from opnorm._core.random import GOLDEN, uniform
 from opnorm.attacks._batching import hunt
 from opnorm.attacks._checks import check_inputs, check_logits
@@ -80,7 +80,7 @@ def square(
         found = x.detach().clone()
         if eps == 0 or queries == 0 or len(x) == 0:
             return found
-        with undisturbed(model, mode), torch.no_grad():
+        with model_state_preserved(model, mode), torch.no_grad():
             logits = model(found)
             check_logits(logits, y)
             left = (logits.argmax(1) == y) | (not stop_at_success)

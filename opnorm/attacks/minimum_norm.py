@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.modes import Mode, undisturbed
+from opnorm._core.modes import Mode, model_state_preserved
 from opnorm.attacks._checks import check_inputs, check_logits, is_amount
 from opnorm.attacks._pgd import Attack
 from opnorm.errors import AttackError
@@ -141,7 +141,7 @@ def tighten(model: nn.Module, x: Tensor, y: Tensor, points: Tensor, found: Tenso
 
 
 def _wrong(model: nn.Module, x: Tensor, y: Tensor, mode: Mode) -> Tensor:
-    with undisturbed(model, mode), torch.no_grad():
+    with model_state_preserved(model, mode), torch.no_grad():
         logits = model(x)
     check_logits(logits, y)
     return logits.argmax(1) != y

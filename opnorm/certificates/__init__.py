@@ -20,7 +20,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.modes import undisturbed
+from opnorm._core.modes import model_state_preserved
 from opnorm.attacks._autoattack import Certificate
 from opnorm.attacks._checks import check_inputs, check_logits, is_amount
 from opnorm.certificates.layer_bounds import Step, Unknown, steps_of
@@ -89,7 +89,7 @@ def certified(
     proved = torch.zeros_like(y, dtype=torch.bool)
     if not len(x):
         return proved
-    with undisturbed(model), torch.no_grad():
+    with model_state_preserved(model), torch.no_grad():
         x = x.detach()
         for points in torch.arange(len(x), device=x.device).split(BATCH):
             logits = model(x[points])

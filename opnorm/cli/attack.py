@@ -46,8 +46,8 @@ def attack(
     """How many test points stand when an attack may move them by eps, and whether to believe the figure.
 
     A point is fooled when the model gets it right, and gets a point wrong that lies in the ball around it and in [0, 1].
-    The last lines say "trust", or what to look at and why: signs that gradients are masked, so that the attack was blind
-    and the figure is too high. Stop it with Ctrl-C and call it again: it goes on from the last part that ended.
+    The last lines report on gradient masking, which weakens attacks and makes the robust accuracy too high. Stop
+    it with Ctrl-C and call it again: it goes on from the last part that ended.
 
     opnorm attack 'file("weights.safetensors", arch=resnet(depth=20))' --data 'parquet("cifar10")' --limit 1000
 
@@ -91,8 +91,8 @@ def attack(
 def _print_evaluation(done: Any) -> None:
     from opnorm.norms.display import label as norm_label
 
-    v, (low, high) = done.verdict, done.verdict.interval
-    right, stand, points = int(v.right.sum()), int((v.right & ~v.fooled).sum()), len(v.right)
+    v, (low, high) = done.result, done.result.interval
+    right, stand, points = int(v.correct.sum()), int(v.robust.sum()), len(v.correct)
     print(f"attack            {done.attack}, {norm_label(done.norm)} ε = {done.eps:.4g}")
     print(f"accuracy          {v.clean_accuracy:.2%}  ({right} of {points} test points)")
     print(
@@ -103,14 +103,15 @@ def _print_evaluation(done: Any) -> None:
             f"proved            {v.certified_accuracy:.2%}  ({proved} of {points}): no attack can break these"
         )
     for stage in v.stages:
-        vain, jobs = stage.counts.get("given_up", 0), stage.jobs * stage.tried
+        vain, jobs = stage.counts.get("given_up", 0), stage.searches * stage.attacked
         early = f"; {vain:,} of {jobs:,} searches had no prospect and ended early" if vain else ""
         print(
-            f"                  {stage.name} broke {stage.broken} of {stage.tried} in {stage.wall_seconds:.1f} s{early}"
+            f"                  {stage.name}: {stage.misclassified} of {stage.attacked} misclassified in "
+            f"{stage.wall_seconds:.1f} s{early}"
         )
     for note in v.notes:
         print(f"note: {note}")
-    print(done.trust.summary)
+    print(done.masking.summary)
     print(f"kept in           {done.folder}")
 
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from opnorm.runs.attack_evaluation import Heard
+from opnorm.runs.attack_evaluation import EvaluationProgress
 from opnorm.runs.network_report import Step
 from opnorm.runs.runner import News
 from opnorm.training.loop import Moment
@@ -148,16 +148,18 @@ class AttackProgress(_Shown):
         self.one = self.bar.add_task("", total=None, note="")
         self.at: tuple[str, int] = ("", -1)
 
-    def __call__(self, heard: Heard) -> None:
+    def __call__(self, progress: EvaluationProgress) -> None:
         """Told by :func:`opnorm.runs.attack_evaluation.evaluate`."""
-        if not self.console.is_terminal and heard.done != self.at[1]:
-            print(f"{heard.done} of {heard.points} points done", file=sys.stderr, flush=True)
-        if (heard.what, heard.done) != self.at:
-            self.at = (heard.what, heard.done)
-            self.bar.reset(self.one, total=heard.given, description=heard.what)
-        note = f"{heard.done} of {heard.points} points"
-        self.bar.update(self.all, total=heard.points, completed=heard.done, note=note)
-        self.bar.update(self.one, completed=heard.settled, note=f"{heard.settled} of {heard.given} settled")
+        if not self.console.is_terminal and progress.finished != self.at[1]:
+            print(f"{progress.finished} of {progress.total} points done", file=sys.stderr, flush=True)
+        if (progress.activity, progress.finished) != self.at:
+            self.at = (progress.activity, progress.finished)
+            self.bar.reset(self.one, total=progress.attacked, description=progress.activity)
+        note = f"{progress.finished} of {progress.total} points"
+        self.bar.update(self.all, total=progress.total, completed=progress.finished, note=note)
+        self.bar.update(
+            self.one, completed=progress.settled, note=f"{progress.settled} of {progress.attacked} settled"
+        )
 
 
 class AnalyzeProgress(_Shown):

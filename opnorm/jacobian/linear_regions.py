@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from opnorm._core.modes import Mode, undisturbed
+from opnorm._core.modes import Mode, model_state_preserved
 from opnorm.errors import ModelError
 from opnorm.jacobian.products import check_points
 from opnorm.norms.network.trace import eagerly
@@ -66,7 +66,7 @@ def activations(model: nn.Module, x: Tensor, mode: Mode = "eval") -> Pattern:
     with (
         torch.inference_mode(False),
         eagerly(),
-        undisturbed(model, mode),
+        model_state_preserved(model, mode),
         torch.enable_grad(),
         _Watch(len(x)) as seen,
     ):

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.modes import Mode, undisturbed
+from opnorm._core.modes import Mode, model_state_preserved
 from opnorm.errors import ModelError, NormError
 from opnorm.norms.network.trace import eagerly
 
@@ -106,7 +106,7 @@ def linearized(
         NormError: x is not a batch of floating point numbers.
     """
     check_points(x)
-    with torch.inference_mode(False), eagerly(), undisturbed(model, mode), torch.enable_grad():
+    with torch.inference_mode(False), eagerly(), model_state_preserved(model, mode), torch.enable_grad():
         _refuse_coupling(model)
         with torch.autocast(x.device.type, enabled=False):
             inputs = x.detach().clone().requires_grad_()

@@ -154,7 +154,7 @@ def _autoattack(rows: Sequence[Row]) -> str:
     return (
         f"{row['accuracy']:.1%} of {row['points']} test images stand against {row['attack']} at "
         f"{ORDS.get(row['norm'], row['norm'])} ε = {row['eps']:.3g} (95 % interval {row['low']:.1%} to {row['high']:.1%}); "
-        f"{row['trust']}".rstrip(".")
+        f"{row['masking']}".rstrip(".")
         + "."
     )
 

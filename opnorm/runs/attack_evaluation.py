@@ -15,37 +15,37 @@ from torch import Tensor, nn
 from opnorm import spec
 from opnorm._core import files
 from opnorm._core.fingerprint import add_tensor, of_network
-from opnorm._core.modes import Mode, undisturbed
+from opnorm._core.modes import Mode, model_state_preserved
 from opnorm.attacks._autoattack import AutoAttack
 from opnorm.attacks._checks import check_inputs, check_logits, is_amount
 from opnorm.attacks._pgd import Attack
-from opnorm.attacks.gradient_masking import Sign, Trust, look_for_signs
+from opnorm.attacks.gradient_masking import GradientMaskingReport, Indicator, check_gradient_masking
 from opnorm.attacks.minimum_norm import gaps
-from opnorm.attacks.result import Stage, Verdict, blindness
+from opnorm.attacks.result import AttackResult, StageResult, gradient_warnings
 from opnorm.errors import AttackError, SpecError
 from opnorm.runs.store import FORMAT, Store
 
-__all__ = ["Evaluation", "Heard", "evaluate", "save_points"]
+__all__ = ["Evaluation", "EvaluationProgress", "evaluate", "save_points"]
 
-TENSORS = ("points", "right", "certified", "fooled", "by")  # of a verdict
+TENSORS = ("points", "correct", "certified", "misclassified", "stage_index")  # of a result
 
 
-class Heard(NamedTuple):
-    """News of an evaluation under way.
+class EvaluationProgress(NamedTuple):
+    """Numbers of points during an evaluation.
 
     Attributes:
-        what: the attack at work, or what else is done.
-        settled: points that it has settled, of those that it was given in this part.
-        given: how many these are.
-        done: points in parts that have ended.
-        points: all of them.
+        activity: the attack that runs, or another step.
+        settled: points of the present part whose result this attack has.
+        attacked: points of the present part that it attacks.
+        finished: points in finished parts.
+        total: all points.
     """
 
-    what: str
+    activity: str
     settled: int
-    given: int
-    done: int
-    points: int
+    attacked: int
+    finished: int
+    total: int
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class Evaluation:
         attack: the call; empty for the user's own object, which has none.
         norm: of the ball.
         eps: its radius.
-        verdict: on every point.
+        result: on every point.
         labels: (B,), the right classes.
         before: (B,), the model's class of each clean point.
-        after: (B,), its class of each of ``verdict.points``.
-        trust: the signs of masked gradients that were looked for.
+        after: (B,), its class of each of ``result.points``.
+        masking: the indicators of gradient masking.
         seconds: on the clock, of all sessions.
         folder: where it is kept, if it is.
     """
@@ -68,30 +68,30 @@ class Evaluation:
     attack: str
     norm: float
     eps: float
-    verdict: Verdict
+    result: AttackResult
     labels: Tensor
     before: Tensor
     after: Tensor
-    trust: Trust
+    masking: GradientMaskingReport
     seconds: float
     folder: Path | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without what concerns single points."""
-        v = self.verdict
+        v = self.result
         return {
             "attack": self.attack,
             "norm": f"{self.norm:g}",
             "eps": self.eps,
-            "points": len(v.right),
-            "right": int(v.right.sum()),
-            "standing": int((v.right & ~v.fooled).sum()),
+            "points": len(v.correct),
+            "correct": int(v.correct.sum()),
+            "robust": int(v.robust.sum()),
             "clean_accuracy": v.clean_accuracy,
             "robust_accuracy": v.robust_accuracy,
             "interval": list(v.interval),
             "certified_accuracy": v.certified_accuracy,
             "stages": [stage._asdict() for stage in v.stages],
-            "trust": self.trust.as_dict(),
+            "gradient_masking": self.masking.as_dict(),
             "notes": list(v.notes),
             "seconds": self.seconds,
         }
@@ -106,9 +106,9 @@ def evaluate(
     store: Store | None = None,
     part: int = 256,
     surrogate: nn.Module | None = None,
-    tell: Callable[[Heard], None] | None = None,
+    tell: Callable[[EvaluationProgress], None] | None = None,
 ) -> Evaluation:
-    """Attack many points, part by part, and look for the signs that the attack was blind.
+    """Attack many points, part by part, and check for gradient masking.
 
     With a store, every part is kept the moment it ends, and the same call, even after a kill, goes on from there. The same
     call is one with the same attack, points and labels, and a model of the same text and weights: what else its code does
@@ -155,14 +155,20 @@ def evaluate(
 def save_points(path: Path, evaluation: Evaluation) -> None:
     """Write the adversarial points as safetensors.
 
-    The tensors: ``points``, ``labels``, ``right``, ``fooled``, ``by`` (index of the attack, -1 for none), ``before`` and
-    ``after`` (classes). The metadata: ``attack`` and ``stages``.
+    The tensors: ``points``, ``labels``, ``correct``, ``misclassified``, ``stage_index`` (of the attack, -1 for none),
+    ``before`` and ``after`` (classes). The metadata: ``attack`` and ``stages``.
 
     Raises:
         RunError: the file cannot be written.
     """
-    v, e = evaluation.verdict, evaluation
-    tensors = {"points": v.points, "labels": e.labels, "right": v.right, "fooled": v.fooled, "by": v.by}
+    v, e = evaluation.result, evaluation
+    tensors = {
+        "points": v.points,
+        "labels": e.labels,
+        "correct": v.correct,
+        "misclassified": v.misclassified,
+        "stage_index": v.stage_index,
+    }
     metadata = {"attack": e.attack, "stages": json.dumps([stage.name for stage in v.stages])}
     files.write_tensors(path, tensors | {"before": e.before, "after": e.after}, metadata)
 
@@ -178,12 +184,12 @@ class _Job(NamedTuple):
     mode: Mode
     part: int
     surrogate: nn.Module | None
-    tell: Callable[[Heard], None] | None
+    tell: Callable[[EvaluationProgress], None] | None
     folder: Path | None
 
 
 class _Part(NamedTuple):
-    verdict: Verdict
+    result: AttackResult
     before: Tensor
     after: Tensor
     seconds: float
@@ -199,12 +205,12 @@ def _carry_out(job: _Job) -> Evaluation:
             if path is not None:
                 _write(path, found)
         parts.append(found)
-    verdict = _merge([part.verdict for part in parts])
+    result = _merge([part.result for part in parts])
     begun = time.perf_counter()
-    trust = _trust(job, verdict)
+    masking = _masking(job, result)
     return Evaluation(
-        job.text, job.norm, job.eps, verdict, job.y,
-        torch.cat([part.before for part in parts]), torch.cat([part.after for part in parts]), trust,
+        job.text, job.norm, job.eps, result, job.y,
+        torch.cat([part.before for part in parts]), torch.cat([part.after for part in parts]), masking,
         sum(part.seconds for part in parts) + time.perf_counter() - begun,
     )  # fmt: skip
 
@@ -215,26 +221,26 @@ def _attack(job: _Job, at: int) -> _Part:
 
     def heard(what: str, settled: int, given: int) -> None:
         if job.tell is not None:
-            job.tell(Heard(what, settled, given, at, total))
+            job.tell(EvaluationProgress(what, settled, given, at, total))
 
     heard(job.text, 0, len(x))
     own = job.attack if isinstance(job.attack, AutoAttack) else None
-    verdict = own.judge(job.model, x, y, tell=heard) if own else _judge(job, x, y)
-    outside = gaps(x, verdict.points, job.norm) > job.eps * (1 + 1e-6)
-    boxed = (verdict.points >= 0) & (verdict.points <= 1)  # also refuses NaN
+    result = own.judge(job.model, x, y, tell=heard) if own else _judge(job, x, y)
+    outside = gaps(x, result.points, job.norm) > job.eps * (1 + 1e-6)
+    boxed = (result.points >= 0) & (result.points <= 1)  # also refuses NaN
     if outside.any() or not boxed.all():
         raise AttackError(
             f"{job.text or job.attack!r} gave points outside of its ball of radius {job.eps:.4g} in norm {job.norm:g}, "
             f"or of [0, 1]: {int((outside | ~boxed.flatten(1).all(1)).sum())} of {len(x)}"
         )
-    with undisturbed(job.model, job.mode), torch.no_grad():
-        before, after = job.model(x).argmax(1), job.model(verdict.points).argmax(1)
-    return _Part(verdict, before, after, time.perf_counter() - begun)
+    with model_state_preserved(job.model, job.mode), torch.no_grad():
+        before, after = job.model(x).argmax(1), job.model(result.points).argmax(1)
+    return _Part(result, before, after, time.perf_counter() - begun)
 
 
-def _judge(job: _Job, x: Tensor, y: Tensor) -> Verdict:
+def _judge(job: _Job, x: Tensor, y: Tensor) -> AttackResult:
     """What AutoAttack says of itself, for any attack: its warnings become notes."""
-    with undisturbed(job.model, job.mode), torch.no_grad():
+    with model_state_preserved(job.model, job.mode), torch.no_grad():
         logits = job.model(x)
         check_logits(logits, y)
     right, points = logits.argmax(1) == y, x.detach().clone()
@@ -243,63 +249,67 @@ def _judge(job: _Job, x: Tensor, y: Tensor) -> Verdict:
         warnings.simplefilter("always")
         if right.any():
             points[right] = job.attack(job.model, x[right], y[right])
-    with undisturbed(job.model, job.mode), torch.no_grad():
+    with model_state_preserved(job.model, job.mode), torch.no_grad():
         fooled = right & (job.model(points).argmax(1) != y)
-    stage = Stage(
+    stage = StageResult(
         job.text or type(job.attack).__name__, 1, int(right.sum()), int(fooled.sum()),
         time.process_time() - cpu, time.perf_counter() - wall, 0, 0, {},
     )  # fmt: skip
     by = torch.where(fooled, 0, -1)
-    return Verdict(
+    return AttackResult(
         points, right, torch.zeros_like(right), fooled, by, (stage,), tuple(str(w.message) for w in said)
     )
 
 
-def _merge(parts: Sequence[Verdict]) -> Verdict:
-    """One verdict on the points of all parts: attacks run in one order, and a part may end before the last."""
+def _merge(parts: Sequence[AttackResult]) -> AttackResult:
+    """One result on the points of all parts: attacks run in one order, and a part may end before the last."""
     runs = [
         [part.stages[k] for part in parts if len(part.stages) > k]
         for k in range(max(len(p.stages) for p in parts))
     ]
     stages = tuple(_sum(run) for run in runs)
-    notes = [note for part in parts for note in part.notes if note not in blindness(part.stages)]
+    notes = [note for part in parts for note in part.notes if note not in gradient_warnings(part.stages)]
     joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in TENSORS}
-    return Verdict(**joined, stages=stages, notes=tuple(dict.fromkeys([*notes, *blindness(stages)])))
+    return AttackResult(
+        **joined, stages=stages, notes=tuple(dict.fromkeys([*notes, *gradient_warnings(stages)]))
+    )
 
 
-def _sum(run: Sequence[Stage]) -> Stage:
+def _sum(run: Sequence[StageResult]) -> StageResult:
     first, *_ = run
     totals = {
         k: sum(getattr(stage, k) for stage in run)
-        for k in Stage._fields
-        if k not in ("name", "jobs", "counts")
+        for k in StageResult._fields
+        if k not in ("name", "searches", "counts")
     }
     counts = {k: sum(stage.counts.get(k, 0) for stage in run) for k in first.counts}
-    return first._replace(jobs=max(stage.jobs for stage in run), counts=counts, **totals)
+    return first._replace(searches=max(stage.searches for stage in run), counts=counts, **totals)
 
 
-def _trust(job: _Job, verdict: Verdict) -> Trust:
+def _masking(job: _Job, result: AttackResult) -> GradientMaskingReport:
     """Looked for, or found where it was written down."""
     suffix = "" if job.surrogate is None else "-" + of_network(job.surrogate).hexdigest()[:12]
-    path = None if job.folder is None else job.folder / f"trust{suffix}.json"
+    path = None if job.folder is None else job.folder / f"gradient_masking{suffix}.json"
     if path is not None and path.exists():
-        return Trust(tuple(Sign(**sign) for sign in files.read_json(path)["signs"]))
+        return GradientMaskingReport(
+            tuple(Indicator(**indicator) for indicator in files.read_json(path)["indicators"])
+        )
     if job.tell is not None:
-        job.tell(Heard("signs of a blind attack", 0, 1, len(job.x), len(job.x)))
-    trust = look_for_signs(
-        job.model, job.x, job.y, verdict, norm=job.norm, eps=job.eps, mode=job.mode, surrogate=job.surrogate,
+        job.tell(EvaluationProgress("gradient masking", 0, 1, len(job.x), len(job.x)))
+    masking = check_gradient_masking(
+        job.model, job.x, job.y, result, norm=job.norm, eps=job.eps, mode=job.mode, surrogate=job.surrogate,
         random=isinstance(job.attack, AutoAttack) and job.attack.version == "rand",
     )  # fmt: skip
     if path is not None:
-        files.write_json(path, trust.as_dict())
-    return trust
+        files.write_json(path, masking.as_dict())
+    return masking
 
 
 # ---------------------------------------------------------------- on the disk
 
 
 def _write(path: Path, part: _Part) -> None:
-    v = part.verdict
+    v = part.result
     tensors = {name: getattr(v, name) for name in TENSORS} | {"before": part.before, "after": part.after}
     rest = {"stages": [stage._asdict() for stage in v.stages], "notes": v.notes, "seconds": part.seconds}
     files.write_tensors(path, tensors, {"rest": files.to_json(rest, None)})
@@ -309,9 +319,9 @@ def _read(path: Path, device: torch.device) -> _Part:
     tensors, metadata = files.read_tensors(path)
     moved: dict[str, Any] = {k: v.to(device) for k, v in tensors.items()}
     before, after, rest = moved.pop("before"), moved.pop("after"), json.loads(metadata["rest"])
-    stages = tuple(Stage(**stage) for stage in rest["stages"])
-    verdict = Verdict(**moved, stages=stages, notes=tuple(rest["notes"]))
-    return _Part(verdict, before, after, rest["seconds"])
+    stages = tuple(StageResult(**stage) for stage in rest["stages"])
+    result = AttackResult(**moved, stages=stages, notes=tuple(rest["notes"]))
+    return _Part(result, before, after, rest["seconds"])
 
 
 def _key(model: nn.Module, x: Tensor, y: Tensor, text: str, mode: Mode, part: int) -> str:

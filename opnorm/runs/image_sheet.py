@@ -36,8 +36,8 @@ def contact_sheet(
     Raises:
         RunError: the file cannot be written.
     """
-    e, chosen = evaluation, evaluation.verdict.fooled.nonzero().squeeze(1)[:points]
-    clean, moved = x[chosen].float().cpu(), e.verdict.points[chosen].float().cpu()
+    e, chosen = evaluation, evaluation.result.misclassified.nonzero().squeeze(1)[:points]
+    clean, moved = x[chosen].float().cpu(), e.result.points[chosen].float().cpu()
     difference = moved - clean
     gain = 0.5 / float(difference.abs().max()) if len(chosen) else 1.0
     scale = max(1, -(-TILE // max(x.shape[2:])))
@@ -46,7 +46,7 @@ def contact_sheet(
     columns, rows = min(COLUMNS, max(len(chosen), 1)), -(-len(chosen) // COLUMNS)
     sheet = Image.new("RGB", (max(columns * cell[0], 480) + GAP, rows * cell[1] + 2 * TEXT + 2 * GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
-    fooled, right = int(e.verdict.fooled.sum()), int(e.verdict.right.sum())
+    fooled, right = int(e.result.misclassified.sum()), int(e.result.correct.sum())
     _write(draw, (2 * GAP, GAP), f"{e.attack}: {fooled} of {right} points fooled", sheet.width - 4 * GAP)
     legend = f"clean, perturbed, and {gain:.3g} times the difference" if len(chosen) else "nothing to show"
     _write(draw, (2 * GAP, GAP + TEXT), legend, sheet.width - 4 * GAP, "dimgray")
@@ -62,11 +62,11 @@ def contact_sheet(
         x1 = x0 + _write(draw, (x0, y0), f"#{point}   {before}", 2 * width) + 6
         _arrow(draw, x1, y0 + 9)
         _write(draw, (x1 + 20, y0), after, 3 * width - (x1 + 20 - x0))
-        if len(e.verdict.stages) > 1:
+        if len(e.result.stages) > 1:
             _write(
                 draw,
                 (x0, y0 + TEXT - 2),
-                e.verdict.stages[int(e.verdict.by[point])].name,
+                e.result.stages[int(e.result.stage_index[point])].name,
                 3 * width,
                 "dimgray",
             )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.linear_map import linear_map
-from opnorm._core.modes import evaluating, undisturbed
+from opnorm._core.modes import evaluating, model_state_preserved
 from opnorm.attacks._checks import check_logits
 from opnorm.errors import ModelError
 from opnorm.models.modules import ConvexSum
@@ -94,7 +94,7 @@ def input_gradient_bound(model: nn.Module, x: Tensor, y: Tensor) -> GradientBoun
     factors = tuple(_block(p) if isinstance(p.module, BLOCKS) else _layer(p) for p in body)
     rows = head.module.weight.detach().double().norm(dim=1)
     bound = rows * math.prod(f.factor * f.sum for f in factors)
-    with undisturbed(model), torch.enable_grad():
+    with model_state_preserved(model), torch.enable_grad():
         z = x.detach().requires_grad_()
         logits = model(z)
         check_logits(logits, y)

@@ -1,7 +1,10 @@
-"""Attacks on the surrogate are attacks on the model."""
+"""A surrogate is the same function as its model up to bfloat16 rounding, and follows its weights."""
 
 import gc
 import math
+import os
+import subprocess
+import sys
 import warnings
 import weakref
 
@@ -10,8 +13,7 @@ import torch
 from torch import nn
 
 from opnorm import attacks, objectives
-from opnorm._core import surrogate as fast
-from opnorm._core.surrogate import Shadow, attack_model
+from opnorm._core.surrogate import Surrogate, has_bf16, training_surrogate
 from opnorm.data import digits
 from opnorm.models import cnn, resnet
 from opnorm.training import optimizers
@@ -82,12 +84,23 @@ def tied():
     return model
 
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+needs_bf16 = pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="no bfloat16 in this processor")
+
+
+def outputs_and_gradients(network, x):
+    x = x.clone().requires_grad_()
+    out = network(x)
+    (grad,) = torch.autograd.grad((out.flatten(1) @ torch.linspace(1, 2, out[0].numel())).sum(), x)
+    return out.detach(), grad
+
+
 def trained(make, seed=0):
     """Not trained, but with weights and statistics that could be."""
     torch.manual_seed(seed)
     model = make()
     for m in model.modules():
-        if isinstance(m, fast.NORMS):
+        if isinstance(m, BATCH_NORMS):
             for name in ("running_mean", "weight", "bias"):
                 if getattr(m, name) is not None:
                     getattr(m, name).data.normal_(0.5, 0.5)
@@ -104,25 +117,20 @@ nn.ModuleDict.__getattr__ = lambda self, name: (
 
 def under_autocast(model, x, mode="eval"):
     with torch.autocast("cpu", torch.bfloat16):
-        return attack_model(model, x, mode)
+        return training_surrogate(model, x, mode)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_shadow_is_the_same_function(name):
+def test_the_surrogate_is_the_same_function(name):
     pairs, make = CASES[name]
     model, x = trained(make), torch.rand(6, 1, 8, 8)
-    shadow = Shadow(model, x)
-    shadow.check(model, x)
-    assert len(shadow.pairs) == pairs
+    surrogate = Surrogate(model, x)
+    surrogate.check(model, x)
+    assert len(surrogate.folded) == pairs
     model.eval()
-    for own, right in zip(fast._look(shadow, x), fast._look(model, x), strict=True):
+    for own, right in zip(outputs_and_gradients(surrogate, x), outputs_and_gradients(model, x), strict=True):
         torch.testing.assert_close(own, right, rtol=1e-4, atol=1e-5)
-    model.train()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        narrow = under_autocast(model, x)
-    assert narrow is not model
-    own, right = fast._look(narrow, x), fast._look(model.eval(), x)
+    own, right = outputs_and_gradients(surrogate.to_bf16(), x), outputs_and_gradients(model, x)
     assert own[0].dtype == own[1].dtype == torch.float32
     for a, b, share in zip(
         own, right, (0.05, 0.2), strict=True
@@ -130,11 +138,12 @@ def test_the_shadow_is_the_same_function(name):
         assert (a - b).norm() <= share * b.norm()
 
 
+@needs_bf16
 @pytest.mark.parametrize("how", ["optimizer", "data", "new parameter", "statistics"])
-def test_the_shadow_follows_the_model(how):
+def test_the_surrogate_follows_the_model(how):
     model, x = trained(CASES["resnet"][1]), torch.rand(6, 1, 8, 8)
-    shadow = under_autocast(model, x)
-    before = shadow(x)
+    surrogate = under_autocast(model, x)
+    before = surrogate(x)
     if how == "optimizer":
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
         model(x).square().mean().backward()
@@ -146,31 +155,48 @@ def test_the_shadow_follows_the_model(how):
     else:
         model(x + 1)
     again = under_autocast(model, x)
-    assert again is shadow
+    assert again is surrogate
     after, right = again(x), model.eval()(x)
     assert (after - right).norm() < 0.05 * right.norm() < (after - before).norm()
 
 
-def test_a_model_whose_shape_has_changed_gets_another_shadow():
+@needs_bf16
+def test_a_model_whose_shape_has_changed_gets_another_surrogate():
     model, x = trained(CASES["resnet"][1]), torch.rand(6, 1, 8, 8)
-    shadow = under_autocast(model, x)
+    surrogate = under_autocast(model, x)
     model[-1] = nn.Linear(16, 3)
-    assert under_autocast(model, x) is not shadow
+    assert under_autocast(model, x) is not surrogate
     assert under_autocast(model, x)(x).shape == (6, 3)
 
 
 def test_when_the_model_itself_is_attacked():
     model, x = resnet(depth=8, in_shape=(1, 8, 8), width=4), torch.rand(6, 1, 8, 8)
-    assert attack_model(model, x) is model, "no autocast"
+    assert training_surrogate(model, x) is model, "no autocast"
     with torch.autocast("cpu", torch.float16):
-        assert attack_model(model, x) is model
+        assert training_surrogate(model, x) is model
     for mode in ("train", "as is"):
         assert under_autocast(model, x, mode) is model
-    assert under_autocast(model, x) is not model
+    fast = has_bf16(torch.device("cpu"))
+    assert (under_autocast(model, x) is model) == (not fast)
     handle = model[3].register_forward_hook(lambda *args: None)
     assert under_autocast(model, x) is model
     handle.remove()
-    assert under_autocast(model, x) is not model
+    assert (under_autocast(model, x) is model) == (not fast)
+
+
+def test_no_surrogate_without_bfloat16_in_hardware():
+    """PyTorch's own switch makes it forget AVX-512 in another process."""
+    code = """
+import torch
+from opnorm._core.surrogate import evaluation_surrogate, has_bf16, training_surrogate
+model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3)).eval()
+x, y = torch.rand(2, 1, 2, 2), torch.tensor([0, 1])
+with torch.autocast("cpu", torch.bfloat16):
+    print(has_bf16(x.device), training_surrogate(model, x) is model, evaluation_surrogate(model, x, y))
+"""
+    env = {**os.environ, "ATEN_CPU_CAPABILITY": "avx2"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True", "None"]
 
 
 class Random(nn.Linear):
@@ -190,21 +216,22 @@ class Looks(nn.Sequential):
         return super().forward(x) * self[1].running_var.mean()
 
 
+@needs_bf16
 @pytest.mark.parametrize(
     ("make", "what"),
     [
-        (lambda: Random(64, 3), "^no copy of Random can stand in .* model itself.*outputs are off"),
+        (lambda: Random(64, 3), "^no bf16 copy of Random is possible.* model itself.*outputs are off"),
         (
             lambda: Locked(nn.Flatten(), nn.Linear(64, 3)),
-            "^no copy of Locked .* model itself.*cannot be copied",
+            "^no bf16 copy of Locked .* model itself.*cannot be copied",
         ),
         (
             lambda: Locked(nn.Conv2d(1, 4, 8), nn.BatchNorm2d(4), nn.Flatten()),
-            "^no copy of Locked .* model itself.*cannot be copied",
+            "^no bf16 copy of Locked .* model itself.*cannot be copied",
         ),
         (
             lambda: Looks(nn.Conv2d(1, 4, 8), nn.BatchNorm2d(4), nn.Flatten()),
-            "^batch norms of Looks cannot be folded .*are kept.*running_var",
+            "^batch norms of Looks are not folded .*running_var",
         ),
     ],
 )
@@ -222,7 +249,8 @@ def test_what_cannot_be_copied_is_said_once(make, what):
         assert under_autocast(model, x) is first
 
 
-def test_the_model_is_left_alone_and_let_go():
+@needs_bf16
+def test_the_model_stays_as_it_was_and_is_freed():
     model, x = trained(CASES["resnet"][1]), torch.rand(6, 1, 8, 8)
     model[0].eval()
     model(x).sum().backward()
@@ -240,7 +268,8 @@ def test_the_model_is_left_alone_and_let_go():
     assert gone() is None
 
 
-def test_attacks_on_the_shadow_are_as_strong():
+@needs_bf16
+def test_attacks_on_the_surrogate_are_as_strong():
     data = digits()
     torch.manual_seed(0)
     model = resnet(depth=8, in_shape=(1, 8, 8), width=8)

@@ -123,12 +123,12 @@ def test_autoattack_accuracy(model):
         "toy", toy.train, type(toy.test)(toy.test.images[100:], toy.test.labels[100:]), toy.classes
     )
     (row,) = autoattack_accuracy(eps=4 / 255, version="rand", points=3)(model, toy)
-    verdict = AutoAttack(eps=4 / 255, version="rand").judge(model, x[:3], y[:3])
-    assert row["accuracy"] == verdict.robust_accuracy
-    assert (row["low"], row["high"]) == verdict.interval
+    result = AutoAttack(eps=4 / 255, version="rand").judge(model, x[:3], y[:3])
+    assert row["accuracy"] == result.robust_accuracy
+    assert (row["low"], row["high"]) == result.interval
     assert row["points"] == 3
-    assert row["broken"] == {stage.name: stage.broken for stage in verdict.stages}
-    assert isinstance(row["trusted"], bool)
+    assert row["misclassified"] == {stage.name: stage.misclassified for stage in result.stages}
+    assert isinstance(row["masking_passed"], bool)
     json.dumps(row, allow_nan=False)
 
 

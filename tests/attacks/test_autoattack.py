@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from opnorm.attacks import _surrogate as scouts
+from opnorm._core import surrogate as surrogates
 from opnorm.attacks._autoattack import AutoAttack, autoattack
 from opnorm.attacks._batching import Task, hunt_together
 from opnorm.attacks._square import Square
-from opnorm.attacks.result import Verdict, wilson
+from opnorm.attacks.result import AttackResult, confidence_interval
 from opnorm.attacks.search import Search
 from opnorm.errors import AttackError
 from opnorm.spec import build, spec_of
@@ -45,25 +45,25 @@ def trained(classes=5, dtype=torch.float32, seed=0):
 @pytest.mark.parametrize("norm", [math.inf, 2, 1])
 def test_what_it_claims_is_so(norm):
     model, x, y = trained()
-    verdict = AutoAttack(norm, EPS[norm], attacks=GRADIENTS).judge(model, x, y)
-    assert verdict.right.tolist() == [i % 10 != 0 for i in range(60)]
-    assert torch.equal(verdict.fooled, (model(verdict.points).argmax(1) != y) & verdict.right)
-    assert 0 < verdict.fooled.sum() < verdict.right.sum()
-    exactly_inside(x, verdict.points, EPS[norm], norm)
-    assert torch.equal(verdict.points[~verdict.fooled], x[~verdict.fooled])
-    assert torch.equal(verdict.by >= 0, verdict.fooled)
-    tried = int(verdict.right.sum())
-    for i, stage in enumerate(verdict.stages):
-        assert stage.tried == tried
-        assert stage.broken == (verdict.by == i).sum()
-        assert stage.seconds > 0
-        tried -= stage.broken
-    assert verdict.clean_accuracy == pytest.approx(0.9)
-    assert verdict.robust_accuracy == pytest.approx(tried / 60)
-    low, high = verdict.interval
-    assert low < verdict.robust_accuracy < high
-    assert [stage.name for stage in verdict.stages] == ["APGD-CE", "APGD-T"]
-    assert [stage.jobs for stage in verdict.stages] == [5 if norm == 1 else 3, 4]
+    result = AutoAttack(norm, EPS[norm], attacks=GRADIENTS).judge(model, x, y)
+    assert result.correct.tolist() == [i % 10 != 0 for i in range(60)]
+    assert torch.equal(result.misclassified, (model(result.points).argmax(1) != y) & result.correct)
+    assert 0 < result.misclassified.sum() < result.correct.sum()
+    exactly_inside(x, result.points, EPS[norm], norm)
+    assert torch.equal(result.points[~result.misclassified], x[~result.misclassified])
+    assert torch.equal(result.stage_index >= 0, result.misclassified)
+    tried = int(result.correct.sum())
+    for i, stage in enumerate(result.stages):
+        assert stage.attacked == tried
+        assert stage.misclassified == (result.stage_index == i).sum()
+        assert stage.cpu_seconds > 0
+        tried -= stage.misclassified
+    assert result.clean_accuracy == pytest.approx(0.9)
+    assert result.robust_accuracy == pytest.approx(tried / 60)
+    low, high = result.interval
+    assert low < result.robust_accuracy < high
+    assert [stage.name for stage in result.stages] == ["APGD-CE", "APGD-T"]
+    assert [stage.searches for stage in result.stages] == [5 if norm == 1 else 3, 4]
 
 
 def test_the_attack_is_its_points():
@@ -78,17 +78,17 @@ def test_the_attack_is_its_points():
 def test_verdicts_do_not_depend_on_batch_or_order():
     model, x, y = trained(dtype=torch.float64)
     want = AutoAttack(math.inf, 0.1, attacks=GRADIENTS).judge(model, x, y)
-    assert 5 < want.fooled.sum() < 50
-    assert len(want.by.unique()) == 3
+    assert 5 < want.misclassified.sum() < 50
+    assert len(want.stage_index.unique()) == 3
     order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
     for batch in (1, 7, 60):  # which attack comes first may depend on it, where both would break a point
-        verdict = AutoAttack(math.inf, 0.1, attacks=GRADIENTS, batch=batch).judge(model, x[order], y[order])
-        assert torch.equal(verdict.fooled, want.fooled[order])
+        result = AutoAttack(math.inf, 0.1, attacks=GRADIENTS, batch=batch).judge(model, x[order], y[order])
+        assert torch.equal(result.misclassified, want.misclassified[order])
     parts = [
         AutoAttack(math.inf, 0.1, attacks=GRADIENTS).judge(model, a, b)
         for a, b in zip(x.split(13), y.split(13), strict=True)
     ]
-    assert torch.equal(torch.cat([v.fooled for v in parts]), want.fooled)
+    assert torch.equal(torch.cat([v.misclassified for v in parts]), want.misclassified)
     again = AutoAttack(math.inf, 0.1, attacks=GRADIENTS).judge(model, x, y)
     assert torch.equal(again.points, want.points)
 
@@ -97,9 +97,11 @@ def test_stages_do_not_share_random_numbers_and_may_be_chosen():
     model, x, y = trained(dtype=torch.float64)
     both = AutoAttack(math.inf, 0.1, attacks=GRADIENTS).judge(model, x, y)
     second = AutoAttack(math.inf, 0.1, attacks=GRADIENTS[1:]).judge(model, x, y)
-    assert (second.fooled | (both.by == 0) | ~both.fooled).all()  # what APGD-T broke, it breaks alone
+    assert (
+        second.misclassified | (both.stage_index == 0) | ~both.misclassified
+    ).all()  # what APGD-T broke, it breaks alone
     reverse = AutoAttack(math.inf, 0.1, attacks=GRADIENTS[::-1]).judge(model, x, y)
-    assert torch.equal(reverse.fooled, both.fooled)
+    assert torch.equal(reverse.misclassified, both.misclassified)
 
 
 def test_attacks_that_share_a_batch_break_what_they_break_apart(monkeypatch):
@@ -111,11 +113,11 @@ def test_attacks_that_share_a_batch_break_what_they_break_apart(monkeypatch):
 
     together = AutoAttack(math.inf, 0.1, attacks=GRADIENTS).judge(model, x, y)
     apart = AutoAttack(math.inf, 0.1, attacks=GRADIENTS, certify=nothing).judge(model, x, y)
-    assert torch.equal(together.fooled, apart.fooled)
+    assert torch.equal(together.misclassified, apart.misclassified)
     for v in (together, apart):
-        assert [s.broken for s in v.stages] == [int((v.by == i).sum()) for i in range(2)]
+        assert [s.misclassified for s in v.stages] == [int((v.stage_index == i).sum()) for i in range(2)]
     first, second = apart.stages
-    assert second.tried == first.tried - first.broken <= together.stages[1].tried
+    assert second.attacked == first.attacked - first.misclassified <= together.stages[1].attacked
 
 
 def test_square_is_told_how_far_the_attacks_before_it_came(monkeypatch):
@@ -145,8 +147,8 @@ def test_several_radii_in_one_batch(norm, batch):
     attack = AutoAttack(norm, attacks=GRADIENTS, bf16=False, batch=batch)
     stands = attack.standing(model, x, y, radii)
     apart = [replace(attack, eps=eps).judge(model, x, y) for eps in radii]
-    for row, verdict in zip(stands, apart, strict=True):
-        assert torch.equal(row, verdict.right & ~verdict.fooled)
+    for row, result in zip(stands, apart, strict=True):
+        assert torch.equal(row, result.robust)
     shares = stands.double().mean(1)
     assert shares[1] == shares[4] <= shares[3] <= shares[0] <= shares[2]
     assert shares[1] < shares[2] < 1
@@ -236,9 +238,9 @@ def test_a_zero_gradient_counts_although_the_next_attack_breaks_the_point():
     assert catch.by.tolist() == [1, 1]
     first, second = module._stages(tasks, catch, 1.0, 2.0)
     assert (first.zero_gradients, second.zero_gradients) == (2, 0)
-    assert (first.broken, second.broken) == (0, 2)
-    assert first.seconds + second.seconds == pytest.approx(1)
-    assert first.wall_seconds == 2 * first.seconds
+    assert (first.misclassified, second.misclassified) == (0, 2)
+    assert first.cpu_seconds + second.cpu_seconds == pytest.approx(1)
+    assert first.wall_seconds == 2 * first.cpu_seconds
 
 
 def test_nothing_is_disturbed():
@@ -258,7 +260,7 @@ def test_nothing_is_disturbed():
 # ---------------------------------------------------------------- searching in 16 bits
 
 
-def test_a_scout_never_changes_who_is_right(monkeypatch):
+def test_a_surrogate_never_changes_who_is_right(monkeypatch):
     """Even one that lies: every claim is the model's own."""
 
     class Lies(nn.Module):
@@ -270,11 +272,12 @@ def test_a_scout_never_changes_who_is_right(monkeypatch):
             return -self.inner(x)
 
     model, x, y = trained()
-    for scout in (Lies(model), net(3, 5).eval(), Rounded(model)):
-        monkeypatch.setattr(module, "find_scout", lambda *_, scout=scout: scouts.Scout(scout, fine=True))
-        verdict = AutoAttack(math.inf, 0.05, attacks=GRADIENTS).judge(model, x, y)
-        assert torch.equal(verdict.fooled, (model(verdict.points).argmax(1) != y) & verdict.right)
-        assert sum(stage.counts["confirm"] for stage in verdict.stages) > 0
+    for surrogate in (Lies(model), net(3, 5).eval(), Rounded(model)):
+        surrogate.precise_logits = True
+        monkeypatch.setattr(module, "evaluation_surrogate", lambda *_, surrogate=surrogate: surrogate)
+        result = AutoAttack(math.inf, 0.05, attacks=GRADIENTS).judge(model, x, y)
+        assert torch.equal(result.misclassified, (model(result.points).argmax(1) != y) & result.correct)
+        assert sum(stage.counts["confirm"] for stage in result.stages) > 0
 
 
 class Rounded(nn.Module):
@@ -292,33 +295,33 @@ def test_bf16_finds_about_as_much():
     model, x, y = trained()
     fp32 = AutoAttack(math.inf, 0.1, attacks=GRADIENTS, bf16=False).judge(model, x, y)
     bf16 = AutoAttack(math.inf, 0.1, attacks=GRADIENTS).judge(model, x, y)
-    assert torch.equal(bf16.fooled, (model(bf16.points).argmax(1) != y) & bf16.right)
-    assert abs(int(bf16.fooled.sum()) - int(fp32.fooled.sum())) <= 2
+    assert torch.equal(bf16.misclassified, (model(bf16.points).argmax(1) != y) & bf16.correct)
+    assert abs(int(bf16.misclassified.sum()) - int(fp32.misclassified.sum())) <= 2
 
 
-def test_the_last_linear_layer_of_a_scout_is_in_float32():
-    if not scouts.has_bf16(torch.device("cpu")):
+def test_the_last_linear_layer_of_a_surrogate_is_in_float32():
+    if not surrogates.has_bf16(torch.device("cpu")):
         pytest.skip("this processor has no fast bfloat16")
     model, x, y = trained()
-    scout = scouts.find_scout(model, x, y)
-    assert scout.fine
+    surrogate = surrogates.evaluation_surrogate(model, x, y)
+    assert surrogate.precise_logits
     with torch.no_grad():
-        logits = scout.network(x)
+        logits = surrogate(x)
     assert not torch.equal(logits, logits.bfloat16().float())
     assert torch.allclose(logits, model(x), atol=0.02)
     assert not torch.equal(logits, model(x))
     scaled = nn.Sequential(model, Times(2))  # here something follows that layer
-    assert not scouts.find_scout(scaled, x, y).fine
+    assert not surrogates.evaluation_surrogate(scaled, x, y).precise_logits
     seen = []
     model[-1].register_forward_hook(lambda *_: seen.append(1))  # such a model is not copied
-    assert scouts.find_scout(model, x, y) is None
+    assert surrogates.evaluation_surrogate(model, x, y) is None
 
 
-def test_gradients_of_a_scout_are_laid_out_like_its_features():
-    if not scouts.has_bf16(torch.device("cpu")):
+def test_gradients_of_a_surrogate_are_laid_out_like_its_features():
+    if not surrogates.has_bf16(torch.device("cpu")):
         pytest.skip("this processor has no fast bfloat16")
     model, x, y = trained()
-    network, seen = scouts.find_scout(model, x, y).network, []
+    network, seen = surrogates.evaluation_surrogate(model, x, y), []
     for layer in network.modules():
         if isinstance(layer, nn.ReLU):
             layer.register_full_backward_hook(lambda _, grads, above: seen.append(above[0].stride()))
@@ -339,20 +342,22 @@ class Times(nn.Module):
         return self.factor * x
 
 
-def test_what_disagrees_is_no_scout(monkeypatch):
+def test_what_disagrees_is_no_surrogate(monkeypatch):
     model, x, y = trained()
-    assert scouts._agree(model, Rounded(model), x, y)
-    assert not scouts._agree(model, net(1, 5).eval(), x, y)
-    assert not scouts._agree(
+    assert surrogates._agree(model, Rounded(model), x, y)
+    assert not surrogates._agree(model, net(1, 5).eval(), x, y)
+    assert not surrogates._agree(
         model, nn.Sequential(model, Times(1.1)), x, y
     )  # though its gradients are parallel
     factors = torch.ones(60, 5)
     factors[0] = 1.1
-    assert scouts._agree(model, nn.Sequential(model, Times(factors)), x, y)  # one point in sixty may be off
+    assert surrogates._agree(
+        model, nn.Sequential(model, Times(factors)), x, y
+    )  # one point in sixty may be off
     double, xd, yd = trained(dtype=torch.float64)
-    assert scouts.find_scout(double, xd, yd) is None
-    monkeypatch.setattr(scouts, "has_bf16", lambda device: False)
-    assert scouts.find_scout(model, x, y) is None
+    assert surrogates.evaluation_surrogate(double, xd, yd) is None
+    monkeypatch.setattr(surrogates, "has_bf16", lambda device: False)
+    assert surrogates.evaluation_surrogate(model, x, y) is None
 
 
 # ---------------------------------------------------------------- certificates
@@ -366,16 +371,16 @@ def test_certified_points_are_attacked_once_at_most():
         seen.append((len(x), eps, norm))
         return x.flatten(1).mean(1) > 0.5
 
-    verdict = AutoAttack(math.inf, 0.05, attacks=GRADIENTS, certify=certify).judge(model, x, y)
-    first, second = verdict.stages
-    want = (x.flatten(1).mean(1) > 0.5) & verdict.right & (verdict.by != 0)
-    assert first.broken > 0
-    assert first.tried == 54
-    assert seen == [(54 - first.broken, 0.05, math.inf)]
-    assert torch.equal(verdict.certified, want)
-    assert not (verdict.fooled & want).any()
-    assert second.tried == 54 - first.broken - want.sum()
-    assert verdict.certified_accuracy <= verdict.robust_accuracy
+    result = AutoAttack(math.inf, 0.05, attacks=GRADIENTS, certify=certify).judge(model, x, y)
+    first, second = result.stages
+    want = (x.flatten(1).mean(1) > 0.5) & result.correct & (result.stage_index != 0)
+    assert first.misclassified > 0
+    assert first.attacked == 54
+    assert seen == [(54 - first.misclassified, 0.05, math.inf)]
+    assert torch.equal(result.certified, want)
+    assert not (result.misclassified & want).any()
+    assert second.attacked == 54 - first.misclassified - want.sum()
+    assert result.certified_accuracy <= result.robust_accuracy
     with pytest.raises(AttackError, match=r"certify returned torch.float32 of shape \(3,\)"):
         AutoAttack(attacks=("apgd-ce",), certify=lambda *_: torch.ones(3)).judge(model, x, y)
 
@@ -383,9 +388,9 @@ def test_certified_points_are_attacked_once_at_most():
 def test_everything_certified():
     model, x, y = trained()
     for eps in (0.001, 0):
-        verdict = AutoAttack(math.inf, eps, certify=lambda model, x, y, eps, norm: y >= 0).judge(model, x, y)
-        assert [stage.name for stage in verdict.stages] == ["APGD-CE"][: eps > 0]
-        assert verdict.robust_accuracy == verdict.certified_accuracy == verdict.clean_accuracy == 0.9
+        result = AutoAttack(math.inf, eps, certify=lambda model, x, y, eps, norm: y >= 0).judge(model, x, y)
+        assert [stage.name for stage in result.stages] == ["APGD-CE"][: eps > 0]
+        assert result.robust_accuracy == result.certified_accuracy == result.clean_accuracy == 0.9
 
 
 # ---------------------------------------------------------------- random models
@@ -413,7 +418,7 @@ def test_a_random_model_is_judged_by_many_passes():
     assert fair.robust_accuracy > 0.6
     assert not any("two passes" in note for note in fair.notes)
     again = AutoAttack(math.inf, 1e-6, version="rand", attacks=("apgd-ce",)).judge(noisy, x, y)
-    assert torch.equal(again.by, fair.by)
+    assert torch.equal(again.stage_index, fair.stage_index)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -432,8 +437,8 @@ class Centered(nn.Module):
 @pytest.mark.parametrize("batch", [16, 40, 128])
 def test_a_model_that_looks_at_its_batch_is_not_called_random(batch):
     model, x, y = trained()
-    verdict = AutoAttack(math.inf, 1e-6, attacks=("apgd-ce",), batch=batch).judge(Centered(model), x, y)
-    assert not any("two passes" in note for note in verdict.notes)
+    result = AutoAttack(math.inf, 1e-6, attacks=("apgd-ce",), batch=batch).judge(Centered(model), x, y)
+    assert not any("two passes" in note for note in result.notes)
 
 
 def test_mean_of_probabilities():
@@ -477,7 +482,7 @@ def test_blind_gradients_are_said():
     quantized = nn.Sequential(Steps(), model)
     with torch.no_grad():
         y = quantized(x).argmax(1)
-    with pytest.warns(UserWarning, match="the gradient of APGD-CE is exactly zero for .* blind there"):
+    with pytest.warns(UserWarning, match="the gradient of APGD-CE is exactly zero for .* no direction there"):
         AutoAttack(math.inf, 0.01, attacks=("apgd-ce",))(quantized, x, y)
 
 
@@ -559,20 +564,20 @@ def test_progress_is_told():
 
 
 def test_wilson_by_hand():
-    assert wilson(0, 0) == (0.0, 1.0)
-    low, high = wilson(8, 10)
+    assert confidence_interval(0, 0) == (0.0, 1.0)
+    low, high = confidence_interval(8, 10)
     assert (low, high) == pytest.approx((0.49016, 0.94331), abs=1e-4)
-    assert wilson(0, 20)[0] == 0.0
-    assert wilson(20, 20)[1] == 1.0
-    assert wilson(30, 100)[0] == pytest.approx(1 - wilson(70, 100)[1])
+    assert confidence_interval(0, 20)[0] == 0.0
+    assert confidence_interval(20, 20)[1] == 1.0
+    assert confidence_interval(30, 100)[0] == pytest.approx(1 - confidence_interval(70, 100)[1])
 
 
 def test_a_verdict_is_a_record():
     model, x, y = trained()
-    verdict = AutoAttack(attacks=GRADIENTS).judge(model, x, y)
-    assert isinstance(verdict, Verdict)
-    assert not verdict.points.requires_grad
-    assert {t.dtype for t in (verdict.right, verdict.certified, verdict.fooled)} == {torch.bool}
+    result = AutoAttack(attacks=GRADIENTS).judge(model, x, y)
+    assert isinstance(result, AttackResult)
+    assert not result.points.requires_grad
+    assert {t.dtype for t in (result.correct, result.certified, result.misclassified)} == {torch.bool}
 
 
 def test_how_often_apgd_starts():
@@ -581,7 +586,9 @@ def test_how_often_apgd_starts():
     y = model(x).argmax(1)
 
     def jobs(**settings):
-        return AutoAttack(math.inf, 1e-4, attacks=("apgd-ce",), **settings).judge(model, x, y).stages[0].jobs
+        return (
+            AutoAttack(math.inf, 1e-4, attacks=("apgd-ce",), **settings).judge(model, x, y).stages[0].searches
+        )
 
     assert [jobs(), jobs(patience=math.inf), jobs(restarts=2), jobs(version="plus")] == [3, 1, 2, 5]
     with pytest.raises(AttackError, match="restarts=0"):

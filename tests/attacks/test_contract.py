@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from opnorm._core.modes import undisturbed
+from opnorm._core.modes import model_state_preserved
 from opnorm.errors import AttackError, OpnormError
 from tests.attacks.victims import ATTACKS, EPS, Linear, images, make, net, on_all_attacks
 
@@ -237,15 +237,15 @@ def test_the_mode_is_that_asked_for(name, norm):
         assert model.training is training
 
 
-def test_undisturbed_restores_after_training_steps_inside():
+def test_model_state_preserved_restores_after_training_steps_inside():
     model = net().train()
     before = record(model)
-    with undisturbed(model, "train"):
+    with model_state_preserved(model, "train"):
         model(torch.full((3, 1, 4, 4), 0.5))
         torch.rand(3)
     assert same(before, record(model))
     with pytest.raises(OpnormError, match="unknown mode 'training'; expected one of eval, train, as is"):
-        undisturbed(model, "training").__enter__()
+        model_state_preserved(model, "training").__enter__()
 
 
 # ---------------------------------------------------------------- seeds and batches
@@ -406,7 +406,9 @@ class NaNGradient(torch.autograd.Function):
 @on_all_attacks(pytest.mark.parametrize)
 def test_nan_gradients_warn_and_stay_inside(name, norm):
     x, y = images(4)
-    with pytest.warns(UserWarning, match="NaN or infinite for 2 of 4 points: the attack is blind there"):
+    with pytest.warns(
+        UserWarning, match="NaN or infinite for 2 of 4 points: the attack has no direction there"
+    ):
         z = make(name, norm)(Wrap(NaNGradient.apply), x, y)
     exactly_inside(x, z, EPS[norm], norm)
     assert (z[2:] != x[2:]).any()

@@ -1,4 +1,4 @@
-"""The trust report: what masks gradients is named, and an honest model is cleared."""
+"""The report report: what masks gradients is named, and an honest model is cleared."""
 
 import math
 
@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from opnorm.attacks import autoattack, fgsm, pgd
-from opnorm.attacks.gradient_masking import Sign, Trust, look_for_signs
-from opnorm.attacks.result import Stage, Verdict
+from opnorm.attacks.gradient_masking import GradientMaskingReport, Indicator, check_gradient_masking
+from opnorm.attacks.result import AttackResult, StageResult
 from opnorm.runs.attack_evaluation import evaluate
 from tests.attacks.honest import Around, draws, honest, points, rounds, saturates
 from tests.attacks.test_contract import record, same
@@ -21,30 +21,30 @@ ATTACKS = {
 
 
 def judged(model, attack, n=50, **settings):
-    trust = evaluate(model, *points(n), attack, **settings).trust
-    return trust, {sign.where: sign.text for sign in trust.signs if sign.bad}
+    report = evaluate(model, *points(n), attack, **settings).masking
+    return report, {sign.component: sign.text for sign in report.indicators if sign.suspicious}
 
 
 @pytest.mark.parametrize("norm", EPS, ids="{:g}".format)
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_an_honest_model_is_cleared(norm, attack):
-    trust, bad = judged(honest(), ATTACKS[attack](norm), surrogate=honest())
+    report, bad = judged(honest(), ATTACKS[attack](norm), surrogate=honest())
     assert bad == {}
-    assert trust.trusted
-    assert trust.summary == f"trust: none of the {len(trust.signs)} known signs of a blind attack was seen"
+    assert report.passed
+    assert report.summary == f"gradient masking: none of the {len(report.indicators)} indicators found"
     assert {"the gradient", "the softmax", "the input layer", "the random layers", "the large radius"} < {
-        sign.where for sign in trust.signs
+        sign.component for sign in report.indicators
     }
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_quantized_input_layer(attack):
-    trust, bad = judged(rounds(), ATTACKS[attack](math.inf))
-    assert not trust.trusted
+    report, bad = judged(rounds(), ATTACKS[attack](math.inf))
+    assert not report.passed
     assert bad.keys() == {"the input layer", "the gradient", "the large radius", "the attack"}
     assert "exactly zero" in bad["the gradient"]
     assert "Square" in bad["the attack"]
-    assert "look at the input layer: because the logits of " in trust.summary
+    assert "check the input layer: the logits of " in report.summary
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -78,12 +78,13 @@ def test_a_random_layer(attack):
 
 
 def test_a_random_layer_that_was_averaged_out():
-    trust, bad = judged(
+    report, bad = judged(
         draws(0.02), autoattack(eps=0.02, version="rand", attacks=("apgd-ce",), batch=400), n=6
     )
     assert "the random layers" not in bad
     assert (
-        Sign("the random layers", False, "two passes over the same points differ for 5 of 5") in trust.signs
+        Indicator("the random layers", False, "two passes over the same points differ for 5 of 5")
+        in report.indicators
     )
 
 
@@ -125,44 +126,44 @@ def test_square_that_did_better_in_the_evaluation_itself():
 
     def signs(broken):
         stages = (
-            Stage("APGD-CE", 1, 38, 8, 1.0, 1.0, 0, 0, {}), Stage("Square", 1, 30, broken, 1.0, 1.0, 0, 0, {})
+            StageResult("APGD-CE", 1, 38, 8, 1.0, 1.0, 0, 0, {}), StageResult("Square", 1, 30, broken, 1.0, 1.0, 0, 0, {})
         )  # fmt: skip
-        verdict = Verdict(x, right, none, none, torch.full_like(y, -1), stages, ())
+        result = AttackResult(x, right, none, none, torch.full_like(y, -1), stages, ())
         return [
             s
-            for s in look_for_signs(honest(), x, y, verdict, norm=math.inf, eps=0.1).signs
+            for s in check_gradient_masking(honest(), x, y, result, norm=math.inf, eps=0.1).indicators
             if "Square" in s.text
         ]
 
-    assert [s.bad for s in signs(1)] == [False]
+    assert [s.suspicious for s in signs(1)] == [False]
     (sign,) = signs(6)
-    assert sign == Sign(
+    assert sign == Indicator(
         "the attack", True,
         "Square, which uses no gradients, breaks 6 of 30 points that stood before it: it is too weak here, or blind",
     )  # fmt: skip
 
 
 def test_a_surrogate_that_sees_more():
-    trust, _ = judged(rounds(32), fgsm(0.1), surrogate=honest())
-    assert not trust.trusted
-    transfers = [s for s in trust.signs if "surrogate" in s.text]
-    assert [(s.where, s.bad) for s in transfers] == [("the attack", True)]
+    report, _ = judged(rounds(32), fgsm(0.1), surrogate=honest())
+    assert not report.passed
+    transfers = [s for s in report.indicators if "surrogate" in s.text]
+    assert [(s.component, s.suspicious) for s in transfers] == [("the attack", True)]
 
 
 def test_a_model_that_knows_nothing():
     x, _ = points(20)
     wrong = (honest()(x).argmax(1) + 1) % 10
-    trust = evaluate(honest(), x, wrong, pgd(eps=0.1)).trust
-    assert [s.where for s in trust.signs] == ["the model"]
-    assert trust.summary.startswith("look at the model: because it gets no point right")
+    report = evaluate(honest(), x, wrong, pgd(eps=0.1)).masking
+    assert [s.component for s in report.indicators] == ["the model"]
+    assert report.summary.startswith("check the model: it gets no point right")
 
 
 def test_half_precision_is_not_taken_for_rounding():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).bfloat16()
     x, _ = points(40)
     x = x.bfloat16()
-    trust = evaluate(model, x, model(x).argmax(1), pgd(eps=0.1)).trust
-    assert [s.bad for s in trust.signs if s.where == "the input layer"] == [False]
+    report = evaluate(model, x, model(x).argmax(1), pgd(eps=0.1)).masking
+    assert [s.suspicious for s in report.indicators if s.component == "the input layer"] == [False]
 
 
 def test_everything_is_left_as_it_was():
@@ -174,6 +175,8 @@ def test_everything_is_left_as_it_was():
 
 
 def test_the_summary_has_a_line_for_each_bad_sign():
-    trust = Trust((Sign("a", True, "b"), Sign("c", False, "d"), Sign("e", True, "f")))
-    assert trust.summary == "look at a: because b\nlook at e: because f"
-    assert trust.as_dict()["trusted"] is False
+    report = GradientMaskingReport(
+        (Indicator("a", True, "b"), Indicator("c", False, "d"), Indicator("e", True, "f"))
+    )
+    assert report.summary == "check a: b\ncheck e: f"
+    assert report.as_dict()["passed"] is False

@@ -120,8 +120,8 @@ def test_the_model_has_the_last_word():
     """A stand-in that is wrong too early, or never, changes what is found and never what is claimed."""
     x, y = flat(*torch.linspace(0.3, 0.499, 29).tolist())
     for off in (-0.05, 0.05, -1.0, 1.0):
-        model, scout = Threshold(0.5), Threshold(0.5 + off)
-        catch = hunt(model, x, y, Walk(), eps=0.5, norm=math.inf, lanes=8, scout=scout)
+        model, surrogate = Threshold(0.5), Threshold(0.5 + off)
+        catch = hunt(model, x, y, Walk(), eps=0.5, norm=math.inf, lanes=8, surrogate=surrogate)
         wrong = model(catch.points).argmax(1) != y
         assert torch.equal(catch.fooled, wrong)
         assert (catch.counts["denied"] > 0) == (off < 0)

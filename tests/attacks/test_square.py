@@ -409,7 +409,7 @@ def test_every_query_that_the_search_takes_for_wrong_is_confirmed():
             return torch.stack([score, -score], 1)
 
     (x, _), y = images(3), torch.zeros(3, dtype=torch.long)
-    catch = hunt(Sure(1), x, y, Square(math.inf, 200), eps=0.1, norm=math.inf, scout=Sure(-1))
+    catch = hunt(Sure(1), x, y, Square(math.inf, 200), eps=0.1, norm=math.inf, surrogate=Sure(-1))
     assert not catch.fooled.any()
     assert catch.counts["denied"] == 3 * 200
     assert catch.counts["confirm"] == 3 * 201  # and each search's last word

@@ -261,10 +261,10 @@ def test_autoattack_leaves_certified_points_alone():
     settings_ = {"norm": math.inf, "eps": 0.04, "attacks": ("apgd-ce", "apgd-t")}
     alone = attacks.AutoAttack(**settings_).judge(honest(), x, y)
     with_proof = attacks.AutoAttack(**settings_, certify=proof()).judge(honest(), x, y)
-    assert torch.equal(alone.fooled, with_proof.fooled)
+    assert torch.equal(alone.misclassified, with_proof.misclassified)
     assert with_proof.certified.sum() > 20
-    assert not (with_proof.certified & alone.fooled).any()
-    assert with_proof.stages[1].tried == alone.stages[1].tried - int(with_proof.certified.sum())
+    assert not (with_proof.certified & alone.misclassified).any()
+    assert with_proof.stages[1].attacked == alone.stages[1].attacked - int(with_proof.certified.sum())
 
 
 def test_certificates_are_for_eval_mode():

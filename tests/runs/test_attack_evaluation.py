@@ -23,7 +23,7 @@ from tests.attacks.victims import images
 
 CONTEXT = multiprocessing.get_context("spawn")
 FAST = ("apgd-ce", "apgd-t")
-TENSORS = ("points", "right", "certified", "fooled", "by")
+TENSORS = ("points", "correct", "certified", "misclassified", "stage_index")
 
 
 @pytest.fixture
@@ -37,13 +37,13 @@ def data():
 
 
 def agree(a, b):
-    assert all(torch.equal(getattr(a.verdict, k), getattr(b.verdict, k)) for k in TENSORS)
+    assert all(torch.equal(getattr(a.result, k), getattr(b.result, k)) for k in TENSORS)
     assert torch.equal(a.before, b.before)
     assert torch.equal(a.after, b.after)
-    assert a.trust == b.trust
-    assert a.verdict.notes == b.verdict.notes
-    assert [(s.name, s.jobs, s.tried, s.broken) for s in a.verdict.stages] == [
-        (s.name, s.jobs, s.tried, s.broken) for s in b.verdict.stages
+    assert a.masking == b.masking
+    assert a.result.notes == b.result.notes
+    assert [(s.name, s.searches, s.attacked, s.misclassified) for s in a.result.stages] == [
+        (s.name, s.searches, s.attacked, s.misclassified) for s in b.result.stages
     ]
 
 
@@ -59,16 +59,16 @@ def test_an_attack_by_hand(make, data):
     for part in torch.arange(60).split(25):
         part = part[right[part]]
         z[part] = make(eps=0.1)(honest(), x[part], y[part])
-    assert torch.equal(done.verdict.points, z)
-    assert torch.equal(done.verdict.right, right)
-    assert torch.equal(done.verdict.fooled, right & (honest()(z).argmax(1) != y))
+    assert torch.equal(done.result.points, z)
+    assert torch.equal(done.result.correct, right)
+    assert torch.equal(done.result.misclassified, right & (honest()(z).argmax(1) != y))
     assert torch.equal(done.before, honest()(x).argmax(1))
     assert torch.equal(done.after, honest()(z).argmax(1))
-    exactly_inside(x, done.verdict.points, 0.1, math.inf)
+    exactly_inside(x, done.result.points, 0.1, math.inf)
     row = done.as_dict()
     assert row["attack"] == f"{make.__name__}(eps=0.1)"
-    assert (row["points"], row["right"]) == (60, int(right.sum()))
-    assert row["robust_accuracy"] == pytest.approx(row["standing"] / 60)
+    assert (row["points"], row["correct"]) == (60, int(right.sum()))
+    assert row["robust_accuracy"] == pytest.approx(row["robust"] / 60)
     assert row["interval"][0] < row["robust_accuracy"] < row["interval"][1]
 
 
@@ -77,14 +77,14 @@ def test_parts_do_not_change_what_autoattack_says(data):
     model, (x, y) = Around().double(), data
     attack = autoattack(eps=0.1, attacks=FAST)
     whole, cut = (evaluate(model, x.double(), y, attack, part=part) for part in (1000, 17))
-    assert torch.equal(whole.verdict.fooled, cut.verdict.fooled)
-    assert torch.equal(whole.verdict.by, cut.verdict.by)
-    assert [(s.name, s.tried, s.broken) for s in whole.verdict.stages] == [
-        (s.name, s.tried, s.broken) for s in cut.verdict.stages
+    assert torch.equal(whole.result.misclassified, cut.result.misclassified)
+    assert torch.equal(whole.result.stage_index, cut.result.stage_index)
+    assert [(s.name, s.attacked, s.misclassified) for s in whole.result.stages] == [
+        (s.name, s.attacked, s.misclassified) for s in cut.result.stages
     ]
-    assert sum(s.broken for s in cut.verdict.stages) == int(cut.verdict.fooled.sum())
-    verdict = attack.judge(model, x.double(), y)
-    assert torch.equal(verdict.fooled, whole.verdict.fooled)
+    assert sum(s.misclassified for s in cut.result.stages) == int(cut.result.misclassified.sum())
+    result = attack.judge(model, x.double(), y)
+    assert torch.equal(result.misclassified, whole.result.misclassified)
 
 
 def test_a_part_that_ends_early_and_one_without_a_right_point(data):
@@ -92,9 +92,9 @@ def test_a_part_that_ends_early_and_one_without_a_right_point(data):
     wrong = y.clone()
     wrong[:20] = (honest()(x[:20]).argmax(1) + 1) % 10
     done = evaluate(honest(), x, wrong, autoattack(eps=0.3, attacks=FAST), part=20)
-    assert not done.verdict.right[:20].any()
-    assert (done.verdict.by[:20] == -1).all()
-    assert done.verdict.stages[0].tried == int(done.verdict.right.sum())
+    assert not done.result.correct[:20].any()
+    assert (done.result.stage_index[:20] == -1).all()
+    assert done.result.stages[0].attacked == int(done.result.correct.sum())
 
 
 def test_what_the_attack_warns_of_becomes_a_note_said_once(data):
@@ -110,10 +110,10 @@ def test_what_the_attack_warns_of_becomes_a_note_said_once(data):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         done = evaluate(Around(before=Blind.apply), *data, pgd(eps=0.1), part=60)
-    (note,) = done.verdict.notes
+    (note,) = done.result.notes
     assert note.startswith("the gradient is exactly zero for 5")
     done = evaluate(Around(before=Blind.apply), *data, AutoAttack(eps=0.1, attacks=("apgd-ce",)), part=20)
-    (note,) = [n for n in done.verdict.notes if "gradient" in n]
+    (note,) = [n for n in done.result.notes if "gradient" in n]
     assert note.startswith("the gradient of APGD-CE is exactly zero for 5")
 
 
@@ -222,7 +222,7 @@ def test_a_surrogate_that_comes_later(store, data):
     done = evaluate(honest(), *data, fgsm(0.1), store=store)
     with_one = evaluate(honest(), *data, fgsm(0.1), store=store, surrogate=honest())
     assert with_one.folder == done.folder
-    assert len(with_one.trust.signs) == len(done.trust.signs) + 1
+    assert len(with_one.masking.indicators) == len(done.masking.indicators) + 1
     agree(evaluate(honest(), *data, fgsm(0.1), store=store), done)
 
 
@@ -259,7 +259,7 @@ class Strange:
 def test_an_attack_of_the_users_own(store, data):
     done = evaluate(honest(), *data, Strange(lambda x: (x + 0.05).clamp(0, 1)))
     assert done.attack == ""
-    assert [s.name for s in done.verdict.stages] == ["Strange"]
+    assert [s.name for s in done.result.stages] == ["Strange"]
     with pytest.raises(AttackError, match="kept under the attack's call"):
         evaluate(honest(), *data, Strange(lambda x: x), store=store)
     with pytest.raises(AttackError, match="does not say its norm and eps"):
@@ -315,9 +315,9 @@ def test_saved_points(tmp_path, data):
     done = evaluate(honest(), *data, autoattack(eps=0.1, attacks=("apgd-ce",)))
     save_points(tmp_path / "points.safetensors", done)
     tensors, metadata = read_tensors(tmp_path / "points.safetensors")
-    assert torch.equal(tensors["points"], done.verdict.points)
+    assert torch.equal(tensors["points"], done.result.points)
     assert torch.equal(tensors["labels"], data[1])
-    fooled = tensors["fooled"]
+    fooled = tensors["misclassified"]
     assert (honest()(tensors["points"]).argmax(1)[fooled] != data[1][fooled]).all()
     assert metadata == {"attack": done.attack, "stages": '["APGD-CE"]'}
 
@@ -330,8 +330,8 @@ def test_the_contact_sheet_shows_the_points(tmp_path, data):
         bytearray(Image.open(tmp_path / "sheet.png").convert("L").tobytes()), dtype=torch.uint8
     )
     sheet = sheet.view(Image.open(tmp_path / "sheet.png").height, -1)
-    first = int(done.verdict.fooled.nonzero()[0])
-    clean, moved = x[first, 0], done.verdict.points[first, 0]
+    first = int(done.result.misclassified.nonzero()[0])
+    clean, moved = x[first, 0], done.result.points[first, 0]
     gain = 0.5 / float((moved - clean).abs().max())
     for k, image in enumerate((clean, moved, (moved - clean) * gain + 0.5)):
         want = (image * 255).round().clamp(0, 255).to(torch.uint8)
