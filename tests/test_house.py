@@ -35,7 +35,7 @@ BACKWARDS = {
     "certificates/layer_bounds.py -> models",
 }
 HIDDEN = {"opnorm.analyses.predictions"}
-TWINS = {"basic", "surrogate"}
+TWINS = {"basic"}
 TOO_LONG = {
     "_core/linear_map.py",
     "analyses/attacks.py:robustness_curve",
@@ -45,11 +45,12 @@ TOO_LONG = {
     "attacks/_apgd.py:apgd",
     "attacks/_autoattack.py",
     "attacks/_autoattack.py:autoattack",
+    "attacks/_batching.py",
     "attacks/_batching.py:hunt",
     "attacks/_batching.py:hunt_together",
     "attacks/_pgd.py",
     "attacks/_pgd.py:pgd",
-    "attacks/gradient_masking.py:look_for_signs",
+    "attacks/gradient_masking.py:check_gradient_masking",
     "cli/attack.py:attack",
     "cli/measure.py:norms",
     "cli/runs.py:study",

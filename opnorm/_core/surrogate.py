@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.hooks import RemovableHandle
 
 from opnorm._core.layers import BATCH_NORM, LINEAR_OR_CONV
 from opnorm._core.modes import Mode
@@ -41,8 +40,8 @@ def has_bf16(device: torch.device) -> bool:
 def training_surrogate(model: nn.Module, x: Tensor, mode: Mode = "eval") -> nn.Module:
     """The network for an attack within a training step: a surrogate under bfloat16 autocast, otherwise the model.
 
-    The surrogate takes over the model's present weights at every call: call it once a step, before the attack. It
-    replaces the model in eval mode only, and no model with hooks on its modules, whose effects are unknown.
+    The surrogate takes over the model's present weights at every call: call it once a step, before the attack. Models
+    in other modes or with hooks on their modules have none.
 
     Args:
         model: gives logits (B, K).
@@ -61,9 +60,9 @@ def training_surrogate(model: nn.Module, x: Tensor, mode: Mode = "eval") -> nn.M
 
 
 def evaluation_surrogate(model: nn.Module, x: Tensor, y: Tensor) -> "Surrogate | None":
-    """A surrogate with channels last in memory and, where possible, a float32 last layer; None where it does not pay.
+    """A surrogate with channels last in memory and, where possible, a float32 last layer.
 
-    None also where the model is not in float32, or where logits or gradients of both differ too much.
+    None without bfloat16 in hardware, where the model is not in float32, and where logits or gradients differ too much.
 
     Args:
         model: in eval mode.
@@ -110,8 +109,7 @@ class Surrogate(nn.Module):
         self.folded = _foldable(self.network, x) if fold else []
         self.bf16 = self.precise_logits = False
         for layer_name, norm_name in self.folded:
-            layer = self.network.get_submodule(layer_name)
-            assert isinstance(layer, LINEAR_OR_CONV), "only these are paired"
+            layer: Any = self.network.get_submodule(layer_name)
             # tensors of its own, also where layers of the model share one
             layer.weight = nn.Parameter(torch.empty_like(layer.weight), requires_grad=False)
             layer.bias = nn.Parameter(layer.weight.new_empty(len(layer.weight)), requires_grad=False)
@@ -159,20 +157,10 @@ class Surrogate(nn.Module):
         if self.copied:
             torch._foreach_copy_([own[name] for name in self.copied], [source[name] for name in self.copied])
         for layer_name, norm_name in self.folded:
-            layer, norm = (model.get_submodule(name) for name in (layer_name, norm_name))
-            assert isinstance(layer, LINEAR_OR_CONV), "only these are paired"
-            assert isinstance(norm, BATCH_NORM), "likewise"
-            assert norm.running_mean is not None, "only such are folded"
-            assert norm.running_var is not None, "it comes with the mean"
-            weight, bias = fuse_conv_bn_weights(  # the formula of linear layers is the same
-                layer.weight,
-                layer.bias,
-                norm.running_mean,
-                norm.running_var,
-                norm.eps,
-                norm.weight,
-                norm.bias,
-            )
+            layer, norm = (cast(Any, model.get_submodule(name)) for name in (layer_name, norm_name))
+            weight, bias = fuse_conv_bn_weights(
+                layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            )  # fmt: skip
             own[f"{layer_name}.weight"].copy_(weight)
             own[f"{layer_name}.bias"].copy_(bias)
 
@@ -259,14 +247,16 @@ def _make_surrogate(model: nn.Module, x: Tensor) -> Surrogate | None:
             reason = f"{type(e).__name__}: {e}"
             continue
         if has_norms and not fold:
-            _warn(f"batch norms of {name} are not folded for attacks in bf16, which is slower ({reason})")
+            warnings.warn(
+                f"batch norms of {name} are not folded for attacks in bf16, which is slower ({reason})",
+                stacklevel=4,
+            )
         return surrogate.to_bf16()
-    _warn(f"no bf16 copy of {name} is possible; attacks use the model itself, which is slower ({reason})")
+    warnings.warn(
+        f"no bf16 copy of {name} is possible; attacks use the model itself, which is slower ({reason})",
+        stacklevel=4,
+    )
     return None
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=5)
 
 
 # ---------------------------------------------------------------- is it the same function?
@@ -298,12 +288,9 @@ def _with_statistics(model: nn.Module) -> nn.Module:
 
 def _agree(model: nn.Module, surrogate: nn.Module, x: Tensor, y: Tensor) -> bool:
     """Logits within 3 % of their spread on average, and at least half of the gradients nearly parallel."""
-
-    def log_odds(logits: Tensor) -> Tensor:
-        return logits.logsumexp(1) - logits.gather(1, y[:, None]).squeeze(1)
-
     (logits, grad), (rounded, rounded_grad) = (
-        _outputs_and_gradients(network, x, log_odds) for network in (model, surrogate)
+        _outputs_and_gradients(n, x, lambda z: z.logsumexp(1) - z.gather(1, y[:, None]).squeeze(1))
+        for n in (model, surrogate)
     )
     error = (logits - rounded).square().mean().sqrt()
     similarity = torch.cosine_similarity(grad, rounded_grad).median()
@@ -335,13 +322,10 @@ def _foldable(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
 
     with ExitStack() as hooks, torch.no_grad(), uses:
         for m in names:
-            handle: RemovableHandle | None = None
             if type(m) in LINEAR_OR_CONV:
-                handle = m.register_forward_hook(after_layer)
+                hooks.enter_context(m.register_forward_hook(after_layer))
             elif isinstance(m, BATCH_NORM) and m.running_mean is not None:
-                handle = m.register_forward_pre_hook(before_norm)
-            if handle is not None:
-                hooks.enter_context(handle)
+                hooks.enter_context(m.register_forward_pre_hook(before_norm))
         model(x)
     return [
         (names[outputs[out][0]], names[norm])

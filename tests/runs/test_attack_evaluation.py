@@ -126,8 +126,8 @@ class Stopped(Exception):
 
 @pytest.mark.parametrize("make", [pgd, lambda eps: autoattack(eps=eps, attacks=FAST)])
 def test_it_goes_on_from_the_parts_that_ended(store, data, make):
-    def stop(heard):
-        if heard.done >= 40:
+    def stop(progress):
+        if progress.finished >= 40:
             raise Stopped
 
     whole = evaluate(honest(), *data, make(eps=0.1), part=20)
@@ -135,16 +135,16 @@ def test_it_goes_on_from_the_parts_that_ended(store, data, make):
         evaluate(honest(), *data, make(eps=0.1), part=20, store=store, tell=stop)
     (folder,) = store.root.glob("*.partial")
     assert len(list(folder.glob("part-*.safetensors"))) == 2
-    heard = []
-    done = evaluate(honest(), *data, make(eps=0.1), part=20, store=store, tell=heard.append)
-    assert {h.done for h in heard} == {40, 60}
-    assert {h.points for h in heard} == {60}
+    reports = []
+    done = evaluate(honest(), *data, make(eps=0.1), part=20, store=store, tell=reports.append)
+    assert {r.finished for r in reports} == {40, 60}
+    assert {r.total for r in reports} == {60}
     agree(done, whole)
     assert done.folder == store.root / folder.name.removesuffix(".partial")
 
-    heard.clear()
-    again = evaluate(honest(), *data, make(eps=0.1), part=20, store=store, tell=heard.append)
-    assert heard == [], "found, nothing is done again"
+    reports.clear()
+    again = evaluate(honest(), *data, make(eps=0.1), part=20, store=store, tell=reports.append)
+    assert reports == [], "found, nothing is done again"
     agree(again, whole)
     assert again.seconds == done.seconds
 
@@ -158,9 +158,9 @@ def loaded(weights):
 def work(root, weights, begun):
     """In a process of its own: an evaluation that waits a little at the beginning of every part."""
 
-    def slowly(heard):
-        if heard.what.startswith("autoattack"):
-            begun.value = heard.done
+    def slowly(progress):
+        if progress.activity.startswith("autoattack"):
+            begun.value = progress.finished
             time.sleep(0.2)
 
     torch.set_num_threads(1)
