@@ -11,25 +11,20 @@ Medians of interleaved runs in one process (on a busy machine, ask for the quant
     read           K.sum(): the kernel is read once
     copy           memcpy of the kernel
 
-Ours counts borders and strides exactly: ``torch`` is the default, ``native`` after
- ``opnorm.norms.exact.native.build()``. Then
-the norms of all layers of a ResNet-18 in one call, and their gradients; Python time is what is left when the same
-network has next to no weights.
+Ours counts borders and strides exactly. Then the norms of all layers of a ResNet-18, and their gradients; Python time is
+what is left when the same network has next to no weights.
 """
 
 import argparse
 import json
-import math
 import platform
-import sys
 import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from opnorm.norms.exact import native
-from opnorm.norms.exact.by_layer import conv_l1, conv_linf, exact_all
+from opnorm.norms import conv_l1, conv_linf, l1, linf
 
 KERNELS = [(3, 32, 32), (3, 32, 128), (3, 128, 256), (3, 256, 512), (5, 256, 128), (5, 512, 256)]
 SIZE = (32, 32)
@@ -74,19 +69,6 @@ def timed(runs: dict[str, Run], seconds: float, quantile: float) -> dict[str, fl
     }
 
 
-def by_torch(run: Run) -> Run:
-    """The same run with the native code put aside."""
-
-    def plain() -> object:
-        kept, native._library = native._library, None
-        try:
-            return run()
-        finally:
-            native._library = kept
-
-    return plain
-
-
 def kernels(seconds: float, quantile: float) -> list[dict[str, object]]:
     rows = []
     for k, c_in, c_out in KERNELS:
@@ -98,10 +80,7 @@ def kernels(seconds: float, quantile: float) -> list[dict[str, object]]:
             runs[f"authors l1 /{stride}"] = lambda K=K, s=stride: authors_l1(K, s)
             runs[f"authors linf /{stride}"] = lambda K=K: authors_linf(K)
             for name, norm in (("l1", conv_l1), ("linf", conv_linf)):
-                run = lambda norm=norm, args=args: norm(*args)  # noqa: E731
-                runs[f"torch {name} /{stride}"] = by_torch(run)
-                if native.built():
-                    runs[f"native {name} /{stride}"] = run
+                runs[f"{name} /{stride}"] = lambda norm=norm, args=args: norm(*args)
         rows.append(
             {"kernel": f"{k},{c_in},{c_out}", "mb": K.numel() * 4 / 1e6, "us": timed(runs, seconds, quantile)}
         )
@@ -153,12 +132,12 @@ def whole_network(seconds: float, quantile: float) -> dict[str, object]:
         layers = layers_of(resnet18(width))
         weights = [layer.weight for layer, _ in layers]
 
-        def norms(p: float, layers: list = layers) -> Tensor:
+        def norms(norm: Callable, layers: list = layers) -> Tensor:
             with torch.no_grad():
-                return exact_all(layers, p)
+                return torch.stack([norm(*layer) for layer in layers])
 
-        def grads(p: float, layers: list = layers, weights: list = weights) -> object:
-            return torch.autograd.grad(exact_all(layers, p).sum(), weights)
+        def grads(norm: Callable, layers: list = layers, weights: list = weights) -> object:
+            return torch.autograd.grad(torch.stack([norm(*layer) for layer in layers]).sum(), weights)
 
         def plain(weights: list = weights) -> object:
             """The gradient of the l-infinity norms through torch's own abs, sum and max."""
@@ -169,30 +148,24 @@ def whole_network(seconds: float, quantile: float) -> dict[str, object]:
             "read": lambda weights=weights: [w.sum() for w in weights],
             "plain gradient": plain,
         }
-        for p, name in ((1, "l1"), (math.inf, "linf")):
+        for name, norm in (("l1", l1), ("linf", linf)):
             for what, call in (("norms", norms), ("gradients", grads)):
-                run = lambda call=call, p=p: call(p)  # noqa: E731
-                runs[f"torch {name} {what}"] = by_torch(run)
-                if native.built():
-                    runs[f"native {name} {what}"] = run
+                runs[f"{name} {what}"] = lambda call=call, norm=norm: call(norm)
         results[f"width {width}"] = {"layers": len(layers), "us": timed(runs, 8 * seconds, quantile)}
     return results
 
 
 def table(rows: list[dict]) -> None:
     print("\nratio to the authors' formula (higher is better), ratio to reading the kernel (lower is better)")
-    head = "kernel     MB     norm     authors us  torch us  native us |  x torch  x native |  torch/read  native/read"
-    print(head)
+    print("kernel     MB     norm     authors us   ours us |   x ours |  ours/read")
     for row in rows:
         us = row["us"]
         for stride in (1, 2):
             for norm in ("l1", "linf"):
-                authors, ours = us[f"authors {norm} /{stride}"], us[f"torch {norm} /{stride}"]
-                fast = us.get(f"native {norm} /{stride}", math.nan)
+                authors, ours = us[f"authors {norm} /{stride}"], us[f"{norm} /{stride}"]
                 print(
                     f"{row['kernel']:10s} {row['mb']:5.2f}  {norm + ' /' + str(stride):8s} {authors:10.1f} {ours:9.1f} "
-                    f"{fast:10.1f} | {authors / ours:8.1f} {authors / fast:9.1f} | {ours / us['read']:11.1f} "
-                    f"{fast / us['read']:12.1f}"
+                    f"| {authors / ours:8.1f} | {ours / us['read']:10.1f}"
                 )
 
 
@@ -203,14 +176,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--quantile", type=float, default=0.5, help="0.5 for medians, less on a busy machine")
     parser.add_argument("--json", help="write the results here")
     args = parser.parse_args(argv)
-    if not native.build():
-        print("no C compiler: the native columns stay empty", file=sys.stderr)
     seconds = 0.5 if args.quick else 4.0
     torch.manual_seed(0)
     record: dict = {
         "torch": torch.__version__,
         "processor": platform.processor(),
-        "native": native.built(),
         "runs": [],
     }
     for threads in args.threads:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from opnorm._core.batch_norm import channel_scale
 from opnorm._core.layers import AVERAGE_POOL, BATCH_NORM, CONV, LINEAR_OR_CONV, Shape, overrides
 from opnorm._core.linear_map import LinearMap, linear_map
 from opnorm.errors import NormError
@@ -260,8 +261,8 @@ def _batch_norm(layer: nn.modules.batchnorm._BatchNorm, shape: Shape) -> Affine:
     if layer.running_mean is None or layer.running_var is None:
         raise Unknown("normalizes by the batch's own statistics")
     axes = (-1, *(1,) * (len(shape) - 1))
-    gain = (layer.running_var.double() + layer.eps).rsqrt()
-    gain = gain if layer.weight is None else gain * layer.weight.detach().double()
+    weight = None if layer.weight is None else layer.weight.detach()
+    gain = channel_scale(layer.running_var.double(), layer.eps, weight)
     shift = layer.running_mean.double() * gain
     bias = torch.zeros_like(shift) if layer.bias is None else layer.bias.detach().double()
     size = bias.abs() + shift.abs()

@@ -1,9 +1,10 @@
 """Norms of one layer and of every layer: what they are, whatever the data."""
 
+from opnorm._core.batch_norm import fold_batch_norm, folded
 from opnorm.norms._operator_norm import operator_norm
 from opnorm.norms.comparison import Change, Comparison, Summary, compare
-from opnorm.norms.exact.by_layer import exact_all, fold_batch_norm, folded, l1, linf
-from opnorm.norms.exact.kernel_sums import (
+from opnorm.norms.exact.by_layer import l1, linf
+from opnorm.norms.exact.functional import (
     conv_l1,
     conv_linf,
     conv_transpose_l1,
@@ -38,7 +39,6 @@ __all__ = [
     "conv_linf",
     "conv_transpose_l1",
     "conv_transpose_linf",
-    "exact_all",
     "fold_batch_norm",
     "folded",
     "induced_norm",

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.batch_norm import channel_scale
 from opnorm._core.layers import Shape, overrides
 from opnorm.errors import NormError
 
@@ -254,8 +255,8 @@ def _(layer: Any, ord: float, in_shape: Shape) -> float:
 @lipschitz.register(nn.InstanceNorm3d)
 def _(layer: Any, ord: float, in_shape: Shape) -> float:
     if layer.track_running_stats and layer.running_var is not None:  # a diagonal map in eval mode
-        gain = (layer.running_var.double() + layer.eps).rsqrt()
-        return float((gain if layer.weight is None else gain * layer.weight.detach()).abs().max())
+        weight = None if layer.weight is None else layer.weight.detach()
+        return float(channel_scale(layer.running_var.double(), layer.eps, weight).abs().max())
     return normalizing(layer.eps, layer.weight, ord, type(layer).__name__)
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from opnorm._core.batch_norm import channel_scale
 from opnorm._core.modes import evaluating
 from opnorm.norms.network.trace import eagerly
 
@@ -86,9 +87,7 @@ class _Statistics(TorchFunctionMode):
         else:
             mean, var = self.kept[self.next]
             self.next += 1
-        scale = torch.rsqrt(var + eps)
-        if weight is not None:
-            scale = scale * weight
+        scale = channel_scale(var, eps, weight)
         shift = -mean * scale if bias is None else bias - mean * scale
         shape = (-1, *(1,) * (x.ndim - 2))
         return torch.addcmul(shift.view(shape), x, scale.view(shape))

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from opnorm._core.batch_norm import channel_scale
 from opnorm.errors import TrainError
 
 __all__ = [
@@ -240,10 +241,7 @@ def _batch_norm(layer: nn.modules.batchnorm._BatchNorm, input: Tensor) -> Tensor
         count = size() * input.numel() // input.shape[1]
         layer.running_mean.lerp_(mean.detach(), momentum)
         layer.running_var.lerp_(var.detach() * (count / max(count - 1, 1)), momentum)
-    scale = (var + layer.eps).rsqrt()
-    if layer.weight is not None:
-        scale = scale * layer.weight
-    out = centered * scale.view(shape)
+    out = centered * channel_scale(var, layer.eps, layer.weight).view(shape)
     return (out if layer.bias is None else out + layer.bias.view(shape)).to(input.dtype)
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from opnorm._core.batch_norm import channel_scale
 from opnorm.norms.network.interpreter import RULES, Call, Rule, Unknown, depends, number, p_norm, rule
 from opnorm.norms.nonlinear import copies, normalizing
 
@@ -375,7 +376,7 @@ def _(call: Call) -> float:
     var, weight = call.value(2, "running_var"), call.value(3, "weight")
     if F.batch_norm is torch.batch_norm or call.value(5, "training", False) or var is None:
         raise Unknown("batch normalization by the batch's own statistics")
-    gain = (var.double() + call.value(7, "eps", 1e-5)).rsqrt() * (1.0 if weight is None else weight.double())
+    gain = channel_scale(var.double(), call.value(7, "eps", 1e-5), weight)
     if not torch.isfinite(gain).all():
         raise Unknown("its numbers are not finite")
     return bound * float(gain.abs().max())

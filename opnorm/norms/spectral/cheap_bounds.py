@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from opnorm._core.layers import Shape
 from opnorm._core.linear_map import linear_map
 from opnorm.errors import NormError
-from opnorm.norms.exact.by_layer import conv_l2_bound
+from opnorm.norms.exact.kernel_sums import conv_l2_bound
 from opnorm.norms.spectral.frequency_response import Taps, gram
 from opnorm.norms.spectral.interval import ROUNDING, Norm, schur, spectral_norm, symbol_of
 from opnorm.norms.spectral.upper_bound import half_grid

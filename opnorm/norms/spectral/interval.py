@@ -14,11 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.batch_norm import batch_norm_scale
 from opnorm._core.convolution import ConvGeometry, conv_geometry, pad_index
 from opnorm._core.layers import Shape, in_float64, overrides
 from opnorm._core.linear_map import LinearMap, linear_map
 from opnorm.errors import NormError
-from opnorm.norms.exact.by_layer import batch_norm_gain, l1, linf
+from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.norms.spectral.explicit_matrix import diagonalized, least_shown, side_of
 from opnorm.norms.spectral.frequency_response import Taps, taps
 from opnorm.norms.spectral.upper_bound import certify, circular
@@ -256,7 +257,7 @@ for _kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
 
     @spectral_norm.register(_kind)
     def _(layer: nn.modules.batchnorm._BatchNorm, in_shape: Shape, *args: float, **kwargs: float) -> Norm:
-        gain = batch_norm_gain(in_float64(layer))
+        gain = batch_norm_scale(in_float64(layer)).abs().max()
         return Norm.of(gain, gain, "exact: a diagonal map")
 
 

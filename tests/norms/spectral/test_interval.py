@@ -10,7 +10,7 @@ from torch import nn
 
 from opnorm._core.linear_map import linear_map
 from opnorm.norms import Norm, operator_norm, power_iteration, spectral_norm
-from opnorm.norms.exact.by_layer import conv_l2_bound
+from opnorm.norms.exact.kernel_sums import conv_l2_bound
 from tests.norms.cases import convolutions, matrix, on_all_cases
 
 

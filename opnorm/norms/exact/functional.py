@@ -1,0 +1,228 @@
+"""Exact ℓ1 and ℓ∞ norms of weights, with the arguments of ``torch.nn.functional``."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from opnorm._core.convolution import ConvGeometry, same_padding, transposed_size
+from opnorm._core.layers import Shape
+from opnorm.errors import NormError
+from opnorm.norms.exact.kernel_sums import Plan, check_axes, conv_plan, largest_sum, linear_plan
+
+__all__ = [
+    "conv_l1",
+    "conv_linf",
+    "conv_transpose_l1",
+    "conv_transpose_linf",
+    "linear_l1",
+    "linear_linf",
+]
+
+Size = int | Sequence[int]
+Padding = int | str | Sequence[int | tuple[int, int]]
+
+
+def conv_l1(
+    weight: Float[Tensor, "c_out c_in_per_group *kernel"],
+    input_size: Sequence[int],
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Float[Tensor, ""]:
+    """Exact ℓ1→ℓ1 norm of a convolution, in 1, 2 or 3 dimensions; differentiable.
+
+    Args:
+        weight: kernel (C_out, C_in / groups, *kernel).
+        input_size: spatial size of the input, one entry per axis.
+        stride: as in ``torch.nn.functional.conv2d``; one number or one per axis.
+        padding: on both sides, or a pair (before, after) per axis, or "same" or "valid".
+        dilation: spacing of the taps.
+        groups: number of groups.
+        padding_mode: "zeros", "circular", "reflect" or "replicate".
+
+    Returns:
+        max_j max_h Σ_i Σ_o |Σ_{κ: (o,κ) reads h} K[i, j, κ]|: the largest ℓ1 norm of a column of the explicit matrix. In
+        float32 for weights of less precision.
+
+    Raises:
+        NormError: empty output, sizes that do not fit the kernel, padding that the mode does not allow.
+
+    Source: Liang & Huang 2021, Theorem 1, Eq. (1), without its Assumption 1.
+    """
+    sizes = (input_size, stride, padding, dilation, groups, padding_mode)
+    return largest_sum(weight, _conv_plan(0, weight.shape, *map(_hashable, sizes)))
+
+
+def conv_linf(
+    weight: Float[Tensor, "c_out c_in_per_group *kernel"],
+    input_size: Sequence[int],
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Float[Tensor, ""]:
+    """Exact ℓ∞→ℓ∞ norm of a convolution; arguments and errors as :func:`conv_l1`.
+
+    Returns:
+        max_i max_o Σ_j Σ_h |Σ_{κ: (o,κ) reads h} K[i, j, κ]|: the largest ℓ1 norm of a row of the explicit matrix.
+
+    Source: Liang & Huang 2021, Theorem 1, Eq. (2), without its Assumption 1.
+    """
+    sizes = (input_size, stride, padding, dilation, groups, padding_mode)
+    return largest_sum(weight, _conv_plan(1, weight.shape, *map(_hashable, sizes)))
+
+
+def conv_transpose_l1(
+    weight: Float[Tensor, "c_in c_out_per_group *kernel"],
+    input_size: Sequence[int],
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Float[Tensor, ""]:
+    """Exact ℓ1→ℓ1 norm of a transposed convolution, in 1, 2 or 3 dimensions; differentiable.
+
+    It is the adjoint of the convolution with the same kernel from its output size to its input size, so this is that
+    convolution's ℓ∞ norm.
+
+    Args:
+        weight: kernel (C_in, C_out / groups, *kernel).
+        input_size: spatial size of the input, one entry per axis.
+        stride: as in ``torch.nn.functional.conv_transpose2d``, and the others too; one number or one per axis.
+        padding: how much is cut off on both sides.
+        output_padding: how much is added after; below the stride or the dilation.
+        groups: number of groups.
+        dilation: spacing of the taps.
+
+    Returns:
+        max_i max_C Σ_j Σ_{κ ∈ C} |K[i, j, κ]|, i over the input channels.
+
+    Raises:
+        NormError: empty output, or sizes that do not fit the kernel.
+
+    Source: Liang & Huang 2021, Theorem 1, Eq. (2), applied to the adjoint.
+    """
+    sizes = (input_size, stride, padding, output_padding, dilation, groups)
+    return largest_sum(weight, _transpose_plan(1, weight.shape, *map(_hashable, sizes)))
+
+
+def conv_transpose_linf(
+    weight: Float[Tensor, "c_in c_out_per_group *kernel"],
+    input_size: Sequence[int],
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Float[Tensor, ""]:
+    """Exact ℓ∞→ℓ∞ norm of a transposed convolution; arguments and errors as :func:`conv_transpose_l1`.
+
+    Returns:
+        max_j max_R Σ_i Σ_{κ ∈ R} |K[i, j, κ]|, j over the output channels of a group: the convolution's ℓ1 norm.
+
+    Source: Liang & Huang 2021, Theorem 1, Eq. (1), applied to the adjoint.
+    """
+    sizes = (input_size, stride, padding, output_padding, dilation, groups)
+    return largest_sum(weight, _transpose_plan(0, weight.shape, *map(_hashable, sizes)))
+
+
+def linear_l1(weight: Float[Tensor, "out in"]) -> Float[Tensor, ""]:
+    """Exact ℓ1 norm of a matrix, its largest column sum max_j Σ_i |W[i, j]|; differentiable."""
+    return largest_sum(weight, linear_plan(0, weight.shape))
+
+
+def linear_linf(weight: Float[Tensor, "out in"]) -> Float[Tensor, ""]:
+    """Exact ℓ∞ norm of a matrix, its largest row sum max_i Σ_j |W[i, j]|; differentiable."""
+    return largest_sum(weight, linear_plan(1, weight.shape))
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
+
+
+@functools.lru_cache(maxsize=4096)
+def _conv_plan(
+    side: int,
+    shape: Shape,
+    input_size: Shape,
+    stride: object,
+    padding: object,
+    dilation: object,
+    groups: int,
+    mode: str,
+) -> Plan:
+    geometry = _geometry(shape, stride, padding, dilation, groups, mode)
+    return conv_plan(side, shape, geometry, input_size)
+
+
+@functools.lru_cache(maxsize=4096)
+def _transpose_plan(
+    side: int,
+    shape: Shape,
+    input_size: Shape,
+    stride: object,
+    padding: object,
+    output_padding: object,
+    dilation: object,
+    groups: int,
+) -> Plan:
+    if isinstance(padding, str):
+        raise NormError(f"padding={padding!r}: a transposed convolution takes numbers")
+    geometry = _geometry(shape, stride, padding, dilation, groups, "zeros")
+    extra = _per_axis(output_padding, len(geometry.kernel), "output_padding", 0)
+    check_axes(geometry, input_size)
+    size = transposed_size(geometry, input_size, extra)
+    return conv_plan(side, shape, geometry, size, outputs=input_size)
+
+
+def _geometry(
+    shape: Shape, stride: object, padding: object, dilation: object, groups: int, mode: str
+) -> ConvGeometry:
+    kernel = tuple(shape[2:])
+    if not kernel or groups < 1 or shape[0] % groups:
+        raise NormError(
+            f"a kernel of shape {tuple(shape)} with groups={groups} is not a convolution; "
+            "expected (C_out, C_in / groups, *kernel) with C_out a multiple of groups"
+        )
+    axes = len(kernel)
+    steps = _per_axis(stride, axes, "stride", 1)
+    spacing = _per_axis(dilation, axes, "dilation", 1)
+    if padding == "same":
+        if any(s != 1 for s in steps):
+            raise NormError(f"padding='same' with stride={stride!r}: torch knows it for stride 1 only")
+        pads = same_padding(kernel, spacing)
+    else:
+        each = _per_axis(0 if padding == "valid" else padding, axes, "padding", 0)
+        pads = tuple(p if isinstance(p, tuple) else (p, p) for p in each)
+    return ConvGeometry(kernel, steps, pads, spacing, groups, mode)
+
+
+def _per_axis(value: object, axes: int, name: str, lowest: int) -> tuple:
+    values = (
+        (value,) * axes
+        if isinstance(value, int)
+        else tuple(value)
+        if isinstance(value, Sequence) and not isinstance(value, str)
+        else ()
+    )
+    if len(values) == 1:
+        values *= axes
+    flat = [
+        v for item in values for v in (item if isinstance(item, tuple) and name == "padding" else (item,))
+    ]
+    pairs = all(not isinstance(item, tuple) or len(item) == 2 for item in values)
+    if len(values) != axes or not pairs or any(not isinstance(v, int) or v < lowest for v in flat):
+        raise NormError(
+            f"{name}={value!r}: expected a whole number of at least {lowest}, or one for each of {axes} axes"
+        )
+    return values
