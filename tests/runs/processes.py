@@ -8,7 +8,15 @@ from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["opnorm.runs.run", "opnorm.runs.runner", "opnorm.cli", "opnorm.cli.progress", "opnorm.studies"]
+    # torch._dynamo: a process loads it with its first optimizer, which takes longer than all the rest here
+    [
+        "torch._dynamo",
+        "opnorm.runs.run",
+        "opnorm.runs.runner",
+        "opnorm.cli",
+        "opnorm.cli.progress",
+        "opnorm.studies",
+    ]
 )
 
 
