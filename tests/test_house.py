@@ -32,7 +32,6 @@ FILE, FUNCTION, PARAMETERS = 350, 60, 8  # lines of a file and of a function, pa
 BACKWARDS = {
     "analyses/attacks.py -> runs",
     "analyses/predictions.py -> theory",
-    "certificates/layer_bounds.py -> models",
 }
 HIDDEN = {"opnorm.analyses.predictions"}
 TWINS = {"basic"}

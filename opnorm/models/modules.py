@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from opnorm._core.layers import Shape
 from opnorm._core.settings import check_count
+from opnorm.certificates.layer_bounds import Affine, diagonal, layer_bounds
 from opnorm.errors import ModelError
 from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.norms.spectral.interval import Norm, spectral_norm
@@ -78,6 +79,12 @@ def _(layer: Normalize, in_shape: Shape) -> Tensor:
 def _(layer: Normalize, in_shape: Shape, *args: Any, **kwargs: Any) -> Norm:
     gain = (1 / layer.std.double()).max()
     return Norm.of(gain, gain, "exact: a diagonal map")
+
+
+@layer_bounds.register
+def _(layer: Normalize, in_shape: Shape) -> Affine:
+    gain = 1 / layer.std.double()
+    return diagonal(in_shape, gain, -layer.mean.double() * gain)
 
 
 class ConvexSum(nn.Module):
