@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from opnorm import attacks, data, spec
 from opnorm.certificates import certified, proof
-from opnorm.data.dataset import Dataset, Split
-from opnorm.training.loop import as_pixels, train
+from opnorm.data.dataset import Dataset, Split, as_pixels
+from opnorm.training import train
 
 KEPT = Path(__file__).parents[1] / "local" / "benchmarks"
 
@@ -101,11 +101,12 @@ def network(name: str, case: Case) -> tuple[nn.Module, Tensor, Tensor]:
         model.load_state_dict(kept["weights"])
     else:
         print(f"training {name}: {case.model}, {case.objective}, {', '.join(case.regularizers)}", flush=True)
-        train(
-            model, images, objective=spec.build(case.objective, "objective"), epochs=case.epochs,
+        settings = TrainingSettings(
+            objective=spec.build(case.objective, "objective"), epochs=case.epochs,
             regularizers=[spec.build(r, "regularizer") for r in case.regularizers],
             optimizer=spec.build("sgd(lr=0.05)", "optimizer"), precision="bf16", channels_last=True,
         )  # fmt: skip
+        train(model, images, settings)
         model = model.to(memory_format=torch.contiguous_format)
         KEPT.mkdir(parents=True, exist_ok=True)
         torch.save({"case": text, "weights": model.state_dict()}, path)

@@ -3,7 +3,7 @@
     python benchmarks/training.py [--device cuda] [--threads 2] [--turns 3] [--quick] [--json training.json]
 
 Seconds a step (on the CPU: of CPU time, over the number of threads), medians over interleaved turns in one process; ratios
-are to the plain loop in float32. The plain loop is what one would write: no autocast, no folding, malloc as it comes.
+are to the plain loop in float32. The plain loop is what one would write: no autocast, no folding.
 The last table trains small networks in float32 and with the fast options and compares them, all evaluated in float32.
 """
 
@@ -21,11 +21,10 @@ from torch import nn
 
 from opnorm import attacks, objectives, spec
 from opnorm.data import digits
-from opnorm.data.dataset import Dataset, Split
+from opnorm.data.dataset import Dataset, Split, as_pixels
 from opnorm.errors import SpecError
 from opnorm.models import resnet
-from opnorm.training import optimizers
-from opnorm.training.loop import as_pixels, train
+from opnorm.training import optimizers, train
 
 FAST = {"precision": "bf16", "channels_last": True}
 COSTS = [
@@ -104,8 +103,8 @@ def speed(network: str, attack_steps: int, clock: Clock, turns: int, batch: int)
     data = images((3 if attack_steps else 6) * batch)
 
     def ours(**settings: Any) -> Callable[[], Any]:
-        common = {"epochs": 1, "batch": batch, "device": clock.device, "optimizer": clock.sgd}
-        return lambda: train(build(network), data, objective=objective, **common, **settings)
+        chosen = TrainingSettings(objective=objective, epochs=1, batch=batch, optimizer=clock.sgd, **settings)
+        return lambda: train(build(network), data, chosen, device=clock.device)
 
     ways = {
         "plain loop": lambda: plain_loop(build(network), data, clock, batch, attack_steps),
@@ -136,11 +135,8 @@ def costs(network: str, clock: Clock, turns: int, batch: int) -> dict[str, float
                 lambda way=way: train(
                     build(network),
                     data,
-                    epochs=1,
-                    batch=batch,
+                    TrainingSettings(epochs=1, batch=batch, optimizer=clock.sgd, **way),
                     device=clock.device,
-                    optimizer=clock.sgd,
-                    **way,
                 )
             )
     return {name: statistics.median(times) for name, times in seconds.items()}
@@ -155,10 +151,11 @@ def accuracy(seeds: int, epochs: int) -> dict[str, list[tuple[float, float]]]:
         for seed in range(seeds):
             torch.manual_seed(seed)
             model = resnet(depth=8, in_shape=data.image_shape, width=8)
-            train(
-                model, data, epochs=epochs, batch=64, seed=seed, optimizer=optimizers.sgd(0.05),
+            chosen = TrainingSettings(
+                epochs=epochs, batch=64, seed=seed, optimizer=optimizers.sgd(0.05),
                 objective=objectives.pgd_at(eps=0.1, steps=5), **settings,
             )  # fmt: skip
+            train(model, data, chosen)
             model.eval().to(memory_format=torch.contiguous_format)
             worst = attacks.pgd(eps=0.1, steps=20)(model, x, y)
             found[name].append(tuple(float((model(z).argmax(1) == y).float().mean()) for z in (x, worst)))

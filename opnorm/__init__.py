@@ -5,7 +5,7 @@
     opnorm.attacks.pgd(eps=8/255)(model, x, y) an attack
     opnorm.regularizers.norm_decay(p=1)        a regularizer for any training loop
     opnorm.training.train(model, data)         the project's own loop
-    opnorm.Run, opnorm.execute                 runs that are kept, found again and resumed
+    opnorm.Run, opnorm.run_training            runs that are found again and resumed
 
 Names are imported when they are first used, so ``import opnorm`` is quick.
 """
@@ -22,7 +22,7 @@ _WHERE = {
     "Run": "opnorm.runs.run",
     "Store": "opnorm.runs.store",
     "build": "opnorm.spec",
-    "execute": "opnorm.runs.run",
+    "run_training": "opnorm.runs.training_run",
     "measure": "opnorm.norms",
     "operator_norm": "opnorm.norms",
     "parse": "opnorm.spec",
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from opnorm.norms import measure as measure
     from opnorm.norms import operator_norm as operator_norm
     from opnorm.runs.run import Run as Run
-    from opnorm.runs.run import execute as execute
     from opnorm.runs.store import Store as Store
+    from opnorm.runs.training_run import run_training as run_training
     from opnorm.spec import build as build
     from opnorm.spec import parse as parse
 

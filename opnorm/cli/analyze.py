@@ -86,7 +86,7 @@ def compare(
 
 
 def _analyze(models: tuple[str, ...], options: Looking) -> None:
-    from opnorm.cli.progress import AnalyzeProgress
+    from opnorm.cli.progress import AnalyzeBar
     from opnorm.runs.network_report import as_dict, calls, look, write
     from opnorm.runs.store import Store
 
@@ -103,7 +103,7 @@ def _analyze(models: tuple[str, ...], options: Looking) -> None:
         subjects.append(subject)
     assert dataset is not None, "there is at least one model"
     store = Store(out / "analyses")
-    with AnalyzeProgress() as progress:
+    with AnalyzeBar() as progress:
         looks = look(
             subjects, dataset if limit is None else dataset.limit(limit), analyses, store, tell=progress
         )

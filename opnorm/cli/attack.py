@@ -55,11 +55,11 @@ def attack(
 
     opnorm attack 'my_package.models.noisy()' --data 'digits()' --version rand --json
     """
-    from opnorm.cli.progress import AttackProgress
+    from opnorm.cli.progress import AttackBar
+    from opnorm.data.dataset import as_pixels
     from opnorm.runs.attack_evaluation import evaluate, save_points
     from opnorm.runs.image_sheet import contact_sheet
     from opnorm.runs.store import Store
-    from opnorm.training.loop import as_pixels
 
     for option, path, suffix in (("--save", save, ".safetensors"), ("--sheet", sheet, ".png")):
         if path is not None and (path.suffix != suffix or not path.absolute().parent.is_dir()):
@@ -73,7 +73,7 @@ def attack(
     other = network_and_data(surrogate, data, out)[0].to(device) if surrogate else None
     test = (dataset if limit is None else dataset.limit(limit)).test
     x, y = as_pixels(test.images).to(device), test.labels.to(device)
-    with AttackProgress() as progress:
+    with AttackBar() as progress:
         done = evaluate(
             network.to(device), x, y, chosen, store=Store(out / "attacks"), surrogate=other, tell=progress
         )

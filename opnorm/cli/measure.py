@@ -181,12 +181,12 @@ def separation(
     opnorm separation 'parquet("cifar10")' --norm inf
     """
     from opnorm import spec
-    from opnorm.cli.progress import SeparationProgress
+    from opnorm.cli.progress import SeparationBar
     from opnorm.data.class_separation import separation as search
     from opnorm.norms.display import label
 
     dataset = spec.build(data, "data set")
-    with SeparationProgress() as progress:
+    with SeparationBar() as progress:
         found = search(dataset, number("--norm", norm), split, progress)
     if json:
         return print_json(

@@ -1,58 +1,28 @@
-"""What the terminal shows while there is something to wait for."""
+"""Progress bars of the commands."""
 
 import sys
 from types import TracebackType
-from typing import TypeVar
+from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TaskID
 
+from opnorm._core.progress_bar import progress_bar, stderr
 from opnorm.runs.attack_evaluation import EvaluationProgress
 from opnorm.runs.network_report import Step
-from opnorm.runs.runner import News
-from opnorm.training.loop import Moment
+from opnorm.runs.runner import StudyProgress
+from opnorm.runs.training_run import RunProgress
 
-__all__ = [
-    "AnalyzeProgress",
-    "AttackProgress",
-    "SeparationProgress",
-    "StudyProgress",
-    "TrainProgress",
-    "stderr",
-]
+__all__ = ["AnalyzeBar", "AttackBar", "SeparationBar", "StudyBar", "TrainBar"]
 
 
-def stderr() -> Console:
-    """Messages and bars go here, so that standard output holds results only."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    )
-
-
-Shown = TypeVar("Shown", bound="_Shown")
-
-
-class _Shown:
-    """A bar while the ``with`` block lasts."""
+class _Bar:
+    """A bar during the ``with`` block; it is a progress callback."""
 
     def __init__(self) -> None:
         self.console = stderr()
-        self.bar = _bar(self.console)
+        self.bar = progress_bar(self.console)
 
-    def __enter__(self: Shown) -> Shown:
+    def __enter__(self) -> Self:
         self.bar.start()
         return self
 
@@ -62,28 +32,28 @@ class _Shown:
         self.bar.stop()
 
 
-class TrainProgress(_Shown):
+class TrainBar(_Bar):
     """One run: a bar with loss, accuracy and time left; a line an epoch where there is no terminal."""
 
     def __init__(self, label: str) -> None:
         super().__init__()
         self.task = self.bar.add_task(label, total=None, note="")
-        self.label = label
 
-    def __call__(self, what: str, moment: Moment | None) -> None:
-        """Told by :func:`opnorm.runs.run.execute`."""
-        if moment is None:
-            self.bar.update(self.task, description=what.partition("(")[0], note="")
+    def __call__(self, event: RunProgress) -> None:
+        """A callback of :func:`opnorm.runs.training_run.run_training`."""
+        at = event.training
+        if at is None:
+            self.bar.update(self.task, description=event.activity.partition("(")[0], note="")
             return
-        note = f"epoch {moment.epoch}/{moment.epochs}  loss {moment.loss:.4f}  accuracy {moment.accuracy:.2%}"
-        done = (moment.epoch - 1) * moment.steps + moment.step
-        self.bar.update(self.task, total=moment.epochs * moment.steps, completed=done, note=note)
-        if not self.console.is_terminal and moment.step == moment.steps:
+        note = f"epoch {at.epoch}/{at.epochs}  loss {at.loss:.4f}  accuracy {at.accuracy:.2%}"
+        done = (at.epoch - 1) * at.steps + at.step
+        self.bar.update(self.task, total=at.epochs * at.steps, completed=done, note=note)
+        if not self.console.is_terminal and at.step == at.steps:
             print(note, file=sys.stderr, flush=True)
 
 
-class StudyProgress(_Shown):
-    """Many runs: one bar for all of them, one for each under way, and a line for each that has ended."""
+class StudyBar(_Bar):
+    """Many runs: one bar for all of them, one for each that is running, and a line for each that has ended."""
 
     def __init__(self, labels: list[str]) -> None:
         super().__init__()
@@ -93,41 +63,38 @@ class StudyProgress(_Shown):
         self.ended: set[int] = set()
         self.all = self.bar.add_task("all runs", total=len(labels), note="")
 
-    def __call__(self, news: News) -> None:
-        """Told by :func:`opnorm.runs.runner.carry_out`."""
-        i = news.index
-        if i in self.ended:  # late news of a worker that has already delivered
+    def __call__(self, event: StudyProgress) -> None:
+        """A callback of :func:`opnorm.runs.runner.run_study`."""
+        i = event.index
+        if i in self.ended:  # a late event of a worker whose result is here
             return
-        self.shares[i] = 1.0 if news.result else min(news.share, 0.99)
-        if news.result is not None:
-            self._end(news)
+        self.shares[i] = 1.0 if event.result else min(event.share, 0.99)
+        if event.result:
+            self.ended.add(i)
+            if i in self.tasks:
+                self.bar.remove_task(self.tasks.pop(i))
+            line = f"[{len(self.ended)}/{len(self.labels)}] {self.labels[i]}: {_outcome(event)}"
+            self.console.print(line, markup=False)
         else:
             if i not in self.tasks:
                 self.tasks[i] = self.bar.add_task(self.labels[i], total=1.0, note="")
-            self.bar.update(self.tasks[i], completed=news.share, note=news.text)
-        self.bar.update(
-            self.all, completed=sum(self.shares), note=f"{len(self.ended)} of {len(self.labels)} ended"
-        )
-
-    def _end(self, news: News) -> None:
-        self.ended.add(news.index)
-        if news.index in self.tasks:
-            self.bar.remove_task(self.tasks.pop(news.index))
-        result = news.result
-        assert result is not None, "only ended runs come here"
-        if result.failure:
-            outcome = f"failed: {result.failure}"
-        else:
-            accuracy = result.find("accuracy")
-            outcome = f"{accuracy[0]['accuracy']:.1%} clean" if accuracy else "done"
-        found = "found, " if news.text == "found" else f"{result.seconds:.1f} s, "
-        self.console.print(
-            f"[{len(self.ended)}/{len(self.labels)}] {self.labels[news.index]}: {found}{outcome}",
-            markup=False,
-        )
+            self.bar.update(self.tasks[i], completed=event.share, note=event.text)
+        note = f"{len(self.ended)} of {len(self.labels)} ended"
+        self.bar.update(self.all, completed=sum(self.shares), note=note)
 
 
-class SeparationProgress(_Shown):
+def _outcome(event: StudyProgress) -> str:
+    """One run's time and accuracy, or why it failed."""
+    result = event.result
+    assert result is not None, "only of runs that have ended"
+    found = "found, " if event.text == "found" else f"{result.seconds:.1f} s, "
+    if result.failure:
+        return f"{found}failed: {result.failure}"
+    accuracy = result.find("accuracy")
+    return found + (f"{accuracy[0]['accuracy']:.1%} clean" if accuracy else "done")
+
+
+class SeparationBar(_Bar):
     """The share of all pairs that are done, and the least distance so far."""
 
     def __init__(self) -> None:
@@ -139,7 +106,7 @@ class SeparationProgress(_Shown):
         self.bar.update(self.all, completed=share, note=f"nearest {least:.4g}")
 
 
-class AttackProgress(_Shown):
+class AttackBar(_Bar):
     """One evaluation: a bar for all points and one for the attack at work; a line a part where there is no terminal."""
 
     def __init__(self) -> None:
@@ -148,21 +115,21 @@ class AttackProgress(_Shown):
         self.one = self.bar.add_task("", total=None, note="")
         self.at: tuple[str, int] = ("", -1)
 
-    def __call__(self, progress: EvaluationProgress) -> None:
-        """Told by :func:`opnorm.runs.attack_evaluation.evaluate`."""
-        if not self.console.is_terminal and progress.finished != self.at[1]:
-            print(f"{progress.finished} of {progress.total} points done", file=sys.stderr, flush=True)
-        if (progress.activity, progress.finished) != self.at:
-            self.at = (progress.activity, progress.finished)
-            self.bar.reset(self.one, total=progress.attacked, description=progress.activity)
-        note = f"{progress.finished} of {progress.total} points"
-        self.bar.update(self.all, total=progress.total, completed=progress.finished, note=note)
+    def __call__(self, event: EvaluationProgress) -> None:
+        """A callback of :func:`opnorm.runs.attack_evaluation.evaluate`."""
+        if not self.console.is_terminal and event.finished != self.at[1]:
+            print(f"{event.finished} of {event.total} points done", file=sys.stderr, flush=True)
+        if (event.activity, event.finished) != self.at:
+            self.at = (event.activity, event.finished)
+            self.bar.reset(self.one, total=event.attacked, description=event.activity)
+        note = f"{event.finished} of {event.total} points"
+        self.bar.update(self.all, total=event.total, completed=event.finished, note=note)
         self.bar.update(
-            self.one, completed=progress.settled, note=f"{progress.settled} of {progress.attacked} settled"
+            self.one, completed=event.settled, note=f"{event.settled} of {event.attacked} settled"
         )
 
 
-class AnalyzeProgress(_Shown):
+class AnalyzeBar(_Bar):
     """Analyses of one network or of several: a bar for all of them, and a line for each that has ended."""
 
     def __init__(self) -> None:
@@ -170,7 +137,7 @@ class AnalyzeProgress(_Shown):
         self.all = self.bar.add_task("all analyses", total=None, note="")
 
     def __call__(self, step: Step) -> None:
-        """Told by :func:`opnorm.runs.network_report.look`."""
+        """A callback of :func:`opnorm.runs.network_report.look`."""
         ended = step.seconds is not None
         note = "" if ended else f"{step.label}: {step.analysis.partition('(')[0]}"
         self.bar.update(self.all, total=step.steps, completed=step.at + ended, note=note)

@@ -48,21 +48,22 @@ def train(
 
     opnorm train --objective 'pgd_at(eps=0.1)' --regularizers 'norm_decay(p=inf, beta=0.01)' --epochs 20
     """
-    from opnorm.cli.progress import TrainProgress
-    from opnorm.runs.run import DEFAULT_ANALYSES, Run, execute
+    from opnorm.cli.progress import TrainBar
+    from opnorm.runs.run import DEFAULT_ANALYSES, Run
     from opnorm.runs.store import Store
-    from opnorm.training import distributed as parallel
+    from opnorm.runs.training_run import run_training
+    from opnorm.training import distributed
 
     run = Run(
         model, data, objective, regularizers, optimizer, schedule, epochs, batch, augment, limit, precision,
         channels_last, ema, seed, analyses or DEFAULT_ANALYSES,
     )  # fmt: skip
-    with parallel.joined(device) as own_device:
-        with parallel.together():
+    with distributed.process_group(device) as own_device:
+        with distributed.synchronized_errors():
             check_device(own_device)
-        with TrainProgress(run.label) if parallel.leads() else nullcontext() as progress:
-            result = execute(run, Store(out), device=own_device, watch=progress)
-        if not parallel.leads():
+        with TrainBar(run.label) if distributed.is_main_process() else nullcontext() as bar:
+            result = run_training(run, Store(out), device=own_device, progress=bar)
+        if not distributed.is_main_process():
             return
     if json:
         print_json(
@@ -108,8 +109,8 @@ def study(
     opnorm study tour --data 'parquet("mnist")' --limit 2000 --seeds 1
     """
     from opnorm import spec
-    from opnorm.cli.progress import StudyProgress
-    from opnorm.runs.runner import Study, carry_out, write
+    from opnorm.cli.progress import StudyBar
+    from opnorm.runs.runner import Study, run_study, write_study
     from opnorm.runs.store import Store
 
     options = {"data": data, "model": model, "seeds": seeds, "limit": limit, "size": size}
@@ -135,9 +136,9 @@ def study(
             )
         return print(f"{len(rows)} runs, {sum(bool(r['finished']) for r in rows)} finished")
     check_device(device)
-    with StudyProgress([f"{r.label}, seed {r.seed}" for r in built.runs]) as progress:
-        results = carry_out(built, store, jobs=jobs, device=device, tell=progress)
-    page = write(built, results, store, figures)
+    with StudyBar([f"{r.label}, seed {r.seed}" for r in built.runs]) as bar:
+        results = run_study(built, store, jobs=jobs, device=device, progress=bar)
+    page = write_study(built, results, store, figures)
     if json:
         rows = [
             {
@@ -159,7 +160,7 @@ def ls(
     json: Json = False,
 ) -> None:
     """List the runs of a folder: key, state, when begun, seconds, what."""
-    from opnorm.runs.run import label
+    from opnorm.runs.run import method_label
     from opnorm.runs.store import Store
 
     rows = Store(out).ls()
@@ -170,7 +171,7 @@ def ls(
     for row in rows:
         what, run = "", row.get("run")
         if isinstance(run, dict):  # as text: the user's own modules need not be importable from here
-            way = label(run.get("objective", "?"), run.get("regularizers", ()), run.get("ema", 0.0))
+            way = method_label(run.get("objective", "?"), run.get("regularizers", ()), run.get("ema", 0.0))
             what = f"{way}, seed {run.get('seed')}: {run.get('model')} on {run.get('data')}"
         seconds = f"{row['seconds']:8.1f} s" if "seconds" in row else " " * 10
         print(f"{row['key']}  {row['state']:8}  {row.get('begun', ''):19.19}  {seconds}  {what}")

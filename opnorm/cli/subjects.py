@@ -39,7 +39,8 @@ def network_and_data(model: str, data: str, out: Path) -> tuple[Any, Any]:
     """A network, from a call or from a run, and a data set that it was checked against."""
     from dataclasses import replace
 
-    from opnorm.runs.run import Run, load_weights, make_data, make_model
+    from opnorm.runs.build import load_weights, make_data, make_model
+    from opnorm.runs.run import Run
     from opnorm.runs.store import Store
 
     folder = run_folder(model, out)

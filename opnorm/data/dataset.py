@@ -14,7 +14,7 @@ from torch import Tensor
 from opnorm._core.random import permutation
 from opnorm.errors import DataError
 
-__all__ = ["Dataset", "Split"]
+__all__ = ["Dataset", "Split", "as_pixels"]
 
 
 class Split(NamedTuple):
@@ -27,6 +27,11 @@ class Split(NamedTuple):
 
     images: UInt8[Tensor, "N C H W"]
     labels: Int64[Tensor, " N"]
+
+
+def as_pixels(images: UInt8[Tensor, "N C H W"]) -> Tensor:
+    """Uint8 images as float32 pixels (N, C, H, W) in [0, 1]."""
+    return images.float().div_(255)
 
 
 @dataclass(frozen=True, eq=False)

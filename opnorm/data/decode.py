@@ -3,12 +3,9 @@
 import difflib
 import io
 import itertools
-import os
-import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -17,6 +14,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from opnorm._core.cores import available_cores
 from opnorm._core.settings import check_count
 from opnorm.errors import DataError
 
@@ -58,15 +56,18 @@ def decode(
     """
     import PIL.Image
 
+    from opnorm._core.progress_bar import progress_bar
+
     PIL.Image.init()  # here: the threads would race
 
     blocks: list[np.ndarray] = []
-    with _progress(total, name) as advance:
+    with progress_bar() as bar:
+        task = bar.add_task(f"decoding {name}", total=total, note="")
         for block in _in_order(lambda chunk: _stack([_decode(*image, size) for image in chunk]), chunks):
             if isinstance(block, Counter) or (blocks and block.shape[1:3] != blocks[0].shape[1:3]):
                 raise _different_sizes(name, [*blocks, block])
             blocks.append(block)
-            advance(len(block))
+            bar.advance(task, len(block))
     if not blocks:
         raise DataError(f"{name}: no images; expected at least 1. Likely cause: an empty file or split")
     return _join(blocks)
@@ -239,19 +240,4 @@ def _workers(chunk: list[Encoded]) -> int:
     total = sum(s.stat().st_size if isinstance(s, Path) else len(s or b"") for _, s in chunk)
     if total < 4096 * len(chunk):
         return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
-    """A bar with the time left on stderr; nothing when stderr is not a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda n: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"decoding {what}", total=total)
-        yield lambda n: bar.advance(task, n)
+    return available_cores()

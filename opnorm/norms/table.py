@@ -456,28 +456,18 @@ def _tags(visit: Visit, names: dict[int, str], repeated: bool) -> tuple[str, ...
 
 @contextmanager
 def _bar(wanted: bool, visits: Sequence[Visit]) -> Iterator[Callable[[Visit, int], None]]:
-    """A progress bar on standard error: told of each visit before (0) and after (1)."""
+    """A progress bar: the function is called before (0) and after (1) each visit."""
     if not wanted:
         yield lambda visit, done: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from opnorm._core.progress_bar import progress_bar
 
     def work(visit: Visit) -> int:  # the cost of an ℓ2 interval grows about with the number of channels
         weight = visit.layer._parameters.get("weight")
         return 1 + (math.isqrt(weight.numel()) if weight is not None and not is_lazy(weight) else 0)
 
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("layers", total=sum(work(v) for v in visits))
+    with progress_bar() as bar:
+        task = bar.add_task("layers", total=sum(work(v) for v in visits), note="")
 
         def advance(visit: Visit, done: int) -> None:
             bar.update(task, description=visit.name or "(model)", advance=done * work(visit))

@@ -21,15 +21,16 @@ from opnorm._core import files
 from opnorm._core.fingerprint import add_tensor, of_network
 from opnorm.analyses import Row
 from opnorm.data import Dataset
+from opnorm.data.dataset import as_pixels
 from opnorm.errors import ModelError, OpnormError, SpecError
 from opnorm.report import Column, Report, Table, against_epoch, write_figures, write_json, write_page
 from opnorm.report.model import Cell
 from opnorm.report.shown import SHOWN
 from opnorm.report.vega import ORDS
 from opnorm.report.words import spread_changes
-from opnorm.runs.run import check_model, environment
+from opnorm.runs.build import check_model
 from opnorm.runs.store import FORMAT, Store
-from opnorm.training.loop import as_pixels
+from opnorm.runs.training_run import environment
 
 __all__ = ["Look", "Step", "Subject", "calls", "look", "report", "write"]
 

@@ -1,7 +1,7 @@
-"""A study: a list of runs, and the report made of their results.
+"""A study: a list of runs, and the report on their results.
 
-Runs are independent, so they are carried out side by side in a few processes of this machine, each with its share of the
-cores. A run that fails is a row that says so; it does not hide the others.
+Runs are independent, so several processes of this machine work on them at a time, each with its part of the cores. A run
+that fails is a row that states why; the other rows are shown all the same.
 """
 
 import hashlib
@@ -15,30 +15,29 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from opnorm._core.cores import available_cores
 from opnorm.errors import RunError, TrainError
 from opnorm.report import Report, write_figures, write_json, write_page
-from opnorm.runs.run import Result, Run, execute, is_done, load
+from opnorm.runs.run import Result, Run
 from opnorm.runs.store import Store
-from opnorm.training.loop import Moment
+from opnorm.runs.training_run import RunProgress, find_result, run_training
 
-__all__ = ["News", "Study", "carry_out"]
+__all__ = ["Study", "StudyProgress", "run_study", "write_study"]
 
 
 @dataclass(frozen=True)
 class Study:
-    """A question asked of many runs.
+    """A question that many runs answer.
 
     Attributes:
         name: such as ``tour``.
-        call: the call that made it; with the runs' keys it names the folder of the page.
-        runs: what to carry out.
+        runs: to train and analyze.
         report: makes the page of the results, in the order of the runs.
     """
 
@@ -48,13 +47,13 @@ class Study:
 
 
 @dataclass(frozen=True)
-class News:
-    """How far a run is.
+class StudyProgress:
+    """How far a run of a study is.
 
     Attributes:
         index: of the run in the study.
         share: of its training, 0 to 1.
-        text: what it is at, in a few words.
+        text: what it does, in a few words.
         result: set when it has ended.
     """
 
@@ -64,77 +63,69 @@ class News:
     result: Result | None = None
 
 
-def carry_out(
+Progress = Callable[[StudyProgress], None]
+
+
+def run_study(
     study: Study,
     store: Store,
     *,
     jobs: int | None = None,
     device: str = "cpu",
-    tell: Callable[[News], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Result]:
     """Run what has not been run yet, and return all results in the order of the study.
 
     Args:
-        study: what to do.
-        store: where runs are kept, and found again.
-        jobs: processes side by side; one a core, at most 8, when None; 1 on a GPU.
+        study: the runs.
+        store: where results are written and found.
+        jobs: parallel processes; one a core, at most 8, when None; 1 on a GPU.
         device: where to train.
-        tell: given news after every few steps, in this process.
+        progress: called every few steps, in this process.
 
     Returns:
         One result a run; one whose training diverged has ``failure`` set.
 
     Raises:
-        OpnormError: a run that cannot start (wrong data, wrong model, a folder in use); those under way are stopped first.
-        KeyboardInterrupt: after Ctrl-C; every run keeps its finished epochs.
+        OpnormError: a run that cannot start (wrong data, wrong model, a folder in use); the other processes are stopped.
+        KeyboardInterrupt: after Ctrl-C; the finished epochs of every run are on the disk.
     """
     if jobs is not None and jobs < 1:
         raise RunError(f"jobs={jobs!r}: expected at least 1 process")
-    tell = tell or (lambda news: None)
+    report = progress or (lambda event: None)
     results: dict[int, Result] = {}
-    todo = []
     for i, run in enumerate(study.runs):
-        if is_done(run, store):
-            results[i] = load(run, store)
-            tell(News(i, 1.0, "found", results[i]))
-        else:
-            todo.append(i)
-    jobs = min(jobs or default_jobs(device), max(len(todo), 1))
-    if jobs == 1:
-        for i in todo:
-            results[i] = _attempt(study.runs[i], store, device, partial(_say, tell, i))
-            tell(News(i, 1.0, "done", results[i]))
+        if found := find_result(run, store):
+            results[i] = found
+            report(StudyProgress(i, 1.0, "found", found))
+    missing = [i for i in range(len(study.runs)) if i not in results]
+    jobs = min(jobs or default_jobs(device), max(len(missing), 1))
+    if jobs > 1:
+        results |= _run_in_processes(study, store, missing, jobs, device, report)
     else:
-        results |= _side_by_side(study, store, todo, jobs, device, tell)
+        for i in missing:
+            results[i] = _run_one(i, study.runs[i], store, device, report)
+            report(StudyProgress(i, 1.0, "done", results[i]))
     return [results[i] for i in range(len(study.runs))]
 
 
 def default_jobs(device: str) -> int:
     """Small networks use one core each best; a GPU is one."""
-    return 1 if device != "cpu" else min(_cores(), 8)
+    return min(available_cores(), 8) if device == "cpu" else 1
 
 
-def _cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _run_one(index: int, run: Run, store: Store, device: str, report: Progress) -> Result:
+    """One run; a diverged training is a result, any other error is raised."""
 
-
-def _say(tell: Callable[[News], None], index: int, share: float, text: str) -> None:
-    tell(News(index, share, text))
-
-
-def _attempt(run: Run, store: Store, device: str, say: Callable[[float, str], None]) -> Result:
-    """Carry out one run; a diverged training is a result, anything else that is wrong is raised."""
-
-    def watch(what: str, moment: Moment | None) -> None:
-        if moment is None:
-            say(1.0, what.partition("(")[0])
-        else:
-            share = (moment.epoch - 1 + moment.step / moment.steps) / max(moment.epochs, 1)
-            say(share, f"epoch {moment.epoch}/{moment.epochs}, loss {moment.loss:.3f}, {moment.accuracy:.1%}")
+    def progress(event: RunProgress) -> None:
+        share, text = 1.0, event.activity.partition("(")[0]
+        if at := event.training:
+            share = (at.epoch - 1 + at.step / at.steps) / max(at.epochs, 1)
+            text = f"epoch {at.epoch}/{at.epochs}, loss {at.loss:.3f}, {at.accuracy:.1%}"
+        report(StudyProgress(index, share, text))
 
     try:
-        return execute(run, store, device=device, watch=watch)
+        return run_training(run, store, device=device, progress=progress)
     except TrainError as e:
         return Result(run, [], {}, 0.0, str(e), store.folder(run.key))
 
@@ -142,38 +133,52 @@ def _attempt(run: Run, store: Store, device: str, say: Callable[[float, str], No
 # ---------------------------------------------------------------- several processes
 
 
-def _side_by_side(
-    study: Study, store: Store, todo: list[int], jobs: int, device: str, tell: Callable[[News], None]
+def _run_in_processes(
+    study: Study, store: Store, missing: list[int], jobs: int, device: str, report: Progress
 ) -> dict[int, Result]:
     context = multiprocessing.get_context("spawn")  # fork is not safe once torch has threads
-    news = context.Queue()
-    watched, held = context.Pipe(duplex=False)  # workers leave when `held` is closed, by us or by our death
-    threads = max(1, _cores() // jobs)
-    pool = ProcessPoolExecutor(jobs, context, _prepare, (watched, news, threads))
+    events = context.Queue()
+    # workers exit when `parent_end` is closed, by this process or by its death
+    worker_end, parent_end = context.Pipe(duplex=False)
+    threads = max(1, available_cores() // jobs)
+    pool = ProcessPoolExecutor(jobs, context, _start_worker, (worker_end, events, threads))
     results: dict[int, Result] = {}
     try:
         with _workers_without_sigint():
             futures = {
-                pool.submit(_work, i, study.runs[i].as_dict(), str(store.root), device): i for i in todo
+                pool.submit(_run_in_worker, i, study.runs[i].as_dict(), str(store.root), device): i
+                for i in missing
             }
-        waiting = set(futures)
-        while waiting:
-            waiting -= _collect(futures, waiting, results, tell)
+        while len(results) < len(missing):
+            for future, i in futures.items():
+                if i not in results and future.done():
+                    results[i] = _result_of(future)
+                    report(StudyProgress(i, 1.0, "done", results[i]))
             with suppress(queue.Empty):
-                tell(news.get(timeout=0.2))
+                report(events.get(timeout=0.2))
     except BaseException:
-        held.close()  # workers leave at once; the epochs they have finished are on the disk
+        parent_end.close()  # workers exit at once; the epochs they have finished are on the disk
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        held.close()
-        watched.close()
+        parent_end.close()
+        worker_end.close()
     return results
+
+
+def _result_of(future: "Future[Result]") -> Result:
+    try:
+        return future.result()
+    except BrokenExecutor as e:
+        raise RunError(
+            "a process that trained has ended unexpectedly: out of memory, or killed? "
+            "Finished epochs are kept, and the same command goes on; --jobs 1 needs the least memory"
+        ) from e
 
 
 @contextmanager
 def _workers_without_sigint() -> Iterator[None]:
-    """Ctrl-C reaches every process of the terminal; those started here never see it, and this one decides for them."""
+    """Ctrl-C reaches every process of the terminal; processes started in this block ignore it until this one decides."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -184,55 +189,41 @@ def _workers_without_sigint() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _collect(
-    futures: dict[Future, int], waiting: set[Future], results: dict[int, Result], tell: Callable[[News], None]
-) -> set[Future]:
-    ended = {f for f in waiting if f.done()}
-    for future in ended:
-        i = futures[future]
-        try:
-            results[i] = future.result()
-        except BrokenExecutor as e:
-            raise RunError(
-                "a process that trained has ended unexpectedly: out of memory, or killed? "
-                "Finished epochs are kept, and the same command goes on; --jobs 1 needs the least memory"
-            ) from e
-        tell(News(i, 1.0, "done", results[i]))
-    return ended
-
-
 _worker: dict[str, Any] = {}
 
 
-def _prepare(watched: Connection, news: Any, threads: int) -> None:
+def _start_worker(worker_end: Connection, events: Any, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, args=(watched,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(worker_end,), daemon=True).start()
     torch.set_num_threads(threads)
-    _worker.update(news=news, last=0.0)
+    _worker.update(events=events, last=0.0)
 
 
-def _leave_with_parent(watched: Connection) -> None:
+def _exit_with_parent(worker_end: Connection) -> None:
     """End this process once the other end is closed; nothing is lost by it that a kill would not lose."""
     with suppress(OSError):
-        watched.poll(None)
+        worker_end.poll(None)
     os._exit(1)
 
 
-def _work(index: int, run: dict[str, Any], root: str, device: str) -> Result:
-    def say(share: float, text: str) -> None:
+def _run_in_worker(index: int, run: dict[str, Any], root: str, device: str) -> Result:
+    def report(event: StudyProgress) -> None:
         now = time.monotonic()
         if now - _worker["last"] > 0.2:
             _worker["last"] = now
-            _worker["news"].put(News(index, share, text))
+            _worker["events"].put(event)
 
-    return _attempt(Run.from_dict(run), Store(Path(root)), device, say)
+    return _run_one(index, Run.from_dict(run), Store(Path(root)), device, report)
 
 
-def write(study: Study, results: Sequence[Result], store: Store, figures: str | None = None) -> Path:
+# ---------------------------------------------------------------- the page
+
+
+def write_study(study: Study, results: Sequence[Result], store: Store, figures: str | None = None) -> Path:
     """Write the page and its numbers in a folder of the store named after the study and its runs.
 
     Args:
-        study: what was carried out.
+        study: its name and its report.
         results: of its runs, in order.
         store: where the folder goes: ``<root>/<name>-<hash>/report.html`` with ``report.json`` beside it.
         figures: also write each figure as "svg", "pdf" or "png".

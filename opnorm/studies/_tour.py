@@ -10,8 +10,9 @@ from opnorm._core.layers import LINEAR_OR_CONV
 from opnorm.errors import SpecError
 from opnorm.report import Column, Report, Stat, Table, charts
 from opnorm.report.model import Cell
-from opnorm.runs.run import Result, Run, environment, geometric_mean, with_seeds
+from opnorm.runs.run import Result, Run
 from opnorm.runs.runner import Study
+from opnorm.runs.training_run import environment, geometric_mean
 from opnorm.spec import factory
 from opnorm.studies import claims
 
@@ -122,7 +123,7 @@ def tour(
         *({"regularizers": r} for r in REGULARIZERS),
         *OTHERS,
     ]
-    runs = [run for way in ways for run in with_seeds(replace(base, **way), seeds)]
+    runs = [replace(base, **way, seed=seed) for way in ways for seed in range(seeds)]
     return Study("tour", runs, _report)
 
 

@@ -1,5 +1,7 @@
-"""The training loop and what it needs: optimizers, schedules, averages, several processes."""
+"""The training loop and what it needs: settings, optimizers, schedules, averages, several processes."""
 
 from opnorm.training.loop import train
+from opnorm.training.metrics import TrainingProgress
+from opnorm.training.training_settings import TrainingSettings
 
-__all__ = ["train"]
+__all__ = ["TrainingProgress", "TrainingSettings", "train"]

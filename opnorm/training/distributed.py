@@ -1,14 +1,14 @@
-"""Several processes train one network, and get what one process would get, up to rounding.
+"""Several processes train one network, with the result of one process up to rounding.
 
     torchrun --nproc-per-node=4 -m opnorm train ... [--device cuda]
 
-Every process has the whole network, draws the same batches and takes its share of each; gradients, batch-norm statistics
-and the metrics are those of the whole batch. The first process alone reads and writes files, prints and analyzes. Where no
-process group is initialized, all of this does nothing.
+Every process has the whole network, draws the same batches and computes its shard of each; gradients, batch-norm
+statistics and metrics are those of the whole batch. The main process (rank 0) alone reads and writes files, prints and
+analyzes. Without an initialized process group all of this does nothing.
 
-Not as in one process: dropout, and whatever else draws a number for each point in the global generator, draws the same
-numbers for every share. A regularizer's state that follows the data (a warm start) is that of a process's own share, and a
-checkpoint keeps the first one's.
+Not as in one process: dropout, and whatever else draws a number for each point from the global generator, draws the same
+numbers for every shard. A regularizer's state that follows the data (a warm start) is that of a process's own shard, and
+a checkpoint holds that of the main process.
 """
 
 import atexit
@@ -30,36 +30,37 @@ from opnorm._core.batch_norm import channel_scale
 from opnorm.errors import TrainError
 
 __all__ = [
-    "distributed", "from_first", "joined", "leading", "leads", "part", "size", "together", "total", "whole_batch_norm",
+    "all_reduce_sum", "broadcast_from_main", "data_parallel", "is_main_process", "process_group", "rank", "shard",
+    "start_signal", "synchronized_batch_norm", "synchronized_errors", "world_size",
 ]  # fmt: skip
 
 T = TypeVar("T")
-PATIENCE = timedelta(minutes=30)
-"""How long processes wait for each other: the first one may have much to measure at the end of an epoch."""
-FAREWELL = timedelta(seconds=30)
-"""How long one that failed waits until the others know."""
+TIMEOUT = timedelta(minutes=30)  # of collectives: the main process may measure much at the end of an epoch
+ERROR_TIMEOUT = timedelta(seconds=30)  # of a process that failed, until the others know
+MAIN_HAS_REPORTED = "opnorm: main process has reported its error"
 
 
-def size() -> int:
+def world_size() -> int:
     """How many processes train together; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def _rank() -> int:
-    return dist.get_rank() if size() > 1 else 0
+def rank() -> int:
+    """The number of this process, from 0; 0 without a process group."""
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def leads() -> bool:
-    """Whether this is the first process, or the only one."""
-    return _rank() == 0
+def is_main_process() -> bool:
+    """Whether this is the process of rank 0, or the only one."""
+    return rank() == 0
 
 
 @contextmanager
-def joined(device: str) -> Iterator[str]:
-    """Join the processes that torchrun started, and give the device of this one; alone, do nothing.
+def process_group(device: str) -> Iterator[str]:
+    """Initialize the group of the processes that torchrun started, and give the device of this one.
 
     Raises:
-        TrainError: a device that the processes cannot share out.
+        TrainError: a device that several processes cannot use.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield device
@@ -69,131 +70,139 @@ def joined(device: str) -> Iterator[str]:
         device, backend = f"cuda:{os.environ.get('LOCAL_RANK', '0')}", "cpu:gloo,cuda:nccl"
     elif device != "cpu":
         raise TrainError(f"device {device}: expected cpu or cuda, of which each process takes its own")
-    store, rank, count = next(dist.rendezvous("env://"))
-    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
-    if rank == 0:
-        atexit.register(store.set, "opnorm has said why", "")
+    store, own_rank, count = next(dist.rendezvous("env://"))
+    dist.init_process_group(backend, store=store, rank=own_rank, world_size=count, timeout=TIMEOUT)
+    if own_rank == 0:
+        atexit.register(store.set, MAIN_HAS_REPORTED, "")
     try:
         with warnings.catch_warnings():
-            if rank:
-                warnings.simplefilter("ignore")  # the first process says the same
+            if own_rank:
+                warnings.simplefilter("ignore")  # the main process warns of the same
             yield device
     except Exception:
-        if rank:  # once one process has gone, torchrun ends the others: the first must have had its say
+        if (
+            own_rank
+        ):  # torchrun ends all processes as soon as one exits, so the main process must report first
             with suppress(RuntimeError):
-                store.wait(["opnorm has said why"], FAREWELL)
+                store.wait([MAIN_HAS_REPORTED], ERROR_TIMEOUT)
         raise
     finally:
         dist.destroy_process_group()
 
 
-# ---------------------------------------------------------------- saying the same
+# ---------------------------------------------------------------- errors and messages
 
 
 @functools.cache
-def _control(world: Any) -> Any:
-    """A group for messages, which never mix with the tensors under way."""
-    return dist.new_group(backend="gloo", timeout=PATIENCE)
+def _messages(world: Any) -> Any:
+    """A group for messages, apart from the one that reduces gradients; made once per process group."""
+    return dist.new_group(backend="gloo", timeout=TIMEOUT)
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """What fails here in one process fails in all of them, with a TrainError that says what it was."""
+def synchronized_errors() -> Iterator[None]:
+    """An exception in one process is raised in all of them; in the others as a TrainError with its text."""
     try:
         yield
     except Exception as e:
-        _failures(f"process {_rank()}: {type(e).__name__}: {e}")
+        _exchange_errors(f"process {rank()}: {type(e).__name__}: {e}")
         raise
-    for failure in _failures(""):
-        raise TrainError(failure)
+    for error in _exchange_errors(""):
+        raise TrainError(error)
 
 
-def _failures(own: str) -> list[str]:
-    if size() == 1:
+def _exchange_errors(own: str) -> list[str]:
+    """The errors of all processes; ``own`` is empty where there was none."""
+    if world_size() == 1:
         return []
-    group = _control(dist.group.WORLD)
+    group = _messages(dist.group.WORLD)
     failed = torch.tensor([bool(own)], dtype=torch.int32)
     work = dist.all_reduce(failed, group=group, async_op=True)
     try:
-        work.wait(FAREWELL if own else PATIENCE)
+        work.wait(ERROR_TIMEOUT if own else TIMEOUT)
     except RuntimeError:
         if not own:
             raise
-        print("opnorm:", own, file=sys.stderr)  # the others wait elsewhere, until torchrun ends them
+        print(
+            "opnorm:", own, file=sys.stderr
+        )  # the others wait in another collective, until torchrun ends them
         return []
     if not failed.item():
         return []
-    texts: list[Any] = [""] * size()
+    texts: list[Any] = [""] * world_size()
     dist.all_gather_object(texts, own, group=group)
     return [text for text in texts if text]
 
 
-def from_first(make: Callable[[], T]) -> T:
-    """What the first process makes, in every process."""
+def broadcast_from_main(make: Callable[[], T]) -> T:
+    """What ``make()`` returns in the main process, in every process."""
     value = [None]
-    with together():
-        if leads():
+    with synchronized_errors():
+        if is_main_process():
             value = [make()]  # type: ignore[list-item]
-    if size() > 1:
-        dist.broadcast_object_list(value, 0, group=_control(dist.group.WORLD))
+    if world_size() > 1:
+        dist.broadcast_object_list(value, 0, group=_messages(dist.group.WORLD))
     return value[0]  # type: ignore[return-value]
 
 
 @contextmanager
-def leading() -> Iterator[Callable[[], None]]:
-    """On the first process: gives what calls the others to work, who wait in ``from_first``; in the end they are let go."""
-    called = False
+def start_signal() -> Iterator[Callable[[], None]]:
+    """In the main process: gives the function that starts the others.
 
-    def call() -> None:
-        nonlocal called
-        called = True
-        from_first(lambda: True)
+    They wait in ``broadcast_from_main(bool)``, which gives True when the function is called, False when the block ends
+    without a call, and raises the error of a block that fails before the call.
+    """
+    started = False
 
-    def dismiss() -> bool:
-        return False
+    def start() -> None:
+        nonlocal started
+        started = True
+        broadcast_from_main(lambda: True)
 
     try:
-        yield call
+        yield start
     except Exception as e:
-        if not called:
-            _failures(f"process 0: {type(e).__name__}: {e}")
+        if not started:
+            _exchange_errors(f"process 0: {type(e).__name__}: {e}")
         raise
-    if not called:
-        from_first(dismiss)
+    if not started:
+        broadcast_from_main(bool)
 
 
 # ---------------------------------------------------------------- one step
 
 
-def part(batch: Tensor) -> Tensor:
-    """This process's share of a batch (B, ...): (B / size, ...)."""
-    return batch.chunk(size())[_rank()]
+def shard(batch: Tensor) -> Tensor:
+    """This process's part of a batch (B, ...): (B / world size, ...)."""
+    return batch.chunk(world_size())[rank()]
 
 
-def total(*values: float) -> tuple[float, ...]:
-    """The sums over all processes."""
-    if size() == 1:
+def all_reduce_sum(*values: float) -> tuple[float, ...]:
+    """The sums over all processes, in float64."""
+    if world_size() == 1:
         return values
     sums = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(sums, group=_control(dist.group.WORLD))
+    dist.all_reduce(sums, group=_messages(dist.group.WORLD))
     return tuple(sums.tolist())
 
 
-def distributed(step: nn.Module) -> nn.Module:
-    """A module whose gradients are means over all processes, and whose weights are now the first process's."""
-    if size() == 1:
-        return step
-    return DistributedDataParallel(
-        step, find_unused_parameters=True
-    )  # a network may leave blocks out at random
+def data_parallel(module: nn.Module) -> nn.Module:
+    """A module whose gradients are means over all processes, and whose weights are the main process's."""
+    if world_size() == 1:
+        return module
+    # a network may leave blocks out at random
+    return DistributedDataParallel(module, find_unused_parameters=True)
 
 
 @contextmanager
-def whole_batch_norm(model: nn.Module) -> Iterator[None]:
-    """Batch norms in train mode take the statistics of the whole batch; names, weights and buffers stay what they are."""
-    changed = [(m, type(m)) for m in model.modules() if type(m) in _WHOLE] if size() > 1 else []
+def synchronized_batch_norm(model: nn.Module) -> Iterator[None]:
+    """Batch norms in train mode use the statistics of the whole batch; names, weights and buffers are unchanged.
+
+    (torch's SyncBatchNorm works on GPUs only, cannot be differentiated twice, and changes the modules for good.)
+    """
+    changed = [(m, type(m)) for m in model.modules() if type(m) in _SYNCHRONIZED] if world_size() > 1 else []
     for module, kind in changed:
-        module.__class__ = _WHOLE[kind]
+        module.__class__ = _SYNCHRONIZED[kind]
     try:
         yield
     finally:
@@ -202,7 +211,7 @@ def whole_batch_norm(model: nn.Module) -> Iterator[None]:
 
 
 class _Sum(torch.autograd.Function):
-    """Σ over all processes, which is its own adjoint; can be differentiated any number of times."""
+    """The sum over all processes, which is its own adjoint; can be differentiated any number of times."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -215,8 +224,8 @@ class _Sum(torch.autograd.Function):
         return _Sum.apply(grads[0])
 
 
-class _WholeBatch(nn.modules.batchnorm._BatchNorm):
-    """Has another forward only while it is called, so that it passes for the batch norm that it is in eval mode."""
+class _Synchronized(nn.modules.batchnorm._BatchNorm):
+    """Replaces ``forward`` only during a call in train mode; code that inspects the class sees an ordinary batch norm."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.training:
@@ -231,21 +240,21 @@ def _batch_norm(layer: nn.modules.batchnorm._BatchNorm, input: Tensor) -> Tensor
     layer._check_input_dim(input)
     axes, shape = [0, *range(2, input.ndim)], (1, -1, *[1] * (input.ndim - 2))
     x = input.to(torch.promote_types(input.dtype, torch.float32))
-    mean = _Sum.apply(x.mean(axes)) / size()  # shares are equally large
+    mean = _Sum.apply(x.mean(axes)) / world_size()  # shards are equally large
     centered = x - mean.view(shape)
-    var = _Sum.apply(centered.square().mean(axes)) / size()
+    var = _Sum.apply(centered.square().mean(axes)) / world_size()
     if layer.running_mean is not None and layer.running_var is not None:
         assert layer.num_batches_tracked is not None, "it comes with the statistics"
         layer.num_batches_tracked += 1
         momentum = 1 / int(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
-        count = size() * input.numel() // input.shape[1]
+        count = world_size() * input.numel() // input.shape[1]
         layer.running_mean.lerp_(mean.detach(), momentum)
         layer.running_var.lerp_(var.detach() * (count / max(count - 1, 1)), momentum)
     out = centered * channel_scale(var, layer.eps, layer.weight).view(shape)
     return (out if layer.bias is None else out + layer.bias.view(shape)).to(input.dtype)
 
 
-_WHOLE: dict[type, Any] = {
-    kind: type(kind.__name__, (_WholeBatch, kind), {})
+_SYNCHRONIZED: dict[type, Any] = {
+    kind: type(kind.__name__, (_Synchronized, kind), {})
     for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 }

@@ -10,14 +10,15 @@ __all__ = ["Average"]
 
 
 class Average:
-    """a ← d a + (1 - d) w after each step t = 1, 2, ..., with d = min(decay, (1 + t) / (10 + t)).
+    """a ← d a + (1 - d) w after each step t = 1, 2, ..., with d = min(decay, (1 + t) / (10 + t)), a = w at t = 0.
 
-    The second term lets a short training forget where it began. Buffers are not averaged: batch-norm statistics are moving
-    averages already.
+    The second term lets a short training forget its initial weights. Buffers are not averaged: batch-norm statistics
+    are moving averages already. (torch's AveragedModel copies the whole network, starts from the weights after the
+    first step, and cannot swap its weights into the network that is trained.)
 
     Args:
         weights: by name; changed in place only.
-        decay: in [0, 1); 0 keeps no average, and nothing here does anything.
+        decay: in [0, 1); 0 keeps no average, and every method does nothing.
 
     Source: Polyak & Juditsky 1992; for adversarial training Rebuffi et al. 2021, with decay 0.995.
     """
@@ -28,22 +29,22 @@ class Average:
         self.state = {name: w.detach().clone() for name, w in weights.items()} if decay else {}
 
     def update(self, t: int) -> None:
-        """Count the weights after step ``t``, the first of which is 1."""
+        """Take in the weights after step ``t``, the first of which is 1."""
         if self.decay:
             d = min(self.decay, (1 + t) / (10 + t))
             torch._foreach_lerp_(list(self.state.values()), self.weights, 1 - d)
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
-        """The model has the averaged weights meanwhile."""
-        kept = [w.clone() for w in self.weights]
-        self.settle()
+    def applied(self) -> Iterator[None]:
+        """The model has the averaged weights inside the block."""
+        saved = [w.clone() for w in self.weights]
+        self.apply()
         try:
             yield
         finally:
-            _copy(self.weights, kept)
+            _copy(self.weights, saved)
 
-    def settle(self) -> None:
+    def apply(self) -> None:
         """The model has the averaged weights from now on."""
         _copy(self.weights, list(self.state.values()))
 

@@ -16,8 +16,7 @@ from opnorm import attacks, objectives
 from opnorm._core.surrogate import Surrogate, has_bf16, training_surrogate
 from opnorm.data import digits
 from opnorm.models import cnn, resnet
-from opnorm.training import optimizers
-from opnorm.training.loop import train
+from opnorm.training import TrainingSettings, optimizers, train
 
 
 class Named(nn.Module):
@@ -273,7 +272,7 @@ def test_attacks_on_the_surrogate_are_as_strong():
     data = digits()
     torch.manual_seed(0)
     model = resnet(depth=8, in_shape=(1, 8, 8), width=8)
-    train(model, data, epochs=3, batch=64, optimizer=optimizers.sgd(0.05))
+    train(model, data, TrainingSettings(epochs=3, batch=64, optimizer=optimizers.sgd(0.05)))
     x, y = data.test.images[:200].float() / 255, data.test.labels[:200]
     pgd = attacks.pgd(eps=0.1, steps=10)
     model.eval()
@@ -294,10 +293,11 @@ def test_nets_trained_in_bf16_are_as_good_as_those_in_fp32():
         for seed in range(3):
             torch.manual_seed(seed)
             model = resnet(depth=8, in_shape=(1, 8, 8), width=8)
-            train(
-                model, data, epochs=12, batch=64, seed=seed, precision=precision, channels_last=precision == "bf16",
+            settings = TrainingSettings(
+                epochs=12, batch=64, seed=seed, precision=precision, channels_last=precision == "bf16",
                 objective=objectives.pgd_at(eps=0.1, steps=5), optimizer=optimizers.sgd(0.05),
             )  # fmt: skip
+            train(model, data, settings)
             model.eval()
             worst = attacks.pgd(eps=0.1, steps=20)(model, x, y)
             found[precision, seed] = [float((model(z).argmax(1) == y).float().mean()) for z in (x, worst)]

@@ -1,3 +1,5 @@
-"""The fixtures of runs, for the commands that work on them."""
+"""Processes of their own, as for the tests of runs."""
 
-from tests.runs.conftest import _until, finished, opnorm, same, seeds, store, tiny  # noqa: F401
+from tests.runs.conftest import _until, finished, opnorm, store, tiny
+
+__all__ = ["_until", "finished", "opnorm", "store", "tiny"]

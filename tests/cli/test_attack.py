@@ -13,7 +13,7 @@ from opnorm._core.files import read_tensors
 from opnorm.attacks import pgd
 from opnorm.cli import main
 from opnorm.runs.attack_evaluation import evaluate
-from opnorm.runs.run import load_weights, make_data, make_model
+from opnorm.runs.build import load_weights, make_data, make_model
 
 MODULE = """
 import torch

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from opnorm._core.files import read_tensors
-from opnorm.runs.run import Run, execute
+from opnorm.runs.run import Run
 from opnorm.runs.store import Store
+from opnorm.runs.training_run import run_training
 from tests.runs import processes
 
 TINY = Run(model="cnn(width=4)", data="digits()", epochs=3, batch=32, limit=100, analyses=("accuracy()",))
@@ -30,7 +31,7 @@ def same():
     """Whether two finished folders hold the same bits: weights, metrics (times apart), rows."""
 
     def check(store_a: Store, store_b: Store, run: Run) -> None:
-        a, b = execute(run, store_a), execute(run, store_b)
+        a, b = run_training(run, store_a), run_training(run, store_b)
         (weights_a, call_a), (weights_b, call_b) = (
             read_tensors(r.folder / "weights.safetensors") for r in (a, b)
         )
@@ -45,18 +46,18 @@ def same():
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """The store of a run carried out without interruption, once a session."""
+    """The store of a run without interruption, once a session."""
 
     @functools.cache
-    def carry_out(run: Run) -> Store:
+    def complete(run: Run) -> Store:
         store = Store(tmp_path_factory.mktemp("finished") / "runs")
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        execute(run, store)
+        run_training(run, store)
         torch.set_num_threads(threads)
         return store
 
-    return carry_out
+    return complete
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def opnorm(tmp_path: Path):
 def until(condition, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, f"not within {seconds} s"
         time.sleep(0.01)
 
 

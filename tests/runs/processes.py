@@ -50,22 +50,23 @@ def command(args, cwd, out, err):
         sys.stderr.flush()
 
 
-def carry_out_run(run, root, diary=None):
-    """Execute a run; the epoch under way goes into ``diary``, unbuffered."""
-    from opnorm.runs.run import Run, execute
+def train_run(run, root, diary=None):
+    """Complete a run; the epoch under way goes into ``diary``, unbuffered."""
+    from opnorm.runs.run import Run
     from opnorm.runs.store import Store
+    from opnorm.runs.training_run import run_training
 
     fd = os.open(diary, os.O_WRONLY | os.O_CREAT) if diary else None
 
-    def watch(what, moment):
-        if fd is not None and moment is not None:
-            os.pwrite(fd, b"%06d" % moment.epoch, 0)
+    def note(event):
+        if fd is not None and event.training:
+            os.pwrite(fd, b"%06d" % event.training.epoch, 0)
 
-    execute(Run.from_dict(run), Store(root), watch=watch)
+    run_training(Run.from_dict(run), Store(root), progress=note)
 
 
 def die_at_write(run, root, n, diary):
-    """Execute a run, but be killed just before the ``n``-th change of a name in the file system."""
+    """Complete a run, but be killed just before the ``n``-th change of a name in the file system."""
     count, replace = 0, os.replace
 
     def deadly(function):
@@ -80,11 +81,11 @@ def die_at_write(run, root, n, diary):
 
     for name in ("replace", "rename", "unlink", "mkdir"):
         setattr(os, name, deadly(getattr(os, name)))
-    carry_out_run(run, root, diary)
+    train_run(run, root, diary)
 
 
 def full_disk(run, root, after_bytes, err):
-    """Execute a run where no file can grow beyond ``after_bytes``; the error's text goes to a file."""
+    """Complete a run where no file can grow beyond ``after_bytes``; the error's text goes to a file."""
     import resource
 
     from opnorm.errors import OpnormError
@@ -92,7 +93,7 @@ def full_disk(run, root, after_bytes, err):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (after_bytes, resource.RLIM_INFINITY))
     try:
-        carry_out_run(run, root)
+        train_run(run, root)
     except OpnormError as e:
         Path(err).write_text(f"{type(e).__name__}: {e}")
         sys.exit(2)

@@ -53,10 +53,10 @@ def trainings(folder, names):
     from opnorm.training import distributed as parallel
     from tests.runs import ways
 
-    with parallel.joined("cpu"):
+    with parallel.process_group("cpu"):
         for name in names:
             found = ways.trained(name)
-            torch.save(found, f"{folder}/{name}.{parallel._rank()}")
+            torch.save(found, f"{folder}/{name}.{parallel.rank()}")
 
 
 def troubles(folder):
@@ -64,13 +64,13 @@ def troubles(folder):
     from opnorm.training import distributed as parallel
     from tests.runs import ways
 
-    with parallel.joined("cpu"):
+    with parallel.process_group("cpu"):
         for name, trouble in ways.TROUBLES.items():
             try:
-                trouble(parallel._rank())
+                trouble(parallel.rank())
             except Exception as e:  # noqa: BLE001 - that is what is looked at
                 text = f"{type(e).__name__}: {e}"
             else:
                 text = "nothing"
-            with open(f"{folder}/{name}.{parallel._rank()}", "w") as file:
+            with open(f"{folder}/{name}.{parallel.rank()}", "w") as file:
                 file.write(text)

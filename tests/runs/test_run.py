@@ -18,9 +18,11 @@ from opnorm import models, regularizers, spec
 from opnorm._core.files import read_json, read_lines, read_tensors
 from opnorm.errors import ModelError, OpnormError, RunError, SpecError, TrainError
 from opnorm.models import cnn
-from opnorm.runs import run
-from opnorm.runs.run import Run, execute
+from opnorm.runs import training_run
+from opnorm.runs.build import make_data
+from opnorm.runs.run import Run
 from opnorm.runs.store import Store
+from opnorm.runs.training_run import run_training
 from tests.runs import processes
 from tests.runs.processes import timeless
 
@@ -57,7 +59,7 @@ def test_every_setting_has_a_part_in_the_key(tiny):
     ]  # fmt: skip
     keys = [tiny.key, *(replace(tiny, **other).key for other in others)]
     assert len(set(keys)) == len(keys)
-    assert {name for other in others for name in other} == set(run._names()) - {"analyses"}
+    assert {name for other in others for name in other} == tiny.as_dict().keys() - {"analyses"}
 
 
 def test_the_key_is_the_same_in_every_process(tiny):
@@ -107,7 +109,7 @@ def test_what_makes_no_sense_is_refused_at_once(settings):
 def test_wrong_settings_leave_no_folder(tiny, store, settings):
     """They are said before anything is trained or written."""
     with pytest.raises(OpnormError):
-        execute(replace(tiny, **settings), store)
+        run_training(replace(tiny, **settings), store)
     assert list(store.root.glob("[!.]*")) == []
 
 
@@ -115,45 +117,45 @@ def test_wrong_settings_leave_no_folder(tiny, store, settings):
 
 
 def test_a_finished_run_is_found(tiny, store, monkeypatch):
-    first = execute(tiny, store)
+    first = run_training(tiny, store)
     assert first.rows.keys() == {"accuracy()"}
     assert len(first.metrics) == 3
     assert first.folder == store.root / tiny.key
     names = sorted(p.name for p in first.folder.iterdir())
     assert names == ["metrics.jsonl", "results.json", "run.json", "weights.safetensors"]
     for name in ("make_data", "make_model", "train"):
-        monkeypatch.setattr(run, name, lambda *a, **k: pytest.fail("worked again"))
-    again = execute(tiny, store)
+        monkeypatch.setattr(training_run, name, lambda *a, **k: pytest.fail("worked again"))
+    again = run_training(tiny, store)
     assert again == first
 
 
 def test_an_analysis_can_be_added(tiny, store, monkeypatch):
-    first = execute(tiny, store)
+    first = run_training(tiny, store)
     weights = (first.folder / "weights.safetensors").read_bytes()
-    monkeypatch.setattr(run, "train", lambda *a, **k: pytest.fail("trained again"))
-    told = []
+    monkeypatch.setattr(training_run, "train", lambda *a, **k: pytest.fail("trained again"))
+    events = []
     more = replace(tiny, analyses=("margins()", "accuracy()", "accuracy('train')"))
-    second = execute(more, store, watch=lambda what, moment: told.append(what))
-    assert told == ["margins()", 'accuracy(split="train")']
+    second = run_training(more, store, progress=lambda event: events.append(event.activity))
+    assert events == ["margins()", 'accuracy(split="train")']
     assert second.rows.keys() == {"margins()", "accuracy()", 'accuracy(split="train")'}
     assert second.find("accuracy")[0] == first.find("accuracy")[0]
     assert second.seconds > first.seconds
     assert (first.folder / "weights.safetensors").read_bytes() == weights
-    assert execute(tiny, store).rows.keys() == {"accuracy()"}, "what was asked for"
+    assert run_training(tiny, store).rows.keys() == {"accuracy()"}, "what was asked for"
     right = sum(m > 0 for m in second.find("margins")[0]["margins"])
     assert right == first.find("accuracy")[0]["correct"], "the weights were read back"
 
 
 def test_a_folder_that_cannot_be_written_can_be_read(tiny, store, monkeypatch):
-    first = execute(tiny, store)
+    first = run_training(tiny, store)
     monkeypatch.setattr(store, "open", lambda key: pytest.fail("locked"))
-    assert execute(tiny, store) == first
+    assert run_training(tiny, store) == first
 
 
 def test_the_kept_weights_are_the_models(tiny, store):
-    result = execute(replace(tiny, analyses=("accuracy()",)), store)
+    result = run_training(replace(tiny, analyses=("accuracy()",)), store)
     model = models.file(str(result.folder / "weights.safetensors"))
-    data = run.make_data(tiny)
+    data = make_data(tiny)
     model.eval()
     correct = (model(data.test.images.float() / 255).argmax(1) == data.test.labels).sum()
     assert int(correct) == result.find("accuracy")[0]["correct"]
@@ -163,36 +165,36 @@ def test_the_kept_weights_are_the_models(tiny, store):
 def test_the_callers_random_numbers_are_left_alone(tiny, store):
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    execute(tiny, store)
+    run_training(tiny, store)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_seeds_differ(tiny, store, seeds):
-    a, b = (execute(r, store) for r in seeds(tiny, 2))
+    a, b = (run_training(r, store) for r in seeds(tiny, 2))
     assert timeless(a.metrics) != timeless(b.metrics)
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "results.json", "run.json"])
 def test_a_damaged_finished_folder_is_refused(tiny, store, name):
-    folder = execute(tiny, store).folder
+    folder = run_training(tiny, store).folder
     for text in ("{", "[1]", "\0"):
         (folder / name).write_text(text)
         with pytest.raises(RunError, match=name):
-            execute(tiny, store)
+            run_training(tiny, store)
 
 
 @pytest.mark.parametrize("how", ["missing", "short", "other"])
 def test_damaged_weights_are_refused_when_they_are_needed(tiny, store, how):
-    path = execute(tiny, store).folder / "weights.safetensors"
+    path = run_training(tiny, store).folder / "weights.safetensors"
     if how == "missing":
         path.unlink()
     elif how == "short":
         path.write_bytes(path.read_bytes()[:-4])
     else:
         models.save(cnn(width=5), path)
-    execute(tiny, store)
+    run_training(tiny, store)
     with pytest.raises(RunError, match=r"weights\.safetensors"):
-        execute(replace(tiny, analyses=("margins()",)), store)
+        run_training(replace(tiny, analyses=("margins()",)), store)
 
 
 # ---------------------------------------------------------------- being killed
@@ -210,8 +212,8 @@ def test_a_kill_at_every_change_of_the_file_system(tiny, finished, tmp_path, sam
             break
         assert process.exitcode == -signal.SIGKILL
         seen: list[int] = []
-        execute(
-            tiny, store, watch=lambda what, moment, seen=seen: seen.extend([moment.epoch] if moment else [])
+        run_training(
+            tiny, store, progress=lambda e, seen=seen: seen.extend([e.training.epoch] if e.training else [])
         )
         assert all(epoch >= int(diary.read_text() or 0) for epoch in seen), "a finished epoch was lost"
         same(store, whole, tiny)
@@ -225,7 +227,7 @@ def test_kills_at_random_moments_lose_at_most_the_epoch_under_way(tiny, finished
     whole = finished(tiny)
     chance, diary, kept, killed = random.Random(0), tmp_path / "diary", 0, 0
     for _ in range(30):
-        process = processes.start(processes.carry_out_run, tiny.as_dict(), store.root, diary)
+        process = processes.start(processes.train_run, tiny.as_dict(), store.root, diary)
         time.sleep(chance.uniform(0.05, 0.45))
         process.kill()
         process.join()
@@ -239,7 +241,7 @@ def test_kills_at_random_moments_lose_at_most_the_epoch_under_way(tiny, finished
             assert epochs >= int(diary.read_text() or 0) - 1, "more was lost than the epoch under way"
             kept = epochs
     assert killed >= 3
-    execute(tiny, store)
+    run_training(tiny, store)
     same(store, whole, tiny)
 
 
@@ -255,7 +257,7 @@ def test_a_full_disk(tiny, finished, store, tmp_path, same):
     folder = store.root / f"{tiny.key}.partial"
     assert not list(folder.glob(".*"))
 
-    process = processes.start(processes.carry_out_run, replace(tiny).as_dict(), store.root)
+    process = processes.start(processes.train_run, replace(tiny).as_dict(), store.root)
     process.join()
     assert process.exitcode == 0
     same(store, whole, tiny)
@@ -273,21 +275,21 @@ def test_a_disk_that_fills_up_later_keeps_the_checkpoint(tiny, finished, store, 
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RunError, match="No space left on device"):
-        execute(tiny, store)
+        run_training(tiny, store)
     folder = store.root / f"{tiny.key}.partial"
     assert read_tensors(folder / "checkpoint.safetensors")[1]["epoch"] == "1"
     monkeypatch.setattr(os, "fsync", real)
-    execute(tiny, store)
+    run_training(tiny, store)
     same(store, whole, tiny)
 
 
 def test_a_second_process_is_told_and_the_first_finishes(tiny, finished, store, tmp_path, until, same):
     tiny = replace(tiny, epochs=40)
     diary = tmp_path / "diary"
-    first = processes.start(processes.carry_out_run, tiny.as_dict(), store.root, diary)
+    first = processes.start(processes.train_run, tiny.as_dict(), store.root, diary)
     until(lambda: diary.exists() and diary.read_text() >= "000002")
     with pytest.raises(RunError, match=f"another process is at run {tiny.key}"):
-        execute(tiny, store)
+        run_training(tiny, store)
     first.join()
     assert first.exitcode == 0
     same(store, finished(tiny), tiny)
@@ -298,16 +300,16 @@ def test_a_damaged_partial_folder_is_refused_with_a_remedy(tiny, store, name):
     class Stop(Exception):
         pass
 
-    def stop(what, moment):
-        if moment.epoch == 2:
+    def stop(event):
+        if event.training.epoch == 2:
             raise Stop
 
     with pytest.raises(Stop):
-        execute(tiny, store, watch=stop)
+        run_training(tiny, store, progress=stop)
     folder = store.root / f"{tiny.key}.partial"
     (folder / name).write_bytes((folder / name).read_bytes()[:-15])
     with pytest.raises(RunError, match=str(folder)):
-        execute(tiny, store)
+        run_training(tiny, store)
 
 
 # ---------------------------------------------------------------- failing
@@ -316,11 +318,11 @@ def test_a_damaged_partial_folder_is_refused_with_a_remedy(tiny, store, name):
 def test_a_divergence_is_remembered(tiny, store):
     tiny = replace(tiny, optimizer="sgd(lr=1e30)")
     with pytest.raises(TrainError, match=r"epoch 1, step 2 of 3: the output of layer '3' \(Conv2d\)"):
-        execute(tiny, store)
-    told = []
+        run_training(tiny, store)
+    events = []
     with pytest.raises(TrainError, match=r"epoch 1, step 2 of 3.*remembered; delete .*partial to try again"):
-        execute(tiny, store, watch=lambda *a: told.append(a))
-    assert not told
+        run_training(tiny, store, progress=events.append)
+    assert not events
     assert store.ls()[0]["state"] == "failed"
 
 
@@ -357,16 +359,16 @@ def number():
 )  # fmt: skip
 def test_networks_of_the_user_that_do_not_fit(tiny, store, call, why):
     with pytest.raises((ModelError, SpecError), match=why):
-        execute(replace(tiny, model=f"{__name__}.{call}()"), store)
+        run_training(replace(tiny, model=f"{__name__}.{call}()"), store)
 
 
 def test_data_of_the_user_that_are_none(tiny, store):
     with pytest.raises(ModelError, match=r"expected an opnorm\.data\.Dataset"):
-        execute(replace(tiny, data=f"{__name__}.number()"), store)
+        run_training(replace(tiny, data=f"{__name__}.number()"), store)
 
 
 def test_what_is_written_is_plain(tiny, store):
-    folder = execute(replace(tiny, analyses=("accuracy()", "norm_table()", "margins()")), store).folder
+    folder = run_training(replace(tiny, analyses=("accuracy()", "norm_table()", "margins()")), store).folder
     about = read_json(folder / "run.json")
     assert about["run"] == replace(tiny, analyses=("accuracy()", "norm_table()", "margins()")).as_dict() | {
         "regularizers": [], "augment": [], "analyses": ["accuracy()", "norm_table()", "margins()"],

@@ -15,9 +15,10 @@ import torch
 
 from opnorm.errors import OpnormError, RunError
 from opnorm.runs import runner as study_module
-from opnorm.runs.run import Result, Run, execute
-from opnorm.runs.runner import News, Study, carry_out, write
+from opnorm.runs.run import Result, Run
+from opnorm.runs.runner import Study, StudyProgress, run_study, write_study
 from opnorm.runs.store import Store
+from opnorm.runs.training_run import run_training
 from opnorm.studies import tour
 from tests.runs.processes import timeless
 
@@ -53,28 +54,28 @@ def alive(pids) -> list[int]:
 
 def test_results_come_in_order_and_are_found_again(tiny, store, seeds, monkeypatch):
     runs = seeds(replace(tiny, epochs=1), 3)
-    news: list[News] = []
-    results = carry_out(few(runs), store, jobs=1, tell=news.append)
+    news: list[StudyProgress] = []
+    results = run_study(few(runs), store, jobs=1, progress=news.append)
     assert [r.run for r in results] == runs
     assert [n.index for n in news if n.result] == [0, 1, 2]
     shares = [n.share for n in news if n.index == 1]
     assert shares == sorted(shares)
     assert all(0 <= share <= 1 for share in shares)
 
-    monkeypatch.setattr(study_module, "execute", lambda *a, **k: pytest.fail("carried out again"))
+    monkeypatch.setattr(study_module, "run_training", lambda *a, **k: pytest.fail("run again"))
     news.clear()
-    assert carry_out(few(runs), store, jobs=4, tell=news.append) == results
+    assert run_study(few(runs), store, jobs=4, progress=news.append) == results
     assert [(n.index, n.text) for n in news] == [(0, "found"), (1, "found"), (2, "found")]
 
 
 def test_side_by_side_gives_the_same_bits(tiny, store, seeds, tmp_path, same, monkeypatch):
-    monkeypatch.setattr(study_module, "_cores", lambda: 2)
+    monkeypatch.setattr(study_module, "available_cores", lambda: 2)
     runs = seeds(replace(tiny, epochs=2, objective="pgd_at(steps=2)"), 3)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    one = carry_out(few(runs), Store(tmp_path / "one"), jobs=1)
-    news: list[News] = []
-    two = carry_out(few(runs), store, jobs=2, tell=news.append)
+    one = run_study(few(runs), Store(tmp_path / "one"), jobs=1)
+    news: list[StudyProgress] = []
+    two = run_study(few(runs), store, jobs=2, progress=news.append)
     torch.set_num_threads(threads)
     for run, a, b in zip(runs, one, two, strict=True):
         assert a.run == b.run == run
@@ -99,7 +100,7 @@ def test_a_run_that_cannot_start_stops_the_study(tiny, store, jobs, until):
         runs.reverse()
     before = children(os.getpid())
     with pytest.raises(OpnormError, match="nowhere"):
-        carry_out(few(runs), store, jobs=jobs)
+        run_study(few(runs), store, jobs=jobs)
     until(
         lambda: (
             not alive(p for p in children(os.getpid()) if p not in before and "tracker" not in _command(p))
@@ -110,21 +111,21 @@ def test_a_run_that_cannot_start_stops_the_study(tiny, store, jobs, until):
 @pytest.mark.parametrize("jobs", [0, -2])
 def test_jobs_that_make_no_sense(tiny, store, jobs):
     with pytest.raises(RunError, match="at least 1"):
-        carry_out(few([tiny]), store, jobs=jobs)
+        run_study(few([tiny]), store, jobs=jobs)
 
 
 def test_a_run_in_use_elsewhere_is_said(tiny, store):
     with store.open(tiny.key), pytest.raises(RunError, match="another process"):
-        carry_out(few([tiny]), store, jobs=1)
+        run_study(few([tiny]), store, jobs=1)
 
 
 def test_failures_are_rows_and_the_page_is_written(store):
     made = tour(**SMALL)
     worst = Run.from_dict(made.runs[0].as_dict() | {"optimizer": "sgd(lr=1e30)", "batch": 16})
     made = replace(made, runs=[*made.runs[:2], replace(worst, objective="pgd_at(eps=0.3)")])
-    results = carry_out(made, store, jobs=1)
+    results = run_study(made, store, jobs=1)
     assert [bool(r.failure) for r in results] == [False, False, True]
-    page = write(made, results, store)
+    page = write_study(made, results, store)
     text = page.read_text()
     assert "pgd_at(eps=0.3)" in text
     assert "smaller learning rate" in text
@@ -135,23 +136,23 @@ def test_failures_are_rows_and_the_page_is_written(store):
 
 def test_a_page_of_failures_only(store):
     made = tour(**SMALL, lr=1e30, batch=8)
-    results = carry_out(made, store, jobs=1)
+    results = run_study(made, store, jobs=1)
     assert all(r.failure for r in results)
-    assert "No result" in write(made, results, store).read_text()
+    assert "No result" in write_study(made, results, store).read_text()
 
 
 def test_the_tour_without_training(store):
     made = tour(**(SMALL | {"size": "laptop"}), epochs=0)
     made = replace(made, runs=made.runs[:2])
-    results = carry_out(made, store, jobs=1)
-    assert write(made, results, store).exists()
+    results = run_study(made, store, jobs=1)
+    assert write_study(made, results, store).exists()
 
 
 def test_the_tours_numbers_are_those_of_its_runs(store, tmp_path):
     made = tour(**(SMALL | {"seeds": 2}))
     made = replace(made, runs=made.runs[:4])
-    results = carry_out(made, store, jobs=1)
-    page = write(made, results, store, "svg")
+    results = run_study(made, store, jobs=1)
+    page = write_study(made, results, store, "svg")
     report = json.loads((page.parent / "report.json").read_text())
     plain = report["table"]["rows"][0]
     clean = [r.find("accuracy")[0]["accuracy"] for r in results[:2]]
@@ -165,8 +166,8 @@ def test_the_tours_numbers_are_those_of_its_runs(store, tmp_path):
         sum(r["accuracy"] for r in robust) / 2
     )
     assert len(list((page.parent / "figures").glob("*.svg"))) >= 4
-    assert write(made, results, store) == page, "the same study has the same page"
-    assert write(replace(made, runs=made.runs[:3]), results[:3], store) != page
+    assert write_study(made, results, store) == page, "the same study has the same page"
+    assert write_study(replace(made, runs=made.runs[:3]), results[:3], store) != page
 
 
 @pytest.mark.parametrize("settings", [{"seeds": 0}, {"size": "big"}, {"limit": 0}, {"epochs": -1}])
@@ -177,7 +178,7 @@ def test_tours_that_make_no_sense(settings):
 
 def test_seconds_and_failures_of_a_result(tiny, store):
     assert Result(tiny, [], {}, 0.0, "why").find("accuracy") == []
-    assert execute(tiny, store).seconds > 0
+    assert run_training(tiny, store).seconds > 0
 
 
 # ---------------------------------------------------------------- real processes

@@ -10,9 +10,8 @@ from opnorm import objectives, regularizers
 from opnorm.data import augmentations, digits
 from opnorm.errors import AttackError
 from opnorm.models.modules import Normalize
+from opnorm.training import TrainingSettings, optimizers, train
 from opnorm.training import distributed as parallel
-from opnorm.training import optimizers
-from opnorm.training.loop import train
 
 DATA = digits().limit(64)
 
@@ -70,7 +69,7 @@ def trained(name):
     norm, make = settings.pop("norm", "mean"), settings.pop("model", None)
     model = make() if make else network(norm)
     kinds = [type(m) for m in model.modules()]
-    metrics = train(model, DATA, **settings)
+    metrics = train(model, DATA, TrainingSettings(**settings))
     assert [type(m) for m in model.modules()] == kinds
     for row in metrics:
         row.pop("seconds")
@@ -83,14 +82,14 @@ def attack_fails_in(rank):
             raise AttackError("a bad attack")
         return objectives.plain()(model, x, y)
 
-    train(network("none"), DATA, objective=objective, epochs=1, batch=16)
+    train(network("none"), DATA, TrainingSettings(objective=objective, epochs=1, batch=16))
 
 
 def probe_fails(rank):
     def probe(model):
         raise OSError("the disk is full")
 
-    train(network(), DATA, epochs=2, batch=16, probe=probe)
+    train(network(), DATA, TrainingSettings(epochs=2, batch=16), probe=probe)
 
 
 def loss_fails(rank):
@@ -98,14 +97,14 @@ def loss_fails(rank):
         outcome = objectives.plain()(model, x, y)
         return outcome._replace(loss=outcome.loss * (math.inf if rank == 1 else 1))
 
-    train(network(), DATA, objective=objective, epochs=1, batch=16)
+    train(network(), DATA, TrainingSettings(objective=objective, epochs=1, batch=16))
 
 
 TROUBLES = {
     "attack": attack_fails_in,
     "probe": probe_fails,
     "loss": loss_fails,
-    "uneven": lambda rank: train(network(), DATA, epochs=1, batch=15),
-    "after": lambda rank: train(network(), DATA, epochs=1, batch=16),
-    "sums": lambda rank: 1 / (sum(parallel.total(rank + 1.0, 2.0)) - 7),
+    "uneven": lambda rank: train(network(), DATA, TrainingSettings(epochs=1, batch=15)),
+    "after": lambda rank: train(network(), DATA, TrainingSettings(epochs=1, batch=16)),
+    "sums": lambda rank: 1 / (sum(parallel.all_reduce_sum(rank + 1.0, 2.0)) - 7),
 }

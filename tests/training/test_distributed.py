@@ -58,7 +58,7 @@ def troubles(tmp_path_factory):
         ("loss", "TrainError: the loss is inf at epoch 1, step 1 of 4", "TrainError: the loss is inf"),
         (
             "uneven",
-            "TrainError: 15 points a step cannot be shared out evenly among 2",
+            "TrainError: 15 points a step cannot be split evenly among 2",
             "TrainError: 15 points",
         ),
         ("after", "nothing", "nothing"),
@@ -121,21 +121,25 @@ def test_a_divergence_is_said_once_and_remembered(tmp_path):
 
 
 @pytest.mark.parametrize("device", ["cuda:1", "mps"])
-def test_a_device_that_cannot_be_shared_out_is_refused(device, monkeypatch):
+def test_a_device_that_several_processes_cannot_use_is_refused(device, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(TrainError, match="expected cpu or cuda"), parallel.joined(device):
+    with pytest.raises(TrainError, match="expected cpu or cuda"), parallel.process_group(device):
         pass
 
 
 def test_alone_nothing_happens():
     model = nn.Sequential(nn.BatchNorm1d(3))
-    with parallel.joined("mps") as device, parallel.whole_batch_norm(model):
+    with parallel.process_group("mps") as device, parallel.synchronized_batch_norm(model):
         assert device == "mps"
         assert type(model[0]) is nn.BatchNorm1d
-    assert (parallel.size(), parallel.leads(), parallel.total(2.0)) == (1, True, (2.0,))
-    assert parallel.distributed(model) is model
-    assert parallel.from_first(lambda: 3) == 3
+    assert (parallel.world_size(), parallel.is_main_process(), parallel.all_reduce_sum(2.0)) == (
+        1,
+        True,
+        (2.0,),
+    )
+    assert parallel.data_parallel(model) is model
+    assert parallel.broadcast_from_main(lambda: 3) == 3
     x = torch.arange(4)
-    assert torch.equal(parallel.part(x), x)
-    with pytest.raises(ValueError, match="as it is"), parallel.together():
+    assert torch.equal(parallel.shard(x), x)
+    with pytest.raises(ValueError, match="as it is"), parallel.synchronized_errors():
         raise ValueError("as it is")

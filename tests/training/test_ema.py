@@ -1,13 +1,12 @@
-"""The average of the weights: by its formula, seen by the probe, and what is left at the end."""
+"""The average of the weights: by its formula, measured by the probe, and left in the model at the end."""
 
 import torch
 from torch import nn
 
 from opnorm.data import digits
 from opnorm.models import cnn
-from opnorm.training import optimizers
+from opnorm.training import TrainingSettings, optimizers, train
 from opnorm.training.ema import Average
-from opnorm.training.loop import train
 
 DATA = digits().limit(100)
 
@@ -23,10 +22,10 @@ def test_it_is_its_formula():
         expected = d * expected + (1 - d) * w.detach()
         torch.testing.assert_close(average.state["w"].double(), expected, rtol=1e-6, atol=0)
     raw = w.detach().clone()
-    with average.shown():
+    with average.applied():
         assert torch.equal(w, average.state["w"])
     assert torch.equal(w, raw)
-    average.settle()
+    average.apply()
     assert torch.equal(w, average.state["w"])
 
 
@@ -34,8 +33,8 @@ def test_without_a_decay_there_is_none():
     w = torch.ones(2)
     average = Average({"w": w}, 0.0)
     average.update(1)
-    with average.shown():
-        average.settle()
+    with average.applied():
+        average.apply()
     assert average.state == {}
     assert torch.equal(w, torch.ones(2))
 
@@ -60,7 +59,7 @@ def test_training_goes_on_with_the_weights_and_ends_with_the_average():
             steps.append(weights(model))
 
     train(
-        model, DATA, epochs=3, batch=25, ema=0.8, optimizer=lambda p: Watched(p, lr=0.05),
+        model, DATA, TrainingSettings(epochs=3, batch=25, ema=0.8, optimizer=lambda p: Watched(p, lr=0.05)),
         probe=lambda m: probed.append(weights(m)) or {},
     )  # fmt: skip
     for t, w in enumerate(steps, 1):
@@ -71,5 +70,5 @@ def test_training_goes_on_with_the_weights_and_ends_with_the_average():
     assert not torch.equal(steps[-1], weights(model))
 
     plain = spy(None)
-    train(plain, DATA, epochs=3, batch=25, optimizer=optimizers.sgd(0.05, momentum=0))
-    assert torch.equal(weights(plain), steps[-1]), "the average is only watched"
+    train(plain, DATA, TrainingSettings(epochs=3, batch=25, optimizer=optimizers.sgd(0.05, momentum=0)))
+    assert torch.equal(weights(plain), steps[-1]), "the average changes no step"

@@ -9,16 +9,22 @@ import pytest
 import torch
 from torch import nn
 
-from opnorm import objectives, regularizers
+from opnorm import objectives, regularizers, training
 from opnorm._core.files import read_tensors
 from opnorm.data import augmentations, digits
 from opnorm.errors import ModelError, RunError, TrainError
 from opnorm.models import cnn
 from opnorm.models.modules import Normalize
-from opnorm.training import optimizers, schedules
-from opnorm.training.loop import check_settings, train
+from opnorm.training import TrainingSettings, optimizers, schedules
 
 DATA = digits().limit(100)
+
+
+def train(model, data, *, folder=None, probe=None, progress=None, **settings):
+    """Settings as keywords."""
+    return training.train(
+        model, data, training.TrainingSettings(**settings), folder=folder, probe=probe, progress=progress
+    )
 
 
 def network(norm: bool = True) -> nn.Module:
@@ -56,11 +62,11 @@ class Stop(Exception):
 
 
 def stop_in(epoch: int, step: int = 1):
-    def watch(moment):
-        if (moment.epoch, moment.step) == (epoch, step):
+    def progress(event):
+        if (event.epoch, event.step) == (epoch, step):
             raise Stop
 
-    return watch
+    return progress
 
 
 def end(folder: Path, **settings) -> tuple[dict, list]:
@@ -90,7 +96,7 @@ def test_resuming_gives_the_same_bits(tmp_path, way):
     whole, metrics = end(tmp_path / "a", **settings)
     for epoch, step in ((1, 2), (2, 1), (3, 3), (3, 1)):
         with pytest.raises(Stop):
-            end(tmp_path / "b", watch=stop_in(epoch, step), **settings)
+            end(tmp_path / "b", progress=stop_in(epoch, step), **settings)
     pieces, again = end(tmp_path / "b", **settings)
     assert pieces == whole
     assert again == metrics
@@ -121,7 +127,7 @@ def test_the_callers_random_numbers_are_left_alone():
     train(network_without_seed(), DATA, epochs=1, batch=32, **EVERYTHING)
     assert torch.equal(torch.get_rng_state(), before)
     with pytest.raises(Stop):
-        train(network_without_seed(), DATA, epochs=1, watch=stop_in(1))
+        train(network_without_seed(), DATA, epochs=1, progress=stop_in(1))
     assert torch.equal(torch.get_rng_state(), before), "also after an error"
 
 
@@ -168,10 +174,10 @@ def test_learning_rates_are_the_schedules():
         optimizer = torch.optim.SGD(parameters, lr=0.2)
         return optimizer
 
-    def look(moment):
+    def look(event):
         rates.append(optimizer.param_groups[0]["lr"])
 
-    metrics = train(network(), DATA, epochs=4, batch=50, optimizer=make, watch=look)
+    metrics = train(network(), DATA, epochs=4, batch=50, optimizer=make, progress=look)
     expected = [0.2 * 0.5 * (1 + math.cos(math.pi * t / 8)) for t in range(8)]
     assert rates == pytest.approx(expected)
     assert [row["lr"] for row in metrics] == pytest.approx(expected[1::2]), "that of the epoch's last step"
@@ -237,7 +243,7 @@ def test_more_epochs_than_were_asked_for_go_on(tmp_path):
 )
 def test_settings_that_make_no_sense(settings):
     with pytest.raises(TrainError, match=r"expected"):
-        check_settings(**{"epochs": 1, "batch": 1, "precision": "fp32", "seed": 0} | settings)
+        TrainingSettings(**settings)
 
 
 def test_settings_are_checked():
@@ -327,7 +333,7 @@ def spoil(folder: Path, how: str) -> None:
 )  # fmt: skip
 def test_a_damaged_folder_is_refused(tmp_path, how):
     with pytest.raises(Stop):
-        train(network(), DATA, epochs=3, batch=32, folder=tmp_path, watch=stop_in(3))
+        train(network(), DATA, epochs=3, batch=32, folder=tmp_path, progress=stop_in(3))
     spoil(tmp_path, how)
     with pytest.raises(RunError, match=f"{tmp_path}.*"):
         train(network(), DATA, epochs=3, batch=32, folder=tmp_path)

@@ -1,0 +1,96 @@
+"""From the settings of a run to its data, its network and the settings of its training."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from opnorm import spec
+from opnorm._core import files
+from opnorm._core.modes import evaluating
+from opnorm.data import Dataset
+from opnorm.data.dataset import as_pixels
+from opnorm.errors import ModelError, OpnormError, RunError
+from opnorm.runs.run import Run
+from opnorm.training import TrainingSettings
+
+__all__ = ["check_model", "load_weights", "make_data", "make_model", "training_settings"]
+
+
+def make_data(run: Run) -> Dataset:
+    """The run's data set, cut to its limit."""
+    data = spec.build(run.data, "data set")
+    if not isinstance(data, Dataset):
+        raise ModelError(f"{run.data} gave {type(data).__name__}; expected an opnorm.data.Dataset")
+    return data if run.limit is None else data.limit(run.limit)
+
+
+def make_model(run: Run, data: Dataset) -> nn.Module:
+    """The run's network, initialized from its seed, with what the data knows filled in.
+
+    Raises:
+        ModelError: it is no network, does not take such images (also as the augmentations leave them), or has another
+            number of outputs than there are classes.
+    """
+    std = tuple(s if s > 0 else 1.0 for s in data.std)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        model = spec.build(
+            run.model, "model", in_shape=data.image_shape, classes=data.num_classes, mean=data.mean, std=std
+        )
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{run.model} gave {type(model).__name__}; expected a torch.nn.Module")
+    images = data.train.images[:1]
+    check_model(model, as_pixels(images), data.num_classes, run.model)
+    changed = images
+    for augment in run.augment:
+        changed = spec.build(augment, "augmentation")(changed, torch.Generator().manual_seed(0))
+    if changed.shape != images.shape:
+        check_model(
+            model, as_pixels(changed), data.num_classes, f"{run.model} after {', '.join(run.augment)}"
+        )
+    return model
+
+
+def check_model(model: nn.Module, example: Tensor, classes: int, name: str) -> None:
+    """One forward pass, to see that images go in and one logit for each class comes out."""
+    try:
+        with evaluating(model):
+            out = model(example)
+    except OpnormError:
+        raise
+    except Exception as e:  # whatever the user's own network raises
+        raise ModelError(f"{name} does not take images of shape {tuple(example.shape[1:])}: {e}") from e
+    shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+    if shape != (1, classes):
+        raise ModelError(
+            f"{name} gives an output of shape {shape} for one image; expected (1, {classes}), one logit for each of the "
+            f"{classes} classes of the data. Set its number of classes, or leave it out so that it is taken from the data"
+        )
+
+
+def training_settings(run: Run) -> TrainingSettings:
+    """The settings of the run's training, built from its calls."""
+    return TrainingSettings(
+        objective=spec.build(run.objective, "objective"),
+        regularizers=[spec.build(r, "regularizer") for r in run.regularizers],
+        optimizer=spec.build(run.optimizer, "optimizer"),
+        schedule=spec.build(run.schedule, "schedule"),
+        augment=[spec.build(a, "augmentation") for a in run.augment],
+        epochs=run.epochs,
+        batch=run.batch,
+        seed=run.seed,
+        precision=run.precision,
+        channels_last=run.channels_last,
+        ema=run.ema,
+    )
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fill a run's network with the weights that it ended with; RunError when they are of another one."""
+    try:
+        model.load_state_dict(files.read_tensors(path)[0])
+    except RuntimeError as e:
+        raise RunError(
+            f"{path} does not hold the weights of this run: {e}; delete its folder to start over"
+        ) from e

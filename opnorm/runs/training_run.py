@@ -1,0 +1,189 @@
+"""Train and analyze a run, or find what its folder holds."""
+
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import opnorm
+from opnorm import spec
+from opnorm._core import files
+from opnorm._core.layers import LINEAR_OR_CONV
+from opnorm._core.linear_map import linear_map
+from opnorm._core.modes import evaluating
+from opnorm.data import Dataset
+from opnorm.data.dataset import as_pixels
+from opnorm.errors import TrainError
+from opnorm.models import save
+from opnorm.norms.exact.by_layer import l1, linf
+from opnorm.norms.spectral.interval import power_iteration
+from opnorm.norms.table import trace
+from opnorm.runs.build import load_weights, make_data, make_model, training_settings
+from opnorm.runs.run import Result, Run
+from opnorm.runs.store import Entry, Store
+from opnorm.training import TrainingProgress, distributed, train
+
+__all__ = ["RunProgress", "environment", "find_result", "geometric_mean", "run_training"]
+
+
+class RunProgress(NamedTuple):
+    """Progress of a run: ``activity`` is "train", or the call of the analysis that begins (without ``training``)."""
+
+    activity: str
+    training: TrainingProgress | None = None
+
+
+def run_training(
+    run: Run,
+    store: Store,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Callable[[RunProgress], None] | None = None,
+) -> Result:
+    """Train and analyze, or find the result of a run.
+
+    A finished run is not repeated; a stopped one resumes from its last epoch; analyses that a finished run lacks are
+    added to it.
+
+    Args:
+        run: the settings.
+        store: where results are written and found.
+        device: where to train.
+        progress: called after every training step and before every analysis.
+
+    Raises:
+        RunError: another process is at this run, its folder is of another format, or the disk is full.
+        TrainError: the training diverged. The next call raises the same again, without training.
+        OpnormError: whatever is wrong with model, data or settings.
+    """
+    report = progress or (lambda event: None)
+    if not distributed.is_main_process():
+        metrics: list[dict[str, Any]] = []
+        if distributed.broadcast_from_main(bool):
+            data = make_data(run)
+            metrics = train(make_model(run, data), data, training_settings(run), device=device)
+        return Result(run, metrics, {}, 0.0)
+    with distributed.start_signal() as start_others:
+        # without a lock, so that results are found in a folder that cannot be written
+        if result := find_result(run, store):
+            return result
+        with store.open(run.key) as entry:
+            if not _is_done(run, store):
+                _complete(run, entry, device, report, start_others)
+        return _load(run, store)
+
+
+def find_result(run: Run, store: Store) -> Result | None:
+    """The result of a run, if it is finished and has all its analyses."""
+    return _load(run, store) if _is_done(run, store) else None
+
+
+def _is_done(run: Run, store: Store) -> bool:
+    return store.finished(run.key) and store.results(run.key).keys() >= set(run.analyses)
+
+
+def _load(run: Run, store: Store) -> Result:
+    folder = store.folder(run.key)
+    rows = {a: saved["rows"] for a, saved in store.results(run.key).items() if a in run.analyses}
+    return Result(run, files.read_lines(folder / "metrics.jsonl"), rows, store.seconds(run.key), "", folder)
+
+
+def _complete(
+    run: Run,
+    entry: Entry,
+    device: torch.device | str,
+    report: Callable[[RunProgress], None],
+    start_others: Callable[[], None],
+) -> None:
+    """What is missing: the training, some of the analyses."""
+    if entry.failure:
+        raise TrainError(f"{entry.failure} (remembered; delete {entry.folder} to try again)")
+    # all calls are built first, so that what is wrong with them is raised before training
+    analyses = {a: spec.build(a, "analysis") for a in run.analyses if a not in entry.results}
+    settings = training_settings(run)
+    data = make_data(run)
+    model = make_model(run, data)
+    if entry.finished:
+        load_weights(model, entry.folder / "weights.safetensors")
+        model.to(device)
+    else:
+        entry.begin({"run": run.as_dict(), "data": data.describe(), "where": environment()})
+        start_others()
+        try:
+            train(
+                model, data, settings, device=device, folder=entry.folder,
+                probe=partial(_probe, example=as_pixels(data.train.images[:1]).to(device), data=data),
+                progress=lambda step: report(RunProgress("train", step)),
+            )  # fmt: skip
+        except TrainError as e:
+            entry.fail(str(e))
+            raise
+        save(model, entry.folder / "weights.safetensors")
+    for call, analysis in analyses.items():
+        report(RunProgress(call))
+        entry.get_or_compute(call, partial(analysis, model, data))
+    # of every session, resumed or not
+    entry.finish(sum(row["seconds"] for row in files.read_lines(entry.folder / "metrics.jsonl")))
+
+
+def _probe(model: nn.Module, example: Tensor, data: Dataset, points: int = 1000) -> dict[str, float]:
+    """Metrics after every epoch: test accuracy on the first ``points`` points, and typical layer norms.
+
+    norm_1, norm_2 and norm_inf are geometric means over the linear and convolutional layers; norm_2 is the lower bound
+    of 20 steps of power iteration.
+    """
+    images, labels = (tensor[:points].to(example.device) for tensor in data.test)
+    with evaluating(model):
+        logits = torch.cat([model(as_pixels(x)) for x in images.split(500)])
+        if not torch.isfinite(logits).all():
+            raise TrainError(
+                "the network gives NaN or infinity for test images at the end of an epoch; "
+                "a smaller learning rate or a weaker regularizer usually helps"
+            )
+        right = int((logits.argmax(1) == labels).sum())
+        layers = [v for v in trace(model, example) if isinstance(v.layer, LINEAR_OR_CONV)]
+        norms = {
+            "norm_1": [float(l1(v.layer, v.in_shape)) for v in layers],
+            "norm_2": [power_iteration(linear_map(v.layer, v.in_shape), 20) for v in layers],
+            "norm_inf": [float(linf(v.layer, v.in_shape)) for v in layers],
+        }
+    return {"test_accuracy": right / len(labels), **{k: geometric_mean(v) for k, v in norms.items()}}
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """(∏ values)^(1 / count), by logarithms; 0 when one is 0, 1 when there are none."""
+    if any(v == 0 for v in values):
+        return 0.0
+    return math.exp(math.fsum(math.log(v) for v in values) / max(len(values), 1))
+
+
+def environment() -> dict[str, Any]:
+    """Versions of the code and the machine."""
+    return {
+        "opnorm": opnorm.__version__,
+        "git": git_state(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "threads": torch.get_num_threads(),
+        "processes": distributed.world_size(),
+    }
+
+
+def git_state() -> str:
+    """The commit of the source tree that opnorm is imported from, with ``+changes`` if it is edited; else empty."""
+    root = Path(opnorm.__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        call = ["git", "-C", str(root), "describe", "--always", "--dirty=+changes", "--exclude=*"]
+        return subprocess.run(call, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""  # no git on this machine, or no commit yet

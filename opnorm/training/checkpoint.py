@@ -1,0 +1,91 @@
+"""The state of a training after its last whole epoch, in one safetensors file; nothing is ever unpickled."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from opnorm._core import files
+from opnorm.errors import RunError
+from opnorm.regularizers import Hooks
+from opnorm.training.ema import Average
+from opnorm.training.metrics import Metrics
+
+__all__ = ["Checkpoint", "TrainingState", "read_checkpoint", "restore", "save_checkpoint"]
+
+CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What changes from step to step."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    hooks: Hooks
+    average: Average
+
+
+class Checkpoint(NamedTuple):
+    """What was saved: tensors by ``part/name``, the number of epochs done, and the metrics of every epoch."""
+
+    tensors: dict[str, Tensor]
+    epochs: int
+    history: list[Metrics]
+
+
+def save_checkpoint(folder: Path, state: TrainingState, history: list[Metrics]) -> None:
+    """First the metrics, then the state: a line too many is dropped on resuming, one too few cannot be made up."""
+    files.write_lines(folder / METRICS, history)
+    tensors = {f"model/{k}": v for k, v in state.model.state_dict().items()}
+    tensors |= {f"hooks/{k}": v for k, v in state.hooks.state.items()}
+    tensors |= {f"average/{k}": v for k, v in state.average.state.items()}
+    for i, slots in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{i}/{k}": v for k, v in slots.items() if isinstance(v, Tensor)}
+    files.write_tensors(folder / CHECKPOINT, tensors, {"epoch": str(len(history))})
+
+
+def read_checkpoint(folder: Path | None) -> Checkpoint | None:
+    """What was saved in a folder; None when there is nothing.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    if folder is None or not (folder / CHECKPOINT).exists():
+        return None
+    tensors, metadata = files.read_tensors(folder / CHECKPOINT)
+    history, epochs = files.read_lines(folder / METRICS), metadata.get("epoch", "")
+    if not epochs.isdecimal() or int(epochs) > len(history):
+        raise RunError(
+            f"the checkpoint in {folder} is of epoch {epochs or '?'}, and {METRICS} ends at epoch {len(history)}; "
+            "delete the folder to start over"
+        )
+    return Checkpoint(tensors, int(epochs), history[: int(epochs)])
+
+
+def restore(saved: Checkpoint, state: TrainingState, folder: Path | None) -> None:
+    """Put a saved state back, in place.
+
+    Raises:
+        RunError: it is of another network, optimizer or regularizer.
+    """
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "hooks": {}, "average": {}, "optimizer": {}}
+    try:
+        for key, tensor in saved.tensors.items():
+            part, _, name = key.partition("/")
+            parts[part][name] = tensor
+        state.model.load_state_dict(parts["model"])
+        for part, own in (("hooks", state.hooks.state), ("average", state.average.state)):
+            for name, tensor in own.items():
+                tensor.copy_(parts[part][name])
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in parts["optimizer"].items():
+            i, _, slot = name.partition("/")
+            slots.setdefault(int(i), {})[slot] = tensor
+        state.optimizer.load_state_dict(state.optimizer.state_dict() | {"state": slots})
+    except (RuntimeError, KeyError, ValueError) as e:
+        raise RunError(
+            f"the checkpoint in {folder} does not fit this run: {e}; delete the folder to start over"
+        ) from e

@@ -1,0 +1,69 @@
+"""How a network is trained: one value for all that decides the result."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from opnorm.data.augmentations import Augmentation
+from opnorm.errors import TrainError
+from opnorm.objectives import Objective, plain
+from opnorm.regularizers import Regularizer
+from opnorm.training.optimizers import MakeOptimizer, sgd
+from opnorm.training.schedules import Schedule, cosine
+
+__all__ = ["Precision", "TrainingSettings", "check_settings"]
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Settings of a training.
+
+    Attributes:
+        objective: the loss; cross-entropy by default.
+        regularizers: applied in this order.
+        optimizer: SGD with momentum 0.9 at learning rate 0.1 by default.
+        schedule: of the learning rate; cosine by default.
+        epochs: passes over the data.
+        batch: points a step; what does not fill a last batch is left out until the next shuffle.
+        augment: applied to each uint8 batch, on the device.
+        seed: of everything random but the model's own initialization.
+        precision: "bf16" computes the objective under autocast; weights stay in float32. Attacks in eval mode then use
+            a copy with folded batch norms (:mod:`opnorm._core.surrogate`).
+        channels_last: memory format of images and weights.
+        ema: decay a step, in [0, 1), of an exponential moving average of the weights, such as 0.995; 0 for none.
+
+    Raises:
+        TrainError: a number that makes no sense.
+    """
+
+    objective: Objective = field(default_factory=plain)
+    regularizers: Sequence[Regularizer] = ()
+    optimizer: MakeOptimizer = field(default_factory=sgd)
+    schedule: Schedule = field(default_factory=cosine)
+    epochs: int = 10
+    batch: int = 128
+    augment: Sequence[Augmentation] = ()
+    seed: int = 0
+    precision: Precision = "fp32"
+    channels_last: bool = False
+    ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_settings(self.epochs, self.batch, self.precision, self.seed, self.ema)
+
+
+def check_settings(epochs: int, batch: int, precision: str, seed: int, ema: float) -> None:
+    """TrainError for numbers that make no sense."""
+    if epochs < 0 or batch < 1:
+        raise TrainError(
+            f"epochs={epochs!r}, batch={batch!r}: expected at least 0 epochs and 1 point a batch"
+        )
+    if precision not in ("fp32", "bf16"):
+        raise TrainError(f"precision={precision!r}: expected fp32 or bf16")
+    if not 0 <= seed < 2**63:
+        raise TrainError(f"seed={seed!r}: expected a whole number from 0 to 2**63 - 1")
+    if isinstance(ema, bool) or not 0 <= ema < 1:
+        raise TrainError(f"ema={ema!r}: expected a decay a step in [0, 1), such as 0.995; 0 for no average")
