@@ -1,7 +1,6 @@
 """Long evaluations: parts, resuming after a kill, what is refused, points and pictures that are written."""
 
 import math
-import multiprocessing
 import time
 import warnings
 
@@ -20,8 +19,8 @@ from opnorm.runs.store import Store
 from tests.attacks.honest import Around, honest, points
 from tests.attacks.test_contract import exactly_inside
 from tests.attacks.victims import images
+from tests.runs import processes
 
-CONTEXT = multiprocessing.get_context("spawn")
 FAST = ("apgd-ce", "apgd-t")
 TENSORS = ("points", "correct", "certified", "misclassified", "stage_index")
 
@@ -175,8 +174,8 @@ def work(root, weights, begun):
 
 
 def test_killed_in_the_middle_it_ends_the_same(store):
-    begun, weights = CONTEXT.Value("i", -1), honest().state_dict()
-    process = CONTEXT.Process(target=work, args=(store.root, weights, begun))
+    begun, weights = processes.CONTEXT.Value("i", -1), honest().state_dict()
+    process = processes.CONTEXT.Process(target=work, args=(store.root, weights, begun))
     process.start()
     while begun.value < 30 and process.is_alive():
         time.sleep(0.01)
