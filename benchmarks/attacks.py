@@ -214,7 +214,7 @@ def autoattacks(
         attack = attacks.AutoAttack(norm, eps, **settings)
 
         def way(m: nn.Module, x: Tensor, y: Tensor, seed: int) -> Tensor:
-            result = attack.judge(m, x, y, seed=seed)
+            result = attack.evaluate(m, x, y, seed=seed)
             for s in result.stages:
                 print(
                     f"    {s.name}: {s.attacked} attacked, {s.misclassified} misclassified, {s.cpu_seconds:.1f} CPU s",

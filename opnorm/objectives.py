@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from opnorm._core.modes import Mode
 from opnorm._core.surrogate import training_surrogate
 from opnorm.attacks._checks import check_inputs, is_amount
-from opnorm.attacks._pgd import Ascent, Start, Watch
+from opnorm.attacks._gradients import GradientMonitor
+from opnorm.attacks._pgd import PGD, Start
 from opnorm.attacks.losses import AGAINST_CLEAN, wide
 from opnorm.errors import ModelError, SpecError
 from opnorm.spec import factory
@@ -86,7 +87,7 @@ def fgsm_at(
 
     Source: Goodfellow et al. 2015; Wen et al. 2020 and Liu et al. 2020 train with it.
     """
-    attack = Ascent(norm, eps, 1, eps, start=_start(random_start), mode=mode)
+    attack = PGD(norm, eps, 1, eps, start=_start(random_start), mode=mode)
     return _on_attacked(attack, _cross_entropy(smoothing))
 
 
@@ -117,7 +118,7 @@ def pgd_at(
 
     Source: Madry et al. 2018.
     """
-    attack = Ascent(norm, eps, steps, step, start=_start(random_start), mode=mode)
+    attack = PGD(norm, eps, steps, step, start=_start(random_start), mode=mode)
     return _on_attacked(attack, _cross_entropy(smoothing))
 
 
@@ -162,7 +163,7 @@ def mmc(
     def loss(logits: Tensor, y: Tensor) -> Tensor:
         return (wide(logits) - centers(y, logits.shape[1], radius)).square().sum(1).mean() / 2
 
-    return _on_attacked(Ascent(norm, eps, steps, step, start=_start(random_start), mode=mode), loss)
+    return _on_attacked(PGD(norm, eps, steps, step, start=_start(random_start), mode=mode), loss)
 
 
 def centers(y: Tensor, classes: int, radius: float) -> Tensor:
@@ -209,7 +210,7 @@ def trades(
 
     Source: Zhang et al. 2019, Eq. 5 and Algorithm 1.
     """
-    return _clean_plus("beta", beta, Ascent(norm, eps, steps, step, start=start, loss="kl", mode=mode))
+    return _clean_plus("beta", beta, PGD(norm, eps, steps, step, start=start, loss="kl", mode=mode))
 
 
 @factory("objective")
@@ -244,7 +245,7 @@ def mixed(
     """
     if loss not in (known := (*AGAINST_CLEAN, "ce")):
         raise SpecError(f"loss={loss!r} is not known; expected one of {', '.join(known)}")
-    return _clean_plus("lam", lam, Ascent(norm, eps, steps, step, loss=loss, mode=mode))
+    return _clean_plus("lam", lam, PGD(norm, eps, steps, step, loss=loss, mode=mode))
 
 
 @factory("objective")
@@ -280,10 +281,10 @@ def alp(
         both = (F.cross_entropy(clean, y) + F.cross_entropy(attacked, y)) / 2
         return both + beta * F.mse_loss(clean, attacked)
 
-    return _on_both(Ascent(norm, eps, steps, step, start=_start(random_start), mode=mode), loss)
+    return _on_both(PGD(norm, eps, steps, step, start=_start(random_start), mode=mode), loss)
 
 
-def _clean_plus(name: str, weight: float, attack: Ascent) -> Objective:
+def _clean_plus(name: str, weight: float, attack: PGD) -> Objective:
     """Cross-entropy on clean inputs plus ``weight`` times the loss that the attack climbs."""
     _check_weight(name, weight)
 
@@ -300,7 +301,7 @@ def _clean_plus(name: str, weight: float, attack: Ascent) -> Objective:
 # ---------------------------------------------------------------- attacks inside training
 
 
-def _on_attacked(attack: Ascent, loss: Callable[[Tensor, Tensor], Tensor]) -> Objective:
+def _on_attacked(attack: PGD, loss: Callable[[Tensor, Tensor], Tensor]) -> Objective:
     """The objective loss(f(x*), y)."""
     adversary = _Adversary(attack)
 
@@ -311,7 +312,7 @@ def _on_attacked(attack: Ascent, loss: Callable[[Tensor, Tensor], Tensor]) -> Ob
     return objective
 
 
-def _on_both(attack: Ascent, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Objective:
+def _on_both(attack: PGD, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Objective:
     """The objective loss(f(x), f(x*), y), from one pass over both."""
     adversary = _Adversary(attack)
 
@@ -325,17 +326,17 @@ def _on_both(attack: Ascent, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -
 class _Adversary:
     """(model, x, y) -> x*, from another start each time."""
 
-    def __init__(self, attack: Ascent) -> None:
-        self.attack, self.looked = attack, False
+    def __init__(self, attack: PGD) -> None:
+        self.attack, self.checked = attack, False
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        watch = None
-        if not self.looked:  # once: on a GPU each look costs a wait
+        monitor = None
+        if not self.checked:  # once: on a GPU each check costs a wait
             check_inputs(x, y)
-            watch, self.looked = Watch.over(x), True
+            monitor, self.checked = GradientMonitor.of(y), True
         # from the run's own random state: the same image must not always start alike
         seed = int(torch.randint(2**62, ()))
-        return self.attack.last(training_surrogate(model, x, self.attack.mode), x, y, seed, watch)
+        return self.attack.ascend(training_surrogate(model, x, self.attack.mode), x, y, seed, monitor)
 
 
 def _start(random_start: bool) -> Start:

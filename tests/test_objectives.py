@@ -11,7 +11,7 @@ from torch import nn
 
 from opnorm import objectives
 from opnorm.attacks import fgsm, pgd
-from opnorm.attacks._pgd import Ascent
+from opnorm.attacks._pgd import PGD
 from opnorm.errors import AttackError, ModelError, OpnormError, SpecError
 from opnorm.objectives import alp, centers, fgsm_at, mixed, mmc, pgd_at, plain, trades
 from opnorm.spec import full, names, spec_of
@@ -99,7 +99,10 @@ def test_smoothing_spreads_a_share_of_each_target(make):
 def test_adversarial_training_is_cross_entropy_on_the_attack(norm, mode):
     for make, attack in (
         (lambda: fgsm_at(EPS, norm, mode=mode), fgsm(EPS, norm, mode=mode)),
-        (lambda: pgd_at(EPS, norm, 3, 0.05, False, mode), pgd(norm, EPS, 3, 0.05, 1, False, mode=mode)),
+        (
+            lambda: pgd_at(EPS, norm, 3, 0.05, False, mode),
+            pgd(norm, EPS, 3, 0.05, random_start=False, mode=mode),
+        ),
     ):
         a, b = net(), net()
         got = make()(a, X, Y)
@@ -113,7 +116,7 @@ def adversary(model, **settings):
     """x* with the random start that the objective draws after ``torch.manual_seed(9)``."""
     torch.manual_seed(9)
     seed = int(torch.randint(2**62, ()))
-    return Ascent(math.inf, EPS, 5, **settings)(model, X, Y, seed=seed)
+    return PGD(math.inf, EPS, 5, **settings)(model, X, Y, seed=seed)
 
 
 def evaluated(objective, model):
@@ -152,7 +155,7 @@ def test_trades_trains_both_sides_of_the_divergence():
 
 def test_the_gaussian_start_is_as_published():
     x = torch.full((50, 1, 8, 8), 0.5)
-    noise = Ascent(math.inf, EPS, 0, start="gaussian")(
+    noise = PGD(math.inf, EPS, 0, start="gaussian")(
         net(), x + 0.001 * torch.rand(50, 1, 1, 1), Y[:1].expand(50)
     )
     noise = noise - noise.mean(dim=(1, 2, 3), keepdim=True)

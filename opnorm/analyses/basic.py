@@ -98,8 +98,8 @@ def robust_accuracy(
         standing = dict.fromkeys(radii, 0)
         for x, y in batches(split, model):
             if isinstance(together, AutoAttack):
-                for radius, stands in zip(radii, together.standing(model, x, y, radii), strict=True):
-                    standing[radius] += int(stands.sum())
+                for radius, robust in zip(radii, together.robust_at(model, x, y, radii), strict=True):
+                    standing[radius] += int(robust.sum())
                 continue
             with evaluating(model):
                 logits = model(x)

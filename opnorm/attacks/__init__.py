@@ -1,14 +1,23 @@
-"""Attacks: plain callables (model, x, y) -> x_adv, in the ball and in [0, 1] exactly."""
+"""Attacks: callables (model, x, y) -> adversarial points, exactly in the ball and in [0, 1]."""
 
 from opnorm.attacks._apgd import apgd
-from opnorm.attacks._autoattack import AutoAttack as AutoAttack
-from opnorm.attacks._autoattack import autoattack
+from opnorm.attacks._autoattack import AutoAttack, Certificate, autoattack
 from opnorm.attacks._fab import fab
-from opnorm.attacks._pgd import Attack as Attack
-from opnorm.attacks._pgd import fgsm, pgd
+from opnorm.attacks._pgd import Attack, fgsm, pgd
 from opnorm.attacks._square import square
-from opnorm.attacks.minimum_norm import Closest as Closest
-from opnorm.attacks.minimum_norm import accuracy_curve as accuracy_curve
-from opnorm.attacks.minimum_norm import minimal_eps as minimal_eps
+from opnorm.attacks.minimum_norm import Closest, accuracy_curve, minimal_eps
 
-__all__ = ["apgd", "autoattack", "fab", "fgsm", "pgd", "square"]
+__all__ = [
+    "Attack",
+    "AutoAttack",
+    "Certificate",
+    "Closest",
+    "accuracy_curve",
+    "apgd",
+    "autoattack",
+    "fab",
+    "fgsm",
+    "minimal_eps",
+    "pgd",
+    "square",
+]

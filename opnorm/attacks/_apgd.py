@@ -1,25 +1,27 @@
 """Auto-PGD: projected gradient ascent that sets its own step size."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from opnorm._core.modes import Mode, model_state_preserved
-from opnorm.attacks._batching import hunt
-from opnorm.attacks._checks import check_inputs, check_logits
-from opnorm.attacks._pgd import Ascent, Attack
-from opnorm.attacks.losses import AGAINST_LABELS, rank_targets, towards
-from opnorm.attacks.projections import L2Ball, ball
-from opnorm.attacks.search import Answer, Lanes, Search, State
-from opnorm.errors import AttackError
+from opnorm._core.modes import Mode
+from opnorm.attacks._batching import SearchAttack
+from opnorm.attacks._checks import check_settings
+from opnorm.attacks._pgd import Attack
+from opnorm.attacks._search import Batch, Response, Search, State, column, where
+from opnorm.attacks.losses import AGAINST_LABELS, towards
+from opnorm.attacks.projections import ball
 from opnorm.spec import factory
 
 __all__ = ["APGD", "SparseAPGD", "apgd", "apgd_search"]
 
 MOMENTUM, RHO = 0.75, 0.75
-SPELL = 4  # steps; of 3, two in 39,000 verdicts of a study were other ones
+STOP_STEPS = (
+    4  # on which the loss must be out of reach; with 3, two of 39,000 verdicts of a study were others
+)
 
 
 @factory("attack")
@@ -27,6 +29,7 @@ def apgd(
     norm: float = math.inf,
     eps: float = 8 / 255,
     steps: int = 100,
+    *,
     loss: str = "ce",
     restarts: int = 1,
     targets: int = 0,
@@ -46,78 +49,73 @@ def apgd(
         eps: radius, in pixel values of [0, 1]; ``8/255``.
         steps: gradient steps.
         loss: "ce" (cross-entropy), "dlr" (difference of logits ratio) or "cw" (largest wrong logit minus right logit).
-            DLR needs 3 classes, and 4 with targets; where there are fewer, it is the difference of logits alone.
-        restarts: random starts of each point (and target); a point keeps the worst that was found.
-        targets: 0, or towards how many wrong classes to go, one after another, those with the largest clean logits first.
-        stop_at_success: a point is done as soon as it is misclassified, also by nature: for evaluation, where only
-            that counts. Otherwise a point ends where its margin max_{i≠y} z_i - z_y is largest of all ends.
-        mode: of the model meanwhile: "eval", "train" or "as is".
-        seed: of the random starts; each point has its own, whatever batch it is in.
+            DLR needs 3 classes, and 4 with targets; with fewer, it is the difference of logits alone.
+        restarts: random starts of each point and target.
+        targets: 0, or the number of wrong classes to go to, one after another, those with the largest clean logits first.
+        stop_at_success: a point is done as soon as it is misclassified, also without an attack: for evaluation. Otherwise
+            its result is the end with the largest margin max_{i≠y} z_i - z_y.
+        mode: of the model during the attack: "eval", "train" or "as is".
+        seed: of the random starts; they depend on the point, not on its batch.
 
     Returns:
-        An attack; it warns, once a call, of points where the gradient is zero, NaN or infinite.
+        An attack; it warns of points where the gradient is zero, NaN or infinite.
 
     Raises:
-        AttackError: a setting or an input that makes no sense.
+        AttackError: an invalid setting or input.
 
     Source: Croce & Hein 2020, Algorithm 1; ℓ1: Croce & Hein 2021.
     """
-    Ascent(norm, eps, steps, restarts=restarts, mode=mode, seed=seed)  # the checks that it shares with PGD
-    if loss not in AGAINST_LABELS:
-        raise AttackError(f"loss={loss!r} is not known; expected one of {', '.join(AGAINST_LABELS)}")
-    if isinstance(targets, bool) or not isinstance(targets, int) or targets < 0:
-        raise AttackError(f"targets={targets!r}: expected a whole number of wrong classes, 0 for none")
+    check_settings(
+        {"loss": AGAINST_LABELS}, norm=norm, eps=eps, steps=steps, loss=loss, restarts=restarts, targets=targets,
+        mode=mode, seed=seed,
+    )  # fmt: skip
     search = apgd_search(norm, steps, loss, targeted=targets > 0)
-    own_seed = seed
-
-    def attack(model: nn.Module, x: Tensor, y: Tensor, *, seed: int | None = None) -> Tensor:
-        check_inputs(x, y)
-        found = x.detach().clone()
-        if eps == 0 or len(x) == 0:
-            return found
-        with model_state_preserved(model, mode), torch.no_grad():
-            logits = model(found)
-            check_logits(logits, y)
-            left = torch.ones_like(y, dtype=torch.bool)
-            if stop_at_success:
-                left = logits.argmax(1) == y
-            catch = hunt(
-                model, found[left], y[left], search, eps=eps, norm=norm, restarts=restarts, lanes=len(x),
-                targets=rank_targets(logits, y, targets)[left] if targets else None,
-                seed=own_seed if seed is None else seed, stop=stop_at_success,
-            )  # fmt: skip
-        found[left] = catch.points
-        catch.watch.warn()
-        return found
-
-    return attack
+    return SearchAttack(search, norm, eps, restarts, targets, stop_at_success, mode, seed)
 
 
 def apgd_search(
-    norm: float,
-    steps: int = 100,
-    loss: str = "ce",
-    targeted: bool = False,
-    patience: float = math.inf,
+    norm: float, steps: int = 100, loss: str = "ce", *, targeted: bool = False, patience: float = math.inf
 ) -> "APGD":
-    """The search for a norm; its name, such as APGD-DLR or APGD-T, says loss and target."""
+    """The search for a norm; its name, such as APGD-DLR or APGD-T, contains loss and target."""
     if norm == 1:
         return SparseAPGD(steps, loss, targeted)
     return APGD(steps, loss, targeted, patience)
 
 
-# ---------------------------------------------------------------- the searches
+@dataclass
+class APGDState(State):
+    """Of each row (R, ...).
+
+    Attributes:
+        previous: x_{k-1}.
+        best, best_grad, best_loss: the point with the largest loss, its gradient and loss.
+        loss: of the evaluation before, also where the search has gone back to its best point since.
+        step: η.
+        rises: steps since the last checkpoint that raised the loss.
+        halved: η was halved at the last checkpoint.
+        best_at_checkpoint: ``best_loss`` at the last checkpoint.
+        bound: the largest value that the loss can reach by linearization, over the last steps.
+    """
+
+    previous: Tensor
+    best: Tensor
+    best_grad: Tensor
+    best_loss: Tensor
+    loss: Tensor
+    step: Tensor
+    rises: Tensor
+    halved: Tensor
+    best_at_checkpoint: Tensor
+    bound: Tensor
 
 
 @dataclass(eq=False)
-class APGD(Search):
+class APGD(Search[APGDState]):
     """Auto-PGD in an ℓ∞ or ℓ2 ball, as :func:`apgd` describes it.
 
-    The loss is compared with that of the evaluation before, also where the search has just gone back to its best point.
-
-    A job is hopeless when at each of four steps on end (the first four do not count) its loss stays below zero even with
-    ``patience`` times its Frank-Wolfe gap: what the loss would gain in the rest of the ball if it were linear. A concave
-    loss gains no more than that, and at zero or below, all of these losses leave the right class on top.
+    A job stops early when, at four steps in a row (but not the first four), its loss stays below zero even with
+    ``patience`` times its Frank-Wolfe gap, which is what the loss would gain in the ball if it were linear. A concave
+    loss gains no more, and where these losses are at most zero, the right class has the largest logit.
     """
 
     steps: int = 100
@@ -130,11 +128,11 @@ class APGD(Search):
         if self.targeted:
             self.name = "APGD-T" if self.criterion == "dlr" else f"{self.name}-T"
         self.windows = self._windows(self.steps)
-        self.steps += 1  # the end of the last step is looked at, too
+        self.steps += 1  # the result of the last step is evaluated, too
 
     @staticmethod
     def _windows(steps: int) -> Tensor:
-        """The number of steps since the checkpoint before, at checkpoints; 0 at all other steps."""
+        """At each checkpoint the number of steps since the one before; 0 at all other steps."""
         windows, share, width, last = torch.zeros(steps + 1), 0.22, 0.22, 0
         while share < 1:
             at = math.ceil(share * steps - 1e-9)  # 0.22 + 0.19 + ... as decimals
@@ -144,74 +142,102 @@ class APGD(Search):
             share += width
         return windows
 
-    def start(self, lanes: Lanes) -> State:
+    def start(self, batch: Batch) -> APGDState:
         """Uniform in the ball."""
-        self.windows = self.windows.to(lanes.x.device)
-        z = lanes.region.start(lanes.keys)
-        never = torch.full_like(lanes.y, -math.inf, dtype=torch.promote_types(z.dtype, torch.float32))
-        return {
-            "z": z, "before": z, "best": z, "best_grad": torch.zeros_like(z),
-            "loss": -never, "best_loss": never, "best_at_check": never,
-            "step": 2 * lanes.region.eps.to(never.dtype), "rises": torch.zeros_like(never),
-            "halved": torch.zeros_like(lanes.y, dtype=torch.bool), "k": torch.zeros_like(lanes.y),
-            "reach": never,
-        }  # fmt: skip
-
-    def loss(self, lanes: Lanes, state: State, logits: Tensor) -> Tensor:
-        """The criterion, towards the target if there is one."""
-        if self.targeted:
-            return towards(self.criterion)(logits, torch.stack([lanes.y, lanes.target], 1))
-        return AGAINST_LABELS[self.criterion](logits, lanes.y)
-
-    def advance(self, lanes: Lanes, state: State, answer: Answer) -> State:
-        """Remember what is best, see whether a checkpoint halves the step, and take it."""
-        s, k = dict(state), state["k"].clamp(max=self.steps - 1)
-        z, grad = self._remember(s, answer)
-        if self.patience < math.inf:
-            reach = answer.loss + self.patience * lanes.region.gain(z, grad)
-            s["reach"] = torch.where(s["k"] % SPELL == 0, reach, torch.maximum(reach, s["reach"]))
-        s["rises"] = s["rises"] + (answer.loss > s["loss"])
-        window = self.windows[k]
-        few = s["rises"] < RHO * window
-        stuck = ~s["halved"] & (s["best_loss"] <= s["best_at_check"])
-        check, halve = window > 0, (window > 0) & (few | stuck)
-        s["step"] = torch.where(halve, s["step"] / 2, s["step"])
-        s["halved"] = torch.where(check, halve, s["halved"])
-        s["best_at_check"] = torch.where(check | (k == 0), s["best_loss"], s["best_at_check"])
-        s["rises"], s["loss"], s["k"] = s["rises"].masked_fill(check, 0), answer.loss, state["k"] + 1
-        z, grad = _where(halve, s["best"], z), _where(halve, s["best_grad"], grad)
-        u = _near(lanes, z.addcmul(lanes.region.direction(grad), _like(s["step"], z)))
-        weight = _like(1 - (1 - MOMENTUM) * (k > 0), z)  # nothing is behind the first step
-        s["z"], s["before"] = _near(lanes, torch.lerp(2 * z - s["before"], u, weight)), z
-        return s
-
-    def hopeless(self, lanes: Lanes, state: State) -> Tensor:
-        """Below zero throughout a spell of four steps."""
-        k = state["k"]
-        return (k % SPELL == 0) & (k > SPELL) & (state["reach"] < 0)
-
-    def last(self, lanes: Lanes, state: State) -> Tensor:
-        """The point with the largest loss."""
-        return state["best"]
+        self.windows = self.windows.to(batch.x.device)
+        return self._start(batch.ball.start(batch.keys), batch)
 
     @staticmethod
-    def _remember(s: State, answer: Answer) -> tuple[Tensor, Tensor]:
-        assert answer.grad is not None  # it asks forward and backward
-        better = answer.loss > s["best_loss"]
-        s["best_loss"] = torch.where(better, answer.loss, s["best_loss"])
-        s["best"] = _where(better, s["z"], s["best"])
-        s["best_grad"] = _where(better, answer.grad, s["best_grad"])
-        return s["z"], answer.grad
+    def _start(z: Tensor, batch: Batch) -> APGDState:
+        never = torch.full_like(batch.y, -math.inf, dtype=torch.promote_types(z.dtype, torch.float32))
+        k, no = torch.zeros_like(batch.y), torch.zeros_like(batch.y, dtype=torch.bool)
+        return APGDState(
+            z=z, k=k, stopped=no, previous=z, best=z, best_grad=torch.zeros_like(z), best_loss=never, loss=-never,
+            step=2 * batch.ball.eps.to(never.dtype), rises=torch.zeros_like(never), halved=no,
+            best_at_checkpoint=never, bound=never,
+        )  # fmt: skip
+
+    def loss(self, batch: Batch, state: APGDState, logits: Tensor) -> Tensor:
+        """The criterion, towards the target if there is one."""
+        if self.targeted:
+            return towards(self.criterion)(logits, torch.stack([batch.y, batch.target], 1))
+        return AGAINST_LABELS[self.criterion](logits, batch.y)
+
+    def advance(self, batch: Batch, state: APGDState, response: Response) -> APGDState:
+        """Update the best point, halve η at a checkpoint where the search stalls, and take the step."""
+        s, project = keep_best(state, response), batch.ball.project
+        z, grad, k = s.z, response.grad, s.k.clamp(max=self.steps - 1)
+        assert grad is not None, "it evaluates forward and backward"
+        s.k = s.k + 1
+        self._stop(batch, s, response)
+        s.rises = s.rises + (response.loss > s.loss)
+        s.loss, window = response.loss, self.windows[k]
+        checkpoint = window > 0
+        stalled = s.rises < RHO * window
+        unchanged = ~s.halved & (s.best_loss <= s.best_at_checkpoint)
+        halve = checkpoint & (stalled | unchanged)
+        s.step = torch.where(halve, s.step / 2, s.step)
+        s.halved = torch.where(checkpoint, halve, s.halved)
+        s.best_at_checkpoint = torch.where(checkpoint | (k == 0), s.best_loss, s.best_at_checkpoint)
+        s.rises = s.rises.masked_fill(checkpoint, 0)
+        z, grad = where(halve, s.best, z), where(halve, s.best_grad, grad)
+        u = project(z.addcmul(batch.ball.direction(grad), column(s.step, z)))
+        weight = column(1 - (1 - MOMENTUM) * (k > 0), z)  # the first step has no momentum
+        s.z, s.previous = project(torch.lerp(2 * z - s.previous, u, weight)), z
+        return s
+
+    def _stop(self, batch: Batch, s: APGDState, response: Response) -> None:
+        if self.patience == math.inf:
+            return
+        assert response.grad is not None, "it evaluates forward and backward"
+        bound = response.loss + self.patience * batch.ball.gain(s.z, response.grad)
+        s.bound = torch.where(s.k % STOP_STEPS == 1, bound, torch.maximum(bound, s.bound))
+        s.stopped = s.stopped | ((s.k % STOP_STEPS == 0) & (s.k > STOP_STEPS) & (s.bound < 0))
+
+    def final_iterate(self, batch: Batch, state: APGDState) -> Tensor:
+        """The point with the largest loss."""
+        return state.best
+
+
+S = TypeVar("S", bound=APGDState)
+
+
+def keep_best(state: S, response: Response) -> S:
+    """A copy of the state whose best point is the evaluated one where its loss is larger."""
+    assert response.grad is not None, "it evaluates forward and backward"
+    better = response.loss > state.best_loss
+    return replace(
+        state,
+        best_loss=torch.where(better, response.loss, state.best_loss),
+        best=where(better, state.z, state.best),
+        best_grad=where(better, response.grad, state.best_grad),
+    )
+
+
+# ---------------------------------------------------------------- ℓ1
+
+
+@dataclass
+class SparseState(APGDState):
+    """Of each row (R, ...).
+
+    Attributes:
+        changed: coordinates that the best point changes, at the last checkpoint.
+        count: coordinates that a step changes.
+    """
+
+    changed: Tensor
+    count: Tensor
 
 
 @dataclass(eq=False)
 class SparseAPGD(APGD):
     """Auto-PGD in the ℓ1 ball: steps along the largest coordinates of the gradient, as many as seem to be needed.
 
-    A step of length η is shared alike by the share of coordinates with the largest gradient. Every 4 % of the steps
-    that number becomes 2/3 of the coordinates changed at the best point; if those have become fewer by 5 %, η goes back
+    A step of length η is divided evenly among the coordinates with the largest gradient. Every 4 % of the steps their
+    number becomes 2/3 of the coordinates that the best point changes; if these have become fewer by 5 %, η goes back
     to ε and x to the best point, and otherwise η shrinks by 1.5, down to ε / 10. All this in balls of 3 ε, 2 ε and ε one
-    after another, with 30, 30 and 40 % of the steps, each beginning where the last was best.
+    after another, with 30, 30 and 40 % of the steps, each beginning at the best point of the one before.
 
     Source: Croce & Hein 2021.
     """
@@ -221,97 +247,48 @@ class SparseAPGD(APGD):
         super().__post_init__()
         early = int(0.3 * steps)
         parts = [(f, n) for f, n in ((3, early), (2, early), (1, steps - 2 * early)) if n or f == 1]
-        self.steps += len(parts) - 1  # each ball's first point is looked at
+        self.steps += len(parts) - 1  # each ball's first point is evaluated
         self.factor = torch.cat([torch.full((n + 1,), f) for f, n in parts])
         self.windows = torch.cat([torch.arange(n + 1) % max(int(0.04 * n), 1) == 0 for _, n in parts])
         self.first = torch.cat([torch.arange(n + 1) == 0 for _, n in parts])
 
-    def start(self, lanes: Lanes) -> State:
+    def start(self, batch: Batch) -> SparseState:
         """Uniform in the largest ball."""
         for name in ("factor", "windows", "first"):
-            setattr(self, name, getattr(self, name).to(lanes.x.device))
-        z = ball(lanes.x, self.factor[0] * lanes.region.eps, 1).start(lanes.keys)
-        never = torch.full_like(lanes.y, -math.inf, dtype=torch.promote_types(z.dtype, torch.float32))
-        return {
-            "z": z, "best": z, "best_grad": torch.zeros_like(z), "best_loss": never,
-            "step": never, "changed": never, "count": torch.zeros_like(lanes.y), "k": torch.zeros_like(lanes.y),
-        }  # fmt: skip
+            setattr(self, name, getattr(self, name).to(batch.x.device))
+        largest = ball(batch.x, self.factor[0] * batch.ball.eps, 1)
+        s = self._start(largest.start(batch.keys), batch)
+        return SparseState(**vars(s), changed=s.best_loss, count=torch.zeros_like(batch.y))
 
-    def inside(self, lanes: Lanes, state: State) -> Tensor:
+    def feasible(self, batch: Batch, state: APGDState) -> Tensor:
         """In the last of the balls."""
-        return self.factor[state["k"].clamp(max=self.steps - 1)] == 1
+        return self.factor[state.k.clamp(max=self.steps - 1)] == 1
 
-    def advance(self, lanes: Lanes, state: State, answer: Answer) -> State:
-        """Remember what is best, adapt step and sparsity at checkpoints, and take the step."""
-        s, k = dict(state), state["k"].clamp(max=self.steps - 1)
-        factor, first = self.factor[k], self.first[k]
-        eps = lanes.region.eps.to(s["step"].dtype)
-        full = factor * eps
-        s["best_loss"] = s["best_loss"].masked_fill(first, -math.inf)
-        z, grad = self._remember(s, answer)
-        changed = (s["best"] != lanes.x).flatten(1).sum(1).to(s["changed"])
-        check = self.windows[k]  # the first of each ball is one
-        fewer = check & ~first & (changed < 0.95 * s["changed"])
-        shorter = torch.where(fewer | first, full, torch.maximum(s["step"] / 1.5, full / 10))
-        s["step"] = torch.where(check, shorter, s["step"])
-        s["changed"] = torch.where(check, changed, s["changed"])
-        s["count"] = torch.where(check, (changed / 1.5).long().clamp(min=1), s["count"])
-        z, grad = _where(fewer, s["best"], z), _where(fewer, s["best_grad"], grad)
-        z = z + _like(s["step"], z) * _sparse(grad, s["count"])
+    def advance(self, batch: Batch, state: APGDState, response: Response) -> SparseState:
+        """Update the best point, adapt step and sparsity at checkpoints, and take the step."""
+        assert isinstance(state, SparseState), "as it starts"
+        k, eps, dtype = state.k.clamp(max=self.steps - 1), batch.ball.eps, state.step.dtype
+        first, checkpoint = self.first[k], self.windows[k]  # the first step in each ball is a checkpoint
+        state = replace(state, best_loss=state.best_loss.masked_fill(first, -math.inf))
+        s, full = keep_best(state, response), (self.factor[k] * eps).to(dtype)
+        assert response.grad is not None, "it evaluates forward and backward"
+        changed = (s.best != batch.x).flatten(1).sum(1).to(dtype)
+        fewer = checkpoint & ~first & (changed < 0.95 * s.changed)
+        shorter = torch.where(fewer | first, full, torch.maximum(s.step / 1.5, full / 10))
+        s.step = torch.where(checkpoint, shorter, s.step)
+        s.changed = torch.where(checkpoint, changed, s.changed)
+        s.count = torch.where(checkpoint, (changed / 1.5).long().clamp(min=1), s.count)
+        z, grad = where(fewer, s.best, s.z), where(fewer, s.best_grad, response.grad)
+        z = z + column(s.step, z) * sparse_direction(grad, s.count)
         after = (k + 1).clamp(max=self.steps - 1)
-        z = _where(self.first[after], s["best"], z)
-        radius = self.factor[after] * eps
-        s["z"], s["k"] = _near_sparse(lanes.x, z, radius), state["k"] + 1
+        z = where(self.first[after], s.best, z)
+        s.z, s.k = ball(batch.x, self.factor[after] * eps, 1).project(z), s.k + 1
         return s
 
 
-def _sparse(grad: Tensor, count: Tensor) -> Tensor:
-    """The signs of so many largest coordinates, shared so that the ℓ1 length is 1."""
+def sparse_direction(grad: Tensor, count: Tensor) -> Tensor:
+    """The signs of the ``count`` (R,) largest coordinates, with equal weights of sum 1."""
     size = grad.flatten(1).abs()
     least = size.topk(int(count.max()), dim=1).values.gather(1, count[:, None] - 1)
     signs = grad.flatten(1).sign() * (size >= least)
     return (signs / signs.abs().sum(1, keepdim=True).clamp(min=1)).view_as(grad)
-
-
-# ---------------------------------------------------------------- back into the ball
-#
-# Exactly for ℓ∞; for ℓ2 and ℓ1 nearly, in few operations and in the type of the images, since whatever a search ends
-# with is put inside exactly.
-
-
-def _near(lanes: Lanes, z: Tensor) -> Tensor:
-    """For ℓ2 the closest point is clip(x + t (z - x)) for the t that gives it the length ε, found by t ← t ε / length."""
-    region = lanes.region
-    if not isinstance(region, L2Ball):
-        return region.project(z)
-    t = torch.ones_like(lanes.y, dtype=torch.promote_types(z.dtype, torch.float32))
-    delta, point, eps = z - region.x, z, region.eps.to(t.dtype)
-    for _ in range(4):
-        gap = (point - region.x).flatten(1)
-        length = torch.linalg.vector_norm(gap, dim=1, dtype=t.dtype).clamp(min=1e-30)
-        t = (t * eps / length).clamp(max=1)
-        point = torch.addcmul(region.x, delta, _like(t, z)).clamp_(0, 1)
-    return point
-
-
-def _near_sparse(x: Tensor, z: Tensor, radius: Tensor) -> Tensor:
-    """For ℓ1 it is x + sign(z - x) clip(|z - x| - θ, 0, room), for the smallest θ ≥ 0 that fits: by bisection."""
-    delta = (z - x).flatten(1)
-    size, room = delta.abs(), torch.where(delta > 0, 1 - x.flatten(1), x.flatten(1))
-    low, high = -size.amax(1, keepdim=True), size.amax(1, keepdim=True)
-    for _ in range(18):
-        theta = (low + high) / 2
-        over = (size - theta.clamp(min=0)).clamp_(min=0).minimum(room).sum(1) > radius
-        low, high = torch.where(over[:, None], theta, low), torch.where(over[:, None], high, theta)
-    inside = (size - high.clamp(min=0)).clamp_(min=0).minimum(room)
-    return x + (inside * delta.sign()).view_as(x)
-
-
-def _where(lanes: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    return torch.where(_like(lanes, yes), yes, no)
-
-
-def _like(lanes: Tensor, z: Tensor) -> Tensor:
-    """One number a lane, to be broadcast over images."""
-    value = lanes.view(-1, *[1] * (z.ndim - 1))
-    return value if value.dtype == torch.bool else value.to(z.dtype)

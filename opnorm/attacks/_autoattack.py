@@ -1,26 +1,25 @@
-"""AutoAttack: several attacks of different kinds, each on the points that stood all before it."""
+"""AutoAttack: several attacks of different kinds, each on the points that are robust to those before it."""
 
 import math
 import time
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from opnorm._core.modes import Mode, model_state_preserved
 from opnorm._core.surrogate import evaluation_surrogate
-from opnorm.attacks._apgd import APGD, apgd_search
-from opnorm.attacks._batching import Catch, Task, hunt_together
-from opnorm.attacks._checks import check_inputs, check_logits
+from opnorm.attacks._apgd import apgd_search
+from opnorm.attacks._batching import Options, Problem, Searches, SearchResult, run_searches
+from opnorm.attacks._checks import check_inputs, check_logits, check_settings
 from opnorm.attacks._fab import FAB
-from opnorm.attacks._pgd import Ascent, Attack
+from opnorm.attacks._pgd import Attack
 from opnorm.attacks._square import FULL, Square
-from opnorm.attacks.losses import rank_targets, wide
+from opnorm.attacks.losses import wide
 from opnorm.attacks.result import AttackResult, StageResult, gradient_warnings
-from opnorm.attacks.search import Search
 from opnorm.errors import AttackError
 from opnorm.spec import factory
 
@@ -31,23 +30,26 @@ VERSIONS: dict[str, tuple[str, ...]] = {
     "plus": ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square", "fab"),
     "rand": ("apgd-ce", "apgd-dlr"),
 }
-"""The attacks of each version, cheapest first; the order does not change which points are broken."""
+"""The attacks of each version, cheapest first; the order does not change which points are misclassified."""
 
-GRADIENT_PASSES, JUDGE_PASSES = 20, 100  # of a randomized model
+GRADIENT_PASSES, VERDICT_PASSES = 20, 100  # of a randomized model
+
+Progress = Callable[[str, int, int], None]
 
 
 @runtime_checkable
 class Certificate(Protocol):
-    """(model, x, y, eps, norm) -> (B,) bool: the points that provably no attack can break."""
+    """(model, x, y, eps, norm) -> (B,) bool: the points whose prediction provably no attack can change."""
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: float) -> Tensor:
-        """The points of which it is proved."""
+        """The points for which it is proved."""
 
 
 @factory("attack")
 def autoattack(
     norm: float = math.inf,
     eps: float = 8 / 255,
+    *,
     version: str = "standard",
     attacks: tuple[str, ...] | None = None,
     certify: Certificate | None = None,
@@ -58,43 +60,43 @@ def autoattack(
     patience: float = 3,
     restarts: int | None = None,
 ) -> Attack:
-    """AutoAttack: what stands APGD-CE goes to APGD-T, then to FAB-T, then to Square.
+    """AutoAttack: points that are robust to APGD-CE go to APGD-T, then to FAB-T, then to Square.
 
     - "standard": APGD-CE, APGD-T (targeted DLR, 9 targets), FAB-T (9 targets), Square (5,000 queries). For ℓ1, APGD-CE has
       5 restarts and APGD-T 5 targets.
     - "plus": APGD-CE and APGD-DLR (5 restarts each), APGD-T, FAB-T, Square, FAB (5 restarts).
     - "rand", for models that draw random numbers: APGD-CE and APGD-DLR, whose gradients are those of the mean of the
-      class probabilities over 20 passes; the mean over 100 other passes says who is fooled.
+      class probabilities over 20 passes; the mean over 100 other passes decides whether a point is misclassified.
 
-    All with 100 steps. Each APGD begins on the last points of the one before, except after the first attack where there is
-    something to prove in between. A point that the model gets wrong by itself is never attacked, and one that is fooled is
-    done. The points of those that were not fooled are the clean ones.
+    All with 100 steps. Each APGD begins on the last points of the one before, except after the first attack if there is a
+    certificate. A misclassified point is not attacked further, neither is a misclassified clean point. Robust points are
+    returned as they are.
 
     Args:
         norm: of the ball: 1, 2 or inf.
         eps: radius, in pixel values of [0, 1]; ``8/255``.
         version: "standard", "plus" or "rand".
         attacks: only these of the version's, such as ``("apgd-ce", "apgd-t")``; all when None.
-        certify: takes out points that stood the first attack and that it proves robust, so that the truth lies between
-            its count and that of those who stand.
-        batch: points that the model sees at once.
-        bf16: search on a bfloat16 copy where the hardware has bfloat16 and the copy agrees with the model; what it finds
-            counts only where the model itself is fooled. Not for float64 models.
-        mode: of the model meanwhile: "eval", "train" or "as is".
-        seed: of all random numbers; each belongs to a point, an attack, a target and a restart, not to a batch.
-        patience: how unlikely a success must be for a job (a point, a target, a restart) to end before its last step. It
-            ends when it would fall short of fooling the model even with so many times the progress that is foreseen: for
-            APGD its Frank-Wolfe gap, for FAB and Square what the last doubling of the steps brought, for each doubling
-            that is left. Square ends, too, where once that would not bring it as far as the attacks before came. inf
-            carries every job to its last step, as published, at many times the cost. ℓ1 APGD always does.
+        certify: removes points that are robust to the first attack and that it proves robust; the true robust accuracy
+            is between the share of certified points and that of robust ones.
+        batch: points that the model evaluates at once.
+        bf16: search on a bfloat16 copy where the hardware has bfloat16 and the copy agrees with the model; only the model
+            decides whether a point is misclassified. Not for float64 models.
+        mode: of the model during the attack: "eval", "train" or "as is".
+        seed: of all random numbers; each depends on a point, an attack, a target and a restart, not on a batch.
+        patience: how unlikely a success must be for a job (a point, a target, a restart) to end before its last step: it
+            ends if it would not succeed even with so many times the progress that is extrapolated: for APGD its
+            Frank-Wolfe gap, for FAB and Square the progress of the last doubling of the steps, for each doubling
+            that is left. Square also ends if that progress itself would not reach the margin of the attacks before. inf
+            runs every job to its last step, as published, at many times the cost. ℓ1 APGD always does.
         restarts: random starts of APGD-CE and APGD-DLR. None: as published, but 3 of APGD-CE in "standard" where
-            ``patience`` is finite: most of them end early, and some points fall from some starts only.
+            ``patience`` is finite: most of them end early, and some points are misclassified from some starts only.
 
     Returns:
-        An :class:`AutoAttack`; its ``judge`` says more than the points.
+        An :class:`AutoAttack`; its ``evaluate`` returns more than the points.
 
     Raises:
-        AttackError: a setting or an input that makes no sense.
+        AttackError: an invalid setting or input.
 
     Source: Croce & Hein 2020 (ICML); ℓ1: Croce & Hein 2021.
     """
@@ -106,7 +108,7 @@ class AutoAttack:
     """The attack that :func:`autoattack` describes.
 
     Raises:
-        AttackError: a setting that makes no sense.
+        AttackError: an invalid setting.
     """
 
     norm: float = math.inf
@@ -122,12 +124,8 @@ class AutoAttack:
     restarts: int | None = None
 
     def __post_init__(self) -> None:
-        # the checks that it shares with PGD
-        Ascent(
-            self.norm, self.eps, 1, restarts=1 if self.restarts is None else self.restarts, mode=self.mode, seed=self.seed
-        )  # fmt: skip
-        if self.version not in VERSIONS:
-            raise AttackError(f"version={self.version!r} is not known; expected one of {', '.join(VERSIONS)}")
+        settings = {k: v for k, v in vars(self).items() if k != "restarts" or v is not None}
+        check_settings({"version": VERSIONS}, **settings)
         known = VERSIONS[self.version]
         if isinstance(self.attacks, str) or not set(self.names) <= set(known) or not self.names:
             raise AttackError(
@@ -135,31 +133,45 @@ class AutoAttack:
             )
         if self.certify is not None and self.mode != "eval":
             raise AttackError(f"mode={self.mode!r}: certificates are for mode 'eval'; leave certify out")
-        if isinstance(self.batch, bool) or not isinstance(self.batch, int) or self.batch < 1:
-            raise AttackError(f"batch={self.batch!r}: expected a whole number of points, at least 1")
-        if isinstance(self.patience, bool) or not self.patience > 0:
-            raise AttackError(f"patience={self.patience!r}: expected a factor above 0, such as 3, or inf")
 
     @property
     def names(self) -> tuple[str, ...]:
         """The attacks that run, in their order."""
-        chosen = VERSIONS[self.version]
-        return chosen if self.attacks is None else tuple(dict.fromkeys(self.attacks))
+        return VERSIONS[self.version] if self.attacks is None else tuple(dict.fromkeys(self.attacks))
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int | None = None) -> Tensor:
-        """The points of :meth:`judge`; each of its notes is a warning."""
-        result = self.judge(model, x, y, seed=seed)
+        """The points of :meth:`evaluate`; each of its notes is a warning."""
+        result = self.evaluate(model, x, y, seed=seed)
         for note in result.notes:
             warnings.warn(note, stacklevel=2)
         return result.points
 
-    def standing(
+    def evaluate(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int | None = None, progress: Progress | None = None
+    ) -> AttackResult:  # fmt: skip
+        """Attack every point, and return the verdicts and the work of each attack.
+
+        Points do not depend on each other, so a long evaluation may be cut into parts of any size.
+
+        Args:
+            model: gives logits (B, K); comes back as it was.
+            x: (B, C, H, W) in [0, 1].
+            y: labels (B,).
+            seed: instead of the attack's own.
+            progress: called with (attack, points settled, points attacked) again and again.
+
+        Raises:
+            AttackError: an invalid input or output of the model.
+        """
+        return self._evaluate(model, x, y, [self.eps], seed, progress)
+
+    def robust_at(
         self, model: nn.Module, x: Tensor, y: Tensor, radii: Sequence[float], *, seed: int | None = None
     ) -> Tensor:
-        """Which points stand at each of several radii, the largest first, all in one batch instead of one after another.
+        """Which points are robust at each of several radii, the largest first, all in one batch.
 
-        A point that stands one radius counts as standing at every smaller one, and is not attacked there. ``eps`` plays no
-        part. Every note is a warning.
+        A point that is robust at one radius counts as robust at every smaller one, and is not attacked there. ``eps`` is
+        not used. Every note is a warning.
 
         Args:
             model: gives logits (B, K); comes back as it was.
@@ -169,98 +181,92 @@ class AutoAttack:
             seed: instead of the attack's own.
 
         Returns:
-            (radii, B), in the order of ``radii``: whether the point is right and stands.
+            (radii, B), in the order of ``radii``: whether the point is classified correctly and robust.
 
         Raises:
-            AttackError: no radius, attacks that do not share a batch, an input, or what the model returns.
+            AttackError: no radius, attacks that do not share a batch, an invalid input or output of the model.
         """
         if not isinstance(radii, Sequence) or not radii or len(self._rounds()) > 1:
             raise AttackError(
                 f"radii={radii!r}, attacks={self.names}: expected a list of at least one radius, "
                 "and attacks that share a batch: apgd-ce, apgd-dlr, apgd-t, without certify"
             )
-        attacks = {eps: replace(self, eps=eps) for eps in radii}  # which checks each of them
-        distinct = sorted({eps for eps in attacks if eps > 0}, reverse=True) or [0.0]
-        result = self._judge(model, x, y, distinct, seed)
+        for eps in radii:
+            check_settings(norm=self.norm, eps=eps)
+        distinct = sorted({eps for eps in radii if eps > 0}, reverse=True) or [0.0]
+        result = self._evaluate(model, x, y, distinct, seed)
         for note in result.notes:
             warnings.warn(note, stacklevel=2)
-        rows = result.robust.view(len(distinct), len(x))
-        stood = dict(zip(distinct, rows, strict=True))
-        return torch.stack([stood.get(eps, result.correct[: len(x)]) for eps in radii])
+        robust = dict(zip(distinct, result.robust.view(len(distinct), len(x)), strict=True))
+        return torch.stack([robust.get(eps, result.correct[: len(x)]) for eps in radii])
 
-    def judge(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        seed: int | None = None,
-        tell: Callable[[str, int, int], None] | None = None,
-    ) -> AttackResult:
-        """Attack every point, and say what happened.
-
-        Points have nothing to do with each other, so a long evaluation may be cut into parts of any size.
-
-        Args:
-            model: gives logits (B, K); comes back as it was.
-            x: (B, C, H, W) in [0, 1].
-            y: labels (B,).
-            seed: instead of the attack's own.
-            tell: told (attack, points settled, points that it was given) again and again.
-
-        Raises:
-            AttackError: an input, or what the model returns, makes no sense.
-        """
-        return self._judge(model, x, y, [self.eps], seed, tell)
-
-    def _judge(
+    def _evaluate(
         self, model: nn.Module, x: Tensor, y: Tensor, radii: Sequence[float], seed: int | None,
-        tell: Callable[[str, int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> AttackResult:  # fmt: skip
-        """Of each radius, the largest first, all points, one after another."""
+        """All points at the first radius, then all of them at the next, smaller one."""
         check_inputs(x, y)
-        seed, x = self.seed if seed is None else seed, x.detach()
+        x, random, several = x.detach(), self.version == "rand", len(radii)
         with model_state_preserved(model, self.mode), torch.no_grad():
-            _sow(seed, x.device)
-            judge, notes = model, list[str]()
+            seed = self.seed if seed is None else seed
+            _seed_global(seed, x.device)
+            verdicts = MeanProbabilities(model, VERDICT_PASSES) if random else model
+            logits = self._clean_logits(verdicts, x, y)
+            correct = logits.argmax(1) == y if len(x) else torch.zeros_like(y, dtype=torch.bool)
             surrogate: nn.Module | None = None
-            if self.version == "rand":
-                judge = _Mean(model, JUDGE_PASSES)
-                surrogate = _Mean(model, GRADIENT_PASSES)
-            logits = self._clean(judge, x, y)
-            right = logits.argmax(1) == y if len(x) else torch.zeros_like(y, dtype=torch.bool)
-            attacked = max(radii) > 0 and bool(right.any())
+            notes, attacked = list[str](), max(radii) > 0 and bool(correct.any())
             if attacked:
                 notes += _notes(logits, self)
-                if self.version != "rand" and _is_random(model, x[: self.batch], logits):
+                if random:
+                    surrogate = MeanProbabilities(model, GRADIENT_PASSES)
+                elif _is_random(model, x[: self.batch], logits):
                     notes.append(RANDOM)
-                elif self.version != "rand" and self.bf16 and self.mode == "eval":
-                    surrogate = evaluation_surrogate(model, x[right][:16], y[right][:16])
-            goals = _Goals.at(radii, x, y, logits)
-            x, y, right = goals.x, goals.y, right.repeat(len(radii))
-            left, certified = right.nonzero().squeeze(1), torch.zeros_like(right)
-            points, by, stages = x.clone(), torch.full_like(y, -1), list[StageResult]()
-            reached = torch.full(y.shape, -math.inf, device=x.device)
-            if attacked:
-                for plans in self._rounds():
-                    ran, caught = self._run(plans, judge, surrogate, goals, left, reached, seed, tell)
-                    reached[left] = reached[left].maximum(caught.margin)
-                    where = left[caught.fooled]
-                    points[where] = caught.points[caught.fooled]
-                    by[where] = len(stages) + caught.by[caught.fooled]
-                    stages += ran
-                    first, left = len(stages) == 1, left[~caught.fooled]
-                    if first:  # what the cheapest attack breaks needs no attempt at a proof
-                        certified[left] = self._proved(model, x[left], y[left])
-                        left = left[~certified[left]]
-                    if not len(left):
-                        break
-            else:
-                certified[left] = self._proved(model, x[left], y[left])
-        notes += gradient_warnings(stages, "points" if len(radii) == 1 else "pairs of a point and a radius")
-        return AttackResult(points, right, certified, by >= 0, by, tuple(stages), tuple(notes))
+                elif self.bf16 and self.mode == "eval":
+                    surrogate = evaluation_surrogate(model, x[correct][:16], y[correct][:16])
+            problem, correct = self._problem(verdicts, x, y, logits, radii), correct.repeat(several)
+            left, certified = correct.nonzero().squeeze(1), torch.zeros_like(correct)
+            points, by, stages = problem.x.clone(), torch.full_like(problem.y, -1), list[StageResult]()
+            margin = torch.full(problem.y.shape, -math.inf, device=x.device)
+            for number, searches in enumerate(self._rounds() if attacked else [[]]):
+                if searches:
+                    options = self._options(searches, surrogate, seed, progress)
+                    ran, found = run_round(
+                        problem.select(left), searches, replace(options, margin=margin[left])
+                    )
+                    margin[left], broken = margin[left].maximum(found.margin), left[found.misclassified]
+                    points[broken] = found.points[found.misclassified]
+                    by[broken] = len(stages) + found.search[found.misclassified]
+                    stages, left = stages + ran, left[~found.misclassified]
+                if number == 0:  # the cheapest attack leaves fewer points to prove
+                    certified[left] = self._certified(model, problem.x[left], problem.y[left])
+                    left = left[~certified[left]]
+                if not len(left):
+                    break
+        notes += gradient_warnings(stages, "points" if several == 1 else "pairs of a point and a radius")
+        return AttackResult(points, correct, certified, by >= 0, by, tuple(stages), tuple(notes))
 
-    def _clean(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def _problem(
+        self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor, radii: Sequence[float]
+    ) -> Problem:
+        """Every point at every radius; at all but the first, after it was misclassified at the one before."""
+        count, several = len(x), len(radii)
+        eps = torch.tensor(radii, dtype=torch.float64, device=x.device).repeat_interleave(count)
+        after = (torch.arange(several * count, device=x.device) - count).clamp(min=-1)
+        x, y, logits = (t.repeat(several, *[1] * (t.ndim - 1)) for t in (x, y, logits))
+        return Problem(model, x, y, logits, eps, self.norm, after)
+
+    def _options(
+        self, searches: Sequence[Searches], surrogate: nn.Module | None, seed: int, progress: Progress | None
+    ) -> Options:
+        random, names = self.version == "rand", " and ".join(one.search.name for one in searches)
+        precise = random or getattr(surrogate, "precise_logits", False)
+        return Options(
+            seed=seed, batch=max(self.batch // GRADIENT_PASSES, 1) if random else self.batch,
+            surrogate=surrogate if precise or all(one.search.low_precision for one in searches) else None,
+            progress=progress and (lambda settled, points: progress(names, settled, points)),
+        )  # fmt: skip
+
+    def _clean_logits(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         logits = []
         for part, labels in zip(x.split(self.batch), y.split(self.batch), strict=True):
             logits.append(model(part))
@@ -269,128 +275,72 @@ class AutoAttack:
             raise AttackError("the model has 1 class: there is no other one to mistake a point for")
         return torch.cat([wide(z) for z in logits])
 
-    def _proved(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def _certified(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         if self.certify is None or not len(x):
             return torch.zeros_like(y, dtype=torch.bool)
-        proved = self.certify(model, x, y, self.eps, self.norm)
-        if proved.dtype != torch.bool or proved.shape != y.shape:
+        certified = self.certify(model, x, y, self.eps, self.norm)
+        if certified.dtype != torch.bool or certified.shape != y.shape:
             raise AttackError(
-                f"certify returned {proved.dtype} of shape {tuple(proved.shape)}; "
+                f"certify returned {certified.dtype} of shape {tuple(certified.shape)}; "
                 f"expected one truth value for each of {len(y)} points"
             )
-        return proved
+        return certified
 
-    def _rounds(self) -> list[list["_Plan"]]:
-        """The attacks by turns: those that ask in one way share a batch, unless points are to be proved after the first."""
-        plans = [self._plan(name) for name in self.names]
-        rounds = list[list[_Plan]]()
-        for plan in plans:
-            proving = self.certify is not None and len(rounds) == 1
-            if rounds and not proving and all(isinstance(p.search, APGD) for p in (plan, *rounds[-1])):
-                rounds[-1].append(plan)
+    def _searches(self) -> list[Searches]:
+        """The searches, with the numbers of targets and restarts of the version."""
+        norm, patience, standard = self.norm, self.patience, self.version == "standard"
+        restarts = 5 if self.version == "plus" or (standard and norm == 1) else 1
+        if standard and norm != 1 and patience < math.inf:
+            restarts = 3
+        restarts = restarts if self.restarts is None else self.restarts
+        dlr = apgd_search(norm, loss="dlr", targeted=True, patience=patience)
+        every = {
+            "apgd-ce": Searches(apgd_search(norm, patience=patience), restarts=restarts),
+            "apgd-dlr": Searches(apgd_search(norm, loss="dlr", patience=patience), restarts=restarts),
+            "apgd-t": Searches(dlr, targets=5 if standard and norm == 1 else 9),
+            "fab-t": Searches(FAB(norm, targeted=True, patience=patience), targets=9),
+            "square": Searches(Square(norm, patience=patience, full=min(FULL, self.batch))),
+            "fab": Searches(FAB(norm, targeted=False, patience=patience), restarts=5),
+        }
+        return [every[name] for name in self.names]
+
+    def _rounds(self) -> list[list[Searches]]:
+        """The searches that share a batch together; the first one alone if its robust points are certified after it."""
+        rounds = list[list[Searches]]()
+        for one in self._searches():
+            after_first = self.certify is not None and len(rounds) == 1
+            if rounds and not after_first and all(o.search.shares_batch for o in (one, *rounds[-1])):
+                rounds[-1].append(one)
             else:
-                rounds.append([plan])
+                rounds.append([one])
         return rounds
 
-    def _plan(self, name: str) -> "_Plan":
-        norm, patience, standard = self.norm, self.patience, self.version == "standard"
-        many = (
-            5
-            if self.version == "plus" or (standard and norm == 1)
-            else 3
-            if standard and patience < math.inf
-            else 1
-        )
-        many = many if self.restarts is None else self.restarts
-        match name:
-            case "apgd-ce":
-                return _Plan(apgd_search(norm, patience=patience), restarts=many)
-            case "apgd-dlr":
-                return _Plan(apgd_search(norm, loss="dlr", patience=patience), restarts=many)
-            case "apgd-t":
-                search = apgd_search(norm, loss="dlr", targeted=True, patience=patience)
-                return _Plan(search, targets=5 if standard and norm == 1 else 9, abreast=3)
-            case "fab-t":
-                return _Plan(FAB(norm, targeted=True, patience=patience), targets=9)
-            case "fab":
-                return _Plan(FAB(norm, targeted=False, patience=patience), restarts=5)
-        return _Plan(Square(norm, patience=patience, full=min(FULL, self.batch)))
 
-    def _run(
-        self, plans: Collection["_Plan"], judge: nn.Module, surrogate: nn.Module | None, goals: "_Goals", left: Tensor,
-        reached: Tensor, seed: int, tell: Callable[[str, int, int], None] | None,
-    ) -> tuple[list[StageResult], Catch]:  # fmt: skip
-        x, y, logits, eps, after = goals.only(left)
-        ranked = {n: rank_targets(logits, y, n) if n else None for n in {plan.targets for plan in plans}}
-        tasks = [Task(plan.search, ranked[plan.targets], plan.restarts, plan.abreast) for plan in plans]
-        names = " and ".join(plan.search.name for plan in plans)
-        coarse = all(plan.search.coarse for plan in plans)
-        cpu, wall = time.process_time(), time.perf_counter()
-        catch = hunt_together(
-            judge, x, y, tasks, eps=eps, norm=self.norm, seed=seed, reached=reached[left], after=after,
-            surrogate=surrogate if surrogate and (surrogate.precise_logits or coarse) else None,
-            lanes=max(self.batch // GRADIENT_PASSES, 1) if self.version == "rand" else self.batch,
-            tell=None if tell is None else lambda done, all_: tell(names, done, all_),
-        )  # fmt: skip
-        int(catch.fooled.sum())  # waits for the device, so that the clocks are right
-        return _stages(tasks, catch, time.process_time() - cpu, time.perf_counter() - wall), catch
-
-
-def _stages(tasks: Collection[Task], catch: Catch, cpu: float, wall: float) -> list[StageResult]:
-    """What each attack of a round did, but for those that nothing was left for; the time is shared out by passes."""
-    passes = sum(tally.counts["forward"] for tally in catch.tallies.values())
-    stages = list[StageResult]()
-    for rank, task in enumerate(tasks):
-        tally, jobs = catch.tallies[task.search.name], 1 if task.targets is None else task.targets.shape[1]
-        tried, share = int((tally.begun > 0).sum()), tally.counts["forward"] / passes
-        if tried:
-            broken_so_far = (catch.by >= 0) & (catch.by <= rank)
-            zero, bad = tally.watch.zero & ~broken_so_far, tally.watch.broken
+def run_round(
+    problem: Problem, searches: Sequence[Searches], options: Options
+) -> tuple[list[StageResult], SearchResult]:
+    """Run searches that share a batch; their times are divided in proportion to forward passes."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    result = run_searches(problem, searches, options)
+    int(result.misclassified.sum())  # waits for the device, so that the times are right
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    passes, stages = sum(record.counts["forward"] for record in result.records), list[StageResult]()
+    for index, (one, record) in enumerate(zip(searches, result.records, strict=True)):
+        if attacked := int((record.jobs > 0).sum()):
+            share, jobs = record.counts["forward"] / passes, record.jobs_per_point
+            zero = record.gradients.zero & ~((result.search >= 0) & (result.search <= index))
             stages.append(StageResult(
-                task.search.name, task.restarts * jobs, tried, int((catch.by == rank).sum()),
-                share * cpu, share * wall, int(zero.sum()), int(bad.sum()), tally.counts,
+                one.search.name, jobs, attacked, int((result.search == index).sum()), share * cpu, share * wall,
+                int(zero.sum()), int(record.gradients.nonfinite.sum()), record.counts,
             ))  # fmt: skip
-    return stages
+    return stages, result
 
 
-class _Goals(NamedTuple):
-    """Every point at every radius: its image, label, clean logits, radius, and which one must fall before; -1 for none."""
-
-    x: Tensor
-    y: Tensor
-    logits: Tensor
-    eps: Tensor
-    after: Tensor
-
-    @staticmethod
-    def at(radii: Sequence[float], x: Tensor, y: Tensor, logits: Tensor) -> "_Goals":
-        """All points at the largest radius first, each of which must fall before it is tried at the next."""
-        count, several = len(x), len(radii)
-        eps = torch.tensor(radii, dtype=torch.float64, device=x.device).repeat_interleave(count)
-        after = (torch.arange(several * count, device=x.device) - count).clamp(min=-1)
-        if several > 1:
-            x, y, logits = (t.repeat(several, *[1] * (t.ndim - 1)) for t in (x, y, logits))
-        return _Goals(x, y, logits, eps, after)
-
-    def only(self, left: Tensor) -> "_Goals":
-        """Some of them; one that waits for another is only among them together with it."""
-        place = torch.full_like(self.after, -1)
-        place[left] = torch.arange(len(left), device=left.device)
-        x, y, logits, eps, after = (t[left] for t in self)
-        return _Goals(x, y, logits, eps, torch.where(after < 0, -1, place[after]))
+# ---------------------------------------------------------------- random models
 
 
-class _Plan(NamedTuple):
-    search: Search
-    targets: int = 0
-    restarts: int = 1
-    abreast: float = math.inf
-
-
-class _Mean(nn.Module):
+class MeanProbabilities(nn.Module):
     """The logarithm of the mean of a randomized model's class probabilities over so many passes."""
-
-    precise_logits = True
 
     def __init__(self, model: nn.Module, passes: int) -> None:
         super().__init__()
@@ -400,22 +350,26 @@ class _Mean(nn.Module):
         """(B, C, H, W) -> (B, K)."""
         first = self.model(x)
         if not isinstance(first, Tensor) or first.ndim != 2:
-            return first  # the checks say what is wrong with it
-        rest = [self.model(x) for _ in range(self.passes - 1)]
-        return torch.stack([wide(z).log_softmax(1) for z in (first, *rest)]).logsumexp(0) - math.log(
-            self.passes
-        )
+            return first  # check_logits raises the error
+        logits = [wide(first), *(wide(self.model(x)) for _ in range(self.passes - 1))]
+        return torch.stack([z.log_softmax(1) for z in logits]).logsumexp(0) - math.log(self.passes)
 
 
-def _sow(seed: int, device: torch.device) -> None:
-    """Seed what a randomized model draws from; :func:`opnorm._core.modes.model_state_preserved` puts it back."""
+def _seed_global(seed: int, device: torch.device) -> None:
+    """Seed what a randomized model draws from; the caller restores it."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
 
 
-# ---------------------------------------------------------------- what a reader should know
+def _is_random(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
+    """Whether a second pass over the first batch gives other logits."""
+    first, second = logits[: len(x)], wide(model(x))
+    return not torch.allclose(first, second, rtol=1e-4, atol=1e-5 * float(first.abs().max()))
+
+
+# ---------------------------------------------------------------- notes
 
 
 RANDOM = (
@@ -423,13 +377,8 @@ RANDOM = (
 )
 
 
-def _is_random(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
-    """Whether a second pass gives other logits for the first points, the same batch as before: others may come in."""
-    first, second = logits[: len(x)], wide(model(x))
-    return not torch.allclose(first, second, rtol=1e-4, atol=1e-5 * float(first.abs().max()))
-
-
 def _notes(logits: Tensor, attack: AutoAttack) -> list[str]:
+    """Remarks on the clean logits, each a sentence."""
     notes, classes = [], logits.shape[1]
     if attack.version != "rand" and bool((logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-3).all()):
         notes.append(
@@ -440,7 +389,7 @@ def _notes(logits: Tensor, attack: AutoAttack) -> list[str]:
         if name in attack.names and classes < needed:
             notes.append(
                 f"the DLR loss of {name.upper()} needs {needed} classes, the model has {classes}: "
-                "it climbs the difference of two logits instead"
+                "the difference of two logits replaces it"
             )
     if classes < 10 and {"apgd-t", "fab-t"} & set(attack.names):
         notes.append(f"with {classes} classes there are {classes - 1} targets, not 9")

@@ -1,357 +1,340 @@
-"""The hunt: searches on lanes, each at an iteration of its own.
+"""The scheduler of searches: one full batch of rows, each at an iteration of its own.
 
-A point costs what it needs and no more. The moment it is fooled its lane goes to the next job, so the batch stays full
-while the points that resist take their hundred steps; the jobs of many targets and restarts share one batch. The search
-may ask a cheaper stand-in of the model (16-bit weights, folded batch norm), and may be a rounding error outside of the
-ball: what counts as fooled is put exactly inside and confirmed on the model as given.
+A row whose point is misclassified, or whose job has ended, is given to the next job, so that the batch stays full while
+the robust points take all of their steps. Jobs of several targets, restarts and searches share one batch. The search may
+evaluate a cheaper surrogate of the model and leave the ball by a rounding error: a point counts as misclassified only
+after it was projected into the ball and evaluated by the model as given.
 """
 
 import math
 import zlib
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.modes import Mode, model_state_preserved
 from opnorm._core.random import point_keys
-from opnorm.attacks._pgd import Watch
-from opnorm.attacks.losses import margin, wide
+from opnorm.attacks._checks import check_inputs, check_logits
+from opnorm.attacks._extrapolation import FIRST_STEPS
+from opnorm.attacks._gradients import GradientMonitor
+from opnorm.attacks._search import Batch, Response, Search, State, concatenate, evaluate, select
+from opnorm.attacks.losses import margin, rank_targets, wide
 from opnorm.attacks.projections import ball
-from opnorm.attacks.search import EARLY, Answer, Lanes, Search, State, ask_once
 
-__all__ = ["Catch", "Tally", "Task", "hunt", "hunt_together"]
+__all__ = ["Options", "Problem", "Record", "SearchAttack", "SearchResult", "Searches", "run_searches"]
 
-REFILL = 16  # lanes are refilled when one in so many is free: each refill copies the state
-
-
-class Task(NamedTuple):
-    """A search for a hunt.
-
-    Attributes:
-        search: what each job does.
-        targets: (B, T), the wrong classes to try for each point, most promising first; no targets when None.
-        restarts: how many jobs for each point and target.
-        abreast: how many jobs of a point may be under way at a time: if one of the first may well do it, others had better
-            wait where lanes cost time, but each wait is one more search's length at the end.
-    """
-
-    search: Search
-    targets: Tensor | None = None
-    restarts: int = 1
-    abreast: float = math.inf
+REFILL = 16  # free rows are filled when they are one in so many: filling copies the states
+COUNTS = ("forward", "backward", "confirmations", "rejected", "invalid_logits", "stopped_early")
 
 
-@dataclass
-class Tally:
-    """What one of the searches did.
+@dataclass(frozen=True)
+class Problem:
+    """Points, and the balls around them in which misclassified ones are sought.
 
     Attributes:
-        begun: (B,), how many jobs of each point.
-        watch: at which points gradients said nothing.
-        counts: how often each thing happened, in points: ``forward`` and ``backward`` passes of the search, ``confirm``
-            passes of the model as given, ``denied`` confirmations of what the search took for fooled, ``bad_logits``
-            (NaN, infinite), and ``given_up`` jobs that ended early without prospects.
-    """
-
-    begun: Tensor
-    watch: Watch
-    counts: dict[str, int]
-
-
-@dataclass
-class Catch:
-    """What was found.
-
-    Attributes:
-        points: (B, C, H, W), exactly in the ball and in [0, 1]: of those that the model as given looked at, the one
-            with the largest margin; with ``stop``, the first one that fooled it.
-        fooled: (B,), whether the model as given gets the point wrong.
-        margin: (B,), max_{i≠y} z_i - z_y of the model as given at the point.
-        by: (B,), which of the searches fooled it first; -1 for none.
-        tallies: of each search, by its name.
-    """
-
-    points: Tensor
-    fooled: Tensor
-    margin: Tensor
-    by: Tensor
-    tallies: dict[str, Tally]
-
-    @property
-    def watch(self) -> Watch:
-        """Of the only search."""
-        (tally,) = self.tallies.values()
-        return tally.watch
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Of the only search."""
-        (tally,) = self.tallies.values()
-        return tally.counts
-
-
-def hunt(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    search: Search,
-    *,
-    eps: float,
-    norm: float,
-    targets: Tensor | None = None,
-    restarts: int = 1,
-    seed: int = 0,
-    lanes: int = 128,
-    stop: bool = True,
-    surrogate: nn.Module | None = None,
-    tell: Callable[[int, int], None] | None = None,
-) -> Catch:
-    """Run one search on points that the model gets right; see :func:`hunt_together`."""
-    tasks = [Task(search, targets, restarts)]
-    return hunt_together(
-        model,
-        x,
-        y,
-        tasks,
-        eps=eps,
-        norm=norm,
-        seed=seed,
-        lanes=lanes,
-        stop=stop,
-        surrogate=surrogate,
-        tell=tell,
-    )
-
-
-def hunt_together(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    tasks: Collection[Task],
-    *,
-    eps: float | Tensor,
-    norm: float,
-    seed: int = 0,
-    lanes: int = 128,
-    stop: bool = True,
-    surrogate: nn.Module | None = None,
-    reached: Tensor | None = None,
-    after: Tensor | None = None,
-    tell: Callable[[int, int], None] | None = None,
-) -> Catch:
-    """Run searches on points that the model gets right, one after another, in one batch.
-
-    A point goes to the next search when all of its jobs in the one before are under way for some steps, so that the batch
-    does not run empty while the last few points take their hundred steps.
-
-    Args:
-        model: lent by :func:`opnorm._core.modes.model_state_preserved`; it alone says who is fooled.
+        model: decides whether a point is misclassified; its state is preserved by the caller.
         x: (B, C, H, W) in [0, 1].
-        y: (B,).
-        tasks: what each job does; several of them all ask forward and backward once a step.
-        eps: radius, in pixel values of [0, 1]; or one for each point (B,).
-        norm: of the ball.
-        seed: of the random numbers; each job's belong to (seed, search, point, target, restart).
-        lanes: points in one batch.
-        stop: a point is done as soon as it is fooled; otherwise all of its jobs are carried through.
-        surrogate: a cheaper stand-in to search on; what it finds is looked at by the model.
-        reached: (B,), the largest margins that attacks before reached, from which a search may see that it falls short.
-        after: (B,), the point that each one waits for: it is tried if that one is fooled, and not at all if it stands; -1
-            for none. So may a point be tried at several radii, of which the larger ones come first.
-        tell: told (points settled, points in all) after every refill.
-
-    Returns:
-        A :class:`Catch`. Whether a point is fooled depends on the point, not on its batch or on ``lanes``, but for the
-        rounding of the model's kernels; where several of its jobs would fool it, which one comes first may.
+        y: labels (B,), those that the model predicts.
+        logits: of the model at the clean points (B, K); only targets need them.
+        eps: radius in pixel values of [0, 1], of all points or of each (B,).
+        norm: of the balls.
+        after: (B,), the index of the point that must be misclassified before this one is attacked, -1 for none: so a
+            point is attacked at several radii, the largest first.
     """
-    blank = torch.zeros_like(y, dtype=torch.bool)
-    catch = Catch(
-        x.clone(), blank, torch.full(y.shape, -math.inf, device=x.device), torch.full_like(y, -1), {}
-    )
-    reached = torch.full_like(catch.margin, -math.inf) if reached is None else reached
-    radii = torch.as_tensor(eps, dtype=torch.float64, device=x.device).expand(len(x))
-    ground = _Ground(model, x, y, radii, norm, seed, stop, reached, after, catch)
-    crews = [_Crew(ground, task, rank) for rank, task in enumerate(tasks)]
-    while True:
-        free = lanes - sum(len(crew.point) for crew in crews)
-        for crew, before in zip(crews, [None, *crews], strict=False):
-            free -= crew.hire(free, before)
-        busy = [crew for crew in crews if len(crew.point)]
-        if not busy:
-            return catch
-        if tell:
-            waiting = torch.cat([jobs for crew in crews for jobs in (crew.point, crew.queue[0])])
-            tell(len(x) - waiting.unique().numel(), len(x))
-        _work(surrogate or model, busy, until=max(1, (lanes - free) // REFILL))
-
-
-COUNTS = ("forward", "backward", "confirm", "denied", "bad_logits", "given_up")
-
-
-def _work(network: nn.Module, crews: Collection["_Crew"], until: int) -> None:
-    """Step all lanes until so many have nothing left to do, or others may be let in, and let those go."""
-    for _ in range(EARLY):
-        if sum(int(crew.ended().sum()) for crew in crews) >= until:
-            break
-        jobs = [(crew.task.search, crew.lanes, crew.state) for crew in crews]
-        (search, lanes, state), *others = jobs
-        answers = ask_once(network, jobs) if others else iter([search.ask(network, lanes, state)])
-        for crew, answer in zip(crews, answers, strict=True):
-            crew.step(answer)
-    for crew in crews:
-        crew.dismiss()
-
-
-def _keys(x: Tensor, seed: int, name: str, target: Tensor, restart: Tensor) -> Tensor:
-    return point_keys(x, seed ^ zlib.crc32(name.encode()), (restart << 32) + target + 1)
-
-
-class _Ground(NamedTuple):
-    """What all searches of a hunt share."""
 
     model: nn.Module
     x: Tensor
     y: Tensor
-    eps: Tensor
+    logits: Tensor
+    eps: float | Tensor
     norm: float
-    seed: int
-    stop: bool
-    reached: Tensor
-    after: Tensor | None
-    catch: Catch
+    after: Tensor | None = None
+
+    @property
+    def radii(self) -> Tensor:
+        """(B,), float64."""
+        return torch.as_tensor(self.eps, dtype=torch.float64, device=self.x.device).expand(len(self.x))
+
+    def select(self, kept: Tensor) -> "Problem":
+        """Some points, given by their indices; a point must be kept together with the one that it comes after."""
+        after = self.after
+        if after is not None:
+            place = torch.full_like(after, -1)
+            place[kept] = torch.arange(len(kept), device=kept.device)
+            after = torch.where(after[kept] < 0, -1, place[after[kept]])
+        x, y, logits = self.x[kept], self.y[kept], self.logits[kept]
+        return replace(self, x=x, y=y, logits=logits, eps=self.radii[kept], after=after)
 
 
-class _Crew:
-    """The lanes of one search, and its jobs that wait for one."""
+class Searches(NamedTuple):
+    """One search and its jobs: for each point every restart, and in it so many wrong classes, if not 0."""
 
-    lanes: Lanes  # and the rest of what there is one of for each lane, all set with the first jobs
+    search: Search[Any]
+    targets: int = 0
+    restarts: int = 1
+
+
+@dataclass(frozen=True)
+class Options:
+    """How searches run.
+
+    Attributes:
+        seed: of the random numbers; each job's depend on (seed, search, point, target, restart) alone.
+        batch: rows.
+        stop_at_success: no further work on a misclassified point; otherwise all of its jobs run to their ends.
+        surrogate: a cheaper network to search on.
+        margin: (B,), the largest margin that earlier attacks found at each point.
+        progress: called with (points settled, all points) whenever rows were filled.
+    """
+
+    seed: int = 0
+    batch: int = 128
+    stop_at_success: bool = True
+    surrogate: nn.Module | None = None
+    margin: Tensor | None = None
+    progress: Callable[[int, int], None] | None = None
+
+
+@dataclass
+class Record:
+    """The work of one search.
+
+    Attributes:
+        jobs: (B,), started for each point.
+        jobs_per_point: restarts times targets.
+        gradients: points without a direction.
+        counts: of points: ``forward`` and ``backward`` passes of the search, ``confirmations`` by the model as given,
+            of which ``rejected`` as not misclassified and ``invalid_logits`` NaN or infinite; jobs ``stopped_early``.
+    """
+
+    jobs: Tensor
+    jobs_per_point: int
+    gradients: GradientMonitor
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+
+
+@dataclass
+class SearchResult:
+    """The result of all searches.
+
+    Attributes:
+        points: (B, C, H, W), exactly in the ball and in [0, 1]: the first misclassified one, or the one with the largest
+            margin of those that the model as given evaluated.
+        misclassified: (B,), by the model as given at ``points``.
+        margin: (B,), max_{i≠y} z_i - z_y of the model as given at ``points``; -inf where it evaluated none.
+        search: (B,), the index of the search that made the point misclassified, -1 for none.
+        records: of the searches, in their order.
+    """
+
+    points: Tensor
+    misclassified: Tensor
+    margin: Tensor
+    search: Tensor
+    records: list[Record] = field(default_factory=list)
+
+
+def run_searches(problem: Problem, searches: Sequence[Searches], options: Options) -> SearchResult:
+    """Run searches on points that the model classifies correctly, one after another, in one batch.
+
+    The jobs of the next search start at a point when its jobs of the search before have made their first steps, so that
+    the batch is full while the last points take all of their steps.
+
+    Returns:
+        The verdict on a point depends neither on the other points nor on the size of the batch, but for the rounding of
+        the model's kernels; which of several successful jobs succeeds first may.
+    """
+    y, rows = problem.y, options.batch
+    never = torch.full(y.shape, -math.inf, device=y.device)
+    result = SearchResult(
+        problem.x.clone(), torch.zeros_like(y, dtype=torch.bool), never, torch.full_like(y, -1)
+    )
+    groups = [_Group(problem, options, result, part) for part in searches]
+    while True:
+        free = rows - sum(len(group.point) for group in groups)
+        for group, before in zip(groups, [None, *groups], strict=False):
+            free -= group.start_jobs(free, before)
+        active = [group for group in groups if len(group.point)]
+        if not active:
+            return result
+        if options.progress:
+            open_points = torch.cat([jobs for group in groups for jobs in (group.point, group.queue[0])])
+            options.progress(len(y) - open_points.unique().numel(), len(y))
+        refill = max(1, (rows - free) // REFILL)
+        for _ in range(FIRST_STEPS):
+            if sum(int(group.ended().sum()) for group in active) >= refill:
+                break
+            _step(options.surrogate or problem.model, active)
+        for group in active:
+            group.free_rows()
+
+
+def _step(network: nn.Module, groups: Sequence["_Group"]) -> None:
+    jobs = [(group.search, group.batch, group.state) for group in groups]
+    (search, batch, state), *others = jobs
+    responses = evaluate(network, jobs) if others else [search.query(network, batch, state)]
+    for group, response in zip(groups, responses, strict=True):
+        group.step(response)
+
+
+class _Group:
+    """The rows of one search, and its jobs that wait for a row."""
+
+    batch: Batch
     state: State
 
-    def __init__(self, ground: _Ground, task: Task, rank: int) -> None:
-        self.ground, self.task, self.rank = ground, task, rank
-        x, empty = ground.x, torch.empty(0, dtype=torch.long, device=ground.x.device)
-        self.tally = Tally(torch.zeros_like(ground.y), Watch.over(x), dict.fromkeys(COUNTS, 0))
-        ground.catch.tallies[task.search.name] = self.tally
-        self.columns = 1 if task.targets is None else task.targets.shape[1]
-        # (2, jobs): which point, and which of its jobs; every point has its first one before any has its second
-        jobs = torch.arange(task.restarts * self.columns * len(x), device=x.device)
-        self.queue = torch.stack([jobs % max(len(x), 1), jobs // max(len(x), 1)])
-        self.point, self.left = empty, empty  # which point a lane is at, and how many steps its job still has
+    def __init__(self, problem: Problem, options: Options, result: SearchResult, searches: Searches) -> None:
+        self.problem, self.options, self.result = problem, options, result
+        self.search, y = searches.search, problem.y
+        targets = rank_targets(problem.logits, y, searches.targets) if searches.targets else None
+        self.targets = torch.full_like(y, -1)[:, None] if targets is None else targets
+        per_point = searches.restarts * self.targets.shape[1]
+        self.index = len(result.records)
+        self.record = Record(torch.zeros_like(y), per_point, GradientMonitor.of(y))
+        result.records.append(self.record)
+        # (2, jobs), the point and which of its jobs it is; every point has its first job before any has its second
+        jobs = torch.arange(per_point * len(y), device=y.device)
+        self.queue = torch.stack([jobs % max(len(y), 1), jobs // max(len(y), 1)])
+        self.point = jobs[:0]  # of each row
 
-    def done(self, point: Tensor) -> Tensor:
-        """Which of some points need no more work."""
-        fooled = self.ground.catch.fooled[point]
-        return fooled if self.ground.stop else torch.zeros_like(fooled)
+    def settled(self, point: Tensor) -> Tensor:
+        """Which of some points need no further work."""
+        return self.result.misclassified[point] & self.options.stop_at_success
 
     def ended(self) -> Tensor:
-        """Which lanes have nothing left to do."""
-        return (self.left <= 0) | self.done(self.point)
+        """Which rows have no further step to make."""
+        if not len(self.point):
+            return self.settled(self.point)
+        return self.state.stopped | (self.state.k >= self.search.steps) | self.settled(self.point)
 
-    def holds(self) -> Tensor:
-        """The points whose jobs wait or have just begun, (B,)."""
-        held = torch.zeros_like(self.ground.catch.fooled)
-        held[self.queue[0]] = True
-        held[self.point[self.left > self.task.search.steps - EARLY]] = True
-        return held
+    def unfinished(self) -> Tensor:
+        """The points with jobs that wait or have made few steps (B,)."""
+        found = torch.zeros_like(self.result.misclassified)
+        found[self.queue[0]] = True
+        if len(self.point):
+            found[self.point[~self.state.stopped & (self.state.k < FIRST_STEPS)]] = True
+        return found
 
-    def hire(self, free: int, before: "_Crew | None") -> int:
-        """Put jobs on free lanes, of points that the search before does not hold; says of how many."""
-        self.queue = self.queue[:, ~self.done(self.queue[0])]
-        if free <= 0 or not self.queue.shape[1]:
-            return 0
-        task, g, begun, count = self.task, self.ground, self.tally.begun, len(self.ground.x)
-        point, turn = self.queue
-        able = (self.point.bincount(minlength=count) - begun)[point] + turn < task.abreast
-        if before is not None:
-            able &= ~before.holds()[point]
-        if g.after is not None:
-            first = g.after[point]
-            able &= (first < 0) | g.catch.fooled[first]
+    def start_jobs(self, free: int, before: "_Group | None") -> int:
+        """Put jobs on free rows, of points on which the search before is not unfinished; returns their number."""
+        problem, after, result = self.problem, self.problem.after, self.result
+        self.queue = self.queue[:, ~self.settled(self.queue[0])]
+        point, job = self.queue
+        able = torch.ones_like(point, dtype=torch.bool) if before is None else ~before.unfinished()[point]
+        if after is not None:
+            able &= (after[point] < 0) | result.misclassified[after[point]]
         taken = able & (able.cumsum(0) <= free)
-        point, turn, self.queue = point[taken], turn[taken], self.queue[:, ~taken]
+        point, job, self.queue = point[taken], job[taken], self.queue[:, ~taken]
         if not len(point):
             return 0
-        begun += point.bincount(minlength=count)
-        target = (
-            torch.full_like(point, -1) if task.targets is None else task.targets[point, turn % self.columns]
-        )
-        restart, x = turn // self.columns, g.x[point]
-        keys = _keys(x, g.seed, task.search.name, target, restart)
-        lanes = Lanes(x, g.y[point], target, restart, keys, g.reached[point], ball(x, g.eps[point], g.norm))
-        state = task.search.start(lanes)
+        self.record.jobs += point.bincount(minlength=len(self.record.jobs))
+        restart = job // self.targets.shape[1]
+        target = self.targets[point, job % self.targets.shape[1]]
+        x, known = problem.x[point], self.options.margin
+        margins = result.margin.new_full(point.shape, -math.inf) if known is None else known[point]
+        keys = job_keys(x, self.options.seed, self.search.name, target, restart)
+        balls = ball(x, problem.radii[point], problem.norm)
+        batch = Batch(x, problem.y[point], target, restart, keys, margins, balls)
+        state = self.search.start(batch)
         if len(self.point):
-            state = {k: torch.cat([self.state[k], v]) for k, v in state.items()}
-            lanes = self.lanes.join(lanes)
-        self.state, self.lanes = state, lanes
-        self.point = torch.cat([self.point, point])
-        self.left = torch.cat([self.left, torch.full_like(point, task.search.steps)])
+            batch, state = concatenate(self.batch, batch), concatenate(self.state, state)
+        self.batch, self.state, self.point = batch, state, torch.cat([self.point, point])
         return len(point)
 
-    def step(self, answer: Answer) -> None:
-        """One step of all lanes, with what the model said."""
-        search, fooled, z = self.task.search, self.ground.catch.fooled, self.state["z"]
-        wrong = answer.logits.argmax(1) != self.lanes.y
-        answer = self._note(answer, wrong)
-        if wrong.any():
-            new = wrong & search.inside(self.lanes, self.state) & (self.left > 0) & ~fooled[self.point]
-            self.tally.counts["denied"] += int(new.sum()) - self._confirm(new, z)
-        self.state = search.advance(self.lanes, self.state, answer)
-        self.left -= answer.steps
-        if search.patience < math.inf:
-            vain = search.hopeless(self.lanes, self.state) & (self.left > 0) & ~self.done(self.point)
-            self.tally.counts["given_up"] += int(vain.sum())
-            self.left.masked_fill_(vain, 0)
-        over = (self.left == 0) & ~self.done(self.point)
+    def step(self, response: Response) -> None:
+        """One step of all rows, after the model's response."""
+        search, batch, state, counts = self.search, self.batch, self.state, self.record.counts
+        open_, wrong = ~self.ended(), response.logits.argmax(1) != batch.y
+        counts["forward"] += response.forward
+        if response.grad is not None:
+            counts["backward"] += len(wrong)
+            self.record.gradients.record(self.point, response.grad, wrong)
+            response = response._replace(grad=torch.nan_to_num(response.grad, 0.0, 0.0, 0.0))
+        found = wrong & open_ & ~self.result.misclassified[self.point]
+        if found.any():
+            found &= search.feasible(batch, state)
+            counts["rejected"] += int(found.sum()) - self.confirm(found, state.z)
+        self.state = state = search.advance(batch, state, response)
+        open_ &= ~self.settled(self.point)
+        counts["stopped_early"] += int((open_ & state.stopped & (state.k < search.steps)).sum())
+        over = open_ & (state.stopped | (state.k >= search.steps))
         if over.any():
-            self._confirm(over, search.last(self.lanes, self.state))
+            self.confirm(over, search.final_iterate(batch, state))
 
-    def dismiss(self) -> None:
-        """Free the lanes that have nothing left to do."""
+    def free_rows(self) -> None:
+        """Remove the rows that have ended."""
         kept = ~self.ended()
-        if kept.all():
-            return
-        self.state = {k: v[kept] for k, v in self.state.items()}
-        self.lanes, self.point, self.left = self.lanes.select(kept), self.point[kept], self.left[kept]
+        if not kept.all():
+            self.batch, self.state, self.point = (
+                select(self.batch, kept),
+                select(self.state, kept),
+                self.point[kept],
+            )
 
-    def _note(self, answer: Answer, wrong: Tensor) -> Answer:
-        """Count the passes, and look at the gradient; what is no number in it becomes zero."""
-        counts = self.tally.counts
-        counts["forward"] += len(wrong) * self.task.search.passes if answer.asked is None else answer.asked
-        if answer.grad is None:
-            return answer
-        counts["backward"] += len(wrong)
-        watch = replace(self.tally.watch, points=self.point)
-        watch.see(answer.grad, wrong)
-        if not watch.broken[self.point].any():
-            return answer
-        return answer._replace(grad=torch.nan_to_num(answer.grad, 0.0, 0.0, 0.0))
-
-    def _confirm(self, which: Tensor, z: Tensor) -> int:
-        """Put some lanes' points exactly inside, look at them with the model as given; how many it gets wrong."""
-        if not which.any():
+    def confirm(self, rows: Tensor, z: Tensor) -> int:
+        """Project some rows' points exactly, and evaluate them by the model as given; how many it misclassifies."""
+        if not rows.any():
             return 0
-        point, y, catch, counts = self.point[which], self.lanes.y[which], self.ground.catch, self.tally.counts
-        candidates = self.lanes.region.select(which).project(z[which])
+        point, y, result, counts = self.point[rows], self.batch.y[rows], self.result, self.record.counts
+        candidates = self.batch.ball.select(rows).project(z[rows])
         with torch.no_grad():
-            logits = wide(self.ground.model(candidates))
-        counts["confirm"] += len(point)
-        sane = logits.isfinite().all(1)
-        counts["bad_logits"] += int((~sane).sum())
-        wrong, gap = sane & (logits.argmax(1) != y), torch.where(sane, margin(logits, y), -math.inf).float()
-        better = (gap > catch.margin[point]) | (wrong & ~catch.fooled[point])
-        best = _one_each(point, gap)
+            logits = wide(self.problem.model(candidates))
+        valid = logits.isfinite().all(1)
+        counts["confirmations"] += len(point)
+        counts["invalid_logits"] += int((~valid).sum())
+        wrong = valid & (logits.argmax(1) != y)
+        value = torch.where(valid, margin(logits, y), -math.inf).float()
+        better = (value > result.margin[point]) | (wrong & ~result.misclassified[point])
+        best = _best_of_each(point, value)
         best = best[better[best]]
-        catch.points[point[best]], catch.margin[point[best]] = candidates[best], gap[best]
-        caught = point[best][wrong[best] & ~catch.fooled[point[best]]]
-        catch.fooled[caught], catch.by[caught] = True, self.rank
+        result.points[point[best]], result.margin[point[best]] = candidates[best], value[best]
+        first = point[best][wrong[best] & ~result.misclassified[point[best]]]
+        result.misclassified[first], result.search[first] = True, self.index
         return int(wrong.sum())
 
 
-def _one_each(point: Tensor, value: Tensor) -> Tensor:
-    """Where each point that occurs has its largest value."""
+def job_keys(x: Tensor, seed: int, name: str, target: Tensor, restart: Tensor) -> Tensor:
+    """Of each job's random numbers (R,), the same in any batch."""
+    return point_keys(x, seed ^ zlib.crc32(name.encode()), (restart << 32) + target + 1)
+
+
+def _best_of_each(point: Tensor, value: Tensor) -> Tensor:
+    """The row with the largest value of each point that occurs."""
     order = value.argsort(stable=True)
     order = order[point[order].argsort(stable=True)]
-    ends = point[order].diff(append=point.new_full((1,), -1)) != 0
-    return order[ends]
+    return order[point[order].diff(append=point.new_full((1,), -1)) != 0]
+
+
+@dataclass(frozen=True, eq=False)
+class SearchAttack:
+    """The attack that runs one search; its settings are those of the factories."""
+
+    search: Search[Any]
+    norm: float
+    eps: float
+    restarts: int = 1
+    targets: int = 0
+    stop_at_success: bool = True
+    mode: Mode = "eval"
+    seed: int = 0
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int | None = None) -> Tensor:
+        """Attack every point; with ``stop_at_success`` a misclassified clean point stays as it is."""
+        check_inputs(x, y)
+        points = x.detach().clone()
+        if self.eps == 0 or not len(x):
+            return points
+        with model_state_preserved(model, self.mode), torch.no_grad():
+            logits = model(points)
+            check_logits(logits, y)
+            rows = (logits.argmax(1) == y) | (not self.stop_at_success)
+            result = run_searches(
+                Problem(model, points[rows], y[rows], wide(logits[rows]), self.eps, self.norm),
+                [Searches(self.search, self.targets, self.restarts)],
+                Options(self.seed if seed is None else seed, len(x), self.stop_at_success),
+            )
+        points[rows] = result.points
+        result.records[0].gradients.warn()
+        return points

@@ -1,18 +1,60 @@
-"""What an attack asks of its inputs and of the model, with the likely cause where it is not so."""
+"""Checks of settings, inputs and outputs of an attack; errors name the likely cause."""
 
 import math
+from collections.abc import Collection, Mapping
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from opnorm._core.modes import Mode
+from opnorm._core.settings import check_choice, check_count
 from opnorm.errors import AttackError
 
-__all__ = ["check_inputs", "check_logits", "is_amount"]
+__all__ = ["check_inputs", "check_logits", "check_settings", "is_amount"]
+
+COUNTS = {"steps": 0, "queries": 0, "targets": 0, "restarts": 1, "batch": 1}  # and the least of each
 
 
 def is_amount(value: object) -> bool:
     """A number from 0 on, finite; True and False are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def check_settings(choices: Mapping[str, Collection[str]] | None = None, **settings: object) -> None:
+    """Check settings by their names: norm, eps, step, seed, patience, mode, those of ``COUNTS`` and of ``choices``.
+
+    Args:
+        choices: the words that further settings may be.
+        settings: those of an attack; names that are not known here are not checked.
+
+    Raises:
+        AttackError: with the value, what was expected, and where possible the likely cause.
+    """
+    choices = {"mode": get_args(Mode), **(choices or {})}
+    for name, value in settings.items():
+        expected, number = None, isinstance(value, int | float) and not isinstance(value, bool)
+        if name in COUNTS:
+            check_count(name, value, COUNTS[name], error=AttackError)
+        elif name in choices:
+            check_choice(name, value, tuple(choices[name]), AttackError)
+        elif name == "norm":
+            check_choice(name, value, (1, 2, math.inf), AttackError)
+        elif name == "eps" and not is_amount(value):
+            expected = "a radius of at least 0 in pixel values of [0, 1], such as 8/255"
+        elif name == "step" and not (value is None or is_amount(value)):
+            expected = "a length of at least 0 in pixel values"
+        elif name == "seed" and not (number and isinstance(value, int) and abs(value) < 2**63):
+            expected = "a whole number of at most 63 bits"
+        elif name == "patience" and not (number and isinstance(value, int | float) and value > 0):
+            expected = "a factor above 0, such as 3, or inf"
+        if expected:
+            raise AttackError(f"{name}={value!r}: expected {expected}")
+    norm, eps = settings.get("norm"), settings.get("eps")
+    if norm == math.inf and isinstance(eps, int | float) and eps > 1:
+        raise AttackError(
+            f"eps={eps!r} is larger than the whole range [0, 1] of a pixel; did you mean {eps:g}/255?"
+        )
 
 
 def check_inputs(x: Tensor, y: Tensor) -> None:

@@ -1,8 +1,8 @@
 """Projected gradient ascent on the inputs: FGSM and PGD."""
 
 import math
-import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
@@ -11,26 +11,27 @@ from torch import Tensor, nn
 from opnorm._core.modes import Mode, model_state_preserved
 from opnorm._core.random import normal, point_keys
 from opnorm._core.surrogate import evaluation_surrogate
-from opnorm.attacks._checks import check_inputs, check_logits, is_amount
+from opnorm.attacks._checks import check_inputs, check_logits, check_settings
+from opnorm.attacks._gradients import GradientMonitor, input_gradient
 from opnorm.attacks.losses import AGAINST_CLEAN, AGAINST_LABELS, LOSSES, Loss, rank_targets, towards, wide
 from opnorm.attacks.projections import Ball, ball
 from opnorm.errors import AttackError
 from opnorm.spec import factory
 
-__all__ = ["Ascent", "Attack", "Start", "StepRule", "Watch", "check_inputs", "check_logits", "fgsm", "pgd"]
+__all__ = ["PGD", "Attack", "Start", "StepRule", "fgsm", "pgd"]
 
 Start = Literal["point", "uniform", "gaussian"]
-"""Where an ascent begins: at the point, uniformly in the ball, or at the point with Gaussian noise of deviation 0.001."""
+"""The start: the point itself, uniform in the ball, or the point with Gaussian noise of standard deviation 0.001."""
 StepRule = Literal["constant", "linear", "cosine"]
-"""How the length of step k = 0, 1, ... of K goes on: as it is, times 1 - k / K, or times (1 + cos(π k / K)) / 2."""
+"""The factor of the length of step k = 0, 1, ... of K: 1, 1 - k / K, or (1 + cos(π k / K)) / 2."""
 
 
 @runtime_checkable
 class Attack(Protocol):
-    """Find, near each input, one that the model gets wrong.
+    """Find, near each input, one that the model misclassifies.
 
     Calling it with (model, x, y), pixels (B, C, H, W) in [0, 1] and labels (B,), gives points of the same shape that lie
-    exactly in the ball and in [0, 1]. The model comes back as it was, and no global random state has moved. ``seed``
+    exactly in the ball and in [0, 1]. The model comes back as it was, and no global random state has changed. ``seed``
     replaces the attack's own seed for this call.
     """
 
@@ -42,6 +43,7 @@ class Attack(Protocol):
 def fgsm(
     eps: float = 8 / 255,
     norm: float = math.inf,
+    *,
     random_start: bool = False,
     mode: Mode = "eval",
     seed: int = 0,
@@ -54,16 +56,16 @@ def fgsm(
         eps: radius, in pixel values of [0, 1]; ``8/255``.
         norm: of the ball: 1, 2 or inf.
         random_start: begin at a random point of the ball.
-        mode: of the model meanwhile: "eval", "train" or "as is".
+        mode: of the model during the attack: "eval", "train" or "as is".
         seed: of the random start.
 
     Raises:
-        AttackError: a setting or an input that makes no sense.
+        AttackError: an invalid setting or input.
 
     Source: Goodfellow, Shlens & Szegedy 2015; ℓ1 and ℓ2 steps as Roth et al. 2020, Eq. 17.
     """
     start: Start = "uniform" if random_start else "point"
-    return Ascent(norm, eps, 1, eps, start=start, mode=mode, seed=seed)
+    return PGD(norm, eps, steps=1, step=eps, start=start, mode=mode, seed=seed)
 
 
 @factory("attack")
@@ -72,6 +74,7 @@ def pgd(
     eps: float = 8 / 255,
     steps: int = 10,
     step: float | None = None,
+    *,
     restarts: int = 1,
     random_start: bool = True,
     loss: str = "ce",
@@ -82,7 +85,7 @@ def pgd(
     targets: int = 0,
     step_rule: StepRule = "constant",
 ) -> Attack:
-    """Projected gradient descent on the margin of safety, that is, ascent on the loss.
+    """Projected gradient ascent on a loss.
 
     x_k = Π(x_{k-1} + step · direction(∇ℓ(f(x_{k-1}), y))), Π the projection on the ball of radius ε cut with [0, 1].
 
@@ -96,45 +99,63 @@ def pgd(
         eps: radius, in pixel values of [0, 1]; ``8/255``.
         steps: gradient steps.
         step: their length; 2.5 ε / steps when None (Madry et al.).
-        restarts: how many times from the beginning; a point keeps the worst that was found.
+        restarts: of each point (and target), until it is misclassified; otherwise its result has the largest loss.
         random_start: begin uniformly in the ball, not at the point itself, where losses against f(x) have no gradient.
         loss: one of those above.
-        stop_at_success: a point leaves the batch as soon as it is misclassified: for evaluation, where only that counts.
-        mode: of the model meanwhile: "eval", "train" or "as is".
-        seed: of the random starts; each point has its own, whatever batch it is in.
+        stop_at_success: a point leaves the batch as soon as it is misclassified: for evaluation.
+        mode: of the model during the attack: "eval", "train" or "as is".
+        seed: of the random starts; they depend on the point, not on its batch.
         bf16: take gradients of losses against the label from a bfloat16 copy, if there are 10 steps or more, the hardware
-            has bfloat16, all is in float32, and the copy agrees with the model. Who is fooled, the model itself says.
-        targets: 0, or towards how many wrong classes to go, one after another, those with the largest clean logits first;
-            a loss against the label is needed. Any wrong class counts as fooled.
-        step_rule: "constant"; "linear" or "cosine" let the step fall from ``step`` towards 0. For steps that follow the loss
-            see :func:`opnorm.attacks.apgd`.
+            has bfloat16, all is in float32, and the copy agrees with the model. The model itself decides whether a
+            point is misclassified.
+        targets: 0, or the number of wrong classes to go to, one after another, those with the largest clean logits first;
+            a loss against the label is needed. A point is misclassified in any wrong class.
+        step_rule: "constant"; "linear" or "cosine" reduce the step from ``step`` towards 0. For steps that depend on the
+            loss see :func:`opnorm.attacks.apgd`.
 
     Returns:
-        An attack; it warns, once a call, of points where the gradient is zero, NaN or infinite.
+        An attack; it warns of points where the gradient is zero, NaN or infinite.
 
     Raises:
-        AttackError: a setting or an input that makes no sense.
+        AttackError: an invalid setting or input.
 
     Source: Madry et al. 2018; Roth et al. 2020, Eq. 17.
     """
-    start: Start = "uniform" if random_start else "point"
-    return Ascent(
-        norm, eps, steps, step, restarts, start, loss, stop_at_success, mode, seed, bf16, targets, step_rule
-    )
+    return PGD(
+        norm, eps, steps=steps, step=step, restarts=restarts, start="uniform" if random_start else "point", loss=loss,
+        stop_at_success=stop_at_success, mode=mode, seed=seed, bf16=bf16, targets=targets, step_rule=step_rule,
+    )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)  # two attacks with equal settings are two objects, each with its own text
-class Ascent:
-    """The attack that :func:`pgd` describes; ``start`` says where it begins.
+Rows = Tensor | slice
+_Objective = Callable[[Tensor, Rows], Tensor]
+"""(logits (R, K), indices of the points) -> loss (R,)."""
+
+
+class _Call(NamedTuple):
+    """The inputs of a call; ``network`` gives the gradients, and ``model`` decides what is misclassified."""
+
+    model: nn.Module
+    network: nn.Module
+    x: Tensor
+    y: Tensor
+    seed: int
+    monitor: GradientMonitor | None
+
+
+@dataclass(frozen=True, eq=False)  # two attacks with equal settings are two objects, each with its own call
+class PGD:
+    """The attack that :func:`pgd` describes, from any ``start``.
 
     Raises:
-        AttackError: a setting that makes no sense.
+        AttackError: an invalid setting.
     """
 
-    norm: float
-    eps: float
-    steps: int
+    norm: float = math.inf
+    eps: float = 8 / 255
+    steps: int = 10
     step: float | None = None
+    _: KW_ONLY
     restarts: int = 1
     start: Start = "uniform"
     loss: str = "ce"
@@ -146,42 +167,106 @@ class Ascent:
     step_rule: StepRule = "constant"
 
     def __post_init__(self) -> None:
-        _check_settings(self)
+        words = {"loss": LOSSES, "start": get_args(Start), "step_rule": get_args(StepRule)}
+        check_settings(words, **vars(self))
+        if self.loss in AGAINST_CLEAN and self.targets:
+            raise AttackError(
+                f"loss={self.loss!r} has no target classes; expected one of {', '.join(AGAINST_LABELS)}"
+            )
+        if self.loss in AGAINST_CLEAN and self.start == "point":
+            raise AttackError(
+                f"loss={self.loss!r} compares with the logits of the point itself, where its gradient is zero: "
+                "expected a random start"
+            )
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int | None = None) -> Tensor:
-        """Attack every point, check what comes in, and warn of gradients that say nothing."""
+        """Attack every point; warns where the gradient gives no direction."""
         check_inputs(x, y)
+        x = x.detach()
         if self.eps == 0 or len(x) == 0:
-            return x.detach().clone()
-        seed, watch = self.seed if seed is None else seed, Watch.over(x)
+            return x.clone()
+        seed, monitor = self.seed if seed is None else seed, GradientMonitor.of(y)
         with model_state_preserved(model, self.mode), torch.no_grad():
-            guide = self._guide(model, x, y)
-            if self.restarts == 1 and not self.stop_at_success and not self.targets:  # no further pass
-                found = self.last(guide, x, y, seed, watch)
+            network = self._surrogate(model, x, y)
+            if self.restarts == 1 and not self.stop_at_success and not self.targets:
+                points = self.ascend(network, x, y, seed, monitor)  # without a pass for the end
             else:
-                found = self._worst(model, guide, x.detach(), y, seed, watch)
-        watch.warn()
-        return found
+                points = self._restarts(_Call(model, network, x, y, seed, monitor))
+        monitor.warn()
+        return points
 
-    def last(self, model: nn.Module, x: Tensor, y: Tensor, seed: int, watch: "Watch | None" = None) -> Tensor:
+    def ascend(
+        self, model: nn.Module, x: Tensor, y: Tensor, seed: int, monitor: GradientMonitor | None = None
+    ) -> Tensor:
         """The last iterate of a single ascent, as in training.
 
-        Without a ``watch`` it is for inputs and a model known to be good: nothing is checked, no gradient is looked at,
-        and a GPU is hardly ever waited for.
+        Without a ``monitor`` neither inputs nor logits nor gradients are checked, which a GPU would have to wait for.
         """
+        x = x.detach()
         if self.eps == 0:
-            return x.detach()
+            return x
         with model_state_preserved(model, self.mode), torch.no_grad():
-            x = x.detach()
-            region, goal = ball(x, self.eps, self.norm), self._goal(model, x, y, watch)
-            z = self._begin(region, seed)
+            call = _Call(model, model, x, y, seed, monitor)
+            region, objective = ball(x, self.eps, self.norm), self._objective(call)
+            z = self._start(region, seed)
             for k in range(self.steps):
-                grad = _look(model, z, y, goal, watch).grad
-                z = region.ascend(z, grad, self._length(k))
+                z = region.ascend(z, _evaluate(call, model, z, objective).grad, self._length(k))
             return z
 
-    def _guide(self, model: nn.Module, x: Tensor, y: Tensor) -> nn.Module:
-        """Whom to ask for gradients; a stand-in costs as much as some steps, and rounds small distances away."""
+    def _restarts(self, call: _Call) -> Tensor:
+        """The first misclassified point, or the one with the largest loss, of all restarts and targets."""
+        model, x, y = call.model, call.x, call.y
+        objectives = [self._objective(call)]
+        points, largest = x.clone(), torch.full((len(x),), -math.inf, device=x.device)
+        rows = torch.arange(len(x), device=x.device)
+        if self.stop_at_success:  # a misclassified clean point stays
+            rows = rows[~_evaluate(call, model, x, objectives[0], backward=False).misclassified]
+        if self.targets:
+            ranked = rank_targets(_logits(model, x, y), y, self.targets)
+            pairs = [torch.stack([y, target], 1) for target in ranked.unbind(1)]
+            objectives = [_against(towards(self.loss), pair) for pair in pairs]
+        for job, objective in enumerate(objectives * self.restarts):
+            if not len(rows):
+                break
+            end, loss, misclassified = self._run(call, rows, objective, job)
+            better = misclassified | (loss > largest[rows])
+            points[rows[better]], largest[rows[better]] = end[better], loss[better]
+            rows = rows[~misclassified]
+        return points
+
+    def _run(
+        self, call: _Call, rows: Tensor, objective: _Objective, job: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One ascent of some points: where it ends, the loss there, and whether the point is misclassified.
+
+        With ``stop_at_success`` a point leaves the batch at its first misclassified iterate.
+        """
+        region = ball(call.x[rows], self.eps, self.norm)
+        z = self._start(region, call.seed, job)  # each restart and target has random numbers of its own
+        end, losses = z.clone(), torch.full((len(z),), -math.inf, device=z.device)
+        misclassified = torch.zeros(len(z), dtype=torch.bool, device=z.device)
+        active = torch.arange(len(z), device=z.device)
+        for k in range(self.steps + 1):
+            last, at = k == self.steps, rows[active]
+            network = call.model if last else call.network
+            grad, loss, wrong = _evaluate(call, network, z, objective, at, backward=not last)
+            if self.stop_at_success and network is not call.model and wrong.any():
+                found = wrong.nonzero().squeeze(1)  # the model itself decides
+                _, loss[found], wrong[found] = _evaluate(
+                    call, call.model, z[found], objective, at[found], backward=False
+                )
+            leaving = torch.ones_like(wrong) if last else wrong & self.stop_at_success
+            out, kept = active[leaving], ~leaving
+            end[out], losses[out], misclassified[out] = z[leaving], loss[leaving], wrong[leaving]
+            if leaving.any():
+                active, z, grad, region = active[kept], z[kept], grad[kept], region.select(kept)
+            if not len(active):
+                break
+            z = region.ascend(z, grad, self._length(k))
+        return end, losses, misclassified
+
+    def _surrogate(self, model: nn.Module, x: Tensor, y: Tensor) -> nn.Module:
+        """The network for gradients; a copy costs as much as some steps, and its rounding hides small distances."""
         if not (self.bf16 and self.mode == "eval" and self.steps >= 10 and self.loss in AGAINST_LABELS):
             return model
         check_logits(model(x[:16]), y[:16])
@@ -197,206 +282,53 @@ class Ascent:
                 return first * (1 + math.cos(math.pi * share)) / 2
         return first
 
-    def _begin(self, region: Ball, seed: int, restart: int = 0) -> Tensor:
+    def _start(self, region: Ball, seed: int, job: int = 0) -> Tensor:
         if self.start == "point":
             return region.x
-        keys = point_keys(region.x, seed, restart)
+        keys = point_keys(region.x, seed, job)
         if self.start == "uniform":
             return region.start(keys)
         noise = 0.001 * normal(keys, region.x[0].numel()).view_as(region.x)
         return region.project(region.x + noise.to(region.x.dtype))
 
-    def _goal(self, model: nn.Module, x: Tensor, y: Tensor, watch: "Watch | None") -> "_Goal":
-        """The loss, with what each point is held against."""
-        if self.loss not in AGAINST_CLEAN:
-            return _Goal(LOSSES[self.loss], y)
-        return _Goal(LOSSES[self.loss], _clean(model, x, y, check=watch is not None))
-
-    def _worst(
-        self, model: nn.Module, guide: nn.Module, x: Tensor, y: Tensor, seed: int, watch: "Watch"
-    ) -> Tensor:
-        """The worst of all restarts, by loss; misclassified points need no further ones."""
-        goals = [self._goal(model, x, y, watch)]
-        worst, worst_loss = x.clone(), torch.full((len(x),), -math.inf, device=x.device)
-        left = torch.arange(len(x), device=x.device)
-        if self.stop_at_success:  # what is wrong without any attack is fooled by none
-            left = left[~_look(model, x, y, goals[0], watch, need_grad=False).wrong]
-        if self.targets:
-            ranked = rank_targets(_clean(model, x, y), y, self.targets)
-            goals = [_Goal(towards(self.loss), torch.stack([y, target], 1)) for target in ranked.unbind(1)]
-        # a restart has random numbers of its own, and so has every target
-        for job, goal in enumerate(goals * self.restarts if len(left) else ()):
-            region = ball(x[left], self.eps, self.norm)
-            begin = self._begin(region, seed, job)
-            found, value, fooled = self._chase(
-                model, guide, begin, y[left], region, goal.select(left), watch.select(left)
-            )
-            better = fooled | (value > worst_loss[left])
-            worst[left[better]], worst_loss[left[better]] = found[better], value[better]
-            left = left[~fooled]
-            if not len(left):
-                break
-        return worst
-
-    def _chase(
-        self,
-        model: nn.Module,
-        guide: nn.Module,
-        z: Tensor,
-        y: Tensor,
-        region: Ball,
-        goal: "_Goal",
-        watch: "Watch",
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Climb, and say for each point where it ended, at which loss, and whether it is misclassified there.
-
-        With ``stop_at_success``, a point that is misclassified takes no further steps and leaves the batch.
-        """
-        end, value = z.clone(), torch.full((len(z),), -math.inf, device=z.device)
-        fooled = torch.zeros(len(z), dtype=torch.bool, device=z.device)
-        left = torch.arange(len(z), device=z.device)
-        for k in range(self.steps + 1):
-            last = k == self.steps
-            grad, loss, wrong = _look(model if last else guide, z, y[left], goal, watch, need_grad=not last)
-            if self.stop_at_success and not last and guide is not model and wrong.any():
-                at = wrong.nonzero().squeeze(1)  # of these the guide may be mistaken
-                seen = _look(model, z[at], y[left[at]], goal.select(at), None, need_grad=False)
-                wrong[at], loss[at] = seen.wrong, seen.loss
-            stop = wrong if self.stop_at_success else torch.zeros_like(wrong)
-            leaving = torch.ones_like(wrong) if last else stop
-            out = left[leaving]
-            end[out], value[out], fooled[out] = z[leaving], loss[leaving], wrong[leaving]
-            if leaving.any():
-                staying = ~leaving
-                left, z, grad, region = left[staying], z[staying], grad[staying], region.select(staying)
-                goal, watch = goal.select(staying), watch.select(staying)
-            if not len(left):
-                break
-            z = region.ascend(z, grad, self._length(k))
-        return end, value, fooled
+    def _objective(self, call: _Call) -> _Objective:
+        if self.loss in AGAINST_LABELS:
+            return _against(AGAINST_LABELS[self.loss], call.y)
+        return _against(
+            AGAINST_CLEAN[self.loss], _logits(call.model, call.x, call.y, call.monitor is not None)
+        )
 
 
-class _Goal(NamedTuple):
-    """A loss, and what it holds each point against: labels (B,), clean logits (B, K), or labels and targets (B, 2)."""
-
-    loss: Loss
-    against: Tensor
-
-    def select(self, kept: Tensor) -> "_Goal":
-        return _Goal(self.loss, self.against[kept])
+def _against(loss: Loss, reference: Tensor) -> _Objective:
+    """The loss against labels (B,), clean logits (B, K), or pairs of label and target (B, 2)."""
+    return lambda logits, rows: loss(logits, reference[rows])
 
 
-@dataclass(frozen=True)
-class Watch:
-    """Whoever looks on: has logits checked, and marks where gradients say nothing.
+class _Evaluation(NamedTuple):
+    """Of each point: the gradient of its loss (zero where it is not finite), the loss, and whether it is misclassified."""
 
-    Attributes:
-        points: those of the batch that are being attacked, as indices.
-        zero: (B,), the last gradient is exactly zero.
-        broken: (B,), a gradient was NaN or infinite.
-    """
-
-    points: Tensor
-    zero: Tensor
-    broken: Tensor
-
-    @staticmethod
-    def over(x: Tensor) -> "Watch":
-        """One that has seen nothing yet."""
-        zero = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        return Watch(torch.arange(len(x), device=x.device), zero, zero.clone())
-
-    def select(self, kept: Tensor) -> "Watch":
-        """On some of the points, with the same marks."""
-        return Watch(self.points[kept], self.zero, self.broken)
-
-    def see(self, grad: Tensor, wrong: Tensor) -> None:
-        """A point whose last gradient is zero has stopped there; that is no harm where it is misclassified."""
-        size = grad.flatten(1).abs().amax(1)
-        self.zero[self.points] = (size == 0) & ~wrong
-        self.broken[self.points] |= ~(size < math.inf)
-
-    def warn(self) -> None:
-        """Say, if there is anything to say, for how many points the attack was blind."""
-        for points, what in ((self.zero, "exactly zero"), (self.broken, "NaN or infinite")):
-            if blind := int(points.sum()):
-                warnings.warn(
-                    f"the gradient is {what} for {blind} of {len(points)} points: the attack has no direction there, "
-                    "and a robust accuracy from it is too high",
-                    stacklevel=3,
-                )
-
-
-class _Seen(NamedTuple):
     grad: Tensor
     loss: Tensor
-    wrong: Tensor
+    misclassified: Tensor
 
 
-def _look(
-    model: nn.Module, z: Tensor, y: Tensor, goal: _Goal, watch: Watch | None, need_grad: bool = True
-) -> _Seen:
-    """Gradient of each point's own loss, the loss, and whether the point is misclassified."""
-    with torch.set_grad_enabled(need_grad):
-        z = z.detach().requires_grad_(need_grad)
-        logits = model(z)
-        if watch:
-            check_logits(logits, y)
-        logits = wide(logits)
-        loss = goal.loss(logits, goal.against)
-        if need_grad and not loss.requires_grad:
-            raise AttackError(
-                "no gradient reaches the inputs; is there a detach() or no_grad() in the model?"
-            )
-        grad = torch.autograd.grad(loss.sum(), z)[0] if need_grad else torch.zeros_like(z)
-    wrong = logits.detach().argmax(1) != y
-    if watch and need_grad:
-        watch.see(grad, wrong)
-    return _Seen(torch.nan_to_num(grad, 0.0, 0.0, 0.0), loss.detach().float(), wrong)
+def _evaluate(
+    call: _Call, network: nn.Module, z: Tensor, objective: _Objective, rows: Rows = slice(None), *, backward: bool = True
+) -> _Evaluation:  # fmt: skip
+    y = call.y[rows]
+    with torch.set_grad_enabled(backward):
+        z = z.detach().requires_grad_(backward)
+        logits = _logits(network, z, y, call.monitor is not None)
+        loss = objective(logits, rows)
+        grad = input_gradient(loss, z) if backward else torch.zeros_like(z)
+    misclassified = logits.detach().argmax(1) != y
+    if call.monitor and backward:
+        call.monitor.record(rows, grad, misclassified)
+    return _Evaluation(torch.nan_to_num(grad, 0.0, 0.0, 0.0), loss.detach().float(), misclassified)
 
 
-def _clean(model: nn.Module, x: Tensor, y: Tensor, check: bool = True) -> Tensor:
+def _logits(model: nn.Module, x: Tensor, y: Tensor, check: bool = True) -> Tensor:
     logits = model(x)
     if check:
         check_logits(logits, y)
     return wide(logits)
-
-
-def _check_settings(a: Ascent) -> None:
-    counts = {"steps": a.steps, "restarts": a.restarts, "targets": a.targets, "seed": a.seed}
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or abs(count) >= 2**63:
-            raise AttackError(f"{name}={count!r}: expected a whole number")
-    if isinstance(a.norm, bool) or a.norm not in (1, 2, math.inf):
-        raise AttackError(f"norm={a.norm!r} is not known here; expected 1, 2 or inf")
-    if not is_amount(a.eps):
-        raise AttackError(
-            f"eps={a.eps!r}: expected a radius of at least 0 in pixel values of [0, 1], such as 8/255"
-        )
-    if a.norm == math.inf and a.eps > 1:
-        raise AttackError(
-            f"eps={a.eps!r} is larger than the whole range [0, 1] of a pixel; did you mean {a.eps:g}/255?"
-        )
-    if a.steps < 0 or a.restarts < 1 or a.targets < 0:
-        raise AttackError(
-            f"steps={a.steps!r}, restarts={a.restarts!r}, targets={a.targets!r}: expected at least 0, 1 and 0"
-        )
-    if a.step is not None and not is_amount(a.step):
-        raise AttackError(f"step={a.step!r}: expected a length of at least 0 in pixel values")
-    for name, word, known in (
-        ("loss", a.loss, tuple(LOSSES)),
-        ("mode", a.mode, get_args(Mode)),
-        ("start", a.start, get_args(Start)),
-        ("step_rule", a.step_rule, get_args(StepRule)),
-    ):
-        if word not in known:
-            raise AttackError(f"{name}={word!r} is not known; expected one of {', '.join(known)}")
-    if a.loss in AGAINST_CLEAN and a.targets:
-        raise AttackError(
-            f"loss={a.loss!r} knows no target classes; expected one of {', '.join(AGAINST_LABELS)}"
-        )
-    if a.loss in AGAINST_CLEAN and a.start == "point":
-        raise AttackError(
-            f"loss={a.loss!r} compares with the logits of the point itself, where its gradient is zero: "
-            "expected a random start"
-        )

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from opnorm._core.modes import Mode, model_state_preserved
 from opnorm.attacks._apgd import apgd_search
-from opnorm.attacks._batching import hunt
+from opnorm.attacks._batching import Options, Problem, Searches, run_searches
 from opnorm.attacks._pgd import pgd
+from opnorm.attacks._search import Search
 from opnorm.attacks._square import Square
 from opnorm.attacks.losses import log_odds, margin, wide
 from opnorm.attacks.projections import ball
 from opnorm.attacks.result import AttackResult, StageResult
-from opnorm.attacks.search import Search
 
 __all__ = ["GradientMaskingReport", "Indicator", "check_gradient_masking"]
 
@@ -145,12 +145,11 @@ class _Lab(NamedTuple):
         """(B, K)."""
         return wide(self.model(x))
 
-    def breaks(self, search: Search, eps: float) -> int:
-        """How many of the points a search fools."""
-        caught = hunt(
-            self.model, self.x, self.y, search, eps=eps, norm=self.norm, seed=self.seed, lanes=SAMPLE
-        )
-        return int(caught.fooled.sum())
+    def breaks(self, search: Search[Any], eps: float) -> int:
+        """How many of the points a search makes misclassified."""
+        problem = Problem(self.model, self.x, self.y, self.logits(self.x), eps, self.norm)
+        result = run_searches(problem, [Searches(search)], Options(self.seed, SAMPLE))
+        return int(result.misclassified.sum())
 
 
 def _spread(points: Tensor) -> Tensor:

@@ -103,8 +103,8 @@ def _print_evaluation(done: Any) -> None:
             f"proved            {v.certified_accuracy:.2%}  ({proved} of {points}): no attack can break these"
         )
     for stage in v.stages:
-        vain, jobs = stage.counts.get("given_up", 0), stage.searches * stage.attacked
-        early = f"; {vain:,} of {jobs:,} searches had no prospect and ended early" if vain else ""
+        vain, jobs = stage.counts.get("stopped_early", 0), stage.searches * stage.attacked
+        early = f"; {vain:,} of {jobs:,} searches stopped early" if vain else ""
         print(
             f"                  {stage.name}: {stage.misclassified} of {stage.attacked} misclassified in "
             f"{stage.wall_seconds:.1f} s{early}"

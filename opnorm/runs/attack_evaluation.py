@@ -225,7 +225,7 @@ def _attack(job: _Job, at: int) -> _Part:
 
     heard(job.text, 0, len(x))
     own = job.attack if isinstance(job.attack, AutoAttack) else None
-    result = own.judge(job.model, x, y, tell=heard) if own else _judge(job, x, y)
+    result = own.evaluate(job.model, x, y, progress=heard) if own else _judge(job, x, y)
     outside = gaps(x, result.points, job.norm) > job.eps * (1 + 1e-6)
     boxed = (result.points >= 0) & (result.points <= 1)  # also refuses NaN
     if outside.any() or not boxed.all():

@@ -123,7 +123,7 @@ def test_autoattack_accuracy(model):
         "toy", toy.train, type(toy.test)(toy.test.images[100:], toy.test.labels[100:]), toy.classes
     )
     (row,) = autoattack_accuracy(eps=4 / 255, version="rand", points=3)(model, toy)
-    result = AutoAttack(eps=4 / 255, version="rand").judge(model, x[:3], y[:3])
+    result = AutoAttack(eps=4 / 255, version="rand").evaluate(model, x[:3], y[:3])
     assert row["accuracy"] == result.robust_accuracy
     assert (row["low"], row["high"]) == result.interval
     assert row["points"] == 3

@@ -88,7 +88,7 @@ def test_robust_accuracy_against_stronger_attacks(model):
     x, y = (t[:60] for t in pixels(toy.test))
     by_name = {}
     for attack, names in (("apgd", ("apgd-ce", "apgd-t")), ("autoattack", None)):
-        result = AutoAttack(math.inf, 0.05, attacks=names).judge(model, x, y)
+        result = AutoAttack(math.inf, 0.05, attacks=names).evaluate(model, x, y)
         (by_name[attack],) = robust_accuracy(math.inf, (0.05,), points=60, attack=attack)(model, toy)
         assert by_name[attack]["correct"] == int(result.robust.sum())
     (weak,) = robust_accuracy(math.inf, (0.05,), 1, points=60)(model, toy)

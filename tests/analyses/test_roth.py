@@ -20,7 +20,7 @@ from opnorm.analyses import (
 )
 from opnorm.analyses.points import in_double, random_network, sample
 from opnorm.attacks import pgd
-from opnorm.attacks._pgd import Ascent
+from opnorm.attacks._pgd import PGD
 from opnorm.certificates import lipschitz_radius
 from opnorm.data import Dataset, Split
 from opnorm.errors import AttackError, ModelError, OpnormError, SpecError
@@ -329,7 +329,7 @@ def test_models_that_have_no_such_thing(model):
     with pytest.raises(ModelError, match="no ReLU"):
         relu_cells(10)(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), data())
     with pytest.raises(AttackError, match="left 10 of 10 points where they are"):
-        singular_alignment(10, attack=Ascent(2, 0.5, 0, start="point"))(model, data())
+        singular_alignment(10, attack=PGD(2, 0.5, 0, start="point"))(model, data())
     broken = network()
     nn.init.constant_(broken[-1].weight, math.nan)
     for name, extra in FAST.items():

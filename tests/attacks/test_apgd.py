@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from opnorm._core.random import point_keys
-from opnorm.attacks._apgd import APGD, SparseAPGD, _near, _near_sparse, _sparse, apgd
-from opnorm.attacks._batching import hunt
+from opnorm.attacks._apgd import APGD, SparseAPGD, apgd, sparse_direction
+from opnorm.attacks._batching import Searches
+from opnorm.attacks._search import Batch, Response
 from opnorm.attacks.losses import rank_targets, towards
 from opnorm.attacks.projections import ball
-from opnorm.attacks.search import Answer, Lanes
 from opnorm.errors import AttackError
 from opnorm.spec import spec_of
+from tests.attacks.test_batching import run
 from tests.attacks.test_contract import best_in_ball_and_box, exactly_inside
 from tests.attacks.victims import EPS, Linear, images, net
 
@@ -86,19 +87,19 @@ def plain_apgd(model, x, y, start, eps, norm, steps):
     return path, etas
 
 
-def lanes_of(x, y, eps, norm, seed=0, target=None):
+def batch_of(x, y, eps, norm, seed=0, target=None):
     target = torch.full_like(y, -1) if target is None else target
     nobody = torch.full((len(x),), -math.inf)
-    return Lanes(x, y, target, torch.zeros_like(y), point_keys(x, seed), nobody, ball(x, eps, norm))
+    return Batch(x, y, target, torch.zeros_like(y), point_keys(x, seed), nobody, ball(x, eps, norm))
 
 
-def path_of(search, model, lanes):
-    """Where a search asks, and its step lengths, without the machine around it."""
-    state, path, etas = search.start(lanes), [], []
+def path_of(search, model, batch):
+    """Where a search asks, and its step lengths, without the scheduler around it."""
+    state, path, etas = search.start(batch), [], []
     for _ in range(search.steps):
-        path.append(state["z"].clone())
-        state = search.advance(lanes, state, search.ask(model, lanes, state))
-        etas.append(state["step"].clone())
+        path.append(state.z.clone())
+        state = search.advance(batch, state, search.query(model, batch, state))
+        etas.append(state.step.clone())
     return path, etas
 
 
@@ -107,14 +108,14 @@ def path_of(search, model, lanes):
 def test_same_path_as_the_plain_algorithm(norm, steps):
     model, (x, y) = Bumpy(), images(5, dtype=torch.float64)
     search = APGD(steps)
-    lanes = lanes_of(x, y, 0.2, norm)
-    path, etas = path_of(search, model, lanes)
+    batch = batch_of(x, y, 0.2, norm)
+    path, etas = path_of(search, model, batch)
     halved = 0
     for i in range(5):
-        start = search.start(lanes)["z"][i : i + 1]
+        start = search.start(batch).z[i : i + 1]
         want, want_etas = plain_apgd(model, x[i : i + 1], int(y[i]), start, 0.2, norm, steps)
         assert len(path) == len(want) == steps + 1
-        # ℓ2 projections are iterated to rounding in one and to 1e-4 or so in the other, and the model is bumpy
+        # ℓ2 projections of batches and of points differ by rounding, and the model is bumpy
         compared = steps + 1 if norm == math.inf else min(steps + 1, 8)
         for k in range(compared):
             torch.testing.assert_close(
@@ -162,12 +163,12 @@ def plain_sparse(model, x, y, start, eps, steps):
 def test_same_steps_as_the_plain_sparse_algorithm():
     model, (x, y) = Bumpy(frequency=1.0), images(6, dtype=torch.float64)
     search = SparseAPGD(50)
-    lanes = lanes_of(x, y, 0.3, 1)
-    state, used = search.start(lanes), []
-    starts = state["z"]
+    batch = batch_of(x, y, 0.3, 1)
+    state, used = search.start(batch), []
+    starts = state.z
     for _ in range(search.steps):
-        state = search.advance(lanes, state, search.ask(model, lanes, state))
-        used.append((state["step"].clone(), state["count"].clone()))
+        state = search.advance(batch, state, search.query(model, batch, state))
+        used.append((state.step.clone(), state.count.clone()))
     for i in range(6):
         want = plain_sparse(model, x[i : i + 1], int(y[i]), starts[i : i + 1], 0.3, 50)
         assert [(pytest.approx(float(e[i])), int(c[i])) for e, c in used] == want
@@ -184,14 +185,14 @@ def test_checkpoints_as_in_the_paper():
         assert windows.sum() == at[-1]
 
 
-def test_lanes_at_different_iterations_do_not_see_each_other():
+def test_rows_at_different_iterations_do_not_affect_each_other():
     model, (x, y) = Bumpy(), images(9, dtype=torch.float64)
     for search, norm, eps in ((APGD(23), math.inf, 0.2), (SparseAPGD(23), 1, 0.5)):
-        settings = {"eps": eps, "norm": norm, "restarts": 2, "stop": False}
-        together = hunt(model, x, y, search, lanes=18, **settings)
-        staggered = hunt(model, x, y, search, lanes=4, **settings)
+        settings, both = {"eps": eps, "norm": norm, "stop_at_success": False}, Searches(search, restarts=2)
+        together = run(model, x, y, both, batch=18, **settings)
+        staggered = run(model, x, y, both, batch=4, **settings)
         assert torch.allclose(together.points, staggered.points, rtol=0, atol=1e-12)
-        assert torch.equal(together.fooled, staggered.fooled)
+        assert torch.equal(together.misclassified, staggered.misclassified)
 
 
 # ---------------------------------------------------------------- known optima
@@ -228,29 +229,12 @@ def test_at_least_as_strong_as_pgd():
         assert min(fooled[1:]) >= fooled[0] - 0.02
 
 
-# ---------------------------------------------------------------- projections that are nearly right
-
-
-@pytest.mark.parametrize("eps", [0.01, 0.3, 1.0, 30.0])
-@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 5, 7), (1, 1, 1)])
-def test_near_projections_are_near(eps, shape):
-    x, y = images(20, shape, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(1)
-    z = x + torch.randn(20, *shape, generator=generator).double() * eps
-    for norm in (2, 1):
-        lanes = lanes_of(x, y, eps, norm)
-        exact = lanes.region.project(z)
-        near = _near(lanes, z) if norm == 2 else _near_sparse(x, z, torch.full((20,), eps).double())
-        assert ((near >= 0) & (near <= 1)).all()
-        length = torch.linalg.vector_norm((near - x).flatten(1), norm, dim=1)
-        assert (length <= eps * 1.02).all()
-        assert (near - exact).flatten(1).norm(dim=1).max() <= 0.03 * min(eps, math.prod(shape) ** 0.5)
-        assert torch.allclose(_near(lanes, x) if norm == 2 else _near_sparse(x, x, y + eps), x)
+# ---------------------------------------------------------------- ℓ1
 
 
 def test_sparse_steps():
     grad = torch.tensor([[3.0, -1.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0], [1.0, 1.0, -1.0, 0.5]]).view(3, 1, 2, 2)
-    got = _sparse(grad, torch.tensor([2, 1, 1])).flatten(1)
+    got = sparse_direction(grad, torch.tensor([2, 1, 1])).flatten(1)
     want = torch.tensor([[0.5, 0, 0.5, 0], [0, 0, 0, 0], [1 / 3, 1 / 3, -1 / 3, 0]])  # ties share
     assert torch.allclose(got, want)
 
@@ -263,7 +247,7 @@ def test_the_sparse_search_ends_in_the_smallest_ball():
         assert search.factor[-1] == 1
     assert search.factor.tolist() == [3] * 31 + [2] * 31 + [1] * 41
     model, (x, y) = Bumpy(), images(4, dtype=torch.float64)
-    path, _ = path_of(search, model, lanes_of(x, y, 0.5, 1))
+    path, _ = path_of(search, model, batch_of(x, y, 0.5, 1))
     for z, factor in zip(path, search.factor, strict=True):
         assert ((z - x).abs().flatten(1).sum(1) <= 0.5 * factor * (1 + 1e-9)).all()
 
@@ -333,7 +317,7 @@ def test_the_text_of_an_attack():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"loss": "kl"}, "loss='kl' is not known; expected one of ce, cw, dlr"),
+        ({"loss": "kl"}, "loss='kl': expected 'ce', 'cw' or 'dlr'"),
         ({"targets": -1}, "targets=-1"),
         ({"targets": True}, "targets=True"),
         ({"targets": 1.0}, r"targets=1\.0"),
@@ -355,17 +339,17 @@ def test_an_honest_model_gives_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for loss in ("ce", "dlr", "cw"):
-            apgd(math.inf, 0.1, 5, loss)(model, x, y)
+            apgd(math.inf, 0.1, 5, loss=loss)(model, x, y)
 
 
-def test_a_step_uses_the_answer_alone():
-    """Gradients of a model are not asked for twice: advance() sees one answer, and the best one is remembered."""
+def test_a_step_uses_one_response():
+    """advance() needs one response, and keeps the best one."""
     x, y = images(2)
-    lanes, search = lanes_of(x, y, 0.1, math.inf), APGD(3)
-    state = search.start(lanes)
-    first = state["z"].clone()
-    up = Answer(torch.zeros(2, 3), torch.tensor([1.0, 1.0]), torch.ones_like(x))
-    state = search.advance(lanes, state, up)
-    second = state["z"].clone()
-    state = search.advance(lanes, state, up._replace(loss=torch.tensor([0.0, 2.0])))
-    assert torch.equal(search.last(lanes, state), torch.stack([first[0], second[1]]))
+    batch, search = batch_of(x, y, 0.1, math.inf), APGD(3)
+    state = search.start(batch)
+    first = state.z.clone()
+    up = Response(torch.zeros(2, 3), torch.tensor([1.0, 1.0]), torch.ones_like(x), 2)
+    state = search.advance(batch, state, up)
+    second = state.z.clone()
+    state = search.advance(batch, state, up._replace(loss=torch.tensor([0.0, 2.0])))
+    assert torch.equal(search.final_iterate(batch, state), torch.stack([first[0], second[1]]))

@@ -1,4 +1,4 @@
-"""AutoAttack: what it claims is so, on the model as given, whatever the batch."""
+"""AutoAttack: its verdicts are those of the model as given, whatever the batch."""
 
 import importlib
 import math
@@ -11,12 +11,12 @@ from torch import nn
 
 from opnorm._core import surrogate as surrogates
 from opnorm.attacks._autoattack import AutoAttack, autoattack
-from opnorm.attacks._batching import Task, hunt_together
+from opnorm.attacks._batching import Options, Problem, Searches
 from opnorm.attacks._square import Square
 from opnorm.attacks.result import AttackResult, confidence_interval
-from opnorm.attacks.search import Search
 from opnorm.errors import AttackError
 from opnorm.spec import build, spec_of
+from tests.attacks.test_batching import Shift
 from tests.attacks.test_contract import exactly_inside, record, same
 from tests.attacks.victims import EPS, images, net
 
@@ -45,7 +45,7 @@ def trained(classes=5, dtype=torch.float32, seed=0):
 @pytest.mark.parametrize("norm", [math.inf, 2, 1])
 def test_what_it_claims_is_so(norm):
     model, x, y = trained()
-    result = AutoAttack(norm, EPS[norm], attacks=GRADIENTS).judge(model, x, y)
+    result = AutoAttack(norm, EPS[norm], attacks=GRADIENTS).evaluate(model, x, y)
     assert result.correct.tolist() == [i % 10 != 0 for i in range(60)]
     assert torch.equal(result.misclassified, (model(result.points).argmax(1) != y) & result.correct)
     assert 0 < result.misclassified.sum() < result.correct.sum()
@@ -71,48 +71,48 @@ def test_the_attack_is_its_points():
     attack = AutoAttack(attacks=GRADIENTS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # five classes have four targets
-        assert torch.equal(attack(model, x, y), attack.judge(model, x, y).points)
+        assert torch.equal(attack(model, x, y), attack.evaluate(model, x, y).points)
         assert torch.equal(attack(model, x, y, seed=1), AutoAttack(attacks=GRADIENTS, seed=1)(model, x, y))
 
 
 def test_verdicts_do_not_depend_on_batch_or_order():
     model, x, y = trained(dtype=torch.float64)
-    want = AutoAttack(math.inf, 0.1, attacks=GRADIENTS).judge(model, x, y)
+    want = AutoAttack(math.inf, 0.1, attacks=GRADIENTS).evaluate(model, x, y)
     assert 5 < want.misclassified.sum() < 50
     assert len(want.stage_index.unique()) == 3
     order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
     for batch in (1, 7, 60):  # which attack comes first may depend on it, where both would break a point
-        result = AutoAttack(math.inf, 0.1, attacks=GRADIENTS, batch=batch).judge(model, x[order], y[order])
+        result = AutoAttack(math.inf, 0.1, attacks=GRADIENTS, batch=batch).evaluate(model, x[order], y[order])
         assert torch.equal(result.misclassified, want.misclassified[order])
     parts = [
-        AutoAttack(math.inf, 0.1, attacks=GRADIENTS).judge(model, a, b)
+        AutoAttack(math.inf, 0.1, attacks=GRADIENTS).evaluate(model, a, b)
         for a, b in zip(x.split(13), y.split(13), strict=True)
     ]
     assert torch.equal(torch.cat([v.misclassified for v in parts]), want.misclassified)
-    again = AutoAttack(math.inf, 0.1, attacks=GRADIENTS).judge(model, x, y)
+    again = AutoAttack(math.inf, 0.1, attacks=GRADIENTS).evaluate(model, x, y)
     assert torch.equal(again.points, want.points)
 
 
 def test_stages_do_not_share_random_numbers_and_may_be_chosen():
     model, x, y = trained(dtype=torch.float64)
-    both = AutoAttack(math.inf, 0.1, attacks=GRADIENTS).judge(model, x, y)
-    second = AutoAttack(math.inf, 0.1, attacks=GRADIENTS[1:]).judge(model, x, y)
+    both = AutoAttack(math.inf, 0.1, attacks=GRADIENTS).evaluate(model, x, y)
+    second = AutoAttack(math.inf, 0.1, attacks=GRADIENTS[1:]).evaluate(model, x, y)
     assert (
         second.misclassified | (both.stage_index == 0) | ~both.misclassified
-    ).all()  # what APGD-T broke, it breaks alone
-    reverse = AutoAttack(math.inf, 0.1, attacks=GRADIENTS[::-1]).judge(model, x, y)
+    ).all()  # what APGD-T finds, it finds alone
+    reverse = AutoAttack(math.inf, 0.1, attacks=GRADIENTS[::-1]).evaluate(model, x, y)
     assert torch.equal(reverse.misclassified, both.misclassified)
 
 
-def test_attacks_that_share_a_batch_break_what_they_break_apart(monkeypatch):
+def test_attacks_that_share_a_batch_find_what_they_find_apart(monkeypatch):
     model, x, y = trained(dtype=torch.float64)
-    monkeypatch.setattr("opnorm.attacks._batching.EARLY", 2)  # of the ten steps
+    monkeypatch.setattr("opnorm.attacks._batching.FIRST_STEPS", 2)  # of the ten steps
 
     def nothing(model, x, y, eps, norm):  # to be proved after the first attack, which therefore runs alone
         return torch.zeros_like(y, dtype=torch.bool)
 
-    together = AutoAttack(math.inf, 0.1, attacks=GRADIENTS).judge(model, x, y)
-    apart = AutoAttack(math.inf, 0.1, attacks=GRADIENTS, certify=nothing).judge(model, x, y)
+    together = AutoAttack(math.inf, 0.1, attacks=GRADIENTS).evaluate(model, x, y)
+    apart = AutoAttack(math.inf, 0.1, attacks=GRADIENTS, certify=nothing).evaluate(model, x, y)
     assert torch.equal(together.misclassified, apart.misclassified)
     for v in (together, apart):
         assert [s.misclassified for s in v.stages] == [int((v.stage_index == i).sum()) for i in range(2)]
@@ -120,22 +120,22 @@ def test_attacks_that_share_a_batch_break_what_they_break_apart(monkeypatch):
     assert second.attacked == first.attacked - first.misclassified <= together.stages[1].attacked
 
 
-def test_square_is_told_how_far_the_attacks_before_it_came(monkeypatch):
+def test_square_gets_the_margins_of_the_attacks_before_it(monkeypatch):
     model, x, y = trained()
-    calls, run = [], module.hunt_together
+    calls, run = [], module.run_searches
 
-    def spy(judge, points, *args, reached, **kwargs):
-        catch = run(judge, points, *args, reached=reached, **kwargs)
-        calls.append((points, reached, catch))
-        return catch
+    def spy(problem, searches, options):
+        found = run(problem, searches, options)
+        calls.append((problem.x, options.margin, found))
+        return found
 
-    monkeypatch.setattr(module, "hunt_together", spy)
+    monkeypatch.setattr(module, "run_searches", spy)
     monkeypatch.setattr(module, "Square", lambda norm, patience, full: Square(norm, 20, patience, full))
-    AutoAttack(eps=EPS[math.inf]).judge(model, x, y)
+    AutoAttack(eps=EPS[math.inf]).evaluate(model, x, y)
     (points, none, gradients), (_, once, fab), (left, twice, _) = calls
     assert (none == -math.inf).all()
-    assert torch.equal(once, gradients.margin[~gradients.fooled])
-    assert torch.equal(twice, once.maximum(fab.margin)[~fab.fooled])
+    assert torch.equal(once, gradients.margin[~gradients.misclassified])
+    assert torch.equal(twice, once.maximum(fab.margin)[~fab.misclassified])
     assert (twice <= 0).all()
     assert len(left) < len(points)
 
@@ -145,15 +145,15 @@ def test_several_radii_in_one_batch(norm, batch):
     model, x, y = (part if i == 0 else part[: 3 * batch] for i, part in enumerate(trained()))
     radii = [EPS[norm] * factor for factor in (0.5, 6, 0, 2, 6)]
     attack = AutoAttack(norm, attacks=GRADIENTS, bf16=False, batch=batch)
-    stands = attack.standing(model, x, y, radii)
-    apart = [replace(attack, eps=eps).judge(model, x, y) for eps in radii]
-    for row, result in zip(stands, apart, strict=True):
+    robust = attack.robust_at(model, x, y, radii)
+    apart = [replace(attack, eps=eps).evaluate(model, x, y) for eps in radii]
+    for row, result in zip(robust, apart, strict=True):
         assert torch.equal(row, result.robust)
-    shares = stands.double().mean(1)
+    shares = robust.double().mean(1)
     assert shares[1] == shares[4] <= shares[3] <= shares[0] <= shares[2]
     assert shares[1] < shares[2] < 1
-    assert attack.standing(model, x[:0], y[:0], radii).shape == (5, 0)
-    assert torch.equal(attack.standing(model, x, y, [0.0]), stands[2:3])
+    assert attack.robust_at(model, x[:0], y[:0], radii).shape == (5, 0)
+    assert torch.equal(attack.robust_at(model, x, y, [0.0]), robust[2:3])
 
 
 class Moat(nn.Module):
@@ -171,14 +171,14 @@ class Moat(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:the gradient of:UserWarning")
-def test_a_smaller_radius_is_tried_only_where_the_larger_one_fooled():
+def test_a_smaller_radius_is_attacked_only_where_the_larger_one_succeeds():
     x, y = torch.full((5, 1, 4, 4), 0.5), torch.zeros(5, dtype=torch.long)
     attack = AutoAttack(attacks=("apgd-ce",))
     with pytest.warns(UserWarning, match="exactly zero for 5 of 5 pairs of a point and a radius"):
-        assert attack.standing(Moat().eval(), x, y, (0.05, 0.5)).all()
-    assert not attack.standing(Moat().eval(), x, y, (0.05,)).any()
-    stands = attack.standing(Moat(near=False).eval(), x, y, (0.02, 0.05, 0.5))
-    assert stands.tolist() == [[True] * 5, [False] * 5, [False] * 5]
+        assert attack.robust_at(Moat().eval(), x, y, (0.05, 0.5)).all()
+    assert not attack.robust_at(Moat().eval(), x, y, (0.05,)).any()
+    robust = attack.robust_at(Moat(near=False).eval(), x, y, (0.02, 0.05, 0.5))
+    assert robust.tolist() == [[True] * 5, [False] * 5, [False] * 5]
 
 
 def test_radii_of_a_random_model_are_of_the_same_clean_points():
@@ -189,7 +189,7 @@ def test_radii_of_a_random_model_are_of_the_same_clean_points():
 
     x, _ = images(40)
     attack = AutoAttack(version="rand", attacks=("apgd-ce",))
-    large, small, none = attack.standing(
+    large, small, none = attack.robust_at(
         Noisy().eval(), x, torch.zeros(40, dtype=torch.long), (0.02, 0.001, 0)
     )
     assert not (large & ~small).any()
@@ -209,38 +209,26 @@ def test_bad_radii(settings, radii, message):
     model, x, y = trained()
     chosen = {} if radii == (0.1,) and not settings else {"attacks": GRADIENTS}
     with pytest.raises(AttackError, match=message):
-        AutoAttack(**chosen, **settings).standing(model, x, y, radii)
+        AutoAttack(**chosen, **settings).robust_at(model, x, y, radii)
 
 
-def test_a_zero_gradient_counts_although_the_next_attack_breaks_the_point():
+def test_a_zero_gradient_counts_although_the_next_attack_succeeds():
     x, y = torch.full((2, 1, 2, 2), 0.5), torch.zeros(2, dtype=torch.long)
 
-    class Blind(Search):
-        name, steps, step = "blind", 30, 0.0
-
-        def start(self, lanes):
-            return {"z": lanes.x}
-
-        def loss(self, lanes, state, logits):
+    class Flat(Shift):
+        def loss(self, batch, state, logits):
             return 0 * logits.sum(1)
 
-        def advance(self, lanes, state, answer):
-            return {"z": state["z"] + self.step}
-
-    sees = Blind()
-    sees.name, sees.step = "sees", 0.01
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     with torch.no_grad():  # class 1 where the mean is above 0.55
         model[1].weight.copy_(torch.tensor([[0.0] * 4, [0.25] * 4]))
         model[1].bias.copy_(torch.tensor([0.55, 0.0]))
-    tasks = [Task(Blind()), Task(sees)]
-    catch = hunt_together(model, x, y, tasks, eps=0.2, norm=math.inf)
-    assert catch.by.tolist() == [1, 1]
-    first, second = module._stages(tasks, catch, 1.0, 2.0)
-    assert (first.zero_gradients, second.zero_gradients) == (2, 0)
-    assert (first.misclassified, second.misclassified) == (0, 2)
-    assert first.cpu_seconds + second.cpu_seconds == pytest.approx(1)
-    assert first.wall_seconds == 2 * first.cpu_seconds
+    searches = [Searches(Flat(0.0, 30, "first")), Searches(Flat(0.01, 30, "second"))]
+    stages, found = module.run_round(Problem(model, x, y, model(x), 0.2, math.inf), searches, Options())
+    assert found.search.tolist() == [1, 1]
+    assert [stage.zero_gradients for stage in stages] == [2, 0]
+    assert [stage.misclassified for stage in stages] == [0, 2]
+    assert all(stage.cpu_seconds > 0 for stage in stages)
 
 
 def test_nothing_is_disturbed():
@@ -249,7 +237,7 @@ def test_nothing_is_disturbed():
     model[1].eval()
     model(x).sum().backward()
     before, inputs = record(model), x.clone()
-    AutoAttack(attacks=GRADIENTS).judge(model, x, y)
+    AutoAttack(attacks=GRADIENTS).evaluate(model, x, y)
     after = record(model)
     del before["python"]  # the checks of shapes and types in tests draw from it
     for key, value in before.items():
@@ -275,9 +263,9 @@ def test_a_surrogate_never_changes_who_is_right(monkeypatch):
     for surrogate in (Lies(model), net(3, 5).eval(), Rounded(model)):
         surrogate.precise_logits = True
         monkeypatch.setattr(module, "evaluation_surrogate", lambda *_, surrogate=surrogate: surrogate)
-        result = AutoAttack(math.inf, 0.05, attacks=GRADIENTS).judge(model, x, y)
+        result = AutoAttack(math.inf, 0.05, attacks=GRADIENTS).evaluate(model, x, y)
         assert torch.equal(result.misclassified, (model(result.points).argmax(1) != y) & result.correct)
-        assert sum(stage.counts["confirm"] for stage in result.stages) > 0
+        assert sum(stage.counts["confirmations"] for stage in result.stages) > 0
 
 
 class Rounded(nn.Module):
@@ -293,8 +281,8 @@ class Rounded(nn.Module):
 
 def test_bf16_finds_about_as_much():
     model, x, y = trained()
-    fp32 = AutoAttack(math.inf, 0.1, attacks=GRADIENTS, bf16=False).judge(model, x, y)
-    bf16 = AutoAttack(math.inf, 0.1, attacks=GRADIENTS).judge(model, x, y)
+    fp32 = AutoAttack(math.inf, 0.1, attacks=GRADIENTS, bf16=False).evaluate(model, x, y)
+    bf16 = AutoAttack(math.inf, 0.1, attacks=GRADIENTS).evaluate(model, x, y)
     assert torch.equal(bf16.misclassified, (model(bf16.points).argmax(1) != y) & bf16.correct)
     assert abs(int(bf16.misclassified.sum()) - int(fp32.misclassified.sum())) <= 2
 
@@ -371,7 +359,7 @@ def test_certified_points_are_attacked_once_at_most():
         seen.append((len(x), eps, norm))
         return x.flatten(1).mean(1) > 0.5
 
-    result = AutoAttack(math.inf, 0.05, attacks=GRADIENTS, certify=certify).judge(model, x, y)
+    result = AutoAttack(math.inf, 0.05, attacks=GRADIENTS, certify=certify).evaluate(model, x, y)
     first, second = result.stages
     want = (x.flatten(1).mean(1) > 0.5) & result.correct & (result.stage_index != 0)
     assert first.misclassified > 0
@@ -382,13 +370,15 @@ def test_certified_points_are_attacked_once_at_most():
     assert second.attacked == 54 - first.misclassified - want.sum()
     assert result.certified_accuracy <= result.robust_accuracy
     with pytest.raises(AttackError, match=r"certify returned torch.float32 of shape \(3,\)"):
-        AutoAttack(attacks=("apgd-ce",), certify=lambda *_: torch.ones(3)).judge(model, x, y)
+        AutoAttack(attacks=("apgd-ce",), certify=lambda *_: torch.ones(3)).evaluate(model, x, y)
 
 
 def test_everything_certified():
     model, x, y = trained()
     for eps in (0.001, 0):
-        result = AutoAttack(math.inf, eps, certify=lambda model, x, y, eps, norm: y >= 0).judge(model, x, y)
+        result = AutoAttack(math.inf, eps, certify=lambda model, x, y, eps, norm: y >= 0).evaluate(
+            model, x, y
+        )
         assert [stage.name for stage in result.stages] == ["APGD-CE"][: eps > 0]
         assert result.robust_accuracy == result.certified_accuracy == result.clean_accuracy == 0.9
 
@@ -397,7 +387,7 @@ def test_everything_certified():
 
 
 class Noisy(nn.Module):
-    """Its logits shift with one draw for all points; also in eval mode."""
+    """Its logits shift by one draw for all points; also in eval mode."""
 
     def __init__(self, inner, size):
         super().__init__()
@@ -407,17 +397,17 @@ class Noisy(nn.Module):
         return self.inner(x) + self.size * torch.randn(5)
 
 
-def test_a_random_model_is_judged_by_many_passes():
+def test_verdicts_on_a_random_model_take_many_passes():
     model, x, y = trained()
     noisy = Noisy(model, 0.3)
     state = torch.get_rng_state()
-    single = AutoAttack(math.inf, 1e-6, attacks=("apgd-ce",)).judge(noisy, x, y)
+    single = AutoAttack(math.inf, 1e-6, attacks=("apgd-ce",)).evaluate(noisy, x, y)
     assert any("two passes over the same points differ" in note for note in single.notes)
     assert single.robust_accuracy < 0.1  # a single unlucky pass is called an attack
-    fair = AutoAttack(math.inf, 1e-6, version="rand", attacks=("apgd-ce",)).judge(noisy, x, y)
+    fair = AutoAttack(math.inf, 1e-6, version="rand", attacks=("apgd-ce",)).evaluate(noisy, x, y)
     assert fair.robust_accuracy > 0.6
     assert not any("two passes" in note for note in fair.notes)
-    again = AutoAttack(math.inf, 1e-6, version="rand", attacks=("apgd-ce",)).judge(noisy, x, y)
+    again = AutoAttack(math.inf, 1e-6, version="rand", attacks=("apgd-ce",)).evaluate(noisy, x, y)
     assert torch.equal(again.stage_index, fair.stage_index)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -437,14 +427,14 @@ class Centered(nn.Module):
 @pytest.mark.parametrize("batch", [16, 40, 128])
 def test_a_model_that_looks_at_its_batch_is_not_called_random(batch):
     model, x, y = trained()
-    result = AutoAttack(math.inf, 1e-6, attacks=("apgd-ce",), batch=batch).judge(Centered(model), x, y)
+    result = AutoAttack(math.inf, 1e-6, attacks=("apgd-ce",), batch=batch).evaluate(Centered(model), x, y)
     assert not any("two passes" in note for note in result.notes)
 
 
 def test_mean_of_probabilities():
     model, x, _ = trained()
-    assert torch.allclose(module._Mean(model, 4)(x).exp(), model(x).softmax(1), atol=1e-6)
-    bad = module._Mean(nn.Flatten(0), 4)
+    assert torch.allclose(module.MeanProbabilities(model, 4)(x).exp(), model(x).softmax(1), atol=1e-6)
+    bad = module.MeanProbabilities(nn.Flatten(0), 4)
     assert bad(x).ndim == 1
 
 
@@ -454,22 +444,22 @@ def test_mean_of_probabilities():
 def test_few_classes_are_said():
     for classes, said in ((2, 2), (3, 2), (4, 1), (9, 1), (10, 0)):
         model, x, y = trained(classes)
-        notes = AutoAttack(attacks=GRADIENTS).judge(model, x, y).notes
+        notes = AutoAttack(attacks=GRADIENTS).evaluate(model, x, y).notes
         assert len(notes) == said, notes
     model, x, y = trained(2)
-    notes = AutoAttack(version="plus", attacks=("apgd-dlr", "apgd-t")).judge(model, x, y).notes
+    notes = AutoAttack(version="plus", attacks=("apgd-dlr", "apgd-t")).evaluate(model, x, y).notes
     assert "needs 3 classes, the model has 2" in notes[0]
 
 
 def test_one_class_is_an_error():
     model, x, y = net(classes=1), images(4)[0], torch.zeros(4, dtype=torch.long)
     with pytest.raises(AttackError, match="the model has 1 class"):
-        AutoAttack().judge(model, x, y)
+        AutoAttack().evaluate(model, x, y)
 
 
 def test_probabilities_are_said():
     model, x, y = trained()
-    notes = AutoAttack(attacks=GRADIENTS).judge(nn.Sequential(model, nn.Softmax(1)), x, y).notes
+    notes = AutoAttack(attacks=GRADIENTS).evaluate(nn.Sequential(model, nn.Softmax(1)), x, y).notes
     assert any("seems to return probabilities" in note for note in notes)
 
 
@@ -491,10 +481,10 @@ def test_blind_gradients_are_said():
 
 def test_no_points_and_no_radius():
     model, x, y = trained()
-    empty = AutoAttack().judge(model, x[:0], y[:0])
+    empty = AutoAttack().evaluate(model, x[:0], y[:0])
     assert empty.points.shape == (0, 1, 4, 4)
     assert empty.interval == (0.0, 1.0)
-    none = AutoAttack(eps=0).judge(model, x, y)
+    none = AutoAttack(eps=0).evaluate(model, x, y)
     assert torch.equal(none.points, x)
     assert none.stages == ()
     assert none.robust_accuracy == none.clean_accuracy == pytest.approx(0.9)
@@ -503,7 +493,7 @@ def test_no_points_and_no_radius():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"version": "custom"}, "version='custom' is not known; expected one of standard, plus, rand"),
+        ({"version": "custom"}, "version='custom': expected 'standard', 'plus' or 'rand'"),
         ({"attacks": ("pgd",)}, r"attacks=\('pgd',\): expected some of"),
         ({"attacks": ()}, r"attacks=\(\)"),
         ({"version": "rand", "attacks": ("square",)}, "attacks of version 'rand'"),
@@ -534,7 +524,7 @@ def test_bad_inputs(change, message):
     model, x, y = trained()
     y[0], y[1] = 0, 4
     with pytest.raises(AttackError, match=message):
-        AutoAttack().judge(model, *change(x, y))
+        AutoAttack().evaluate(model, *change(x, y))
 
 
 def test_bad_models():
@@ -543,9 +533,9 @@ def test_bad_models():
             return x, x
 
     with pytest.raises(AttackError, match="the model returns tuple"):
-        AutoAttack().judge(Pair(), *images(4))
+        AutoAttack().evaluate(Pair(), *images(4))
     with pytest.raises(AttackError, match="the model returns tuple"):
-        AutoAttack(version="rand").judge(Pair(), *images(4))
+        AutoAttack(version="rand").evaluate(Pair(), *images(4))
 
 
 def test_the_text_of_an_attack():
@@ -555,12 +545,12 @@ def test_the_text_of_an_attack():
     assert (made.norm, made.eps, made.version) == (2, 0.5, "plus")
 
 
-def test_progress_is_told():
+def test_progress_is_reported():
     model, x, y = trained()
-    told = []
-    AutoAttack(attacks=GRADIENTS, batch=8).judge(model, x, y, tell=lambda *p: told.append(p))
-    assert {name for name, *_ in told} == {"APGD-CE and APGD-T"}
-    assert all(0 <= done <= total for _, done, total in told)
+    reported = []
+    AutoAttack(attacks=GRADIENTS, batch=8).evaluate(model, x, y, progress=lambda *p: reported.append(p))
+    assert {name for name, *_ in reported} == {"APGD-CE and APGD-T"}
+    assert all(0 <= done <= total for _, done, total in reported)
 
 
 def test_wilson_by_hand():
@@ -574,7 +564,7 @@ def test_wilson_by_hand():
 
 def test_a_verdict_is_a_record():
     model, x, y = trained()
-    result = AutoAttack(attacks=GRADIENTS).judge(model, x, y)
+    result = AutoAttack(attacks=GRADIENTS).evaluate(model, x, y)
     assert isinstance(result, AttackResult)
     assert not result.points.requires_grad
     assert {t.dtype for t in (result.correct, result.certified, result.misclassified)} == {torch.bool}
@@ -587,7 +577,10 @@ def test_how_often_apgd_starts():
 
     def jobs(**settings):
         return (
-            AutoAttack(math.inf, 1e-4, attacks=("apgd-ce",), **settings).judge(model, x, y).stages[0].searches
+            AutoAttack(math.inf, 1e-4, attacks=("apgd-ce",), **settings)
+            .evaluate(model, x, y)
+            .stages[0]
+            .searches
         )
 
     assert [jobs(), jobs(patience=math.inf), jobs(restarts=2), jobs(version="plus")] == [3, 1, 2, 5]

@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from opnorm._core.random import point_keys
-from opnorm.attacks._batching import hunt
+from opnorm.attacks._batching import Searches
 from opnorm.attacks._fab import FAB, fab
+from opnorm.attacks._search import Batch
 from opnorm.attacks.losses import rank_targets
 from opnorm.attacks.projections import ball
-from opnorm.attacks.search import Lanes
 from opnorm.errors import AttackError
 from opnorm.spec import build, spec_of
+from tests.attacks.test_batching import run
 from tests.attacks.test_contract import exactly_inside, record, same
 from tests.attacks.test_hyperplanes import distance_to_plane
 from tests.attacks.victims import EPS, images, net
@@ -83,17 +84,17 @@ def test_the_distance_of_linear_models(norm, targets, classes):
 
 @pytest.mark.parametrize("targets", [9, 0])
 @pytest.mark.parametrize("norm", NORMS)
-def test_an_attack_fools_just_beyond_the_distance_and_not_below(norm, targets):
+def test_an_attack_succeeds_just_beyond_the_distance_and_not_below(norm, targets):
     model = Classes()
     x, _ = images(60)
     y = model(x).argmax(1)
     true = true_distances(model, x, y, norm)
     eps = float(true[true > 1e-3].median())
     z = fab(norm, eps, steps=20, targets=targets)(model, x, y)
-    fooled = model(z).argmax(1) != y
-    assert fooled[true < 0.98 * eps].all()
-    assert not fooled[true > eps].any()
-    assert 10 < fooled.sum() < 50
+    misclassified = model(z).argmax(1) != y
+    assert misclassified[true < 0.98 * eps].all()
+    assert not misclassified[true > eps].any()
+    assert 10 < misclassified.sum() < 50
     exactly_inside(x, z, eps, norm)
 
 
@@ -132,9 +133,9 @@ def test_points_do_not_depend_on_batch_or_order(norm, targets):
     for i in range(12):
         one = attack.closest(model, x[i : i + 1], y[i : i + 1])
         assert torch.allclose(one.distance, whole.distance[i], rtol=1e-9)
-    fooled = model(attack(model, x, y)).argmax(1) != y
+    misclassified = model(attack(model, x, y)).argmax(1) != y
     for i in range(12):
-        assert (model(attack(model, x[i : i + 1], y[i : i + 1])).argmax(1) != y[i]) == fooled[i]
+        assert (model(attack(model, x[i : i + 1], y[i : i + 1])).argmax(1) != y[i]) == misclassified[i]
 
 
 def curved():
@@ -163,25 +164,25 @@ def test_seeds_matter_from_the_second_restart_on():
     assert not torch.equal(other.closest(model, x, y).points, more.points)
 
 
-def lanes_of(model, x, norm, restart=0):
+def batch_of(model, x, norm, restart=0):
     y = model(x).argmax(1)
     target = rank_targets(model(x), y, 1)[:, 0]
     again = torch.full_like(y, restart)
-    return Lanes(x, y, target, again, point_keys(x, 0), torch.full((len(x),), -math.inf), ball(x, 0.1, norm))
+    return Batch(x, y, target, again, point_keys(x, 0), torch.full((len(x),), -math.inf), ball(x, 0.1, norm))
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_closest_class_is_found_from_all_gradients(norm):
     model, (x, _) = Classes(5), images(20)
-    lanes = lanes_of(model, x, norm)
+    batch = batch_of(model, x, norm)
     search = FAB(norm, targeted=False)
-    answer = search.ask(model, lanes, search.start(lanes))
+    response = search.query(model, batch, search.start(batch))
     w, dual = model.w.detach(), {math.inf: 1, 2: 2, 1: math.inf}[norm]
-    for i, label in enumerate(lanes.y.tolist()):
+    for i, label in enumerate(batch.y.tolist()):
         slopes = torch.cat([w[:label], w[label + 1 :]]) - w[label]
         away = (slopes @ x[i].flatten()).abs() / torch.linalg.vector_norm(slopes, dual, dim=1)
-        assert torch.allclose(answer.grad[i].flatten(), slopes[away.argmin()])
-        assert answer.loss[i] == pytest.approx(float(slopes[away.argmin()] @ x[i].flatten()), abs=1e-5)
+        assert torch.allclose(response.grad[i].flatten(), slopes[away.argmin()])
+        assert response.loss[i] == pytest.approx(float(slopes[away.argmin()] @ x[i].flatten()), abs=1e-5)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -189,68 +190,69 @@ def test_one_step_of_the_formula(norm):
     """Of a linear model whose planes are met before the box is."""
     model = Classes(2, dtype=torch.float64)
     x = images(6, low=0.45, high=0.55, dtype=torch.float64)[0]
-    lanes = lanes_of(model, x, norm)
+    batch = batch_of(model, x, norm)
     search = FAB(norm)
-    start = search.start(lanes)
-    state = search.advance(lanes, start, search.ask(model, lanes, start))
-    gap = model(state["z"]).diff(dim=1)[:, 0] / model(x).diff(dim=1)[:, 0]
+    start = search.start(batch)
+    state = search.advance(batch, start, search.query(model, batch, start))
+    gap = model(state.z).diff(dim=1)[:, 0] / model(x).diff(dim=1)[:, 0]
     assert torch.allclose(gap, torch.full_like(gap, -0.05), atol=1e-9)  # 5 % beyond the plane
-    answer = search.ask(model, lanes, state)
-    back = x + 0.9 * (state["z"] - x)
+    response = search.query(model, batch, state)
+    back = x + 0.9 * (state.z - x)
     assert torch.allclose(
-        answer.loss, (model(back) * torch.where(lanes.y[:, None] == 0, 1, -1)).diff(dim=1)[:, 0]
+        response.loss, (model(back) * torch.where(batch.y[:, None] == 0, 1, -1)).diff(dim=1)[:, 0]
     )
-    state = search.advance(lanes, state, answer)
-    assert torch.allclose(state["distance"], search._length((start["z"] + (back - x) / 0.9 - x).flatten(1)))
+    state = search.advance(batch, state, response)
+    assert torch.allclose(
+        state.distance, torch.linalg.vector_norm(((back - x) / 0.9).flatten(1), norm, dim=1)
+    )
     # of the gap at x, 1 - 0.9 · 1.05 is left at the point drawn back; both steps overshoot by 5 % of what they go
     left = 1 - 0.9 * 1.05
     bias = left / (left + 1)
-    gap = model(state["z"]).diff(dim=1)[:, 0] / model(x).diff(dim=1)[:, 0]
+    gap = model(state.z).diff(dim=1)[:, 0] / model(x).diff(dim=1)[:, 0]
     assert bias < 0.1
     assert torch.allclose(gap, torch.full_like(gap, -0.05 * ((1 - bias) * left + bias)), atol=1e-9)
 
 
-def test_a_step_asks_twice():
+def test_a_step_evaluates_twice():
     model, (x, _) = Classes(), images(8)
-    lanes, search = lanes_of(model, x, math.inf), FAB(math.inf)
+    batch, search = batch_of(model, x, math.inf), FAB(math.inf)
     model.asked = 0
-    search.ask(model, lanes, search.start(lanes))
+    search.query(model, batch, search.start(batch))
     assert model.asked == 16
 
 
 def test_the_first_try_is_from_the_point_and_others_from_around_it():
     model, (x, _) = Classes(), images(8)
     search = FAB(2)
-    assert torch.equal(search.start(lanes_of(model, x, 2))["z"], x)
-    z = search.start(lanes_of(model, x, 2, restart=1))["z"]
+    assert torch.equal(search.start(batch_of(model, x, 2)).z, x)
+    z = search.start(batch_of(model, x, 2, restart=1)).z
     length = torch.linalg.vector_norm((z - x).flatten(1), dim=1)
     assert ((length > 0) & (length <= 0.25)).all()
 
 
-def test_a_job_thinks_most_of_its_closest_crossing():
+def test_the_result_of_a_job_is_its_closest_crossing():
     model, (x, _) = Classes(), images(8)
-    lanes, search = lanes_of(model, x, 2), FAB(2)
-    state = search.start(lanes)
-    assert torch.equal(search.last(lanes, state), x)
+    batch, search = batch_of(model, x, 2), FAB(2)
+    state = search.start(batch)
+    assert torch.equal(search.final_iterate(batch, state), x)
     for _ in range(5):
-        state = search.advance(lanes, state, search.ask(model, lanes, state))
-    state["distance"][0] = math.inf
-    last = search.last(lanes, state)
-    assert torch.equal(last[0], state["z"][0])
-    assert torch.equal(last[1:], state["best"][1:])
-    assert (last[1:] != state["z"][1:]).any()
+        state = search.advance(batch, state, search.query(model, batch, state))
+    state.distance[0] = math.inf
+    last = search.final_iterate(batch, state)
+    assert torch.equal(last[0], state.z[0])
+    assert torch.equal(last[1:], state.best[1:])
+    assert (last[1:] != state.z[1:]).any()
 
 
-def test_a_hunt_that_fools_nobody():
+def test_a_search_without_success():
     model, (x, _) = Classes(), images(8)
     y = model(x).argmax(1)
-    targets = rank_targets(model(x), y, 3)
     eps = 0.5 * float(true_distances(model, x, y, math.inf).min())
-    catch = hunt(model, x, y, FAB(math.inf, steps=10), eps=eps, norm=math.inf, targets=targets)
-    assert not catch.fooled.any()
-    assert catch.counts["forward"] == 2 * 8 * 3 * 11
-    exactly_inside(x, catch.points, eps, math.inf)
-    assert (catch.points != x).flatten(1).any(1).all()
+    result = run(model, x, y, Searches(FAB(math.inf, steps=10), targets=3), eps=eps)
+    assert not result.misclassified.any()
+    assert result.records[0].counts["forward"] == 2 * 8 * 3 * 11
+    exactly_inside(x, result.points, eps, math.inf)
+    assert (result.points != x).flatten(1).any(1).all()
 
 
 # ---------------------------------------------------------------- what is wrong, blind or out of reach
@@ -299,7 +301,7 @@ class Brittle(Classes):
 
 
 @pytest.mark.parametrize("targets", [9, 0])
-def test_blindness_is_told(targets):
+def test_gradients_without_direction_are_warned_of(targets):
     x, _ = images(4)
     x[:, 0, 0, 0] = torch.tensor([0.9, 0.1, 0.9, 0.1])
     flat = Wrap(lambda z: z.round() * 0 + torch.tensor([1.0, 0, 0, 0]))
@@ -351,15 +353,15 @@ def test_nothing_is_disturbed(mode, targets):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"norm": 3}, "norm=3 is not known here"),
+        ({"norm": 3}, "norm=3: expected 1, 2 or inf"),
         ({"eps": -1}, "eps=-1: expected a radius"),
         ({"eps": math.nan}, "eps=nan"),
         ({"eps": 8}, "did you mean 8/255"),
         ({"steps": 1.5}, "steps=1.5: expected a whole number"),
         ({"restarts": 0}, "restarts=0"),
-        ({"targets": -1}, "targets=-1: expected a whole number of wrong classes"),
+        ({"targets": -1}, "targets=-1: expected a whole number, at least 0"),
         ({"targets": True}, "targets=True"),
-        ({"mode": "test"}, "mode='test' is not known"),
+        ({"mode": "test"}, "mode='test': expected 'eval'"),
         ({"seed": 0.5}, "seed=0.5"),
     ],
 )
@@ -385,4 +387,4 @@ def test_bad_models_and_inputs(targets):
 def test_its_text():
     attack = fab(norm=2, eps=0.5, targets=0)
     assert str(spec_of(attack)) == "fab(norm=2, eps=0.5, targets=0)"
-    assert build("fab(steps=5)").steps == 5
+    assert build("fab(steps=5, eps=0.3)").eps == 0.3

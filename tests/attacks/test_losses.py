@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from opnorm.attacks import pgd
-from opnorm.attacks._pgd import Ascent
+from opnorm.attacks._pgd import PGD
 from opnorm.attacks.losses import AGAINST_CLEAN, LOSSES, dlr, margin
 from tests.attacks.victims import EPS, images, net
 
@@ -125,9 +125,9 @@ def test_ascent_with_long_steps_is_the_power_method(p, q):
 
     model, eps = Rectifier(), 1e-4
     x, y = images(5, (1, 3, 3), low=0.3, high=0.7, dtype=torch.float64)
-    begin = Ascent(p, eps, 0, start="uniform")(model, x, y)
+    begin = PGD(p, eps, 0, start="uniform")(model, x, y)
     for k in range(1, 5):
-        got = Ascent(p, eps, k, step=1e3, loss={1: "l1", 2: "l2", math.inf: "linf"}[q])(model, x, y)
+        got = PGD(p, eps, k, step=1e3, loss={1: "l1", 2: "l2", math.inf: "linf"}[q])(model, x, y)
         for point, center, start in zip(got, x, begin, strict=True):
             jacobian = torch.autograd.functional.jacobian(model, center[None])[0].view(4, 9)
             v = (start - center).flatten()

@@ -78,7 +78,7 @@ def test_restarts_keep_the_worst():
 
 @pytest.mark.parametrize("restarts", [1, 4])
 @pytest.mark.parametrize("norm", [2, math.inf])
-def test_points_that_were_called_fooled_are_fooled(norm, restarts):
+def test_points_that_it_stops_at_are_misclassified(norm, restarts):
     model, (x, y) = net(2).double(), images(80)
     x = x.double()
     clean_wrong = model.eval()(x).argmax(1) != y
@@ -91,7 +91,7 @@ def test_points_that_were_called_fooled_are_fooled(norm, restarts):
     assert clean_wrong.sum() < wrong.sum() < 80
 
 
-def test_points_that_are_wrong_without_any_attack_stay_and_count_as_fooled():
+def test_points_that_are_wrong_without_any_attack_stay():
     """Moving up the loss of a point on the wrong side can bring it to the right one."""
 
     class Twist(nn.Module):  # class 0 but in a narrow window: the gradient of its far side points away
@@ -212,7 +212,7 @@ def test_step_rules_by_hand(rule, lengths, settings):
     [
         ({"targets": -1}, "targets=-1"),
         ({"targets": 1.5}, "targets=1.5: expected a whole number"),
-        ({"targets": 2, "loss": "kl"}, "loss='kl' knows no target classes"),
+        ({"targets": 2, "loss": "kl"}, "loss='kl' has no target classes"),
     ],
 )
 def test_settings_of_targets_and_steps_that_make_no_sense(settings, said):

@@ -1,7 +1,8 @@
-"""Square: its squares, its steps, and what it finds with answers alone."""
+"""Square: its squares, its steps, and what it finds with forward passes alone."""
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,32 +12,33 @@ from torch import nn
 
 from opnorm._core.random import point_keys
 from opnorm.attacks._autoattack import AutoAttack
-from opnorm.attacks._batching import hunt
+from opnorm.attacks._search import Batch, Response, select
 from opnorm.attacks._square import Square, _Window, square
 from opnorm.attacks.projections import ball
-from opnorm.attacks.search import Answer, Lanes
 from opnorm.errors import AttackError
 from opnorm.spec import build, spec_of
+from tests.attacks.test_batching import run
 from tests.attacks.test_contract import exactly_inside, record, same
 from tests.attacks.victims import EPS, Linear, images, net
 
 NORMS = (math.inf, 2, 1)
 
 
-def lanes_of(x, norm, eps, seed=0):
+def batch_of(x, norm, eps, seed=0):
     y = torch.zeros(len(x), dtype=torch.long)
-    return Lanes(x, y, y - 1, y, point_keys(x, seed), torch.full((len(x),), -math.inf), ball(x, eps, norm))
+    return Batch(x, y, y - 1, y, point_keys(x, seed), torch.full((len(x),), -math.inf), ball(x, eps, norm))
 
 
-def said(lanes, value):
-    """An answer with such margins, and no class changed."""
-    return Answer(torch.zeros(len(lanes.y), 3), value, None)
+def response(batch, value):
+    """With such margins, and no class changed."""
+    return Response(torch.zeros(len(batch.y), 3), value, None, len(value))
 
 
-def advanced(search, lanes, state, answer):
-    """One step on, and what is asked next."""
-    state = search.advance(lanes, state, answer)
-    return state | {"z": search._proposal(lanes, state["best"], state["k"])}
+def advanced(search, batch, state, answer):
+    """The state one step on, and its next proposal."""
+    state = search.advance(batch, state, answer)
+    state.z = search.proposal(batch, state.best, state.k)
+    return state
 
 
 # ---------------------------------------------------------------- squares
@@ -70,13 +72,13 @@ def test_windows_and_bumps_against_loops(height, width, side, seed):
 def test_every_position_is_equally_likely_also_the_last():
     x = torch.zeros(4000, 1, 5, 4)
     keys = torch.arange(4000) * 7919
-    lanes = Lanes(
+    batch = Batch(
         x, *[torch.zeros(4000, dtype=torch.long)] * 3, keys, torch.zeros(4000), ball(x, 0.1, math.inf)
     )
     search = Square(math.inf)
-    state = search.start(lanes) | {"k": torch.full((4000,), 2000)}  # squares of one pixel
-    state = advanced(search, lanes, state, said(lanes, torch.ones(4000)))
-    changed = (state["z"] != state["best"]).flatten(1)
+    state = replace(search.start(batch), k=torch.full((4000,), 2000))  # squares of one pixel
+    state = advanced(search, batch, state, response(batch, torch.ones(4000)))
+    changed = (state.z != state.best).flatten(1)
     assert (changed.sum(1) == 1).all()
     share = changed.float().mean(0)
     assert (share - 0.05).abs().max() < 5 * math.sqrt(0.05 * 0.95 / 4000)
@@ -100,7 +102,7 @@ def test_the_schedule():
         at = torch.tensor(
             sorted({1, 2, 3, 5, 6, 25, 26, 100, 101, 251, 4000, 4001, queries} & set(range(queries + 1)))
         )
-        got = Square(norm, queries)._side(at, height, width)
+        got = Square(norm, queries).side(at, height, width)
         assert got.tolist() == [side(k, queries, height, width, norm) for k in at.tolist()]
 
 
@@ -116,24 +118,24 @@ def test_proposals_stay_in_the_ball_and_change_two_squares_at_most(norm, shape):
     eps = 2 * EPS[norm]
     x, _ = images(16, shape)
     rounding = 2**-24 * x[0].numel() ** (0 if norm == math.inf else 1 / norm)
-    lanes, search = lanes_of(x, norm, eps), Square(norm, 40)
-    state = search.start(lanes)
+    batch, search = batch_of(x, norm, eps), Square(norm, 40)
+    state = search.start(batch)
     generator = torch.Generator().manual_seed(0)
     for k in range(40):
-        z, before = state["z"], state["best"]
+        z, before = state.z, state.best
         assert z.isfinite().all()
         assert ((z >= 0) & (z <= 1)).all()
         length = torch.linalg.vector_norm((z.double() - x.double()).flatten(1), norm, dim=1)
         assert (length <= eps * (1 + 1e-6) + rounding).all()
         if norm == math.inf:
-            assert torch.equal(z, lanes.region.project(z))
+            assert torch.equal(z, batch.ball.project(z))
         if k:
             changed = (z != before).any(1).flatten(1).sum(1)
-            side = search._side(state["k"], *shape[1:])
+            side = search.side(state.k, *shape[1:])
             assert (changed <= side**2 * (1 if norm == math.inf else 2)).all()
             if norm == math.inf:
                 assert (changed > 0).all()  # no query is wasted on what is known
-        state = advanced(search, lanes, state, said(lanes, torch.rand(16, generator=generator)))
+        state = advanced(search, batch, state, response(batch, torch.rand(16, generator=generator)))
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 7, 9), (3, 2, 2), (2, 1, 1)])
@@ -141,44 +143,44 @@ def test_proposals_stay_in_the_ball_and_change_two_squares_at_most(norm, shape):
 def test_away_from_the_box_no_length_is_lost(norm, shape):
     x = torch.full((20, *shape), 0.5) + 0.01 * images(20, shape)[0]
     eps = 0.3
-    lanes, search = lanes_of(x, norm, eps), Square(norm, 200)
-    state = search.start(lanes)
+    batch, search = batch_of(x, norm, eps), Square(norm, 200)
+    state = search.start(batch)
     for k in range(200):
-        d = (state["z"].double() - x.double()).flatten(1)
+        d = (state.z.double() - x.double()).flatten(1)
         assert torch.allclose(
             torch.linalg.vector_norm(d, norm, dim=1), torch.full((20,), eps).double(), rtol=5e-5
         )
-        state = advanced(search, lanes, state, said(lanes, torch.full((20,), float(k))))
+        state = advanced(search, batch, state, response(batch, torch.full((20,), float(k))))
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_what_is_worse_is_not_kept(norm):
     x, _ = images(4, (1, 6, 6))
-    lanes, search = lanes_of(x, norm, 0.1), Square(norm, 20)
-    state = search.start(lanes)
-    first = state["z"]
-    state = advanced(search, lanes, state, said(lanes, torch.zeros(4)))
-    second = state["z"]
-    state = advanced(search, lanes, state, said(lanes, torch.tensor([1.0, -1.0, math.nan, 0.0])))
-    assert torch.equal(state["best"], torch.cat([second[:1], first[1:]]))
-    assert state["margin"].tolist() == [1, 0, 0, 0]
-    assert torch.equal(search.last(lanes, state), state["best"])
+    batch, search = batch_of(x, norm, 0.1), Square(norm, 20)
+    state = search.start(batch)
+    first = state.z
+    state = advanced(search, batch, state, response(batch, torch.zeros(4)))
+    second = state.z
+    state = advanced(search, batch, state, response(batch, torch.tensor([1.0, -1.0, math.nan, 0.0])))
+    assert torch.equal(state.best, torch.cat([second[:1], first[1:]]))
+    assert state.margin.tolist() == [1, 0, 0, 0]
+    assert torch.equal(search.final_iterate(batch, state), state.best)
 
 
-def test_each_lane_has_its_own_square_and_phase():
+def test_each_row_has_its_own_square_and_phase():
     x = images(1, (1, 8, 8))[0].repeat(30, 1, 1, 1)
     keys = torch.arange(30) * 7919
-    lanes = lanes_of(x, math.inf, 0.1)._replace(keys=keys)
+    batch = replace(batch_of(x, math.inf, 0.1), keys=keys)
     search = Square(math.inf, 100)
-    state = search.start(lanes)
-    assert len(state["z"].flatten(1).unique(dim=0)) > 25
-    state["k"] = torch.arange(30) * 3
+    state = search.start(batch)
+    assert len(state.z.flatten(1).unique(dim=0)) > 25
+    state.k = torch.arange(30) * 3
     alone = []
     for i in range(30):
-        one = {k: v[i : i + 1] for k, v in state.items()}
-        kept = torch.arange(30) == i
-        alone.append(advanced(search, lanes.select(kept), one, said(lanes.select(kept), torch.ones(1)))["z"])
-    together = advanced(search, lanes, state, said(lanes, torch.ones(30)))["z"]
+        row = torch.tensor([i])
+        one, state_of_it = select(batch, row), select(state, row)
+        alone.append(advanced(search, one, state_of_it, response(one, torch.ones(1))).z)
+    together = advanced(search, batch, state, response(batch, torch.ones(30))).z
     assert torch.equal(together, torch.cat(alone))
 
 
@@ -203,12 +205,12 @@ def test_near_the_optimum_of_linear_models(norm, shape):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("norm", NORMS)
-def test_points_are_exactly_inside_and_fooled_where_it_says_so(norm, dtype):
+def test_points_are_exactly_inside(norm, dtype):
     x, y = images(12, dtype=dtype)
     x[0], x[1], x[2, 0, 0, 0] = 0, 1, 0
     model = net(dtype=dtype).eval()
     for eps, stop, restarts in ((EPS[norm], True, 2), (0.9, False, 1), (1e-3, True, 1)):
-        z = square(norm, eps, 12, restarts, stop_at_success=stop)(model, x, y)
+        z = square(norm, eps, 12, restarts=restarts, stop_at_success=stop)(model, x, y)
         assert z.dtype == dtype
         exactly_inside(x, z, eps, norm)
         wrong = model(x).argmax(1) != y
@@ -298,13 +300,13 @@ def test_nothing_to_do():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"norm": 3}, "norm=3 is not known here"),
+        ({"norm": 3}, "norm=3: expected 1, 2 or inf"),
         ({"eps": -1}, "eps=-1: expected a radius"),
         ({"eps": 8}, "did you mean 8/255"),
         ({"queries": 1.5}, "queries=1.5: expected a whole number"),
         ({"queries": -1}, "queries=-1: expected"),
         ({"restarts": 0}, "restarts=0"),
-        ({"mode": "test"}, "mode='test' is not known"),
+        ({"mode": "test"}, "mode='test': expected 'eval'"),
     ],
 )
 def test_settings_that_make_no_sense(wrong, message):
@@ -335,14 +337,15 @@ def smooth(seed=0):
         return model, x, model(x).argmax(1)
 
 
-def asking(model, x, y, search, **settings):
-    """What a hunt finds, and how many points each of its batches had."""
+def counted(model, x, y, search, **settings):
+    """The result, and the number of points in each batch."""
     sizes = list[int]()
     handle = model.register_forward_hook(lambda _, inputs, out: sizes.append(len(inputs[0])))
-    catch = hunt(model, x, y, search, **settings)
+    result = run(model, x, y, search, **settings)
     handle.remove()
-    assert catch.counts["forward"] + catch.counts["confirm"] == sum(sizes)
-    return catch, sizes
+    counts = result.records[0].counts
+    assert counts["forward"] + counts["confirmations"] == sum(sizes)
+    return result, sizes
 
 
 @pytest.mark.parametrize("norm", [math.inf, 2, 1])
@@ -353,53 +356,52 @@ def test_several_queries_at_a_time_are_one_after_another(norm, patience, factor,
     model, x, y = smooth()
     eps, found, batches = factor * EPS[norm], [], []
     for full in (1, 64):
-        catch, sizes = asking(
-            model, x, y, Square(norm, 250, patience, full), eps=eps, norm=norm, stop=stop, lanes=2
+        result, sizes = counted(
+            model, x, y, Square(norm, 250, patience, full), eps=eps, norm=norm, stop_at_success=stop, batch=2
         )
         assert max(sizes) <= max(full, 2)
-        found.append(catch)
+        found.append(result)
         batches.append(len(sizes))
     one, several = found
     # a proposal that changes nothing but a rounding error, in the one case, may be taken in the other
     assert torch.allclose(several.points, one.points, atol=1e-9)
     assert torch.allclose(several.margin, one.margin, atol=1e-6)
-    assert torch.equal(several.fooled, one.fooled)
-    assert several.counts["given_up"] == one.counts["given_up"]
-    assert several.counts["forward"] <= 1.7 * one.counts["forward"]
-    if patience == math.inf and not one.fooled.any():
+    assert torch.equal(several.misclassified, one.misclassified)
+    assert several.records[0].counts["stopped_early"] == one.records[0].counts["stopped_early"]
+    assert several.records[0].counts["forward"] <= 1.7 * one.records[0].counts["forward"]
+    if patience == math.inf and not one.misclassified.any():
         assert batches[1] < 0.7 * batches[0]
 
 
-def test_points_that_are_fooled_already_ask_one_query_at_a_time():
+def test_misclassified_points_have_one_query_at_a_time():
     model, x, y = smooth()
     (one, _), (several, _) = (
-        asking(model, x, y, Square(math.inf, 400, full=full), eps=0.8, norm=math.inf, stop=False)
+        counted(model, x, y, Square(math.inf, 400, full=full), eps=0.8, stop_at_success=False)
         for full in (1, 64)
     )
-    assert one.fooled.all()
-    assert several.counts["forward"] < 1.1 * one.counts["forward"]
+    assert one.misclassified.all()
+    assert several.records[0].counts["forward"] < 1.1 * one.records[0].counts["forward"]
 
 
 def test_a_job_that_has_ended_makes_no_step():
     model, x, y = smooth()
-    lanes, search = lanes_of(x, math.inf, 0.01), Square(math.inf, 400)
-    state = search.start(lanes._replace(y=y)) | {"k": torch.tensor([400, 399, 300]), "margin": -torch.ones(3)}
-    answer = search.ask(model, lanes._replace(y=y), state)
-    assert answer.steps[0] == answer.steps[1] == 1
-    assert (state["k"][:2] == torch.tensor([400, 399])).all()
-    assert answer.asked == 3 * 11
+    batch, search = replace(batch_of(x, math.inf, 0.01), y=y), Square(math.inf, 400)
+    state = replace(search.start(batch), k=torch.tensor([400, 399, 300]), margin=-torch.ones(3))
+    got = search.query(model, batch, state)
+    assert (state.k[:2] == torch.tensor([400, 399])).all()
+    assert got.forward == 3 * 11
 
 
-def test_batches_stay_as_small_as_autoattack_was_told():
+def test_batches_are_no_larger_than_those_of_autoattack():
     model, x, y = smooth()
     sizes = list[int]()
     model.register_forward_hook(lambda _, inputs, out: sizes.append(len(inputs[0])))
-    AutoAttack(eps=0.001, attacks=("square",), batch=2, patience=30).judge(model, x, y)
+    AutoAttack(eps=0.001, attacks=("square",), batch=2, patience=30).evaluate(model, x, y)
     assert max(sizes) == 2
 
 
-def test_every_query_that_the_search_takes_for_wrong_is_confirmed():
-    class Sure(nn.Module):  # of the first class, and its stand-in of the second
+def test_every_misclassified_query_is_confirmed():
+    class Sure(nn.Module):  # of the first class, and its surrogate of the second
         def __init__(self, sign):
             super().__init__()
             self.sign = sign
@@ -409,7 +411,8 @@ def test_every_query_that_the_search_takes_for_wrong_is_confirmed():
             return torch.stack([score, -score], 1)
 
     (x, _), y = images(3), torch.zeros(3, dtype=torch.long)
-    catch = hunt(Sure(1), x, y, Square(math.inf, 200), eps=0.1, norm=math.inf, surrogate=Sure(-1))
-    assert not catch.fooled.any()
-    assert catch.counts["denied"] == 3 * 200
-    assert catch.counts["confirm"] == 3 * 201  # and each search's last word
+    result = run(Sure(1), x, y, Square(math.inf, 200), eps=0.1, surrogate=Sure(-1))
+    counts = result.records[0].counts
+    assert not result.misclassified.any()
+    assert counts["rejected"] == 3 * 200
+    assert counts["confirmations"] == 3 * 201  # and the end of each search

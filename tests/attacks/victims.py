@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from opnorm import attacks
+from opnorm.spec import names
 
 EPS = {math.inf: 8 / 255, 2: 0.25, 1: 0.35}
 
-# every attack of opnorm with each of its norms; a new one is in every test of this folder by being in __all__
-# (but those that leave alone what is wrong or cannot be fooled, or that have no gradients: they have tests of their own)
+# every registered attack with each of its norms; a new one is in every test of this folder by its registration
+# (but those that leave misclassified or robust points as they are, or that have no gradients, which have tests of their own)
 OTHERS = ("autoattack", "fab", "square")
-ATTACKS = list(itertools.product([a for a in attacks.__all__ if a not in OTHERS], (math.inf, 2, 1)))
+ATTACKS = list(itertools.product([a for a in names("attack") if a not in OTHERS], (math.inf, 2, 1)))
 
 
 def make(name, norm, **settings):

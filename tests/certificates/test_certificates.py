@@ -275,8 +275,8 @@ def test_the_radius_of_networks_without_bounds_is_still_proved():
 def test_autoattack_leaves_certified_points_alone():
     x, y = points(40)
     settings_ = {"norm": math.inf, "eps": 0.04, "attacks": ("apgd-ce", "apgd-t")}
-    alone = attacks.AutoAttack(**settings_).judge(honest(), x, y)
-    with_proof = attacks.AutoAttack(**settings_, certify=proof()).judge(honest(), x, y)
+    alone = attacks.AutoAttack(**settings_).evaluate(honest(), x, y)
+    with_proof = attacks.AutoAttack(**settings_, certify=proof()).evaluate(honest(), x, y)
     assert torch.equal(alone.misclassified, with_proof.misclassified)
     assert with_proof.certified.sum() > 20
     assert not (with_proof.certified & alone.misclassified).any()

@@ -143,7 +143,7 @@ def test_a_random_model_and_a_surrogate(cli, key):
         (["{key}", "--eps", "8"], "eps=8 is larger than the whole range [0, 1] of a pixel; did you mean 8/255?"),
         (["{key}", "--norm", "2", "--eps", "9"], "eps=9 is larger than the whole box of images of 64 values"),
         (["{key}", "--norm", "1", "--eps", "-1"], "eps=-1: expected a radius of at least 0"),
-        (["{key}", "--norm", "3"], "norm=3 is not known here; expected 1, 2 or inf"),
+        (["{key}", "--norm", "3"], "norm=3: expected 1, 2 or inf"),
         (["{key}", "--norm", "l2"], "--norm 'l2': expected a number"),
         (["{key}", "--eps", "8/"], "--eps '8/': expected a number, such as 8/255"),
         (["{key}", "--eps", "1, steps=3"], "--eps '1, steps=3': expected a number"),

@@ -82,7 +82,7 @@ def test_parts_do_not_change_what_autoattack_says(data):
         (s.name, s.attacked, s.misclassified) for s in cut.result.stages
     ]
     assert sum(s.misclassified for s in cut.result.stages) == int(cut.result.misclassified.sum())
-    result = attack.judge(model, x.double(), y)
+    result = attack.evaluate(model, x.double(), y)
     assert torch.equal(result.misclassified, whole.result.misclassified)
 
 

@@ -1,4 +1,4 @@
-"""Jobs without prospects end early: what is foreseen, and that nothing is lost by it."""
+"""Searches that stop early: what is extrapolated, and that nothing is lost by it."""
 
 import math
 
@@ -8,13 +8,14 @@ from torch import nn
 
 from opnorm.attacks._apgd import APGD
 from opnorm.attacks._autoattack import AutoAttack
-from opnorm.attacks._batching import Task, hunt, hunt_together
+from opnorm.attacks._batching import Searches
+from opnorm.attacks._extrapolation import Extrapolation
 from opnorm.attacks._fab import FAB
 from opnorm.attacks._square import Square
 from opnorm.attacks.projections import ball
-from opnorm.attacks.search import falls_short, unmarked
 from opnorm.errors import AttackError
 from tests.attacks.honest import honest, points
+from tests.attacks.test_batching import run
 from tests.attacks.victims import EPS, Linear, images
 
 
@@ -38,7 +39,7 @@ def test_no_point_of_the_ball_gains_more(norm):
 
 
 @pytest.mark.parametrize("norm", [math.inf, 2])
-def test_on_a_linear_model_exactly_the_hopeless_are_given_up(norm):
+def test_on_a_linear_model_exactly_the_robust_stop_early(norm):
     w = torch.randn(1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x, _ = images(200, low=0.4, high=0.6, dtype=torch.float64)
     score = (x * w).flatten(1).sum(1) - 0.5 * w.sum()
@@ -46,12 +47,13 @@ def test_on_a_linear_model_exactly_the_hopeless_are_given_up(norm):
     y = (score > 0).long()
     eps = EPS[norm] / 4
     reach = eps * (w.abs().sum() if norm == math.inf else w.norm())
-    can_be_fooled = score.abs() < reach
+    not_robust = score.abs() < reach
     search = APGD(criterion="cw", patience=1 + 1e-9)
-    catch = hunt(model, x, y, search, eps=eps, norm=norm)
-    assert torch.equal(catch.fooled, can_be_fooled)
-    assert catch.counts["given_up"] == (~can_be_fooled).sum() > 20
-    assert catch.counts["forward"] < 10 * len(x)
+    result = run(model, x, y, search, eps=eps, norm=norm)
+    counts = result.records[0].counts
+    assert torch.equal(result.misclassified, not_robust)
+    assert counts["stopped_early"] == (~not_robust).sum() > 20
+    assert counts["forward"] < 10 * len(x)
 
 
 class Shift(nn.Module):
@@ -63,38 +65,38 @@ def test_what_falls_short():
     k = torch.tensor([250, 250, 250, 250, 249, 31])
     value = torch.tensor([-3.0, -1.9, -1.0, -1.0, -3.0, -9.0])
     before = torch.tensor([-4.0, -2.5, -math.inf, -1.0, -4.0, -9.5])  # at half of the steps
-    marks = torch.stack([before, *[torch.full_like(value, -1.5 - j) for j in range(3)]], 1)
+    history = torch.stack([before, *[torch.full_like(value, -1.5 - j) for j in range(3)]], 1)
     # two doublings are left until 1000: -3 + 2 * 1 < 0 <= -1.9 + 2 * 2 * 0.6
-    short, new = falls_short(1000, k, value, marks, 1.0)
+    short, new = Extrapolation(1000, 1.0).falls_short(k, value, history)
     assert short.tolist() == [True, True, False, True, False, True]
-    looked = k != 249
-    assert torch.equal(new[looked], torch.cat([marks[:, 1:], value[:, None]], 1)[looked])
-    assert torch.equal(new[~looked], marks[~looked])
-    short, _ = falls_short(1000, k, value, marks, 2.0)
+    checked = k != 249
+    assert torch.equal(new[checked], torch.cat([history[:, 1:], value[:, None]], 1)[checked])
+    assert torch.equal(new[~checked], history[~checked])
+    short, _ = Extrapolation(1000, 2.0).falls_short(k, value, history)
     assert short.tolist() == [False, False, False, True, False, True]
     never = torch.full_like(value, -math.inf)  # FAB where nothing was found yet
-    assert not falls_short(1000, k, never, unmarked(never), 1.0)[0].any()
+    assert not Extrapolation(1000, 1.0).falls_short(k, never, Extrapolation.start(never))[0].any()
     flat = value[:, None].repeat(1, 4)
-    assert falls_short(96, torch.full_like(k, 12), value, flat, 1.0)[0].all()
-    assert not falls_short(96, torch.full_like(k, 6), value, flat, 1.0)[0].any()  # too early
+    assert Extrapolation(96, 1.0).falls_short(torch.full_like(k, 12), value, flat)[0].all()
+    assert not Extrapolation(96, 1.0).falls_short(torch.full_like(k, 6), value, flat)[0].any()  # too early
     # ten times the progress would bring them to zero, but once not to the bar
     bar = torch.tensor([-1.1, -0.5, -math.inf, -1.0, -1.1, -6.0])
-    short, _ = falls_short(1000, k, value, marks, 10.0, bar)
+    short, _ = Extrapolation(1000, 10.0).falls_short(k, value, history, bar)
     assert short.tolist() == [False, True, False, True, False, True]
-    assert not falls_short(1000, k, value, marks, 10.0)[0][[0, 1, 2, 4, 5]].any()
+    assert not Extrapolation(1000, 10.0).falls_short(k, value, history)[0][[0, 1, 2, 4, 5]].any()
 
 
-def test_a_doubling_has_four_looks_and_progress_is_counted_since_half_of_the_steps():
+def test_a_doubling_has_four_checks_and_progress_is_counted_since_half_of_the_steps():
     value, found = torch.tensor([-1.0]), []
-    marks = unmarked(value)
+    history = Extrapolation.start(value)
     for k in range(1, 1001):  # the value is the logarithm of the steps: each doubling brings the same
         value = torch.tensor([k / 1000.0]).log2()
-        _, new = falls_short(1000, torch.tensor([k]), value, marks, 1.0)
-        if not torch.equal(new, marks):
+        _, new = Extrapolation(1000, 1.0).falls_short(torch.tensor([k]), value, history)
+        if not torch.equal(new, history):
             found.append(k)
             if len(found) > 4:
-                assert float(value - marks[0, 0]) == pytest.approx(1, abs=0.05)
-        marks = new
+                assert float(value - history[0, 0]) == pytest.approx(1, abs=0.05)
+        history = new
     assert found[-5:] == [420, 500, 595, 707, 841]
     assert found[0] == 31
 
@@ -102,26 +104,23 @@ def test_a_doubling_has_four_looks_and_progress_is_counted_since_half_of_the_ste
 @pytest.mark.parametrize(
     "search",
     [
-        lambda patience: APGD(criterion="dlr", targeted=True, patience=patience),
-        lambda patience: FAB(math.inf, patience=patience),
-        lambda patience: Square(math.inf, 1000, patience=patience),
+        lambda patience: Searches(APGD(criterion="dlr", targeted=True, patience=patience), targets=2),
+        lambda patience: Searches(FAB(math.inf, patience=patience), targets=2),
+        lambda patience: Searches(Square(math.inf, 1000, patience=patience)),
     ],
     ids=["APGD-T", "FAB-T", "Square"],
 )
 def test_on_a_trained_network_nothing_is_lost(search):
     model, (x, y) = honest(), points(60)
-    targets = torch.stack([(y + 1) % 10, (y + 5) % 10], 1) if search(3).name != "Square" else None
     with torch.no_grad():
         right = model(x).argmax(1) == y
-    x, y, targets = x[right], y[right], None if targets is None else targets[right]
-    full, short = (
-        hunt(model, x, y, search(patience), eps=0.1, norm=math.inf, targets=targets)
-        for patience in (math.inf, 3)
-    )
-    assert full.counts["given_up"] == 0 < short.counts["given_up"]
-    assert short.counts["forward"] < 0.6 * full.counts["forward"]
-    assert 0 < full.fooled.sum() < len(x)
-    assert (full.fooled & ~short.fooled).sum() <= 1
+    x, y = x[right], y[right]
+    full, short = (run(model, x, y, search(patience), eps=0.1) for patience in (math.inf, 3))
+    counts, fewer = full.records[0].counts, short.records[0].counts
+    assert counts["stopped_early"] == 0 < fewer["stopped_early"]
+    assert fewer["forward"] < 0.6 * counts["forward"]
+    assert 0 < full.misclassified.sum() < len(x)
+    assert (full.misclassified & ~short.misclassified).sum() <= 1
 
 
 def test_patience_is_a_factor():
@@ -131,16 +130,14 @@ def test_patience_is_a_factor():
         AutoAttack(patience=math.nan)
 
 
-def test_square_ends_where_it_will_not_come_as_far_as_the_attacks_before():
+def test_square_stops_where_it_will_not_reach_the_margin_of_earlier_attacks():
     model, (x, y) = honest(), points(60)
     with torch.no_grad():
         right = model(x).argmax(1) == y
     x, y = x[right], y[right]
     passes = []
-    for reached in (-math.inf, -1e-3):
-        catch = hunt_together(
-            model, x, y, [Task(Square(math.inf, 1000, patience=30))], eps=0.1, norm=math.inf,
-            reached=torch.full(y.shape, reached),
-        )  # fmt: skip
-        passes.append(catch.tallies["Square"].counts["forward"])
+    for margin in (-math.inf, -1e-3):
+        known = torch.full(y.shape, margin)
+        result = run(model, x, y, Square(math.inf, 1000, patience=30), eps=0.1, margin=known)
+        passes.append(result.records[0].counts["forward"])
     assert passes[1] < 0.7 * passes[0]

@@ -1,0 +1,58 @@
+"""Gradients with respect to the inputs, and where they are of no use to an attack."""
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from opnorm.errors import AttackError
+
+__all__ = ["GradientMonitor", "input_gradient"]
+
+
+def input_gradient(loss: Tensor, z: Tensor, *, keep_graph: bool = False) -> Tensor:
+    """The gradient of each point's own loss (B,) with respect to z (B, C, H, W).
+
+    Raises:
+        AttackError: the loss does not depend on z.
+    """
+    if not loss.requires_grad:
+        raise AttackError("no gradient reaches the inputs; is there a detach() or no_grad() in the model?")
+    return torch.autograd.grad(loss.sum(), z, retain_graph=keep_graph)[0]
+
+
+@dataclass(frozen=True)
+class GradientMonitor:
+    """Records the points at which the gradient gives no direction.
+
+    Attributes:
+        zero: (B,), the last gradient is exactly zero, at a point that is not misclassified.
+        nonfinite: (B,), some gradient was NaN or infinite.
+    """
+
+    zero: Tensor
+    nonfinite: Tensor
+
+    @staticmethod
+    def of(y: Tensor) -> "GradientMonitor":
+        """For points with the labels y (B,)."""
+        zero = torch.zeros_like(y, dtype=torch.bool)
+        return GradientMonitor(zero, zero.clone())
+
+    def record(self, points: Tensor | slice, grad: Tensor, misclassified: Tensor) -> None:
+        """The gradients at some points, given by their indices."""
+        largest = grad.flatten(1).abs().amax(1)
+        self.zero[points] = (largest == 0) & ~misclassified
+        self.nonfinite[points] |= ~(largest < math.inf)
+
+    def warn(self) -> None:
+        """One warning for each kind, with the number of points."""
+        for points, kind in ((self.zero, "exactly zero"), (self.nonfinite, "NaN or infinite")):
+            if count := int(points.sum()):
+                warnings.warn(
+                    f"the gradient is {kind} for {count} of {len(points)} points: the attack has no direction there, "
+                    "and a robust accuracy from it is too high",
+                    stacklevel=3,
+                )

@@ -1,0 +1,173 @@
+"""The protocol of attacks that run in one batch, each row at an iteration of its own.
+
+A job is one search from one start: of a point, a restart and, for targeted losses, a wrong class. The jobs under way are
+the rows of a :class:`Batch`. An attack implements :class:`Search`: where a job starts, the loss at the points that it
+asks the model about, and the step that follows. :mod:`opnorm.attacks._batching` runs the jobs.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from opnorm.attacks._gradients import input_gradient
+from opnorm.attacks.losses import wide
+from opnorm.attacks.projections import Ball
+
+__all__ = ["Batch", "Response", "Search", "State", "column", "concatenate", "evaluate", "select", "where"]
+
+
+@dataclass
+class Batch:
+    """The jobs under way, one a row.
+
+    Attributes:
+        x: clean inputs (R, C, H, W) in [0, 1].
+        y: labels (R,).
+        target: the wrong class to go to (R,), -1 for none.
+        restart: the restart of this point and target (R,).
+        keys: of each row's random numbers (R,); see :mod:`opnorm._core.random`.
+        margin: the largest margin that attacks before this one found (R,); -inf where there was none.
+        ball: the balls around ``x``.
+    """
+
+    x: Tensor
+    y: Tensor
+    target: Tensor
+    restart: Tensor
+    keys: Tensor
+    margin: Tensor
+    ball: Ball
+
+
+@dataclass
+class State:
+    """What a search keeps of each row.
+
+    Attributes:
+        z: the points to evaluate next (R, C, H, W).
+        k: evaluations so far (R,).
+        stopped: the search has given the row up before its last step (R,).
+    """
+
+    z: Tensor
+    k: Tensor
+    stopped: Tensor
+
+
+class Response(NamedTuple):
+    """The model's response at ``state.z``.
+
+    Attributes:
+        logits: (R, K).
+        loss: of the search (R,).
+        grad: of the loss (R, C, H, W), or None.
+        forward: forward passes of single points that it took.
+    """
+
+    logits: Tensor
+    loss: Tensor
+    grad: Tensor | None
+    forward: int
+
+
+S = TypeVar("S", bound=State)
+T = TypeVar("T")
+
+
+class Search(ABC, Generic[S]):
+    """An attack, written for rows that are each at an iteration of their own.
+
+    Attributes:
+        name: as reports name it; part of the keys of its random numbers.
+        steps: evaluations of a job.
+        low_precision: 16-bit logits are precise enough to search on.
+    """
+
+    name: str
+    steps: int
+    low_precision: bool = True
+
+    @abstractmethod
+    def start(self, batch: Batch) -> S:
+        """The state of new jobs."""
+
+    @abstractmethod
+    def loss(self, batch: Batch, state: S, logits: Tensor) -> Tensor:
+        """The loss to ascend (R,), from logits (R, K) in float32 at least."""
+
+    @abstractmethod
+    def advance(self, batch: Batch, state: S, response: Response) -> S:
+        """The state after one more step, with ``k`` counted up and ``stopped`` set where the job should end early."""
+
+    def query(self, model: nn.Module, batch: Batch, state: S) -> Response:
+        """Evaluate the model; by default once, forward and backward. It may choose ``state.z`` here."""
+        return evaluate(model, [(self, batch, state)])[0]
+
+    def feasible(self, batch: Batch, state: S) -> Tensor:
+        """Whether ``state.z`` is in the ball up to rounding (R,), so that it may count as adversarial."""
+        return torch.ones_like(batch.y, dtype=torch.bool)
+
+    def final_iterate(self, batch: Batch, state: S) -> Tensor:
+        """The result of an ended job (R, C, H, W); the model as given evaluates it once."""
+        return state.z
+
+    @property
+    def shares_batch(self) -> bool:
+        """Whether it evaluates forward and backward once a step, so that other searches can share the batch."""
+        return type(self).query is Search.query
+
+
+def evaluate(model: nn.Module, jobs: Sequence[tuple[Search[Any], Batch, Any]]) -> list[Response]:
+    """One pass forward and backward for the rows of several searches, each with its own loss."""
+    points = [state.z for _, _, state in jobs]
+    sizes = [len(z) for z in points]
+    with torch.enable_grad():
+        z = (points[0] if len(points) == 1 else torch.cat(points)).detach().requires_grad_()
+        logits = wide(model(z))
+        losses = [
+            search.loss(batch, state, part)
+            for (search, batch, state), part in zip(jobs, logits.split(sizes), strict=True)
+        ]
+        loss = torch.cat(losses)
+        grad = input_gradient(loss, z)
+    parts = zip(*(t.detach().split(sizes) for t in (logits, loss, grad)), strict=True)
+    return [Response(z, value, slope, len(z)) for z, value, slope in parts]
+
+
+# ---------------------------------------------------------------- rows
+
+
+def select(rows: T, kept: Tensor) -> T:
+    """Some rows of a dataclass of tensors, also of dataclasses within it."""
+    return _map(lambda value: value[kept], rows)
+
+
+def concatenate(first: T, second: T) -> T:
+    """The rows of two dataclasses of one kind."""
+    return _map(lambda a, b: torch.cat([a, b]), first, second)
+
+
+def _map(function: Any, *rows: Any) -> Any:
+    changed = {}
+    for field in fields(rows[0]):
+        values = [getattr(r, field.name) for r in rows]
+        if isinstance(values[0], Tensor):
+            changed[field.name] = function(*values)
+        elif is_dataclass(values[0]):
+            changed[field.name] = _map(function, *values)
+    return replace(rows[0], **changed)
+
+
+def column(values: Tensor, z: Tensor) -> Tensor:
+    """One value a row (R,), or a row and channel (R, C), in the type of the images z and a shape that broadcasts."""
+    values = values.to(z.dtype) if values.is_floating_point() else values
+    return values.reshape(*values.shape, *[1] * (z.ndim - values.ndim))
+
+
+def where(rows: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """Images of ``yes`` where the row is true, otherwise of ``no``."""
+    return torch.where(column(rows, yes), yes, no)
