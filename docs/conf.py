@@ -1,8 +1,10 @@
 """Sphinx: `make docs` writes docs/_build/index.html."""
 
+import inspect
 import re
 
 import opnorm
+from opnorm.analyses import all_analyses
 
 project = "opnorm"
 author = "the opnorm authors"
@@ -46,6 +48,34 @@ def _before(app, what, name, obj, options, lines):
             lines[i] = _escape(line)
 
 
+def _analyses_table(section):
+    """The registered analyses of a section as a table, so that no page lists them by hand."""
+    lines = ["| analysis | result | points | source |", "|---|---|---|---|"]
+    for one in all_analyses():
+        if one.section == section:
+            text = inspect.getdoc(one.factory)
+            source = re.search(r"^Source: (.*)$", text, re.MULTILINE)
+            points = inspect.signature(one.factory).parameters.get("points")
+            count = "all" if points is None or points.default is None else str(points.default)
+            count = "none" if section == "weights" else count
+            first = "first " if count not in ("all", "none") and "the first so many" in text else ""
+            result = text.splitlines()[0].replace("|", "\\|")
+            lines.append(
+                f"| `{one.name}` | {result} | {first}{count} | {source[1].strip('.') if source else ''} |"
+            )
+    return "\n".join(lines)
+
+
+def insert_tables(text):
+    """A page's text with the tables of analyses."""
+    return re.sub(r"<!-- analyses: (.*?) -->", lambda found: _analyses_table(found[1]), text)
+
+
+def _read(app, docname, source):
+    source[0] = insert_tables(source[0])
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.connect("source-read", _read)
     app.connect("autodoc-process-docstring", _before, priority=100)  # before napoleon writes its own markup

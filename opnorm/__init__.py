@@ -5,6 +5,7 @@
     opnorm.attacks.pgd(eps=8/255)(model, x, y) an attack
     opnorm.regularizers.norm_decay(p=1)        a regularizer for any training loop
     opnorm.training.train(model, data)         the project's own loop
+    opnorm.analyze(model, data).write("page")  every analysis of the papers, on one page
     opnorm.Run, opnorm.run_training            runs that are found again and resumed
 
 Names are imported when they are first used, so ``import opnorm`` is quick.
@@ -21,6 +22,7 @@ _WHERE = {
     "OpnormError": "opnorm.errors",
     "Run": "opnorm.runs.run",
     "Store": "opnorm.runs.store",
+    "analyze": "opnorm.runs.network_report",
     "build": "opnorm.spec",
     "run_training": "opnorm.runs.training_run",
     "measure": "opnorm.norms",
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from opnorm.norms import Norm as Norm
     from opnorm.norms import measure as measure
     from opnorm.norms import operator_norm as operator_norm
+    from opnorm.runs.network_report import analyze as analyze
     from opnorm.runs.run import Run as Run
     from opnorm.runs.store import Store as Store
     from opnorm.runs.training_run import run_training as run_training

@@ -62,7 +62,7 @@ def remove_partial_files(folder: Path) -> None:
 
 def to_json(value: Any, indent: int | None = 1) -> str:
     """JSON text that every reader takes: null for NaN and infinities, which JSON does not have."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+    return json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False)
 
 
 def _finite(value: Any) -> Any:

@@ -1,46 +1,30 @@
-"""Analyses: functions (model, data) -> rows."""
+"""Analyses: measurements of a trained network, one in a file, each with its chart, its sentence and its table columns.
 
-from opnorm.analyses.attacks import (
-    autoattack_accuracy,
-    liu_robust_accuracy,
-    loss_variation,
-    robustness_curve,
-    wen_robust_accuracy,
-)
-from opnorm.analyses.basic import Analysis as Analysis
-from opnorm.analyses.basic import Row as Row
-from opnorm.analyses.basic import accuracy, margins, norm_table, robust_accuracy
-from opnorm.analyses.jacobian import lipschitz_bracket, robust_radius
-from opnorm.analyses.layers import singular_spread, weight_energy
-from opnorm.analyses.predictions import generalization_gap, input_gradients, predictions
-from opnorm.analyses.roth import (
-    jacobian_spectrum,
-    local_linearity,
-    power_method_agreement,
-    relu_cells,
-    singular_alignment,
-)
+Every module of this folder is one analysis, named like its function with an underscore before it, and is found here; what
+several share is in ``_shared``. An analysis is made by a call such as ``margins(split="train")`` and is itself called with a
+model and a data set: ``margins()(model, data)`` gives rows, plain values ready for JSON.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from opnorm.analyses._shared.analysis import Analysis, Registration, Row, all_analyses, register
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+globals().update({one.name: one.factory for one in all_analyses()})
 
 __all__ = [
-    "accuracy",
-    "autoattack_accuracy",
-    "generalization_gap",
-    "input_gradients",
-    "jacobian_spectrum",
-    "lipschitz_bracket",
-    "liu_robust_accuracy",
-    "local_linearity",
-    "loss_variation",
-    "margins",
-    "norm_table",
-    "power_method_agreement",
-    "predictions",
-    "relu_cells",
-    "robust_accuracy",
-    "robust_radius",
-    "robustness_curve",
-    "singular_alignment",
-    "singular_spread",
-    "weight_energy",
-    "wen_robust_accuracy",
+    "Analysis",
+    "Registration",
+    "Row",
+    "all_analyses",
+    "register",
+    *(one.name for one in all_analyses()),
 ]
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Callable[..., Analysis]: ...

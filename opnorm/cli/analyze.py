@@ -1,31 +1,35 @@
 """``opnorm analyze`` and ``opnorm compare``: one network, or several, on one page."""
 
+import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
+import opnorm
 from opnorm.cli.options import DATA, MODEL, RUN, Device, Figures, Json, Limit, check_device, print_json
 from opnorm.cli.subjects import data_of, network_and_data, run_folder
 from opnorm.errors import OpnormError
 
 __all__ = ["ANALYSES", "analyze", "compare"]
 
-ANALYSES = (
-    "accuracy, generalization_gap, robust_accuracy, autoattack_accuracy, wen_robust_accuracy, liu_robust_accuracy, "
-    "robustness_curve, robust_radius, loss_variation, norm_table, singular_spread, weight_energy, margins, predictions, "
-    "input_gradients, lipschitz_bracket, jacobian_spectrum, singular_alignment, local_linearity, relu_cells, "
-    "power_method_agreement"
+ANALYSES = sorted(
+    module.name.removeprefix("_")
+    for module in pkgutil.iter_modules([str(Path(opnorm.__file__).parent / "analyses")])
+    if not module.ispkg
 )
-"""Written out: looking them up would load torch before ``--help`` can answer."""
+"""The names of the modules: importing them would load torch before ``--help`` can answer."""
 
-WHAT = f"analyses as names or calls, such as accuracy 'norm_table(ords=(2,))'; all stands for every one: {ANALYSES}"
-POINTS = "test points of each analysis that looks at some of them, instead of its own default"
+WHAT = (
+    "analyses as names or calls, such as accuracy 'norm_table(ords=(2,))'; all stands for every one: "
+    + ", ".join(ANALYSES)
+)
+POINTS = "test points of each analysis that takes a sample of them, in place of its own default"
 
 
 @dataclass(frozen=True)
-class Looking:
+class AnalyzeOptions:
     """The options of both commands."""
 
     data: Annotated[str, arg(help=DATA + "; left out: that of the first run")] = ""
@@ -39,17 +43,17 @@ class Looking:
     json: Json = False
 
 
-Options = Annotated[Looking, arg(name="")]
+Options = Annotated[AnalyzeOptions, arg(name="")]
 
 
 def analyze(
     model: Annotated[Positional[str], arg(help=MODEL + RUN + ". name=MODEL names it")],
-    options: Options = Looking(),
+    options: Options = AnalyzeOptions(),
 ) -> None:
-    """Look at one trained network from all sides, on one page; the last line printed is where the page is.
+    """Apply every analysis of the papers to one trained network, on one page; the last line printed is the page's path.
 
-    Accuracy and robustness, norms and singular values of the layers, margins, Jacobians and linear regions: what the papers
-    look at. Stop it with Ctrl-C and call it again: analyses that have ended are found.
+    Accuracy and robustness, norms and singular values of the layers, margins, Jacobians and linear regions. After Ctrl-C,
+    the same command finds the analyses that have ended and goes on.
 
     opnorm analyze 'file("weights.safetensors", arch=resnet(depth=20))' --data 'parquet("cifar10")' --points 100
 
@@ -68,11 +72,11 @@ def compare(
         Positional[tuple[str, ...]],
         arg(help="two or more, the baseline first: " + MODEL + "; or runs. name=MODEL names one"),
     ],
-    options: Options = Looking(),
+    options: Options = AnalyzeOptions(),
 ) -> None:
-    """Look at several trained networks side by side, on one page; the last line printed is where the page is.
+    """Analyze several trained networks side by side, on one page; the last line printed is the page's path.
 
-    Every network has the same color in all charts; the first one is black. What opnorm analyze has found is found again.
+    Every network has the same color in all charts; the first one is black. Results of opnorm analyze are found again.
 
     opnorm compare 'plain=file("plain.safetensors")' 'adversarial=file("pgd_at.safetensors")' --data 'parquet("cifar10")'
 
@@ -85,31 +89,30 @@ def compare(
     _analyze(models, options)
 
 
-def _analyze(models: tuple[str, ...], options: Looking) -> None:
+def _analyze(models: tuple[str, ...], options: AnalyzeOptions) -> None:
     from opnorm.cli.progress import AnalyzeBar
-    from opnorm.runs.network_report import as_dict, calls, look, write
+    from opnorm.runs.network_report import analysis_calls, analyze
     from opnorm.runs.store import Store
 
     data, out, limit = options.data, options.out, options.limit
-    analyses = calls(options.what, points=options.points, seed=options.seed)
+    calls = analysis_calls(options.what, points=options.points, seed=options.seed)
     check_device(options.device)
     if not data:
         bare = [model for _, model in map(_named, models)]
         data = data_of(next((m for m in bare if run_folder(m, out)), bare[0]), out)
-    subjects, dataset = [], None
+    networks, dataset = [], None
     for text in models:
-        subject, dataset = _subject(text, data, out)
-        subject.model.to(options.device).eval()
-        subjects.append(subject)
+        network, dataset = _network(text, data, out)
+        network.model.to(options.device).eval()
+        networks.append(network)
     assert dataset is not None, "there is at least one model"
     store = Store(out / "analyses")
     with AnalyzeBar() as progress:
-        looks = look(
-            subjects, dataset if limit is None else dataset.limit(limit), analyses, store, tell=progress
-        )
-    page = write(looks, store, options.figures)
+        dataset = dataset if limit is None else dataset.limit(limit)
+        found = analyze(networks, dataset, calls, store=store, progress=progress)
+    page = found.write(store.root / found.name, options.figures)
     if options.json:
-        return print_json({"page": str(page), "networks": as_dict(looks)})
+        return print_json({"page": str(page), "networks": found.as_dict()})
     print(page)
     return None
 
@@ -120,11 +123,11 @@ def _named(text: str) -> tuple[str, str]:
     return (name.strip(), rest.strip()) if equals and not set(name) & set("(,\"'/") else ("", text)
 
 
-def _subject(text: str, data: str, out: Path) -> tuple[Any, Any]:
-    """A network with what a page calls it, and the data set."""
+def _network(text: str, data: str, out: Path) -> tuple[Any, Any]:
+    """A network with its name on the page, and the data set."""
     from opnorm import spec
     from opnorm._core import files
-    from opnorm.runs.network_report import Subject
+    from opnorm.runs.network_report import Network
     from opnorm.runs.run import Run
     from opnorm.runs.store import Store
 
@@ -133,7 +136,7 @@ def _subject(text: str, data: str, out: Path) -> tuple[Any, Any]:
     folder = run_folder(model, out)
     if folder is None:
         call = str(spec.short(model, "model"))
-        return Subject(label or call, network, call), dataset
+        return Network(label or call, network, call), dataset
     run = Run.from_dict(Store(out).read(folder)["run"])
     metrics = files.read_lines(folder / "metrics.jsonl")
-    return Subject(label or run.label, network, f"run {model}: {run.model}, {run.label}", metrics), dataset
+    return Network(label or run.label, network, f"run {model}: {run.model}, {run.label}", metrics), dataset

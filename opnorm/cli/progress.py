@@ -8,7 +8,7 @@ from rich.progress import TaskID
 
 from opnorm._core.progress_bar import progress_bar, stderr
 from opnorm.runs.attack_evaluation import EvaluationProgress
-from opnorm.runs.network_report import Step
+from opnorm.runs.network_report import AnalysisProgress
 from opnorm.runs.runner import StudyProgress
 from opnorm.runs.training_run import RunProgress
 
@@ -136,14 +136,13 @@ class AnalyzeBar(_Bar):
         super().__init__()
         self.all = self.bar.add_task("all analyses", total=None, note="")
 
-    def __call__(self, step: Step) -> None:
-        """A callback of :func:`opnorm.runs.network_report.look`."""
-        ended = step.seconds is not None
-        note = "" if ended else f"{step.label}: {step.analysis.partition('(')[0]}"
-        self.bar.update(self.all, total=step.steps, completed=step.at + ended, note=note)
-        if step.seconds is not None:
-            took = "found" if step.found else f"{step.seconds:.1f} s"
-            outcome = f"not possible: {step.failure}" if step.failure else took
-            self.console.print(
-                f"[{step.at + 1}/{step.steps}] {step.label}: {step.analysis}: {outcome}", markup=False
-            )
+    def __call__(self, event: AnalysisProgress) -> None:
+        """A callback of :func:`opnorm.runs.network_report.analyze`."""
+        ended = event.seconds is not None
+        note = "" if ended else f"{event.label}: {event.call.partition('(')[0]}"
+        self.bar.update(self.all, total=event.total, completed=event.done + ended, note=note)
+        if event.seconds is not None:
+            took = "found" if event.found else f"{event.seconds:.1f} s"
+            outcome = f"not possible: {event.failure}" if event.failure else took
+            line = f"[{event.done + 1}/{event.total}] {event.label}: {event.call}: {outcome}"
+            self.console.print(line, markup=False)

@@ -1,30 +1,40 @@
-"""What a study found, as one page that works offline, as figures and as JSON.
+"""Reports: one page that works offline, figures and JSON, from plain data.
 
-`Report` is plain data (`opnorm.report.model`); `opnorm.report.charts` makes its charts from rows of
-numbers; `write_page`, `write_figures` and `write_json` write it. Nothing in this package imports torch.
+:class:`Report` is the content (:mod:`opnorm.report.document`); :func:`draw_curves` and the charts that several pages share
+make its charts; :func:`write_page`, :func:`write_figures` and :func:`write_json` write it. Nothing in this package imports
+torch, and altair is loaded when a chart is drawn.
 """
 
-from opnorm.report.charts import (
-    accuracy_against_eps,
-    accuracy_against_norm,
-    against_epoch,
-    layer_norms,
-    margins,
-)
-from opnorm.report.model import Chart, Column, Report, Stat, Table
+from opnorm.report.charts import accuracy_against_eps, accuracy_against_norm, against_epoch, eps_axis
+from opnorm.report.curves import Axis, Heading, Panel, Point, draw_curves, method_of
+from opnorm.report.document import Cell, Chart, Column, Report, Stat, Table, known
+from opnorm.report.histograms import Sample, histogram_points
 from opnorm.report.page import write_figures, write_json, write_page
+from opnorm.report.theme import NORMS, norm_name, significant
 
 __all__ = [
+    "NORMS",
+    "Axis",
+    "Cell",
     "Chart",
     "Column",
+    "Heading",
+    "Panel",
+    "Point",
     "Report",
+    "Sample",
     "Stat",
     "Table",
     "accuracy_against_eps",
     "accuracy_against_norm",
     "against_epoch",
-    "layer_norms",
-    "margins",
+    "draw_curves",
+    "eps_axis",
+    "histogram_points",
+    "known",
+    "method_of",
+    "norm_name",
+    "significant",
     "write_figures",
     "write_json",
     "write_page",

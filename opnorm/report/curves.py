@@ -1,147 +1,176 @@
-"""Charts of one line a method against a number, or against names in order, in one panel or several."""
+"""Charts of one line per method against a number, or against names in order, in one panel or several."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from opnorm.report.model import Chart
-from opnorm.report.vega import (
-    Row,
-    Spec,
-    all_methods,
-    assemble,
-    bars,
-    grouped,
-    line_and_points,
-    log_axis,
-    log_scale,
-    mean_of,
-    method_looks,
-    number_text,
-    percent_text,
-    short,
-    tooltips,
-    view,
-)
+from opnorm.report.document import Chart, Stat, known
+from opnorm.report.theme import number_text, percent_text, significant
 
-__all__ = ["Head", "Panel", "Point", "curves"]
+__all__ = ["Axis", "Heading", "Panel", "Point", "draw_curves", "method_of"]
+
+Row = Mapping[str, Any]
 
 
-class Head(NamedTuple):
-    """What a chart is about.
-
-    Attributes:
-        key: see :class:`opnorm.report.Chart`.
-        title: likewise.
-        caption: likewise.
-        x_title: of the horizontal axis; empty where it holds names.
-        x_log: a log scale, which leaves out what is not above 0.
-        dots: whether each point is marked.
-        columns: at most so many panels side by side.
-    """
+class Heading(NamedTuple):
+    """Key, title and caption of a chart; see :class:`opnorm.report.Chart`."""
 
     key: str
     title: str
     caption: str
-    x_title: str
-    x_log: bool = False
-    dots: bool = True
-    columns: int = 2
+
+
+class Axis(NamedTuple):
+    """A horizontal axis.
+
+    Attributes:
+        title: with units.
+        quantity: the title in tooltips; up to the first bracket or comma of ``title`` when empty.
+        log: a logarithmic scale, which leaves out values that are not above 0.
+        zero: whether the axis includes 0.
+        names: for an axis of names, these in order.
+        ticks: values of the ticks; chosen by Vega-Lite when empty.
+        levels: whether ticks are labeled as multiples of 1/255.
+        text: a value as text, for tooltips.
+        mark: a dashed vertical line at a value, with a text to its left.
+    """
+
+    title: str = ""
+    quantity: str = ""
+    log: bool = False
+    zero: bool = True
+    names: tuple[str, ...] = ()
+    ticks: tuple[float, ...] = ()
+    levels: bool = False
+    text: Callable[[float], str] = "{:.4g}".format
+    mark: tuple[float, str] | None = None
 
 
 class Panel(NamedTuple):
-    """Title and vertical axis of a panel."""
+    """Title and vertical axis of a panel.
+
+    Attributes:
+        title: above the panel.
+        log: a logarithmic scale.
+        percent: values are fractions, written times 100.
+        zero: whether the axis includes 0, unless it is logarithmic.
+        limits: ends of the axis; chosen from the values when None.
+        quantity: the title of the value in tooltips.
+        note: the title of the points' notes in tooltips.
+        dots: whether each point is marked, where the chart marks points at all.
+        x: its own horizontal axis, where it differs from the chart's.
+    """
 
     title: str
     log: bool = False
     percent: bool = False
+    zero: bool = True
+    limits: tuple[float, float] | None = None
+    quantity: str = "value"
+    note: str = ""
+    dots: bool = True
+    x: Axis | None = None
 
 
-Point = tuple[str, float | str, float | None]
-"""(panel, x, value); an x in words makes an ordinal axis."""
+class Point(NamedTuple):
+    """One value of one method and seed; points that differ in the seed alone are averaged.
+
+    Attributes:
+        method: the method's label.
+        panel: the key of the panel.
+        x: a number, or a name for an axis of names.
+        value: vertical; left out where it is not known. A point of a rug (a tick on the horizontal axis) has none.
+        low: lower end of the error bar; mean less one standard deviation over the seeds when None.
+        high: upper end.
+        note: a text for the tooltip.
+        rug: whether it is a tick on the horizontal axis.
+    """
+
+    method: str
+    panel: str
+    x: float | str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+    rug: bool = False
 
 
-def curves(
-    rows: Sequence[Row],
+def method_of(row: Row) -> str:
+    """The label of a row's method; "network" for rows of a single network, which need none."""
+    return str(row.get("method", "network"))
+
+
+def draw_curves(
+    points: Iterable[Point],
     methods: Sequence[str],
-    baseline: str,
-    head: Head,
-    panels: dict[str, Panel],
-    points: Callable[[Row], Iterable[Point]],
-    sort: Sequence[str] = (),
+    heading: Heading,
+    panels: Mapping[str, Panel],
+    x: Axis | None = None,
+    *,
+    dots: bool = True,
+    band: bool = False,
+    columns: int = 2,
 ) -> Chart:
-    """One line a method in every panel, averaged over seeds.
+    """One line per method in every panel, averaged over seeds, with error bars of one standard deviation.
 
     Args:
-        rows: each with its ``method``.
-        methods: all labels, in order.
-        baseline: the label drawn in black.
-        head: what the chart is about.
+        points: in any order.
+        methods: all methods in order, the baseline first; methods that only the points name follow.
+        heading: key, title and caption.
         panels: in order; those without points are left out.
-        points: what a row shows.
-        sort: the names on the horizontal axis, in order; none where it holds numbers.
+        x: the horizontal axis of the panels that have none of their own.
+        dots: whether each point is marked.
+        band: show the standard deviation as a band, of the methods that are picked alone, in place of error bars.
+        columns: at most so many panels side by side.
     """
-    order = all_methods(rows, methods)
-    flat = [
-        {"panel": panel, "method": str(row["method"]), "x": x, "value": value}
-        for row in rows
-        for panel, x, value in points(row)
-        if isinstance(x, str) or not (head.x_log and x <= 0)
-    ]
-    values: list[Spec] = []
-    for (panel, method, x), members in grouped(flat, ("panel", "method", "x"), "value").items():
-        stat, look = mean_of(members), panels[panel]
-        if look.log and stat.mean <= 0:
-            continue
-        low = max(stat.mean - stat.std, stat.mean / 100) if look.log else stat.mean - stat.std
-        values.append(
-            {
-                "panel": panel,
-                "method": method,
-                "x": x,
-                "value": short(stat.mean),
-                "lo": short(low),
-                "hi": short(stat.mean + stat.std),
-                "at": x if isinstance(x, str) else f"{x:.4g}",
-                "text": percent_text(stat) if look.percent else number_text(stat),
-            }
+    points = list(points)
+    order = list(dict.fromkeys([*methods, *(point.method for point in points)]))
+    values: list[dict[str, Any]] = []
+    for key, panel in panels.items():
+        axis = panel.x or x or Axis()
+        groups: dict[tuple[str, float | str, bool], list[Point]] = {}
+        for point in points:
+            if point.panel == key and (point.rug or known(point.value)) and _on_axis(point.x, axis):
+                groups.setdefault((point.method, point.x, point.rug), []).append(point)
+        own = [_value(key, group, panel, axis) for group in groups.values()]
+        places = {name: i for i, name in enumerate(axis.names)}
+        values += sorted(
+            (value for value in own if value is not None),
+            key=lambda value: (order.index(value["method"]), places.get(value["x"], value["x"])),
         )
-    names, places = list(panels), {name: i for i, name in enumerate(sort)}
-    values.sort(key=lambda v: (names.index(v["panel"]), order.index(v["method"]), places.get(v["x"], v["x"])))
-    looks = method_looks((v["method"] for v in values), order, baseline)
-    views = [
-        _view(name, panel, own, head, sort)
-        for name, panel in panels.items()
-        if (own := [v for v in values if v["panel"] == name])
+    from opnorm.report import drawing  # loads altair
+
+    drawn = [
+        drawing.panel(key, panel, panel.x or x or Axis(), own, dots=dots, band=band)
+        for key, panel in panels.items()
+        if (own := [value for value in values if value["panel"] == key])
     ]
-    description = f"{head.title} One line per method."
-    spec = assemble(views, values, looks, description, dots=head.dots, columns=head.columns)
-    return Chart(head.key, head.title, head.caption, spec)
+    return drawing.assemble(heading, drawn, values, order, dots=dots, columns=columns)
 
 
-def _view(name: str, panel: Panel, values: list[Spec], head: Head, sort: Sequence[str]) -> Spec:
-    x: Spec = {"field": "x", "type": "quantitative", "scale": {"nice": False}}
-    x["axis"] = {"title": head.x_title, "labelOverlap": True, "format": "~g"}
-    if sort:
-        x = {
-            "field": "x",
-            "type": "ordinal",
-            "sort": list(sort),
-            "axis": {"title": None, "labelAngle": -30, "labelLimit": 110, "labelOverlap": len(sort) > 8},
-        }
-    elif head.x_log:
-        places = [v["x"] for v in values]
-        x |= {"scale": log_scale(places), "axis": {**log_axis(places), "title": head.x_title}}
-    y: Spec = {
-        "field": "value",
-        "type": "quantitative",
-        "axis": {"title": None, "format": "~%" if panel.percent else "~g", "tickCount": 5},
-    }
+def _on_axis(x: float | str, axis: Axis) -> bool:
+    return isinstance(x, str) or (known(x) and not (axis.log and x <= 0))
+
+
+def _value(key: str, group: Sequence[Point], panel: Panel, axis: Axis) -> dict[str, Any] | None:
+    """The mean over seeds as a row of the chart's data; None where a logarithmic axis has no place for it."""
+    first = group[0]
+    x = first.x if isinstance(first.x, str) else significant(first.x)
+    value = {"panel": key, "method": first.method, "x": x}
+    value["at"] = first.x if isinstance(first.x, str) else axis.text(first.x)
+    if first.rug:
+        return value | {"rug": True}
+    stat = Stat.of(point.value for point in group)
+    if stat is None or (panel.log and stat.mean <= 0):
+        return None
+    lows = [point.low for point in group if known(point.low)]
+    highs = [point.high for point in group if known(point.high)]
+    low = min(lows) if lows else stat.mean - stat.std
+    high = max(highs) if highs else stat.mean + stat.std
     if panel.log:
-        ends = [v[end] for v in values for end in ("lo", "hi")]
-        y |= {"axis": log_axis(ends), "scale": log_scale(ends)}
-        if panel.percent:
-            y["axis"]["format"] = ".1~%"
-    encoding = {"x": x, "y": y}
-    tooltip = tooltips(("method", "method"), ("at", head.x_title.split(" (")[0] or "what"), ("text", "value"))
-    layer = [bars(encoding, "y", "lo", "hi"), *line_and_points(encoding, tooltip, 50, dots=head.dots)]
-    return view(name, panel.title, layer, 260)
+        low = max(low, stat.mean / (1e6 if lows else 100))
+    if panel.limits:
+        low, high = max(low, panel.limits[0]), min(high, panel.limits[1])
+    value |= {"value": significant(stat.mean), "lo": significant(low), "hi": significant(high), "n": stat.n}
+    value["text"] = percent_text(stat) if panel.percent else number_text(stat)
+    return value | ({"note": first.note or f"{low:.3g} to {high:.3g}"} if panel.note else {})

@@ -4,8 +4,8 @@
   const specs = JSON.parse(document.getElementById("specs").textContent);
   const plots = [...document.querySelectorAll(".plot[data-chart]")];
   const drawn = new Map(); // element -> {result, width}
-  const INK = "#1f2328"; // the baseline's color in the specs
-  const NOTE = "#59636e"; // that of words and lines inside a chart
+  // ink: the baseline's color in the specs; note: that of text and lines inside a chart; paper: the look of saved figures
+  const { ink: INK, note: NOTE, paper } = JSON.parse(document.getElementById("theme").textContent);
   let picked = []; // the methods that are highlighted, none: all
 
   // Colors are CSS variables, so that dark mode and printing need no redrawing.
@@ -23,13 +23,8 @@
     title: { color: "var(--ink)", fontSize: 13, fontWeight: 600, offset: 10 },
     concat: { spacing: 28 },
   };
-  const paper = {
-    background: "white", font: "Helvetica, Arial, sans-serif", view: { stroke: null },
-    axis: { gridColor: "#dddddd", labelColor: "black", titleColor: "black", titleFontWeight: "normal" },
-    legend: { labelColor: "black" }, title: { color: "black" },
-  };
 
-  const methodsOf = (spec) => [...new Set(spec.data.values.map((row) => String(row.method)))];
+  const methodsOf = (spec) => spec.datasets.styles.map((style) => style.method);
 
   const ruler = document.createElement("canvas").getContext("2d");
   function legendColumns(spec, width) {
@@ -41,8 +36,9 @@
   // The spec for a width: one panel fills it; several make a grid, on a phone a column.
   function fitted(spec, width, config, less = 0) {
     const variable = config === screen ? { [INK]: "var(--ink)", [NOTE]: "var(--soft)" } : {};
-    const copy = JSON.parse(JSON.stringify({ ...spec, data: null }), (_, value) => variable[value] ?? value);
-    copy.data = spec.data;
+    const recolored = (part) => JSON.parse(JSON.stringify(part), (_, value) => variable[value] ?? value);
+    const { rows, styles } = spec.datasets;
+    const copy = { ...recolored({ ...spec, datasets: null }), datasets: { rows, styles: recolored(styles) } };
     const { columns, labelLimit } = legendColumns(spec, width);
     const eachLegend = (node) => {
       if (!node || typeof node !== "object") return;
@@ -51,7 +47,7 @@
         else eachLegend(value);
       }
     };
-    eachLegend({ ...copy, data: null });
+    eachLegend(copy.vconcat);
     const grid = copy.vconcat[0];
     const most = width < 560 ? 1 : width < 900 ? 2 : grid.columns;
     grid.columns = Math.min(most, grid.concat.length);
@@ -120,12 +116,7 @@
 
   // ---- the table ----
   const swatches = {};
-  (function collect(node) {
-    if (!node || typeof node !== "object") return;
-    const scale = node.color?.scale;
-    scale?.domain?.forEach((name, i) => (swatches[name] ??= scale.range[i]));
-    for (const [name, value] of Object.entries(node)) if (name !== "data") collect(value);
-  })(Object.values(specs));
+  for (const spec of Object.values(specs)) for (const { method, color } of spec.datasets.styles) swatches[method] = color;
 
   for (const row of document.querySelectorAll("#table tbody tr")) {
     const head = row.querySelector("th");
@@ -186,7 +177,7 @@
       const kind = button.dataset.save;
       const name = `${element.dataset.chart}.${kind}`;
       if (kind === "csv") {
-        download(name, URL.createObjectURL(new Blob([csv(spec.data.values)], { type: "text/csv" })));
+        download(name, URL.createObjectURL(new Blob([csv(spec.datasets.rows)], { type: "text/csv" })));
         return;
       }
       const aside = document.createElement("div"); // drawn again in black on white

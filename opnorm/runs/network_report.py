@@ -1,13 +1,16 @@
-"""Trained networks looked at from all sides: every analysis of one, or of several side by side, on one page.
+"""Analyses of trained networks: every analysis of one network, or of several side by side, on one page.
 
-    page = write(look([Subject("plain", model)], data, calls(["all"], points=100), Store("runs/analyses")), folder)
+    analyze(model, data).write("report")                                          every analysis of one network
+    analyze({"plain": a, "robust": b}, data, ["norm_table", "margins"]).write("report")
 
-Each analysis of each network is kept as soon as it is made, under the network's weights and the data, and found again.
+With a store, each analysis of each network is kept as soon as it is made, under the network's weights and the data, and
+found again.
 """
 
 import hashlib
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,38 +22,36 @@ from torch import nn
 from opnorm import spec
 from opnorm._core import files
 from opnorm._core.fingerprint import add_tensor, of_network
-from opnorm.analyses import Row
+from opnorm.analyses import Analysis, Row, all_analyses
 from opnorm.data import Dataset
 from opnorm.data.dataset import as_pixels
 from opnorm.errors import ModelError, OpnormError, SpecError
-from opnorm.report import Column, Report, Table, against_epoch, write_figures, write_json, write_page
-from opnorm.report.model import Cell
-from opnorm.report.shown import SHOWN
-from opnorm.report.vega import ORDS
-from opnorm.report.words import spread_changes
+from opnorm.report import (
+    Cell,
+    Column,
+    Report,
+    Table,
+    against_epoch,
+    write_figures,
+    write_json,
+    write_page,
+)
 from opnorm.runs.build import check_model
-from opnorm.runs.store import FORMAT, Store
+from opnorm.runs.store import FORMAT, Entry, Store
 from opnorm.runs.training_run import environment
 
-__all__ = ["Look", "Step", "Subject", "calls", "look", "report", "write"]
-
-TWICE = {
-    "margins": ("margins('train')", "margins()"),
-    "predictions": ("predictions('train')", "predictions()"),
-    "robust_accuracy": ("robust_accuracy()", "robust_accuracy(norm=2, eps=(0.25, 0.5, 1))"),
-    "lipschitz_bracket": ("lipschitz_bracket()", "lipschitz_bracket(norm=inf)"),
-}
-"""What "all" asks for more than once, on one chart."""
+__all__ = ["AnalysisProgress", "Network", "NetworkReport", "NetworkResults", "analysis_calls", "analyze"]
 
 
-class Subject(NamedTuple):
-    """A network to look at.
+@dataclass(frozen=True)
+class Network:
+    """A network to analyze.
 
     Attributes:
-        label: what the page calls it.
+        label: its name on the page.
         model: in eval mode, (B, C, H, W) in [0, 1] -> (B, K).
-        call: how it was named, for the page.
-        metrics: what was seen after each epoch, where that is known.
+        call: the call that made it, for the page.
+        metrics: the metrics of training after each epoch, where they are known.
     """
 
     label: str
@@ -59,33 +60,41 @@ class Subject(NamedTuple):
     metrics: Sequence[Row] = ()
 
 
-class Step(NamedTuple):
-    """News: an analysis begins (``seconds`` is None) or has ended; ``found`` when it was made before."""
+class AnalysisProgress(NamedTuple):
+    """The state of :func:`analyze`: an analysis begins (``seconds`` is None) or has ended.
 
-    at: int
-    steps: int
+    Attributes:
+        done: how many analyses of all networks have ended before this one.
+        total: how many there are.
+        label: of the network.
+        call: of the analysis.
+        seconds: that it took.
+        found: whether it had been made before.
+        failure: why it is not possible; empty when it is.
+    """
+
+    done: int
+    total: int
     label: str
-    analysis: str
+    call: str
     seconds: float | None = None
     found: bool = False
     failure: str = ""
 
 
 @dataclass
-class Look:
-    """What was found out about a network.
+class NetworkResults:
+    """The analyses of one network.
 
     Attributes:
-        subject: the network.
-        data: the data set's name and counts.
+        network: the network.
         key: names the folder where the rows are kept.
         rows: of every analysis, by its call.
         failures: why an analysis was not possible, by its call.
         seconds: that the analyses took, by call, whenever they were made.
     """
 
-    subject: Subject
-    data: dict[str, Any]
+    network: Network
     key: str
     rows: dict[str, list[Row]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
@@ -96,33 +105,33 @@ class Look:
         return [row for call, rows in self.rows.items() if spec.parse(call).name == name for row in rows]
 
 
-# ---------------------------------------------------------------- what to find out
-
-
-def calls(what: Sequence[str], *, points: int | None = None, seed: int = 0) -> list[str]:
+def analysis_calls(
+    analyses: str | Sequence[str] = "all", *, points: int | None = None, seed: int = 0
+) -> list[str]:
     """Analyses in their canonical form, those of one name together, in the order of the page.
 
     Args:
-        what: names or calls; "all" stands for every analysis with its own defaults.
+        analyses: names or calls; "all" stands for every analysis with its own defaults.
         points: filled in where an analysis has such a setting and the call leaves it open.
         seed: likewise.
 
     Raises:
-        SpecError: nothing to find out, an unknown name, a setting that makes no sense, or an analysis asked for twice in
-            ways that one chart cannot show together (they may differ in ``norm`` and ``split``).
+        SpecError: no analysis, an unknown name, a setting that makes no sense, or an analysis asked for twice with settings
+            that one chart cannot show together (they may differ in ``norm`` and ``split``).
     """
-    known: dict[str, int] = {"seed": seed} | ({} if points is None else {"points": points})
-    texts = [t for w in what for t in ([c for n in SHOWN for c in TWICE.get(n, (n,))] if w == "all" else [w])]
+    filled: dict[str, int] = {"seed": seed} | ({} if points is None else {"points": points})
+    every, order = all_analyses(), [one.name for one in all_analyses()]
     found: dict[str, tuple[Any, ...]] = {}
-    for text in texts:
-        given = spec.parse(text)
-        spec.resolve(given, "analysis")  # so that a typo is answered with the names of analyses only
-        call = spec.short(spec.fill(given, **known), "analysis")
-        spec.build(call, "analysis")  # what is wrong with it is said now
-        settings = dict(spec.full(call, "analysis").kwargs)
-        found.setdefault(str(call), (call.name, settings.get("norm"), settings.get("split")))
+    for text in [analyses] if isinstance(analyses, str) else analyses:
+        for given in (call for one in every for call in one.calls) if text == "all" else (text,):
+            call = spec.parse(given)
+            spec.resolve(call, "analysis")  # so that a typo is answered with the names of analyses only
+            call = spec.short(spec.fill(call, **filled), "analysis")
+            spec.build(call, "analysis")  # raises what is wrong with its settings
+            settings = dict(spec.full(call, "analysis").kwargs)
+            found.setdefault(str(call), (call.name, settings.get("norm"), settings.get("split")))
     if not found:
-        raise SpecError("no analysis was named; expected 'all' or some of: " + ", ".join(SHOWN))
+        raise SpecError("no analysis was named; expected 'all' or some of: " + ", ".join(order))
     kinds = list(found.values())
     twice = next((kind[0] for kind in kinds if kinds.count(kind) > 1), None)
     if twice:
@@ -130,263 +139,282 @@ def calls(what: Sequence[str], *, points: int | None = None, seed: int = 0) -> l
             f"{twice} is asked for twice with other settings; expected calls that differ in norm or split, which one chart "
             "can show; use another call of opnorm for the other settings"
         )
-    order = list(SHOWN)
     return sorted(found, key=lambda c: order.index(found[c][0]) if found[c][0] in order else len(order))
 
 
-# ---------------------------------------------------------------- finding out
-
-
-def look(
-    subjects: Sequence[Subject],
+def analyze(
+    networks: nn.Module | Mapping[str, nn.Module] | Sequence[Network],
     data: Dataset,
-    analyses: Sequence[str],
-    store: Store,
+    analyses: str | Sequence[str] = "all",
     *,
-    tell: Callable[[Step], None] = lambda step: None,
-) -> list[Look]:
-    """Carry out every analysis on every network, or find what is already there.
+    points: int | None = None,
+    seed: int = 0,
+    store: Store | None = None,
+    progress: Callable[[AnalysisProgress], None] | None = None,
+) -> "NetworkReport":
+    """Apply every analysis to every network, or find the results of an earlier call.
 
-    An analysis that a network does not allow (no ReLU, a layer of unknown norm) is noted with its reason and hides nothing
-    else.
+    An analysis that is not possible for a network (no ReLU, a layer of unknown norm) is noted with its reason; the others
+    go on.
 
     Args:
-        subjects: the networks, the baseline first.
-        data: what they are looked at with.
-        analyses: from :func:`calls`.
-        store: where rows are kept.
-        tell: given news, before and after each analysis.
+        networks: one model, models by name, or :class:`Network` objects; the baseline first. In eval mode.
+        data: training and test images.
+        analyses: names or calls; see :func:`analysis_calls`.
+        points: test points of each analysis that takes a sample of them, in place of its default.
+        seed: of the choice of points and of attacks.
+        store: where rows are kept and found again; nowhere when None.
+        progress: called before and after each analysis.
+
+    Returns:
+        The results; its ``write(folder)`` writes the page.
 
     Raises:
-        SpecError: networks of the same label, or fewer test points than an analysis asks for.
+        SpecError: networks of the same label, fewer test points than an analysis asks for, or see :func:`analysis_calls`.
         ModelError: a network in train mode, or one that does not fit the data.
         OpnormError: no analysis was possible (why the first was not).
     """
-    labels = [s.label for s in subjects]
+    if store is None:
+        with tempfile.TemporaryDirectory() as folder:
+            settings: dict[str, Any] = {"points": points, "seed": seed, "progress": progress}
+            return analyze(networks, data, analyses, store=Store(folder), **settings)
+    calls, networks = analysis_calls(analyses, points=points, seed=seed), _networks(networks)
+    _check(networks, data, calls)
+    data_digest, results = _digest(data), list[NetworkResults]()
+    for network in networks:
+        digest = of_network(network.model)
+        digest.update(data_digest)
+        results.append(NetworkResults(network, digest.hexdigest()[:12]))
+        before, total = (len(results) - 1) * len(calls), len(networks) * len(calls)
+        with store.open(results[-1].key) as entry:
+            if not entry.finished:
+                entry.begin({"model": network.call, "data": data.describe()})
+            for i, call in enumerate(calls):
+                state = AnalysisProgress(before + i, total, network.label, call)
+                _analyze(results[-1], entry, data, state, progress or (lambda state: None))
+            if not entry.finished:
+                entry.finish()
+    if not any(result.rows for result in results):
+        raise OpnormError(f"no analysis was possible: {next(iter(results[0].failures.values()))}")
+    return NetworkReport(results, data.describe())
+
+
+def _digest(data: Dataset) -> bytes:
+    digest = hashlib.sha256(str(FORMAT).encode())
+    for tensor in (data.train.images, data.train.labels, data.test.images, data.test.labels):
+        add_tensor(digest, tensor)
+    return digest.digest()
+
+
+def _analyze(
+    result: NetworkResults,
+    entry: Entry,
+    data: Dataset,
+    state: AnalysisProgress,
+    progress: Callable[[AnalysisProgress], None],
+) -> None:
+    """Apply one analysis to one network, or find its rows."""
+    progress(state)
+    call, started, found = state.call, time.perf_counter(), state.call in entry.results
+    try:
+        compute = partial(spec.build(call, "analysis"), result.network.model, data)
+        result.rows[call], result.seconds[call], _ = entry.get_or_compute(call, compute)
+    except OpnormError as e:
+        result.failures[call] = str(e)
+    seconds, failure = time.perf_counter() - started, result.failures.get(call, "")
+    progress(state._replace(seconds=seconds, found=found, failure=failure))
+
+
+def _networks(networks: nn.Module | Mapping[str, nn.Module] | Sequence[Network]) -> Sequence[Network]:
+    if isinstance(networks, nn.Module):
+        return [Network(type(networks).__name__, networks)]
+    if isinstance(networks, Mapping):
+        return [Network(label, model) for label, model in networks.items()]
+    return networks
+
+
+def _check(networks: Sequence[Network], data: Dataset, calls: Sequence[str]) -> None:
+    labels = [network.label for network in networks]
     if len(set(labels)) < len(labels) or not labels:
         raise SpecError(
             f"networks called {', '.join(labels) or '(none)'}: expected one or more with different names; name them: "
             "first=CALL second=CALL"
         )
-    for text in analyses:
+    test = len(data.test.labels)
+    for text in calls:
         points = dict(spec.full(text, "analysis").kwargs).get("points")
-        if isinstance(points, int) and points > len(data.test.labels):
+        if isinstance(points, int) and points > test:
             raise SpecError(
-                f"{text} takes {points} test points and {data.name} has {len(data.test.labels)}; ask for fewer, such as "
-                f"--points {len(data.test.labels)}"
+                f"{text} takes {points} test points and {data.name} has {test}; ask for fewer, such as --points {test}"
             )
-    for subject in subjects:
-        _check(subject, data)
-    steps, at, found = len(subjects) * len(analyses), 0, []
-    of_data = hashlib.sha256(str(FORMAT).encode())
-    for tensor in (data.train.images, data.train.labels, data.test.images, data.test.labels):
-        add_tensor(of_data, tensor)
-    for subject in subjects:
-        digest = of_network(subject.model)
-        digest.update(of_data.digest())
-        one = Look(subject, data.describe(), digest.hexdigest()[:12])
-        with store.open(one.key) as entry:
-            if not entry.finished:
-                entry.begin({"model": subject.call, "data": one.data})
-            for call in analyses:
-                step = Step(at, steps, subject.label, call)
-                tell(step)
-                begun, old = time.perf_counter(), call in entry.results
-                try:
-                    analysis = partial(spec.build(call, "analysis"), subject.model, data)
-                    one.rows[call], one.seconds[call], _ = entry.get_or_compute(call, analysis)
-                except OpnormError as e:
-                    one.failures[call] = str(e)
-                at += 1
-                seconds = time.perf_counter() - begun
-                tell(step._replace(seconds=seconds, found=old, failure=one.failures.get(call, "")))
-            if not entry.finished:
-                entry.finish()
-        found.append(one)
-    if not any(one.rows for one in found):
-        raise OpnormError(f"no analysis was possible: {next(iter(found[0].failures.values()))}")
-    return found
-
-
-def _check(subject: Subject, data: Dataset) -> None:
-    if subject.model.training:
-        raise ModelError(
-            f"{subject.label} is in train mode; a network is looked at as it predicts: call model.eval() first"
+    for network in networks:
+        if network.model.training:
+            raise ModelError(
+                f"{network.label} is in train mode; a network is analyzed as it predicts: call model.eval() first"
+            )
+        device = next((p.device for p in network.model.parameters()), torch.device("cpu"))
+        check_model(
+            network.model, as_pixels(data.test.images[:1]).to(device), data.num_classes, network.label
         )
-    device = next((p.device for p in subject.model.parameters()), torch.device("cpu"))
-    check_model(subject.model, as_pixels(data.test.images[:1]).to(device), data.num_classes, subject.label)
 
 
 # ---------------------------------------------------------------- the page
 
 
-def report(looks: Sequence[Look]) -> Report:
-    """The page of one network or of several; the first one is drawn in black.
+@dataclass(frozen=True)
+class NetworkReport:
+    """The analyses of one network or of several.
 
-    Args:
-        looks: from :func:`look`.
+    Attributes:
+        results: of each network, the baseline first.
+        data: the data set's name and counts.
     """
-    labels = [one.subject.label for one in looks]
-    names = [n for n in SHOWN if any(one.find(n) for one in looks)]
-    charts = [
-        draw(
-            [{**row, "method": one.subject.label, "seed": 0} for one in looks for row in one.find(name)],
-            labels,
-            baseline=labels[0],
-        )
-        for name in names
-        for draw in SHOWN[name].charts
-    ]
-    epochs = [{**row, "method": one.subject.label, "seed": 0} for one in looks for row in one.subject.metrics]
-    if epochs:
-        charts.append(against_epoch(epochs, labels, baseline=labels[0]))
-    table = _table(looks, names)
-    many = len(labels) > 1
-    joined = ", ".join(labels[:-1]) + f" and {labels[-1]}" if many else labels[0]
-    return Report(
-        title=f"{joined}, side by side" if many else f"A network from all sides: {joined}",
-        question=(
-            f"How accurate and how robust {'are these networks' if many else 'is this network'} on {looks[0].data['name']}, "
-            "how large are the norms of the layers, and how does the output answer to small changes of an image?"
-        ),
-        findings=[*(_compared(looks, table) if many else _said(looks[0], names)), *_impossible(looks)],
-        table=table,
-        charts=[chart for chart in charts if not chart.empty],
-        settings=_settings(looks),
-        runs=[
-            {
-                "key": one.key,
-                "label": one.subject.label,
-                "seed": "",
-                "seconds": sum(one.seconds.values()),
+
+    results: Sequence[NetworkResults]
+    data: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """A name for the page's folder, which the networks, the data and the analyses decide."""
+        content = [(r.network.label, r.key, sorted({*r.rows, *r.failures})) for r in self.results]
+        kind = "analyze" if len(self.results) == 1 else "compare"
+        return f"{kind}-{hashlib.sha256(repr(content).encode()).hexdigest()[:8]}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, by label."""
+        return {
+            r.network.label: {
+                "model": r.network.call,
+                "key": r.key,
+                "data": self.data,
+                "analyses": r.rows,
+                "impossible": r.failures,
             }
-            for one in looks
-        ],
-    )
-
-
-def write(looks: Sequence[Look], store: Store, figures: str | None = None) -> Path:
-    """Write the page, and beside it ``report.json`` and ``analyses.json`` with the rows themselves.
-
-    Args:
-        looks: from :func:`look`.
-        store: where the folder goes, named after the networks, the data and the analyses.
-        figures: also write each figure as "svg", "pdf" or "png".
-
-    Returns:
-        The path of the page.
-    """
-    asked = [(one.subject.label, one.key, sorted({*one.rows, *one.failures})) for one in looks]
-    name = "analyze" if len(looks) == 1 else "compare"
-    folder = store.root / f"{name}-{hashlib.sha256(repr(asked).encode()).hexdigest()[:8]}"
-    made = report(looks)
-    page = write_page(made, folder / "report.html")
-    write_json(made, folder / "report.json")
-    files.write_json(folder / "analyses.json", as_dict(looks))
-    if figures:
-        write_figures(made, folder / "figures", figures)
-    return page
-
-
-def as_dict(looks: Sequence[Look]) -> dict[str, Any]:
-    """Plain values for JSON, by label."""
-    return {
-        one.subject.label: {
-            "model": one.subject.call,
-            "key": one.key,
-            "data": one.data,
-            "analyses": one.rows,
-            "impossible": one.failures,
+            for r in self.results
         }
-        for one in looks
-    }
 
+    def write(self, folder: str | Path, figures: str | None = None) -> Path:
+        """Write the page, and beside it ``report.json`` and ``analyses.json`` with the rows themselves.
 
-def _table(looks: Sequence[Look], names: Sequence[str]) -> Table:
-    columns = {"method": Column("method", "network", "text")}
-    rows: list[dict[str, Cell]] = [{"method": one.subject.label} for one in looks]
-    for name in names:
-        for one, row in zip(looks, rows, strict=True):
-            for column, cell in SHOWN[name].cells(found) if (found := one.find(name)) else ():
-                columns.setdefault(column.key, column)
-                row[column.key] = cell
-    return Table(list(columns.values()), rows)
+        Args:
+            folder: made if it is missing.
+            figures: also write each figure as "svg", "pdf" or "png".
 
+        Returns:
+            The path of the page.
+        """
+        folder, report = Path(folder), self.report()
+        page = write_page(report, folder / "report.html")
+        write_json(report, folder / "report.json")
+        files.write_json(folder / "analyses.json", self.as_dict())
+        if figures:
+            write_figures(report, folder / "figures", figures)
+        return page
 
-def _said(one: Look, names: Sequence[str]) -> list[str]:
-    return [SHOWN[name].says(one.find(name)) for name in names]
-
-
-def _compared(looks: Sequence[Look], table: Table) -> list[str]:
-    """Who is best at what, and how the norms and the singular values differ from the first network's."""
-    said = []
-    for column in table.columns:
-        known = {
-            str(r["method"]): float(v) for r in table.rows if isinstance(v := r.get(column.key), int | float)
-        }
-        if column.better and len(known) > 1:
-            ranked = sorted(known, key=lambda m: known[m], reverse=column.better == "high")
-            values = ", ".join(f"{m} {known[m]:.1%}" for m in ranked)
-            said.append(f"{column.label[:1].upper()}{column.label[1:]}, the best first: {values}.")
-    first = table.rows[0]
-    for one, row in zip(looks[1:], table.rows[1:], strict=True):
-        ratios = [
-            f"×{b / a:.3g} ({ORDS[p]})"
-            for p in ORDS
-            if isinstance(a := first.get(f"norm_{p}"), float) and isinstance(b := row.get(f"norm_{p}"), float)
+    def report(self) -> Report:
+        """The page's content; the first network is drawn in black."""
+        labels, many = [r.network.label for r in self.results], len(self.results) > 1
+        analyses = self._analyses()
+        charts = [
+            analysis.chart(_labeled((r, r.find(name)) for r in self.results), labels)
+            for name, analysis in analyses.items()
         ]
-        if ratios:
-            said.append(
-                f"The typical norms of the layers of {row['method']} are {', '.join(ratios)} those of {first['method']}."
-            )
-        said += _spread(looks[0], one)
-    return said
+        if epochs := _labeled((r, r.network.metrics) for r in self.results):
+            charts.append(against_epoch(epochs, labels))
+        table = self._table(analyses)
+        names = ", ".join(labels[:-1]) + f" and {labels[-1]}" if many else labels[0]
+        return Report(
+            title=f"{names}, side by side" if many else f"Analyses of {names}",
+            question=(
+                f"How accurate and how robust {'are these networks' if many else 'is this network'} on {self.data['name']}, "
+                "how large are the norms of the layers, and how does the output respond to small changes of an image?"
+            ),
+            findings=[*self._findings(analyses, table), *self._impossible()],
+            table=table,
+            charts=[chart for chart in charts if chart is not None and not chart.empty],
+            settings=self._settings(),
+            runs=[
+                {"key": r.key, "label": r.network.label, "seed": "", "seconds": sum(r.seconds.values())}
+                for r in self.results
+            ],
+        )
+
+    def _analyses(self) -> dict[str, Analysis]:
+        """By name, every analysis that has rows; an own function that gives rows alone has no display."""
+        found: dict[str, Analysis] = {}
+        for call in (call for r in self.results for call, rows in r.rows.items() if rows):
+            built = spec.build(call, "analysis")
+            found[spec.parse(call).name] = built if isinstance(built, Analysis) else Analysis(built)
+        return found
+
+    def _table(self, analyses: Mapping[str, Analysis]) -> Table:
+        columns = {"method": Column("method", "network", "text")}
+        rows: list[dict[str, Cell]] = [{"method": r.network.label} for r in self.results]
+        for name, analysis in analyses.items():
+            for r, row in zip(self.results, rows, strict=True):
+                for column, cell in analysis.columns(found) if (found := r.find(name)) else ():
+                    columns.setdefault(column.key, column)
+                    row[column.key] = cell
+        return Table(list(columns.values()), rows)
+
+    def _findings(self, analyses: Mapping[str, Analysis], table: Table) -> list[str]:
+        """Of one network, every analysis as a sentence; of several, the best of each column and the differences."""
+        first, *others = self.results
+        if not others:
+            found = [a.sentence(first.find(name)) for name, a in analyses.items()]
+            return [sentence for sentence in found if sentence]
+        found = []
+        for column in table.columns:
+            values = {
+                str(r["method"]): float(v)
+                for r in table.rows
+                if isinstance(v := r.get(column.key), int | float)
+            }
+            if column.better and len(values) > 1:
+                ranked = sorted(values, key=lambda m: values[m], reverse=column.better == "high")
+                text = ", ".join(f"{method} {values[method]:.1%}" for method in ranked)
+                found.append(f"{column.label[:1].upper()}{column.label[1:]}, the best first: {text}.")
+        for other in others:
+            for name, analysis in analyses.items():
+                a, b = first.find(name), other.find(name)
+                if a and b:
+                    found.append(analysis.compare(a, b, first.network.label, other.network.label))
+        return [sentence for sentence in found if sentence]
+
+    def _impossible(self) -> list[str]:
+        return [
+            f"Not possible for {r.network.label}: {call}: {reason.rstrip('.')}."
+            for r in self.results
+            for call, reason in r.failures.items()
+        ]
+
+    def _settings(self) -> dict[str, str]:
+        where, data = environment(), self.data
+        calls = dict.fromkeys(call for r in self.results for call in (*r.rows, *r.failures))
+        seconds = sum(s for r in self.results for s in r.seconds.values())
+        return {
+            "opnorm": where["opnorm"] + (f", commit {where['git']}" if where["git"] else ""),
+            "data": f"{data['name']}: {data['train']} training and {data['test']} test images, {data['classes']} classes",
+            **{r.network.label: r.network.call for r in self.results if r.network.call},
+            "analyses": "; ".join(calls),
+            "points": self._points(),
+            "computing time": f"{seconds:.0f} s in all analyses together",
+            "machine": f"{where['machine']}; Python {where['python']}, torch {where['torch']}",
+        }
+
+    def _points(self) -> str:
+        """How many images each analysis used."""
+        used: dict[int, list[str]] = {}
+        for call, rows in self.results[0].rows.items():
+            if rows and "points" in rows[0]:
+                name = spec.parse(call).name + (" (training)" if rows[0].get("split") == "train" else "")
+                used.setdefault(int(rows[0].get("of") or rows[0]["points"]), []).append(name)
+        parts = [
+            f"{n:,} in {', '.join(dict.fromkeys(names))}" for n, names in sorted(used.items(), reverse=True)
+        ]
+        return "; ".join(parts) or "none"
 
 
-def _spread(a: Look, b: Look) -> list[str]:
-    """Sums and means of what the singular values' deviations gain and lose; Wen, Li & Jia 2020, B.2."""
-    changes = spread_changes(a.find("singular_spread"), b.find("singular_spread"))
-    if not changes.layers:
-        return []
-    parts = [
-        f"{word} in {len(by)} (by {sum(by):.3g} in sum and {sum(by) / max(len(by), 1):.3g} on average)"
-        for word, by in (("larger", changes.up), ("smaller", changes.down))
-    ]
-    return [
-        f"Of {changes.layers} layers, the standard deviation of the singular values is, in {b.subject.label} against "
-        f"{a.subject.label}, {' and '.join(parts)}."
-    ]
-
-
-def _impossible(looks: Sequence[Look]) -> list[str]:
-    return [
-        f"Not possible for {one.subject.label}: {call}: {why.rstrip('.')}."
-        for one in looks
-        for call, why in one.failures.items()
-    ]
-
-
-def _settings(looks: Sequence[Look]) -> dict[str, str]:
-    where, data = environment(), looks[0].data
-    asked = dict.fromkeys(call for one in looks for call in (*one.rows, *one.failures))
-    return {
-        "opnorm": where["opnorm"] + (f", commit {where['git']}" if where["git"] else ""),
-        "data": f"{data['name']}: {data['train']} training and {data['test']} test images, {data['classes']} classes",
-        **{one.subject.label: one.subject.call for one in looks if one.subject.call},
-        "analyses": "; ".join(asked),
-        "points": _points(looks[0]),
-        "computing time": f"{sum(s for one in looks for s in one.seconds.values()):.0f} s in all analyses together",
-        "machine": f"{where['machine']}; Python {where['python']}, torch {where['torch']}",
-    }
-
-
-def _points(one: Look) -> str:
-    """How many images each analysis looked at: the defaults of those that attack or iterate are a part of them."""
-    used: dict[int, list[str]] = {}
-    for call, rows in one.rows.items():
-        row = rows[0] if rows else {}
-        if "points" in row:
-            name = spec.parse(call).name + (" (training)" if row.get("split") == "train" else "")
-            used.setdefault(int(row.get("of") or row["points"]), []).append(name)
-    parts = [f"{n:,} in {', '.join(dict.fromkeys(names))}" for n, names in sorted(used.items(), reverse=True)]
-    return "; ".join(parts) or "none"
+def _labeled(pairs: Any) -> list[Row]:
+    """Rows with the labels of their networks, as charts take them."""
+    return [{**row, "method": r.network.label, "seed": 0} for r, rows in pairs for row in rows]

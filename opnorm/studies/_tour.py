@@ -1,24 +1,23 @@
-"""The tour, and the main job: every way of training, on the same small network, side by side.
+"""The tour: every method of training, on the same small network, side by side.
 
-It asks what the papers ask: do large layer norms hurt robustness, and does keeping them small help?
+It asks the papers' question: do large layer norms hurt robustness, and does keeping them small help?
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-from opnorm._core.layers import LINEAR_OR_CONV
+from opnorm.analyses import margins, norm_table, robust_accuracy
 from opnorm.errors import SpecError
-from opnorm.report import Column, Report, Stat, Table, charts
-from opnorm.report.model import Cell
+from opnorm.report import Cell, Chart, Column, Report, Stat, Table, accuracy_against_norm, against_epoch
 from opnorm.runs.run import Result, Run
 from opnorm.runs.runner import Study
-from opnorm.runs.training_run import environment, geometric_mean
+from opnorm.runs.training_run import environment
 from opnorm.spec import factory
-from opnorm.studies import claims
+from opnorm.studies.claims import compared, mean, percent, rank_correlation
 
 __all__ = ["tour"]
 
-WEIGHT_LAYERS = tuple(kind.__name__ for kind in LINEAR_OR_CONV)
 RADII = (0.05, 0.1, 0.15, 0.2)
 RADII_L2 = (0.25, 0.5, 1.0)
 IN_TABLE = {"inf": (0.1, 0.2), "2": (0.5,)}  # the charts show all
@@ -118,12 +117,12 @@ def tour(
             f"robust_accuracy(norm=2, eps={RADII_L2}, points={ATTACKED}, attack='apgd', largest_first=True)",
         ),
     )
-    ways: list[dict] = [
+    methods: list[dict] = [
         *({"objective": o} for o in OBJECTIVES),
         *({"regularizers": r} for r in REGULARIZERS),
         *OTHERS,
     ]
-    runs = [replace(base, **way, seed=seed) for way in ways for seed in range(seeds)]
+    runs = [replace(base, **method, seed=seed) for method in methods for seed in range(seeds)]
     return Study("tour", runs, _report)
 
 
@@ -137,27 +136,13 @@ def _report(results: Sequence[Result]) -> Report:
     return Report(
         title="What keeping norms small does to a network",
         question=(
-            f"The same network, {results[0].run.model}, was trained on {results[0].run.data} in {len(methods)} ways. "
-            "How accurate is each, how well does it stand up to attacks on its inputs, and how large are the operator norms "
-            "of its layers, that is, the most that a layer can amplify a change?"
+            f"The same network, {results[0].run.model}, was trained on {results[0].run.data} by {len(methods)} methods. "
+            "How accurate is each, how robust to attacks on its inputs, and how large are the operator norms of its layers, "
+            "that is, the most that a layer can amplify a change?"
         ),
-        findings=claims.findings(table, _robust_key(TRAIN_EPS), f"ε = {TRAIN_EPS}"),
+        findings=findings(table),
         table=table,
-        charts=[
-            charts.accuracy_against_eps(_accuracy_rows(good), methods),
-            charts.accuracy_against_norm(
-                table.rows,
-                methods,
-                accuracy=_robust_key(TRAIN_EPS),
-                accuracy_label=f"robust accuracy at ℓ∞ ε = {TRAIN_EPS}",
-            ),
-            charts.layer_norms(_layer_rows(good), methods),
-            charts.against_epoch([_of(r) | row for r in good for row in r.metrics], methods),
-            charts.margins(
-                [_of(r) | {"margin": m} for r in good for row in r.find("margins") for m in row["margins"]],
-                methods,
-            ),
-        ],
+        charts=_charts(good, methods, table),
         settings=_settings(results),
         runs=[
             {
@@ -181,13 +166,13 @@ def _robust_key(eps: float, norm: str = "inf") -> str:
 
 def _columns() -> list[Column]:
     attacked = (
-        f"Share of the first {ATTACKED} test images still right after APGD-CE and APGD-T, AutoAttack's gradient attacks; an "
-        "upper bound of the true robust accuracy."
+        f"Share of the first {ATTACKED} test images still classified correctly after APGD-CE and APGD-T, AutoAttack's "
+        "gradient attacks; an upper bound of the true robust accuracy."
     )
     norm = "Geometric mean over the linear and convolutional layers"
     return [
         Column("method", "training", "text", None, "Plain cross-entropy unless it says otherwise."),
-        Column("clean", "clean", "percent", "high", "Share of test images classified rightly."),
+        Column("clean", "clean", "percent", "high", "Share of test images classified correctly."),
         *(Column(_robust_key(e), f"ℓ∞ ε = {e:g}", "percent", "high", attacked) for e in IN_TABLE["inf"]),
         *(Column(_robust_key(e, "2"), f"ℓ2 ε = {e:g}", "percent", "high", attacked) for e in IN_TABLE["2"]),
         Column("norm_1", "ℓ1 norm", "number", "low", f"{norm} of the exact ℓ1 operator norm."),
@@ -212,57 +197,49 @@ def _row(label: str, group: Sequence[Result]) -> dict[str, Cell]:
     for i, attacked in enumerate(good[0].find("robust_accuracy")):
         key = _robust_key(attacked["eps"], attacked["norm"])
         row[key] = Stat.of(r.find("robust_accuracy")[i]["accuracy"] for r in good)
+    norms = [dict(norm_cells(r)) for r in good]
     for p in ("1", "2", "inf"):
-        row[f"norm_{p}"] = Stat.of(geometric_mean([n["lower"] for n in _weight_norms(r, p)]) for r in good)
+        row[f"norm_{p}"] = Stat.of(cells[f"norm_{p}"] for cells in norms)
     row["seconds"] = Stat.of(r.seconds for r in good)
     return row
 
 
-def _weight_norms(result: Result, p: str) -> list[dict]:
-    return [
-        row["norms"][p]
-        for row in result.find("norm_table")
-        if row["kind"] in WEIGHT_LAYERS and p in row["norms"]
-    ]
+def norm_cells(result: Result) -> list[tuple[str, Any]]:
+    """The typical norms of a network's layers, by column."""
+    return [(column.key, cell) for column, cell in norm_table().columns(result.find("norm_table"))]
 
 
 # ---------------------------------------------------------------- the charts
 
 
-def _of(result: Result) -> dict:
+def _charts(results: Sequence[Result], methods: Sequence[str], table: Table) -> list[Chart]:
+    key = _robust_key(TRAIN_EPS)
+    accuracies = [row for r in results for row in _accuracies(r)]
+    charts = [
+        robust_accuracy().chart(accuracies, methods),
+        accuracy_against_norm(
+            table.rows, methods, accuracy=key, accuracy_label=f"robust accuracy at ℓ∞ ε = {TRAIN_EPS}"
+        ),
+        norm_table().chart(_labeled(results, "norm_table"), methods),
+        against_epoch([_label(r) | row for r in results for row in r.metrics], methods),
+        margins().chart(_labeled(results, "margins"), methods),
+    ]
+    return [chart for chart in charts if chart is not None]
+
+
+def _label(result: Result) -> dict[str, Any]:
     return {"method": result.run.label, "seed": result.run.seed}
 
 
-def _accuracy_rows(results: Sequence[Result]) -> list[dict]:
-    rows = []
-    for r in results:
-        clean = r.find("accuracy")[0]["accuracy"]
-        rows += [_of(r) | {"norm": norm, "eps": 0.0, "accuracy": clean} for norm in ("inf", "2")]
-        rows += [
-            _of(r) | {k: row[k] for k in ("norm", "eps", "accuracy")} for row in r.find("robust_accuracy")
-        ]
-    return rows
+def _labeled(results: Sequence[Result], analysis: str) -> list[dict[str, Any]]:
+    return [_label(r) | row for r in results for row in r.find(analysis)]
 
 
-def _layer_rows(results: Sequence[Result]) -> list[dict]:
-    return [
-        _of(r)
-        | {
-            "layer": f"{row['layer']} {row['kind']}",
-            "index": i,
-            "ord": p,
-            "value": norm["lower"],
-            **_ends(norm),
-        }
-        for r in results
-        for i, row in enumerate(r.find("norm_table"))
-        if row["kind"] in WEIGHT_LAYERS
-        for p, norm in row["norms"].items()
-    ]
-
-
-def _ends(norm: dict) -> dict:
-    return {"lower": norm["lower"], "upper": norm["upper"]}
+def _accuracies(result: Result) -> list[dict[str, Any]]:
+    """The rows of robust accuracy, with the clean accuracy at ε = 0."""
+    clean = result.find("accuracy")[0]["accuracy"]
+    at_zero = [{"norm": norm, "eps": 0.0, "accuracy": clean} for norm in ("inf", "2")]
+    return [_label(result) | row for row in [*at_zero, *result.find("robust_accuracy")]]
 
 
 # ---------------------------------------------------------------- how it was made
@@ -279,7 +256,91 @@ def _settings(results: Sequence[Result]) -> dict[str, str]:
         "network": run.model,
         "training": f"{run.epochs} epochs, batch {run.batch}, {run.optimizer}, {run.schedule}, {run.precision}",
         "seeds": f"{len({r.run.seed for r in results})}; ± is one standard deviation over them",
-        "attack": f"{attack}, largest radius first; what stands it counts as standing smaller ones; pixels in [0, 1]",
+        "attack": f"{attack}, largest radius first; robust there counts as robust to smaller ones; pixels in [0, 1]",
         "computing time": f"{sum(r.seconds for r in results):.0f} s in all runs together",
         "machine": f"{where['machine']}; Python {where['python']}, torch {where['torch']}",
     }
+
+
+# ---------------------------------------------------------------- the claims
+
+
+def findings(table: Table) -> list[str]:
+    """Plain sentences with the measured numbers; a difference within the seeds' spread is called none."""
+    rows = {str(row["method"]): row for row in table.rows if "_failed" not in row}
+    failed = [str(row["method"]) for row in table.rows if "_failed" in row]
+    found = [f"No result: {', '.join(failed)}. The table gives the reason."] if failed else []
+    if "plain" not in rows or len(rows) < 2:
+        return found
+    claims = (_best, _penalties, _adversarial, _data_dependent, _correlation)
+    return [*found, *(sentence for claim in claims if (sentence := claim(rows)))]
+
+
+Rows = dict[str, dict[str, Cell]]
+ROBUST = _robust_key(TRAIN_EPS)
+ATTACK = f"ε = {TRAIN_EPS}"
+
+
+def _best(rows: Rows) -> str:
+    plain = rows["plain"]
+    best = max(rows, key=lambda m: mean(rows[m][ROBUST]))
+    return (
+        f"Most robust at {ATTACK}: {best}, {percent(rows[best][ROBUST])} (plain: {percent(plain[ROBUST])}), "
+        f"at {percent(rows[best]['clean'])} clean accuracy (plain: {percent(plain['clean'])})."
+    )
+
+
+def _penalties(rows: Rows) -> str:
+    """Liang & Huang 2021: norm penalties reduce norms and do not make robust."""
+    plain, decays = rows["plain"], [m for m in rows if m.startswith("norm_decay")]
+    if not decays:
+        return ""
+    smallest = min(decays, key=lambda m: mean(rows[m]["norm_inf"]))
+    small = rows[smallest]
+    verb = "shrink" if compared(small["norm_inf"], plain["norm_inf"]).endswith("below") else "do not shrink"
+    return (
+        f"Norm penalties {verb} norms: {smallest} has a typical ℓ∞ layer norm of {mean(small['norm_inf']):.3g} "
+        f"(plain: {mean(plain['norm_inf']):.3g}). Its robust accuracy at {ATTACK} is "
+        f"{percent(small[ROBUST])}, {compared(small[ROBUST], plain[ROBUST])} plain training's."
+    )
+
+
+def _adversarial(rows: Rows) -> str:
+    """Liang & Huang 2021: adversarially trained networks have layer norms as large or larger."""
+    trained = [m for m in rows if m.startswith("pgd_at") and "+" not in m]
+    if not trained:
+        return ""
+    norm, plain = rows[trained[0]]["norm_inf"], rows["plain"]["norm_inf"]
+    return (
+        f"Adversarial training, with no penalty on norms, ends with a typical ℓ∞ layer norm of "
+        f"{mean(norm):.3g}, {compared(norm, plain)} plain training's {mean(plain):.3g}."
+    )
+
+
+def _data_dependent(rows: Rows) -> str:
+    """Roth et al. 2020: regularizing the Jacobian at the data is as robust as adversarial training; globally it is not."""
+    found = [
+        next((m for m in rows if m.startswith(start)), None) for start in ("dd_snr", "global_snr", "pgd_at")
+    ]
+    names = [name for name in found if name is not None]
+    if len(names) < 3:
+        return ""
+    local, layers, trained = (rows[name][ROBUST] for name in names)
+    return (
+        f"A spectral norm kept small at the data ({names[0]}) gives {percent(local)} at {ATTACK}, "
+        f"{compared(local, trained)} adversarial training's {percent(trained)}; kept small in each layer "
+        f"({names[1]}) it gives {percent(layers)}, {compared(layers, rows['plain'][ROBUST])} plain training's."
+    )
+
+
+def _correlation(rows: Rows) -> str:
+    """Whether small norms and robustness go together."""
+    rho = rank_correlation(
+        [mean(r["norm_inf"]) for r in rows.values()], [mean(r[ROBUST]) for r in rows.values()]
+    )
+    if rho is None:
+        return ""
+    return (
+        f"Over the {len(rows)} methods, the rank correlation of typical ℓ∞ norm and robust accuracy at {ATTACK} "
+        f"is {rho:+.2f} (-1: the smaller the norms, the more robust; 0: no relation)."
+    )

@@ -1,10 +1,11 @@
-"""A report such as a study writes: 8 methods, 3 seeds, 4 layers, 12 epochs, 6 strengths of the attack."""
+"""A report such as a study writes: 8 methods, 3 seeds, and what one tiny run has measured, scaled for each."""
 
 import math
 import random
 
 import pytest
 
+from opnorm.analyses import margins, norm_table
 from opnorm.report import (
     Column,
     Report,
@@ -13,9 +14,10 @@ from opnorm.report import (
     accuracy_against_eps,
     accuracy_against_norm,
     against_epoch,
-    layer_norms,
-    margins,
 )
+from opnorm.runs.run import Run
+from opnorm.runs.store import Store
+from opnorm.runs.training_run import run_training
 
 #          label                              clean  decay  norms
 METHODS = {
@@ -28,12 +30,24 @@ METHODS = {
     "pgd_at(eps=8/255)": (0.871, 12, 10.5),
     "trades(eps=8/255, beta=6)": (0.858, 10, 11.8),
 }
-LAYERS = ["conv1", "conv2", "fc1", "fc2"]
 SEEDS = [0, 1, 2]
 EPS = [0.0, 1 / 255, 2 / 255, 4 / 255, 6 / 255, 8 / 255]
 
 
-def rows(methods=METHODS, seeds=SEEDS, epochs=12, images=200):
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """The result of a real run, whose metrics and rows have the names that training and analyses give them."""
+    run = Run(
+        model="mlp(width=8, depth=3)",
+        data="digits()",
+        epochs=12,
+        limit=100,
+        analyses=("norm_table()", "margins()"),
+    )
+    return run_training(run, Store(tmp_path_factory.mktemp("runs")))
+
+
+def rows(result, methods=METHODS, seeds=SEEDS):
     """Rows for every chart, as a dict of lists."""
     rng = random.Random(0)
     out = {"eps": [], "layers": [], "epochs": [], "margins": []}
@@ -45,32 +59,36 @@ def rows(methods=METHODS, seeds=SEEDS, epochs=12, images=200):
                 accuracy = (clean + wobble) * math.exp(-decay * eps)
                 out["eps"].append({**base, "norm": "inf", "eps": eps, "accuracy": accuracy})
                 out["eps"].append({**base, "norm": "2", "eps": eps * 32, "accuracy": accuracy**1.1})
-            for index, layer in enumerate(LAYERS):
-                for p, factor in {"1": 1.4, "2": 0.5, "inf": 2.0}.items():
-                    value = size * factor * (1 + 0.4 * math.sin(index)) * math.exp(rng.gauss(0, 0.08))
-                    interval = (0.97 * value, 1.02 * value) if p == "2" else (value, value)
-                    row = {**base, "layer": layer, "index": index, "ord": p, "value": value}
-                    out["layers"].append({**row, "lower": interval[0], "upper": interval[1]})
-            for epoch in range(1, epochs + 1):
-                grown = size ** (1 - math.exp(-epoch / 4)) * math.exp(rng.gauss(0, 0.02))
-                accuracy = clean * (1 - 0.6 * math.exp(-epoch / 2)) + wobble + rng.gauss(0, 0.003)
-                norms = {"norm_1": 1.4 * grown, "norm_2": 0.5 * grown, "norm_inf": 2 * grown}
-                loss = 2.2 * math.exp(-epoch / 3) + 0.02 * decay / 60
+            for row in result.find("norm_table"):
+                scale = size * math.exp(rng.gauss(0, 0.08))
+                norms = {
+                    p: {end: scale * norm[end] for end in ("lower", "upper")}
+                    for p, norm in row["norms"].items()
+                }
+                out["layers"].append(row | base | {"norms": norms})
+            for row in result.metrics:
+                scale = math.exp(rng.gauss(0, 0.02))
+                norms = {
+                    p: size ** (row["epoch"] / 12) * scale * row[p] for p in ("norm_1", "norm_2", "norm_inf")
+                }
+                accuracy = row["test_accuracy"] * clean + wobble
                 out["epochs"].append(
-                    {**base, "epoch": epoch, "test_accuracy": accuracy, "train_loss": loss, **norms}
+                    row | base | norms | {"test_accuracy": accuracy, "loss": row["loss"] * scale}
                 )
-            out["margins"] += [{**base, "margin": rng.gauss(0.2 + 0.1 * decay, 3.5)} for _ in range(images)]
+            for row in result.find("margins"):
+                shifted = [10 * margin + 0.1 * decay + wobble for margin in row["margins"]]
+                out["margins"].append(row | base | {"margins": shifted})
     return out
 
 
 @pytest.fixture
-def make_rows():
-    return rows
+def make_rows(tiny_run):
+    return lambda **settings: rows(tiny_run, **settings)
 
 
 @pytest.fixture(scope="session")
-def report():
-    data = rows()
+def report(tiny_run):
+    data = rows(tiny_run)
     methods = list(METHODS)
     table = []
     for method in methods:
@@ -128,9 +146,9 @@ def report():
         charts=[
             accuracy_against_eps(data["eps"], methods),
             accuracy_against_norm(table, methods, accuracy_label="AutoAttack accuracy at 8/255"),
-            layer_norms(data["layers"], methods),
+            norm_table().chart(data["layers"], methods),
             against_epoch(data["epochs"], methods),
-            margins(data["margins"], methods),
+            margins().chart(data["margins"], methods),
         ],
         settings={
             "opnorm": "0.1.0",

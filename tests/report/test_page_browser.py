@@ -73,7 +73,7 @@ def column(page, name):
 def opacities(page, chart, color):
     """How visible the lines and points of one color are in a chart."""
     script = """(marks, color) => marks.filter(m => [m.getAttribute('stroke'), m.getAttribute('fill')].includes(color))
-        .map(m => Number(m.getAttribute('opacity') ?? 1))"""
+        .map(m => Number(m.getAttribute('opacity') ?? 1)).filter(o => o > 0.01)  // not the unseen carriers of tooltips"""
     return set(
         page.locator(f"#{chart} .role-mark:is(.mark-line, .mark-symbol) path").evaluate_all(script, color)
     )
@@ -208,7 +208,7 @@ def test_saving(open_page, tmp_path):
         assert path.read_bytes().startswith(start)
         assert b"var(" not in path.read_bytes(), "black on white, also from a dark screen"
     rows = list(csv.DictReader((tmp_path / "figure.csv").open(encoding="utf-8")))
-    assert len(rows) == 8 * 4 * 3
+    assert sum(row["panel"] in ("1", "2", "inf") for row in rows) == 8 * 4 * 3
     assert {row["method"] for row in rows} >= {"norm_decay(p=1, beta=1e-3)"}
 
 

@@ -9,26 +9,30 @@ import pytest
 
 from opnorm.errors import OpnormError, RunError
 from opnorm.report import (
+    Axis,
     Chart,
     Column,
+    Heading,
+    Panel,
+    Point,
     Report,
+    Sample,
     Stat,
     Table,
     accuracy_against_eps,
     accuracy_against_norm,
     against_epoch,
-    layer_norms,
-    margins,
+    draw_curves,
+    histogram_points,
     write_figures,
     write_json,
     write_page,
 )
-from opnorm.report.charts_roth import jacobian_spectrum
-from opnorm.report.page import _best, _cell, _duration
+from opnorm.report.tables import duration_text, table_rows
 
 vl_convert = pytest.importorskip("vl_convert")
 
-BUILDERS = {"eps": accuracy_against_eps, "layers": layer_norms, "epochs": against_epoch, "margins": margins}
+BUILDERS = {"eps": accuracy_against_eps, "epochs": against_epoch}
 HOSTILE = "</script><b onmouseover=alert(1)>&\"'{{ 1 + 1 }}<!--"
 
 
@@ -82,26 +86,27 @@ def test_stat_leaves_out_what_is_not_known():
     ],
 )
 def test_a_cell_as_text(kind, value, text, spread):
-    cell = _cell(value, Column("a", "A", kind))
+    table = Table([Column("a", "A", kind)], [{"a": value}])
+    ((cell,),) = (row["cells"] for row in table_rows(table))
     assert (cell["text"], cell["spread"]) == (text, spread)
 
 
 def test_the_best_of_a_column_and_what_ties_with_it():
-    def best(better, *cells):
-        rows = [{"a": cell} for cell in cells]
-        return _best(Table([], rows), Column("a", "A", "percent", better))
+    def best(better, *cells, failed=()):
+        rows = [{"a": cell} | ({"_failed": "no"} if i in failed else {}) for i, cell in enumerate(cells)]
+        drawn = table_rows(Table([Column("a", "A", "percent", better)], rows))
+        return {i for i, row in enumerate(drawn) if row["cells"][0]["best"]}
 
     assert best("high", Stat(0.9, 0.01, 3), Stat(0.8, 0.01, 3), Stat(0.895, 0.001, 3)) == {0, 2}
     assert best("low", 3.0, 1.0, None) == {1}
     assert best("high", Stat(0.9, 0.05, 3), Stat(0.88, 0.01, 3)) == set(), "all tie: none is best"
     assert best(None, 1.0, 2.0) == set()
     assert best("high", 1.0) == set()
-    failed = Table([], [{"a": 1.0}, {"a": 9.0, "_failed": "no"}, {"a": 2.0}])
-    assert _best(failed, Column("a", "A", "number", "high")) == {2}
+    assert best("high", 1.0, 9.0, 2.0, failed=(1,)) == {2}
 
 
 def test_durations():
-    assert [_duration(s) for s in (0.5, 48, 200, 7500, None)] == [
+    assert [duration_text(s) for s in (0.5, 48, 200, 7500, None)] == [
         "0.5 s",
         "48 s",
         "3 min 20 s",
@@ -119,13 +124,17 @@ def test_charts_compile_without_a_warning(report, capfd):
         compile_quietly(chart.spec, capfd)
 
 
-def test_what_a_tooltip_shows_is_there(report):
+def test_the_fields_of_tooltips_are_in_the_data(report):
     for chart in report.charts:
         for panel in chart.spec["vconcat"][0]["concat"]:
-            there = chart.spec["data"]["values"][0].keys() | {t.get("as") for t in panel["transform"]}
-            shown = [f["field"] for layer in panel["layer"] for f in layer["encoding"].get("tooltip", [])]
-            assert len(shown) >= 3
-            assert set(shown) <= there, chart.key
+            own = [
+                v
+                for v in chart.spec["datasets"]["rows"]
+                if v["panel"] == panel["transform"][0]["filter"]["equal"]
+            ]
+            fields = [f["field"] for layer in panel["layer"] for f in layer["encoding"].get("tooltip", [])]
+            assert len(fields) >= 3
+            assert set(fields) <= set().union(*own), chart.key
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -133,14 +142,15 @@ def test_what_a_tooltip_shows_is_there(report):
 def test_charts_of_little_or_much(name, case, make_rows, capfd):
     if case == "24 methods":
         many = {f"m{i}(beta={i})": (0.9, 10 + i, 1.0 + i) for i in range(24)}
-        data = make_rows(many, seeds=[0, 1], epochs=4, images=20)[name]
+        data = make_rows(methods=many, seeds=[0, 1])[name]
     elif case == "nothing":
         data = []
     else:
-        data = make_rows({"plain": (0.9, 10, 3.0)}, seeds=[0], epochs=1, images=5)[name]
+        data = make_rows(methods={"plain": (0.9, 10, 3.0)}, seeds=[0])[name]
+        data = [row for row in data if row.get("epoch", 12) == 12]
         data = data[:1] if case == "one row" else data
     if case == "not known":
-        unknown = {"accuracy", "value", "margin", "test_accuracy", "norm_2", "lower", "upper"}
+        unknown = {"accuracy", "test_accuracy", "norm_2"}
         data = [
             {k: (None if i % 2 else math.nan) if k in unknown else v for k, v in row.items()}
             for i, row in enumerate(data)
@@ -163,54 +173,73 @@ def test_means_over_seeds_and_eps_as_gray_levels():
             (0, 0.1, 0.2),
         ]
     ]
-    first, second, third = accuracy_against_eps(rows, ["plain"]).spec["data"]["values"]
-    assert first["accuracy"] == pytest.approx(0.85)
+    first, second, third = accuracy_against_eps(rows, ["plain"]).spec["datasets"]["rows"]
+    assert first["value"] == pytest.approx(0.85)
     assert (first["at"], first["text"]) == ("0 (clean)", "85.0 ± 7.1 % (2 seeds)")
     assert (second["at"], second["text"], second["n"]) == ("0.03137 = 8/255", "50.0 % (1 seed)", 1)
     assert third["at"] == "0.1"
 
 
 def test_a_method_looks_the_same_in_every_chart(report):
-    looks = {}
+    styles = {}
     for chart in report.charts:
-        grid = chart.spec["vconcat"][0]
-        for look in grid["transform"][0]["from"]["data"]["values"]:
-            assert looks.setdefault(look["method"], look) == look
-    assert len({look["color"] for look in looks.values()}) == 8
-    assert looks["plain"]["color"] == "#1f2328"
+        for style in chart.spec["datasets"]["styles"]:
+            assert styles.setdefault(style["method"], style) == style
+    assert len({style["color"] for style in styles.values()}) == 8
+    assert styles["plain"]["color"] == "#1f2328"
 
 
 def test_24_methods_are_told_apart():
     methods = ["plain", *(f"m{i}" for i in range(24))]
     rows = [{"method": m, "norm_inf": 2.0, "robust": 0.5} for m in methods]
-    values = accuracy_against_norm(rows, methods).spec["vconcat"][0]["transform"][0]["from"]["data"]["values"]
+    values = accuracy_against_norm(rows, methods).spec["datasets"]["styles"]
     assert len({(v["color"], v["shape"]) for v in values}) == 25
     assert len({(v["color"], tuple(v["strokeDash"])) for v in values}) == 25
 
 
-def test_margins_share_bins_with_an_edge_at_zero():
-    rows = [
-        {"method": m, "seed": 0, "margin": x}
-        for m, shift in [("a", 0.0), ("b", 1.0)]
-        for x in (i / 10 - 2 + shift for i in range(50))
+def test_histograms_share_bins_with_an_edge():
+    samples = [
+        Sample(m, "p", [i / 10 - 2 + shift for i in range(50)]) for m, shift in (("a", 0.0), ("b", 1.0))
     ]
-    values = margins(rows, ["a", "b"]).spec["data"]["values"]
-    bins = {m: [v["margin"] for v in values if v["method"] == m] for m in "ab"}
+    points = histogram_points(samples, edge=0.0)
+    bins = {m: [p.x for p in points if p.method == m] for m in "ab"}
     assert bins["a"] == bins["b"]
-    for method, wrong in {"a": 0.4, "b": 0.2}.items():
-        own = [v for v in values if v["method"] == method]
-        assert sum(v["share"] for v in own if v["margin"] < 0) == pytest.approx(wrong, abs=1e-3)
-        assert own[0]["wrong"].startswith(f"{100 * wrong:.1f} %")
+    for method, below in {"a": 0.4, "b": 0.2}.items():
+        own = [p for p in points if p.method == method]
+        assert sum(p.value for p in own) == pytest.approx(1)
+        assert sum(p.value for p in own if p.x < 0) == pytest.approx(below)
+    assert histogram_points([]) == histogram_points([Sample("a", "p", [math.nan])]) == []
 
 
-def test_long_training_is_thinned_and_says_so(make_rows):
-    chart = against_epoch(
-        make_rows({"plain": (0.9, 10, 3.0)}, seeds=[0], epochs=200, images=0)["epochs"], ["plain"]
-    )
-    epochs = {v["epoch"] for v in chart.spec["data"]["values"]}
+def test_long_training_is_thinned_and_says_so():
+    rows = [
+        {"method": "plain", "seed": 0, "epoch": e, "test_accuracy": 0.5 + e / 1000} for e in range(1, 201)
+    ]
+    chart = against_epoch(rows, ["plain"])
+    epochs = {v["x"] for v in chart.spec["datasets"]["rows"]}
     assert len(epochs) <= 41
     assert {1, 200} <= epochs
     assert "Every 5th epoch is drawn." in chart.caption
+
+
+def test_a_real_run_has_every_panel(tiny_run):
+    spec = against_epoch(tiny_run.metrics).spec
+    titles = [panel["title"]["text"] for panel in spec["vconcat"][0]["concat"]]
+    assert titles[:2] == ["Test accuracy", "Training loss"]
+    assert [title.split()[1] for title in titles[2:]] == ["ℓ₁", "ℓ₂", "ℓ∞"]
+
+
+def test_curves_average_over_seeds_and_keep_names_in_order():
+    points = [
+        Point("plain", "p", name, value)
+        for value, name in [(1.0, "z"), (3.0, "z"), (5.0, "a"), (None, "a"), (math.inf, "a")]
+    ]
+    heading = Heading("key", "Title", "Caption.")
+    chart = draw_curves(points, [], heading, {"p": Panel("P"), "q": Panel("empty")}, Axis(names=("z", "a")))
+    rows = chart.spec["datasets"]["rows"]
+    assert [(v["x"], v["value"], v["n"]) for v in rows] == [("z", 2.0, 2), ("a", 5.0, 1)]
+    assert rows[0]["text"] == "2 ± 1.4 (2 seeds)"
+    assert len(chart.spec["vconcat"][0]["concat"]) == 1
 
 
 def test_the_legend_shows_what_the_chart_draws(report):
@@ -218,15 +247,6 @@ def test_the_legend_shows_what_the_chart_draws(report):
         lines_only = chart.key in ("against-epoch", "margins")
         shown = chart.spec["vconcat"][1]["encoding"].keys()
         assert shown == {"color", "opacity", "strokeDash" if lines_only else "shape"}
-
-
-def test_layers_stand_in_the_order_of_the_network():
-    rows = [
-        {"method": "plain", "seed": 0, "layer": name, "index": i, "ord": "2", "value": 1.0 + i}
-        for i, name in reversed(list(enumerate(["z", "b10", "b9", "a"])))
-    ]
-    panel = layer_norms(rows, ["plain"]).spec["vconcat"][0]["concat"][0]
-    assert panel["layer"][0]["encoding"]["x"]["sort"] == ["z", "b10", "b9", "a"]
 
 
 def test_a_chart_key_is_a_file_name():
@@ -265,10 +285,10 @@ def test_page_with_hostile_text(tmp_path):
         HOSTILE, HOSTILE, [HOSTILE], Table(columns, rows), [chart], {HOSTILE: HOSTILE}, runs, [HOSTILE]
     )
     html = write_page(report, tmp_path / "r.html").read_text(encoding="utf-8")
-    assert html.count("</script>") == 4  # specs, what is highlighted, the library and the page's own
+    assert html.count("</script>") == 5  # specs, theme, highlighted methods, the library and the page's own
     assert "<b onmouseover" not in html
     assert "&lt;/script&gt;&lt;b onmouseover=alert(1)&gt;" in html
-    assert embedded_specs(html)[chart.key]["data"]["values"][0]["method"] == HOSTILE
+    assert embedded_specs(html)[chart.key]["datasets"]["rows"][0]["method"] == HOSTILE
     (svg,) = write_figures(report, tmp_path)
     assert "<b " not in svg.read_text(encoding="utf-8")
 
@@ -283,7 +303,11 @@ def test_figures_highlight_what_the_page_does(report, tmp_path):
 
 def test_page_of_an_empty_report(tmp_path):
     report = Report(
-        "Nothing yet", "What?", [], Table([Column("method", "Method", "text")], []), [margins([], [])]
+        "Nothing yet",
+        "What?",
+        [],
+        Table([Column("method", "Method", "text")], []),
+        [accuracy_against_eps([])],
     )
     html = write_page(report, tmp_path / "r.html").read_text(encoding="utf-8")
     assert "Nothing has been measured yet." in html
@@ -345,16 +369,9 @@ def test_an_unknown_format_is_an_error(report, tmp_path):
 
 
 def test_the_report_needs_no_torch():
-    code = "import sys, opnorm.report; print('torch' in sys.modules, 'vl_convert' in sys.modules)"
+    code = "import sys, opnorm.report; print(*(m in sys.modules for m in ('torch', 'altair', 'vl_convert')))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.split() == ["False", "False"]
-
-
-def test_the_end_of_a_spectrum_that_is_rounding_alone_is_not_drawn():
-    row = {"method": "plain", "seed": 0, "at": "clean", "mean": [2.0, 0.5, 1e-6, 1e-9, 0.0]}
-    drawn = jacobian_spectrum([row], ["plain"]).spec["data"]["values"]
-    assert [(v["x"], v["value"]) for v in drawn] == [(1, 2.0), (2, 0.5), (3, 1e-6)]
-    assert not jacobian_spectrum([row | {"mean": [0.0, 0.0]}], ["plain"]).spec["data"]["values"]
+    assert out.split() == ["False"] * 3
 
 
 def test_few_epochs_have_a_tick_each():

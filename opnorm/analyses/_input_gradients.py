@@ -1,0 +1,109 @@
+"""The length of the loss's gradient at every point, and its bound from the weights."""
+
+import statistics
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from opnorm._core.modes import model_state_preserved
+from opnorm.analyses._shared.analysis import Analysis, Row, register
+from opnorm.analyses._shared.points import batches, check_points, first, six_digits
+from opnorm.attacks._checks import check_logits
+from opnorm.data import Dataset
+from opnorm.errors import ModelError, NormError
+from opnorm.report import (
+    Axis,
+    Cell,
+    Chart,
+    Column,
+    Heading,
+    Panel,
+    Sample,
+    draw_curves,
+    histogram_points,
+    method_of,
+)
+from opnorm.theory import input_gradient_bound
+
+
+@register("confidence")
+def input_gradients(points: int | None = None) -> Analysis:
+    """‖∇_x ℓ_ce‖_2 at each test point, and its upper bound from the norms of the weights.
+
+    The bound of a point is Σ_j |p_j - 1[j = y]| times the bound on ‖∂ŷ_j/∂x‖_2 of Eq. 15 (chains) or Eq. 24 (residual
+    blocks); see :func:`opnorm.theory.input_gradient_bound`. A gradient of 0 is one below the precision of the numbers.
+
+    Args:
+        points: the first so many test points; all when None.
+
+    Returns:
+        One row: points, lengths and bounds (lists in the order of the data; bounds is None where no bound is known, for the
+        given ``reason``).
+
+    Source: Liu et al. 2020, Fig. 3, Eqs. 14, 15 and 24.
+    """
+    check_points(points)
+
+    def rows(model: nn.Module, data: Dataset) -> list[Row]:
+        split = first(data, points)
+        lengths, weights = [], []
+        for x, y in batches(split, model):
+            with model_state_preserved(model), torch.enable_grad():
+                z = x.detach().requires_grad_()
+                logits = model(z)
+                check_logits(logits, y)
+                (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), z)
+            lengths.append(gradient.flatten(1).double().norm(dim=1))
+            weights.append((logits.detach().double().softmax(1) - F.one_hot(y, logits.shape[1])).abs())
+        x, y = next(batches(split, model))
+        bounds, reason = None, ""
+        try:  # the bound on the logits is the same at every point
+            of_logits = input_gradient_bound(model, x[:1], y[:1]).logits
+            bounds = six_digits(torch.cat(weights) @ of_logits)
+        except (ModelError, NormError) as e:  # the gradients themselves need no bound
+            reason = str(e)
+        row = {"points": len(split.labels), "lengths": six_digits(torch.cat(lengths))}
+        return [row | {"bounds": bounds, "reason": reason}]
+
+    return Analysis(rows, sentence, columns, chart)
+
+
+def sentence(rows: Sequence[Row]) -> str:
+    row = rows[0]
+    median, largest = statistics.median(row["lengths"]), max(row["lengths"])
+    text = f"At half of the test images the loss has an input gradient of at most {median:.3g} (the largest: {largest:.3g})"
+    if row["bounds"] is None:
+        return f"{text}; a bound from the weights is not known: {row['reason'].rstrip('.')}."
+    return f"{text}; the sizes of the weights allow {statistics.median(row['bounds']):.3g} at half of them."
+
+
+def columns(rows: Sequence[Row]) -> list[tuple[Column, Cell]]:
+    help = "Median over the test images of the Euclidean length of the loss's input gradient."
+    column = Column("gradient", "input gradient", "number", None, help)
+    return [(column, statistics.median(rows[0]["lengths"]))]
+
+
+def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
+    """The lengths of the input gradients, and their bounds (Liu et al. 2020, Fig. 3)."""
+    heading = Heading(
+        "input-gradients",
+        "Input gradients of the loss",
+        "The share of test images (per bin) whose loss has an input gradient of this Euclidean length, and the upper bound "
+        "from the sizes of the weights. Further left is harder to attack by small steps; a gradient that underflows to 0 "
+        "counts to the first bin.",
+    )
+    panels = {
+        "lengths": Panel("Gradient of the loss", percent=True),
+        "bounds": Panel("Bound from the weights", percent=True),
+    }
+    points = [
+        point
+        for key in panels
+        for point in histogram_points(
+            [Sample(method_of(row), key, row[key]) for row in rows if row[key]], log=True
+        )
+    ]
+    x = Axis("length of the gradient (log scale)", log=True)
+    return draw_curves(points, methods, heading, panels, x, dots=False)

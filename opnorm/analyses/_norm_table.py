@@ -1,0 +1,148 @@
+"""The operator norms of every layer."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from torch import nn
+
+from opnorm.analyses._shared.analysis import Analysis, Row, register
+from opnorm.analyses._shared.layer_rows import KINDS, names_in_order, numbered
+from opnorm.analyses._shared.points import batches
+from opnorm.data import Dataset
+from opnorm.norms.table import measure
+from opnorm.report import (
+    NORMS,
+    Axis,
+    Cell,
+    Chart,
+    Column,
+    Heading,
+    Panel,
+    Point,
+    draw_curves,
+    known,
+    method_of,
+)
+
+GRID = 81  # points on a line of the density
+
+
+@register("weights")
+def norm_table(ords: Sequence[float] = (1, 2, math.inf)) -> Analysis:
+    """The operator norms of every layer.
+
+    Returns:
+        One row a layer, in the order of the forward pass; see :class:`opnorm.norms.LayerNorms`.
+
+    Source: Liang & Huang 2021, Fig. 2 and supplement.
+    """
+
+    def rows(model: nn.Module, data: Dataset) -> list[Row]:
+        x, _ = next(batches(data.test, model))
+        return [row.as_dict() for row in measure(model, x[:1], tuple(ords)).rows]
+
+    return Analysis(rows, sentence, columns, chart, compare)
+
+
+def typical_norm(rows: Sequence[Row], ord: str) -> float | None:
+    """The geometric mean of a norm over the linear and convolutional layers; None where one is not known."""
+    norms = [row["norms"].get(ord) for row in rows if row["kind"] in KINDS]
+    if not norms or any(norm is None or norm["lower"] <= 0 for norm in norms):
+        return None
+    return 10 ** (math.fsum(math.log10(norm["lower"]) for norm in norms) / len(norms))
+
+
+def log10_complexity(rows: Sequence[Row]) -> float | None:
+    """log10 of the spectral complexity ∏ ‖W‖_2, from above; None where a norm has no known upper bound.
+
+    Source: Wen, Li & Jia 2020, Definition 7.
+    """
+    norms = [row["norms"].get("2") for row in rows if row["kind"] in KINDS]
+    if not norms or any(norm is None or not known(norm["upper"]) or norm["upper"] <= 0 for norm in norms):
+        return None
+    return math.fsum(math.log10(norm["upper"]) for norm in norms)
+
+
+def sentence(rows: Sequence[Row]) -> str:
+    typical = {name: typical_norm(rows, ord) for ord, name in NORMS.items()}
+    parts = [f"{value:.3g} ({name})" for name, value in typical.items() if value is not None]
+    text = (
+        f"The typical norm of a layer is {', '.join(parts)}."
+        if parts
+        else "The norms of its layers are not known."
+    )
+    product = log10_complexity(rows)
+    if product is None:
+        return text
+    size = f"{10**product:.3g}" if abs(product) < 6 else f"10^{product:.1f}"
+    return f"{text} The product of the ℓ₂ norms, its spectral complexity, is at most {size}."
+
+
+def compare(first: Sequence[Row], other: Sequence[Row], first_name: str, other_name: str) -> str:
+    """The ratios of the typical norms."""
+    pairs = {name: (typical_norm(first, ord), typical_norm(other, ord)) for ord, name in NORMS.items()}
+    ratios = [f"×{b / a:.3g} ({name})" for name, (a, b) in pairs.items() if a is not None and b is not None]
+    if not ratios:
+        return ""
+    return f"The typical norms of the layers of {other_name} are {', '.join(ratios)} those of {first_name}."
+
+
+def columns(rows: Sequence[Row]) -> list[tuple[Column, Cell]]:
+    help = "Geometric mean of the norm over the linear and convolutional layers."
+    found: list[tuple[Column, Cell]] = [
+        (Column(f"norm_{ord}", f"{name} norm", "number", None, help), typical_norm(rows, ord))
+        for ord, name in NORMS.items()
+        if any(ord in row["norms"] for row in rows)
+    ]
+    help = "Power of ten of the product of the layers' ℓ₂ norms, from above."
+    complexity = Column("complexity", "log₁₀ spectral complexity", "number", None, help)
+    return [*found, (complexity, log10_complexity(rows))]
+
+
+def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
+    """The norms layer by layer, and their distribution over the layers (Liang & Huang 2021, supplement and Fig. 2)."""
+    heading = Heading(
+        "layer-norms",
+        "Norms of the layers",
+        "The most that each layer, from the first to the last, can lengthen a change of its input, measured in three ways. "
+        "Bars reach over all seeds and, for ℓ₂, over the certified interval. Below: the share of layers at each size of the "
+        "norm (Gaussian kernel density of its logarithm); the ticks are the layers.",
+    )
+    layers = [
+        (name, place, row) for name, place, row in numbered(rows) if row["kind"] in KINDS and row["norms"]
+    ]
+    points, sizes = [], dict[tuple[str, str], list[float]]()
+    for name, _, row in layers:
+        for ord, norm in row["norms"].items():
+            if known(norm["lower"]) and norm["lower"] > 0:
+                ends = (norm["lower"], norm["lower"], norm["upper"])
+                points.append(Point(method_of(row), ord, name, *ends))
+                sizes.setdefault((ord, method_of(row)), []).append(norm["lower"])
+    for (ord, method), norms in sizes.items():
+        points += [Point(method, f"density {ord}", norm, rug=True) for norm in sorted(norms)]
+        points += [Point(method, f"density {ord}", *pair) for pair in _density(norms)]
+    by_layer = Axis(quantity="layer", names=names_in_order((name, place) for name, place, _ in layers))
+    panels = {
+        ord: Panel(f"{name} norm (log scale)", log=True, quantity="norm", note="all seeds within", x=by_layer)
+        for ord, name in NORMS.items()
+    }
+    for ord, name in NORMS.items():
+        by_size = Axis(f"{name} norm (log scale)", log=True)
+        panels[f"density {ord}"] = Panel(
+            f"Density of the {name} norms", quantity="density", dots=False, x=by_size
+        )
+    return draw_curves(points, methods, heading, panels, columns=3)
+
+
+def _density(norms: Sequence[float]) -> list[tuple[float, float]]:
+    """(norm, density of log10 norm) from end to end; the bandwidth by Scott's rule, never below 0.02."""
+    from scipy.stats import norm as gaussian
+
+    logs = np.log10(norms)
+    spread = logs.std(ddof=1) if len(logs) > 1 else 0.0
+    bandwidth = max(spread * len(logs) ** -0.2, 0.02)
+    grid = np.linspace(logs.min() - 3 * bandwidth, logs.max() + 3 * bandwidth, GRID)
+    # not gaussian_kde, which takes no sample of one value or of equal values
+    density = gaussian.pdf(grid[:, None], logs, bandwidth).mean(1)
+    return list(zip((10**grid).tolist(), density.tolist(), strict=True))

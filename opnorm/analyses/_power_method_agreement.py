@@ -1,0 +1,108 @@
+"""Adversarial ascent beside the power method: how far Theorem 1 of Roth et al. holds."""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from opnorm.analyses._shared.analysis import Analysis, Row, register
+from opnorm.analyses._shared.points import amounts, check_count, in_double, sample, summary
+from opnorm.data import Dataset
+from opnorm.jacobian import theorem_1
+from opnorm.jacobian.iteration import check_orders
+from opnorm.report import Axis, Chart, Heading, Panel, Point, draw_curves, method_of
+
+BATCH = 50
+
+
+@register("neighborhood of the data")
+def power_method_agreement(
+    eps: Sequence[float] = (0.001, 0.01, 0.03, 0.1, 0.3, 1),
+    p: float = 2,
+    q: float = 2,
+    steps: int = 10,
+    points: int = 100,
+    seed: int = 0,
+) -> Analysis:
+    """How far Theorem 1 holds on this network: adversarial ascent beside the power method, as ε grows.
+
+    Both start at the same random place and take ``steps`` steps: ascent on ‖f(x') - f(x)‖_q within ℓp distance ε of x, and
+    the power method for ‖J(x)‖_{p→q}. Within one linear region they are the same. In float64; f are the logits.
+
+    Args:
+        eps: radii, above 0, in pixel values of [0, 1].
+        p: of the ball.
+        q: of the loss.
+        steps: of each.
+        points: how many test points.
+        seed: of the choice of points and of the start.
+
+    Returns:
+        One row a radius: p, q, eps, steps, points; cosine and cosine_sem (of the last directions); first_cosine (of those
+        after one step); slope (of the ascent's secant over the power method's gain, mean); same_region (the share of points
+        whose whole ascent stays in the linear region of x) and worst_inside (the smallest cosine of any step at those, which
+        the theorem says is 1; None where there are none).
+
+    Raises:
+        SpecError: a setting that makes no sense, or fewer test points than asked for.
+        NormError: p or q below 1.
+        ModelError: see :func:`opnorm.jacobian.linearized`.
+
+    Source: Roth, Kilcher & Hofmann 2020, Theorem 1.
+    """
+    check_count(points=points, steps=steps)
+    check_orders(p, q)
+    radii = amounts("eps", eps, zero=False)
+
+    def rows(model: nn.Module, data: Dataset) -> list[Row]:
+        x, _ = sample(model, data, points, seed)
+        double, x = in_double(model), x.double()
+        found = []
+        for radius in radii:
+            parts = [theorem_1(double, part, radius, p, q, steps, seed=seed) for part in x.split(BATCH)]
+            cosine = torch.cat([part.cosine for part in parts], 1)
+            slope = torch.cat([part.slope / part.gain.clamp(min=1e-300) for part in parts])
+            inside = torch.cat([part.same_region for part in parts])
+            last = summary(cosine[-1])
+            row = {"p": f"{p:g}", "q": f"{q:g}", "eps": radius, "steps": steps, "points": points}
+            row |= {"cosine": last["mean"], "cosine_sem": last["sem"]}
+            row |= {"first_cosine": summary(cosine[0])["mean"], "slope": summary(slope)["mean"]}
+            row["same_region"] = float(inside.double().mean())
+            row["worst_inside"] = float(cosine[:, inside].min()) if inside.any() else None
+            found.append(row)
+        return found
+
+    return Analysis(rows, sentence, chart=chart)
+
+
+def sentence(rows: Sequence[Row]) -> str:
+    return (
+        "Adversarial ascent and the power method end in nearly the same direction (cosine 0.9 or more) "
+        f"{_range(rows, 'cosine', 0.9)}; most ascents stay in one linear region {_range(rows, 'same_region', 0.5)}."
+    )
+
+
+def _range(rows: Sequence[Row], key: str, least: float) -> str:
+    """Up to which radius a value is at least so large, beginning at the smallest radius."""
+    ordered = sorted(rows, key=lambda row: row["eps"])
+    radii = [row["eps"] for row in itertools.takewhile(lambda row: row[key] >= least, ordered)]
+    return f"up to ε = {radii[-1]:g}" if radii else f"not even at ε = {ordered[0]['eps']:g}"
+
+
+def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
+    """The agreement against ε (Roth et al. 2020, Theorem 1)."""
+    heading = Heading(
+        "power-method-agreement",
+        "Adversarial ascent and the power method",
+        "Within one linear region of the network, adversarial ascent takes the same steps as the power method on the "
+        "Jacobian. The chart shows the cosine between the two after the last step, and the share of images whose whole "
+        "ascent stays in the image's own region.",
+    )
+    panels = {
+        "cosine": Panel("Cosine after the last step"),
+        "same_region": Panel("Within one linear region", percent=True),
+    }
+    points = [Point(method_of(row), key, row["eps"], row[key]) for row in rows for key in panels]
+    x = Axis("ε (pixels are in [0, 1]; log scale)", log=True)
+    return draw_curves(points, methods, heading, panels, x)

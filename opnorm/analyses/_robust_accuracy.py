@@ -1,0 +1,150 @@
+"""Robust accuracy at several radii, by PGD or by the attacks of AutoAttack."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from opnorm._core.modes import evaluating
+from opnorm.analyses._shared.analysis import Analysis, Row, register
+from opnorm.analyses._shared.points import amounts, batches, check_points, correct_after, first
+from opnorm.attacks import Attack, AutoAttack, autoattack, pgd
+from opnorm.attacks._checks import check_logits
+from opnorm.data import Dataset
+from opnorm.errors import SpecError
+from opnorm.report import Cell, Chart, Column, Heading, accuracy_against_eps, norm_name
+
+APGD = ("apgd-ce", "apgd-t")
+
+
+@register("accuracy and robustness", "robust_accuracy()", "robust_accuracy(norm=2, eps=(0.25, 0.5, 1))")
+def robust_accuracy(
+    norm: float = math.inf,
+    eps: Sequence[float] = (2 / 255, 4 / 255, 8 / 255),
+    steps: int = 20,
+    restarts: int = 1,
+    points: int | None = 500,
+    seed: int = 0,
+    attack: str = "pgd",
+    largest_first: bool = False,
+) -> Analysis:
+    """The share of test points that no attack of radius ε changes to a wrong class, for several ε.
+
+    A point that is misclassified at one ε counts as misclassified at every larger one: the balls contain each other. Points
+    that are misclassified without an attack count as not robust.
+
+    Args:
+        norm: of the ball: 2 or inf.
+        eps: radii, in pixel values of [0, 1].
+        steps: of PGD at each radius, on cross-entropy.
+        restarts: random starts of PGD at each radius.
+        points: the first so many test points; all when None.
+        seed: of the random starts.
+        attack: "pgd"; "apgd", the gradient attacks of AutoAttack (APGD-CE, then APGD-T against 9 classes), which are
+            stronger; or "autoattack", with FAB-T and Square after them, which cost most and hardly ever find more unless
+            gradients are masked.
+        largest_first: a point that is robust at one ε counts as robust at every smaller one, and is not attacked there. That
+            saves a third or more of the passes and is still an upper bound of the truth, but a higher one where an attack
+            misses in a large ball what it finds in a small one, as happens with masked gradients.
+
+    Returns:
+        One row a radius, the smallest first: norm, eps, accuracy, correct, points, attack.
+
+    Raises:
+        SpecError: no radius, fewer than 1 point, or an attack of another name.
+        AttackError: a setting that makes no sense.
+
+    Source: Madry et al. 2018 (PGD); Croce & Hein 2020 (AutoAttack).
+    """
+    check_points(points)
+    make, name = _attack_of(attack, norm, steps, restarts, seed)
+    attacks = {radius: make(radius) for radius in amounts("eps", eps)}
+
+    def rows(model: nn.Module, data: Dataset) -> list[Row]:
+        split, correct = first(data, points), Counter[float]()
+        for x, y in batches(split, model):
+            correct.update(_correct(model, x, y, attacks, largest_first))
+        total = len(split.labels)
+        return [
+            {
+                "norm": f"{norm:g}",
+                "eps": radius,
+                "accuracy": n / total,
+                "correct": n,
+                "points": total,
+                "attack": name,
+            }
+            for radius, n in sorted(correct.items())
+        ]
+
+    return Analysis(rows, sentence, columns, chart)
+
+
+def _attack_of(
+    attack: str, norm: float, steps: int, restarts: int, seed: int
+) -> tuple[Callable[[float], Attack], str]:
+    """An attack as a function of its radius, and its name."""
+    pgd_name = f"PGD-{steps}, {restarts} start{'s' * (restarts > 1)}"
+    pgd_settings: dict[str, Any] = {"restarts": restarts, "stop_at_success": True, "seed": seed}
+    apgd: dict[str, Any] = {"attacks": APGD, "restarts": 1, "seed": seed}  # one start, as published
+    known: dict[str, tuple[Callable[[float], Attack], str]] = {
+        "pgd": (lambda eps: pgd(norm, eps, steps, **pgd_settings), pgd_name),
+        "apgd": (lambda eps: autoattack(norm, eps, **apgd), "APGD-CE, APGD-T"),
+        "autoattack": (lambda eps: autoattack(norm, eps, seed=seed), "AutoAttack standard"),
+    }
+    if attack not in known:
+        raise SpecError(f"attack={attack!r} is not known; expected pgd, apgd or autoattack")
+    return known[attack]
+
+
+def _correct(
+    model: nn.Module, x: Tensor, y: Tensor, attacks: dict[float, Attack], largest_first: bool
+) -> dict[float, int]:
+    """How many points of a batch are robust at each radius; a point whose answer is known is not attacked again."""
+    radii = list(attacks)
+    joint = attacks[radii[0]]
+    if largest_first and isinstance(joint, AutoAttack) and joint.names == APGD:
+        robust = joint.robust_at(model, x, y, radii)  # all radii in one batch
+        return {radius: int(part.sum()) for radius, part in zip(radii, robust, strict=True)}
+    with evaluating(model):
+        logits = model(x)
+    check_logits(logits, y)
+    correct = logits.argmax(1) == y
+    x, y = x[correct], y[correct]
+    counts, known = {}, 0
+    for radius in reversed(radii) if largest_first else radii:
+        survived = correct_after(model, x, y, attacks[radius])
+        counts[radius] = int(survived.sum()) + known
+        known = counts[radius] if largest_first else 0
+        undecided = ~survived if largest_first else survived
+        x, y = x[undecided], y[undecided]
+    return counts
+
+
+def sentence(rows: Sequence[Row]) -> str:
+    parts = [f"{row['accuracy']:.1%} at {norm_name(row['norm'])} ε = {row['eps']:.3g}" for row in rows]
+    return f"Still classified correctly after {rows[0]['attack']}: {', '.join(parts)}."
+
+
+def columns(rows: Sequence[Row]) -> list[tuple[Column, Cell]]:
+    """The largest radius of each norm; the chart shows all."""
+    largest = {row["norm"]: row for row in sorted(rows, key=lambda row: row["eps"])}
+    found: list[tuple[Column, Cell]] = []
+    for norm, row in largest.items():
+        label = f"{row['attack'].replace('-', ' ').split()[0]} {norm_name(norm)} {row['eps']:.3g}"
+        help = f"Share of {row['points']} test images still classified correctly after {row['attack']}; an upper bound."
+        found.append((Column(f"robust_{norm}", label, "percent", "high", help), row["accuracy"]))
+    return found
+
+
+def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
+    """Accuracy under attack against ε."""
+    heading = Heading(
+        "accuracy-against-eps",
+        "Accuracy against attack strength",
+        "The share of test images that are still classified correctly when each may be changed by up to ε. A line that "
+        "stays high is a robust network.",
+    )
+    return accuracy_against_eps(rows, methods, heading)

@@ -1,0 +1,122 @@
+"""An interval around each point's robust radius: certified from below, attacked from above."""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from torch import nn
+
+from opnorm.analyses._shared.analysis import Analysis, Row, register
+from opnorm.analyses._shared.points import amounts, check_count, check_norm, sample, six_digits
+from opnorm.attacks import Attack, pgd
+from opnorm.attacks.minimum_norm import minimal_eps
+from opnorm.certificates.radius import lipschitz_radius
+from opnorm.data import Dataset
+from opnorm.norms.network.lipschitz import lipschitz_bound
+from opnorm.report import Chart, Heading, Panel, Point, draw_curves, eps_axis, method_of, norm_name
+
+BATCH = 100
+RADII = 31  # points on a line
+
+
+@register("accuracy and robustness")
+def robust_radius(
+    norm: float = math.inf, highest: float = 0.3, points: int = 100, steps: int = 20, seed: int = 0
+) -> Analysis:
+    """An interval around the robust radius of each point, the distance of the closest misclassified input.
+
+    - from below, certified: margin over Lipschitz constant (:func:`opnorm.certificates.lipschitz_radius`), and at most
+      n^(1/p), as no two points of [0, 1]^n are further apart;
+    - from above: the closest misclassified input that PGD finds by bisection
+      (:func:`opnorm.attacks.minimum_norm.minimal_eps`).
+
+    Both are 0 at points that are misclassified without an attack.
+
+    Args:
+        norm: p: 1, 2 or inf.
+        highest: the largest radius that is attacked, in pixel values of [0, 1].
+        points: how many test points.
+        steps: of PGD.
+        seed: of the choice of points and of the attack.
+
+    Returns:
+        One row: norm, points, highest, lipschitz (an upper bound on the constant of the logits from ℓp to ℓp, or None where
+        it is not known) and reason; certified and attacked (lists, point by point; attacked is None where nothing was found
+        up to ``highest``).
+
+    Raises:
+        SpecError: a setting that makes no sense, or fewer test points than asked for.
+        AttackError: a radius that makes no sense.
+
+    Source: Tsuzuku, Sato & Sugiyama 2018 (margin over Lipschitz constant).
+    """
+    check_count(points=points, steps=steps)
+    check_norm(norm)
+    amounts("highest", highest, zero=False)
+
+    def attack(radius: float) -> Attack:
+        return pgd(norm, radius, steps, stop_at_success=True, seed=seed)
+
+    attack(highest)  # raises what is wrong with the settings
+
+    def rows(model: nn.Module, data: Dataset) -> list[Row]:
+        x, y = sample(model, data, points, seed)
+        bound = lipschitz_bound(model, x[:1], norm)
+        certified = lipschitz_radius(model, x, y, norm).clamp(max=x[0].numel() ** (1 / norm))
+        attacked: list[float | None] = []
+        for part, labels in zip(x.split(BATCH), y.split(BATCH), strict=True):
+            distance = minimal_eps(model, part, labels, attack, norm, highest).distance
+            attacked += [d if math.isfinite(d) else None for d in six_digits(distance)]
+        return [
+            {
+                "norm": f"{norm:g}",
+                "points": points,
+                "highest": highest,
+                "lipschitz": bound.value,
+                "reason": bound.reason,
+                "certified": certified.tolist(),
+                "attacked": attacked,
+            }
+        ]
+
+    return Analysis(rows, sentence, chart=chart)
+
+
+def sentence(rows: Sequence[Row]) -> str:
+    parts = []
+    for row in rows:
+        certified = statistics.median(row["certified"])
+        attacked = statistics.median(math.inf if d is None else d for d in row["attacked"])
+        above = (
+            f"misclassified at {attacked:.3g}"
+            if attacked < math.inf
+            else f"not misclassified up to {row['highest']:g}"
+        )
+        parts.append(
+            f"in {norm_name(row['norm'])} half of the images are proven robust to changes of {certified:.3g}, and half are "
+            f"{above}"
+        )
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
+    """The share of test images proven robust at each ε, and the share for which the attack found nothing."""
+    heading = Heading(
+        "robust-radius",
+        "Robust accuracy from below and from above",
+        "The share of test images that are proven to be classified correctly under any change of size ε, and the share for "
+        "which the attack found no adversarial image. The truth lies in between.",
+    )
+    sides = {"certified": "Proven", "attacked": "Not broken by the attack"}
+    panels, points = {}, []
+    for row in rows:
+        for side, title in sides.items():
+            key = f"{side} {row['norm']}"
+            panels[key] = Panel(f"{title}, {norm_name(row['norm'])}", percent=True, x=eps_axis(row["norm"]))
+            radii = [math.inf if d is None else d for d in row[side]]
+            for k in range(RADII):
+                eps = row["highest"] * k / (RADII - 1)
+                share = sum(radius > eps for radius in radii) / len(radii)
+                points.append(Point(method_of(row), key, eps, share))
+    return draw_curves(points, methods, heading, panels, dots=False)

@@ -1,0 +1,108 @@
+"""The smallest radius at which each point is misclassified, and accuracy against ε."""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from opnorm.analyses._shared.analysis import Analysis, Row, register
+from opnorm.analyses._shared.points import amounts, batches, check_points, first
+from opnorm.attacks import Attack, pgd
+from opnorm.attacks.minimum_norm import accuracy_curve, minimal_eps
+from opnorm.data import Dataset
+from opnorm.errors import SpecError
+from opnorm.report import Chart, Heading, accuracy_against_eps, norm_name
+
+
+@register("accuracy and robustness")
+def robustness_curve(
+    norm: float = math.inf,
+    eps: Sequence[float] = (0, 1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255, 32 / 255),
+    steps: int = 20,
+    halvings: int = 6,
+    points: int | None = 200,
+    seed: int = 0,
+) -> Analysis:
+    """The smallest radius at which PGD finds an adversarial point, for each test point, and the accuracy against ε.
+
+    Args:
+        norm: of the ball: 1, 2 or inf.
+        eps: radii of the curve, in pixel values of [0, 1]; the largest is the largest that is tried.
+        steps: of PGD at each radius that the bisection tries.
+        halvings: each point's radius is found on a grid of 2^halvings, or where PGD's own point is closer.
+        points: the first so many test points; all when None.
+        seed: of the random starts.
+
+    Returns:
+        One row: norm, attack, points, minimal_eps (a list in the order of the data: 0 where the clean point is
+        misclassified, None where PGD failed at the largest radius), eps and accuracy (lists; the accuracy never rises and
+        is an upper bound).
+
+    Raises:
+        SpecError: no radius above 0, or fewer than 1 point.
+        AttackError: a setting that makes no sense.
+
+    Source: the curves of Roth et al. 2020, Fig. 3.
+    """
+    radii = amounts("eps", eps)
+    whole = isinstance(halvings, int) and not isinstance(halvings, bool) and 0 <= halvings <= 24
+    if radii[-1] == 0 or not whole:
+        raise SpecError(
+            f"eps={eps!r}, halvings={halvings!r}: expected a radius above 0, and 0 to 24 halvings"
+        )
+    check_points(points)
+
+    def attack(radius: float) -> Attack:
+        return pgd(norm, radius, steps, stop_at_success=True, seed=seed)
+
+    attack(radii[-1])  # raises what is wrong with the settings
+
+    def rows(model: nn.Module, data: Dataset) -> list[Row]:
+        found = [
+            minimal_eps(model, x, y, attack, norm, radii[-1], halvings).distance
+            for x, y in batches(first(data, points), model)
+        ]
+        distance = torch.cat(found)
+        return [
+            {
+                "norm": f"{norm:g}",
+                "attack": f"PGD-{steps}, bisection",
+                "points": len(distance),
+                "minimal_eps": [d if d < math.inf else None for d in distance.tolist()],
+                "eps": radii,
+                "accuracy": accuracy_curve(distance, radii).tolist(),
+            }
+        ]
+
+    return Analysis(rows, sentence, chart=chart)
+
+
+def sentence(rows: Sequence[Row]) -> str:
+    parts = []
+    for row in rows:
+        half = statistics.median(math.inf if d is None else d for d in row["minimal_eps"])
+        end = (
+            f"half of them at {half:.3g}"
+            if half < math.inf
+            else f"fewer than half up to {row['eps'][-1]:.3g}"
+        )
+        parts.append(f"in {norm_name(row['norm'])} {end}")
+    return f"Test images that become misclassified: {'; '.join(parts)} (smallest ε found by {rows[0]['attack']})."
+
+
+def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
+    """Accuracy against ε from each image's smallest radius (Roth, Kilcher & Hofmann 2020, Fig. 3)."""
+    heading = Heading(
+        "robustness-curve",
+        "Robustness curve",
+        "For each test image, the smallest change that leads to a wrong class was searched for; the chart shows the share "
+        "of images that need more than ε. At 0 nothing is changed. A line that stays high is a robust network.",
+    )
+    flat = [
+        {**row, "eps": eps, "accuracy": accuracy}
+        for row in rows
+        for eps, accuracy in zip(row["eps"], row["accuracy"], strict=True)
+    ]
+    return accuracy_against_eps(flat, methods, heading)

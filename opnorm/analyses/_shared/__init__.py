@@ -1,0 +1,1 @@
+"""Code that several analyses share: the analysis object, samples of points, and layers in order."""

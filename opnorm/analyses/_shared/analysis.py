@@ -1,0 +1,84 @@
+"""An analysis: its computation and its display, and the list of all analyses."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, ParamSpec, get_args
+
+from torch import nn
+
+from opnorm.data import Dataset
+from opnorm.report import Cell, Chart, Column
+from opnorm.spec import factory
+
+__all__ = ["Analysis", "Registration", "Row", "Section", "all_analyses", "register"]
+
+Row = dict[str, Any]
+Section = Literal["accuracy and robustness", "weights", "confidence", "neighborhood of the data"]
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """A measurement of a trained network, and how a report shows it. ``analysis(model, data)`` gives the rows.
+
+    Attributes:
+        rows: (model, data) -> rows, ready for JSON; the model is unchanged afterwards.
+        sentence: the rows of one network -> one or two plain sentences with the measured numbers.
+        columns: the rows of one network -> columns of a table, each with its cell.
+        chart: (rows, methods) -> a chart of the rows of one network or of several, then each with its ``method`` and
+            ``seed``; ``methods`` are all of them in order, the baseline first.
+        compare: (rows of the baseline, rows of another network, their names) -> a sentence on the difference, or "".
+    """
+
+    rows: Callable[[nn.Module, Dataset], list[Row]]
+    sentence: Callable[[Sequence[Row]], str] = lambda rows: ""
+    columns: Callable[[Sequence[Row]], list[tuple[Column, Cell]]] = lambda rows: []
+    chart: Callable[..., Chart | None] = lambda rows, methods=(): None
+    compare: Callable[[Sequence[Row], Sequence[Row], str, str], str] = lambda first, other, a, b: ""
+
+    def __call__(self, model: nn.Module, data: Dataset) -> list[Row]:
+        """The rows."""
+        return self.rows(model, data)
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A registered analysis.
+
+    Attributes:
+        name: of its function.
+        factory: its settings -> :class:`Analysis`.
+        section: of a page and of the documentation.
+        calls: what "all" asks for, on one chart.
+    """
+
+    name: str
+    factory: Callable[..., Analysis]
+    section: Section
+    calls: tuple[str, ...]
+
+
+_registered: dict[str, Registration] = {}
+
+
+def register(section: Section, *calls: str) -> Callable[[Callable[P, Analysis]], Callable[P, Analysis]]:
+    """Decorate the function that makes an analysis, so that commands, pages and documentation find it.
+
+    Args:
+        section: where a page and the documentation show it.
+        calls: what "all" asks for; the function's own defaults when none is given.
+    """
+
+    def decorate(function: Callable[P, Analysis]) -> Callable[P, Analysis]:
+        made = factory("analysis")(function)
+        name = function.__name__
+        _registered[name] = Registration(name, made, section, calls or (f"{name}()",))
+        return made
+
+    return decorate
+
+
+def all_analyses() -> list[Registration]:
+    """All analyses in the order of a page: by section, then by name."""
+    sections = get_args(Section)
+    return sorted(_registered.values(), key=lambda one: (sections.index(one.section), one.name))

@@ -1,0 +1,87 @@
+"""Weight energy and complexity."""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from opnorm.analyses._shared.analysis import Analysis, Row, register
+from opnorm.analyses._shared.layer_rows import names_in_order, weight_layers
+from opnorm.data import Dataset
+from opnorm.report import Axis, Cell, Chart, Column, Heading, Panel, Point, draw_curves, method_of
+
+
+@register("weights")
+def weight_energy() -> Analysis:
+    """Weight energy ∏_l ‖W_l‖_2² and complexity Σ_l ‖W_l / ‖W_l‖_2‖_1, of Frobenius norms and sums of absolute values.
+
+    Linear and convolutional layers count, tied weights once. The energy is given by its logarithm: it leaves the range of
+    numbers in networks of a few tens of layers.
+
+    Returns:
+        One row: log10_energy (None where a weight is all 0, so that the energy is 0), complexity (layers of zeros left out),
+        and lists by layer: layers, kinds, sizes (‖W_l‖_2), complexities.
+
+    Raises:
+        ModelError: there is no such layer.
+
+    Source: Liu et al. 2020, Eq. 13 and Fig. 2.
+    """
+
+    def rows(model: nn.Module, data: Dataset) -> list[Row]:
+        weights: dict[int, tuple[str, str, Tensor]] = {}
+        for call in weight_layers(model, data):
+            weight = call.layer.weight
+            assert isinstance(weight, Tensor), "linear and convolutional layers have one"
+            weights.setdefault(id(weight), (call.name, type(call.layer).__name__, weight.detach().double()))
+        sizes = [float(w.norm()) for _, _, w in weights.values()]
+        parts = [
+            float(w.abs().sum()) / size if size else 0.0
+            for (_, _, w), size in zip(weights.values(), sizes, strict=True)
+        ]
+        energy = 2 * math.fsum(math.log10(size) for size in sizes) if all(sizes) else None
+        return [
+            {
+                "log10_energy": energy,
+                "complexity": math.fsum(parts),
+                "layers": [name for name, _, _ in weights.values()],
+                "kinds": [kind for _, kind, _ in weights.values()],
+                "sizes": sizes,
+                "complexities": parts,
+            }
+        ]
+
+    return Analysis(rows, sentence, columns, chart)
+
+
+def sentence(rows: Sequence[Row]) -> str:
+    row = rows[0]
+    energy = "0 (a weight is all zeros)" if row["log10_energy"] is None else f"10^{row['log10_energy']:.1f}"
+    return f"Its weight energy is {energy}, its weight complexity {row['complexity']:.4g}, over {len(row['layers'])} layers."
+
+
+def columns(rows: Sequence[Row]) -> list[tuple[Column, Cell]]:
+    help = "Power of ten of the product of the squared sizes of the layers' weights."
+    return [(Column("energy", "log₁₀ weight energy", "number", None, help), rows[0]["log10_energy"])]
+
+
+def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
+    """The size of each layer and its part in the complexity (Liu et al. 2020, Fig. 2 by layers)."""
+    heading = Heading(
+        "weight-energy",
+        "Weight energy and complexity by layer",
+        "Left: the size of each layer's weights (Frobenius norm), the product of whose squares is the weight energy. Right: "
+        "the sum of absolute weights over that size, which is small where few weights are large; their sum is the "
+        "complexity.",
+    )
+    panels = {
+        "sizes": Panel("Size of the weights (log scale)", log=True),
+        "complexities": Panel("Absolute weights over the size (log scale)", log=True),
+    }
+    points, places = [], []
+    for row in rows:
+        names = [f"{layer} {kind}" for layer, kind in zip(row["layers"], row["kinds"], strict=True)]
+        places += [(name, i) for i, name in enumerate(names)]
+        for key in panels:
+            points += [Point(method_of(row), key, *pair) for pair in zip(names, row[key], strict=True)]
+    return draw_curves(points, methods, heading, panels, Axis(quantity="layer", names=names_in_order(places)))

@@ -1,0 +1,153 @@
+"""A report as plain data: a question, findings, one table, charts, and how it was made."""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeGuard
+
+from opnorm.errors import OpnormError
+
+__all__ = ["Cell", "Chart", "Column", "Report", "Stat", "Table", "known"]
+
+
+def known(value: float | None) -> TypeGuard[float]:
+    """Whether a value is a finite number; None, NaN and infinities are "not known"."""
+    return value is not None and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class Stat:
+    """A mean over seeds.
+
+    Attributes:
+        mean: The mean.
+        std: The sample standard deviation (divided by n - 1); 0 where n = 1.
+        n: How many values went in.
+    """
+
+    mean: float
+    std: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> "Stat | None":
+        """The mean and spread of the values that are known; None where none is.
+
+        Example:
+            >>> Stat.of([0.5, 0.75, 1.0])
+            Stat(mean=0.75, std=0.25, n=3)
+            >>> Stat.of([2.0, None, float("nan")])
+            Stat(mean=2.0, std=0.0, n=1)
+            >>> Stat.of([]) is None
+            True
+        """
+        xs = [float(v) for v in values if v is not None and math.isfinite(v)]
+        if not xs:
+            return None
+        mean = math.fsum(xs) / len(xs)
+        var = math.fsum((x - mean) ** 2 for x in xs) / (len(xs) - 1) if len(xs) > 1 else 0.0
+        return cls(mean, math.sqrt(var), len(xs))
+
+    @classmethod
+    def from_cell(cls, value: Any) -> "Stat | None":
+        """A cell of the table as a Stat; None where it is not a known number."""
+        if isinstance(value, Stat):
+            return value if known(value.mean) and known(value.std) else None
+        return cls.of([value]) if isinstance(value, int | float) else None
+
+
+Cell = str | Stat | float | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table.
+
+    Attributes:
+        key: The key of its cells in the rows.
+        label: Its heading.
+        kind: "text"; "percent", a fraction shown times 100 with one decimal; or "number", three digits.
+        better: Which end is the good one; None where neither is.
+        help: One sentence for a reader who does not know the quantity.
+    """
+
+    key: str
+    label: str
+    kind: Literal["text", "percent", "number"] = "number"
+    better: Literal["high", "low"] | None = None
+    help: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows; the first column names the row, by the label that the charts have for it.
+
+    A missing or None cell is shown as "not known". A row with a key ``"_failed"`` shows its reason
+    across the other columns.
+    """
+
+    columns: list[Column]
+    rows: list[dict[str, Cell]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart.
+
+    Attributes:
+        key: Names its place in the page and its file: lower-case letters, digits and hyphens.
+        title: Its heading.
+        caption: One or two plain sentences that say how to read it.
+        spec: Vega-Lite; ``spec["datasets"]`` holds the data ("rows") and the style of each method ("styles").
+    """
+
+    key: str
+    title: str
+    caption: str
+    spec: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.key):
+            raise OpnormError(
+                f"a chart's key is lower-case letters, digits and single hyphens (it becomes a file name), "
+                f"not {self.key!r}"
+            )
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to draw."""
+        return self.spec.get("datasets", {}).get("rows") == []
+
+
+@dataclass(frozen=True)
+class Report:
+    """The content of a page, in its order.
+
+    Attributes:
+        title: The page's heading.
+        question: The question, in a sentence.
+        findings: Plain sentences, each with its measured evidence.
+        table: One row per method.
+        charts: The charts, in order.
+        settings: Code version, git commit, data, network, time taken, machine, command ..., in order.
+        runs: The runs behind it: ``key``, ``label``, ``seed`` and ``seconds`` (None where not known).
+        highlight: The methods that the charts begin with; all where none is named.
+    """
+
+    title: str
+    question: str
+    findings: list[str]
+    table: Table
+    charts: list[Chart] = field(default_factory=list)
+    settings: dict[str, str] = field(default_factory=dict)
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    highlight: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        keys = [chart.key for chart in self.charts]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise OpnormError(
+                f"two charts of one report have the key {twice[0]!r}; their files would collide"
+            )

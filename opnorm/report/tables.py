@@ -1,0 +1,89 @@
+"""A report's table as text: cells with three digits, their standard deviations, and the best of each column."""
+
+import math
+from typing import Any
+
+from opnorm.report.document import Cell, Column, Stat, Table
+
+__all__ = ["duration_text", "table_rows"]
+
+
+def table_rows(table: Table) -> list[dict[str, Any]]:
+    """The rows as the template wants them: each cell's text, spread, sort key, and if it is a best one."""
+    best = {column.key: _best(table, column) for column in table.columns}
+    rows = []
+    for number, row in enumerate(table.rows):
+        cells = [
+            {**_cell(row.get(column.key), column), "best": number in best[column.key]}
+            for column in table.columns
+        ]
+        rows.append({"cells": cells, "failed": row.get("_failed")})
+    return rows
+
+
+def _cell(value: Cell, column: Column) -> dict[str, Any]:
+    """One cell: ``text``, ``spread`` (or ""), ``sort`` (None where not known) and ``title``."""
+    if isinstance(value, str):
+        return {"text": value, "spread": "", "sort": value, "title": ""}
+    stat = value if isinstance(value, Stat) else None
+    mean = stat.mean if stat else value
+    if mean is None or isinstance(mean, Stat) or not math.isfinite(mean):
+        return {"text": None, "spread": "", "sort": None, "title": ""}
+    scale = 100.0 if column.kind == "percent" else 1.0
+    digits = 1 if column.kind == "percent" else _digits(mean)
+    spread = f"±\u2009{_number(scale * stat.std, digits)}" if stat and stat.n > 1 else ""
+    title = "" if stat is None else "1 seed" if stat.n == 1 else f"mean ± standard deviation, {stat.n} seeds"
+    return {
+        "text": _number(scale * mean, digits),
+        "spread": spread,
+        "sort": repr(float(mean)),
+        "title": title,
+    }
+
+
+def _digits(x: float) -> int | None:
+    """Decimals that show three digits of a number; None where it needs a power of ten."""
+    if x == 0:
+        return 0
+    power = math.floor(math.log10(abs(float(f"{x:.2e}"))))
+    return None if power < -3 or power > 6 else max(0, 2 - power)
+
+
+def _number(x: float, digits: int | None) -> str:
+    """A number with so many decimals; with three digits and a power of ten where ``digits`` is None."""
+    if digits is not None:
+        return f"{x:,.{digits}f}".replace("-", "\u2212")
+    mantissa, power = f"{x:.2e}".split("e")
+    raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{mantissa} × 10{raised}".replace("-", "\u2212")
+
+
+def _best(table: Table, column: Column) -> set[int]:
+    """The rows with the best value and those that a standard deviation cannot tell from it.
+
+    None is marked where that is every row, or where there is one row only.
+    """
+    stats = {}
+    for number, row in enumerate(table.rows):
+        value = row.get(column.key)
+        stat = Stat.from_cell(value)
+        if stat and not row.get("_failed"):
+            stats[number] = stat
+    if column.better is None or len(stats) < 2:
+        return set()
+    sign = 1.0 if column.better == "high" else -1.0
+    top = max(stats.values(), key=lambda stat: sign * stat.mean)
+    tied = {n for n, stat in stats.items() if abs(top.mean - stat.mean) <= max(top.std, stat.std)}
+    return set() if len(tied) == len(stats) else tied
+
+
+def duration_text(seconds: float | None) -> str:
+    """A time as a reader says it: "48 s", "3 min 20 s", "2 h 5 min"."""
+    if seconds is None or not math.isfinite(seconds):
+        return "not known"
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60:,} h {minutes % 60} min"

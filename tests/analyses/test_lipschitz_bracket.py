@@ -1,0 +1,47 @@
+"""The interval around the Lipschitz constant, against dense Jacobians."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from opnorm.analyses import (
+    lipschitz_bracket,
+)
+from opnorm.jacobian import jacobian_norm, secant_ascent
+from opnorm.norms import lipschitz_bound
+from tests.analyses.toys import (
+    SHAPE,
+    sampled,
+    two_class_network,
+    two_classes,
+)
+
+POINTS = 30
+
+
+@pytest.fixture(scope="module")
+def model():
+    return two_class_network()
+
+
+@pytest.mark.parametrize("norm", [1, 2, math.inf])
+def test_the_bracket_holds_the_lipschitz_constant(model, norm):
+    (row,) = lipschitz_bracket(norm, points=POINTS, steps=5)(model, two_classes())
+    assert row["jacobian_mean"] <= row["jacobian"] <= row["upper"]
+    assert row["secant_mean"] <= row["secant"] <= row["upper"] * (1 + 1e-6)
+    assert row["secant"] > 0.9 * row["jacobian"]
+    assert row["upper"] == lipschitz_bound(model, torch.zeros(1, *SHAPE), norm).value
+    x = sampled(POINTS)[0].double()
+    double = copy.deepcopy(model).double().eval()
+    J = torch.stack([torch.func.jacrev(lambda v: double(v[None])[0])(z).flatten(1) for z in x])
+    size = [torch.linalg.matrix_norm(A.detach(), norm) for A in J]
+    assert row["jacobian"] == pytest.approx(float(max(size)), rel=1e-5)
+    start = jacobian_norm(double, x, norm, norm).v
+    best = torch.zeros(POINTS).double()
+    for v, _ in secant_ascent(double, x, start, 0.1, norm, norm, steps=5):
+        slope = (double(x + 0.1 * v) - double(x)).detach().norm(norm, dim=1) / 0.1
+        best = torch.maximum(best, slope)
+    assert row["secant_mean"] == pytest.approx(float(best.mean()), rel=1e-3)
+    assert row["secant"] == pytest.approx(float(best.max()), rel=1e-3)

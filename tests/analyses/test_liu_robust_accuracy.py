@@ -1,0 +1,38 @@
+"""Robust accuracy of Liu et al., against the same by hand."""
+
+import math
+
+import pytest
+
+from opnorm.analyses import (
+    liu_robust_accuracy,
+)
+from opnorm.attacks import fgsm, pgd
+from tests.analyses.toys import (
+    data,
+    pixels,
+    trained,
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return trained().eval()
+
+
+def after(model, attack, x, y):
+    return model(attack(model, x, y)).argmax(1) == y
+
+
+def test_liu_is_each_attack_features_by_hand(model):
+    x, y = pixels(data().test)
+    rows = liu_robust_accuracy(points=None)(model, data())
+    attacks = [fgsm(e) for e in (0.01, 0.03, 0.05)] + [pgd(math.inf, e, 10) for e in (0.01, 0.03)]
+    right = model(x).argmax(1) == y
+    assert [(r["attack"], r["eps"]) for r in rows] == [
+        ("FGSM", 0.01), ("FGSM", 0.03), ("FGSM", 0.05), ("PGD10", 0.01), ("PGD10", 0.03)
+    ]  # fmt: skip
+    for row, attack in zip(rows, attacks, strict=True):
+        held = int((right & after(model, attack, x, y)).sum())
+        assert row["correct"] == held
+        assert row["accuracy"] == held / row["points"] == held / len(y)

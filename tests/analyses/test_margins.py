@@ -1,0 +1,56 @@
+"""Margins and their histogram, against the same by hand."""
+
+import math
+
+import pytest
+
+from opnorm.analyses import (
+    accuracy,
+    margins,
+)
+from tests.analyses.toys import (
+    data,
+    pixels,
+    trained,
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return trained().eval()
+
+
+def test_margins_features_by_hand(model):
+    toy = data()
+    x, y = pixels(toy.test)
+    logits = model(x).tolist()
+    want = [z[c] - max(v for i, v in enumerate(z) if i != c) for z, c in zip(logits, y.tolist(), strict=True)]
+    (row,) = margins()(model, toy)
+    assert row["points"] == 700
+    assert row["margins"] == pytest.approx(want, rel=1e-4, abs=1e-5)
+    (accuracy_row,) = accuracy()(model, toy)
+    assert sum(m > 0 for m in row["margins"]) == accuracy_row["correct"]
+    assert len(margins("train")(model, toy)[0]["margins"]) == 50
+
+
+def shares(chart, panel, method):
+    return {
+        v["x"]: v["value"]
+        for v in chart.spec["datasets"]["rows"]
+        if (v["panel"], v["method"]) == (panel, method)
+    }
+
+
+def test_histograms_share_bins_with_an_edge_at_zero_and_count_every_image():
+    rows = [
+        {"method": "a", "split": "test", "margins": [float(v) for v in range(-10, 40)]},
+        {"method": "a", "split": "train", "margins": [1.0] * 50},
+        {"method": "b", "split": "test", "margins": [5.0] * 49 + [1e6]},
+    ]
+    chart = margins().chart(rows, ["a", "b"])
+    found = [shares(chart, *key) for key in (("test", "a"), ("train", "a"), ("test", "b"))]
+    assert found[0].keys() == found[1].keys() == found[2].keys()
+    assert all(math.fsum(f.values()) == pytest.approx(1, abs=1e-3) for f in found)
+    assert math.fsum(y for x, y in found[0].items() if x < 0) == pytest.approx(10 / 50, abs=1e-3)
+    notes = {v["note"] for v in chart.spec["datasets"]["rows"] if v["method"] == "a" and v["panel"] == "test"}
+    assert notes == {"20.0%"}
