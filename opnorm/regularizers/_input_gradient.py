@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opnorm._core.layers import check_initialized
-from opnorm.errors import SpecError
+from opnorm._core.settings import check_choice, check_number
 from opnorm.jacobian import linearized, lp_norm
 from opnorm.regularizers.batch_statistics import point_by_point
 from opnorm.regularizers.hooks import Hooks, Regularizer
@@ -36,16 +36,13 @@ def input_gradient(lam: float = 1e-2, q: float = 2, power: float = 2) -> Regular
 
     Source: Drucker & LeCun 1992; Ross & Doshi-Velez 2018, q = power = 2.
     """
-    if isinstance(lam, bool) or not 0 <= lam < math.inf:
-        raise SpecError(f"lam={lam!r}: expected a strength of at least 0")
-    if isinstance(q, bool) or q not in (1, 2, math.inf):
-        raise SpecError(f"q={q!r} is not known; expected 1, 2 or inf")
-    if isinstance(power, bool) or not 1 <= power < math.inf:
-        raise SpecError(f"power={power!r}: expected an exponent of at least 1")
+    check_number("lam", lam, "a strength of at least 0", least=0)
+    check_choice("q", q, (1, 2, math.inf))
+    check_number("power", power, "an exponent of at least 1", least=1)
 
     def bind(model: nn.Module, example: Tensor) -> Hooks:
         check_initialized(model, "input_gradient")
-        with linearized(model, example[:1]):  # says now what would fail in the first step
+        with linearized(model, example[:1]):  # errors come before training
             pass
 
         def penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -1,12 +1,18 @@
-"""Singular value clipping: the singular values of every layer held at c (Sedghi, Gupta & Long 2019).
+"""Singular value clipping: no singular value of a layer above c (Sedghi, Gupta & Long 2019).
 
-On a circle, a convolution is one small matrix A(ω) a frequency, and its singular values are all of theirs. Strides stack
-the input phases that they skip between as channels, dilations leave a smaller circle, groups are blocks on their own. A
-kernel has few taps, so the way to the frequencies and back is a product with a table of waves, which also crops.
+On a circle, a convolution is one small matrix A(ω) for each frequency, whose singular values together are those of the
+convolution. With a stride the input phases are stacked as channels, a dilation leaves a smaller circle, groups are separate
+blocks. A kernel has few taps, so the transform to the frequencies and back is a product with a table of waves, which
+crops as well.
+
+The circle has ceil(n / stride) output positions an axis: the input is rounded up to whole strides (of a transposed
+convolution, the adjoint of a convolution: the n positions of its input). The layer's own padding and its mode do not enter.
+Where the kernel is larger than the circle, taps that coincide on it are changed alike. The norm of the layer itself, with
+its padding, is the result of :func:`clip` and of :func:`opnorm.measure`.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,16 +20,17 @@ from torch import Tensor, nn
 
 from opnorm._core.convolution import ConvGeometry, conv_geometry, transpose_geometry
 from opnorm._core.layers import WEIGHTED, Shape, check_weights, overrides
-from opnorm.errors import NormError, SpecError
+from opnorm._core.settings import check_count, check_number
+from opnorm.errors import NormError
 from opnorm.norms._operator_norm import operator_norm
 from opnorm.norms.spectral.interval import Norm
 from opnorm.regularizers.hooks import Hooks, Regularizer
-from opnorm.regularizers.spectral_regularization import check_finite, check_number, matrix_layers
+from opnorm.regularizers.targets import check_finite, groups_of, matrix_layers
 from opnorm.spec import factory
 
 __all__ = ["clip", "svc"]
 
-CHUNK_BYTES = 2**26  # of the matrices A(ω) that are made at once
+CHUNK_BYTES = 2**26  # of the matrices A(ω) in memory at once
 
 
 @factory("regularizer")
@@ -32,25 +39,20 @@ def svc(c: float = 1.0, every: str | int = "epoch", projections: int = 1) -> Reg
 
         A(ω) = Σ_τ K_τ exp(i ω·τ) = U diag(σ) Vᴴ,     A'(ω) = U diag(min(σ, c)) Vᴴ,     K'_τ = mean_ω A'(ω) exp(-i ω·τ),
 
-    for every tap τ that the kernel has; what A' asks for outside of the kernel's support is cropped. Linear layers and
-    1 x 1 convolutions have one A and nothing to crop: they end with σ ≤ c. For the others the crop lifts the largest
-    values above c again, which more ``projections`` (clip and crop in turns) lower.
+    for every tap τ of the kernel; the part of A' outside of the kernel's support is cropped. Linear layers and 1 x 1
+    convolutions have one A and nothing to crop: they end with σ ≤ c. For the others the crop raises the largest values above
+    c again, which more ``projections`` lower.
 
-    The circle has ceil(n / stride) output positions an axis, the input being rounded up to whole strides (a transposed
-    convolution, being the adjoint of a convolution: the n positions of its input). The layer's own padding and its mode do
-    not enter. Where the kernel is larger than the circle, taps that meet on it are changed alike. What the real layer
-    reaches is told by :func:`clip` for one and by :func:`opnorm.measure` for all (``norm_2`` of a run's epochs: their mean).
-
-    Computed in the precision of the weights, or in float32 if that is finer. Batch norms are not treated.
+    Computed in the precision of the weights, at least float32. Batch norms are not treated.
 
     Args:
         c: the largest singular value, c > 0; Liang & Huang take 2, 1.5, 1 and 0.5.
-        every: "epoch", or after every so many steps.
-        projections: how often to clip and crop in turns.
+        every: "epoch", or a number of steps.
+        projections: number of alternations of clip and crop.
 
     Returns:
         A regularizer that acts after an epoch, or after steps, which its state then counts. Binding it raises ModelError
-        where there is no layer to treat and NormError for weights that are computed from others; it warns of layers left
+        where there is no layer to treat and NormError for weights that are computed from others; a warning names layers left
         alone. A weight that is not finite raises TrainError.
 
     Raises:
@@ -58,27 +60,23 @@ def svc(c: float = 1.0, every: str | int = "epoch", projections: int = 1) -> Reg
 
     Source: Sedghi, Gupta & Long 2019, section 3; strides: Senderovich et al. 2022.
     """
-    check_number("c", c)
-    if every != "epoch" and not _is_count(every):
-        raise SpecError(f"every={every!r}: expected 'epoch' or a whole number of steps, at least 1")
-    _check_projections(projections)
+    _check(c, projections)
+    if every != "epoch":
+        check_count("every", every, unit="steps, or 'epoch'")
 
     def bind(model: nn.Module, example: Tensor) -> Hooks:
         layers = matrix_layers(model, example, "svc")
-        alike: dict[Any, tuple[_Circle, list[Tensor]]] = {}
-        for _, layer, shape, weight in layers:
-            geometry, places = _geometry(layer, shape)
-            like = (weight.shape, weight.dtype, weight.device, geometry, places)
-            if like not in alike:
-                alike[like] = (_circle(geometry, places, weight), [])
-            alike[like][1].append(weight)
+        groups = groups_of(
+            layers, lambda target: (target.weight.shape, *_geometry(target.layer, target.in_shape))
+        )
+        transforms = [_transform(*_geometry(t.layer, t.in_shape), t.weight) for t, *_ in groups.values()]
 
         @torch.no_grad()
         def clip_all() -> None:
             check_finite(layers, "svc")
-            for circle, weights in alike.values():
-                changes = _change(torch.stack(weights), circle, c, projections)
-                torch._foreach_add_(weights, list(changes))
+            for group, transform in zip(groups.values(), transforms, strict=True):
+                weights: list[Tensor] = [target.weight for target in group]
+                torch._foreach_add_(weights, list(_change(torch.stack(weights), transform, c, projections)))
 
         if not isinstance(every, int):
             return Hooks(after_epoch=clip_all)
@@ -95,13 +93,13 @@ def svc(c: float = 1.0, every: str | int = "epoch", projections: int = 1) -> Reg
 
 @torch.no_grad()
 def clip(layer: nn.Module, in_shape: Shape, c: float, projections: int = 1) -> Norm:
-    """Clip the singular values of one layer in place, as :func:`svc` does, and tell the ℓ2 norm that it then has.
+    """Clip the singular values of one layer in place, as :func:`svc` does, and return its ℓ2 norm afterwards.
 
     Args:
         layer: Linear, Conv1d, Conv2d, Conv3d or a transposed convolution.
         in_shape: shape of one input, without the batch axis.
         c: the largest singular value on the circle, before the crop.
-        projections: how often to clip and crop in turns.
+        projections: number of alternations of clip and crop.
 
     Returns:
         The certified interval of the layer's true norm, with its own padding.
@@ -116,50 +114,45 @@ def clip(layer: nn.Module, in_shape: Shape, c: float, projections: int = 1) -> N
         >>> import torch
         >>> layer = torch.nn.Linear(2, 2).double()
         >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 0.5]]))
-        >>> reached = clip(layer, (2,), c=1.0)
-        >>> round(float(reached.upper), 6), [round(w, 6) for w in layer.weight.diagonal().tolist()]
+        >>> norm = clip(layer, (2,), c=1.0)
+        >>> round(float(norm.upper), 6), [round(w, 6) for w in layer.weight.diagonal().tolist()]
         (1.0, [1.0, 0.5])
     """
-    check_number("c", c)
-    _check_projections(projections)
+    _check(c, projections)
     if not isinstance(layer, WEIGHTED) or overrides(layer, *WEIGHTED) or "weight" not in layer._parameters:
         raise NormError(f"{type(layer).__name__}: only Linear, Conv and ConvTranspose layers can be clipped")
     check_weights(layer)
     weight = layer._parameters["weight"]
     assert weight is not None, "such layers have a weight"
-    circle = _circle(*_geometry(layer, tuple(in_shape)), weight)
-    weight.add_(_change(weight[None], circle, c, projections)[0])
+    transform = _transform(*_geometry(layer, tuple(in_shape)), weight)
+    weight.add_(_change(weight[None], transform, c, projections)[0])
     return operator_norm(layer, 2, in_shape)
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def _check(c: float, projections: int) -> None:
+    check_number("c", c, "a finite number above 0", above=0)
+    check_count("projections", projections)
 
 
-def _check_projections(projections: int) -> None:
-    if not _is_count(projections):
-        raise SpecError(f"projections={projections!r}: expected a whole number of at least 1")
+# ---------------------------------------------------------------- frequencies
 
 
-# ---------------------------------------------------------------- the circle
-
-
-class _Circle(NamedTuple):
-    """A way from the taps of a kernel to its matrices A(ω) and back, over one of each pair of frequencies ±ω.
+class _Transform(NamedTuple):
+    """The transform from the taps of a kernel to its matrices A(ω) and back, over one of each pair of frequencies ±ω.
 
     Attributes:
-        there: (F, P, T): A(ω) is the sum over taps for each input phase p, the phases side by side.
+        forward: (F, P, T): A(ω) is the sum over taps for each input phase p, the phases side by side.
         back: (F, P, T): a kernel's change is the real part of Σ conj(back) D, for a change D of the A(ω).
         groups: of the convolution.
     """
 
-    there: Tensor
+    forward: Tensor
     back: Tensor
     groups: int
 
 
 def _geometry(layer: nn.Module, in_shape: Shape) -> tuple[ConvGeometry, Shape]:
-    """A layer as a convolution, and the size of the circle in output positions."""
+    """A layer as a convolution, and the circle's number of output positions on each axis."""
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):
         return transpose_geometry(layer, in_shape[1:])[0], in_shape[1:]
     if isinstance(layer, nn.modules.conv._ConvNd):
@@ -168,9 +161,9 @@ def _geometry(layer: nn.Module, in_shape: Shape) -> tuple[ConvGeometry, Shape]:
     return ConvGeometry((1,), (1,), ((0, 0),), (1,), 1), (1,)
 
 
-def _circle(geometry: ConvGeometry, places: Shape, like: Tensor) -> _Circle:
+def _transform(geometry: ConvGeometry, places: Shape, like: Tensor) -> _Transform:
     axes = [
-        _axis(*sizes)
+        _taps(*sizes)
         for sizes in zip(geometry.kernel, geometry.stride, geometry.dilation, places, strict=True)
     ]
     size = tuple(count for _, _, count in axes)
@@ -181,7 +174,7 @@ def _circle(geometry: ConvGeometry, places: Shape, like: Tensor) -> _Circle:
     phases = np.unique(phase, axis=1, return_inverse=True)[1].ravel()
     cells = np.concatenate([phases[None], place])
     _, same, counts = np.unique(cells, axis=1, return_inverse=True, return_counts=True)
-    sharing = counts[same.ravel()]  # taps that are one on the circle
+    sharing = counts[same.ravel()]  # taps that coincide on the circle
 
     omega = np.indices(size).reshape(len(size), -1)
     mirrored = np.ravel_multi_index(tuple((-omega.T % size).T), size)
@@ -194,14 +187,14 @@ def _circle(geometry: ConvGeometry, places: Shape, like: Tensor) -> _Circle:
         waves, back = waves.real, back.real
     dtype = torch.promote_types(like.dtype, torch.float32)
     dtype = dtype if math.prod(size) == 1 else dtype.to_complex()
-    there, back = (torch.from_numpy(w).to(like.device, dtype) for w in (waves, back))
-    return _Circle(there, back, geometry.groups)
+    forward, back = (torch.from_numpy(w).to(like.device, dtype) for w in (waves, back))
+    return _Transform(forward, back, geometry.groups)
 
 
-def _axis(kernel: int, stride: int, dilation: int, places: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Of each tap on one axis: the input phase and the place on the circle; and how many places that circle has.
+def _taps(kernel: int, stride: int, dilation: int, places: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """The input phase and the place on the circle of each tap on one axis, and the circle's number of places.
 
-    Where the taps are t places apart, the circle falls into gcd(t, places) circles that are all alike.
+    Where the taps are t places apart, the circle is the union of gcd(t, places) equal circles.
     """
     place, phase = np.divmod(np.arange(kernel) * dilation, stride)
     step = int(np.gcd.reduce([places, *place]))
@@ -211,29 +204,29 @@ def _axis(kernel: int, stride: int, dilation: int, places: int) -> tuple[np.ndar
 # ---------------------------------------------------------------- clip and crop
 
 
-def _change(weights: Tensor, circle: _Circle, c: float, projections: int) -> Tensor:
-    """What to add to kernels (count, c_out, c_in / groups, *kernel) so that they are clipped."""
+def _change(weights: Tensor, transform: _Transform, c: float, projections: int) -> Tensor:
+    """The change of kernels (count, c_out, c_in / groups, *kernel) by the alternations of clip and crop."""
     count, c_out, c_in = weights.shape[:3]
-    K = weights.reshape(count * circle.groups, c_out // circle.groups, c_in, -1)
+    K = weights.reshape(count * transform.groups, c_out // transform.groups, c_in, -1)
     K = K.to(torch.promote_types(K.dtype, torch.float32)) / c
     change = torch.zeros_like(K)
     for _ in range(projections):
-        excess = _excess(K + change, circle)
+        excess = _excess(K + change, transform)
         if excess is None:
             break
         change -= excess
     return (c * change).view(weights.shape).to(weights.dtype)
 
 
-def _excess(K: Tensor, circle: _Circle) -> Tensor | None:
-    """What clipping at 1 takes off the taps of kernels (B, c_out, c_in, T); None where no singular value exceeds 1."""
+def _excess(K: Tensor, transform: _Transform) -> Tensor | None:
+    """Taps minus clipped and cropped taps of kernels (B, c_out, c_in, T), for c = 1; None where no value exceeds 1."""
     B, rows, columns, T = K.shape
-    taps = K.permute(3, 0, 1, 2).reshape(T, -1).to(circle.there.dtype)
-    phases = circle.there.shape[1]
+    taps = K.permute(3, 0, 1, 2).reshape(T, -1).to(transform.forward.dtype)
+    phases = transform.forward.shape[1]
     chunk = max(1, CHUNK_BYTES // (phases * B * rows * columns * taps.element_size()))
     total = None
-    for there, back in zip(circle.there.split(chunk), circle.back.split(chunk), strict=True):
-        A = (there.flatten(0, 1) @ taps).view(-1, phases, B, rows, columns)
+    for forward, back in zip(transform.forward.split(chunk), transform.back.split(chunk), strict=True):
+        A = (forward.flatten(0, 1) @ taps).view(-1, phases, B, rows, columns)
         A = A.permute(0, 2, 3, 1, 4).reshape(-1, rows, phases * columns)
         D = _above(A) if rows <= phases * columns else _above(A.mH)
         if D is None:

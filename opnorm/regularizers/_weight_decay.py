@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.layers import check_initialized
-from opnorm.errors import SpecError
+from opnorm._core.settings import check_number
 from opnorm.regularizers.hooks import Hooks, Regularizer
 from opnorm.spec import factory
 
@@ -19,15 +19,14 @@ def weight_decay(lam: float = 5e-4, decoupled: bool = False) -> Regularizer:
 
     Args:
         lam: λ.
-        decoupled: shrink the weights by W ← (1 - 2 λ lr) W after each step instead, past the momentum.
+        decoupled: shrink the weights by W ← (1 - 2 λ lr) W after each step instead, independent of the momentum.
 
     Raises:
         SpecError: λ is negative or not finite.
 
     Source: Krogh & Hertz 1992; decoupled: Loshchilov & Hutter 2019.
     """
-    if not 0 <= lam < float("inf"):
-        raise SpecError(f"lam={lam!r}: expected a strength of at least 0")
+    check_number("lam", lam, "a strength of at least 0", least=0)
 
     def bind(model: nn.Module, example: Tensor) -> Hooks:
         check_initialized(model, "weight_decay")

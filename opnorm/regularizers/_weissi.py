@@ -1,21 +1,32 @@
-"""WEISSI: a penalty that moving scale from one layer to another cannot lower (Liu et al. 2020)."""
+"""WEISSI: a penalty that moving scale from one layer to another does not lower (Liu et al. 2020).
+
+A weight-scale shift W_l → γ_l W_l with ∏ γ_l = 1 changes neither the complexity nor the energies ``product`` and ``log``. It
+changes the energy ``cnn`` by 1 / γ of the last linear layer: moving scale from the convolutions into that layer lowers it
+without a limit. A layer of zeros (the last ones of residual branches in some initializations) makes the product and its
+gradient 0; the logarithm and the complexity leave such a layer out.
+
+A large energy needs a tiny λ_e: opnorm's VGG-16 starts from an energy of 3e39 (``cnn``: 8e38), where the paper's λ_e = 1e-31
+overflows after one step of SGD at 0.01; 1e-36 and less lower it.
+"""
 
 import math
 import warnings
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from opnorm._core.layers import LINEAR_OR_CONV
+from opnorm._core.settings import check_choice, check_number
 from opnorm.errors import ModelError, SpecError
 from opnorm.norms.table import trace
 from opnorm.regularizers.hooks import Hooks, Regularizer
-from opnorm.regularizers.targets import left_out, output_weight, trainable_layers
+from opnorm.regularizers.targets import output_weight, trainable_layers, untreated_weights
 from opnorm.spec import factory
 
 __all__ = ["mixed_norms", "weissi"]
 
-FORMS = ("product", "cnn", "log")
+Exponents = tuple[float, float]
 
 
 @factory("regularizer")
@@ -23,92 +34,106 @@ def weissi(
     energy: float = 1e-6,
     complexity: float = 1e-5,
     form: str = "product",
-    eta: tuple[float, float] = (2, 2),
-    g: tuple[float, float] = (1, 1),
+    eta: Exponents = (2, 2),
+    g: Exponents = (1, 1),
 ) -> Regularizer:
     """Weight energy and complexity: λ_e ∏_l η(W_l)² + λ_c Σ_l g(W_l / η(W_l)).
 
     η and g are norms ‖W‖_{p,q} = (Σ_rows ‖row‖_p^q)^{1/q} of the weights of the linear and convolutional layers, with a
-    row for each output unit or filter; (2, 2) is the Frobenius norm and (1, 1) the sum of absolute values. Biases are not
-    counted, tied weights once, and frozen weights not at all (a constant factor of the energy).
-
-    - ``product``: as above.
-    - ``cnn``: the last linear layer enters the product as η(W) instead of η(W)². The paper takes it for VGG-16 and the wide
-      residual networks, but not for the small convolutional net on MNIST.
-    - ``log``: λ_e Σ_l log η(W_l)² for the energy, where the product is too large or small for a number.
-
-    A weight-scale shift W_l → γ_l W_l with ∏ γ_l = 1 leaves the complexity and the energies ``product`` and ``log`` as they
-    are. The energy ``cnn`` changes by 1 / γ of the last linear layer: moving scale from the convolutions into that layer
-    lowers it, without end and without a change of the network's function.
-
-    A layer of zeros (the last ones of residual branches in some initializations) makes the product 0 and its gradient 0;
-    the logarithm and the complexity leave such a layer out.
-
-    A large energy needs a tiny λ_e: opnorm's VGG-16 starts from an energy of 3e39 (``cnn``: 8e38), and there the λ_e = 1e-31
-    that the paper prints for it overflows after one step of SGD at 0.01; tried alone, 1e-36 and less brought it down.
+    row for each output unit or filter; (2, 2) is the Frobenius norm and (1, 1) the sum of absolute values. Tied weights
+    count once; biases and frozen weights do not.
 
     Args:
         energy: λ_e; 0 leaves the term out.
         complexity: λ_c; 0 leaves the term out.
-        form: of the energy: "product", "cnn" or "log".
+        form: of the energy. "product": as above; "cnn": η(W) instead of η(W)² for the last linear layer, in the paper for
+            VGG-16 and the wide residual networks; "log": λ_e Σ_l log η(W_l)², for products out of the range of a float.
         eta: (p, q) of η, each at least 1, or inf.
-        g: (p, q) of g, likewise, and another one than η's, whose complexity would always be 1.
+        g: (p, q) of g, likewise, different from η's, whose complexity would always be 1.
 
     Returns:
         A regularizer with a penalty. Binding it to a model raises ModelError where there is no such layer or the penalty is
-        no finite number, and warns once of what it does not count.
+        not finite; one warning names normalization layers and the weights that do not count.
 
     Raises:
         SpecError: a strength that is negative or not finite, an unknown form, no norm, or g equal to η.
 
     Source: Liu et al. 2020, Eqs. 4 and 13 and section 5 ("CNNs").
     """
-    for name, value in (("energy", energy), ("complexity", complexity)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise SpecError(f"{name}={value!r}: expected a strength of at least 0")
-    if form not in FORMS:
-        raise SpecError(f"form={form!r}: expected one of {', '.join(FORMS)}")
-    for name, pair in (("eta", eta), ("g", g)):
-        _check_norm(name, pair)
-    if complexity and tuple(g) == tuple(eta):
-        raise SpecError(
-            f"g={g!r} is the norm eta, so the complexity of every layer is always 1; expected another norm"
-        )
+    settings = _Settings(energy, complexity, form, eta, g)
+    settings.check()
 
     def bind(model: nn.Module, example: Tensor) -> Hooks:
         layers = trainable_layers(model, example, LINEAR_OR_CONV, "weissi", sized=False)
-        weights: list[Tensor] = [found.weight for found in layers]
+        weights: list[Tensor] = [target.weight for target in layers]
         output = output_weight(model, example, "weissi(form='cnn')") if form == "cnn" else None
-        single = next((i for i, w in enumerate(weights) if w is output), None)
-
-        def log_energy(sizes: Tensor) -> Tensor:
-            logs = _or_one(sizes).double().log()
-            total = 2 * logs.sum()
-            return total if single is None else total - logs[single]
-
-        def penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-            sizes = mixed_norms(weights, eta)
-            total = x.new_zeros((), dtype=torch.float64)
-            if energy and form == "log":
-                total = total + energy * log_energy(sizes)
-            elif energy:  # one exponential at the end: the product may overflow where λ_e times it does not
-                exponent = math.log(energy) + log_energy(sizes)
-                total = total + torch.where((sizes != 0).all(), exponent, -math.inf).exp()
-            if complexity:
-                total = total + complexity * (mixed_norms(weights, g) / _or_one(sizes)).sum()
-            return total.to(x.dtype)
-
-        with torch.no_grad():
-            if not math.isfinite(float(penalty(model, example, example))):
-                raise ModelError(_not_finite(float(log_energy(mixed_norms(weights, eta))), energy, form))
-        if others := _not_counted(model, example, left_out(model, layers)):
-            warnings.warn(f"weissi: {others}", stacklevel=2)
-        return Hooks(penalty=penalty)
+        last = next((i for i, w in enumerate(weights) if w is output), None)
+        settings.check_finite(weights, last, example.dtype)
+        if reasons := _reasons(model, example, untreated_weights(model, layers)):
+            warnings.warn(f"weissi: {reasons}", stacklevel=2)
+        return Hooks(penalty=lambda model, x, y: settings.penalty(weights, last).to(x.dtype))
 
     return bind
 
 
-def mixed_norms(weights: list[Tensor], pq: tuple[float, float]) -> Tensor:
+class _Settings(NamedTuple):
+    energy: float
+    complexity: float
+    form: str
+    eta: Exponents
+    g: Exponents
+
+    def check(self) -> None:
+        """SpecError as :func:`weissi`."""
+        for name in ("energy", "complexity"):
+            check_number(name, getattr(self, name), "a strength of at least 0", least=0)
+        check_choice("form", self.form, ("product", "cnn", "log"))
+        for name in ("eta", "g"):
+            pair: object = getattr(self, name)
+            exponents = pair if isinstance(pair, tuple | list) and len(pair) == 2 else (0,)
+            if any(isinstance(r, bool) or not isinstance(r, int | float) or not r >= 1 for r in exponents):
+                raise SpecError(f"{name}={pair!r}: expected (p, q), each at least 1, or inf, such as (2, 2)")
+        if self.complexity and tuple(self.g) == tuple(self.eta):
+            raise SpecError(
+                f"g={self.g!r} is the norm eta, so the complexity of every layer is always 1; expected another norm"
+            )
+
+    def log_energy(self, sizes: Tensor, last: int | None) -> Tensor:
+        """The logarithm of the product; ``last`` is the layer that counts once instead of twice."""
+        logs = _or_one(sizes).double().log()
+        total = 2 * logs.sum()
+        return total if last is None else total - logs[last]
+
+    def penalty(self, weights: list[Tensor], last: int | None) -> Tensor:
+        """Both terms, float64."""
+        sizes = mixed_norms(weights, self.eta)
+        total = sizes.new_zeros((), dtype=torch.float64)
+        if self.energy and self.form == "log":
+            total = total + self.energy * self.log_energy(sizes, last)
+        elif self.energy:  # one exponential at the end: the product may overflow where λ_e times it does not
+            exponent = math.log(self.energy) + self.log_energy(sizes, last)
+            total = total + torch.where((sizes != 0).all(), exponent, -math.inf).exp()
+        if self.complexity:
+            total = total + self.complexity * (mixed_norms(weights, self.g) / _or_one(sizes)).sum()
+        return total
+
+    @torch.no_grad()
+    def check_finite(self, weights: list[Tensor], last: int | None, dtype: torch.dtype) -> None:
+        """ModelError unless the penalty is finite."""
+        if math.isfinite(float(self.penalty(weights, last).to(dtype))):
+            return
+        log_energy = float(self.log_energy(mixed_norms(weights, self.eta), last))
+        if self.form == "log" or not log_energy < math.inf:
+            raise ModelError(
+                "weissi: a weight or its norm is NaN or infinite, so the penalty is too; a damaged file?"
+            )
+        raise ModelError(
+            f"weissi: the energy of this network is 1e{log_energy / math.log(10):+.0f}, too large even times "
+            f'energy={self.energy:g}; expected a smaller energy, smaller initial weights, or form="log"'
+        )
+
+
+def mixed_norms(weights: list[Tensor], pq: Exponents) -> Tensor:
     """‖W‖_{p,q} = (Σ_rows ‖row‖_p^q)^{1/q} of each weight, (L,); differentiable, with gradient 0 at zero.
 
     Args:
@@ -124,39 +149,20 @@ def mixed_norms(weights: list[Tensor], pq: tuple[float, float]) -> Tensor:
 
 
 def _or_one(sizes: Tensor) -> Tensor:
-    """Divisors and arguments of a logarithm: what is 0 becomes a constant 1."""
+    """Divisors and arguments of a logarithm: 0 becomes a constant 1."""
     return torch.where(sizes != 0, sizes, 1)
 
 
-def _check_norm(name: str, pair: object) -> None:
-    numbers = pair if isinstance(pair, tuple | list) else ()
-    if len(numbers) != 2 or any(
-        isinstance(n, bool) or not isinstance(n, int | float) or not n >= 1 for n in numbers
-    ):
-        raise SpecError(
-            f"{name}={pair!r}: expected (p, q), each a number of at least 1, or inf, such as (2, 2)"
-        )
-
-
-def _not_finite(log_energy: float, energy: float, form: str) -> str:
-    if form == "log" or not log_energy < math.inf:
-        return "weissi: a weight is NaN or infinite (or its norm is), so the penalty is too; a damaged file?"
-    return (
-        f"weissi: the energy of this network is 1e{log_energy / math.log(10):+.0f}, too large a number even times "
-        f'energy={energy:g}; expected a smaller energy, smaller initial weights, or form="log"'
-    )
-
-
-def _not_counted(model: nn.Module, example: Tensor, others: list[str]) -> str:
-    """In words, what makes the penalty say less about the network's function than it should."""
+def _reasons(model: nn.Module, example: Tensor, others: list[str]) -> str:
+    """The reasons why the penalty does not bound the scale of the whole network; empty if there are none."""
     kinds = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
-    norms = dict.fromkeys(visit.name for visit in trace(model, example) if isinstance(visit.layer, kinds))
-    said = []
+    norms = dict.fromkeys(call.name for call in trace(model, example) if isinstance(call.layer, kinds))
+    reasons = []
     if norms:
-        said.append(
+        reasons.append(
             f"the normalization layers {', '.join(norms)} undo the scale of the weights before them, so that the energy can "
             "fall without any effect on the network's function"
         )
     if others:
-        said.append(f"these weights are not counted: {', '.join(others)}")
-    return "; ".join(said)
+        reasons.append(f"these weights are not counted: {', '.join(others)}")
+    return "; ".join(reasons)

@@ -18,12 +18,12 @@ __all__ = ["point_by_point"]
 
 @contextmanager
 def point_by_point(model: nn.Module, x: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
-    """The function that training sees, with the batch's statistics held fast when the inputs change.
+    """The function in training, with statistics of the batch that do not depend on the inputs.
 
-    Batch norms in train mode normalize by the mean and variance that the batch x gives them, whatever the function is then
-    called with: so every point has a Jacobian of its own, and the running statistics, which lag behind and may be far off in
-    the first steps, neither matter nor move. As functions of the weights the statistics are differentiated: the scale of a
-    convolution before batch norm changes nothing, and gets no gradient. Frozen batch norms (in eval mode) keep their running
+    Batch norms in train mode normalize by the mean and variance of the batch x, whatever the later inputs: so every point
+    has a Jacobian of its own, and the running statistics, which lag behind and may be far off in the first steps, have no
+    influence and do not change. As functions of the weights the statistics are differentiated: the scale of a convolution
+    before batch norm has no effect, and gets no gradient. Frozen batch norms (in eval mode) keep their running
     statistics, and dropout is off.
 
     Args:
@@ -53,7 +53,7 @@ def point_by_point(model: nn.Module, x: Tensor) -> Iterator[Callable[[Tensor], T
 
 
 class _Statistics(TorchFunctionMode):
-    """Batch norm as x ↦ scale x + shift, of means and variances that the first pass leaves behind, in order of the calls."""
+    """Batch norm as x ↦ scale x + shift, by means and variances that the first pass stores in the order of the calls."""
 
     def __init__(self, frozen: set[int]) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class _Statistics(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
-        """What F.batch_norm does, and no statistics move."""
+        """F.batch_norm without a change of the running statistics."""
         if running_mean is not None and running_var is not None and id(running_mean) in self.frozen:
             mean, var = running_mean, running_var
         elif self.next is None:

@@ -1,4 +1,16 @@
-"""Norms of the network's Jacobian at the training points, kept small (Roth, Kilcher & Hofmann 2020)."""
+"""Norms of the network's Jacobian at the training points as penalties (Roth, Kilcher & Hofmann 2020).
+
+With at most 2 ``steps`` logits the Jacobians are made explicit, by a backward pass a logit, which is faster than ``steps``
+iterations; u and v are then exact, but for the NP-hard norms (2→1, ∞→1, ∞→2), which get 30 iterations from one start. With
+more logits they come from ``steps`` iterations from a random start, new for each point and each step: batches are drawn
+anew, so the last step's vectors belong to other images. The products J v in the iterations are differences of logits over
+a length of about 1e-3 (in float32); uᵀ J v itself is exact, so still a true lower bound. One iteration costs a forward
+and a backward pass to the inputs, as a PGD step does.
+
+Batch norm in train mode would couple the points, and the paper says nothing of it. Here it normalizes by the statistics
+of the clean batch, constant in the input but not in the weights; with running statistics instead, which lag behind,
+training converges to weights that behave differently in eval mode. Running statistics do not change, and dropout is off.
+"""
 
 import math
 from collections.abc import Callable
@@ -8,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.layers import check_initialized
-from opnorm.errors import ModelError, SpecError
+from opnorm._core.settings import check_choice, check_count, check_number
+from opnorm.errors import ModelError
 from opnorm.jacobian import Jacobian, Matrices, dual, linearized, lp_norm, power_iteration, random_start
 from opnorm.jacobian.iteration import conjugate
 from opnorm.regularizers.batch_statistics import point_by_point
@@ -17,24 +30,20 @@ from opnorm.spec import factory
 
 __all__ = ["dd_onr", "dd_snr"]
 
-FORMS = ("difference", "uJv")
-SETTLED = 30  # iterations on explicit Jacobians, where they cost next to nothing
+EXPLICIT_STEPS = 30  # iterations on explicit Jacobians, where they are cheap
 
 
 @factory("regularizer")
 def dd_snr(lam: float = 1e-2, form: str = "difference", eps: float = 0.1, steps: int = 10) -> Regularizer:
     """Data-dependent spectral norm regularization: (λ̃ / 2) E[σ(J(x))²], J the Jacobian of the logits.
 
-    - form "difference": (λ̃ / 2ε²) E‖f(x + εv) - f(x)‖_2², which is Roth's (λ/2) E‖f(x + εv) - f(x)‖_2² with λ̃ = λε², and
-      which they found the more stable. It equals the other form as long as x + εv lies in the linear region of x.
-    - form "uJv": (λ̃ / 2) E[(uᵀ J v)²].
-
-    u and v, the first singular vectors at each point, are held constant; at the maximum this is the gradient of σ². How they
-    are found, and what becomes of batch norm: see :func:`dd_onr`.
+    u and v, the first singular vectors at each point, are constants; at the maximum this is the gradient of σ².
 
     Args:
         lam: λ̃, the weight of σ² whatever the form.
-        form: "difference" or "uJv".
+        form: "uJv": (λ̃ / 2) E[(uᵀ J v)²]; or "difference": (λ̃ / 2ε²) E‖f(x + εv) - f(x)‖_2², which is Roth's
+            (λ/2) E‖f(x + εv) - f(x)‖_2² with λ̃ = λε², and which they found the more stable. The two are equal if x + εv is
+            in the linear region of x.
         eps: ε, ℓ2 length in pixel values of [0, 1]; used by "difference" alone.
         steps: power iterations.
 
@@ -43,32 +52,16 @@ def dd_snr(lam: float = 1e-2, form: str = "difference", eps: float = 0.1, steps:
 
     Source: Roth, Kilcher & Hofmann 2020, Eqs. 6 and 7 and the paragraph after them.
     """
-    _check(lam, steps, 2)
-    if form not in FORMS:
-        raise SpecError(f"form={form!r} is not known; expected one of {', '.join(FORMS)}")
-    if isinstance(eps, bool) or not 0 < eps < math.inf:
-        raise SpecError(f"eps={eps!r}: expected a length above 0 in pixel values of [0, 1], such as 0.1")
-    return _regularizer("dd_snr", lam, 2, 2, steps, 2, eps if form == "difference" else 0.0)
+    check_choice("form", form, ("difference", "uJv"))
+    check_number("eps", eps, "a length above 0 in pixel values of [0, 1], such as 0.1", above=0)
+    return _regularizer("dd_snr", lam, 2, 2, steps=steps, power=2, eps=eps if form == "difference" else 0.0)
 
 
 @factory("regularizer")
 def dd_onr(lam: float = 1e-2, p: float = 2, q: float = 2, steps: int = 10, power: float = 1) -> Regularizer:
     """Data-dependent operator norm regularization: λ̃ E[‖J(x)‖_{p→q}^r / r], J the Jacobian of the logits.
 
-    As uᵀ J v, with ‖v‖_p = 1, ‖u‖_{q*} = 1 and both held constant; at the maximum this is the gradient of the norm.
-
-    With at most 2 ``steps`` logits the Jacobians are made explicit, by a backward pass a logit, which is quicker than
-    ``steps`` iterations; u and v are then exact, but for the NP-hard cells (2→1, ∞→1, ∞→2), which get 30 iterations from one
-    start. With more logits they come from ``steps`` iterations from a random start, new for each point and each step; the
-    products J v that steer them are differences of logits over a length of about 1e-3 (in float32), and uᵀ J v itself is
-    exact, so still a true lower bound. One iteration costs a forward and a backward pass to the inputs, as a PGD step does.
-
-    There is no warm start: batches are drawn anew, so the last step's vectors belong to other images.
-
-    Batch norm in train mode would couple the points, and the paper does not say what it did. Here it normalizes by the
-    statistics of the clean batch, held fast as the input changes but not as the weights do; with running statistics instead,
-    which lag behind, training settles on weights whose behavior in eval mode is another one. Running statistics do not move,
-    and dropout is off.
+    As uᵀ J v, with ‖v‖_p = 1, ‖u‖_{q*} = 1 and both constant; at the maximum this is the gradient of the norm.
 
     Args:
         lam: λ̃.
@@ -85,31 +78,24 @@ def dd_onr(lam: float = 1e-2, p: float = 2, q: float = 2, steps: int = 10, power
 
     Source: Roth, Kilcher & Hofmann 2020, Eqs. 12 and 13 and the paragraph after them.
     """
-    _check(lam, steps, power)
-    for name, r in (("p", p), ("q", q)):
-        if isinstance(r, bool) or r not in (1, 2, math.inf):
-            raise SpecError(f"{name}={r!r} is not known; expected 1, 2 or inf")
-    return _regularizer("dd_onr", lam, p, q, steps, power, 0.0)
-
-
-def _check(lam: float, steps: int, power: float) -> None:
-    if isinstance(lam, bool) or not 0 <= lam < math.inf:
-        raise SpecError(f"lam={lam!r}: expected a strength of at least 0")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise SpecError(f"steps={steps!r}: expected a whole number of at least 1")
-    if isinstance(power, bool) or not 1 <= power < math.inf:
-        raise SpecError(f"power={power!r}: expected an exponent of at least 1")
+    check_choice("p", p, (1, 2, math.inf))
+    check_choice("q", q, (1, 2, math.inf))
+    return _regularizer("dd_onr", lam, p, q, steps=steps, power=power, eps=0.0)
 
 
 def _regularizer(
-    who: str, lam: float, p: float, q: float, steps: int, power: float, eps: float
+    method: str, lam: float, p: float, q: float, *, steps: int, power: float, eps: float
 ) -> Regularizer:
+    check_number("lam", lam, "a strength of at least 0", least=0)
+    check_count("steps", steps)
+    check_number("power", power, "an exponent of at least 1", least=1)
+
     def bind(model: nn.Module, example: Tensor) -> Hooks:
-        check_initialized(model, who)
-        with linearized(model, example[:1]) as J:  # says now what would fail in the first step
+        check_initialized(model, method)
+        with linearized(model, example[:1]) as J:  # errors come before training
             if J.outputs.ndim != 2:
                 raise ModelError(
-                    f"{who}: the model returns shape {tuple(J.outputs.shape)}; expected logits (B, classes)"
+                    f"{method}: the model returns shape {tuple(J.outputs.shape)}; expected logits (B, classes)"
                 )
 
         def penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -163,9 +149,7 @@ def _of_matrices(A: Tensor, v: Tensor, p: float, q: float) -> _Pair:
     """The exact maximizer for A (B, K, n), on the side of the start v; that of an iteration where it is NP-hard."""
     J, each = Matrices(A), torch.arange(len(A), device=A.device)
     if p == q == 2:
-        gram = (
-            (A @ A.mT).double().nan_to_num(0, 0, 0)
-        )  # a diverged network's NaN reach the loss by themselves
+        gram = (A @ A.mT).double().nan_to_num(0, 0, 0)  # a diverged network's NaN are in the loss anyway
         u = torch.linalg.eigh(gram).eigenvectors[:, :, -1].to(A.dtype)
         side = torch.where((u * J.apply(v)).sum(1) < 0, -1.0, 1.0).to(A.dtype)
         u = u * side[:, None]
@@ -177,5 +161,5 @@ def _of_matrices(A: Tensor, v: Tensor, p: float, q: float) -> _Pair:
         at = torch.linalg.vector_norm(A, conjugate(p), 2).argmax(1)
         u = A.new_zeros(A.shape[:2]).scatter(1, at[:, None], 1)
         return _Pair(u, dual(A[each, at], conjugate(p), v))
-    found = power_iteration(J, v, p, q, SETTLED)
+    found = power_iteration(J, v, p, q, EXPLICIT_STEPS)
     return _Pair(found.u, found.v)

@@ -1,4 +1,4 @@
-"""What a regularizer is: a few functions that any training loop can call."""
+"""The interface of a regularizer: a few functions that any training loop can call."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -33,8 +33,8 @@ class Hooks(NamedTuple):
         edit_grads: () -> None, after the backward pass.
         after_step: (learning rate) -> None, after the optimizer's step.
         after_epoch: () -> None.
-        state: tensors that the regularizer carries along (momenta, warm starts), changed in place only, so that copying
-            into them restores it.
+        state: the regularizer's tensors (momenta, warm starts), changed in place only, so that copying into them
+            restores it.
     """
 
     penalty: Callable[[nn.Module, Tensor, Tensor], Tensor] = _no_penalty

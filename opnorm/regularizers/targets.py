@@ -1,19 +1,29 @@
-"""Which layers of a model a regularizer treats, and at which input shape."""
+"""The layers of a model that a regularizer treats, with their input shapes."""
 
 import warnings
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from opnorm._core.layers import LINEAR, Shape, check_initialized
-from opnorm.errors import ModelError, NormError
+from opnorm._core.layers import LINEAR, WEIGHTED, Shape, check_initialized, overrides
+from opnorm.errors import ModelError, NormError, TrainError
 from opnorm.norms.table import trace
 
-__all__ = ["Found", "left_out", "output_weight", "trainable_layers"]
+__all__ = [
+    "TargetLayer",
+    "check_finite",
+    "groups_of",
+    "matrix_layers",
+    "output_weight",
+    "trainable_layers",
+    "untreated_weights",
+]
 
 
-class Found(NamedTuple):
-    """A layer with a weight of its own to train.
+class TargetLayer(NamedTuple):
+    """A layer whose own weight is trained.
 
     Attributes:
         name: in the model.
@@ -29,71 +39,100 @@ class Found(NamedTuple):
 
 
 def trainable_layers(
-    model: nn.Module, example: Tensor, kinds: tuple[type[nn.Module], ...], who: str, sized: bool = True
-) -> list[Found]:
+    model: nn.Module, example: Tensor, kinds: tuple[type[nn.Module], ...], method: str, *, sized: bool = True
+) -> list[TargetLayer]:
     """Every layer of these kinds whose weight is trained, in the order of the forward pass; tied weights once.
 
-    A layer that is called at several input sizes is treated at the first, which one warning says.
+    A layer that is called at several input sizes is treated at the first; one warning names all of them.
 
     Args:
         model: any network.
-        example: a batch that it takes, (B, C, H, W) in [0, 1].
+        example: a batch of its inputs, (B, C, H, W) in [0, 1].
         kinds: of layers.
-        who: the regularizer, for messages.
-        sized: whether it depends on the input size, so that several of them are worth a warning.
+        method: the regularizer, for messages.
+        sized: whether it depends on the input size; without it, several sizes need no warning.
 
     Raises:
-        ModelError: there is no such layer, or a weight that is not there yet.
+        ModelError: there is no such layer, or a weight without values yet.
         NormError: a weight that is computed from other parameters (weight_norm and the like).
     """
-    check_initialized(model, who)
-    found: dict[int, Found] = {}
-    changing: dict[str, list[Shape]] = {}
-    for visit in trace(model, example):
-        weight = getattr(visit.layer, "weight", None)
-        if not isinstance(visit.layer, kinds) or not isinstance(weight, Tensor) or not weight.requires_grad:
+    check_initialized(model, method)
+    layers: dict[int, TargetLayer] = {}
+    sizes: dict[str, list[Shape]] = {}
+    for call in trace(model, example):
+        weight = getattr(call.layer, "weight", None)
+        if not isinstance(call.layer, kinds) or not isinstance(weight, Tensor) or not weight.requires_grad:
             continue
-        own = visit.layer._parameters.get("weight")
+        own = call.layer._parameters.get("weight")
         if own is None:
             raise NormError(
-                f"{who} cannot treat layer {visit.name!r}: its weight is computed from other parameters"
+                f"{method} cannot treat layer {call.name!r}: its weight is computed from other parameters"
             )
-        first = found.setdefault(id(own), Found(visit.name, visit.layer, visit.in_shape, own))
-        if first.in_shape != visit.in_shape and not isinstance(visit.layer, nn.Linear):
-            changing.setdefault(first.name, [first.in_shape]).append(visit.in_shape)
-    if not found:
+        first = layers.setdefault(id(own), TargetLayer(call.name, call.layer, call.in_shape, own))
+        if first.in_shape != call.in_shape and not isinstance(call.layer, nn.Linear):
+            sizes.setdefault(first.name, [first.in_shape]).append(call.in_shape)
+    if not layers:
         raise ModelError(
-            f"{who} finds no trainable layer among {', '.join(k.__name__ for k in kinds) or 'no types at all'}; "
+            f"{method} finds no trainable layer among {', '.join(k.__name__ for k in kinds) or 'no types at all'}; "
             "is the model frozen, quantized, or made of other layers?"
         )
-    if changing and sized:
-        sizes = "; ".join(f"{name}: {', '.join(map(str, shapes))}" for name, shapes in changing.items())
+    if sizes and sized:
+        named = "; ".join(f"{name}: {', '.join(map(str, shapes))}" for name, shapes in sizes.items())
         warnings.warn(
-            f"{who}: layers that are called at several input sizes are treated at the first ({sizes})",
+            f"{method}: layers that are called at several input sizes are treated at the first ({named})",
             stacklevel=3,
         )
-    return list(found.values())
+    return list(layers.values())
 
 
-def output_weight(model: nn.Module, example: Tensor, who: str) -> Tensor:
-    """The weight of the last linear layer of the forward pass, trained or not.
+def matrix_layers(model: nn.Module, example: Tensor, method: str, *, sized: bool = True) -> list[TargetLayer]:
+    """The trained linear, convolutional and transposed layers with the forward of their type; one warning names the rest.
 
-    Raises:
-        ModelError: there is none.
+    Arguments and errors as :func:`trainable_layers`.
     """
-    linear = [visit.layer for visit in trace(model, example) if isinstance(visit.layer, LINEAR)]
+    trained = trainable_layers(model, example, WEIGHTED, method, sized=sized)
+    layers = [target for target in trained if not overrides(target.layer, *WEIGHTED)]
+    if not layers:
+        raise ModelError(f"{method} finds only layers with a forward of their own, which it cannot treat")
+    if others := untreated_weights(model, layers):
+        warnings.warn(
+            f"{method} leaves these weights as they are: {', '.join(others)}; it treats Linear, Conv and ConvTranspose "
+            "layers that the forward pass calls and that have no forward of their own",
+            stacklevel=3,
+        )
+    return layers
+
+
+def output_weight(model: nn.Module, example: Tensor, method: str) -> Tensor:
+    """The weight of the last linear layer of the forward pass, trained or not; ModelError where there is none."""
+    linear = [call.layer for call in trace(model, example) if isinstance(call.layer, LINEAR)]
     if not linear:
-        raise ModelError(f"{who} finds no linear layer, the last of which it takes for the output layer")
-    weight = linear[-1].weight
-    assert isinstance(weight, Tensor), "every linear layer has one"
-    return weight
+        raise ModelError(f"{method} finds no linear layer, the last of which is the output layer")
+    return linear[-1].weight
 
 
-def left_out(model: nn.Module, layers: list[Found]) -> list[str]:
+def untreated_weights(model: nn.Module, layers: Sequence[TargetLayer]) -> list[str]:
     """Names of the trained parameters of at least two axes that are no weight of these layers."""
-    treated = {id(found.weight) for found in layers}
-    return [
-        name
-        for name, p in model.named_parameters()
-        if p.requires_grad and p.ndim > 1 and id(p) not in treated
-    ]
+    treated = {id(target.weight) for target in layers}
+    parameters = model.named_parameters()
+    return [name for name, p in parameters if p.requires_grad and p.ndim > 1 and id(p) not in treated]
+
+
+def groups_of(
+    layers: Sequence[TargetLayer], key: Callable[[TargetLayer], Hashable]
+) -> dict[Hashable, list[TargetLayer]]:
+    """The layers by a key, the dtype and the device of their weights, so that one product serves a group."""
+    groups: dict[Hashable, list[TargetLayer]] = {}
+    for target in layers:
+        groups.setdefault((key(target), target.weight.dtype, target.weight.device), []).append(target)
+    return groups
+
+
+def check_finite(layers: Sequence[TargetLayer], method: str) -> None:
+    """TrainError when a weight is NaN or infinite, so that it has no decomposition."""
+    finite = torch.stack([torch.isfinite(target.weight).all() for target in layers]).tolist()
+    for target, ok in zip(layers, finite, strict=True):
+        if not ok:
+            raise TrainError(
+                f"{method}: the weight of layer {target.name!r} is no longer finite; a smaller learning rate usually helps"
+            )

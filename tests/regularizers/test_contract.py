@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from opnorm import regularizers
 from opnorm.errors import ModelError, NormError, OpnormError, SpecError
 from opnorm.norms import l1, linf
 from opnorm.regularizers import Hooks, chain, norm_decay, weight_decay
@@ -78,7 +77,7 @@ def equal(a, b):
 
 
 def test_every_regularizer_is_here():
-    assert {c.partition("(")[0] for c in CASES} == set(names("regularizer")) == set(regularizers.__all__)
+    assert {c.partition("(")[0] for c in CASES} == set(names("regularizer"))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -281,7 +280,7 @@ def test_norm_decay_of_batch_norm_is_on_gamma():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: norm_decay(2), SpecError, "p=2: norm decay knows 1 and inf"),
+        (lambda: norm_decay(2), SpecError, "p=2: expected 1 or inf"),
         (lambda: norm_decay("inf"), SpecError, "p='inf'"),
         (lambda: norm_decay(1, -1e-9), SpecError, "beta=-1e-09: expected a strength"),
         (lambda: norm_decay(1, math.nan), SpecError, "beta=nan"),

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import sys
 
 import pytest
 import torch
@@ -138,10 +137,10 @@ def test_a_kernel_with_room_for_all_ends_with_its_values_at_most_c(kernel, strid
 def test_linear_layers_are_clipped_by_their_svd(shape):
     layer = make(nn.Linear, shape[1], shape[0])
     want = clipped(layer.weight.detach(), 0.3)
-    reached = clip(layer, (shape[1],), 0.3)
+    norm = clip(layer, (shape[1],), 0.3)
     assert torch.allclose(layer.weight, want, rtol=0, atol=1e-13)
-    assert float(reached.lower) <= 0.3 * (1 + 1e-12)
-    assert float(reached.upper) == pytest.approx(0.3, rel=1e-6)
+    assert float(norm.lower) <= 0.3 * (1 + 1e-12)
+    assert float(norm.upper) == pytest.approx(0.3, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -153,10 +152,10 @@ def test_transposed_convolutions_are_clipped_as_the_convolutions_they_are_adjoin
     layer = make(nn.ConvTranspose2d, 4, 2, kernel, stride, padding, groups=groups)
     want = by_hand(layer.weight.detach(), (stride,) * 2, (1, 1), groups, size, 0.2)
     assert not torch.allclose(layer.weight, want)
-    reached = clip(layer, (4, *size), 0.2)
+    norm = clip(layer, (4, *size), 0.2)
     assert torch.allclose(layer.weight, want, rtol=0, atol=1e-12)
     exact = torch.linalg.svdvals(linear_map(layer, (4, *size)).to_dense())[0]
-    assert float(reached.lower) <= exact <= float(reached.upper)
+    assert float(norm.lower) <= exact <= float(norm.upper)
 
 
 def test_the_padding_mode_does_not_matter_and_circular_padding_is_the_operator_itself():
@@ -202,21 +201,19 @@ def test_layers_below_c_keep_their_bits_and_scale_does_not_matter():
     assert torch.equal(small.weight * 2.0**200, layer.weight)
 
 
-def test_layers_of_one_shape_are_treated_together_and_in_pieces(monkeypatch):
+def test_layers_of_one_shape_are_treated_jointly_and_in_chunks(monkeypatch):
     def net():
         torch.manual_seed(0)
         return nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1, groups=g) for g in (1, 1, 3, 1)))
 
-    together, pieces, alone = net(), net(), net()
+    jointly, chunks, alone = net(), net(), net()
     x = torch.rand(1, 3, 8, 8)
-    svc(0.3)(together, x).after_epoch()
+    svc(0.3)(jointly, x).after_epoch()
     for layer in alone:
         clip(layer, (3, 8, 8), 0.3)
-    monkeypatch.setattr(
-        sys.modules["opnorm.regularizers._svc"], "CHUNK_BYTES", 2000
-    )  # the name is the factory's
-    svc(0.3)(pieces, x).after_epoch()
-    for a, b, c in zip(together, alone, pieces, strict=True):
+    monkeypatch.setattr("opnorm.regularizers._svc.CHUNK_BYTES", 2000)
+    svc(0.3)(chunks, x).after_epoch()
+    for a, b, c in zip(jointly, alone, chunks, strict=True):
         assert torch.allclose(a.weight, b.weight, rtol=0, atol=1e-6)
         assert torch.allclose(a.weight, c.weight, rtol=0, atol=1e-6)
 
@@ -245,7 +242,7 @@ def test_every_so_many_steps():
     assert torch.linalg.svdvals(layer.weight)[0] <= 0.1 * (1 + 1e-12)
 
 
-def test_clip_tells_the_norm_with_the_real_padding():
+def test_clip_returns_the_norm_with_the_real_padding():
     layer = make(nn.Conv2d, 3, 3, 3, padding=1)
     assert clip(layer, (3, 7, 7), 0.4) == operator_norm(layer, 2, (3, 7, 7))
 
@@ -259,7 +256,7 @@ def test_clip_tells_the_norm_with_the_real_padding():
         ({"c": math.inf}, "c=inf"),
         ({"c": True}, "c=True"),
         ({"c": "1"}, "c='1'"),
-        ({"every": "step"}, "every='step': expected 'epoch' or a whole number"),
+        ({"every": "step"}, "every='step': expected a whole number of steps, or 'epoch'"),
         ({"every": 0}, "every=0"),
         ({"every": True}, "every=True"),
         ({"every": 1.5}, r"every=1\.5"),

@@ -1,0 +1,160 @@
+"""Global spectral norm regularization: the squared spectral norm of every layer as a penalty (Yoshida & Miyato 2017)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from opnorm._core.layers import TRANSPOSED
+from opnorm._core.linear_map import LinearMap
+from opnorm._core.settings import check_choice, check_count, check_number
+from opnorm.regularizers.hooks import Hooks, Regularizer
+from opnorm.regularizers.targets import TargetLayer, groups_of, matrix_layers
+from opnorm.spec import factory
+
+__all__ = ["global_snr"]
+
+Operator = Callable[[], LinearMap]
+"""The map of the present weights of a group of layers, (count, *in) -> (count, *out), differentiable in them."""
+
+
+@factory("regularizer")
+def global_snr(lam: float = 0.01, steps: int = 1, operator: str = "reshaped") -> Regularizer:
+    """Global spectral norm regularization: (λ/2) Σ_l σ(W_l)² is added to the loss.
+
+    Each step continues the power iteration of the step before, and treats its vectors as constants:
+
+        v ← Wᵀu / ‖Wᵀu‖_2,   u ← W v / ‖W v‖_2    (``steps`` times),       σ = uᵀ W v,   ∂(σ²/2)/∂W = σ u vᵀ.
+
+    Args:
+        lam: λ.
+        steps: power iterations a step; 1 as published, Roth et al. also try 10.
+        operator: of which σ is the largest singular value. "reshaped": the kernel as a matrix of c_out rows and c_in · taps
+            columns, as published (the norm of the convolution can be up to sqrt(taps) times as large). "true": the
+            convolution itself with its stride, padding and input size.
+
+    Returns:
+        A regularizer with a penalty; its state are the vectors u, one a layer. Linear, Conv and ConvTranspose layers are
+        treated, batch norms are not. Binding it raises ModelError where there is no layer to treat and NormError for
+        weights that are computed from others; a warning names layers left alone.
+
+    Raises:
+        SpecError: a strength below 0, fewer steps than 1, another operator.
+
+    Source: Yoshida & Miyato 2017, Algorithm 1; Roth et al. 2020, section 5.
+    """
+    check_number("lam", lam, "a finite number of at least 0", least=0)
+    check_count("steps", steps)
+    check_choice("operator", operator, ("reshaped", "true"))
+
+    def key(target: TargetLayer) -> tuple[Any, ...]:
+        """Layers with the same key are one group."""
+        layer, names = (
+            target.layer,
+            ("stride", "padding", "output_padding", "dilation", "groups", "padding_mode"),
+        )
+        same: tuple[Any, ...] = (isinstance(layer, TRANSPOSED), target.weight.shape)
+        if operator == "reshaped" or isinstance(layer, nn.Linear):
+            return same
+        return *same, target.in_shape, *(getattr(layer, name) for name in names)
+
+    def bind(model: nn.Module, example: Tensor) -> Hooks:
+        layers = matrix_layers(model, example, "global_snr", sized=operator == "true")
+        operators: dict[str, Operator] = {}
+        vectors: dict[str, Tensor] = {}
+        generator = torch.Generator().manual_seed(0)
+        for group in groups_of(layers, key).values():
+            name, weight = group[0].name, group[0].weight
+            reshaped = operator == "reshaped" or isinstance(group[0].layer, nn.Linear)
+            operators[name] = _matrices(group) if reshaped else _convolutions(group)
+            shape = (len(group), *operators[name]().out_shape)
+            u = torch.randn(shape, generator=generator, dtype=torch.float64).to(weight.detach())
+            vectors[name] = _unit(u, u)
+
+        def penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            with torch.autocast(x.device.type, enabled=False):
+                squares = [_squares(operators[name](), u, steps) for name, u in vectors.items()]
+                return lam / 2 * torch.cat(squares).sum()
+
+        return Hooks(penalty=penalty, state=vectors)
+
+    return bind
+
+
+def _squares(A: LinearMap, u: Tensor, steps: int) -> Tensor:
+    """σ² of each layer of a group, differentiable in the weights; u is replaced by the result of the iterations."""
+    start = u
+    with torch.no_grad():
+        for step in range(steps):
+            v = _unit(A.T @ u, torch.zeros(()))
+            if step < steps - 1:
+                u = _unit(A @ v, u)
+    image = A @ v  # u is its direction, so ‖W v‖² has the value σ² and the gradient 2 σ u vᵀ
+    start.copy_(_unit(image.detach(), u))
+    return image.flatten(1).square().sum(1)
+
+
+def _unit(x: Tensor, otherwise: Tensor) -> Tensor:
+    """Each row with length 1; a zero row has no direction and is replaced."""
+    length = torch.linalg.vector_norm(x.flatten(1), dim=1).view(-1, *[1] * (x.ndim - 1))
+    return torch.where(length > 0, x / length, otherwise.to(x))
+
+
+def _matrices(group: list[TargetLayer]) -> Operator:
+    """Kernels as matrices with a row for each output channel, which is the second axis of transposed layers' kernels."""
+    weights: list[Tensor] = [target.weight for target in group]
+    transposed = isinstance(group[0].layer, TRANSPOSED)
+
+    def operator() -> LinearMap:
+        W = torch.stack(weights)
+        W = (W.transpose(1, 2) if transposed else W).flatten(2)
+        n, rows, columns = W.shape
+        return LinearMap(
+            lambda v: (W @ v[:, :, None]).squeeze(2),
+            lambda u: (u[:, None] @ W).squeeze(1),
+            (columns,), (rows,), W.device, dtype=W.dtype, batch=n,
+        )  # fmt: skip
+
+    return operator
+
+
+def _convolutions(group: list[TargetLayer]) -> Operator:
+    """Convolutions of one geometry as one with a group for each, on one input."""
+    layer, in_shape, n = group[0].layer, group[0].in_shape, len(group)
+    assert isinstance(layer, nn.modules.conv._ConvNd), "Linear layers are matrices"
+    weights: list[Tensor] = [target.weight for target in group]
+    axes = len(layer.kernel_size)
+    settings: dict[str, Any] = {
+        "stride": layer.stride,
+        "dilation": layer.dilation,
+        "groups": n * layer.groups,
+    }
+    pads, mode = layer._reversed_padding_repeated_twice, layer.padding_mode.replace("zeros", "constant")
+    conv: Callable[..., Tensor] = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
+    if isinstance(layer, TRANSPOSED):
+        conv = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1]
+        settings |= {"padding": layer.padding, "output_padding": layer.output_padding}
+        pads = [0] * 2 * axes
+
+    def image(W: Tensor, v: Tensor) -> Tensor:
+        out = conv(F.pad(v.reshape(1, -1, *in_shape[1:]), pads, mode), W, **settings)
+        return out.view(n, -1, *out.shape[2:])
+
+    def adjoint(W: Tensor, u: Tensor) -> Tensor:
+        with torch.enable_grad():
+            v = u.new_zeros(n, *in_shape).requires_grad_()
+            return torch.autograd.grad(image(W.detach(), v), v, u)[0]
+
+    with torch.no_grad():
+        out_shape = image(torch.cat(weights), weights[0].new_zeros(n, *in_shape)).shape[1:]
+
+    def operator() -> LinearMap:
+        W = torch.cat(weights)
+        options: dict[str, Any] = {"dtype": W.dtype, "batch": n}
+        return LinearMap(
+            lambda v: image(W, v), lambda u: adjoint(W, u), in_shape, out_shape, W.device, **options
+        )
+
+    return operator
