@@ -30,6 +30,7 @@ __all__ = [
     "check_weight",
     "check_weights",
     "in_float64",
+    "is_standard",
     "missing_values",
     "overrides",
     "unwrap",
@@ -80,6 +81,11 @@ def overrides(layer: nn.Module, *bases: type[nn.Module]) -> bool:
     own = vars(layer).get("forward")  # set on the one layer, as some libraries do
     forward = type(layer).forward if own is None else getattr(own, "__func__", own)
     return not any(forward is base.forward for base in bases)
+
+
+def is_standard(layer: nn.Module, *bases: type[nn.Module]) -> bool:
+    """Whether a layer is of one of these types, or of a subclass with the same forward."""
+    return isinstance(layer, bases) and not overrides(layer, *bases)
 
 
 def check_forward(layer: nn.Module, *bases: type[nn.Module]) -> None:

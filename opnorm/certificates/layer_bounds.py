@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opnorm._core.batch_norm import channel_scale
-from opnorm._core.layers import BATCH_NORM, CONV, ConvLayer, Shape, overrides
+from opnorm._core.layers import BATCH_NORM, CONV, ConvLayer, Shape, is_standard, overrides
 from opnorm._core.linear_map import LinearMap, linear_map
 from opnorm.errors import NormError
 
@@ -223,7 +223,7 @@ def sequential_layers(model: nn.Module, name: str = "") -> list[tuple[str, nn.Mo
     """
     if any(vars(model)[kind] for kind in ("_forward_hooks", "_forward_pre_hooks")):
         raise NoBoundsError(f"{name or 'the model'} has hooks, which may change what it computes")
-    if not isinstance(model, nn.Sequential) or overrides(model, nn.Sequential):
+    if not is_standard(model, nn.Sequential):
         return [(name, model)]
     children = model.named_children()
     return [pair for n, child in children for pair in sequential_layers(child, f"{name}.{n}".lstrip("."))]

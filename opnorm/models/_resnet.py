@@ -10,7 +10,7 @@ from opnorm._core.layers import Shape
 from opnorm._core.settings import check_choice
 from opnorm.errors import ModelError
 from opnorm.models.initialization import fixup, he
-from opnorm.models.modules import Normalize, Pixels, check_sizes
+from opnorm.models.modules import CHW, Normalize, Pixels, check_sizes
 from opnorm.models.stages import Residual, classifier, conv, named, projection, stages, stem
 from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.norms.spectral.interval import Norm, spectral_norm
@@ -81,7 +81,7 @@ def _projected_block(in_channels: int, channels: int, stride: int) -> nn.Module:
 @factory("model")
 def resnet(
     depth: int = 20,
-    in_shape: tuple[int, int, int] = (3, 32, 32),
+    in_shape: CHW = (3, 32, 32),
     classes: int = 10,
     width: int = 16,
     mean: Pixels = 0.0,
@@ -121,11 +121,7 @@ def resnet(
 
 @factory("model")
 def resnet18(
-    in_shape: tuple[int, int, int] = (3, 32, 32),
-    classes: int = 10,
-    width: int = 64,
-    mean: Pixels = 0.0,
-    std: Pixels = 1.0,
+    in_shape: CHW = (3, 32, 32), classes: int = 10, width: int = 64, mean: Pixels = 0.0, std: Pixels = 1.0
 ) -> nn.Module:
     """ResNet-18 for small images: four stages of two blocks, of ``width``, 2, 4 and 8 times width channels.
 

@@ -5,7 +5,7 @@ import math
 
 from torch import nn
 
-from opnorm.models.modules import Normalize, Pixels, check_sizes
+from opnorm.models.modules import CHW, Normalize, Pixels, check_sizes
 from opnorm.spec import factory
 
 __all__ = ["cnn", "mlp"]
@@ -13,7 +13,7 @@ __all__ = ["cnn", "mlp"]
 
 @factory("model")
 def mlp(
-    in_shape: tuple[int, ...] = (1, 28, 28),
+    in_shape: CHW = (1, 28, 28),
     classes: int = 10,
     width: int = 1024,
     depth: int = 2,
@@ -34,7 +34,7 @@ def mlp(
 
 @factory("model")
 def cnn(
-    in_shape: tuple[int, int, int] = (1, 28, 28),
+    in_shape: CHW = (1, 28, 28),
     classes: int = 10,
     width: int = 128,
     depth: int = 2,

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from opnorm.errors import ModelError
-from opnorm.models.modules import Normalize, check_sizes
+from opnorm.models.modules import CHW, Normalize, check_sizes
 from opnorm.models.stages import named
 from opnorm.spec import factory
 
@@ -16,10 +16,7 @@ __all__ = ["timm"]
 
 @factory("model")
 def timm(
-    name: str,
-    pretrained: bool = False,
-    in_shape: tuple[int, int, int] = (3, 224, 224),
-    classes: int | None = None,
+    name: str, pretrained: bool = False, in_shape: CHW = (3, 224, 224), classes: int | None = None
 ) -> nn.Module:
     """A network of timm after the normalization that it was trained with: ``timm("resnet18.a1_in1k")``.
 

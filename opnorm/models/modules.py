@@ -14,7 +14,10 @@ from opnorm.errors import ModelError
 from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.norms.spectral.interval import Norm, spectral_norm
 
-__all__ = ["ConvexSum", "Normalize", "Pixels", "check_sizes"]
+__all__ = ["CHW", "ConvexSum", "Normalize", "Pixels", "check_sizes"]
+
+CHW = tuple[int, int, int]
+"""Channels, height and width of one image."""
 
 Pixels = float | Sequence[float]
 """One number, or one for each channel."""

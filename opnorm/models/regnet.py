@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from opnorm.models.modules import Normalize, Pixels, check_sizes
+from opnorm.models.modules import CHW, Normalize, Pixels, check_sizes
 from opnorm.models.stages import bottleneck, classifier, named, stages, stem
 from opnorm.spec import factory
 
@@ -11,11 +11,7 @@ __all__ = ["regnetx_200mf"]
 
 @factory("model")
 def regnetx_200mf(
-    in_shape: tuple[int, int, int] = (3, 32, 32),
-    classes: int = 10,
-    width: int = 8,
-    mean: Pixels = 0.0,
-    std: Pixels = 1.0,
+    in_shape: CHW = (3, 32, 32), classes: int = 10, width: int = 8, mean: Pixels = 0.0, std: Pixels = 1.0
 ) -> nn.Module:
     """RegNetX-200MF for small images: 1, 1, 4 and 7 blocks of 1x1, grouped 3x3 and 1x1 convolutions with batch norm.
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from opnorm.models.modules import Normalize, Pixels, check_sizes
+from opnorm.models.modules import CHW, Normalize, Pixels, check_sizes
 from opnorm.models.stages import PreActivated, classifier, conv, named, stages, stem
 from opnorm.spec import factory
 
@@ -40,11 +40,7 @@ def _block(in_channels: int, channels: int, stride: int) -> nn.Module:
 
 @factory("model")
 def senet18(
-    in_shape: tuple[int, int, int] = (3, 32, 32),
-    classes: int = 10,
-    width: int = 64,
-    mean: Pixels = 0.0,
-    std: Pixels = 1.0,
+    in_shape: CHW = (3, 32, 32), classes: int = 10, width: int = 64, mean: Pixels = 0.0, std: Pixels = 1.0
 ) -> nn.Module:
     """SENet-18 for small images: four stages of two pre-activated blocks whose branches end with channel attention.
 

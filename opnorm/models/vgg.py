@@ -7,7 +7,7 @@ from torch import nn
 from opnorm._core.settings import check_number
 from opnorm.errors import ModelError
 from opnorm.models.initialization import he
-from opnorm.models.modules import Normalize, Pixels, check_sizes
+from opnorm.models.modules import CHW, Normalize, Pixels, check_sizes
 from opnorm.models.stages import classifier, named
 from opnorm.spec import factory
 
@@ -16,11 +16,7 @@ __all__ = ["cnn7", "vgg11", "vgg16"]
 
 @factory("model")
 def vgg11(
-    in_shape: tuple[int, int, int] = (3, 32, 32),
-    classes: int = 10,
-    width: int = 64,
-    mean: Pixels = 0.0,
-    std: Pixels = 1.0,
+    in_shape: CHW = (3, 32, 32), classes: int = 10, width: int = 64, mean: Pixels = 0.0, std: Pixels = 1.0
 ) -> nn.Module:
     """VGG-11 for small images: 8 convolutions with batch norm and ReLU, 5 max-poolings, and one linear layer.
 
@@ -40,7 +36,7 @@ def vgg11(
 
 @factory("model")
 def vgg16(
-    in_shape: tuple[int, int, int] = (3, 32, 32),
+    in_shape: CHW = (3, 32, 32),
     classes: int = 10,
     width: int = 64,
     dropout: float = 0.5,
@@ -77,11 +73,7 @@ def vgg16(
 
 @factory("model")
 def cnn7(
-    in_shape: tuple[int, int, int] = (3, 32, 32),
-    classes: int = 10,
-    width: int = 64,
-    mean: Pixels = 0.0,
-    std: Pixels = 1.0,
+    in_shape: CHW = (3, 32, 32), classes: int = 10, width: int = 64, mean: Pixels = 0.0, std: Pixels = 1.0
 ) -> nn.Module:
     """Seven layers: 6 convolutions with batch norm and ReLU in pairs, a max-pooling after each pair, one linear layer.
 

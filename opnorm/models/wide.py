@@ -6,7 +6,7 @@ from torch import nn
 from opnorm._core.settings import check_choice
 from opnorm.errors import ModelError
 from opnorm.models.initialization import fixup, he, xavier
-from opnorm.models.modules import ConvexSum, Normalize, Pixels, check_sizes
+from opnorm.models.modules import CHW, ConvexSum, Normalize, Pixels, check_sizes
 from opnorm.models.stages import PreActivated, bottleneck, classifier, conv, named, stages, stem
 from opnorm.spec import factory
 
@@ -19,7 +19,7 @@ def wrn(
     width: int = 10,
     norm: str = "bn",
     aggregation: str = "sum",
-    in_shape: tuple[int, int, int] = (3, 32, 32),
+    in_shape: CHW = (3, 32, 32),
     classes: int = 10,
     mean: Pixels = 0.0,
     std: Pixels = 1.0,
@@ -70,11 +70,7 @@ def wrn(
 
 @factory("model")
 def wrn50_2(
-    in_shape: tuple[int, int, int] = (3, 64, 64),
-    classes: int = 200,
-    width: int = 64,
-    mean: Pixels = 0.0,
-    std: Pixels = 1.0,
+    in_shape: CHW = (3, 64, 64), classes: int = 200, width: int = 64, mean: Pixels = 0.0, std: Pixels = 1.0
 ) -> nn.Module:
     """WRN-50-2-bottleneck for small images: a 3x3 stem of stride 1 without pooling, and 3, 4, 6 and 3 bottlenecks.
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.convolution import ConvGeometry, conv_geometry, transpose_geometry
-from opnorm._core.layers import WEIGHTED, Shape, check_weights, overrides
+from opnorm._core.layers import WEIGHTED, Shape, check_weights, is_standard
 from opnorm._core.settings import check_count, check_number
 from opnorm.errors import NormError
 from opnorm.norms._operator_norm import operator_norm
@@ -119,7 +119,7 @@ def clip(layer: nn.Module, in_shape: Shape, c: float, projections: int = 1) -> N
         (1.0, [1.0, 0.5])
     """
     _check(c, projections)
-    if not isinstance(layer, WEIGHTED) or overrides(layer, *WEIGHTED) or "weight" not in layer._parameters:
+    if not is_standard(layer, *WEIGHTED) or "weight" not in layer._parameters:
         raise NormError(f"{type(layer).__name__}: only Linear, Conv and ConvTranspose layers can be clipped")
     check_weights(layer)
     weight = layer._parameters["weight"]

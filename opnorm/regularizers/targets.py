@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.layers import LINEAR, WEIGHTED, Shape, check_initialized, overrides
+from opnorm._core.layers import LINEAR, WEIGHTED, Shape, check_initialized, is_standard
 from opnorm.errors import ModelError, NormError, TrainError
 from opnorm.norms.table import trace
 
@@ -91,7 +91,7 @@ def matrix_layers(model: nn.Module, example: Tensor, method: str, *, sized: bool
     Arguments and errors as :func:`trainable_layers`.
     """
     trained = trainable_layers(model, example, WEIGHTED, method, sized=sized)
-    layers = [target for target in trained if not overrides(target.layer, *WEIGHTED)]
+    layers = [target for target in trained if is_standard(target.layer, *WEIGHTED)]
     if not layers:
         raise ModelError(f"{method} finds only layers with a forward of their own, which it cannot treat")
     if others := untreated_weights(model, layers):

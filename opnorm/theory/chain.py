@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from opnorm._core.layers import LINEAR_OR_CONV, Shape, overrides
+from opnorm._core.layers import Shape, is_standard
 from opnorm._core.modes import evaluating
 from opnorm.errors import ModelError
 from opnorm.models.stages import PreActivated, Residual
 
-__all__ = ["BLOCKS", "ChainLayer", "chain_layers", "is_weighted"]
+__all__ = ["BLOCKS", "ChainLayer", "chain_layers"]
 
 BLOCKS = (Residual, PreActivated)
 
@@ -39,7 +39,7 @@ def chain_layers(model: nn.Module, example: Tensor, name: str = "") -> list[Chai
 
 
 def _layers(module: nn.Module, x: Tensor, name: str) -> Iterator[ChainLayer]:
-    if isinstance(module, nn.Sequential) and not overrides(module, nn.Sequential):
+    if is_standard(module, nn.Sequential):
         for key, child in module.named_children():
             yield from _layers(child, x, f"{name}.{key}".removeprefix("."))
             x = child(x)
@@ -50,8 +50,3 @@ def _layers(module: nn.Module, x: Tensor, name: str) -> Iterator[ChainLayer]:
             "blocks, the networks of the theorem"
         )
     yield ChainLayer(name, module, x)
-
-
-def is_weighted(module: nn.Module) -> bool:
-    """Whether this is a linear or convolutional layer with its own forward."""
-    return isinstance(module, LINEAR_OR_CONV) and not overrides(module, *LINEAR_OR_CONV)

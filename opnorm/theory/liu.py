@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.layers import LINEAR_OR_CONV, is_standard
 from opnorm._core.linear_map import linear_map
 from opnorm._core.modes import evaluating, model_state_preserved
 from opnorm.attacks._checks import check_logits
@@ -14,7 +15,7 @@ from opnorm.errors import ModelError
 from opnorm.models.modules import ConvexSum
 from opnorm.models.stages import PreActivated
 from opnorm.norms.network.lipschitz import lipschitz_bound
-from opnorm.theory.chain import BLOCKS, ChainLayer, chain_layers, is_weighted
+from opnorm.theory.chain import BLOCKS, ChainLayer, chain_layers
 
 __all__ = ["BoundFactor", "GradientBound", "input_gradient_bound"]
 
@@ -106,7 +107,7 @@ def input_gradient_bound(model: nn.Module, x: Tensor, y: Tensor) -> GradientBoun
 
 
 def _layer(place: ChainLayer) -> BoundFactor:
-    if is_weighted(place.module):
+    if is_standard(place.module, *LINEAR_OR_CONV):
         return BoundFactor(place.name, _frobenius(place), 1.0, "weight")
     bound = lipschitz_bound(nn.Sequential(place.module), place.example)
     if bound.value is None:

@@ -14,12 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.layers import overrides
+from opnorm._core.layers import LINEAR_OR_CONV, is_standard
 from opnorm._core.settings import check_count, check_number
 from opnorm.errors import ModelError
 from opnorm.models.modules import Normalize
 from opnorm.norms.spectral.singular_values import singular_values
-from opnorm.theory.chain import ChainLayer, chain_layers, is_weighted
+from opnorm.theory.chain import ChainLayer, chain_layers
 
 __all__ = ["Covering", "GeneralizationBound", "generalization_bound"]
 
@@ -155,9 +155,9 @@ def generalization_bound(
 
 def _has_no_weight(place: ChainLayer) -> bool:
     module = place.module
-    if isinstance(module, WEIGHTLESS) and not overrides(module, *WEIGHTLESS):
+    if is_standard(module, *WEIGHTLESS):
         return True
-    if is_weighted(module) or type(module) is Normalize:
+    if is_standard(module, *LINEAR_OR_CONV) or type(module) is Normalize:
         return False
     raise ModelError(
         f"{place.name} is a {type(module).__name__}; expected linear and convolutional layers with ReLU and max pooling, "
