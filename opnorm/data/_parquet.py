@@ -72,14 +72,21 @@ def read_parquet(
                     f"{file} names the classes of {columns.label!r} {list(own)!r:.120}, but {train[0]} names them "
                     f"{list(columns.classes)!r:.120}; expected the same. {TWO_SETS}"
                 )
-        labels = [_labels(files, columns.label) for files in (train, test) if files]
-        classes = columns.classes or tuple(map(str, np.unique(labels[0].values)))
-        numbers = [
-            _class_numbers(part, classes, columns) for part in labels
-        ]  # before the images, which take longer
+        parts = {"train": train, "test": test} if test else {"train": train}
+        labels = {part: _labels(files, columns.label) for part, files in parts.items()}
+        classes = columns.classes or tuple(map(str, np.unique(np.concatenate(labels["train"]))))
+        numbers = [  # before the images, which take longer
+            torch.cat(
+                [
+                    _class_numbers(*of_file, classes, columns)
+                    for of_file in zip(labels[part], files, strict=True)
+                ]
+            )
+            for part, files in parts.items()
+        ]
         images = [
-            decode(_images(part.files, columns.image), len(part.values), size, f"{name}, {word}")
-            for part, word in zip(labels, ("train", "test"), strict=False)
+            decode(_images(files, columns.image), len(numbers[i]), size, f"{name}, {part}")
+            for i, (part, files) in enumerate(parts.items())
         ]
         return DecodedSplits.of(images, numbers, classes)
 
@@ -248,37 +255,22 @@ def _features(schema: Any) -> dict[str, dict[str, Any]]:
 # ---------------------------------------------------------------- rows
 
 
-class Labels(NamedTuple):
-    """A part's raw labels, int64 or strings, and the number of rows of each of its files."""
-
-    values: np.ndarray
-    files: list[Path]
-    counts: list[int]
-
-    def where(self, index: int) -> str:
-        """The file and the row in it."""
-        ends = np.cumsum(self.counts)
-        file = int(np.searchsorted(ends, index, side="right"))
-        return f"{self.files[file]}, row {index - (int(ends[file]) - self.counts[file])}"
-
-
-def _labels(files: list[Path], column: str) -> Labels:
+def _labels(files: list[Path], column: str) -> list[np.ndarray]:
+    """The raw labels of each file: all int64, or all strings."""
     parts: list[np.ndarray] = []
     for file in files:
         with _readable(file):
-            part = _label_values(_open(file).read(columns=[column]).column(column), file)
-        if parts and part.dtype != parts[0].dtype:
-            kinds = ["strings" if p.dtype == object else "numbers" for p in (part, parts[0])]
+            parts.append(_label_values(_open(file).read(columns=[column]).column(column), file))
+        if parts[-1].dtype != parts[0].dtype:
+            kinds = ["strings" if p.dtype == object else "numbers" for p in (parts[-1], parts[0])]
             raise DataError(
                 f"{file}: the labels are {kinds[0]}, but {kinds[1]} in {files[0]}; expected the same. {TWO_SETS}"
             )
-        parts.append(part)
-    labels = Labels(np.concatenate(parts), files, [len(p) for p in parts])
-    if not len(labels.values):
+    if not any(map(len, parts)):
         raise DataError(
             f"{', '.join(map(str, files[:3]))}: 0 rows; expected at least 1. Likely cause: an empty shard"
         )
-    return labels
+    return parts
 
 
 def _label_values(column: Any, file: Path) -> np.ndarray:
@@ -313,19 +305,18 @@ def _label_values(column: Any, file: Path) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def _class_numbers(labels: Labels, classes: tuple[str, ...], columns: Columns) -> Tensor:
-    """The labels as class numbers, each checked."""
-    numbers, known = labels.values, f"0 to {len(classes) - 1}"
-    if numbers.dtype == object:
+def _class_numbers(labels: np.ndarray, file: Path, classes: tuple[str, ...], columns: Columns) -> Tensor:
+    """One file's labels as class numbers, each checked."""
+    numbers, known = labels, f"0 to {len(classes) - 1}"
+    if labels.dtype == object:
         number = {name: k for k, name in enumerate(classes)}
-        numbers = np.array([number.get(value, -1) for value in labels.values], dtype=np.int64)
+        numbers = np.array([number.get(value, -1) for value in labels], dtype=np.int64)
         known = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
     wrong = np.flatnonzero((numbers < 0) | (numbers >= len(classes)))
     if len(wrong):
-        row = int(wrong[0])
         source = "the schema's metadata names" if columns.classes else "the training part has"
         raise DataError(
-            f"{labels.where(row)}: the label in {columns.label!r} is {labels.values[row]!s:.60} ({len(wrong)} such "
+            f"{file}, row {wrong[0]}: the label in {columns.label!r} is {labels[wrong[0]]!s:.60} ({len(wrong)} such "
             f"rows); expected one of the {len(classes)} classes that {source}: {known}. Likely cause: -1 for a hidden "
             "label, labels that count from 1 or leave out numbers, a damaged row, or the wrong column"
         )
