@@ -6,6 +6,7 @@ line and exits with status 2; in Python it is an ordinary exception.
 
 __all__ = [
     "AttackError",
+    "BoundError",
     "DataError",
     "ModelError",
     "NormError",
@@ -34,6 +35,10 @@ class ModelError(OpnormError):
 
 class NormError(OpnormError):
     """A norm was asked for that is not defined or not known for this layer."""
+
+
+class BoundError(NormError):
+    """No bound is known for a value or a network; the message is the reason."""
 
 
 class AttackError(OpnormError):

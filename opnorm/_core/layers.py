@@ -58,11 +58,14 @@ IDENTITY: tuple[type[nn.Module], ...] = (
 
 
 def unwrap(layer: nn.Module) -> nn.Module:
-    """The layer that ``torch.compile`` wrapped; any other layer itself."""
-    inner = layer
-    while isinstance(original := vars(inner).get("_modules", {}).get("_orig_mod"), nn.Module):
-        inner = original
-    return inner
+    """The module inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``; any other module itself."""
+    while True:
+        inner = vars(layer).get("_modules", {}).get("_orig_mod")
+        if inner is None and isinstance(layer, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = layer.module
+        if not isinstance(inner, nn.Module):
+            return layer
+        layer = inner
 
 
 def in_float64(layer: Layer) -> Layer:

@@ -133,7 +133,7 @@ def _network_json(layers: Any, table: Any, bounds: dict[Any, Any]) -> dict[str, 
         "layers": layers,
         "spectral_complexity": complexity._asdict() if complexity else None,
         "lipschitz_bound": {f"{p:g}": {"value": b.value, "reason": b.reason} for p, b in bounds.items()},
-        "unvisited": list(table.unvisited),
+        "uncalled": list(table.uncalled),
     }
 
 

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.layers import unwrap
 from opnorm._core.modes import Mode
 from opnorm.errors import ModelError, NormError
 from opnorm.jacobian.products import check_points, explicit, linearized, output_of, together
-from opnorm.norms.network.trace import trace, unwrapped
+from opnorm.norms.network.trace import trace
 
 __all__ = ["Features", "alignment", "features", "singular_values"]
 
@@ -44,10 +45,10 @@ def features(model: nn.Module, x: Tensor, layer: str | None = None) -> Features:
 
     Source: Roth, Kilcher & Hofmann 2020, Sec. 5.2.
     """
-    model = unwrapped(model)
+    model = unwrap(model)
     before = layer is None
     if layer is None:
-        linear = [visit.name for visit in trace(model, x) if isinstance(visit.layer, nn.Linear)]
+        linear = [call.name for call in trace(model, x) if isinstance(call.layer, nn.Linear)]
         if not linear or not linear[-1]:
             raise ModelError(
                 f"{type(model).__name__} has no linear layer after hidden ones, so it is not known where its features are; "

@@ -13,26 +13,27 @@ from opnorm.norms.exact.functional import (
     linear_linf,
 )
 from opnorm.norms.induced import induced_norm
-from opnorm.norms.network.lipschitz import NetworkBound, Part, lipschitz_bound, spectral_complexity
+from opnorm.norms.network.lipschitz import NetworkBound, NodeBound, lipschitz_bound, spectral_complexity
+from opnorm.norms.network.trace import LayerCall, trace
 from opnorm.norms.nonlinear import lipschitz
 from opnorm.norms.spectral.cheap_bounds import BOUNDS, bound, sgl_norm, vs_norm
 from opnorm.norms.spectral.interval import Norm, lanczos, power_iteration, spectral_norm
 from opnorm.norms.spectral.singular_values import Spectrum, singular_values
-from opnorm.norms.table import LayerNorms, NormTable, Product, Visit, measure, trace
+from opnorm.norms.table import LayerNorms, NormTable, Product, measure
 
 __all__ = [
     "BOUNDS",
     "Change",
     "Comparison",
+    "LayerCall",
     "LayerNorms",
     "NetworkBound",
+    "NodeBound",
     "Norm",
     "NormTable",
-    "Part",
     "Product",
     "Spectrum",
     "Summary",
-    "Visit",
     "bound",
     "compare",
     "conv_l1",

@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from opnorm._core.layers import WEIGHTED, Shape, check_weights
-from opnorm.errors import NormError, OpnormError
+from opnorm._core.layers import WEIGHTED, Shape, check_weights, unwrap
+from opnorm.errors import NormError
 from opnorm.norms import display as show
 from opnorm.norms._operator_norm import Double, Order, asked, check_ords, norm_of
-from opnorm.norms.network.trace import Example, Visit, arguments, input_text, layers, trace, unwrapped
+from opnorm.norms.network.trace import Example, LayerCall, first_line, layers, trace
 from opnorm.norms.nonlinear import is_nonlinear, lipschitz
 from opnorm.norms.spectral.interval import Norm, check_width
 
-__all__ = ["LayerNorms", "NormTable", "Product", "Visit", "measure", "trace"]
+__all__ = ["LayerNorms", "NormTable", "Product", "layer_norms", "measure"]
 
 
 @dataclass(frozen=True)
@@ -135,12 +135,12 @@ class NormTable:
     Attributes:
         rows: one for each call of a layer, in the order of the forward pass.
         ords: which norms.
-        unvisited: layers with parameters that the forward pass did not reach.
+        uncalled: layers with parameters that the forward pass did not reach.
     """
 
     rows: tuple[LayerNorms, ...]
     ords: tuple[Order, ...]
-    unvisited: tuple[str, ...] = ()
+    uncalled: tuple[str, ...] = ()
 
     @property
     def spectral_complexity(self) -> Product | None:
@@ -256,9 +256,9 @@ class NormTable:
         if complexity is not None and complexity.layers:
             what = f"Product of the ℓ2 norms of {complexity.layers} linear and convolutional layers (spectral complexity)"
             lines.append(f"{what}: {show.product(complexity)}")
-        if self.unvisited:
-            some = ", ".join(self.unvisited[:4]) + f" and {len(self.unvisited) - 4} more" * (
-                len(self.unvisited) > 4
+        if self.uncalled:
+            some = ", ".join(self.uncalled[:4]) + f" and {len(self.uncalled) - 4} more" * (
+                len(self.uncalled) > 4
             )
             lines.append(f"Not reached by this forward pass: {some}")
         return lines
@@ -299,7 +299,7 @@ def measure(
     width: float | None = None,
     failure: float = 0.0,
 ) -> NormTable:
-    """The operator norms of every layer that a forward pass visits, as they are in eval mode.
+    """The operator norms of every layer that a forward pass calls, as they are in eval mode.
 
     A layer whose norm cannot be told is a row with a note, and does not hide the others. What a forward does without a
     module (``F.relu``, ``+``, ``view``) is seen by :func:`opnorm.norms.lipschitz_bound` only.
@@ -330,32 +330,30 @@ def measure(
     check_ords(ords)
     wanted = asked(width, failure)
     check_width(**wanted)
-    model = unwrapped(model)
-    visits = every = visited(model, example)
+    model = unwrap(model)
+    calls = every = trace(model, example)
     if only != "*":
-        visits = [every[i] for i in matching([(v.name, _kind(v.layer)) for v in every], only)]
+        calls = [every[i] for i in matching([(v.name, _kind(v.layer)) for v in every], only)]
     names: dict[int, str] = {}  # of the layer that a parameter was first seen in
     known: dict[tuple[nn.Module, Shape], tuple[dict[Order, Norm], dict[Order, float], str]] = {}
     rows: list[LayerNorms] = []
-    with _bar(progress, visits) as advance:
-        for visit in visits:
-            advance(visit, 0)
-            called = (visit.layer, visit.in_shape)
-            if called not in known or visit.note:
+    with _bar(progress, calls) as advance:
+        for call in calls:
+            advance(call, 0)
+            called = (call.layer, call.in_shape)
+            if called not in known or call.note:
                 known[called] = (
-                    ({}, {}, visit.note)
-                    if visit.note
-                    else layer_norms(visit.layer, visit.in_shape, ords, wanted)
+                    ({}, {}, call.note) if call.note else layer_norms(call.layer, call.in_shape, ords, wanted)
                 )
             norms, constants, note = known[called]
-            tags = _tags(visit, names, repeated=any(r.layer == visit.name for r in rows))
-            size = sum(p.numel() for p in visit.layer.parameters() if not is_lazy(p))
+            tags = _tags(call, names, repeated=any(r.layer == call.name for r in rows))
+            size = sum(p.numel() for p in call.layer.parameters() if not is_lazy(p))
             rows.append(
                 LayerNorms(
-                    visit.name,
-                    _kind(visit.layer),
-                    visit.in_shape,
-                    visit.out_shape,
+                    call.name,
+                    _kind(call.layer),
+                    call.in_shape,
+                    call.out_shape,
                     size,
                     norms,
                     note,
@@ -363,39 +361,19 @@ def measure(
                     tags,
                 )
             )
-            advance(visit, 1)
+            advance(call, 1)
     if only != "*":
         return NormTable(tuple(rows), tuple(ords))
     seen = {v.layer for v in every}
     whole = tuple(f"{v.name}." for v in every if v.note and v.name)  # their children are parts of them
-    unvisited = tuple(
+    uncalled = tuple(
         name
         for name, layer in layers(model)
         if layer not in seen
         and any(True for _ in layer.parameters())
         and not name.startswith(whole or ("\0",))
     )
-    return NormTable(tuple(rows), tuple(ords), unvisited)
-
-
-def visited(model: nn.Module, example: Example) -> list[Visit]:
-    """As :func:`trace`, with one kind of error.
-
-    Raises:
-        OpnormError: the model does not take the example.
-    """
-    args, kwargs = arguments(model, example)
-    try:
-        return trace(model, example)
-    except OpnormError:
-        raise
-    except Exception as e:  # whatever the user's own network raises
-        hint = (
-            "; does its forward want more? Pass a tuple of arguments or a dict"
-            if isinstance(e, TypeError)
-            else ""
-        )
-        raise OpnormError(f"the model does not take {input_text(args, kwargs)}: {e}{hint}") from e
+    return NormTable(tuple(rows), tuple(ords), uncalled)
 
 
 def layer_norms(
@@ -419,7 +397,7 @@ def layer_norms(
         except NormError as e:
             reasons.append(str(e))
         except Exception as e:  # noqa: BLE001 - a row that failed must not hide the others
-            reasons.append(f"{type(e).__name__}: {e}".splitlines()[0])
+            reasons.append(first_line(e))
     if is_nonlinear(layer) and not reasons:
         reasons.append("not linear; after ≤ stands its Lipschitz constant")
     return norms, constants, "; ".join(dict.fromkeys(reasons))
@@ -430,13 +408,13 @@ def _kind(layer: nn.Module) -> str:
     return (kind.__mro__[1] if "parametrizations" in layer._modules else kind).__name__
 
 
-def _tags(visit: Visit, names: dict[int, str], repeated: bool) -> tuple[str, ...]:
+def _tags(call: LayerCall, names: dict[int, str], repeated: bool) -> tuple[str, ...]:
     """What the reader should know of a row beside its norms."""
-    layer, tags = visit.layer, []
+    layer, tags = call.layer, []
     parameters = [p for p in layer.parameters() if not is_lazy(p)]
     if repeated:
         tags.append("called again")
-    shared = {names.setdefault(id(p), visit.name) for p in parameters} - {visit.name}
+    shared = {names.setdefault(id(p), call.name) for p in parameters} - {call.name}
     if shared:
         tags.append(f"weights shared with {', '.join(sorted(shared))}")
     if parameters and not any(p.requires_grad for p in parameters):
@@ -455,21 +433,21 @@ def _tags(visit: Visit, names: dict[int, str], repeated: bool) -> tuple[str, ...
 
 
 @contextmanager
-def _bar(wanted: bool, visits: Sequence[Visit]) -> Iterator[Callable[[Visit, int], None]]:
-    """A progress bar: the function is called before (0) and after (1) each visit."""
+def _bar(wanted: bool, calls: Sequence[LayerCall]) -> Iterator[Callable[[LayerCall, int], None]]:
+    """A progress bar: the function is called before (0) and after (1) each call."""
     if not wanted:
-        yield lambda visit, done: None
+        yield lambda call, done: None
         return
     from opnorm._core.progress_bar import progress_bar
 
-    def work(visit: Visit) -> int:  # the cost of an ℓ2 interval grows about with the number of channels
-        weight = visit.layer._parameters.get("weight")
+    def work(call: LayerCall) -> int:  # the cost of an ℓ2 interval grows about with the number of channels
+        weight = call.layer._parameters.get("weight")
         return 1 + (math.isqrt(weight.numel()) if weight is not None and not is_lazy(weight) else 0)
 
     with progress_bar() as bar:
-        task = bar.add_task("layers", total=sum(work(v) for v in visits), note="")
+        task = bar.add_task("layers", total=sum(work(c) for c in calls), note="")
 
-        def advance(visit: Visit, done: int) -> None:
-            bar.update(task, description=visit.name or "(model)", advance=done * work(visit))
+        def advance(call: LayerCall, done: int) -> None:
+            bar.update(task, description=call.name or "(model)", advance=done * work(call))
 
         yield advance

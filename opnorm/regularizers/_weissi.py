@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from opnorm._core.layers import LINEAR_OR_CONV
 from opnorm._core.settings import check_choice, check_number
 from opnorm.errors import ModelError, SpecError
-from opnorm.norms.table import trace
+from opnorm.norms.network.trace import trace
 from opnorm.regularizers.hooks import Hooks, Regularizer
 from opnorm.regularizers.targets import output_weight, trainable_layers, untreated_weights
 from opnorm.spec import factory

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from opnorm._core.layers import LINEAR, WEIGHTED, Shape, check_initialized, is_standard
 from opnorm.errors import ModelError, NormError, TrainError
-from opnorm.norms.table import trace
+from opnorm.norms.network.trace import trace
 
 __all__ = [
     "TargetLayer",

@@ -23,8 +23,8 @@ from opnorm.data.dataset import as_pixels
 from opnorm.errors import TrainError
 from opnorm.models import save
 from opnorm.norms.exact.by_layer import l1, linf
+from opnorm.norms.network.trace import trace
 from opnorm.norms.spectral.interval import power_iteration
-from opnorm.norms.table import trace
 from opnorm.runs.build import load_weights, make_data, make_model, training_settings
 from opnorm.runs.run import Result, Run
 from opnorm.runs.store import Entry, Store

@@ -16,12 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from opnorm._core.layers import LINEAR_OR_CONV, is_standard
+from opnorm._core.layers import LINEAR_OR_CONV, is_standard, unwrap
 from opnorm._core.modes import evaluating
-from opnorm.errors import ModelError, SpecError
+from opnorm.errors import BoundError, ModelError, SpecError
 from opnorm.norms.network.graph import forward_graph
 from opnorm.norms.network.interpreter import changed_by_hooks
-from opnorm.norms.network.trace import unwrapped
 
 __all__ = ["balance", "least_weight_decay", "shift"]
 
@@ -164,11 +163,12 @@ def _chain(model: nn.Module, example: Tensor) -> list[_Layer]:
     With l = 0 or all layers before it, a value is unchanged by a shift and may be used in any way; otherwise it is
     multiplied by γ_1 ... γ_l.
     """
-    model = unwrapped(model)
-    with evaluating(model):
-        graph, _, reason = forward_graph(model, example)
-    if graph is None:
-        raise _refused(reason)
+    model = unwrap(model)
+    try:
+        with evaluating(model):
+            graph, _ = forward_graph(model, example)
+    except BoundError as e:
+        raise _refused(str(e)) from e
     modules = dict(graph.named_modules())
     nodes = list(graph.graph.nodes)
     weighted = {n for n in nodes if n.op == "call_module" and is_standard(modules[n.target], *LINEAR_OR_CONV)}

@@ -338,7 +338,7 @@ def test_norms_and_bounds(text):
     known = [row for row in table.rows if row.kind in ("Conv2d", "Linear", "BatchNorm2d", "Normalize")]
     assert len(weights(model)) + len(weights(model, nn.Linear)) == sum(row.has_weight for row in known)
     assert all(row.norms.keys() == set(ords) for row in known)
-    assert not table.unvisited
+    assert not table.uncalled
     for p in ords:
         bound = lipschitz_bound(model, x[:1], p, table=table)
         if text.startswith("senet18"):

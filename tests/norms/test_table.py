@@ -68,7 +68,7 @@ def test_a_bad_layer_is_a_row_with_a_note_and_hides_no_other():
     assert [bool(r.note) for r in rows] == [True, False, True, False, False]
 
 
-def test_a_shared_layer_is_visited_twice_with_its_two_shapes():
+def test_a_shared_layer_is_called_twice_with_its_two_shapes():
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
@@ -77,8 +77,8 @@ def test_a_shared_layer_is_visited_twice_with_its_two_shapes():
         def forward(self, x):
             return self.conv(self.conv(x))
 
-    visits = trace(Twice(), torch.rand(1, 1, 9, 9))
-    assert [(v.name, v.in_shape, v.out_shape) for v in visits] == [
+    calls = trace(Twice(), torch.rand(1, 1, 9, 9))
+    assert [(v.name, v.in_shape, v.out_shape) for v in calls] == [
         ("conv", (1, 9, 9), (1, 7, 7)),
         ("conv", (1, 7, 7), (1, 5, 5)),
     ]
@@ -382,7 +382,7 @@ def test_layers_that_are_no_map_between_tensors_are_rows():
         "uses paramet",
         "takes 2 tens",
     ]
-    assert table.unvisited == ("unused",)
+    assert table.uncalled == ("unused",)
     assert "Not reached by this forward pass: unused" in str(table)
 
 

@@ -10,7 +10,7 @@ from opnorm.analyses._shared.analysis import Row
 from opnorm.analyses._shared.points import batches
 from opnorm.data import Dataset
 from opnorm.errors import ModelError
-from opnorm.norms.table import Visit, trace
+from opnorm.norms.network.trace import LayerCall, trace
 from opnorm.report import method_of
 
 __all__ = ["KINDS", "names_in_order", "numbered", "weight_layers"]
@@ -18,7 +18,7 @@ __all__ = ["KINDS", "names_in_order", "numbered", "weight_layers"]
 KINDS = tuple(kind.__name__ for kind in LINEAR_OR_CONV)
 
 
-def weight_layers(model: nn.Module, data: Dataset) -> list[Visit]:
+def weight_layers(model: nn.Module, data: Dataset) -> list[LayerCall]:
     """The calls of linear and convolutional layers in a forward pass; ModelError where there are none."""
     check_initialized(model, "this analysis")
     x, _ = next(batches(data.test, model))

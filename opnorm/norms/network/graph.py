@@ -1,4 +1,4 @@
-"""The forward of a network as a graph, by ``torch.fx``, down to the layers whose norms are known."""
+"""The forward of a network as a graph, by ``torch.fx``, down to the layers that opnorm has formulas for."""
 
 import inspect
 import math
@@ -10,17 +10,17 @@ import torch
 from jaxtyping import config as jaxtyping_config
 from torch import Tensor, fx, nn
 
-from opnorm._core.layers import overrides
+from opnorm._core.layers import overrides, unwrap
+from opnorm.errors import BoundError
 from opnorm.norms.exact.by_layer import l1
-from opnorm.norms.network.trace import Example, arguments, eagerly, unwrapped
+from opnorm.norms.network.trace import Example, arguments, eagerly, first_line, trace
 from opnorm.norms.nonlinear import is_copying, is_nonlinear
-from opnorm.norms.table import visited
 
-__all__ = ["elsewhere", "first_line", "forward_graph", "same_output"]
+__all__ = ["forward_graph", "no_random_numbers", "same_output", "shifted"]
 
 
 class _Tracer(fx.Tracer):
-    """Stops at the layers that opnorm knows, and follows everything else."""
+    """Layers with a formula are leaves of the graph."""
 
     def __init__(self) -> None:
         super().__init__(autowrap_modules=(math,))
@@ -32,75 +32,77 @@ class _Tracer(fx.Tracer):
         return is_copying(m) or is_nonlinear(m) or super().is_leaf_module(m, module_qualified_name)
 
 
-def forward_graph(model: nn.Module, example: Example) -> tuple[fx.GraphModule | None, list[Any], str]:
-    """The graph of the forward, the values of its placeholders, and why there is none."""
+def forward_graph(model: nn.Module, example: Example) -> tuple[fx.GraphModule, list[Any]]:
+    """The graph of the forward and the values of its placeholders.
+
+    Raises:
+        BoundError: the forward cannot be written as a graph.
+        OpnormError: the model does not take the example.
+    """
     args, kwargs = arguments(model, example)
     try:
         bound = inspect.signature(model.forward).bind(*args, **kwargs)
     except (TypeError, ValueError) as e:
-        visited(model, example)  # raises
-        return None, [], f"its arguments cannot be told: {e}"
+        trace(model, example)  # raises
+        raise BoundError(f"its arguments are not known: {e}") from e
     bound.apply_defaults()
+    kinds = {k: bound.signature.parameters[k].kind for k in bound.arguments}
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     for name, value in bound.arguments.items():
-        kind = bound.signature.parameters[name].kind
-        if kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD) and value:
-            return None, [], f"its forward takes any number of arguments (*{name})"
-    fixed = {k: v for k, v in bound.arguments.items() if not isinstance(v, Tensor)}
-    if isinstance(model, fx.GraphModule):
-        fixed = {}
+        if kinds[name] in variadic and value:
+            raise BoundError(f"its forward takes any number of arguments (*{name})")
+    values = {k: v for k, v in bound.arguments.items() if kinds[k] not in variadic}
+    fixed = {k: v for k, v in values.items() if not isinstance(v, Tensor)}
     tracer = _Tracer()
     try:
-        before = torch.get_rng_state()
-        with _plain(model):
-            graph = tracer.trace(model, {k: v for k, v in fixed.items() if not _variadic(bound, k)} or None)
-            module = fx.GraphModule(tracer.root, graph)
-        if not torch.equal(before, torch.get_rng_state()):
-            torch.set_rng_state(before)
-            return None, [], "its forward draws random numbers"
-    except Exception as e:  # noqa: BLE001 - fx raises of many kinds, and user code more
-        visited(model, example)
-        return None, [], f"its forward cannot be written as a graph: {first_line(e)}"
-    return module, [v for k, v in bound.arguments.items() if not _variadic(bound, k)], ""
+        with no_random_numbers(), _traceable(model):
+            graph = tracer.trace(model, None if isinstance(model, fx.GraphModule) else fixed or None)
+            return fx.GraphModule(tracer.root, graph), list(values.values())
+    except BoundError:
+        raise
+    except Exception as e:  # fx raises of many kinds, and user code more
+        trace(model, example)
+        raise BoundError(f"its forward cannot be written as a graph: {first_line(e)}") from e
 
 
 @contextmanager
-def _plain(model: nn.Module) -> Iterator[None]:
-    """Compiled modules inside the model stand aside for the modules that they were made from."""
-    swapped = [
+def no_random_numbers() -> Iterator[None]:
+    """BoundError when the block draws from the global generator, whose state is restored then."""
+    before = torch.get_rng_state()
+    yield
+    if not torch.equal(before, torch.get_rng_state()):
+        torch.set_rng_state(before)
+        raise BoundError("its forward draws random numbers")
+
+
+@contextmanager
+def _traceable(model: nn.Module) -> Iterator[None]:
+    """Compiled modules inside the model are replaced by the original ones; jaxtyping would refuse fx's proxies."""
+    compiled = [
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent._modules.items()
-        if child is not None and unwrapped(child) is not child
+        if child is not None and unwrap(child) is not child
     ]
     checking = jaxtyping_config.jaxtyping_disable
-    for parent, name, child in swapped:
-        parent._modules[name] = unwrapped(child)
-    jaxtyping_config.update("jaxtyping_disable", True)  # it would take fx's stand-ins for wrong types
+    for parent, name, child in compiled:
+        parent._modules[name] = unwrap(child)
+    jaxtyping_config.update("jaxtyping_disable", True)
     try:
         with eagerly():
             yield
     finally:
         jaxtyping_config.update("jaxtyping_disable", checking)
-        for parent, name, child in swapped:
+        for parent, name, child in compiled:
             parent._modules[name] = child
 
 
-def elsewhere(t: Tensor) -> Tensor:
-    """A copy somewhere near, by the same numbers in every call: examples are often zeros, which hide what is wrong."""
+def shifted(t: Tensor) -> Tensor:
+    """The tensor plus fixed random numbers in [0, 1): examples are often zeros, which hide differences."""
     if not t.is_floating_point():
         return t.clone()
     generator = torch.Generator().manual_seed(0)
     return t + torch.rand(t.shape, generator=generator).to(t)
-
-
-def _variadic(bound: inspect.BoundArguments, name: str) -> bool:
-    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return bound.signature.parameters[name].kind in kinds
-
-
-def first_line(e: BaseException) -> str:
-    """The kind of an error and the first line of its text."""
-    return f"{type(e).__name__}: {e}".splitlines()[0][:200]
 
 
 def same_output(a: Any, b: Any) -> bool:

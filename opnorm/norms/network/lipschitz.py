@@ -1,36 +1,34 @@
 """Bounds for a whole network from the norms of its layers, along the graph of what its forward does.
 
-``torch.fx`` writes the forward down as a graph; each value in it gets a number L with
+``torch.fx`` gives the graph of the forward; each value in it gets a constant L with
 
     ‖value(x) - value(y)‖_p <= L ‖x - y‖_p    for all inputs x, y,
 
-composition multiplies, a sum adds, a concatenation takes the ℓp norm of its parts (‖(a, b)‖_p^p = ‖a‖_p^p + ‖b‖_p^p),
-and copies count: an input that reaches m places counts m^(1/p). What has no rule here is "not known", with its name and
-the reason, and is never taken for 1. The bound holds for one input at a time, in eval mode.
+composition multiplies, a sum adds, a concatenation takes the ℓp norm of the bounds (‖(a, b)‖_p^p = ‖a‖_p^p + ‖b‖_p^p),
+and an input that is copied to m places counts m^(1/p). An operation without a rule is "not known", with its name and the
+reason, and is never taken for 1. The bound holds for one input at a time, in eval mode.
 """
 
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
-from opnorm._core.layers import Shape, missing_values
+from opnorm._core.layers import missing_values, unwrap
 from opnorm._core.modes import evaluating
-from opnorm.errors import NormError
-from opnorm.norms import display as show
+from opnorm.errors import BoundError, NormError
+from opnorm.norms import display
 from opnorm.norms._operator_norm import check_ords
-from opnorm.norms.network import rules as rules  # they register themselves
-from opnorm.norms.network.graph import elsewhere, first_line, forward_graph, same_output
-from opnorm.norms.network.interpreter import Part, Unknown, Walk
-from opnorm.norms.network.rules import RULES
-from opnorm.norms.network.trace import Example, arguments, called, layers, mapped, unwrapped
-from opnorm.norms.table import NormTable, Product, measure, visited
+from opnorm.norms.network.graph import forward_graph, no_random_numbers, same_output, shifted
+from opnorm.norms.network.interpreter import BoundInterpreter, KnownFactors, NodeBound
+from opnorm.norms.network.layer_rules import RULES  # those of rules.py and its own
+from opnorm.norms.network.trace import Example, arguments, first_line, layers, map_tensors, run_eagerly, trace
+from opnorm.norms.table import NormTable, Product, measure
 
-__all__ = ["NetworkBound", "Part", "lipschitz_bound", "spectral_complexity"]
+__all__ = ["NetworkBound", "NodeBound", "lipschitz_bound", "sentences", "spectral_complexity"]
 
-ROUNDING = 1e-12  # relative, for each step: far above the float64 rounding of a few products and sums
+ROUNDING = 1e-12  # relative, for each node: far above the float64 rounding of a few products and sums
 
 
 class NetworkBound(NamedTuple):
@@ -39,18 +37,18 @@ class NetworkBound(NamedTuple):
     Attributes:
         value: the bound, or None.
         reason: why it is not known; empty where it is.
-        parts: the steps that led to it, in the order of the forward pass, as far as they are known.
+        nodes: the bounds along the graph, in the order of the forward pass, as far as they are known.
     """
 
     value: float | None
     reason: str
-    parts: tuple[Part, ...]
+    nodes: tuple[NodeBound, ...]
 
     def __str__(self) -> str:
         """The bound to 4 digits, rounded up, or the reason."""
         if self.value is None:
             return f"not known: {self.reason}"
-        return "0" if self.value == 0 else show.magnitude(math.log10(self.value), up=True)
+        return "0" if self.value == 0 else display.magnitude(math.log10(self.value), up=True)
 
 
 def lipschitz_bound(
@@ -68,7 +66,7 @@ def lipschitz_bound(
         table: what :func:`opnorm.measure` found for this model and example, so that it is not computed again.
 
     Returns:
-        ``NetworkBound(value, reason, parts)``.
+        ``NetworkBound(value, reason, nodes)``.
 
     Raises:
         NormError: another ``ord``.
@@ -85,51 +83,49 @@ def lipschitz_bound(
     check_ords([ord])
     if isinstance(ord, tuple):
         raise NormError(f"ord={ord!r}: bounds along the graph are from ℓp to ℓp; expected 1, 2 or math.inf")
-    model = unwrapped(model)
+    nodes: list[NodeBound] = []
+    try:
+        value = _propagated(unwrap(model), example, ord, table, nodes)
+    except BoundError as e:
+        return NetworkBound(None, str(e), tuple(nodes))
+    return NetworkBound(value, "", tuple(nodes))
+
+
+def _propagated(
+    model: nn.Module, example: Example, ord: float, table: NormTable | None, nodes: list[NodeBound]
+) -> float:
     for name, t in (*model.named_parameters(), *model.named_buffers()):
         if reason := missing_values(t):
-            return NetworkBound(None, f"{name} {reason}", ())
+            raise BoundError(f"{name} {reason}")
     with evaluating(model):
-        graph, values, reason = forward_graph(model, example)
-        if graph is None:
-            return NetworkBound(None, reason, ())
-        walk = Walk(graph, RULES, ord, _known(model, table))
-        before = torch.get_rng_state()
+        graph, values = forward_graph(model, example)
+        interpreter = BoundInterpreter(graph, RULES, ord, _known_factors(model, table), nodes)
         try:
-            result = walk.run(*(mapped(v, elsewhere) for v in values))
-            args, kwargs = (mapped(v, elsewhere) for v in arguments(model, example))
-            same = same_output(result, called(model, args, kwargs))
-        except Exception as e:  # noqa: BLE001 - whatever the user's own network raises
-            visited(model, example)  # says so if the model itself does not take the example
-            return NetworkBound(
-                None, f"its graph fails where the model does not: {first_line(e)}", tuple(walk.parts)
-            )
-        if not torch.equal(before, torch.get_rng_state()):
-            torch.set_rng_state(before)
-            return NetworkBound(None, "its forward draws random numbers", tuple(walk.parts))
-    parts = tuple(walk.parts)
+            with no_random_numbers():
+                result = interpreter.run(*(map_tensors(v, shifted) for v in values))
+                output = run_eagerly(model, *(map_tensors(v, shifted) for v in arguments(model, example)))
+                same = same_output(result, output)
+        except BoundError:
+            raise
+        except Exception as e:  # whatever the user's own network raises
+            trace(model, example)  # raises if the model itself does not take the example
+            raise BoundError(f"its graph fails where the model does not: {first_line(e)}") from e
     if not same:
-        return NetworkBound(
-            None, "its graph gives another output than the model: control flow by the data?", parts
-        )
-    try:
-        joint = walk.joined(walk.result)
-    except Unknown as e:
-        return NetworkBound(None, str(e), parts)
-    value = joint * (1 + ROUNDING * (1 + len(graph.graph.nodes)))
+        raise BoundError("its graph gives another output than the model: control flow by the data?")
+    value = interpreter.output_bound() * (1 + ROUNDING * (1 + len(graph.graph.nodes)))
     if not math.isfinite(value):
-        return NetworkBound(None, "the product of the norms is too large for a number", parts)
-    return NetworkBound(value, "", parts)
+        raise BoundError("the product of the norms is too large for a number")
+    return value
 
 
 def sentences(bounds: Mapping[float, NetworkBound]) -> list[str]:
     """Bounds by order, in words."""
-    known = ", ".join(f"{show.label(p)} ≤ {b}" for p, b in bounds.items() if b.value is not None)
+    known = ", ".join(f"{display.label(p)} ≤ {b}" for p, b in bounds.items() if b.value is not None)
     lines = [f"Lipschitz constant of the whole network, along its graph: {known}"] if known else []
     reasons: dict[str, list[str]] = {}
     for p, b in bounds.items():
         if b.value is None:
-            reasons.setdefault(b.reason, []).append(show.label(p))
+            reasons.setdefault(b.reason, []).append(display.label(p))
     return lines + [
         f"Lipschitz constant in {', '.join(names)} not known: {why}" for why, names in reasons.items()
     ]
@@ -152,15 +148,13 @@ def spectral_complexity(model: nn.Module, example: Example) -> Product:
     return found
 
 
-def _known(
-    model: nn.Module, table: NormTable | None
-) -> dict[tuple[nn.Module, Shape, float], tuple[float, str]]:
-    """Layer, input shape and order -> upper bound and what is missing, from a table."""
+def _known_factors(model: nn.Module, table: NormTable | None) -> KnownFactors:
+    """The upper bounds of a table's layers."""
     modules = dict(layers(model))
-    found: dict[tuple[nn.Module, Shape, float], tuple[float, str]] = {}
+    factors: KnownFactors = {}
     for row in table.rows if table else ():
         for p in (1, 2, math.inf):
             value = row.lipschitz.get(p, row.norms[p].upper if p in row.norms else None)
             if value is not None and row.layer in modules:
-                found[modules[row.layer], row.in_shape, p] = (float(value), "")
-    return found
+                factors[modules[row.layer], row.in_shape, p] = (float(value), "")
+    return factors

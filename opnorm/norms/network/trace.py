@@ -1,4 +1,4 @@
-"""Which layers a forward pass visits, and the shapes that they see."""
+"""The layers that a forward pass calls, with the shapes of their inputs and outputs."""
 
 import copy
 import sys
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from opnorm._core.layers import Shape
+from opnorm._core.layers import Shape, unwrap
 from opnorm._core.modes import evaluating
 from opnorm.errors import OpnormError
 from opnorm.norms.exact.by_layer import l1
@@ -18,30 +18,29 @@ from opnorm.norms.nonlinear import is_copying, is_nonlinear
 
 __all__ = [
     "Example",
-    "Visit",
+    "LayerCall",
     "arguments",
-    "called",
     "eagerly",
-    "input_text",
-    "is_known",
+    "first_line",
+    "has_formula",
     "layers",
-    "mapped",
+    "map_tensors",
+    "run_eagerly",
     "trace",
-    "unwrapped",
 ]
 
 Example = Tensor | Sequence[Any] | Mapping[str, Any]
 """What a model is called with: one batch, or a tuple of arguments, or a dict of named ones."""
 
 
-class Visit(NamedTuple):
-    """One call of a layer in a forward pass, with the shapes of one input and one output (no batch axis).
+class LayerCall(NamedTuple):
+    """One call of a layer in a forward pass.
 
     Attributes:
-        name: of the layer in the model, without what ``torch.compile`` and ``DataParallel`` put before it.
+        name: of the layer in the model, without the prefixes of ``torch.compile`` and ``DataParallel``.
         layer: the layer itself.
-        in_shape: of its first tensor.
-        out_shape: of the first tensor that it returns.
+        in_shape: of one input, the first tensor, without the batch axis.
+        out_shape: of one output, the first tensor.
         note: why this is no map from one tensor to one; empty where it is.
     """
 
@@ -52,11 +51,11 @@ class Visit(NamedTuple):
     note: str = ""
 
 
-def trace(model: nn.Module, example: Example) -> list[Visit]:
-    """Which layers a forward pass visits, in order, and the shapes that they see.
+def trace(model: nn.Module, example: Example) -> list[LayerCall]:
+    """The calls of layers in a forward pass, in order.
 
-    Layers are the modules without children, those of a type that opnorm knows, and those that hold parameters of their
-    own; a layer that is called twice is visited twice.
+    Layers are the modules without children, those of a type that opnorm has a formula for, and those with parameters of
+    their own; a layer that is called twice is listed twice.
 
     Args:
         model: run once in eval mode, without compilation; left as it was, uninitialized lazy layers too.
@@ -64,44 +63,42 @@ def trace(model: nn.Module, example: Example) -> list[Visit]:
             ones, used as they are. Moved to the model's device and its floating-point type.
 
     Raises:
-        OpnormError: the example is something else.
-        Exception: whatever the model raises.
+        OpnormError: the example is something else, or the model does not take it.
     """
-    model = unwrapped(model)
+    model = unwrap(model)
     args, kwargs = arguments(model, example)
+    try:
+        return _trace(model, args, kwargs)
+    except Exception as e:  # whatever the user's own network raises
+        hint = "; does its forward want more? Pass a tuple of arguments or a dict"
+        raise OpnormError(
+            f"the model does not take {_input_text(args, kwargs)}: {e}{hint if isinstance(e, TypeError) else ''}"
+        ) from e
+
+
+def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[LayerCall]:
     if any(is_lazy(t) for t in (*model.parameters(), *model.buffers())):
         own = dict(layers(model))
         with torch.random.fork_rng():  # the copy draws its initial weights
-            visits = _watch(copy.deepcopy(model), lambda m: called(m, args, kwargs))
-        return [v._replace(layer=own[v.name]) for v in visits]
+            calls = _recorded(copy.deepcopy(model), lambda m: run_eagerly(m, args, kwargs))
+        return [c._replace(layer=own[c.name]) for c in calls]
     try:
-        return _watch(model, lambda m: called(m, args, kwargs))
+        return _recorded(model, lambda m: run_eagerly(m, args, kwargs))
     except (RuntimeError, NotImplementedError):
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         if not any(t.is_meta or t.dtype in (torch.half, torch.bfloat16) for t in tensors.values()):
             raise
-        try:  # weights without numbers, or of a type that this device cannot compute in: shapes are all we need
+        try:  # weights without values, or of a type that this device cannot compute in: shapes suffice
             meta = {k: t.to("meta") for k, t in tensors.items()}
-            args, kwargs = (mapped(v, lambda t: t.to("meta")) for v in (args, kwargs))
-            return _watch(model, lambda m: torch.func.functional_call(m, meta, args, kwargs))
+            on_meta = [map_tensors(v, lambda t: t.to("meta")) for v in (args, kwargs)]
+            return _recorded(model, lambda m: torch.func.functional_call(m, meta, *on_meta))
         except Exception:  # noqa: BLE001 - the first error says more
             pass
         raise
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
-
-
 def arguments(model: nn.Module, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What to call the model with, on its device and in its floating-point type.
+    """Positional and named arguments for the model, on its device and in its floating-point type.
 
     Raises:
         OpnormError: the example is no tensor with a batch axis, no tuple and no dict.
@@ -128,91 +125,91 @@ def arguments(model: nn.Module, example: Any) -> tuple[tuple[Any, ...], dict[str
     device = devices.pop() if len(devices) == 1 else None
     dtype = next((t.dtype for t in tensors if t.is_floating_point()), None)
 
-    def fit(t: Tensor) -> Tensor:
+    def moved(t: Tensor) -> Tensor:
         return t.to(device=device or t.device, dtype=dtype if dtype and t.is_floating_point() else t.dtype)
 
-    return mapped(args, fit), mapped(kwargs, fit)
+    return map_tensors(args, moved), map_tensors(kwargs, moved)
 
 
-def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """The function on every tensor of nested tuples, lists and dicts."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, dict):
-        return {k: mapped(v, function) for k, v in value.items()}
-    return type(value)(mapped(v, function) for v in value) if type(value) in (tuple, list) else value
+        return {k: map_tensors(v, function) for k, v in value.items()}
+    return type(value)(map_tensors(v, function) for v in value) if type(value) in (tuple, list) else value
 
 
-def input_text(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+def _input_text(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """The shapes that a model was called with, for a message."""
     if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
         return f"an input of shape {tuple(args[0].shape[1:])}"
     named = [("", a) for a in args] + [(f"{k}=", v) for k, v in kwargs.items()]
-    shown = [
+    texts = [
         k + (f"tensor {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__) for k, v in named
     ]
-    return f"({', '.join(shown)})"
+    return f"({', '.join(texts)})"
 
 
-def called(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """model(*args, **kwargs), with nothing compiled on the way."""
+def run_eagerly(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """model(*args, **kwargs) without compilation."""
     with eagerly():
         return model(*args, **kwargs)
 
 
 def eagerly() -> AbstractContextManager[Any]:
-    """Compiled modules run as they were before; what loads the compiler (a second or two) is not done for its sake."""
+    """Compiled modules run uncompiled; the compiler is not imported for this (it takes a second or two)."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
-def is_known(layer: nn.Module) -> bool:
-    """Whether opnorm knows the norm or the Lipschitz constant of layers of this type."""
+def first_line(e: BaseException) -> str:
+    """The kind of an error and the first line of its text."""
+    return f"{type(e).__name__}: {e}".splitlines()[0][:200]
+
+
+def has_formula(layer: nn.Module) -> bool:
+    """Whether opnorm has a formula for the norm or the Lipschitz constant of layers of this type."""
     return l1.dispatch(type(layer)) is not l1.dispatch(object) or is_copying(layer) or is_nonlinear(layer)
 
 
-def layers(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The modules that are looked at as one, each once, with their names."""
-    seen: set[nn.Module] = set()
-
-    def walk(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-        if module in seen:
-            return
-        seen.add(module)
-        children = [(n, c) for n, c in module.named_children() if n != "parametrizations"]
-        quantized = ".quantized" in type(module).__module__  # those keep their weights in a child
-        whole = is_known(module) or quantized
-        if whole or not children or any(p is not None for p in module._parameters.values()):
-            yield name, module
-        if not whole:
-            for child_name, child in children:
-                inner = name if child_name == "_orig_mod" else f"{name}.{child_name}".removeprefix(".")
-                yield from walk(child, inner)
-
-    return walk(model, name)
+def layers(
+    model: nn.Module, name: str = "", seen: set[nn.Module] | None = None
+) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that count as one layer, each once, with their names."""
+    seen = set() if seen is None else seen
+    if model in seen:
+        return
+    seen.add(model)
+    children = [(n, c) for n, c in model.named_children() if n != "parametrizations"]
+    whole = (
+        has_formula(model) or ".quantized" in type(model).__module__
+    )  # those keep their weights in a child
+    if whole or not children or any(p is not None for p in model._parameters.values()):
+        yield name, model
+    for child_name, child in () if whole else children:
+        inner = name if child_name == "_orig_mod" else f"{name}.{child_name}".removeprefix(".")
+        yield from layers(child, inner, seen)
 
 
-def _watch(model: nn.Module, run: Callable[[nn.Module], Any]) -> list[Visit]:
-    visits: list[Visit] = []
-    handles = []
+def _recorded(model: nn.Module, run: Callable[[nn.Module], Any]) -> list[LayerCall]:
+    calls: list[LayerCall] = []
 
-    def watch(name: str) -> Callable[..., None]:
+    def recorder(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
             inputs = _tensors((args, kwargs))
-            outputs = _tensors(output)
-            shapes = [tuple(t[0].shape[1:]) if t else () for t in (inputs, outputs)]
-            visits.append(Visit(name, layer, shapes[0], shapes[1], _strange(layer, inputs, output)))
+            in_shape, out_shape = (tuple(t[0].shape[1:]) if t else () for t in (inputs, _tensors(output)))
+            calls.append(LayerCall(name, layer, in_shape, out_shape, _no_map(layer, inputs, output)))
 
         return hook
 
-    for name, module in layers(model):
-        handles.append(module.register_forward_hook(watch(name), with_kwargs=True))
+    handles = [m.register_forward_hook(recorder(name), with_kwargs=True) for name, m in layers(model)]
     try:
         with evaluating(model):
             run(model)
     finally:
         for handle in handles:
             handle.remove()
-    return visits
+    return calls
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -223,12 +220,13 @@ def _tensors(value: Any) -> list[Tensor]:
     return [t for v in value for t in _tensors(v)] if isinstance(value, tuple | list) else []
 
 
-def _strange(layer: nn.Module, inputs: list[Tensor], output: Any) -> str:
-    """What keeps a call from being a map from one tensor of numbers to another one."""
+def _no_map(layer: nn.Module, inputs: list[Tensor], output: Any) -> str:
+    """Why a call is no map from one floating-point tensor to another one; empty where it is."""
     kind = type(layer).__name__
     own = [n for n, p in layer._parameters.items() if p is not None]
-    if not is_known(layer) and own and any(True for _ in layer.children()):
-        return f"{kind} uses parameters of its own ({', '.join(own[:3])}{', ...' * (len(own) > 3)}) in a way no layer shows"
+    if not has_formula(layer) and own and any(True for _ in layer.children()):
+        names = ", ".join(own[:3]) + ", ..." * (len(own) > 3)
+        return f"{kind} uses parameters of its own ({names}) in a way no layer shows"
     if not inputs:
         return f"{kind} takes no tensor"
     if not inputs[0].is_floating_point():

@@ -463,9 +463,9 @@ def test_the_model_is_left_as_it_was():
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_parts_say_where_the_bound_comes_from():
+def test_nodes_show_where_the_bound_comes_from():
     bound = lipschitz_bound(Net(lambda s, x: x + F.relu(s.a(x)), a=w()), torch.zeros(1, 2), 1)
-    assert [(q.name, q.what, q.factor, q.bound) for q in bound.parts] == [
+    assert [(n.name, n.operation, n.factor, n.bound) for n in bound.nodes] == [
         ("a", "Linear", 6, 6), ("relu", "relu", 1, 6), ("add", "add", None, 7),
     ]  # fmt: skip
     assert str(bound) == "7"
