@@ -53,7 +53,6 @@ TOO_LONG = {
     "norms/table.py:measure",
     "objectives.py",
     "runs/attack_evaluation.py",
-    "runs/network_report.py",
     "runs/run.py",
     "training/loop.py",
     "training/loop.py:train",

@@ -42,7 +42,7 @@ def power_method_agreement(
         One row a radius: p, q, eps, steps, points; cosine and cosine_sem (of the last directions); first_cosine (of those
         after one step); slope (of the ascent's secant over the power method's gain, mean); same_region (the share of points
         whose whole ascent stays in the linear region of x) and worst_inside (the smallest cosine of any step at those, which
-        the theorem says is 1; None where there are none).
+        is 1 by the theorem; None where there are none).
 
     Raises:
         SpecError: a setting that makes no sense, or fewer test points than asked for.

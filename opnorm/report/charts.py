@@ -16,7 +16,7 @@ AGAINST_NORM = Heading(
     "Each point is one method: further right, its layers can amplify a change more; further up, it is more robust. If "
     "large norms hurt, the points fall from left to right. Bars: one standard deviation over seeds.",
 )
-MAX_EPOCHS = 40  # points on one line; more cannot be told apart and make the page slow
+MAX_EPOCHS = 40  # points on one line; more cannot be distinguished and make the page slow
 
 
 def eps_axis(norm: str = "inf", eps: Sequence[float] = ()) -> Axis:

@@ -59,7 +59,7 @@ def _number(x: float, digits: int | None) -> str:
 
 
 def _best(table: Table, column: Column) -> set[int]:
-    """The rows with the best value and those that a standard deviation cannot tell from it.
+    """The rows with the best value and those within one standard deviation of it.
 
     None is marked where that is every row, or where there is one row only.
     """
@@ -78,7 +78,7 @@ def _best(table: Table, column: Column) -> set[int]:
 
 
 def duration_text(seconds: float | None) -> str:
-    """A time as a reader says it: "48 s", "3 min 20 s", "2 h 5 min"."""
+    """A time as text: "48 s", "3 min 20 s", "2 h 5 min"."""
     if seconds is None or not math.isfinite(seconds):
         return "not known"
     if seconds < 60:

@@ -11,8 +11,8 @@ INK = "#1f2328"
 NOTE = "#59636e"
 """The color of text and lines inside a chart; the page replaces it too."""
 
-# Paul Tol's "vibrant" scheme with an ochre and a violet: told apart by readers with the common color
-# deficiencies and readable on white and on black. Beyond eight, dashes and symbols tell methods apart.
+# Paul Tol's "vibrant" scheme with an ochre and a violet: distinguishable with the common color
+# deficiencies and readable on white and on black. Beyond eight, dashes and symbols distinguish methods.
 PALETTE = ["#0077bb", "#ee7733", "#009988", "#cc3311", "#22a7dd", "#ee3377", "#aa8800", "#8866cc"]
 DASHES = [[1, 0], [7, 3], [2, 2], [8, 2, 2, 2]]
 SHAPES = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down"]

@@ -171,7 +171,7 @@ def _columns() -> list[Column]:
     )
     norm = "Geometric mean over the linear and convolutional layers"
     return [
-        Column("method", "training", "text", None, "Plain cross-entropy unless it says otherwise."),
+        Column("method", "training", "text", None, "Plain cross-entropy unless named otherwise."),
         Column("clean", "clean", "percent", "high", "Share of test images classified correctly."),
         *(Column(_robust_key(e), f"ℓ∞ ε = {e:g}", "percent", "high", attacked) for e in IN_TABLE["inf"]),
         *(Column(_robust_key(e, "2"), f"ℓ2 ε = {e:g}", "percent", "high", attacked) for e in IN_TABLE["2"]),

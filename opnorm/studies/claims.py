@@ -25,7 +25,7 @@ def compared(a: Cell, b: Cell) -> str:
     if not isinstance(a, Stat) or not isinstance(b, Stat):
         return "not comparable with"
     if abs(a.mean - b.mean) <= a.std + b.std:
-        return "within the spread of seeds of" if a.n > 1 else "not told apart, with one seed, from"
+        return "within the spread of seeds of" if a.n > 1 else "not distinguishable, with one seed, from"
     one_seed = "" if min(a.n, b.n) > 1 else "(one seed, so no spread is known) "
     return one_seed + ("above" if a.mean > b.mean else "below")
 

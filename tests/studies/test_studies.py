@@ -100,7 +100,7 @@ def test_a_difference_needs_more_than_the_spread():
     a, b = Stat(0.5, 0.1, 3), Stat(0.6, 0.1, 3)
     assert compared(a, b) == "within the spread of seeds of"
     assert compared(a, Stat(0.9, 0.1, 3)) == "below"
-    assert compared(Stat(0.5, 0, 1), Stat(0.5, 0, 1)) == "not told apart, with one seed, from"
+    assert compared(Stat(0.5, 0, 1), Stat(0.5, 0, 1)) == "not distinguishable, with one seed, from"
     assert compared(Stat(0.5, 0, 1), Stat(0.4, 0, 1)) == "(one seed, so no spread is known) above"
     assert compared(None, b) == "not comparable with"
     assert percent(None) == "not known"

@@ -24,7 +24,7 @@ def weight_layers(model: nn.Module, data: Dataset) -> list[LayerCall]:
     x, _ = next(batches(data.test, model))
     found = [call for call in trace(model, x[:1]) if isinstance(call.layer, LINEAR_OR_CONV)]
     if not found:
-        raise ModelError(f"{type(model).__name__} has no linear or convolutional layer to look at")
+        raise ModelError(f"{type(model).__name__} has no linear or convolutional layer")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Points that analyses look at: batches and samples, attacked versions, checks of settings, summaries."""
+"""Points of analyses: batches and samples, attacked versions, checks of settings, summaries."""
 
 import copy
 import math
