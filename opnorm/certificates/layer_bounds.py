@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opnorm._core.batch_norm import channel_scale
-from opnorm._core.layers import BATCH_NORM, CONV, ConvLayer, Shape, is_standard, overrides
+from opnorm._core.layers import AVERAGE_POOL, BATCH_NORM, CONV, ConvLayer, Shape, is_standard, overrides
 from opnorm._core.linear_map import LinearMap, linear_map
 from opnorm.errors import NormError
 
@@ -39,15 +39,6 @@ __all__ = [
 UNIT = 2.0**-24
 TF32 = 2.0**-9  # twice the relative error of a product whose factors are rounded to 11 bits
 TINY = 1e-30  # far above the error of float32 by underflow
-
-AveragePool = (
-    nn.AvgPool1d
-    | nn.AvgPool2d
-    | nn.AvgPool3d
-    | nn.AdaptiveAvgPool1d
-    | nn.AdaptiveAvgPool2d
-    | nn.AdaptiveAvgPool3d
-)
 
 
 class NoBoundsError(Exception):
@@ -111,7 +102,9 @@ class Affine:
     def __post_init__(self) -> None:
         self.out_shape = self.map.out_shape
         gamma = self.terms * UNIT / (1 - self.terms * UNIT)
-        self.unit = 1.01 * (gamma + (TF32 if self.map.device.type == "cuda" and _may_be_tf32() else 0))
+        backends = torch.backends
+        tf32 = backends.cuda.matmul.allow_tf32 or backends.cudnn.allow_tf32
+        self.unit = 1.01 * (gamma + (TF32 if tf32 and self.map.device.type == "cuda" else 0))
 
     def rounding(self, low: Tensor, high: Tensor) -> Tensor:
         """The largest error of the computed outputs, (B, *out_shape)."""
@@ -281,10 +274,13 @@ def _(layer: nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d, in_shape: Shape) -> Lay
     return MaxPool(layer, in_shape, tuple(layer(torch.zeros(1, *in_shape)).shape[1:]))
 
 
-@layer_bounds.register
-def _(layer: AveragePool, in_shape: Shape) -> LayerBounds:
+def _average_pool(layer: nn.Module, in_shape: Shape) -> LayerBounds:
     W, zero = linear_map(layer, in_shape), torch.zeros((), dtype=torch.float64)  # W ≥ 0, so |W| = W
     return Affine(W, W, zero, zero, math.prod(in_shape[1:]) + 2, math.prod(in_shape) * 4)
+
+
+for kind in AVERAGE_POOL:
+    layer_bounds.register(kind, _average_pool)
 
 
 @layer_bounds.register
@@ -340,7 +336,3 @@ def diagonal(shape: Shape, gain: Tensor, bias: Tensor, bias_size: Tensor | None 
 
     size = bias.abs() if bias_size is None else bias_size
     return Affine(scaled(gain), scaled(gain.abs()), bias, size, 12, math.prod(shape))
-
-
-def _may_be_tf32() -> bool:
-    return torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32

@@ -34,8 +34,6 @@ SUFFIXES = frozenset(
 Encoded: TypeAlias = tuple[str, bytes | Path | None]
 """The origin of an image (for messages), and its bytes or its file."""
 
-Sizes: TypeAlias = "Counter[tuple[int, int]]"
-
 
 def decode(
     chunks: Iterable[list[Encoded]], total: int, size: int | None, name: str
@@ -61,13 +59,15 @@ def decode(
     PIL.Image.init()  # here: the threads would race
 
     blocks: list[np.ndarray] = []
+    sizes: Counter[tuple[int, int]] = Counter()
     with progress_bar() as bar:
         task = bar.add_task(f"decoding {name}", total=total, note="")
-        for block in _in_order(lambda chunk: _stack([_decode(*image, size) for image in chunk]), chunks):
-            if isinstance(block, Counter) or (blocks and block.shape[1:3] != blocks[0].shape[1:3]):
-                raise _different_sizes(name, [*blocks, block])
-            blocks.append(block)
-            bar.advance(task, len(block))
+        for images in _in_order(lambda chunk: [_decode(*image, size) for image in chunk], chunks):
+            sizes.update(image.shape[:2] for image in images)
+            if len(sizes) > 1:
+                raise _different_sizes(name, sizes)
+            blocks.append(_stack(images))
+            bar.advance(task, len(images))
     if not blocks:
         raise DataError(f"{name}: no images; expected at least 1. Likely cause: an empty file or split")
     return _join(blocks)
@@ -176,11 +176,8 @@ def _to_8_bit(image: "Image", where: str) -> "Image":
 # ---------------------------------------------------------------- many images
 
 
-def _stack(images: list[np.ndarray]) -> "np.ndarray | Sizes":
-    """One array (n, H, W) or (n, H, W, 3), or the count of each size if they differ."""
-    sizes = Counter(image.shape[:2] for image in images)
-    if len(sizes) > 1:
-        return sizes
+def _stack(images: list[np.ndarray]) -> np.ndarray:
+    """One array (n, H, W), or (n, H, W, 3) if one of them has color."""
     if any(image.ndim == 3 for image in images):
         images = [im if im.ndim == 3 else im[:, :, None].repeat(3, axis=2) for im in images]
     return np.stack(images)
@@ -200,22 +197,18 @@ def _join(blocks: list[np.ndarray]) -> Tensor:
     return joined
 
 
-def _different_sizes(name: str, blocks: "list[np.ndarray | Sizes]") -> DataError:
-    sizes: Sizes = Counter()
-    for block in blocks:
-        sizes.update(block if isinstance(block, Counter) else {block.shape[1:3]: len(block)})
+def _different_sizes(name: str, sizes: Counter[tuple[int, int]]) -> DataError:
     listed = ", ".join(f"{w}x{h} ({n} times)" for (h, w), n in sizes.most_common(5))
     more = f" and {len(sizes) - 5} others" if len(sizes) > 5 else ""
     return DataError(
-        f"{name}: images of different sizes (width x height) among the first {sum(sizes.values())}: "
-        f"{listed}{more}; expected one size. size=64 resizes every image to a short side of 64 pixels and "
-        "crops the center"
+        f"{name}: images of different sizes (width x height) among the first {sizes.total()}: {listed}{more}; expected one "
+        "size. size=64 resizes every image to a short side of 64 pixels and crops the center"
     )
 
 
 def _in_order(
-    function: "Callable[[list[Encoded]], np.ndarray | Sizes]", chunks: Iterable[list[Encoded]]
-) -> "Iterator[np.ndarray | Sizes]":
+    function: Callable[[list[Encoded]], list[np.ndarray]], chunks: Iterable[list[Encoded]]
+) -> Iterator[list[np.ndarray]]:
     """``map`` on threads that reads only a few chunks in advance and stops at the first error."""
     ahead = iter(chunks)
     first = next(ahead, None)
@@ -223,7 +216,7 @@ def _in_order(
         return
     workers = _workers(first)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="opnorm-decode")
-    waiting: deque[Future[np.ndarray | Sizes]] = deque()
+    waiting: deque[Future[list[np.ndarray]]] = deque()
     try:
         for chunk in itertools.chain([first], ahead):
             waiting.append(pool.submit(function, chunk))
