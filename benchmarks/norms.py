@@ -33,7 +33,7 @@ def whole_network() -> dict[str, float]:
         table = opnorm.measure(model, example, ords)
         found[f"{name}, seconds"] = time.perf_counter() - started
         found[f"{name}, peak MB above"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    widths = [row.norms[2].width for row in table.rows if 2 in row.norms]
+    widths = [row.norms[2].relative_width for row in table.rows if 2 in row.norms]
     found["widest l2 interval"] = max(widths)
     found["l2 intervals within 5e-3"] = sum(w <= 5e-3 for w in widths) / len(widths)
     return found

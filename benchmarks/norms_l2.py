@@ -33,7 +33,7 @@ from torch import nn
 from opnorm._core.convolution import conv_geometry
 from opnorm._core.linear_map import linear_map
 from opnorm.norms.spectral.cheap_bounds import bound
-from opnorm.norms.spectral.frequency_response import taps
+from opnorm.norms.spectral.frequency_response import polyphase
 from opnorm.norms.spectral.interval import lanczos
 from opnorm.norms.spectral.upper_bound import certify
 
@@ -42,7 +42,7 @@ SIZE = 32
 
 
 def interval(layer: nn.Conv2d) -> tuple[float, float]:
-    found = certify(taps(layer.weight.detach(), conv_geometry(layer), (SIZE, SIZE)))
+    found = certify(polyphase(layer.weight.detach(), conv_geometry(layer), (SIZE, SIZE)))
     return found.lower, found.upper
 
 
@@ -113,7 +113,7 @@ def lconv(layer: nn.Conv2d) -> float:
 
 
 def truth(layer: nn.Conv2d, steps: int) -> float:
-    return lanczos(linear_map(layer, (layer.in_channels, SIZE, SIZE)), steps)[0]
+    return lanczos(linear_map(layer, (layer.in_channels, SIZE, SIZE)), steps)
 
 
 def one_pass(layer: nn.Conv2d) -> None:

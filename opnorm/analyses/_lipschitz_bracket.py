@@ -55,7 +55,7 @@ def lipschitz_bracket(
         for part in x.split(BATCH):
             found = jacobian_norm(model, part, norm, norm)
             local.append(found.lower)
-            ascent = secant_ascent(model, part, found.v, radius, norm, norm, steps)
+            ascent = secant_ascent(model, part, found.v, radius, norm, norm, steps=steps)
             slopes.append(torch.stack([secant.slope for secant in ascent]).amax(0).double())
         jacobian, secant = torch.cat(local), torch.cat(slopes)
         return [

@@ -84,7 +84,7 @@ def local_linearity(
 def _deviations(f: nn.Module, x: Tensor, d: Tensor, lengths: list[float]) -> Tensor:
     """‖φ(x + t d) - φ(x) - t J d‖_2, (lengths, B)."""
     with linearized(f, x) as J:
-        here, slope = J.outputs.detach(), J.apply(d)
+        here, slope = J.outputs.detach(), J @ d
     with torch.no_grad():
         return torch.stack([lp_norm(f(x + t * d) - here - t * slope, 2) for t in lengths])
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from opnorm._core.lp import check_orders
 from opnorm.analyses._shared.analysis import Analysis, Row, register
 from opnorm.analyses._shared.points import amounts, check_count, in_double, sample, summary
 from opnorm.data import Dataset
 from opnorm.jacobian import theorem_1
-from opnorm.jacobian.iteration import check_orders
 from opnorm.report import Axis, Chart, Heading, Panel, Point, draw_curves, method_of
 
 BATCH = 50
@@ -60,7 +60,7 @@ def power_method_agreement(
         double, x = in_double(model), x.double()
         found = []
         for radius in radii:
-            parts = [theorem_1(double, part, radius, p, q, steps, seed=seed) for part in x.split(BATCH)]
+            parts = [theorem_1(double, part, radius, p, q, steps=steps, seed=seed) for part in x.split(BATCH)]
             cosine = torch.cat([part.cosine for part in parts], 1)
             slope = torch.cat([part.slope / part.gain.clamp(min=1e-300) for part in parts])
             inside = torch.cat([part.same_region for part in parts])

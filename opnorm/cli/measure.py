@@ -19,8 +19,8 @@ def norms(
         str, arg(help="shape of one input: 3,32,32; taken from the model's in_shape when left out")
     ] = "",
     ord: Annotated[str, arg(help="which norms: 1, 2, inf, or pairs such as 1:2, from l1 to l2")] = "1,2,inf",
-    width: Annotated[
-        str, arg(help="of the l2 intervals: (upper - lower) / lower to aim at; 0.005 when left out")
+    relative_width: Annotated[
+        str, arg(help="of the l2 intervals: upper / lower - 1 to aim at; 0.005 when left out")
     ] = "",
     against: Annotated[
         str,
@@ -49,7 +49,7 @@ def norms(
 
     opnorm norms 'my_package.models.build(width=64)' --input 3,64,64 --layers 'stage1.*'
 
-    opnorm norms 'cnn(width=16)' --ord 2 --width 1e-6
+    opnorm norms 'cnn(width=16)' --ord 2 --relative-width 1e-6
 
     opnorm norms 'file("before.safetensors")' --against 'file("after.safetensors")'
     """
@@ -65,7 +65,7 @@ def norms(
     if not ords:
         raise OpnormError(f"--ord {ord!r}: expected some of 1, 2, inf, such as 1,2,inf")
     built, example = _model_and_example(model, input)
-    narrow = number("--width", width) if width else None
+    narrow = number("--relative-width", relative_width) if relative_width else None
     table = _measured(built, example, ords, layers, narrow)
     result: Any = table
     if against:
@@ -120,10 +120,12 @@ def _model_and_example(text: str, input: str) -> tuple[Any, Any]:
         raise OpnormError(f"--input {input}: {e}; expected the shape of one input, such as 3,32,32") from e
 
 
-def _measured(model: Any, example: Any, ords: tuple[Any, ...], only: str, width: float | None) -> Any:
+def _measured(
+    model: Any, example: Any, ords: tuple[Any, ...], only: str, relative_width: float | None
+) -> Any:
     from opnorm import measure
 
-    return measure(model, example, ords, only=only, progress=True, width=width)
+    return measure(model, example, ords, only=only, progress=True, relative_width=relative_width)
 
 
 def _network_json(layers: Any, table: Any, bounds: dict[Any, Any]) -> dict[str, Any]:

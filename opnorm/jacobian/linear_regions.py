@@ -33,12 +33,12 @@ SMOOTH = (
 
 
 class Pattern(NamedTuple):
-    """Where each point of a batch is, as to the network's linear regions.
+    """The activation pattern of each point of a batch, which tells linear regions apart.
 
     Attributes:
         units: (B, m) int8: of each unit, how many of its corners lie below its input; for a ReLU 1 where it is on, else 0.
         picks: (B, k): which entries max-pooling picks.
-        smooth: the operations that met the input and are not piecewise linear, by torch's names.
+        smooth: the operations applied to functions of the input that are not piecewise linear, by torch's names.
     """
 
     units: Tensor
@@ -68,15 +68,15 @@ def activations(model: nn.Module, x: Tensor, mode: Mode = "eval") -> Pattern:
         eagerly(),
         model_state_preserved(model, mode),
         torch.enable_grad(),
-        _Watch(len(x)) as seen,
+        _Recorder(len(x)) as recorded,
     ):
-        inputs = x.detach().clone().requires_grad_()  # max-pooling tells its picks to gradients alone
+        inputs = x.detach().clone().requires_grad_()  # max-pooling returns its picks for gradients alone
         model(inputs.clone())
     none = torch.zeros(len(x), 0, dtype=torch.int8, device=x.device)
     return Pattern(
-        torch.cat([none, *seen.units], 1),
-        torch.cat([none.long(), *seen.picks], 1),
-        tuple(sorted(seen.smooth)),
+        torch.cat([none, *recorded.units], 1),
+        torch.cat([none.long(), *recorded.picks], 1),
+        tuple(sorted(recorded.smooth)),
     )
 
 
@@ -102,8 +102,8 @@ def same_region(a: Pattern, b: Pattern) -> Tensor:
     return same & (not a.smooth)
 
 
-class _Watch(TorchDispatchMode):
-    """Sees every operation that the network comes down to."""
+class _Recorder(TorchDispatchMode):
+    """Records the states of units at every operation of a forward pass."""
 
     def __init__(self, points: int) -> None:
         super().__init__()

@@ -6,28 +6,32 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.modes import Mode
-from opnorm.errors import NormError
-from opnorm.jacobian.iteration import (
-    Found,
+from opnorm._core.lanczos import lanczos, upper_factor
+from opnorm._core.linear_map import LinearMap
+from opnorm._core.lp import (
+    Maximizer,
     check_orders,
     conjugate,
     dual,
     lp_norm,
+    per_row,
     power_iteration,
     random_start,
 )
+from opnorm._core.modes import Mode
+from opnorm._core.rounding import unit_roundoff
+from opnorm.errors import NormError
 from opnorm.jacobian.products import (
     Jacobian,
     Matrices,
     check_points,
-    each_row,
     explicit,
     linearized,
+    points_at_once,
     quick_layout,
-    together,
+    rows_of,
 )
-from opnorm.norms.induced import induced
+from opnorm.norms.induced import induced, sign_vectors
 
 __all__ = ["PointNorms", "jacobian_norm"]
 
@@ -35,11 +39,11 @@ SIGNS = 12  # 2^11 sign vectors of the outputs are tried for q = 1
 SIDE = 256  # a Gram matrix of this size is diagonalized at every point
 BYTES = 2**28  # of explicit Jacobians at a time
 HARD = "NP-hard in general: lower by power iteration"
-FAILURE = 1e-9  # probability, a point, that the upper end by Lanczos iteration is too low
+FAILURE_PROBABILITY = 1e-9  # per point, of an upper end by Lanczos iteration that is too low
 
 
 class PointNorms(NamedTuple):
-    """‖J(x_b)‖_{p→q} of every point b, as far as it is known: ``lower <= norm <= upper``.
+    """‖J(x_b)‖_{p→q} of every point b as an interval: ``lower <= norm <= upper``.
 
     The ends hold for the Jacobian in the model's own arithmetic: rounding in float32 is not in them. A model and points in
     float64 give all digits.
@@ -47,9 +51,9 @@ class PointNorms(NamedTuple):
     Attributes:
         lower: (B,) float64: ‖J v‖_q, or a little less.
         upper: (B,) float64; equal to ``lower`` where a closed formula gives the norm.
-        v: (B, *in), ‖v‖_p = 1: what is amplified by ``lower``.
+        v: (B, *in), ‖v‖_p = 1, amplified by ``lower``.
         residual: (B,) float64, ‖JᵀJv - σ²v‖_2 / σ² for p = q = 2: how far v is from a singular vector; NaN otherwise.
-        method: how it was found, in words.
+        method: how it was computed, in words.
     """
 
     lower: Tensor
@@ -64,7 +68,7 @@ def jacobian_norm(
     x: Tensor,
     p: float = 2,
     q: float = 2,
-    layer: str | None = None,
+    *,
     mode: Mode = "eval",
     steps: int = 40,
     restarts: int = 8,
@@ -78,23 +82,19 @@ def jacobian_norm(
       (or a few rows, where the batch is small), of which no more than one is kept.
     - p = q = 2: exact to rounding where outputs or inputs are few, at most 4 ``steps``; otherwise Lanczos iteration, with an
       upper end that is right with probability 1 - 1e-9 a point, and infinite for less than about 14 steps.
-    - q = 1: exact to rounding with up to 12 outputs, by all their signs. Otherwise this, ∞→2 and what else remains is
-      NP-hard in general: from below the power iteration with random restarts, from above the best bound known for the
-      matrix, or norm equivalence with 2→2 where the matrix is too large.
+    - q = 1: exact to rounding with up to 12 outputs, by all their signs. Otherwise this, ∞→2 and all other pairs are NP-hard
+      in general: from below the power iteration with random restarts, from above the best bound known for the matrix, or
+      norm equivalence with 2→2 where the matrix is too large.
 
     Args:
-        model: any network that works on each point of a batch by itself.
+        model: any network that works on each point of a batch by itself; :func:`features` for a hidden layer's output.
         x: (B, *in).
         p: of the input.
         q: of the output.
-        layer: whose output is meant; the model's own when None.
         mode: of the model, see :func:`opnorm.jacobian.linearized`.
         steps: of an iteration.
         restarts: of the power iteration, in NP-hard cells.
         seed: of random starts; each point has its own, whatever batch it is in.
-
-    Returns:
-        Intervals and maximizers, point by point.
 
     Raises:
         NormError: p, q, steps or restarts below 1.
@@ -107,137 +107,128 @@ def jacobian_norm(
     for name, number in (("steps", steps), ("restarts", restarts)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise NormError(f"{name}={number!r}: expected a whole number of at least 1")
-    x = quick_layout(model, x.detach(), layer, mode)
-    with linearized(model, x[:1], layer, mode) as J:
-        outputs, inputs = J.outputs[0].numel(), x[0].numel()
+    x = quick_layout(model, x.detach(), mode)
+    with linearized(model, x[:1], mode=mode) as J:
+        outputs, inputs = J.shape
     most = min(SIDE, 4 * steps) if p == q == 2 else SIDE  # a step costs about four rows
     small = min(outputs, inputs) <= most and outputs * inputs * 8 <= BYTES
-    each = max(1, min(together(x), BYTES // (outputs * inputs * 8))) if small else together(x)
+    at_once = max(1, min(points_at_once(x), BYTES // (outputs * inputs * 8))) if small else points_at_once(x)
 
     def solve(part: Tensor) -> PointNorms:
         if p == 1 or q == math.inf:
-            return (_columns if p == 1 else _rows)(model, part, p, q, layer, mode)
+            return (_columns if p == 1 else _rows)(model, part, p, q, mode)
         if not small:
-            with linearized(model, part, layer, mode) as J:
+            with linearized(model, part, mode=mode) as J:
                 return _by_products(J, part, p, q, steps, restarts, seed)
-        A = explicit(model, part, layer, mode).flatten(2).double()
+        A = explicit(model, part, mode=mode).flatten(2).double()
         if p == q == 2:
             return _singular(A, part)
         if q == 1 and outputs <= SIGNS:
             return _over_signs(A, part, p)
         return _hard(A, part, p, q, steps, restarts, seed)
 
-    parts = [solve(part) for part in x.split(each)]
+    parts = [solve(part) for part in x.split(at_once)]
     lower, upper, v, residual = (torch.cat(tensors) for tensors in list(zip(*parts, strict=True))[:4])
     return PointNorms(lower, upper, v.contiguous(), residual, parts[0].method)
 
 
-def _exact(value: Tensor, v: Tensor, method: str) -> PointNorms:
+def _exact(value: Tensor, v: Tensor, method: str, slack: float = 0.0) -> PointNorms:
     value = value.double()
-    return PointNorms(value, value, v, torch.full_like(value, math.nan), method)
+    none = torch.full_like(value, math.nan)
+    return PointNorms(value * (1 - slack), value * (1 + slack), v, none, method)
+
+
+def _slack(A: Tensor) -> float:
+    """The relative rounding error of a norm of a float64 matrix (B, K, n), with room to spare."""
+    return 16 * sum(A.shape[1:]) * unit_roundoff(torch.float64)
+
+
+def _any_direction(x: Tensor) -> Tensor:
+    """A direction of length 1 in every norm, for points with a Jacobian of zero."""
+    first = torch.zeros_like(x).flatten(1)
+    first[:, 0] = 1
+    return first.view_as(x)
 
 
 # ---------------------------------------------------------------- closed formulas
 
 
-def _columns(model: nn.Module, x: Tensor, p: float, q: float, layer: str | None, mode: Mode) -> PointNorms:
-    """‖J‖_{1→q}: sums, or maxima, over the rows as they come."""
+def _columns(model: nn.Module, x: Tensor, p: float, q: float, mode: Mode) -> PointNorms:
+    """‖J‖_{1→q}: norms of columns, accumulated row by row."""
     total = x.new_zeros(len(x), x[0].numel(), dtype=torch.float64)
-
-    def take(some: Tensor) -> None:
-        nonlocal total
-        size = some.flatten(2).double()
-        some_q = torch.linalg.vector_norm(size, q, 1)
-        total = torch.linalg.vector_norm(torch.stack([total, some_q]), q, 0)
-
-    each_row(model, x, layer, mode, take)
+    for some in rows_of(model, x, mode=mode):
+        total = lp_norm(torch.stack([total, lp_norm(some.flatten(2).double(), q, 1)]), q, 0)
     best, at = total.max(1)
     v = torch.zeros_like(x).flatten(1).scatter(1, at[:, None], 1).view_as(x)
     return _exact(best, v, "exact: largest column norm")
 
 
-def _rows(model: nn.Module, x: Tensor, p: float, q: float, layer: str | None, mode: Mode) -> PointNorms:
+def _rows(model: nn.Module, x: Tensor, p: float, q: float, mode: Mode) -> PointNorms:
     """‖J‖_{p→∞}: the largest row so far is kept."""
-    best = x.new_full((len(x),), -1, dtype=torch.float64)
-    longest = torch.zeros_like(x)
-
-    def take(some: Tensor) -> None:
-        nonlocal best, longest
-        length, at = torch.linalg.vector_norm(some.flatten(2).double(), conjugate(p), 2).max(1)
-        longest = _where(length > best, some[torch.arange(len(x), device=x.device), at], longest)
+    best, longest = x.new_full((len(x),), -1, dtype=torch.float64), torch.zeros_like(x)
+    for some in rows_of(model, x, mode=mode):
+        length, at = lp_norm(some.flatten(2).double(), conjugate(p), 2).max(1)
+        row = some[torch.arange(len(x), device=x.device), at]
+        longest = torch.where(per_row(length > best, x), row, longest)
         best = torch.maximum(best, length)
-
-    each_row(model, x, layer, mode, take)
     return _exact(best, dual(longest, conjugate(p), _any_direction(x)), "exact: largest row norm")
-
-
-def _any_direction(x: Tensor) -> Tensor:
-    """Where J is zero, every direction is as good; this one has length 1 in every norm."""
-    first = torch.zeros_like(x).flatten(1)
-    first[:, 0] = 1
-    return first.view_as(x)
 
 
 # ---------------------------------------------------------------- explicit matrices (B, K, n) in float64
 
 
 def _singular(A: Tensor, x: Tensor) -> PointNorms:
-    wide = A.shape[1] <= A.shape[2]
+    wide, J = A.shape[1] <= A.shape[2], Matrices(A)
     vectors = torch.linalg.eigh(A @ A.mT if wide else A.mT @ A).eigenvectors[:, :, -1]
-    J = Matrices(A)
-    v = dual(J.adjoint(vectors) if wide else vectors, 2, _any_direction(x).flatten(1).double())
-    image = J.apply(v)
-    sigma, slack = lp_norm(image, 2), 8 * sum(A.shape[1:]) * torch.finfo(torch.float64).eps
-    residual = lp_norm(J.adjoint(image) - sigma.square()[:, None] * v, 2) / _safe(sigma.square())
+    v = dual(J.T @ vectors if wide else vectors, 2, _any_direction(x).flatten(1).double())
+    sigma, residual = _measured(J, v)
     method = f"exact up to rounding: diagonalized {vectors.shape[1]} x {vectors.shape[1]}"
-    return PointNorms(sigma * (1 - slack), sigma * (1 + slack), v.view_as(x).to(x.dtype), residual, method)
+    v = v.view_as(x).to(x.dtype)
+    return _exact(sigma, v, method, _slack(A))._replace(residual=residual)
+
+
+def _measured(J: LinearMap, v: Tensor) -> tuple[Tensor, Tensor]:
+    """‖J v‖_2 for unit vectors v, and the relative residual ‖JᵀJv - σ²v‖_2 / σ², both (B,) float64."""
+    image = J @ v
+    sigma = lp_norm(image, 2)
+    unit = torch.where(sigma > 0, sigma, 1)
+    rest = J.T @ (image / per_row(unit, image)) - per_row(sigma, v) * v
+    return sigma.double(), lp_norm(rest, 2).double() / unit.double()
 
 
 def _over_signs(A: Tensor, x: Tensor, p: float) -> PointNorms:
-    """‖J‖_{p→1} = max over s in {-1, 1}^K of ‖Jᵀ s‖_{p*}; s and -s give the same."""
-    count = A.shape[1]
-    bits = torch.arange(2 ** (count - 1), device=A.device)[:, None] >> torch.arange(count, device=A.device)
-    signs = 1 - 2 * (bits & 1).to(A.dtype)
+    """‖J‖_{p→1} = max over s in {-1, 1}^K of ‖Jᵀ s‖_{p*}."""
     best, back = A.new_full((len(A),), -1), A.new_zeros(len(A), A.shape[2])
+    signs = sign_vectors(A.shape[1]).to(A)
     for some in signs.split(64):
         images = some @ A
-        length, at = torch.linalg.vector_norm(images, conjugate(p), 2).max(1)
-        new = images[torch.arange(len(A), device=A.device), at]
-        back = torch.where((length > best)[:, None], new, back)
+        length, at = lp_norm(images, conjugate(p), 2).max(1)
+        row = images[torch.arange(len(A), device=A.device), at]
+        back = torch.where((length > best)[:, None], row, back)
         best = torch.maximum(best, length)
-    v = dual(back, conjugate(p), _any_direction(x).flatten(1).double())
-    slack = 8 * sum(A.shape[1:]) * torch.finfo(torch.float64).eps
-    found = _exact(best, v.view_as(x).to(x.dtype), f"exact up to rounding: all {len(signs):,} sign vectors")
-    return found._replace(lower=best * (1 - slack), upper=best * (1 + slack))
+    v = dual(back, conjugate(p), _any_direction(x).flatten(1).double()).view_as(x).to(x.dtype)
+    return _exact(best, v, f"exact up to rounding: all {len(signs):,} sign vectors", _slack(A))
 
 
 def _hard(A: Tensor, x: Tensor, p: float, q: float, steps: int, restarts: int, seed: int) -> PointNorms:
-    found = _best_of(Matrices(A), x.double(), p, q, steps, restarts, seed, flat=True)
+    starts = [random_start(x.double(), p, seed, restart).flatten(1) for restart in range(restarts)]
+    found = _best_of(Matrices(A), starts, p, q, steps)
     known = [induced(matrix, p, q, restarts=1, seed=seed) for matrix in A]
     upper = torch.stack([norm.upper for norm in known]).to(A.device)
-    lower = torch.minimum(found.value, upper)
     above = known[0].method.rpartition("upper by ")[2]
     method = f"{HARD} with {restarts} restarts, upper by {above}"
-    return _exact(lower, found.v.view_as(x).to(x.dtype), method)._replace(upper=upper)
+    lower, v = torch.minimum(found.value, upper), found.v.view_as(x).to(x.dtype)
+    return _exact(lower, v, method)._replace(upper=upper)
 
 
-def _best_of(
-    J: Matrices | Jacobian, x: Tensor, p: float, q: float, steps: int, restarts: int, seed: int, flat: bool
-) -> Found:
-    best: Found | None = None
-    for restart in range(restarts):
-        start = random_start(x, p, seed, restart)
-        found = power_iteration(J, start.flatten(1) if flat else start, p, q, steps)
-        if best is None:
-            best = found
-        better = found.value > best.value
-        best = Found(*(_where(better, new, old) for new, old in zip(found, best, strict=True)))
-    assert best is not None, "at least one start"
+def _best_of(J: LinearMap, starts: list[Tensor], p: float, q: float, steps: int) -> Maximizer:
+    best = power_iteration(J, starts[0], p, q, steps=steps)
+    for start in starts[1:]:
+        new = power_iteration(J, start, p, q, steps=steps)
+        pairs = zip(new, best, strict=True)
+        better = new.value > best.value
+        best = Maximizer(*(torch.where(per_row(better, a), a, b) for a, b in pairs))
     return best
-
-
-def _where(chosen: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    return torch.where(chosen.view(-1, *(1,) * (new.ndim - 1)), new, old)
 
 
 # ---------------------------------------------------------------- by products alone
@@ -246,45 +237,15 @@ def _where(chosen: Tensor, new: Tensor, old: Tensor) -> Tensor:
 def _by_products(
     J: Jacobian, x: Tensor, p: float, q: float, steps: int, restarts: int, seed: int
 ) -> PointNorms:
-    sigma, v, residual = _lanczos(J, random_start(x, 2, seed), steps)
-    outputs, inputs = J.outputs[0].numel(), x[0].numel()
-    # P(λ_k < (1 - ε) λ_max) <= 1.648 sqrt(n) exp(-sqrt(ε) (2 k - 1)) for Lanczos on JᵀJ from a normal random start
-    epsilon = (math.log(1.648 * math.sqrt(inputs) / FAILURE) / (2 * steps - 1)) ** 2
-    upper = sigma / math.sqrt(1 - epsilon) if epsilon < 1 else torch.full_like(sigma, math.inf)
-    how = f"Lanczos, {steps} steps: upper end right with probability 1 - {FAILURE:g}"
+    outputs, inputs = J.shape
+    v = lanczos(J, random_start(x, 2, seed), steps=steps)
+    sigma, residual = _measured(J, v)
+    factor = upper_factor(inputs, steps, FAILURE_PROBABILITY)
+    upper = sigma * factor if factor < math.inf else torch.full_like(sigma, math.inf)
+    how = f"Lanczos, {steps} steps: upper end right with probability 1 - {FAILURE_PROBABILITY:g}"
     if p == q == 2:
         return PointNorms(sigma, upper, v, residual, how)
-    factor = inputs ** max(0.0, 0.5 - 1 / p) * outputs ** max(0.0, 1 / q - 0.5)
-    found = _best_of(J, x, p, q, steps, restarts, seed, flat=False)
+    equivalence = inputs ** max(0.0, 0.5 - 1 / p) * outputs ** max(0.0, 1 / q - 0.5)
+    found = _best_of(J, [random_start(x, p, seed, restart) for restart in range(restarts)], p, q, steps)
     method = f"{HARD} with {restarts} restarts, upper by norm equivalence with 2→2 ({how})"
-    return _exact(found.value, found.v, method)._replace(upper=upper * factor)
-
-
-def _lanczos(J: Jacobian, v: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """σ (B,), its right vector (B, *in) and the relative residual (B,), by Lanczos on JᵀJ with full reorthogonalization."""
-    basis, images = [v], []
-    scale = torch.zeros(len(v), 1, dtype=v.dtype, device=v.device)
-    for step in range(steps):
-        images.append(J.apply(basis[-1]))
-        if step == steps - 1:
-            break
-        new, known = J.adjoint(images[-1]).flatten(1), torch.stack([b.flatten(1) for b in basis], 1)
-        scale = torch.maximum(scale, lp_norm(new, 2)[:, None])
-        for _ in range(2):  # twice is enough
-            new = new - ((known @ new[:, :, None]).mT @ known).squeeze(1)
-        rounding = 100 * torch.finfo(v.dtype).eps * scale
-        new = torch.where(lp_norm(new, 2)[:, None] > rounding, new, 0)  # else the space is exhausted
-        basis.append(dual(new, 2).view_as(v))
-    U = torch.stack([image.flatten(1) for image in images], 1).double()
-    top = torch.linalg.eigh(U @ U.mT).eigenvectors[:, :, -1].to(v.dtype)
-    v = dual(
-        (top[:, None] @ torch.stack([b.flatten(1) for b in basis], 1)).squeeze(1), 2, v.flatten(1)
-    ).view_as(v)
-    image = J.apply(v)
-    sigma = lp_norm(image, 2).double()
-    left = J.adjoint(image) - sigma.square().to(v.dtype).view(-1, *(1,) * (v.ndim - 1)) * v
-    return sigma, v, lp_norm(left, 2).double() / _safe(sigma.square())
-
-
-def _safe(size: Tensor) -> Tensor:
-    return torch.where(size > 0, size, 1)
+    return _exact(found.value, found.v, method)._replace(upper=upper * equivalence)

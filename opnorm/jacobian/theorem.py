@@ -6,13 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.lp import check_orders, conjugate, dual, lp_norm, power_iteration, random_start
 from opnorm._core.modes import Mode
 from opnorm.errors import NormError
-from opnorm.jacobian.iteration import check_orders, conjugate, dual, lp_norm, power_iteration, random_start
 from opnorm.jacobian.linear_regions import activations, same_region
 from opnorm.jacobian.products import linearized
 
-__all__ = ["Secant", "Steps", "secant_ascent", "theorem_1"]
+__all__ = ["Agreement", "Secant", "secant_ascent", "theorem_1"]
 
 
 class Secant(NamedTuple):
@@ -27,8 +27,8 @@ class Secant(NamedTuple):
     slope: Tensor
 
 
-class Steps(NamedTuple):
-    """How well two iterations agree after steps 1, ..., S, point by point.
+class Agreement(NamedTuple):
+    """How well the two iterations agree after steps 1, ..., S, point by point.
 
     Attributes:
         cosine: (S, B) float64, between the two directions.
@@ -52,44 +52,39 @@ def secant_ascent(
     eps: float,
     p: float = 2,
     q: float = 2,
+    *,
     steps: int = 10,
-    layer: str | None = None,
     mode: Mode = "eval",
 ) -> Iterator[Secant]:
     """ℓp-constrained projected gradient ascent on ‖f(x') - f(x)‖_q over ‖x' - x‖_p <= ε, in the limit of long steps.
 
         x_k = Π(x_{k-1} + α ψ_{p*}(g)),  g = ∇‖f(x_{k-1}) - f(x)‖_q;  for α → ∞:  x_k = x + ε ψ_{p*}(g)
 
-    Pixels are not held in [0, 1]: the theorem knows no box.
+    Pixels are not held in [0, 1]: the theorem has no box. Yields ``steps`` + 1 iterates, the start first.
 
     Args:
         model: any network that works on each point of a batch by itself.
         x: (B, *in); float64, with such a model, where ε is small.
-        v: where to begin, x_0 = x + εv; ‖v‖_p = 1.
+        v: the start, x_0 = x + εv; ‖v‖_p = 1.
         eps: ε, above 0.
         p: of the ball.
         q: of the loss.
         steps: how many.
-        layer: whose output is meant; the model's own when None.
         mode: of the model, see :func:`opnorm.jacobian.linearized`.
 
-    Yields:
-        ``steps`` + 1 iterates, the start first.
-
     Raises:
-        NormError: a setting that makes no sense.
+        NormError: a setting out of its range.
         ModelError: see :func:`opnorm.jacobian.linearized`.
 
     Source: Roth, Kilcher & Hofmann 2020, Eqs. 15 to 18.
     """
-    check_orders(p, q)
-    _check(eps, steps)
-    with linearized(model, x, layer, mode) as J:
+    _check(p, q, eps, steps)
+    with linearized(model, x, mode=mode) as J:
         here = J.outputs.detach()
     for k in range(steps + 1):
-        with linearized(model, x + eps * v, layer, mode) as J:
+        with linearized(model, x + eps * v, mode=mode) as J:
             change = J.outputs.detach() - here
-            back = J.adjoint(dual(change, q)) if k < steps else v
+            back = J.T @ dual(change, q) if k < steps else v
         yield Secant(v, lp_norm(change, q) / eps)
         v = dual(back, conjugate(p), v)
 
@@ -100,54 +95,54 @@ def theorem_1(
     eps: float,
     p: float = 2,
     q: float = 2,
+    *,
     steps: int = 10,
-    layer: str | None = None,
     mode: Mode = "eval",
     seed: int = 0,
-) -> Steps:
+) -> Agreement:
     """Projected gradient ascent and the power method from the same random start, step by step.
 
     Theorem: where the ℓp ball of radius ε around x lies in one linear region of f, both take the same steps, for
-    v_k = (x_k - x) / ε. Where it does not, this tells how far they come apart.
+    v_k = (x_k - x) / ε. Elsewhere the result measures how far they differ.
 
     Args:
         model: see :func:`secant_ascent`.
-        x: (B, *in); float64 where ε is small, or rounding is what they differ by.
+        x: (B, *in); float64 where ε is small, or they differ by rounding.
         eps: ε, above 0.
         p: of the ball and of the input.
         q: of the loss and of the output.
         steps: how many, at least 1.
-        layer: whose output is meant; the model's own when None.
         mode: of the model, see :func:`opnorm.jacobian.linearized`.
         seed: of the start.
 
     Raises:
-        NormError: a setting that makes no sense.
+        NormError: a setting out of its range.
         ModelError: see :func:`opnorm.jacobian.linearized`.
 
     Source: Roth, Kilcher & Hofmann 2020, Theorem 1.
     """
-    check_orders(p, q)
-    _check(eps, steps, least=1)
-    v = random_start(x, p, seed)
-    powers: list[Tensor] = []
-    with linearized(model, x, layer, mode) as J:
+    _check(p, q, eps, steps, least=1)
+    start = random_start(x, p, seed)
+    powers = [start]
+    with linearized(model, x, mode=mode) as J:
         for _ in range(steps):
-            powers.append(power_iteration(J, powers[-1] if powers else v, p, q, 1).v)
-        gain = lp_norm(J.apply(powers[-1]), q)
+            powers.append(power_iteration(J, powers[-1], p, q, steps=1).v)
+        gain = lp_norm(J @ powers[-1], q)
     home = activations(model, x, mode)
     inside = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    ascent: list[Tensor] = []
-    for secant in secant_ascent(model, x, v, eps, p, q, steps, layer, mode):
-        ascent.append(secant.v)
+    cosines, distances = [], []
+    for power, secant in zip(
+        powers, secant_ascent(model, x, start, eps, p, q, steps=steps, mode=mode), strict=True
+    ):
         inside &= same_region(home, activations(model, x + eps * secant.v, mode))
-    pairs = [(a.flatten(1).double(), b.flatten(1).double()) for a, b in zip(ascent[1:], powers, strict=True)]
-    cosine = torch.stack([torch.cosine_similarity(a, b) for a, b in pairs])
-    distance = torch.stack([lp_norm(a - b, p) for a, b in pairs])
-    return Steps(cosine, distance, secant.slope, gain, inside)
+        a, b = secant.v.flatten(1).double(), power.flatten(1).double()
+        cosines.append(torch.cosine_similarity(a, b))
+        distances.append(lp_norm(a - b, p))
+    return Agreement(torch.stack(cosines[1:]), torch.stack(distances[1:]), secant.slope, gain, inside)
 
 
-def _check(eps: float, steps: int, least: int = 0) -> None:
+def _check(p: float, q: float, eps: float, steps: int, least: int = 0) -> None:
+    check_orders(p, q)
     if isinstance(eps, bool) or not 0 < eps < float("inf"):
         raise NormError(f"eps={eps!r}: expected a radius above 0")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < least:

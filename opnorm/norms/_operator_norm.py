@@ -19,8 +19,8 @@ __all__ = [
     "MATRIX_LIMIT",
     "Double",
     "Order",
-    "asked",
     "check_ords",
+    "interval_settings",
     "norm_of",
     "operator_norm",
 ]
@@ -32,7 +32,11 @@ MATRIX_LIMIT = 2**24  # entries of the matrix of a layer that opnorm has no form
 
 
 def operator_norm(
-    layer: nn.Module, ord: Order, in_shape: Sequence[int], width: float | None = None, failure: float = 0.0
+    layer: nn.Module,
+    ord: Order,
+    in_shape: Sequence[int],
+    relative_width: float | None = None,
+    failure_probability: float = 0.0,
 ) -> Norm:
     """The operator norm ‖M‖_{p→q} = max ‖M v‖_q / ‖v‖_p of one layer without its bias, in float64.
 
@@ -41,8 +45,8 @@ def operator_norm(
             its explicit matrix, where that is small enough.
         ord: 1 or ``math.inf`` (exact), 2 (an interval), or a pair ``(p, q)`` of these.
         in_shape: shape of one input, without the batch axis: ``(C, H, W)`` for a Conv2d.
-        width: of an ℓ2 interval, upper / lower - 1, to aim at; 5e-3 when None. See :func:`opnorm.norms.spectral_norm`.
-        failure: probability with which the upper end of an ℓ2 interval may be wrong, for narrow ones of large layers.
+        relative_width: of an ℓ2 interval, upper / lower - 1, to aim at; 5e-3 when None.
+        failure_probability: with which the upper end of an ℓ2 interval may be wrong, for narrow ones of large layers.
 
     Returns:
         ``Norm(lower, upper, method)``.
@@ -62,16 +66,17 @@ def operator_norm(
     """
     check_ords([ord])
     check_weights(layer)
-    return norm_of(layer, ord, tuple(in_shape), Double(layer), asked(width, failure))
-
-
-def asked(width: float | None, failure: float) -> dict[str, Any]:
-    """What is asked of ℓ2 intervals beyond their defaults; a user's own norm need not know of it."""
-    return (
-        {}
-        if width is None and not failure
-        else {"width": 5e-3 if width is None else width, "failure": failure}
+    return norm_of(
+        layer, ord, tuple(in_shape), Double(layer), interval_settings(relative_width, failure_probability)
     )
+
+
+def interval_settings(relative_width: float | None, failure_probability: float) -> dict[str, float]:
+    """Settings of ℓ2 intervals other than the defaults; empty by default, for a user's own norms may take none."""
+    if relative_width is None and not failure_probability:
+        return {}
+    width = 5e-3 if relative_width is None else relative_width
+    return {"relative_width": width, "failure_probability": failure_probability}
 
 
 def check_ords(ords: Sequence[Order]) -> None:

@@ -2,7 +2,7 @@ r"""Induced norms ‖A‖_{p→q} = max ‖Av‖_q / ‖v‖_p for any p, q in [
 
 Exact: 1→q is the largest column ℓq norm, p→∞ the largest row ℓ_{p*} norm (1/p + 1/p* = 1), 2→2 the largest singular
 value, and ∞→q a maximum over the 2^n sign vectors for small n (p→1 likewise by duality, ‖A‖_{p→q} = ‖Aᵀ‖_{q*→p*}). The
-others are NP-hard in general. From below, the power iteration of Roth et al.: every ‖Av‖_q / ‖v‖_p that it sees is a lower
+others are NP-hard in general. From below, the power iteration of Roth et al.: each of its ‖Av‖_q / ‖v‖_p is a lower
 bound. From above, the best of
 
 - ‖(‖a_j‖_q)_j‖_{p*} over the columns a_j, and ‖(‖r_i‖_{p*})_i‖_q over the rows r_i (triangle, Hölder);
@@ -24,17 +24,20 @@ from torch import Tensor, nn
 from opnorm._core.convolution import conv_geometry, transpose_geometry
 from opnorm._core.layers import Shape, in_float64, overrides, unwrap
 from opnorm._core.linear_map import LinearMap, linear_map
+from opnorm._core.lp import check_orders, conjugate, dual, lp_norm, per_row, power_iteration
+from opnorm._core.rounding import unit_roundoff
 from opnorm.errors import NormError
 from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.norms.exact.kernel_sums import Plan, conv_plan, linear_plan, pq_norm
 from opnorm.norms.spectral.interval import Norm, spectral_norm
 
-__all__ = ["induced", "induced_norm", "induced_power_iteration"]
+__all__ = ["induced", "induced_norm", "sign_vectors"]
 
 SIGNS = 16  # ∞→q is enumerated for up to so many inputs
 DENSE = 2**22  # entries of the largest matrix that is made explicit
 SHORT = 2048  # and its shorter side
 GRID = 33
+ITERATIONS = 99  # of the power iteration, at most
 
 
 class _Ends(NamedTuple):
@@ -65,7 +68,7 @@ def induced(matrix: Tensor, p: float, q: float, restarts: int = 16, seed: int = 
 
     Source: Roth, Kilcher & Hofmann 2020, Table 1, Eqs. (11) and (12).
     """
-    _check(p, q)
+    check_orders(p, q)
     if matrix.ndim != 2 or not matrix.is_floating_point():
         raise NormError(
             f"expected a matrix of floating point numbers, got {matrix.dtype} of shape {tuple(matrix.shape)}"
@@ -82,9 +85,9 @@ def induced(matrix: Tensor, p: float, q: float, restarts: int = 16, seed: int = 
 
 def _of_matrix(A: Tensor, p: float, q: float, restarts: int, seed: int) -> Norm:
     m, n = A.shape
-    columns = functools.cache(lambda q: float(_norm(A, q, 0).max()))
-    rows = functools.cache(lambda p: float(_norm(A, _dual(p), 1).max()))
-    slack = 8 * (m + n + 16) * torch.finfo(torch.float64).eps
+    columns = functools.cache(lambda q: float(lp_norm(A, q, 0).max()))
+    rows = functools.cache(lambda p: float(lp_norm(A, conjugate(p)).max()))
+    slack = 16 * (m + n + 16) * unit_roundoff(torch.float64)
     if p == 1 or n == 1:
         return Norm.of(columns(q), columns(q), "exact: largest column norm")
     if q == math.inf or m == 1:
@@ -97,14 +100,16 @@ def _of_matrix(A: Tensor, p: float, q: float, restarts: int, seed: int) -> Norm:
     if p == math.inf and n <= SIGNS:
         return _both(_over_signs(A, q), slack, f"exact up to rounding: all {2**n:,} sign vectors")
     if q == 1 and m <= SIGNS:
-        return _both(_over_signs(A.T, _dual(p)), slack, f"exact up to rounding: all {2**m:,} sign vectors")
+        return _both(
+            _over_signs(A.T, conjugate(p)), slack, f"exact up to rounding: all {2**m:,} sign vectors"
+        )
     linear = LinearMap(lambda v: v @ A.T, lambda u: u @ A, (n,), (m,), A.device)
     _, singular_values, Vh = torch.linalg.svd(A, full_matrices=False)
     starts = _starts(A, Vh, p, restarts)
-    lower = induced_power_iteration(linear, p, q, restarts, seed=seed, starts=starts)
+    lower = _from_below(linear, p, q, restarts, seed, starts)
     bounds = {
-        "column norms": float(_norm(_norm(A, q, 0), _dual(p), 0)),
-        "row norms": float(_norm(_norm(A, _dual(p), 1), q, 0)),
+        "column norms": float(lp_norm(lp_norm(A, q, 0), conjugate(p), 0)),
+        "row norms": float(lp_norm(lp_norm(A, conjugate(p)), q, 0)),
         **_interpolated(_Ends(n, m, columns, rows, float(singular_values[0])), p, q),
     }
     if (p, q) == (math.inf, 2):
@@ -142,7 +147,7 @@ def induced_norm(
     Raises:
         NormError: p or q below 1, or a layer that is not affine.
     """
-    _check(p, q)
+    check_orders(p, q)
     if isinstance(layer, LinearMap):
         return _of_map(layer, None, p, q, restarts, seed)
     layer, in_shape = unwrap(layer), tuple(in_shape)
@@ -158,7 +163,7 @@ def induced_norm(
             value = pq_norm(weight, plan, q)
             return Norm.of(value, value, "exact: largest column norm")
         if q == math.inf and (plan := _single_plan(double, in_shape, 1)):
-            value = pq_norm(weight, plan, _dual(p))
+            value = pq_norm(weight, plan, conjugate(p))
             return Norm.of(value, value, "exact: largest row norm")
     return _of_map(linear_map(layer, in_shape), double, p, q, restarts, seed)
 
@@ -167,8 +172,8 @@ def _of_map(linear: LinearMap, layer: nn.Module | None, p: float, q: float, rest
     n, m = math.prod(linear.in_shape), math.prod(linear.out_shape)
     if n * m <= DENSE and min(n, m) <= SHORT:
         return induced(linear.to_dense(), p, q, restarts, seed)
-    lower = induced_power_iteration(linear, p, q, restarts, seed=seed)
-    slack = 8 * (m + n + 16) * torch.finfo(torch.float64).eps
+    lower = _from_below(linear, p, q, restarts, seed)
+    slack = 16 * (m + n + 16) * unit_roundoff(torch.float64)
     bounds = {}
     if layer is not None:
         with contextlib.suppress(NormError):  # without exact ℓ1 and ℓ∞ norms there is no upper bound
@@ -188,7 +193,7 @@ def _layer_ends(layer: nn.Module, linear: LinearMap) -> _Ends:
             return float(pq_norm(weight, by_column, q)) if by_column else one  # ‖y‖_q <= ‖y‖_1
 
         def rows(p: float) -> float:
-            return float(pq_norm(weight, by_row, _dual(p))) if by_row else infinity  # ‖x‖_∞ <= ‖x‖_p
+            return float(pq_norm(weight, by_row, conjugate(p))) if by_row else infinity  # ‖x‖_∞ <= ‖x‖_p
 
         sigma = min(sigma, math.sqrt(one * infinity))
     n, m = math.prod(shape), math.prod(linear.out_shape)
@@ -215,81 +220,37 @@ def _single_plan(layer: nn.Module, in_shape: Shape, side: int) -> Plan | None:
 
 
 @torch.no_grad()
-def induced_power_iteration(
-    linear: LinearMap,
-    p: float,
-    q: float,
-    restarts: int = 8,
-    iterations: int = 100,
-    seed: int = 0,
-    starts: Tensor | None = None,
+def _from_below(
+    linear: LinearMap, p: float, q: float, restarts: int, seed: int, starts: Tensor | None = None
 ) -> float:
-    """The largest ‖Mv‖_q / ‖v‖_p that the power iteration meets, a lower bound but for rounding.
-
-    u = ψ_q(M v), v = ψ_{p*}(Mᵀ u), with ψ_r(x) = sign(x) |x|^{r-1} and, for r = ∞, the sign at the largest entry: the
-    value never falls.
-
-    Args:
-        linear: the map, in float64.
-        p: of the input.
-        q: of the output.
-        restarts: random starts, run as one batch.
-        iterations: at most so many.
-        seed: of the starts.
-        starts: more starts, (S, *in_shape).
-
-    Source: Roth et al. 2020, Eqs. (11) and (12), α → ∞; Boyd 1974.
-    """
+    """The largest ‖Mv‖_q / ‖v‖_p of the power iteration from random starts, and from others (S, *in_shape)."""
     generator = torch.Generator().manual_seed(seed)
     v = torch.randn(restarts, *linear.in_shape, generator=generator, dtype=torch.float64).to(linear.device)
     v = torch.cat([v.sign(), v] if p == math.inf else [v, v.sign()])[: max(1, restarts)]
-    if starts is not None:
-        v = torch.cat([v, starts])
-    best = v.new_zeros(len(v))
-    for _ in range(iterations):
-        size = _norm(v.flatten(1), p, 1)
-        v = v / torch.where(size > 0, size, 1).view(-1, *(1,) * (v.ndim - 1))
-        u = linear @ v
-        values = _norm(u.flatten(1), q, 1) / _norm(v.flatten(1), p, 1).clamp(min=1e-300)
-        grown = values > best * (1 + 1e-9)
-        best = torch.maximum(best, values)
-        if not bool(grown.any()):
-            break
-        u = _dual_vector(u.flatten(1), q).view_as(u)
-        back = linear.T @ u
-        v = _dual_vector(back.flatten(1), _dual(p)).view_as(back)
-    return float(best.max())
-
-
-def _dual_vector(x: Tensor, r: float) -> Tensor:
-    """ψ_r(x) for each row of x: the direction y of the dual ball with <x, y> = ‖x‖_r."""
-    largest = x.abs().amax(1, keepdim=True)
-    if r == math.inf:
-        at = torch.zeros_like(x)
-        index = x.abs().argmax(1, keepdim=True)
-        return at.scatter_(1, index, torch.where(x.gather(1, index) < 0, -1.0, 1.0).to(x.dtype))
-    if r == 1:
-        return torch.where(x < 0, -1.0, 1.0).to(x.dtype)  # any sign will do at 0; this one is a vertex
-    return x.sign() * (x.abs() / torch.where(largest > 0, largest, 1)) ** (r - 1)
+    v = v if starts is None else torch.cat([v, starts])
+    v = v / per_row(lp_norm(v, p).clamp(min=1e-300), v)
+    found = power_iteration(linear, v, p, q, steps=ITERATIONS, tolerance=1e-9)
+    return float((found.value / lp_norm(found.v, p).clamp(min=1e-300)).max())
 
 
 def _starts(A: Tensor, Vh: Tensor, p: float, count: int) -> Tensor:
-    """Where simple bounds are reached: at long columns, at the duals of long rows, at the first singular vectors."""
+    """Maximizers of simple lower bounds: long columns, the duals of long rows, the first right singular vectors."""
     count = min(count, *A.shape)
-    unit = torch.eye(A.shape[1], dtype=A.dtype, device=A.device)[_norm(A, 2, 0).topk(count).indices]
-    by_row = _dual_vector(A[_norm(A, _dual(p), 1).topk(count).indices], _dual(p))
+    unit = torch.eye(A.shape[1], dtype=A.dtype, device=A.device)[lp_norm(A, 2, 0).topk(count).indices]
+    by_row = dual(A[lp_norm(A, conjugate(p)).topk(count).indices], conjugate(p))
     return torch.cat([unit, by_row, Vh[:count]])
+
+
+def sign_vectors(n: int) -> Tensor:
+    """The vectors of {-1, 1}^n, one of each pair ±s, (2^(n-1), n) float64."""
+    bits = torch.arange(2 ** (n - 1))[:, None] >> torch.arange(n)
+    return 1.0 - 2.0 * (bits & 1).double()
 
 
 def _over_signs(A: Tensor, q: float) -> float:
     """The largest ‖A s‖_q over s in {-1, 1}^n: a convex function is largest at a corner of the cube."""
-    n = A.shape[1]
-    bits = torch.arange(2 ** (n - 1), device=A.device)[:, None] >> torch.arange(n, device=A.device)
-    best = 0.0
-    for part in bits.split(4096):
-        signs = 1.0 - 2.0 * (part & 1).to(A.dtype)
-        best = max(best, float(_norm(signs @ A.T, q, 1).max()))
-    return best
+    parts = sign_vectors(A.shape[1]).to(A).split(4096)
+    return max(float(lp_norm(signs @ A.T, q).max()) for signs in parts)
 
 
 # ---------------------------------------------------------------- from above
@@ -352,28 +313,5 @@ def _both(value: float, slack: float, method: str) -> Norm:
     return Norm.of(value * (1 - slack), value * (1 + slack), method)
 
 
-# ---------------------------------------------------------------- exponents
-
-
-def _check(p: float, q: float) -> None:
-    for name, r in (("p", p), ("q", q)):
-        if isinstance(r, bool) or not isinstance(r, int | float) or not r >= 1:
-            raise NormError(f"{name}={r!r}: expected a number of at least 1, or math.inf")
-
-
-def _dual(p: float) -> float:
-    """p*, with 1/p + 1/p* = 1."""
-    return math.inf if p == 1 else 1.0 if p == math.inf else p / (p - 1)
-
-
 def _inverse(u: float) -> float:
     return 1 / u if u > 0 else math.inf
-
-
-def _norm(x: Tensor, r: float, axis: int) -> Tensor:
-    """ℓr norms along an axis, scaled so that no power over- or underflows."""
-    if r in (1, 2, math.inf):
-        return torch.linalg.vector_norm(x, r, axis)
-    largest = x.abs().amax(axis, keepdim=True)
-    scaled = torch.linalg.vector_norm(x / torch.where(largest > 0, largest, 1), r, axis)
-    return scaled * largest.squeeze(axis)

@@ -17,10 +17,10 @@ from torch.nn.parameter import is_lazy
 from opnorm._core.layers import WEIGHTED, Shape, check_weights, unwrap
 from opnorm.errors import NormError
 from opnorm.norms import display as show
-from opnorm.norms._operator_norm import Double, Order, asked, check_ords, norm_of
+from opnorm.norms._operator_norm import Double, Order, check_ords, interval_settings, norm_of
 from opnorm.norms.network.trace import Example, LayerCall, first_line, layers, trace
 from opnorm.norms.nonlinear import is_nonlinear, lipschitz
-from opnorm.norms.spectral.interval import Norm, check_width
+from opnorm.norms.spectral.interval import Norm, check_interval
 
 __all__ = ["LayerNorms", "NormTable", "Product", "layer_norms", "measure"]
 
@@ -296,8 +296,8 @@ def measure(
     *,
     only: str = "*",
     progress: bool = False,
-    width: float | None = None,
-    failure: float = 0.0,
+    relative_width: float | None = None,
+    failure_probability: float = 0.0,
 ) -> NormTable:
     """The operator norms of every layer that a forward pass calls, as they are in eval mode.
 
@@ -311,11 +311,11 @@ def measure(
         ords: which norms: 1 and ``math.inf`` exact, 2 as an interval, pairs (p, q).
         only: leave out all layers but those whose name or class matches a pattern, as :meth:`NormTable.select`.
         progress: show a bar with the time left on standard error, if that is a terminal.
-        width: of ℓ2 intervals, upper / lower - 1, to aim at; 5e-3 when None. See :func:`opnorm.norms.spectral_norm`.
-        failure: probability with which the upper end of each may be wrong, for narrow intervals of large layers.
+        relative_width: of ℓ2 intervals, upper / lower - 1, to aim at; 5e-3 when None.
+        failure_probability: with which the upper end of each may be wrong, for narrow intervals of large layers.
 
     Raises:
-        NormError: an order that is not known, a pattern that no layer matches, or a width that makes no sense.
+        NormError: an order that is not known, a pattern that no layer matches, or a setting out of its range.
         OpnormError: the model does not take the example.
 
     Example:
@@ -328,8 +328,8 @@ def measure(
         {1: 1.0}
     """
     check_ords(ords)
-    wanted = asked(width, failure)
-    check_width(**wanted)
+    wanted = interval_settings(relative_width, failure_probability)
+    check_interval(**wanted)
     model = unwrap(model)
     calls = every = trace(model, example)
     if only != "*":

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.convolution import ConvGeometry, conv_geometry, transpose_geometry
+from opnorm._core.frequencies import half_grid
 from opnorm._core.layers import WEIGHTED, Shape, check_weights, is_standard
 from opnorm._core.settings import check_count, check_number
 from opnorm.errors import NormError
@@ -176,13 +177,9 @@ def _transform(geometry: ConvGeometry, places: Shape, like: Tensor) -> _Transfor
     _, same, counts = np.unique(cells, axis=1, return_inverse=True, return_counts=True)
     sharing = counts[same.ravel()]  # taps that coincide on the circle
 
-    omega = np.indices(size).reshape(len(size), -1)
-    mirrored = np.ravel_multi_index(tuple((-omega.T % size).T), size)
-    half = np.arange(math.prod(size)) <= mirrored
-    twice = np.where(np.arange(math.prod(size)) < mirrored, 2.0, 1.0)[half]
-    angles = 2 * math.pi * (omega[:, half].T / np.array(size)) @ place
-    waves = np.exp(1j * angles)[:, None] * (np.arange(phases.max() + 1)[:, None] == phases)
-    back = waves * (twice[:, None, None] / math.prod(size) / sharing)
+    omega, times = half_grid(size)
+    waves = np.exp(1j * (omega @ place))[:, None] * (np.arange(phases.max() + 1)[:, None] == phases)
+    back = waves * (times[:, None, None] / math.prod(size) / sharing)
     if math.prod(size) == 1:
         waves, back = waves.real, back.real
     dtype = torch.promote_types(like.dtype, torch.float32)

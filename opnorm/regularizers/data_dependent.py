@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.layers import check_initialized
+from opnorm._core.lp import conjugate, dual, lp_norm, power_iteration, random_start
 from opnorm._core.settings import check_choice, check_count, check_number
 from opnorm.errors import ModelError
-from opnorm.jacobian import Jacobian, Matrices, dual, linearized, lp_norm, power_iteration, random_start
-from opnorm.jacobian.iteration import conjugate
+from opnorm.jacobian import Jacobian, Matrices, linearized
 from opnorm.regularizers.batch_statistics import point_by_point
 from opnorm.regularizers.hooks import Hooks, Regularizer
 from opnorm.spec import factory
@@ -107,7 +107,7 @@ def _regularizer(
                 if eps:
                     slope = lp_norm(f(x.detach() + eps * v) - J.outputs, 2) / eps
                 else:
-                    slope = (J.adjoint(u, differentiable=True) * v).flatten(1).sum(1)
+                    slope = (J.vjp(u, create_graph=True) * v).flatten(1).sum(1)
             return lam / power * slope.pow(power).mean()
 
         return Hooks(penalty=penalty)
@@ -128,13 +128,13 @@ def _maximizer(
     logits = J.outputs.detach()
     if logits.shape[1] <= 2 * steps:
         basis = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)
-        A = torch.stack([J.adjoint(e.expand_as(logits)).flatten(1) for e in basis], 1)
+        A = torch.stack([(J.T @ e.expand_as(logits)).flatten(1) for e in basis], 1)
         with torch.no_grad():
             u, found = _of_matrices(A, v.flatten(1), p, q)
             return _Pair(u, found.view_as(v))
     for _ in range(steps):
         u = dual(_difference(f, J.inputs.detach(), v, logits), q)
-        v = dual(J.adjoint(u), conjugate(p), v)
+        v = dual(J.T @ u, conjugate(p), v)
     return _Pair(u, v)
 
 
@@ -151,15 +151,15 @@ def _of_matrices(A: Tensor, v: Tensor, p: float, q: float) -> _Pair:
     if p == q == 2:
         gram = (A @ A.mT).double().nan_to_num(0, 0, 0)  # a diverged network's NaN are in the loss anyway
         u = torch.linalg.eigh(gram).eigenvectors[:, :, -1].to(A.dtype)
-        side = torch.where((u * J.apply(v)).sum(1) < 0, -1.0, 1.0).to(A.dtype)
+        side = torch.where((u * (J @ v)).sum(1) < 0, -1.0, 1.0).to(A.dtype)
         u = u * side[:, None]
-        return _Pair(u, dual(J.adjoint(u), 2, v))
+        return _Pair(u, dual(J.T @ u, 2, v))
     if p == 1:
-        at = torch.linalg.vector_norm(A, q, 1).argmax(1)
+        at = lp_norm(A, q, 1).argmax(1)
         return _Pair(dual(A[each, :, at], q), torch.zeros_like(v).scatter(1, at[:, None], 1))
     if q == math.inf:
-        at = torch.linalg.vector_norm(A, conjugate(p), 2).argmax(1)
+        at = lp_norm(A, conjugate(p), 2).argmax(1)
         u = A.new_zeros(A.shape[:2]).scatter(1, at[:, None], 1)
         return _Pair(u, dual(A[each, at], conjugate(p), v))
-    found = power_iteration(J, v, p, q, EXPLICIT_STEPS)
+    found = power_iteration(J, v, p, q, steps=EXPLICIT_STEPS)
     return _Pair(found.u, found.v)

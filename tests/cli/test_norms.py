@@ -175,11 +175,11 @@ def test_help_teaches(main):
 
 
 def test_intervals_are_as_narrow_as_asked_for(main):
-    status, out, _ = main("norms", SMALL, "--ord", "2", "--width", "1e-5", "--json")
+    status, out, _ = main("norms", SMALL, "--ord", "2", "--relative-width", "1e-5", "--json")
     ends = [row["norms"]["2"] for row in json.loads(out)["layers"] if row["kind"] in ("Conv2d", "Linear")]
     assert (status, len(ends)) == (0, 3)
     for norm in ends:
         assert norm["lower"] <= norm["upper"] <= norm["lower"] * (1 + 1e-5)
-    status, _, error = main("norms", SMALL, "--width", "0")
+    status, _, error = main("norms", SMALL, "--relative-width", "0")
     assert status == 2
-    assert "width=0, failure=0.0: expected a width above 0" in error
+    assert "relative_width=0" in error

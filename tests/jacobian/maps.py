@@ -1,8 +1,12 @@
 """Networks and points that Jacobians are looked at on, with the Jacobian computed in another way."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from opnorm._core.lp import conjugate
 
 INF = float("inf")
 CELLS = [(p, q) for p in (1, 2, INF) for q in (1, 2, INF)]
@@ -61,3 +65,22 @@ def truth(model, x, layer=None):
     handle.remove()
     model.train(before)
     return found
+
+
+def gauss(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def brute(A, p, q):
+    """‖A‖_{p→q}: columns, singular values, rows, or all sign vectors of either side."""
+    if p == 1:
+        return torch.linalg.vector_norm(A, q, 0).max()
+    if q == INF:
+        return torch.linalg.vector_norm(A, conjugate(p), 1).max()
+    if p == q == 2:
+        return torch.linalg.svdvals(A)[0]
+    if q == 1:
+        A, p, q = A.T, INF, conjugate(p)
+    assert p == INF
+    signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=A.shape[1]))).to(A.dtype)
+    return torch.linalg.vector_norm(signs @ A.T, q, 1).max()

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from opnorm._core.linear_map import LinearMap
 from opnorm.errors import ModelError, NormError
-from opnorm.jacobian import Matrices, Products, explicit, linearized
+from opnorm.jacobian import Matrices, explicit, features, linearized
 from tests.jacobian.maps import Residual, nets, points, truth
 
 NETS = nets()
@@ -21,11 +22,11 @@ def test_products_are_those_of_the_matrix(name, dtype):
     u = torch.randn(5, 4, generator=generator).to(dtype)
     tol = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-13}
     with linearized(model, x) as J:
-        assert isinstance(J, Products)
+        assert isinstance(J, LinearMap)
         for _ in range(2):
-            assert torch.allclose(J.apply(v), Matrices(A).apply(v.flatten(1)), **tol)
-            assert torch.allclose(J.adjoint(u).flatten(1), Matrices(A).adjoint(u), **tol)
-        assert J.apply(v).dtype == dtype
+            assert torch.allclose(J @ v, Matrices(A) @ v.flatten(1), **tol)
+            assert torch.allclose((J.T @ u).flatten(1), Matrices(A).T @ u, **tol)
+        assert (J @ v).dtype == dtype
     assert model.training
 
 
@@ -43,10 +44,10 @@ def test_hidden_layers_by_name(layer):
     """bn is followed by a ReLU that works in place: its own output is meant all the same."""
     model, x = nets()["residual"].double(), points(2)
     A = truth(model, x, layer)
-    assert torch.allclose(explicit(model, x, layer).flatten(2), A, rtol=1e-12, atol=1e-14)
+    assert torch.allclose(explicit(features(model, x, layer), x).flatten(2), A, rtol=1e-12, atol=1e-14)
     v = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).double()
-    with linearized(model, x, layer) as J:
-        assert torch.allclose(J.apply(v).flatten(1), Matrices(A).apply(v.flatten(1)), rtol=1e-12, atol=1e-13)
+    with linearized(features(model, x, layer), x) as J:
+        assert torch.allclose((J @ v).flatten(1), Matrices(A) @ v.flatten(1), rtol=1e-12, atol=1e-13)
 
 
 def test_the_limit_counts_bytes_and_says_what_fits():
@@ -66,8 +67,8 @@ def test_a_constant_output_has_jacobian_zero():
 
     x = points(2)
     with linearized(Constant(), x) as J:
-        assert torch.equal(J.apply(x), torch.zeros(2, 3).double())
-        assert torch.equal(J.adjoint(torch.ones(2, 3).double()), torch.zeros_like(x))
+        assert torch.equal(J @ x, torch.zeros(2, 3).double())
+        assert torch.equal(J.T @ torch.ones(2, 3).double(), torch.zeros_like(x))
 
 
 def test_the_caller_may_have_switched_gradients_off_and_autocast_on():
@@ -88,8 +89,8 @@ def test_nothing_about_the_model_changes():
     model.stem.weight.grad = torch.ones_like(model.stem.weight)
     state, rng = {k: t.clone() for k, t in model.state_dict().items()}, torch.get_rng_state()
     with linearized(model, x) as J:
-        J.apply(x)
-        J.adjoint(torch.ones_like(J.outputs))
+        J @ x
+        J.T @ torch.ones_like(J.outputs)
     assert model.training
     assert not model.bn.training
     assert model.stem.weight.requires_grad
@@ -105,8 +106,8 @@ def test_nothing_about_the_model_changes():
 def test_dropout_keeps_its_units_in_train_mode():
     model, x = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(36, 3)).double(), points(2)
     with linearized(model, x, mode="train") as J:
-        A = torch.stack([J.adjoint(e.expand(2, 3)).flatten(1) for e in torch.eye(3).double()], 1)
-        assert torch.allclose(J.apply(x), Matrices(A).apply(x.flatten(1)), rtol=1e-12)
+        A = torch.stack([(J.T @ e.expand(2, 3)).flatten(1) for e in torch.eye(3).double()], 1)
+        assert torch.allclose(J @ x, Matrices(A) @ x.flatten(1), rtol=1e-12)
         assert (A[0, 0] == 0).any()
     assert torch.allclose(explicit(model, x, mode="train").flatten(2), A, rtol=1e-12)
 
@@ -155,14 +156,14 @@ def test_outputs_without_a_jacobian(f, message):
 def test_layers_that_are_not_there():
     model, x = nets()["residual"], points(2, torch.float32)
     with pytest.raises(ModelError, match="Residual has no layer 'feature'; did you mean 'features'"):
-        explicit(model, x, "feature")
+        explicit(features(model, x, "feature"), x)
     model.spare = nn.Linear(2, 2)
     with pytest.raises(ModelError, match="layer 'spare' is called 0 times in a forward pass; expected once"):
-        explicit(model, x, "spare")
+        explicit(features(model, x, "spare"), x)
     twice = Returns(lambda z: z)
     twice.f = twice.inner
     with pytest.raises(ModelError, match="layer 'inner' is called 2 times"):
-        explicit(twice, torch.rand(2, 36), "inner")
+        explicit(features(twice, torch.rand(2, 36), "inner"), torch.rand(2, 36))
 
 
 def test_points_and_vectors_that_do_not_fit():
@@ -171,7 +172,7 @@ def test_points_and_vectors_that_do_not_fit():
         with pytest.raises(NormError, match="expected floating point"):
             explicit(model, wrong)
     with linearized(model, x) as J:
-        with pytest.raises(NormError, match=r"u has shape \(2, 5\); expected \(2, 4\)"):
-            J.adjoint(torch.zeros(2, 5).double())
-        with pytest.raises(NormError, match=r"v has shape \(1, 1, 6, 6\); expected \(2, 1, 6, 6\)"):
-            J.apply(x[:1])
+        with pytest.raises(NormError, match=r"vectors of shape \(2, 5\); expected \(2, 4\)"):
+            J.T @ torch.zeros(2, 5).double()
+        with pytest.raises(NormError, match=r"vectors of shape \(1, 1, 6, 6\); expected \(2, 1, 6, 6\)"):
+            J @ x[:1]

@@ -679,19 +679,21 @@ def test_width_and_failure_reach_the_intervals():
     torch.manual_seed(0)
     layer, shape = nn.Conv2d(3, 3, 3, padding=1), (3, 20, 20)
     wide, narrow = (
-        opnorm.operator_norm(layer, 2, shape, width=0.3),
-        opnorm.operator_norm(layer, 2, shape, width=1e-7),
+        opnorm.operator_norm(layer, 2, shape, relative_width=0.3),
+        opnorm.operator_norm(layer, 2, shape, relative_width=1e-7),
     )
-    assert 5e-3 < wide.width <= 0.3
-    assert narrow.width <= 1e-7
+    assert 5e-3 < wide.relative_width <= 0.3
+    assert narrow.relative_width <= 1e-7
     assert float(wide.lower) <= float(narrow.upper)
     assert float(narrow.lower) <= float(wide.upper)
-    chance = opnorm.operator_norm(nn.Conv2d(6, 6, 3, padding=1), 2, (6, 40, 40), width=3e-4, failure=1e-9)
+    chance = opnorm.operator_norm(
+        nn.Conv2d(6, 6, 3, padding=1), 2, (6, 40, 40), relative_width=3e-4, failure_probability=1e-9
+    )
     assert "probability 1 - 1e-09" in chance.method
-    table = opnorm.measure(nn.Sequential(layer), torch.zeros(1, *shape), (2,), width=1e-7)
+    table = opnorm.measure(nn.Sequential(layer), torch.zeros(1, *shape), (2,), relative_width=1e-7)
     assert table.rows[0].norms[2] == narrow
-    for bad in ({"width": 0.0}, {"failure": 1.0}, {"width": math.nan}):
-        with pytest.raises(NormError, match="expected a width above 0 and a probability"):
+    for bad in ({"relative_width": 0.0}, {"failure_probability": 1.0}, {"relative_width": math.nan}):
+        with pytest.raises(NormError, match="expected a (number above 0|probability)"):
             opnorm.operator_norm(layer, 2, shape, **bad)
-        with pytest.raises(NormError, match="expected a width above 0 and a probability"):
+        with pytest.raises(NormError, match="expected a (number above 0|probability)"):
             opnorm.measure(nn.Sequential(layer), torch.zeros(1, *shape), (2,), **bad)

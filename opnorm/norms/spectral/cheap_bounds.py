@@ -1,4 +1,4 @@
-"""The field's bounds of a layer's ℓ2 norm, by name: for comparison, and where microseconds count."""
+"""Bounds of a layer's ℓ2 norm from the literature, by name: for comparison, and where microseconds count."""
 
 import math
 from collections.abc import Callable
@@ -7,19 +7,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.frequencies import half_grid
 from opnorm._core.layers import Shape
 from opnorm._core.linear_map import linear_map
+from opnorm._core.rounding import PRODUCT, unit_roundoff
 from opnorm.errors import NormError
 from opnorm.norms.exact.kernel_sums import conv_l2_bound
-from opnorm.norms.spectral.frequency_response import Taps, gram
-from opnorm.norms.spectral.interval import ROUNDING, Norm, schur, spectral_norm, symbol_of
-from opnorm.norms.spectral.upper_bound import half_grid
+from opnorm.norms.spectral.frequency_response import Polyphase, gram
+from opnorm.norms.spectral.interval import Norm, polyphase_of, spectral_norm, sqrt_of_l1_linf
 
 __all__ = ["BOUNDS", "bound", "sgl_norm", "vs_norm"]
 
 
 def vs_norm(layer: nn.Module, in_shape: Shape, iterations: int = 100, seed: int = 0) -> float:
-    """What power iteration through autograd on the layer itself has reached, in the layer's own precision.
+    """The value of power iteration through autograd on the layer itself, in the layer's own precision.
 
     v ← ∇_v ‖layer(v) - layer(0)‖² / 2, normalized: the value is ‖M v‖_2 / ‖v‖_2 for the last v, never above the norm but for
     rounding, and often below.
@@ -66,7 +67,7 @@ def sgl_norm(weight: Tensor, input_size: Shape) -> float:
     return float(torch.linalg.svdvals(K.permute(*axes, 0, 1))[..., 0].max())
 
 
-# ---------------------------------------------------------------- what each of them proves
+# ---------------------------------------------------------------- as intervals
 
 
 def _thm1(layer: nn.Module, in_shape: Shape) -> Norm:
@@ -74,12 +75,12 @@ def _thm1(layer: nn.Module, in_shape: Shape) -> Norm:
     weight = _weight(layer, "thm1")
     upper = conv_l2_bound(weight, linear.out_shape[1:] if weight.ndim > 2 else ())
     return Norm.of(
-        0.0, upper * (1 + ROUNDING), "upper bound sqrt(h_out w_out Σ K²), Liang & Huang 2021, Thm 1"
+        0.0, upper * (1 + PRODUCT), "upper bound sqrt(h_out w_out Σ K²), Liang & Huang 2021, Thm 1"
     )
 
 
 def _schur(layer: nn.Module, in_shape: Shape) -> Norm:
-    return Norm.of(0.0, schur(layer, linear_map(layer, in_shape)), "upper bound sqrt(ℓ1 · ℓ∞)")
+    return Norm.of(0.0, sqrt_of_l1_linf(layer, linear_map(layer, in_shape)), "upper bound sqrt(ℓ1 · ℓ∞)")
 
 
 def _virmaux_scaman(layer: nn.Module, in_shape: Shape) -> Norm:
@@ -94,7 +95,7 @@ def _sedghi(layer: nn.Module, in_shape: Shape) -> Norm:
         raise NormError("SGL is defined for convolutions of stride 1, dilation 1 and one group")
     if layer.padding_mode not in ("zeros", "circular"):
         raise NormError(f"SGL is for circular padding, got {layer.padding_mode!r}")
-    linear_map(layer, in_shape)  # checks what comes in
+    linear_map(layer, in_shape)  # checks the layer and the shape
     size = tuple(in_shape[1:])
     value = sgl_norm(layer.weight, size)
     factor = between(tuple((k - 1) / 2 for k in layer.kernel_size), size)
@@ -108,7 +109,7 @@ def _sedghi(layer: nn.Module, in_shape: Shape) -> Norm:
 def _gram_iteration(layer: nn.Module, in_shape: Shape, steps: int = 6) -> Norm:
     """‖G‖ ≤ ‖G^(2^t)‖_F^(1/2^t), every G = A(ω)ᴴ A(ω) of the circle that holds the convolution, rescaled at each step."""
     t = _symbol(layer, in_shape, "gram")
-    g, circle = gram(t), _circle(t.period(), t)
+    g, circle = gram(t), _frequencies(t.period(), t)
     best = 0.0
     for some in np.array_split(circle, -(-len(circle) // 64)):
         for group in range(len(g.even)):
@@ -140,14 +141,14 @@ def _coarse(layer: nn.Module, in_shape: Shape) -> Norm:
     t = _symbol(layer, in_shape, "coarse")
     A, kernel = t.matrices, float(t.matrices.abs().max())
     if kernel == 0:
-        return Norm.of(0.0, 0.0, "all taps are zero")
+        return Norm.of(0.0, 0.0, "all weights are zero")
     A = torch.ldexp(A if A.shape[-1] <= A.shape[-2] else A.mT, torch.tensor(-math.frexp(kernel)[1])).float()
-    size, u = tuple(max(1, math.ceil(6 * d)) for d in t.degree), 2.0**-24
-    angles = torch.from_numpy(_circle(size, t, 0.5) @ t.offsets.T)
+    size, u = tuple(max(1, math.ceil(6 * d)) for d in t.degree), unit_roundoff(torch.float32)
+    angles = torch.from_numpy(_frequencies(size, t, 0.5) @ t.offsets.T)
     waves = torch.cat([angles.cos(), angles.sin()]).to(A)
     M = torch.complex(*(waves @ A.flatten(2)).unflatten(-1, A.shape[-2:]).chunk(2, dim=1))
     count = len(t.offsets)
-    hidden = (
+    sum_error = (
         2 * (count + 4) * u * math.sqrt(count) * float(torch.linalg.vector_norm(A.flatten(1), dim=1).max())
     )
     exponents, errors = [], []
@@ -159,7 +160,7 @@ def _coarse(layer: nn.Module, in_shape: Shape) -> Norm:
     top = _lengths(M).double() * (1 + M.shape[-1] ** 2 * u)
     for exponent, error in zip(reversed(exponents), reversed(errors), strict=True):
         top = torch.ldexp((top + 1.01 * error).sqrt(), exponent)
-    found = math.ldexp(float(top.max()) + hidden, math.frexp(kernel)[1])
+    found = math.ldexp(float(top.max()) + sum_error, math.frexp(kernel)[1])
     upper = found * between(t.degree, size) * (1 + 1e-9)
     return Norm.of(0.0, upper, f"upper bound from {len(waves) // 2} frequencies (M. Riesz), any input size")
 
@@ -170,9 +171,9 @@ def _lengths(M: Tensor) -> Tensor:
 
 
 def between(degree: tuple[float, ...], size: Shape) -> float:
-    """How much larger the symbol's norm can be between the points of a grid than on it: 1 / ∏ cos(π degree / size).
+    """The symbol's norm between the points of a grid over that on it, at most: 1 / ∏ cos(π degree / size).
 
-    Infinite where the grid is too coarse to tell.
+    Infinite where the grid is too coarse.
 
     Source: M. Riesz's inequality for trigonometric polynomials, applied to uᴴ A(ω) v.
     """
@@ -180,14 +181,14 @@ def between(degree: tuple[float, ...], size: Shape) -> float:
     return 1 / product if (product := math.prod(rises)) else math.inf
 
 
-def _circle(size: Shape, t: Taps, phase: float = 0.0) -> np.ndarray:
-    """The frequencies 2π (j + phase) / size, one of each pair ±ω; only 0 on axes on which nothing moves."""
+def _frequencies(size: Shape, t: Polyphase, phase: float = 0.0) -> np.ndarray:
+    """The frequencies 2π (j + phase) / size, one of each pair ±ω; only 0 on axes on which the symbol is constant."""
     moving = [n if d else 1 for n, d in zip(size, t.degree, strict=True)]
-    return half_grid(tuple(moving), tuple(phase if n > 1 else 0.0 for n in moving))
+    return half_grid(moving, [phase if n > 1 else 0.0 for n in moving])[0]
 
 
-def _symbol(layer: nn.Module, in_shape: Shape, name: str) -> Taps:
-    t = symbol_of(layer, in_shape)
+def _symbol(layer: nn.Module, in_shape: Shape, name: str) -> Polyphase:
+    t = polyphase_of(layer, in_shape)
     if t is None:
         raise NormError(
             f"the bound {name!r} is defined for zero-padded convolutions and Linear, got {type(layer).__name__}"
@@ -217,7 +218,7 @@ BOUNDS: dict[str, Callable[[nn.Module, Shape], Norm]] = {
     "vs": _virmaux_scaman,
     "sgl": _sedghi,
 }
-"""The ways to bound an ℓ2 norm, by name."""
+"""The bounds of an ℓ2 norm, by name."""
 
 
 def bound(layer: nn.Module, in_shape: Shape, method: str = "certified") -> Norm:
@@ -228,7 +229,7 @@ def bound(layer: nn.Module, in_shape: Shape, method: str = "certified") -> Norm:
         in_shape: shape of one input, without the batch axis.
         method: "certified" (:func:`spectral_norm`); "coarse", quick on small kernels, (2 / √3)^axes and some percent too
             high;
-            "thm1", "schur", "gram", "vs" or "sgl". For the plain numbers of the last two see :func:`vs_norm` and
+            "thm1", "schur", "gram", "vs" or "sgl". For the plain values of the last two see :func:`vs_norm` and
             :func:`sgl_norm`.
 
     Raises:

@@ -1,8 +1,8 @@
 """A convolution as a matrix-valued trigonometric polynomial.
 
-Every convolution, whatever its stride, dilation and groups, becomes stride 1 here: a strided one reads ∏ s interleaved
-phases of its input, which are stacked as channels, and a dilated one is a sum over fewer, wider spaced taps. What is left
-is y(o) = Σ_τ A_τ x(o + τ), with its symbol  A(ω) = Σ_τ A_τ exp(i ω·τ)  and the Gram symbol
+Every convolution, whatever its stride, dilation and groups, is brought to stride 1 first (its polyphase form): a strided
+one reads ∏ s interleaved phases of its input, which are stacked as channels, and a dilated one is a sum over fewer offsets.
+What is left is y(o) = Σ_τ A_τ x(o + τ), with its symbol  A(ω) = Σ_τ A_τ exp(i ω·τ)  and the Gram symbol
 
     G(ω) = A(ω)ᴴ A(ω)  or  A(ω) A(ω)ᴴ  =  Σ_δ H_δ exp(i ω·δ),     H_{-δ} = H_δᵀ,
 
@@ -11,7 +11,7 @@ on whichever side has fewer channels. Norms of the convolution are norms of thes
 
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,27 +20,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from opnorm._core.convolution import ConvGeometry
+from opnorm._core.frequencies import half_grid
 from opnorm._core.layers import Shape
+from opnorm._core.linear_map import LinearMap
 
-__all__ = ["Gram", "Taps", "adjoint", "apply", "block_columns", "gram", "taps"]
+__all__ = ["Gram", "Polyphase", "block_columns", "gram", "polyphase"]
 
 CHUNK_BYTES = 4e6  # what the Gram symbol works on at once
 WHOLE, BLOCK = 64, 32  # Hermitian matrices of up to so many rows are kept whole, others in block columns
 
 
 @dataclass(frozen=True)
-class Taps:
+class Polyphase:
     """A zero-padded convolution of stride 1, for each of its groups.
 
     Attributes:
-        offsets: (T, axes) whole numbers τ, relative to the output position.
-        matrices: (groups, T, c_out, c_in) float64, one matrix A_τ a tap.
+        offsets: (T, axes) whole numbers τ, relative to the output position, in lexicographic order.
+        matrices: (groups, T, c_out, c_in) float64, A_τ for each offset.
         whole: how many input positions every phase really has, per axis: what a lower bound may use.
         reach: how many the longest phase has: what an upper bound must allow for.
         out_size: output positions per axis.
         short: (c_in, axes), whether a column's phase has no last place on an axis, as some have not where a stride does not
             divide the input; None where all have.
-        kernels: kept by :func:`apply` from one call to the next.
     """
 
     offsets: np.ndarray
@@ -49,7 +50,6 @@ class Taps:
     reach: Shape
     out_size: Shape
     short: np.ndarray | None = None
-    kernels: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def degree(self) -> tuple[float, ...]:
@@ -69,39 +69,38 @@ class Taps:
             sizes.append(max(n + max(before, after), m))
         return tuple(sizes)
 
+    def symbol(self, omega: np.ndarray) -> Tensor:
+        """A(ω) at frequencies (F, axes): (groups, F, c_out, c_in) complex128."""
+        phase = torch.from_numpy(np.exp(1j * (omega @ self.offsets.T))).to(self.matrices.device)
+        flat = self.matrices.flatten(2).to(phase.dtype)
+        return (phase @ flat).unflatten(2, self.matrices.shape[2:])
 
-def adjoint(t: Taps) -> Taps:
-    """The transposed map: offsets change sign, matrices are transposed, input and output swap."""
-    return Taps(-t.offsets, t.matrices.mT, t.out_size, t.out_size, t.whole)
+    def as_map(self, group: int, dtype: torch.dtype = torch.float64) -> LinearMap:
+        """X -> y(o) = Σ_τ A_τ x(o + τ) of one group, (B, c_in, *whole) -> (B, c_out, *out_size)."""
+        low, high = self.offsets.min(0), self.offsets.max(0)
+        steps = [_step(self.offsets[:, axis]) for axis in range(len(low))]
+        A = self.matrices[group]
+        K = A.new_zeros(*A.shape[1:], *((high - low) // steps + 1), dtype=dtype)
+        where: tuple[Any, ...] = (..., *(torch.from_numpy(p) for p in ((self.offsets - low) // steps).T))
+        K[where] = A.permute(1, 2, 0).to(dtype)
+        pads: list[int] = []
+        sizes = zip(self.whole, self.out_size, low.tolist(), high.tolist(), strict=True)
+        for n, m, first, last in reversed(list(sizes)):
+            pads += [-first, m - 1 + last - (n - 1)]  # negative ones cut off what no output reads
+        conv = (F.conv1d, F.conv2d, F.conv3d)[len(low) - 1]
+        back = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(low) - 1]
+        return LinearMap(
+            lambda x: conv(F.pad(x, pads), K, dilation=steps),
+            lambda y: F.pad(back(y, K, dilation=steps), [-p for p in pads]),
+            (A.shape[-1], *self.whole),
+            (A.shape[-2], *self.out_size),
+            A.device,
+            dtype=dtype,
+        )
 
 
-def apply(t: Taps, group: int, x: Tensor) -> Tensor:
-    """One convolution, y(o) = Σ_τ A_τ x(o + τ): (B, c_in, *whole) -> (B, c_out, *out_size), in the precision of x."""
-    low, high = t.offsets.min(0), t.offsets.max(0)
-    steps = [_step(t.offsets[:, a]) for a in range(len(low))]
-    if (group, x.dtype) not in t.kernels:
-        t.kernels[group, x.dtype] = _kernel(t, group, low, high, steps, x.dtype)
-    pads: list[int] = []
-    for n, m, a, b in reversed(list(zip(t.whole, t.out_size, low.tolist(), high.tolist(), strict=True))):
-        pads += [-a, m - 1 + b - (n - 1)]  # negative ones cut off what no output reads
-    conv = (F.conv1d, F.conv2d, F.conv3d)[len(low) - 1]
-    return conv(F.pad(x, pads), t.kernels[group, x.dtype], dilation=steps)
-
-
-def _kernel(
-    t: Taps, group: int, low: np.ndarray, high: np.ndarray, steps: list[int], dtype: torch.dtype
-) -> Tensor:
-    """The taps of a group as one dense kernel (c_out, c_in, *box)."""
-    A = t.matrices[group]
-    box = [(h - w) // d + 1 for w, h, d in zip(low, high, steps, strict=True)]
-    K = A.new_zeros(*A.shape[1:], *box, dtype=dtype)
-    where: tuple[Any, ...] = (..., *(torch.from_numpy(p) for p in ((t.offsets - low) // np.array(steps)).T))
-    K[where] = A.permute(1, 2, 0).to(dtype)
-    return K
-
-
-def taps(K: Tensor, geometry: ConvGeometry, in_size: Shape, out_size: Shape | None = None) -> Taps:
-    """Reduce a convolution with kernel (c_out, c_in / groups, *kernel) to stride 1.
+def polyphase(K: Tensor, geometry: ConvGeometry, in_size: Shape, out_size: Shape | None = None) -> Polyphase:
+    """The polyphase form of a convolution with kernel (c_out, c_in / groups, *kernel).
 
     Args:
         K: the kernel.
@@ -118,59 +117,52 @@ def taps(K: Tensor, geometry: ConvGeometry, in_size: Shape, out_size: Shape | No
     stride = geometry.stride
     phases = math.prod(stride)
     placed: dict[tuple[int, ...], Tensor] = {}
-    kernel = K.detach().flatten(2).permute(2, 0, 1).contiguous().double()  # tap by tap
+    kernel = (
+        K.detach().flatten(2).permute(2, 0, 1).contiguous().double()
+    )  # entry by entry of the kernel's box
     kernel = kernel.view(*geometry.kernel, g, c_out, c_in)
     each = zip(geometry.kernel, geometry.dilation, geometry.padding, in_size, out_size, stride, strict=True)
-    for taps_read in itertools.product(*(_read(*axis) for axis in each)):
-        tap, offset, places = zip(*taps_read, strict=True)
-        phase = 0
-        for place, s in zip(places, stride, strict=True):
-            phase = phase * s + place
+    for reads in itertools.product(*(_reads(*axis) for axis in each)):
+        entry, offset, places = zip(*reads, strict=True)
+        phase = int(np.ravel_multi_index(places, stride))
         if phases == 1:
-            placed[offset] = kernel[tap][:, :, None]
+            placed[offset] = kernel[entry][:, :, None]
             continue
         if offset not in placed:
             placed[offset] = K.new_zeros(g, c_out, phases, c_in, dtype=torch.float64)
-        placed[offset][:, :, phase] += kernel[tap]
+        placed[offset][:, :, phase] += kernel[entry]
     if not placed:
         placed[(0,) * len(stride)] = K.new_zeros(g, c_out, phases, c_in, dtype=torch.float64)
     offsets = np.array(sorted(placed), dtype=np.int64)
     matrices = torch.stack([placed[tuple(o)].flatten(2) for o in offsets.tolist()], 1)
-    heard = _heard_columns(matrices)
-    short = _short_phases(in_size, stride).repeat(c_in, axis=0)
-    if heard is not None:
-        matrices, short = matrices[..., heard], short[heard.cpu().numpy()]
+    phase_of = np.array(list(itertools.product(*map(range, stride))))
+    rest = np.array(in_size) % np.array(stride)
+    short = ((rest > 0) & (phase_of >= rest)).repeat(c_in, axis=0)
+    used = _used_columns(matrices)
+    if not bool(used.all()) and bool(used.any()):
+        matrices, short = matrices[..., used], short[used.cpu().numpy()]
     whole = tuple(n // s for n, s in zip(in_size, stride, strict=True))
     reach = tuple(-(-n // s) for n, s in zip(in_size, stride, strict=True))
-    return Taps(offsets, matrices, whole, reach, out_size, short if short.any() else None)
+    return Polyphase(offsets, matrices, whole, reach, out_size, short if short.any() else None)
 
 
-def _read(
+def _reads(
     kernel: int, dilation: int, padding: tuple[int, int], n: int, m: int, s: int
 ) -> list[tuple[int, int, int]]:
-    """On one axis, each tap that reads more than padding: its number, its offset and the phase it reads."""
+    """On one axis, each kernel entry that reads more than padding: its index, its offset and the phase it reads."""
     found = []
-    for tap in range(kernel):
-        at = tap * dilation - padding[0]
+    for entry in range(kernel):
+        at = entry * dilation - padding[0]
         first = max(0, -(at // s))  # the first o with o s + at >= 0
         if first < m and first * s + at < n:
-            found.append((tap, at // s, at % s))
+            found.append((entry, at // s, at % s))
     return found
 
 
-def _short_phases(in_size: Shape, stride: Shape) -> np.ndarray:
-    """Whether each phase lacks the last place on each axis: (phases, axes)."""
-    phases = np.array(list(itertools.product(*map(range, stride))))
-    rest = np.array(in_size) % np.array(stride)
-    return (rest > 0) & (phases >= rest)
-
-
-def _heard_columns(matrices: Tensor) -> Tensor | None:
-    """All columns but zeros, of phases that no tap reads (stride larger than the kernel); None where that is all of them."""
-    heard = (matrices[:, 0] != 0).any(1).any(0)
-    if not bool(heard.all()):
-        heard = (matrices != 0).any(2).any(1).any(0)
-    return heard if bool(heard.any()) and not bool(heard.all()) else None
+def _used_columns(matrices: Tensor) -> Tensor:
+    """Whether each column has an entry that is not zero; phases that the kernel skips (a large stride) have none."""
+    used = (matrices[:, 0] != 0).any(1).any(0)
+    return used if bool(used.all()) else (matrices != 0).any(2).any(1).any(0)
 
 
 def block_columns(n: int) -> list[tuple[int, int]]:
@@ -198,7 +190,7 @@ def _unpack(packed: Tensor, n: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Gram:
-    """The Gram symbol G(ω) = Re + i Im from its taps, in half: δ and -δ share one, and so do both sides of the diagonal.
+    """The Gram symbol G(ω) by its coefficients, in half: δ and -δ share one, and so do both sides of the diagonal.
 
     Attributes:
         offsets: (D, axes), δ, one of each pair ±δ, the first of them 0.
@@ -252,7 +244,7 @@ class Gram:
         return Gram(self.offsets, self.even.float(), self.odd.float(), self.n)
 
 
-def gram(t: Taps) -> Gram:
+def gram(t: Polyphase) -> Gram:
     """The Gram symbol on the side with fewer channels, in float64.
 
     The products Σ A_τᵀ A_{τ+δ} are not summed pair by pair, which takes T² products, but through the symbol's values on a
@@ -265,18 +257,17 @@ def gram(t: Taps) -> Gram:
     steps = np.array([_step(t.offsets[:, a]) for a in range(t.offsets.shape[1])])
     places = (t.offsets - t.offsets.min(0)) // steps
     sizes = 2 * places.max(0) + 1
-    if count * count <= 2 * math.prod(sizes):  # few taps: pair by pair is quicker, and sums nothing twice
+    if count * count <= 2 * math.prod(sizes):  # few offsets: pair by pair is quicker, and sums nothing twice
         return _gram_by_pairs(A if tall else A.mT, t.offsets, n)
-    grid = np.array(list(itertools.product(*(range(s) for s in sizes))))
-    half = [i for i, j in enumerate(grid) if tuple(j) <= tuple(-j % sizes)]
-    angles = torch.from_numpy(2 * math.pi * ((grid[half] / sizes) @ places.T)).to(A.device)
+    grid, counts = half_grid(sizes.tolist())
+    angles = torch.from_numpy(grid @ places.T).to(A.device)
     # A(ω) = C + i S, so A(ω)ᴴ A(ω) has the symmetric real part CᵀC + SᵀS and the antisymmetric imaginary part CᵀS - SᵀC:
     # one real product gives their sum, which tells them apart
-    P = A.new_empty(len(A), len(half), n, n)
+    P = A.new_empty(len(A), len(grid), n, n)
     flat = (A if tall else A.mT).flatten(2)  # rows are those of the larger side, which the product sums over
     few = max(1, int(CHUNK_BYTES / (32 * A[:, 0].numel())))
-    room = A.new_empty(len(A), 4 * min(few, len(half)), flat.shape[-1])
-    for i in range(0, len(half), few):
+    room = A.new_empty(len(A), 4 * min(few, len(grid)), flat.shape[-1])
+    for i in range(0, len(grid), few):
         some = angles[i : i + few]
         cos, sin = some.cos(), some.sin()
         waves = torch.stack([cos, sin, cos + sin, sin - cos], 1).flatten(0, 1)
@@ -285,17 +276,14 @@ def gram(t: Taps) -> Gram:
         P[:, i : i + few] = X.mT @ Y
     every = itertools.product(*(range(-(s // 2), s // 2 + 1) for s in sizes))
     deltas = np.array([d for d in every if d >= (0,) * len(sizes)])
-    mirrored = torch.tensor(
-        [1.0 if tuple(j) == tuple(-j % sizes) else 2.0 for j in grid[half]], dtype=torch.float64
-    )
-    back = torch.from_numpy(2 * math.pi * (deltas @ (grid[half] / sizes).T)).to(A.device)
-    weight = mirrored.to(A.device) / math.prod(sizes)
+    weight = torch.from_numpy(counts / math.prod(sizes)).to(A.device)
+    back = torch.from_numpy(deltas @ grid.T).to(A.device)
     even, odd = _parts(P)
     return _folded(deltas * steps, weight * back.cos() @ even, weight * back.sin() @ odd, n)
 
 
 def _step(offsets: np.ndarray) -> int:
-    """The spacing of the taps on one axis (a dilation survives here)."""
+    """The spacing of the offsets on one axis, which is the dilation or a part of it."""
     return max(1, int(np.gcd.reduce(offsets - offsets.min())))
 
 

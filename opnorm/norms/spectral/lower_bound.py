@@ -1,12 +1,12 @@
 """A lower bound of a convolution's ℓ2 norm without a single convolution of all channels.
 
-The zero-padded operator amplifies most what looks, inside the image, like a wave at the best frequency ω under a smooth
-window that fades towards the border. So it is tried on waves
+The zero-padded operator amplifies most what resembles, inside the image, a wave at the best frequency ω under a smooth
+window that fades toward the border. So it is applied to waves
 
     v(x) = Σ_{j, b} c_{jb} a_j w_b(x) exp(i ω·x),     w_b products of sines that vanish just outside the image,
 
 with a few channel vectors a_j, and the best c is the top eigenvector of a small matrix (Rayleigh and Ritz). That matrix
-needs only A_τ a_j for every tap and overlaps of shifted windows; its cost does not depend on the size of the image beyond
+needs only A_τ a_j for every offset and overlaps of shifted windows; its cost does not depend on the size of the image beyond
 sums along its sides. Any value of ‖M v‖_2 / ‖v‖_2 is a true lower bound, whatever v is; for complex v too, as M is real.
 """
 
@@ -19,18 +19,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opnorm.norms.spectral.frequency_response import Taps, adjoint, apply
+from opnorm._core.lanczos import lanczos
+from opnorm._core.lp import lp_norm
+from opnorm.norms.spectral.frequency_response import Polyphase
 
-__all__ = ["attained", "ritz"]
+__all__ = ["best_wave", "lower_bound"]
 
 WINDOWS = 3  # sines per axis
 RANK = 16  # channel vectors on each side
 FULL_WORK = 4e6  # up to so many multiplications a pass, all channels are kept,
 FEW = 256  # if they are no more than these: a basis of thousands costs more than it gives
-ROUNDING = 1e-9  # far above float64's rounding in the small matrix
+STEPS = 7  # of Lanczos iteration from the best wave
+ROUNDING_OF_WAVES = 1e-9  # relative, far above float64's rounding in the small matrix
 
 
-def ritz(t: Taps, group: int, omega: np.ndarray, directions: Tensor) -> tuple[float, Callable[[], Tensor]]:
+def best_wave(
+    t: Polyphase, group: int, omega: np.ndarray, directions: Tensor
+) -> tuple[float, Callable[[], Tensor]]:
     """The largest ‖M v‖_2 / ‖v‖_2 over the waves above, lowered by a relative 1e-9 for rounding, and its v.
 
     Args:
@@ -53,18 +58,18 @@ def ritz(t: Taps, group: int, omega: np.ndarray, directions: Tensor) -> tuple[fl
         overlaps.append(_overlaps(distinct, waves[-1], t.out_size[axis]).to(a.device))
         index.append(place)
     A = t.matrices[group]
-    moved = torch.complex(A @ a.real, A @ a.imag).permute(2, 0, 1)  # (J, T, c_out): A_τ a_j
+    images = torch.complex(A @ a.real, A @ a.imag).permute(2, 0, 1)  # (J, T, c_out): A_τ a_j
     sizes = [S.shape[0] for S in overlaps]
-    full = moved.new_zeros(len(moved), *sizes, moved.shape[-1])
+    full = images.new_zeros(len(images), *sizes, images.shape[-1])
     where: tuple[Any, ...] = (slice(None), *(torch.from_numpy(p).to(a.device) for p in index))
-    full[where] = moved
+    full[where] = images
     flat = full.flatten(0, -2)
-    X = (flat.conj() @ flat.mT).reshape(len(moved), *sizes, len(moved), *sizes)
-    names = "j" + "lmn"[:axes] + "k" + "opq"[:axes]  # taps of the first and of the second argument
+    X = (flat.conj() @ flat.mT).reshape(len(images), *sizes, len(images), *sizes)
+    names = "j" + "lmn"[:axes] + "k" + "opq"[:axes]  # offsets of the first and of the second argument
     for axis, S in enumerate(overlaps):
-        tap, window, tap2, window2 = "lmn"[axis], "abc"[axis], "opq"[axis], "def"[axis]
-        out = names.replace(tap, window).replace(tap2, window2)
-        X = torch.einsum(f"{names},{tap}{window}{tap2}{window2}->{out}", X, S)
+        offset, window, offset2, window2 = "lmn"[axis], "abc"[axis], "opq"[axis], "def"[axis]
+        out = names.replace(offset, window).replace(offset2, window2)
+        X = torch.einsum(f"{names},{offset}{window}{offset2}{window2}->{out}", X, S)
         names = out
     size = math.isqrt(X.numel())
     values, vectors = torch.linalg.eigh(X.reshape(size, size))
@@ -76,7 +81,7 @@ def ritz(t: Taps, group: int, omega: np.ndarray, directions: Tensor) -> tuple[fl
             v = torch.tensordot(v, torch.from_numpy(w).to(a.device), dims=([1], [0]))
         return v.real.contiguous()[None]
 
-    return math.sqrt(max(float(values[-1]), 0.0)) * (1 - ROUNDING), wave
+    return math.sqrt(max(float(values[-1]), 0.0)) * (1 - ROUNDING_OF_WAVES), wave
 
 
 def _waves(n: int, omega: float) -> np.ndarray:
@@ -98,40 +103,38 @@ def _overlaps(offsets: np.ndarray, waves: np.ndarray, m: int) -> Tensor:
     return torch.from_numpy((flat.conj() @ flat.T).reshape(*shifted.shape[:2], *shifted.shape[:2]))
 
 
-def attained(
-    t: Taps, group: int, omega: np.ndarray, inputs: Tensor, outputs: Tensor, settled: float = 1e-4
+def lower_bound(
+    t: Polyphase, group: int, omega: np.ndarray, inputs: Tensor, outputs: Tensor, tolerance: float = 1e-4
 ) -> float:
-    """A lower bound of ‖M‖_2 from the channels that matter at one frequency.
+    """A lower bound of ‖M‖_2 from the channels that matter at one frequency, lowered by a relative 1e-9 for rounding.
 
-    The best wave is improved by a Krylov space of the map between the spans of a few input and a few output channel
-    vectors: at that rank a pass of the convolution costs next to nothing. It runs in single precision where that settles it;
-    what is found is measured in double, with all output channels.
+    The best wave is improved by Lanczos iteration on the map between the spans of a few input and a few output channel
+    vectors: at that rank a pass of the convolution costs next to nothing. It runs in single precision where the tolerance
+    allows; the result is measured in double, with all output channels.
 
     Args:
         t: the convolution.
         group: which of its groups is meant.
         omega: (axes,) the frequency.
         inputs: (c_in, J) complex128 channel vectors, the first ones the best.
-        outputs: (c_out, J) what they are turned into.
-        settled: stop when a step of the Krylov space adds less than this to σ², relatively.
-
-    Returns:
-        A value that is attained, lowered by a relative 1e-9 for rounding.
+        outputs: (c_out, J) their images.
+        tolerance: stop when a Lanczos step adds less than this to σ², relatively.
     """
     if min(t.whole) < 1:
         return 0.0
     A = t.matrices[group]
     cheap = A.numel() * math.prod(t.out_size) <= FULL_WORK
     Q, P = (_span(V, FEW if cheap else RANK) for V in (inputs, outputs))
-    narrow = replace(t, matrices=torch.bmm(A, Q.expand(len(A), -1, -1))[None], kernels={})
-    small = replace(narrow, matrices=P.mT @ narrow.matrices, kernels={})
-    value, wave = ritz(small, 0, omega, Q.mT.to(inputs.dtype) @ inputs)
+    narrow = replace(t, matrices=torch.bmm(A, Q.expand(len(A), -1, -1))[None])
+    small = replace(narrow, matrices=P.mT @ narrow.matrices)
+    value, wave = best_wave(small, 0, omega, Q.mT.to(inputs.dtype) @ inputs)
     v = wave()
-    if not torch.linalg.vector_norm(v) > 0:
+    if not v.any():
         return value
-    v = krylov(small, v.float() if settled > 1e-5 else v, settled).double()
-    measured = torch.linalg.vector_norm(apply(narrow, 0, v)) / torch.linalg.vector_norm(v)
-    return max(value, float(measured) * (1 - ROUNDING))
+    dtype = torch.float32 if tolerance > 1e-5 else torch.float64
+    v = lanczos(small.as_map(0, dtype), v.to(dtype), steps=STEPS, tolerance=tolerance / 2, every=1).double()
+    measured = lp_norm(narrow.as_map(0) @ v, 2) / lp_norm(v, 2)
+    return max(value, float(measured) * (1 - ROUNDING_OF_WAVES))
 
 
 def _span(vectors: Tensor, rank: int) -> Tensor:
@@ -140,29 +143,3 @@ def _span(vectors: Tensor, rank: int) -> Tensor:
         return torch.eye(len(vectors), dtype=torch.float64, device=vectors.device)
     both = torch.cat([vectors.real, vectors.imag], dim=1)
     return torch.linalg.svd(both, full_matrices=False)[0][:, :rank]
-
-
-@torch.no_grad()
-def krylov(t: Taps, v: Tensor, settled: float, steps: int = 6) -> Tensor:
-    """The best vector of the Krylov space of MᵀM from v, (1, c_in, *whole); Lanczos with full reorthogonalization."""
-    back = adjoint(t)
-    basis, images = [v / torch.linalg.vector_norm(v)], []
-    before = 0.0
-    for step in range(steps + 1):
-        images.append(apply(t, 0, basis[-1]))
-        U = torch.stack([u.flatten() for u in images])
-        values, vectors = torch.linalg.eigh(U @ U.mT)
-        now = float(values[-1])
-        if step == steps or now < before * (1 + settled):
-            break
-        before = now
-        new = apply(back, 0, images[-1])
-        scale = torch.linalg.vector_norm(new)
-        Q = torch.stack([q.flatten() for q in basis])
-        for _ in range(2):  # twice is enough
-            new = new - ((Q @ new.flatten()) @ Q).view_as(new)
-        size = torch.linalg.vector_norm(new)
-        if not size > torch.finfo(v.dtype).eps ** 0.75 * scale:
-            break
-        basis.append(new / size)
-    return torch.tensordot(vectors[:, -1], torch.stack(basis[: len(images)]), dims=1)

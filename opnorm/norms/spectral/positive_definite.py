@@ -1,4 +1,4 @@
-"""Whether θ² I - G(ω) is positive definite at many frequencies: what shows that ‖A(ω)‖ ≤ θ, float rounding included.
+"""Whether θ² I - G(ω) is positive definite at many frequencies, a proof that ‖A(ω)‖ ≤ θ, float rounding included.
 
 Frequencies that differ along one axis only form a line. On a line the Gram symbol is a short polynomial in one variable,
 
@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opnorm.norms.spectral.frequency_response import Gram, Taps, block_columns
+from opnorm._core.rounding import unit_roundoff
+from opnorm.norms.spectral.frequency_response import Gram, Polyphase, block_columns
 
-__all__ = ["DOUBLE", "SINGLE", "Definite", "lines"]
+__all__ = ["DOUBLE", "SINGLE", "CholeskyTest", "PackedSymbol", "line_axis", "lines"]
 
 SINGLE, DOUBLE = torch.complex64, torch.complex128
 LINE_BYTES, CACHE_BYTES = 4e6, 4e6  # the lines that are held at once, and the matrices
-FEW = 8  # so many are looked at otherwise before the symbol is packed in double precision for them
-BLUNT = 0.06  # of θ²: where rounding can hide more than this, single precision is not tried
+FEW = 8  # for so many points the symbol is not packed in double precision unless it must be
+MOST_ERROR = 0.06  # of θ²: where single precision can err by more than this, it is not tried
 
 
 def line_axis(g: Gram) -> int:
@@ -40,61 +41,61 @@ def lines(g: Gram, omega: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
     return np.split(np.argsort(line.ravel(), kind="stable"), np.cumsum(counts)[:-1])
 
 
-class Definite:
+class CholeskyTest:
     """Factorizations of θ² I - G(ω) for one Gram symbol.
 
     Attributes:
         count: how many were made.
     """
 
-    def __init__(self, t: Taps, g: Gram) -> None:
+    def __init__(self, t: Polyphase, g: Gram) -> None:
         self.g, self.count = g, 0
-        self._packed: dict[torch.dtype, _Packed] = {}
+        self._packed: dict[torch.dtype, PackedSymbol] = {}
         self._traces = g.traces().cpu().numpy()
         lengths = torch.linalg.vector_norm(t.matrices.flatten(1), dim=1)
         self._sizes = (g.size(), len(t.offsets) * max(t.matrices.shape[-2:]) * float(lengths.max()) ** 2)
 
-    def rounding(self, dtype: torch.dtype, spread: np.ndarray | float) -> np.ndarray | float:
-        """What float errors can hide in an eigenvalue of θ² I - G(ω), or of G(ω).
+    def rounding(self, dtype: torch.dtype, trace: np.ndarray | float) -> np.ndarray | float:
+        """A bound of the float error in an eigenvalue of θ² I - G(ω), or of G(ω).
 
-        With unit roundoff u, D taps, and 2√2 for complex products: sums over taps err by at most (2 D + 8) u Σ_δ ‖H_δ‖_F,
-        the taps themselves by far less than 64 T c u ‖K‖_F² in double; a factorization by (n + 8) u times the trace of the
-        matrix (Higham 2002, Thm 10.3), a diagonalization by as much times n times the norm.
+        With unit roundoff u, D coefficients, and 2√2 for complex products: sums over them err by at most
+        (2 D + 8) u Σ_δ ‖H_δ‖_F, the coefficients themselves by far less than 64 T c u ‖K‖_F² in double; a factorization by
+        (n + 8) u times the trace of the matrix (Higham 2002, Thm 10.3), a diagonalization by as much times n times the norm.
 
         Args:
             dtype: SINGLE or DOUBLE.
-            spread: that trace, or that product.
+            trace: that trace, or that product.
         """
-        u = 2.0**-24 if dtype is SINGLE else 2.0**-53
-        taps, kernel = self._sizes
-        sums = (2 * len(self.g.offsets) + 8) * u * taps + 64 * 2.0**-53 * kernel
-        return 2.83 * (sums + (self.g.n + 8) * u * spread)
+        u = unit_roundoff(dtype)
+        coefficients, kernel = self._sizes
+        sums = (2 * len(self.g.offsets) + 8) * u * coefficients + 64 * unit_roundoff(DOUBLE) * kernel
+        return 2.83 * (sums + (self.g.n + 8) * u * trace)
 
     def exceeding(
         self, omega: np.ndarray, groups: np.ndarray, theta2: np.ndarray, sure: bool = True
     ) -> np.ndarray:
-        """The indices at which ‖A(ω)‖² ≤ θ² is not shown, first in single precision, then in double.
+        """The indices at which ‖A(ω)‖² ≤ θ² is not proved, first in single precision, then in double.
 
-        Unless ``sure``, a few that single precision leaves are returned without a look in double.
+        Unless ``sure``, a few that single precision leaves are returned without a test in double.
         """
         left = np.arange(len(omega))
         cosines = np.cos(omega @ self.g.offsets.T)
         traces = self.g.n * theta2 - (cosines * self._traces[groups]).sum(1)
         for dtype in (SINGLE, DOUBLE):
-            hidden = self.rounding(dtype, np.maximum(traces[left], 0))
-            if dtype is SINGLE and np.any(hidden > BLUNT * theta2[left]):
+            error = self.rounding(dtype, np.maximum(traces[left], 0))
+            if dtype is SINGLE and np.any(error > MOST_ERROR * theta2[left]):
                 continue
-            left = left[self._indefinite(omega[left], groups[left], theta2[left] - hidden, dtype)]
+            left = left[self.indefinite(omega[left], groups[left], theta2[left] - error, dtype)]
             if not len(left) or (not sure and len(left) <= FEW):
                 break
         return left
 
-    def _indefinite(
+    def indefinite(
         self, omega: np.ndarray, groups: np.ndarray, theta2: np.ndarray, dtype: torch.dtype
     ) -> np.ndarray:
-        """Whether each matrix is not seen to be positive definite."""
+        """Whether each matrix is not proved to be positive definite."""
         if dtype not in self._packed:
-            self._packed[dtype] = _Packed(self.g, dtype)
+            self._packed[dtype] = PackedSymbol(self.g, dtype)
         packed, bad = self._packed[dtype], np.zeros(len(omega), dtype=bool)
         for where, A in packed.shifted(omega, groups, theta2):
             bad[where] = packed.indefinite(A).cpu().numpy()
@@ -102,7 +103,7 @@ class Definite:
         return bad
 
 
-class _Packed:
+class PackedSymbol:
     """The lower block columns of a Gram symbol, each stored as one block of rows, in one precision."""
 
     def __init__(self, g: Gram, dtype: torch.dtype) -> None:
@@ -116,14 +117,14 @@ class _Packed:
         self.signs = np.where(along[order] < 0, -1.0, 1.0)
         some = torch.from_numpy(order).to(g.even.device)
         self.even, self.odd = (H.to(dtype.to_real()).index_select(1, some) for H in (g.even, g.odd))
-        self._rooms: dict[str, Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
 
-    def _room(self, name: str, *shape: int) -> Tensor:
-        """An uninitialized tensor, in the memory that had this name before: fresh memory is slow to come by."""
+    def _memory(self, name: str, *shape: int) -> Tensor:
+        """An uninitialized tensor, in the memory that had this name before: new memory is slow to allocate."""
         size = math.prod(shape)
-        if name not in self._rooms or self._rooms[name].numel() < size:
-            self._rooms[name] = torch.empty(size, dtype=self.dtype, device=self.even.device)
-        return self._rooms[name][:size].view(shape)
+        if name not in self._buffers or self._buffers[name].numel() < size:
+            self._buffers[name] = torch.empty(size, dtype=self.dtype, device=self.even.device)
+        return self._buffers[name][:size].view(shape)
 
     def shifted(
         self, omega: np.ndarray, groups: np.ndarray, theta2: np.ndarray
@@ -156,7 +157,7 @@ class _Packed:
         for at, ((j, k), part) in enumerate(
             zip(self.columns, polynomials.split([2 * size for size in self.sizes], -1), strict=True)
         ):
-            column = self._room(f"column {at}", len(shift), self.g.n - j, k - j)
+            column = self._memory(f"column {at}", len(shift), self.g.n - j, k - j)
             torch.bmm(weights, part, out=torch.view_as_real(column).view(*weights.shape[:2], -1))
             torch.view_as_real(column)[..., 0].diagonal(dim1=1, dim2=2).add_(shift[:, None])
             columns.append(column)
@@ -166,26 +167,26 @@ class _Packed:
         """-P_b for every step b, then -Q_b for those above 0: (lines, coefficients, 2 packed), re and im in turn."""
         angles = across @ self.across.T
         cos, sin = np.cos(angles), np.sin(angles)
-        even = np.stack([-cos, self.signs * sin], 1)  # (lines, P or Q, taps)
+        even = np.stack([-cos, self.signs * sin], 1)  # (lines, P or Q, offsets)
         odd = np.stack([-sin, -self.signs * cos], 1)
         moving, length = int((self.steps > 0).sum()), self.even.shape[-1]
-        out = torch.view_as_real(self._room("P", len(across) * (len(self.steps) + moving), length))
+        out = torch.view_as_real(self._memory("P", len(across) * (len(self.steps) + moving), length))
         out = out.view(len(across), -1, length, 2)
         first = 0
         which = torch.from_numpy(groups).to(out.device)
         for b, count in enumerate(self.counts):
-            taps, rows = slice(first, first + count), [b] + [moving + b] * int(self.steps[b] > 0)
+            some, rows = slice(first, first + count), [b] + [moving + b] * int(self.steps[b] > 0)
             first += count
             for part, (weights, H) in enumerate(((even, self.even), (odd, self.odd))):
-                w = torch.from_numpy(weights[:, : len(rows), taps]).to(H)
+                w = torch.from_numpy(weights[:, : len(rows), some]).to(H)
                 one = len(H) == 1
                 out[:, rows, :, part] = (
-                    (w.flatten(0, 1) @ H[0, taps]).view(len(w), -1, length) if one else w @ H[which, taps]
+                    (w.flatten(0, 1) @ H[0, some]).view(len(w), -1, length) if one else w @ H[which, some]
                 )
         return out.flatten(2)
 
     def indefinite(self, columns: list[Tensor]) -> Tensor:
-        """Whether each matrix of a batch is not seen to be positive definite; the block columns (F, rows, columns) are lost.
+        """Whether each matrix of a batch is not proved positive definite; overwrites the block columns (F, rows, columns).
 
         Right-looking Cholesky factorization of a few matrices at a time: the library's own takes them one by one, without
         matrix products, at less than half the speed.
@@ -198,7 +199,7 @@ class _Packed:
             rest = column[:, width:]
             if not rest.shape[1]:
                 break
-            below = self._room("below", *rest.shape)
+            below = self._memory("below", *rest.shape)
             torch.linalg.solve_triangular(D.mH, rest, upper=True, left=False, out=below)
             for later in columns[at + 1 :]:
                 rows = below[:, -later.shape[1] :]

@@ -1,4 +1,4 @@
-"""All singular values of a layer: how evenly it treats its inputs.
+"""All singular values of a layer.
 
 Exact for Linear layers, for convolutions with circular padding and for layers small enough to decompose outright. A large
 zero-padded convolution is replaced by the circular one of the same kernel, whose values are those of small matrices; how
@@ -6,27 +6,29 @@ far off they are is bounded by what the replacement changes (Hoffman & Wielandt)
 
     Σ_i (σ_i(zero-padded) - σ_i(circular))² ≤ ‖difference of the two maps‖_F²,
 
-and that difference is known exactly: it is the taps that wrap around.
+and that difference is known exactly: it is the kernel entries that wrap around.
 """
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.convolution import ConvGeometry, conv_geometry
+from opnorm._core.convolution import conv_geometry
+from opnorm._core.frequencies import half_grid
 from opnorm._core.layers import Shape, overrides
 from opnorm._core.linear_map import linear_map
 from opnorm.errors import NormError
-from opnorm.norms.spectral.frequency_response import Taps, taps
+from opnorm.norms.spectral.frequency_response import Polyphase, polyphase
 
 __all__ = ["Spectrum", "singular_values"]
 
 DENSE = 2048  # up to this many rows or columns, the matrix itself is decomposed
+ENDINGS = (".svg", ".pdf", ".png")
 
 
 @dataclass(frozen=True)
@@ -68,35 +70,19 @@ class Spectrum:
         Raises:
             NormError: another ending.
         """
-        import vl_convert
+        import altair
 
         path = Path(path)
-        convert: dict[str, Any] = {
-            ".svg": vl_convert.vegalite_to_svg, ".pdf": vl_convert.vegalite_to_pdf, ".png": vl_convert.vegalite_to_png
-        }  # fmt: skip
-        if path.suffix not in convert:
-            raise NormError(f"{path.name}: expected a name ending in {', '.join(convert)}")
-        drawn = convert[path.suffix](self._chart())
-        path.write_bytes(drawn if isinstance(drawn, bytes) else drawn.encode())
-        return path
-
-    def _chart(self) -> dict[str, Any]:
-        step = max(1, len(self.values) // 400)
-        rank = list(range(0, len(self.values), step))
-        points = [{"rank": i + 1, "value": float(self.values[i])} for i in rank]
+        if path.suffix not in ENDINGS:
+            raise NormError(f"{path.name}: expected a name ending in {', '.join(ENDINGS)}")
+        ranks = range(0, len(self.values), max(1, len(self.values) // 400))
+        rows = [{"rank": i + 1, "value": float(self.values[i])} for i in ranks]
         note = "exact" if self.exact else f"root mean square error at most {self.error:.2g}"
-        return {
-            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-            "width": 420,
-            "height": 240,
-            "title": {"text": "Singular values", "subtitle": f"standard deviation {self.std:.3g}; {note}"},
-            "data": {"values": points},
-            "mark": {"type": "line", "color": "#0b6fa4"},
-            "encoding": {
-                "x": {"field": "rank", "type": "quantitative", "title": "rank"},
-                "y": {"field": "value", "type": "quantitative", "title": "singular value"},
-            },
-        }
+        title = altair.Title("Singular values", subtitle=f"standard deviation {self.std:.3g}; {note}")
+        chart = altair.Chart(altair.Data(values=rows), title=title, width=420, height=240)
+        x, y = altair.X("rank:Q", title="rank"), altair.Y("value:Q", title="singular value")
+        chart.mark_line(color="#0b6fa4").encode(x, y).save(path)
+        return path
 
 
 @torch.no_grad()
@@ -115,78 +101,65 @@ def singular_values(layer: nn.Module, in_shape: Shape) -> Spectrum:
     own = overrides(layer, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     if isinstance(layer, nn.Linear) and not own:
         values = torch.linalg.svdvals(layer.weight.detach().double())
-        return Spectrum(_repeated(values, math.prod(in_shape[:-1])), 0.0, "singular value decomposition")
-    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and layer.padding_mode == "circular" and not own:
-        t, size = _circle(layer, in_shape)
-        if t is not None:
-            return Spectrum(
-                _of_symbol(t, size, _count(layer, in_shape)),
-                0.0,
-                "Fourier transform of the circular convolution",
-            )
+        values = values.repeat_interleave(math.prod(in_shape[:-1]))
+        return Spectrum(values, 0.0, "singular value decomposition")
+    circle = None
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and not own:
+        circle = _circle(layer, in_shape)
+        if circle is not None and layer.padding_mode == "circular":
+            values = _of_symbol(circle)
+            return Spectrum(values, 0.0, "Fourier transform of the circular convolution")
     linear = linear_map(layer, in_shape)
-    if min(math.prod(linear.in_shape), math.prod(linear.out_shape)) <= DENSE:
-        return Spectrum(
-            torch.linalg.svdvals(linear.to_dense()), 0.0, "singular value decomposition of the whole matrix"
-        )
-    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and layer.padding_mode == "zeros" and not own:
-        t, size = _circle(layer, in_shape)
-        if t is not None:
-            values = _of_symbol(t, size, _count(layer, in_shape))
-            return Spectrum(
-                values, _wrapped(t, size, len(values)), "circular convolution in place of the zero-padded one"
-            )
+    if min(linear.shape) <= DENSE:
+        values = torch.linalg.svdvals(linear.to_dense())
+        return Spectrum(values, 0.0, "singular value decomposition of the whole matrix")
+    if circle is not None and layer.padding_mode == "zeros":
+        values = _of_symbol(circle)
+        return Spectrum(values, _wrapped(circle), "circular convolution in place of the zero-padded one")
     raise NormError(
         f"the singular values of {type(layer).__name__} at {tuple(in_shape)} are not known: its matrix has more than "
         f"{DENSE} rows and columns, and no circular form has as many outputs as the input over the stride"
     )
 
 
-def _circle(layer: nn.modules.conv._ConvNd, in_shape: Shape) -> tuple[Taps | None, Shape]:
-    """The taps of the circular convolution on the input's own size, where input and output fit around the same circle."""
-    zeros = conv_geometry(layer) if layer.padding_mode == "zeros" else conv_geometry(layer, any_mode=True)
-    size, stride = tuple(in_shape[1:]), zeros.stride
-    out = zeros.out_size(size)
+class _Circle(NamedTuple):
+    """A circular convolution: its polyphase form, output positions per axis, and min(inputs, outputs) values."""
+
+    t: Polyphase
+    size: Shape
+    values: int
+
+
+def _circle(layer: nn.modules.conv._ConvNd, in_shape: Shape) -> _Circle | None:
+    """The circular convolution on the input's own size; None where input and output do not fit around the same circle."""
+    geometry, size = conv_geometry(layer, any_mode=True)._replace(mode="zeros"), tuple(in_shape[1:])
+    stride, out = geometry.stride, geometry.out_size(size)
     if any(n % s or m != n // s for n, m, s in zip(size, out, stride, strict=True)):
-        return None, ()
-    # enough input on all sides that no tap is dropped: on a circle every tap is read
-    reach = [
-        s * (k * d + max(p))
-        for s, k, d, p in zip(stride, zeros.kernel, zeros.dilation, zeros.padding, strict=True)
-    ]
-    wide = tuple(n + r for n, r in zip(size, reach, strict=True))
-    t = taps(layer.weight.detach(), ConvGeometry(*zeros[:5]), wide, out)
-    return t, tuple(n // s for n, s in zip(size, stride, strict=True))
+        return None
+    # enough input on all sides that no kernel entry is dropped: on a circle every one is read
+    each = zip(size, stride, geometry.kernel, geometry.dilation, geometry.padding, strict=True)
+    wide = tuple(n + s * (k * d + max(p)) for n, s, k, d, p in each)
+    count = min(math.prod(in_shape), layer.out_channels * math.prod(out))
+    return _Circle(polyphase(layer.weight.detach(), geometry, wide, out), out, count)
 
 
-def _count(layer: nn.modules.conv._ConvNd, in_shape: Shape) -> int:
-    """min(inputs, outputs) of a convolution whose output has as many places as its input over the stride."""
-    places = math.prod(n // s for n, s in zip(in_shape[1:], layer.stride, strict=True))
-    return min(math.prod(in_shape), layer.out_channels * places)
-
-
-def _of_symbol(t: Taps, size: Shape, count: int) -> Tensor:
-    """The union over frequencies of the singular values of A(ω), and zeros for inputs that no tap reads."""
-    places = np.indices(size).reshape(len(size), -1).T
+def _of_symbol(circle: _Circle) -> Tensor:
+    """The union over frequencies of the singular values of A(ω), and zeros for inputs that the kernel skips."""
+    omega, times = half_grid(circle.size)
     values = []
-    for omega in np.array_split(places * 2 * math.pi / np.array(size), max(1, len(places) // 256)):
-        phase = torch.from_numpy(np.exp(1j * (omega @ t.offsets.T))).to(t.matrices.device)
-        for A in t.matrices:
-            symbol = torch.tensordot(phase, A.to(phase.dtype), dims=([1], [0]))
-            values.append(torch.linalg.svdvals(symbol).flatten())
-    found = torch.cat(values).sort(descending=True).values[:count]
-    return torch.cat([found, found.new_zeros(count - len(found))])
+    for part in np.array_split(np.arange(len(omega)), max(1, len(omega) // 256)):
+        each = torch.linalg.svdvals(circle.t.symbol(omega[part]))  # (groups, F, channels)
+        values.append(each.repeat_interleave(torch.from_numpy(times[part]).to(each.device), 1).flatten())
+    found = torch.cat(values).sort(descending=True).values[: circle.values]
+    return torch.cat([found, found.new_zeros(circle.values - len(found))])
 
 
-def _wrapped(t: Taps, size: Shape, count: int) -> float:
+def _wrapped(circle: _Circle) -> float:
     """Root mean square of σ(zero-padded) - σ(circular): the Frobenius norm of what wraps around, over sqrt(count)."""
-    squares = t.matrices.square().sum((0, 2, 3)).cpu().numpy()
+    t, size = circle.t, circle.size
+    squares = t.matrices.square().sum((0, 2, 3)).tolist()
     total = 0.0
-    for offset, square in zip(t.offsets.tolist(), squares.tolist(), strict=True):
+    for offset, square in zip(t.offsets.tolist(), squares, strict=True):
         inside = math.prod(max(0, min(n, n - o) - max(0, -o)) for n, o in zip(size, offset, strict=True))
         total += square * (math.prod(size) - inside)
-    return math.sqrt(total / count)
-
-
-def _repeated(values: Tensor, times: int) -> Tensor:
-    return values.repeat_interleave(times)
+    return math.sqrt(total / circle.values)

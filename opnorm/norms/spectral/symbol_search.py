@@ -1,0 +1,221 @@
+"""The search for the largest ‖A(ω)‖ of one convolution: its state, and tests and estimates at many frequencies."""
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opnorm.norms.spectral.frequency_response import Gram, Polyphase
+from opnorm.norms.spectral.lower_bound import best_wave, lower_bound
+from opnorm.norms.spectral.positive_definite import DOUBLE, SINGLE, CholeskyTest, lines
+
+__all__ = ["SymbolSearch", "every_group"]
+
+CHUNK_BYTES = 16e6  # the matrices that are tested between two uses of the results
+FIRST_FREQUENCIES = 8  # at random, beside the corners of the plane
+
+
+def every_group(points: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each frequency once for each group: frequencies (F, axes) and groups (F,)."""
+    return np.tile(points, (groups, 1)), np.repeat(np.arange(groups), len(points))
+
+
+class SymbolSearch:
+    """What is known so far about one convolution.
+
+    Attributes:
+        t: the convolution.
+        g: its Gram symbol.
+        relative_width: of the interval to aim at.
+        lower: a value that ‖M‖ attains.
+        theta: no test so far has shown that a point exceeds it.
+        best: the frequency behind the lower end.
+        rough: the lower end is that of one wave, without the climb to the peak.
+        fixed: the lower end is given, and stays.
+        count: how many small matrices were factorized or diagonalized, beside those of ``test``.
+    """
+
+    def __init__(
+        self,
+        t: Polyphase,
+        g: Gram,
+        relative_width: float,
+        *,
+        rough: bool = False,
+        fixed_lower: float | None = None,
+    ) -> None:
+        self.t, self.g, self.relative_width, self.rough = t, g, relative_width, rough
+        self.fixed, self.lower = fixed_lower is not None, fixed_lower or 0.0
+        self.theta, self.best, self.count = 0.0, np.zeros(len(t.reach)), 0
+        self.test = CholeskyTest(t, g)
+        self._grams = {DOUBLE: g}
+
+    def target(self) -> float:
+        """The least θ for which the interval is as narrow as it shall be, but for a little room."""
+        return self.lower * (1 + 0.995 * self.relative_width)
+
+    # ------------------------------------------------------------ small matrices
+
+    def chunks(self, count: int) -> list[slice]:
+        """Slices of a range, each of so many matrices as are held at once."""
+        size = max(8, int(CHUNK_BYTES / (8 * self.g.n**2)))
+        return [slice(i, i + size) for i in range(0, count, size)]
+
+    def portions(self, points: np.ndarray, groups: np.ndarray) -> Iterator[np.ndarray]:
+        """The points' indices, some lines at a time, in random order, so that some near the peak come early."""
+        every = lines(self.g, points, groups)
+        some: list[np.ndarray] = []
+        for i in np.random.default_rng(0).permutation(len(every)):
+            some.append(every[i])
+            if sum(map(len, some)) * 8 * self.g.n**2 >= CHUNK_BYTES:
+                yield np.concatenate(some)
+                some = []
+        if some:
+            yield np.concatenate(some)
+
+    def symbols(self, omega: np.ndarray, groups: np.ndarray, dtype: torch.dtype) -> Tensor:
+        """G at pairs (ω, group), (F, n, n)."""
+        if dtype not in self._grams:
+            self._grams[dtype] = self.g.single()
+        return self._grams[dtype].at(omega, groups)
+
+    def exceeding(
+        self, omega: np.ndarray, groups: np.ndarray, factor: np.ndarray | float = 1.0, sure: bool = True
+    ) -> np.ndarray:
+        """The indices at which ‖A(ω)‖ ≤ θ·factor is not proved."""
+        return self.test.exceeding(omega, groups, (self.theta * factor * np.ones(len(omega))) ** 2, sure)
+
+    def above(self, value: float) -> float:
+        """An upper bound of a norm that was computed as ``value`` in double precision."""
+        return math.sqrt(value**2 + self.test.rounding(DOUBLE, self.g.n * value**2))
+
+    def largest(self, omega: np.ndarray, groups: np.ndarray) -> tuple[float, np.ndarray, int]:
+        """The largest ‖A(ω)‖ among some points, its frequency and group: all eigenvalues, in double precision."""
+        self.count += len(omega)
+        chunks = self.chunks(len(omega))
+        tops = [torch.linalg.eigvalsh(self.symbols(omega[c], groups[c], DOUBLE))[:, -1] for c in chunks]
+        return _top(torch.cat(tops), omega, groups)
+
+    def estimate(
+        self, omega: np.ndarray, groups: np.ndarray, dtype: torch.dtype = DOUBLE, steps: int = 12
+    ) -> tuple[float, np.ndarray, int]:
+        """About the largest ‖A(ω)‖ among some points, never above it but for rounding, its frequency and group."""
+        chunks = self.chunks(len(omega))
+        tops = [top_vectors(self.symbols(omega[c], groups[c], dtype), 1, steps)[1][:, 0] for c in chunks]
+        return _top(torch.cat(tops), omega, groups)
+
+    # ------------------------------------------------------------ from below
+
+    def begin(self, period: tuple[int, ...]) -> None:
+        """A first lower bound from a few frequencies: corners of the plane and some at random."""
+        corners = np.array(list(itertools.product(*((0.0, math.pi) if N > 1 else (0.0,) for N in period))))
+        some = np.random.default_rng(1).uniform(0, math.pi, (FIRST_FREQUENCIES, len(period)))
+        points = np.unique(np.concatenate([corners, some * (np.array(period) > 1)]), axis=0)
+        self.improve(*self.estimate(*every_group(points, len(self.g.even)), SINGLE, 6))
+
+    def improve(self, value: float, omega: np.ndarray, group: int) -> bool:
+        """Climb from a frequency with ‖A(ω)‖ about ``value`` to the peak, and try the waves there; whether θ has grown."""
+        if self.fixed or value <= self.lower:
+            return False
+        if self.rough:
+            V, _ = top_vectors(self.symbols(omega[None], np.array([group]), SINGLE), 1, 10)
+            directions = self._both_sides(V[0].to(DOUBLE), omega[None], group)[0]
+            lower, _ = best_wave(self.t, group, omega, directions)
+        else:
+            omega, inputs, outputs = self._climb(omega, group)
+            lower = lower_bound(self.t, group, omega, inputs, outputs, self.relative_width / 50)
+        if lower <= self.lower:
+            return False
+        self.lower, self.best = lower, omega
+        before, self.theta = self.theta, max(self.theta, self.target())
+        return self.theta > before
+
+    def _climb(self, omega: np.ndarray, group: int, rounds: int = 5) -> tuple[np.ndarray, Tensor, Tensor]:
+        """To a local maximum of ‖A(ω)‖: with the top vector v held, vᴴ G(ω) v is a scalar polynomial, easily climbed.
+
+        Returns the frequency and, there and at a step to each side on every axis and diagonal, the top singular vectors on
+        the input and on the output side, (c_in, J) and (c_out, J): they span how the best channels change with ω.
+        """
+        moving = np.array(self.t.degree) > 0
+        steps = np.array([math.pi / (n + 1) for n in self.t.reach])
+        # the vectors from here on are a guess, measured later: single precision is enough
+        V, _ = top_vectors(self.symbols(omega[None], np.array([group]), SINGLE), 2, 10)
+        fine = _around(moving, 2)
+        for _ in range(rounds if moving.any() else 0):
+            p, q = self._grams[SINGLE].form(V[0, :, 0], group)
+            before = omega
+            for scale in (1.0, 0.3, 0.1):
+                tries = omega + fine * steps * scale / 2
+                angles = tries @ self.g.offsets.T
+                omega = tries[(np.cos(angles) @ p - np.sin(angles) @ q).argmax()]
+            if np.abs(omega - before).max() < 1e-2 * steps.max():
+                break
+            V, _ = top_vectors(self.symbols(omega[None], np.array([group]), SINGLE), 2, 5, V[0])
+        sides = omega + steps * _around(moving, 1)
+        V, _ = top_vectors(self.symbols(sides, np.full(len(sides), group), SINGLE), 2, 6, V[0])
+        directions = torch.cat([V[0], *V[1:, :, :1]], 1).to(DOUBLE)  # two at ω itself, one at each side
+        at = sides[[0] * (V.shape[2] - 1) + list(range(len(sides)))]
+        return omega, *self._both_sides(directions, at, group)
+
+    def _both_sides(self, vectors: Tensor, omega: np.ndarray, group: int) -> tuple[Tensor, Tensor]:
+        """Input and output channel vectors (c_in, J), (c_out, J) from eigenvectors of G, each at its own frequency."""
+        A = self.t.matrices[group]
+        from_inputs = A.shape[-1] <= A.shape[-2]
+        first = vectors if from_inputs else vectors.conj()
+        both = torch.cat([first.real, first.imag], dim=1)
+        images = torch.bmm(A if from_inputs else A.mT, both.expand(len(A), -1, -1))
+        sign = 1 if from_inputs else -1
+        phase = torch.from_numpy(np.exp(sign * 1j * (self.t.offsets @ omega.T))).to(A.device)
+        second = (torch.complex(*images.chunk(2, dim=-1)) * phase[:, None]).sum(0)
+        second = second / torch.linalg.vector_norm(second, dim=0).clamp(min=1e-300)
+        return (first, second) if from_inputs else (second, first)
+
+
+def _top(squares: Tensor, omega: np.ndarray, groups: np.ndarray) -> tuple[float, np.ndarray, int]:
+    """The root of the largest of ‖A(ω)‖², its frequency and group."""
+    at = int(squares.argmax())
+    return math.sqrt(max(float(squares[at]), 0.0)), omega[at], int(groups[at])
+
+
+def _around(moving: np.ndarray, far: int) -> np.ndarray:
+    """The whole numbers from -far to far on every axis that moves, the origin first."""
+    every = itertools.product(*(range(-far, far + 1) if m else (0,) for m in moving))
+    return np.array(sorted(every, key=lambda place: any(place)))
+
+
+def top_vectors(G: Tensor, count: int, steps: int, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Top eigenvectors (F, n, count) and values (F, count) of Hermitian matrices (F, n, n).
+
+    All eigenvalues of small ones; for others a block Lanczos iteration with blocks of two vectors, from ``start`` (n, 2), or
+    from a fixed random one, so that the same layer always gives the same digits.
+    """
+    n = G.shape[-1]
+    count = min(count, n)
+    if n <= max(32, 2 * steps):
+        values, vectors = torch.linalg.eigh(G)
+        return vectors.flip(-1)[..., :count], values.flip(-1)[..., :count]
+    if start is None:
+        start = torch.randn(n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    block = _orthonormal_pair(start.to(G.device, G.dtype)[None]).expand(len(G), -1, -1)
+    Q, GQ = block, G @ block
+    for _ in range(steps - 1):
+        block = GQ[..., -2:]
+        for _ in range(2):  # twice is enough
+            block = _orthonormal_pair(torch.baddbmm(block, Q, Q.mH @ block, alpha=-1))
+        Q, GQ = torch.cat([Q, block], -1), torch.cat([GQ, G @ block], -1)
+    values, turn = torch.linalg.eigh(Q.mH @ GQ)
+    return Q @ turn.flip(-1)[..., :count], values.flip(-1)[..., :count]
+
+
+def _orthonormal_pair(block: Tensor) -> Tensor:
+    """The two columns of (F, n, 2) orthonormalized; on a GPU without the library's QR, which takes them one by one."""
+    if block.device.type == "cpu":
+        return torch.linalg.qr(block)[0]
+    a, b = block.unbind(-1)
+    a = a / torch.linalg.vector_norm(a, dim=-1, keepdim=True).clamp(min=1e-30)
+    b = b - torch.linalg.vecdot(a, b)[:, None] * a
+    b = b / torch.linalg.vector_norm(b, dim=-1, keepdim=True).clamp(min=1e-30)
+    return torch.stack([a, b], -1)
