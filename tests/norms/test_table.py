@@ -693,7 +693,7 @@ def test_width_and_failure_reach_the_intervals():
     table = opnorm.measure(nn.Sequential(layer), torch.zeros(1, *shape), (2,), relative_width=1e-7)
     assert table.rows[0].norms[2] == narrow
     for bad in ({"relative_width": 0.0}, {"failure_probability": 1.0}, {"relative_width": math.nan}):
-        with pytest.raises(NormError, match="expected a (number above 0|probability)"):
+        with pytest.raises(NormError, match=r"expected a (number above 0|probability)"):
             opnorm.operator_norm(layer, 2, shape, **bad)
-        with pytest.raises(NormError, match="expected a (number above 0|probability)"):
+        with pytest.raises(NormError, match=r"expected a (number above 0|probability)"):
             opnorm.measure(nn.Sequential(layer), torch.zeros(1, *shape), (2,), **bad)

@@ -101,10 +101,8 @@ def gram_matrix(t: Polyphase, group: int) -> Tensor:
         return G
     G = A.new_zeros(*t.out_size, A.shape[-2], *t.out_size, A.shape[-2])
     # the last place on an axis has fewer columns where phases are short there
-    parts = [
-        [(0, n - 1), (n - 1, n)] if s else [(0, n)]
-        for n, s in zip(t.reach, short.any(axis=0).tolist(), strict=True)
-    ]
+    lacking = [bool(short[:, axis].any()) for axis in range(axes)]
+    parts = [[(0, n - 1), (n - 1, n)] if lack else [(0, n)] for n, lack in zip(t.reach, lacking, strict=True)]
     for box in itertools.product(*parts):
         last = np.array([first == n - 1 for (first, _), n in zip(box, t.reach, strict=True)])
         columns = torch.from_numpy(~(short & last).any(1)).to(A.device)
