@@ -7,6 +7,7 @@ from torch import nn
 from opnorm import models
 from opnorm._core.linear_map import linear_map
 from opnorm.errors import AttackError, ModelError, SpecError
+from opnorm.norms import singular_values
 from opnorm.theory import Covering, generalization_bound, input_gradient_bound
 
 
@@ -189,6 +190,17 @@ class TestGeneralization:
         rows = net[-1].weight.detach().double()
         gaps = (rows[:, None] - rows[None]).norm(dim=2) + 9 * torch.eye(4)
         assert found.row_gap == pytest.approx(float(gaps.min()), rel=1e-9)
+
+    def test_singular_values_known_on_average_are_lowered_by_their_error(self):
+        """A large map has those of the circular convolution, each off by at most e sqrt(n)."""
+        conv = nn.Conv2d(1, 1, 3, padding=1, bias=False)
+        with torch.no_grad():
+            nn.init.dirac_(conv.weight).add_(0.002 * torch.randn(conv.weight.shape))
+        net = nn.Sequential(conv, nn.Flatten(), nn.Linear(68 * 68, 2))
+        (_, smallest), *_ = generalization_bound(net, torch.zeros(1, 1, 68, 68), **GIVEN).smallest
+        spectrum = singular_values(conv, (1, 68, 68))
+        assert spectrum.error > 0
+        assert 0 < smallest <= float(spectrum.values[-1]) - spectrum.error * 67
 
     @pytest.mark.parametrize(
         ("change", "message"),
