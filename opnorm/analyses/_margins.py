@@ -9,17 +9,7 @@ from torch import nn
 from opnorm.analyses._shared.analysis import Analysis, Row, register
 from opnorm.analyses._shared.points import choose_split, logits_of, six_digits, split_name
 from opnorm.data import Dataset
-from opnorm.report import (
-    Axis,
-    Chart,
-    Heading,
-    Panel,
-    Sample,
-    draw_curves,
-    histogram_points,
-    known,
-    method_of,
-)
+from opnorm.report import Axis, Chart, Heading, Panel, Sample, draw_curves, histogram_points, known, method_of
 
 
 @register("confidence", "margins('train')", "margins()")

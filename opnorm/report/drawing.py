@@ -141,7 +141,7 @@ def _horizontal(axis: Axis, places: Sequence[Any]) -> alt.X:
     settings: dict[str, Any] = {"values": list(axis.ticks)} if axis.ticks else {}
     if axis.levels:
         settings["labelExpr"] = "datum.value ? round(255 * datum.value) + '/255' : '0'"
-    x = x.axis(title=axis.title, labelOverlap="greedy", format="~g", **settings)
+    x = x.axis(title=axis.title, labelOverlap="greedy", labelSeparation=6, format="~g", **settings)
     return x.scale(nice=False, zero=axis.zero)
 
 

@@ -176,13 +176,7 @@ def _columns() -> list[Column]:
         *(Column(_robust_key(e), f"ℓ∞ ε = {e:g}", "percent", "high", attacked) for e in IN_TABLE["inf"]),
         *(Column(_robust_key(e, "2"), f"ℓ2 ε = {e:g}", "percent", "high", attacked) for e in IN_TABLE["2"]),
         Column("norm_1", "ℓ1 norm", "number", "low", f"{norm} of the exact ℓ1 operator norm."),
-        Column(
-            "norm_2",
-            "ℓ2 norm",
-            "number",
-            "low",
-            f"{norm} of the ℓ2 operator norm, certified to 0.5 %.",
-        ),
+        Column("norm_2", "ℓ2 norm", "number", "low", f"{norm} of the ℓ2 operator norm, certified to 0.5 %."),
         Column("norm_inf", "ℓ∞ norm", "number", "low", f"{norm} of the exact ℓ∞ operator norm."),
         Column("seconds", "seconds", "number", None, "Training and analyses together, one run."),
     ]
