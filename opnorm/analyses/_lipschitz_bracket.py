@@ -10,7 +10,7 @@ from opnorm.analyses._shared.points import amounts, check_count, check_norm, sam
 from opnorm.data import Dataset
 from opnorm.jacobian import jacobian_norm, secant_ascent
 from opnorm.norms.network.lipschitz import lipschitz_bound
-from opnorm.report import Axis, Chart, Heading, Panel, Point, draw_curves, method_of, norm_name
+from opnorm.report import Axis, Chart, Heading, Panel, Point, draw_curves, method_of, norm_name, one_sentence
 
 BATCH = 100
 
@@ -91,8 +91,7 @@ def sentence(rows: Sequence[Row]) -> str:
             else "none was found"
         )
         parts.append(text + found)
-    text = "; ".join(parts)
-    return f"{text[:1].upper()}{text[1:]}."
+    return one_sentence(parts)
 
 
 def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:

@@ -8,7 +8,17 @@ from torch import nn
 from opnorm.analyses._shared.analysis import Analysis, Row, register
 from opnorm.analyses._shared.points import choose_split, cross_entropy, logits_of, six_digits, split_name
 from opnorm.data import Dataset
-from opnorm.report import Axis, Chart, Heading, Panel, Sample, draw_curves, histogram_points, method_of
+from opnorm.report import (
+    Axis,
+    Chart,
+    Heading,
+    Panel,
+    Sample,
+    draw_curves,
+    histogram_points,
+    method_of,
+    one_sentence,
+)
 
 
 @register("confidence", "predictions('train')", "predictions()")
@@ -43,8 +53,7 @@ def sentence(rows: Sequence[Row]) -> str:
             f"to {confident:.1%} of the {split_name(row)} images it gives the right class a probability above 0.99, to "
             f"{between:.1%} one between 0.1 and 0.9"
         )
-    text = "; ".join(parts)
-    return f"{text[:1].upper()}{text[1:]}."
+    return one_sentence(parts)
 
 
 def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:

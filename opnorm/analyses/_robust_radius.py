@@ -13,7 +13,17 @@ from opnorm.attacks.minimum_norm import minimal_eps
 from opnorm.certificates.radius import lipschitz_radius
 from opnorm.data import Dataset
 from opnorm.norms.network.lipschitz import lipschitz_bound
-from opnorm.report import Chart, Heading, Panel, Point, draw_curves, eps_axis, method_of, norm_name
+from opnorm.report import (
+    Chart,
+    Heading,
+    Panel,
+    Point,
+    draw_curves,
+    eps_axis,
+    method_of,
+    norm_name,
+    one_sentence,
+)
 
 BATCH = 100
 RADII = 31  # points on a line
@@ -96,8 +106,7 @@ def sentence(rows: Sequence[Row]) -> str:
             f"in {norm_name(row['norm'])} half of the images are proven robust to changes of {certified:.3g}, and half are "
             f"{above}"
         )
-    text = "; ".join(parts)
-    return f"{text[:1].upper()}{text[1:]}."
+    return one_sentence(parts)
 
 
 def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:

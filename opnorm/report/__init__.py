@@ -10,7 +10,7 @@ from opnorm.report.curves import Axis, Heading, Panel, Point, draw_curves, metho
 from opnorm.report.document import Cell, Chart, Column, Report, Stat, Table, known
 from opnorm.report.histograms import Sample, histogram_points
 from opnorm.report.page import write_figures, write_json, write_page
-from opnorm.report.theme import NORMS, norm_name, significant
+from opnorm.report.theme import NORMS, norm_name, one_sentence, significant
 
 __all__ = [
     "NORMS",
@@ -34,6 +34,7 @@ __all__ = [
     "known",
     "method_of",
     "norm_name",
+    "one_sentence",
     "significant",
     "write_figures",
     "write_json",

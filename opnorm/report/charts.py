@@ -153,12 +153,12 @@ def accuracy_against_norm(
     def vertical(field: str) -> alt.Y:
         return drawing.linear_axis(alt.Y(f"{field}:Q"), percent=True).scale(zero=False)
 
-    rows_ = alt.Chart(drawing.ROWS).encode(x=horizontal("x"), y=vertical("value"), detail="method:N")
+    base = alt.Chart(drawing.ROWS).encode(x=horizontal("x"), y=vertical("value"), detail="method:N")
     tooltip = drawing.tooltips(("method", "method"), ("at", "norm"), ("text", accuracy_label))
     layers = [
-        drawing.bars(rows_, y=vertical("lo"), y2="hi"),
-        drawing.bars(rows_, x=horizontal("x_lo"), x2="x_hi"),
-        drawing.symbols(rows_, tooltip, 130),
+        drawing.bars(base, y=vertical("lo"), y2="hi"),
+        drawing.bars(base, x=horizontal("x_lo"), x2="x_hi"),
+        drawing.symbols(base, tooltip, 130),
     ]
     label = accuracy_label[:1].upper() + accuracy_label[1:]
     views = [drawing.view("norm", label, layers, 320)] if values else []

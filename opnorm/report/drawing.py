@@ -55,7 +55,7 @@ def log_axis(
 ) -> Any:
     """A log scale on the channel, a little wider than the values.
 
-    Ticks stand at the powers of ten, where these are few at 2 and 5 times them too, and where these are few at all digits.
+    Ticks are at powers of ten; where these are few, at 2 and 5 times them too; where these are few, at all digits.
     """
     positive = [x for x in values if x > 0] or [1.0]
     low, high = significant(min(positive) / 1.15), significant(max(positive) * 1.15)

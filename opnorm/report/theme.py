@@ -44,6 +44,17 @@ def norm_name(norm: str) -> str:
     return NORMS.get(norm, norm)
 
 
+def one_sentence(parts: Iterable[str]) -> str:
+    """Parts with semicolons between them, a capital letter at the beginning and a full stop.
+
+    Example:
+        >>> one_sentence(["in ℓ₂ 3", "in ℓ∞ 4"])
+        'In ℓ₂ 3; in ℓ∞ 4.'
+    """
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
 def method_styles(present: Iterable[str], methods: Sequence[str]) -> list[dict[str, Any]]:
     """The style of each method that a chart shows: ``method``, ``color``, ``strokeDash`` and ``shape``.
 
