@@ -155,6 +155,20 @@ def test_binding_leaves_the_model_alone(case):
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_every_hook_leaves_the_modes_and_the_statistics_alone(case):
+    model = net()
+    model[1].eval()
+    hooks = build(case)(model, X)
+    modes, buffers = [m.training for m in model.modules()], [b.clone() for b in model.buffers()]
+    hooks.penalty(model, X, Y)
+    hooks.edit_grads()
+    hooks.after_step(0.1)
+    hooks.after_epoch()
+    assert [m.training for m in model.modules()] == modes
+    assert all(map(torch.equal, model.buffers(), buffers))
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_frozen_weights_are_not_touched(case):
     model = net()
     model[0].requires_grad_(False)
