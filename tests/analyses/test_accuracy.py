@@ -5,18 +5,10 @@ import math
 import pytest
 from torch import nn
 
-from opnorm.analyses import (
-    accuracy,
-    margins,
-    robust_accuracy,
-)
+from opnorm.analyses import accuracy, margins, robust_accuracy
 from opnorm.errors import OpnormError
 from opnorm.models import mlp
-from tests.analyses.toys import (
-    data,
-    pixels,
-    trained,
-)
+from tests.analyses.toys import data, pixels, trained
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,9 @@ import json
 
 import pytest
 
-from opnorm.analyses import (
-    autoattack_accuracy,
-)
+from opnorm.analyses import autoattack_accuracy
 from opnorm.attacks import AutoAttack
-from tests.analyses.toys import (
-    data,
-    pixels,
-    trained,
-)
+from tests.analyses.toys import data, pixels, trained
 
 
 @pytest.fixture(scope="module")

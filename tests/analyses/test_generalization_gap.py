@@ -3,14 +3,8 @@
 import pytest
 import torch.nn.functional as F
 
-from opnorm.analyses import (
-    generalization_gap,
-)
-from tests.analyses.toys import (
-    pixels,
-    random_labels,
-    random_network,
-)
+from opnorm.analyses import generalization_gap
+from tests.analyses.toys import pixels, random_labels, random_network
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from opnorm.analyses import (
-    input_gradients,
-)
+from opnorm.analyses import input_gradients
 from opnorm.theory import input_gradient_bound
-from tests.analyses.toys import (
-    pixels,
-    random_labels,
-    random_network,
-)
+from tests.analyses.toys import pixels, random_labels, random_network
 
 
 @pytest.fixture(scope="module")

@@ -6,17 +6,10 @@ import math
 import pytest
 import torch
 
-from opnorm.analyses import (
-    lipschitz_bracket,
-)
+from opnorm.analyses import lipschitz_bracket
 from opnorm.jacobian import jacobian_norm, secant_ascent
 from opnorm.norms import lipschitz_bound
-from tests.analyses.toys import (
-    SHAPE,
-    sampled,
-    two_class_network,
-    two_classes,
-)
+from tests.analyses.toys import SHAPE, sampled, two_class_network, two_classes
 
 POINTS = 30
 

@@ -4,15 +4,9 @@ import math
 
 import pytest
 
-from opnorm.analyses import (
-    liu_robust_accuracy,
-)
+from opnorm.analyses import liu_robust_accuracy
 from opnorm.attacks import fgsm, pgd
-from tests.analyses.toys import (
-    data,
-    pixels,
-    trained,
-)
+from tests.analyses.toys import data, pixels, trained
 
 
 @pytest.fixture(scope="module")

@@ -5,16 +5,9 @@ import math
 import pytest
 import torch
 
-from opnorm.analyses import (
-    local_linearity,
-)
+from opnorm.analyses import local_linearity
 from opnorm.attacks import pgd
-from tests.analyses.toys import (
-    features_by_hand,
-    sampled,
-    two_class_network,
-    two_classes,
-)
+from tests.analyses.toys import features_by_hand, sampled, two_class_network, two_classes
 
 POINTS = 30
 

@@ -4,14 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from opnorm.analyses import (
-    loss_variation,
-)
-from tests.analyses.toys import (
-    data,
-    pixels,
-    trained,
-)
+from opnorm.analyses import loss_variation
+from tests.analyses.toys import data, pixels, trained
 
 
 @pytest.fixture(scope="module")

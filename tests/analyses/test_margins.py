@@ -4,15 +4,8 @@ import math
 
 import pytest
 
-from opnorm.analyses import (
-    accuracy,
-    margins,
-)
-from tests.analyses.toys import (
-    data,
-    pixels,
-    trained,
-)
+from opnorm.analyses import accuracy, margins
+from tests.analyses.toys import data, pixels, trained
 
 
 @pytest.fixture(scope="module")

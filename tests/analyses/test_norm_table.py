@@ -5,16 +5,10 @@ import math
 import pytest
 from torch import nn
 
-from opnorm.analyses import (
-    norm_table,
-)
+from opnorm.analyses import norm_table
 from opnorm.models import mlp
 from opnorm.norms import measure
-from tests.analyses.toys import (
-    data,
-    pixels,
-    trained,
-)
+from tests.analyses.toys import data, pixels, trained
 
 
 @pytest.fixture(scope="module")

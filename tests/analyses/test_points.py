@@ -135,9 +135,4 @@ def test_an_analysis_without_a_display_is_its_rows():
         bare.columns(rows),
         bare.chart(rows),
         bare.compare(rows, rows, "a", "b"),
-    ) == (
-        "",
-        [],
-        None,
-        "",
-    )
+    ) == ("", [], None, "")

@@ -2,13 +2,8 @@
 
 import pytest
 
-from opnorm.analyses import (
-    power_method_agreement,
-)
-from tests.analyses.toys import (
-    two_class_network,
-    two_classes,
-)
+from opnorm.analyses import power_method_agreement
+from tests.analyses.toys import two_class_network, two_classes
 
 
 @pytest.fixture(scope="module")

@@ -3,15 +3,9 @@
 import pytest
 import torch
 
-from opnorm.analyses import (
-    predictions,
-)
+from opnorm.analyses import predictions
 from opnorm.errors import SpecError
-from tests.analyses.toys import (
-    pixels,
-    random_labels,
-    random_network,
-)
+from tests.analyses.toys import pixels, random_labels, random_network
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from opnorm.analyses import (
-    relu_cells,
-)
+from opnorm.analyses import relu_cells
 from opnorm.data import Dataset, Split
-from tests.analyses.toys import (
-    SHAPE,
-    two_class_network,
-    two_classes,
-)
+from tests.analyses.toys import SHAPE, two_class_network, two_classes
 
 
 @pytest.fixture(scope="module")

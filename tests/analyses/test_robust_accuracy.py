@@ -6,18 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from opnorm.analyses import (
-    accuracy,
-    robust_accuracy,
-)
+from opnorm.analyses import accuracy, robust_accuracy
 from opnorm.attacks import AutoAttack, pgd
 from opnorm.data import Dataset, Split
 from opnorm.errors import OpnormError
-from tests.analyses.toys import (
-    data,
-    pixels,
-    trained,
-)
+from tests.analyses.toys import data, pixels, trained
 
 
 @pytest.fixture(scope="module")

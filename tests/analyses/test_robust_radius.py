@@ -7,16 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from opnorm.analyses import (
-    lipschitz_bracket,
-    robust_radius,
-)
+from opnorm.analyses import lipschitz_bracket, robust_radius
 from opnorm.certificates import lipschitz_radius
-from tests.analyses.toys import (
-    sampled,
-    two_class_network,
-    two_classes,
-)
+from tests.analyses.toys import sampled, two_class_network, two_classes
 
 POINTS = 30
 
@@ -51,14 +44,14 @@ def test_the_robust_radius_is_an_interval(model, points, norm):
     assert sum(d is not None for d in row["attacked"]) > POINTS / 2
 
 
-def test_the_robust_radius_is_tight_for_a_linear_two_class_network():
+def test_the_robust_radius_is_tight_for_a_linear_network():
     """f = (a·x, -a·x): the distance to the boundary is 2 |a·x - b| / ‖2a‖, and the norm of the logits is √2 ‖a‖."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     a = torch.randn(16) / 4
     model[1].weight.data, model[1].bias.data = torch.stack([-a, a]), torch.zeros(2)
-    toy = two_classes()
-    (row,) = robust_radius(2, 4.0, 60, 20)(model, toy)
+    toy = two_classes(24)
+    (row,) = robust_radius(2, 4.0, 24, 20)(model, toy)
     x, y = toy.test.images.float().flatten(1) / 255, toy.test.labels
     distance = (x @ a) * (2 * y - 1) / a.norm()
     want = distance.clamp(min=0).tolist()
@@ -66,7 +59,7 @@ def test_the_robust_radius_is_tight_for_a_linear_two_class_network():
     assert all(c <= w * (1 + 1e-6) for c, w in zip(row["certified"], want, strict=True))
     pairs = [(d, w) for d, w in zip(row["attacked"], want, strict=True) if d is not None]
     assert all(d >= w * (1 - 1e-5) for d, w in pairs)
-    assert sum(d <= 1.2 * w + 0.02 for d, w in pairs) > 20
+    assert sum(d <= 1.2 * w + 0.02 for d, w in pairs) > 8
 
 
 def test_no_bound_certifies_nothing_and_a_constant_network_everything(points):

@@ -4,15 +4,9 @@ import math
 
 import pytest
 
-from opnorm.analyses import (
-    robustness_curve,
-)
+from opnorm.analyses import robustness_curve
 from opnorm.attacks import pgd
-from tests.analyses.toys import (
-    data,
-    pixels,
-    trained,
-)
+from tests.analyses.toys import data, pixels, trained
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +19,10 @@ def after(model, attack, x, y):
 
 
 def test_a_curve_never_rises_and_agrees_with_its_points(model):
-    x, y = pixels(data().test)
+    toy = data(200)
+    x, y = pixels(toy.test)
     eps = (0, 2 / 255, 4 / 255, 8 / 255, 16 / 255)
-    (row,) = robustness_curve(eps=eps, points=None)(model, data())
+    (row,) = robustness_curve(eps=eps, points=None)(model, toy)
     right = model(x).argmax(1) == y
     minimal = [math.inf if d is None else d for d in row["minimal_eps"]]
     assert len(minimal) == row["points"] == len(y)

@@ -6,16 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from opnorm.analyses import (
-    singular_alignment,
-)
+from opnorm.analyses import singular_alignment
 from opnorm.attacks import pgd
-from tests.analyses.toys import (
-    features_by_hand,
-    sampled,
-    two_class_network,
-    two_classes,
-)
+from tests.analyses.toys import features_by_hand, sampled, two_class_network, two_classes
 
 POINTS = 30
 

@@ -5,15 +5,10 @@ import torch
 from torch import nn
 
 from opnorm._core.linear_map import linear_map
-from opnorm.analyses import (
-    singular_spread,
-)
+from opnorm.analyses import singular_spread
 from opnorm.data import Dataset, Split
 from opnorm.models import cnn
-from tests.analyses.toys import (
-    SHAPE,
-    random_labels,
-)
+from tests.analyses.toys import SHAPE, random_labels
 
 
 def test_singular_spread_is_that_of_the_matrices():

@@ -7,15 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from opnorm.analyses import (
-    singular_spread,
-    weight_energy,
-)
+from opnorm.analyses import singular_spread, weight_energy
 from opnorm.errors import ModelError
-from tests.analyses.toys import (
-    random_labels,
-    random_network,
-)
+from tests.analyses.toys import random_labels, random_network
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from opnorm.analyses import (
-    wen_robust_accuracy,
-)
+from opnorm.analyses import wen_robust_accuracy
 from opnorm.attacks import pgd
-from tests.analyses.toys import (
-    data,
-    pixels,
-    trained,
-)
+from tests.analyses.toys import data, pixels, trained
 
 
 @pytest.fixture(scope="module")
