@@ -46,7 +46,6 @@ TOO_LONG = {
     "jacobian/theorem.py:secant_ascent",
     "jacobian/theorem.py:theorem_1",
     "norms/induced.py",
-    "norms/plot.py:spec",
     "norms/spectral/interval.py",
     "norms/spectral/upper_bound.py",
     "norms/table.py",

@@ -247,7 +247,7 @@ class NormTable:
         """
         from opnorm.norms.plot import write_plot
 
-        return write_plot(self, Path(path))
+        return write_plot(self.rows, Path(path))
 
     def totals(self) -> list[str]:
         """What holds for the whole network, in sentences."""

@@ -22,7 +22,7 @@ from opnorm.models import cnn, resnet
 from opnorm.norms import Norm, NormTable, measure, operator_norm, trace
 from opnorm.norms import display as show
 from opnorm.norms.network.trace import arguments
-from opnorm.norms.plot import spec
+from opnorm.norms.plot import norm_chart
 from opnorm.norms.table import product
 from tests.norms import nets
 from tests.norms.cases import matrix
@@ -630,7 +630,7 @@ def test_plots(tmp_path, end, start):
 
 def test_a_plot_has_a_bar_for_each_call_and_norm():
     model = Residual()
-    chart = spec(measure(model, {"x": torch.zeros(1, 3), "twice": True}))
+    chart = norm_chart(measure(model, {"x": torch.zeros(1, 3), "twice": True}).rows).to_dict()
     assert len(chart["data"]["values"]) == 9
     assert len(chart["hconcat"]) == 3
     assert {v["index"] for v in chart["data"]["values"]} == {0, 1, 2}
