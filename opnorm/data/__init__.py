@@ -8,7 +8,6 @@ from opnorm.data._digits import digits
 from opnorm.data._folder import folder
 from opnorm.data._hub import hf
 from opnorm.data._parquet import parquet
-from opnorm.data.dataset import Dataset as Dataset
-from opnorm.data.dataset import Split as Split
+from opnorm.data.dataset import Dataset, Split
 
-__all__ = ["digits", "folder", "hf", "parquet"]  # the names a user can call in text
+__all__ = ["Dataset", "Split", "digits", "folder", "hf", "parquet"]
