@@ -37,7 +37,6 @@ TOO_LONG = {
     "attacks/_autoattack.py",
     "attacks/_autoattack.py:autoattack",
     "attacks/_pgd.py:pgd",
-    "attacks/gradient_masking.py:check_gradient_masking",
     "cli/attack.py:attack",
     "cli/measure.py:norms",
     "cli/runs.py:study",

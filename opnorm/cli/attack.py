@@ -75,7 +75,7 @@ def attack(
     x, y = as_pixels(test.images).to(device), test.labels.to(device)
     with AttackBar() as progress:
         done = evaluate(
-            network.to(device), x, y, chosen, store=Store(out / "attacks"), surrogate=other, tell=progress
+            network.to(device), x, y, chosen, store=Store(out / "attacks"), surrogate=other, progress=progress
         )
     if save is not None:
         save_points(save, done)

@@ -1,4 +1,4 @@
-"""Evaluations that may take long: in parts that are kept as they end, so that a stopped one goes on."""
+"""Attacks on many points, part by part: each part is stored when it ends, and a stopped evaluation resumes."""
 
 import json
 import math
@@ -19,7 +19,12 @@ from opnorm._core.modes import Mode, model_state_preserved
 from opnorm.attacks._autoattack import AutoAttack
 from opnorm.attacks._checks import check_inputs, check_logits, is_amount
 from opnorm.attacks._pgd import Attack
-from opnorm.attacks.gradient_masking import GradientMaskingReport, Indicator, check_gradient_masking
+from opnorm.attacks.gradient_masking import (
+    GradientMaskingReport,
+    Indicator,
+    check_gradient_masking,
+    check_transfer,
+)
 from opnorm.attacks.minimum_norm import gaps
 from opnorm.attacks.result import AttackResult, StageResult, gradient_warnings
 from opnorm.errors import AttackError, SpecError
@@ -27,7 +32,7 @@ from opnorm.runs.store import FORMAT, Store
 
 __all__ = ["Evaluation", "EvaluationProgress", "evaluate", "save_points"]
 
-TENSORS = ("points", "correct", "certified", "misclassified", "stage_index")  # of a result
+TENSORS = ("points", "correct", "certified", "misclassified", "stage_index")  # of an AttackResult
 
 
 class EvaluationProgress(NamedTuple):
@@ -50,19 +55,19 @@ class EvaluationProgress(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an attack did to a model, and whether to believe it.
+    """The result of an attack on a model, and the indicators of gradient masking.
 
     Attributes:
         attack: the call; empty for the user's own object, which has none.
         norm: of the ball.
         eps: its radius.
-        result: on every point.
-        labels: (B,), the right classes.
+        result: for every point.
+        labels: (B,), the correct classes.
         before: (B,), the model's class of each clean point.
         after: (B,), its class of each of ``result.points``.
         masking: the indicators of gradient masking.
-        seconds: on the clock, of all sessions.
-        folder: where it is kept, if it is.
+        seconds: wall-clock time of all sessions.
+        folder: where it is stored, if it is.
     """
 
     attack: str
@@ -77,22 +82,22 @@ class Evaluation:
     folder: Path | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, without what concerns single points."""
-        v = self.result
+        """Plain values for JSON, without those of single points."""
+        r = self.result
         return {
             "attack": self.attack,
             "norm": f"{self.norm:g}",
             "eps": self.eps,
-            "points": len(v.correct),
-            "correct": int(v.correct.sum()),
-            "robust": int(v.robust.sum()),
-            "clean_accuracy": v.clean_accuracy,
-            "robust_accuracy": v.robust_accuracy,
-            "interval": list(v.interval),
-            "certified_accuracy": v.certified_accuracy,
-            "stages": [stage._asdict() for stage in v.stages],
+            "points": len(r.correct),
+            "correct": int(r.correct.sum()),
+            "robust": int(r.robust.sum()),
+            "clean_accuracy": r.clean_accuracy,
+            "robust_accuracy": r.robust_accuracy,
+            "interval": list(r.interval),
+            "certified_accuracy": r.certified_accuracy,
+            "stages": [stage._asdict() for stage in r.stages],
             "gradient_masking": self.masking.as_dict(),
-            "notes": list(v.notes),
+            "notes": list(r.notes),
             "seconds": self.seconds,
         }
 
@@ -106,50 +111,47 @@ def evaluate(
     store: Store | None = None,
     part: int = 256,
     surrogate: nn.Module | None = None,
-    tell: Callable[[EvaluationProgress], None] | None = None,
+    progress: Callable[[EvaluationProgress], None] | None = None,
 ) -> Evaluation:
     """Attack many points, part by part, and check for gradient masking.
 
-    With a store, every part is kept the moment it ends, and the same call, even after a kill, goes on from there. The same
-    call is one with the same attack, points and labels, and a model of the same text and weights: what else its code does
-    cannot be seen from here.
+    With a store, every part is written when it ends, and the same call resumes there, also after a kill. The same call
+    has the same attack, points and labels, and a model with the same text and weights; the rest of its code is not
+    compared.
 
     Args:
-        model: gives logits (B, K); comes back as it was.
+        model: gives logits (B, K); its state is preserved.
         x: (B, C, H, W) in [0, 1].
         y: labels (B,).
-        attack: made by a factory of opnorm, or with attributes ``norm`` and ``eps``. It is asked only about points that
-            the model gets right; with ``stop_at_success=True``, where it has that, it is faster and not weaker.
-        store: where to keep it; nowhere when None. Needs an attack that was made by a call.
-        part: points that are attacked, and kept, at a time.
-        surrogate: another model for the same classes, to see whether its adversarial points do better.
-        tell: told how far it has got.
+        attack: made by a factory of opnorm, or with attributes ``norm`` and ``eps``. It gets the correct points only;
+            with ``stop_at_success=True``, where it has that, it is faster and not weaker.
+        store: for the results; needs an attack that was made by a call.
+        part: points of a part.
+        surrogate: another model for the same classes, for :func:`opnorm.attacks.gradient_masking.check_transfer`.
+        progress: called with the numbers of points.
 
     Raises:
-        AttackError: a setting, an input or a model that makes no sense; a point of the attack that is outside of the ball.
-        RunError: another process is at this evaluation, or nothing can be written.
+        AttackError: a setting, an input or a model is not valid, or the attack returns points outside of the ball.
+        RunError: another process runs this evaluation, or nothing can be written.
     """
     norm, eps, mode = _terms(attack)
     _check(x, eps, norm, part)
     check_inputs(x, y)
     text = _text(attack)
+    work = _Work(model, x, y, attack, text, norm, eps, mode, part, progress)
     if store is None:
-        return _carry_out(_Job(model, x, y, attack, text, norm, eps, mode, part, surrogate, tell, None))
+        return _evaluate(work, None, surrogate)
     if not text:
         raise AttackError(
-            "an evaluation is kept under the attack's call; expected an attack made by a factory"
+            "an evaluation is stored under the attack's call; expected an attack made by a factory"
         )
-    # with every default, so that another version's defaults are not taken for these
-    key = _key(model, x, y, str(spec.full(spec.spec_of(attack))), mode, part)
-    with store.open(key) as entry:
+    with store.open(_key(work)) as entry:
         if not entry.finished:
             entry.begin({"attack": text, "model": type(model).__name__, "points": len(x)})
-        done = _carry_out(
-            _Job(model, x, y, attack, text, norm, eps, mode, part, surrogate, tell, entry.folder)
-        )
+        evaluation = _evaluate(work, entry.folder, surrogate)
         if not entry.finished:
-            entry.finish(done.seconds)
-    return replace(done, seconds=store.seconds(key), folder=store.folder(key))
+            entry.finish(evaluation.seconds)
+    return replace(evaluation, seconds=store.seconds(entry.key), folder=entry.folder)
 
 
 def save_points(path: Path, evaluation: Evaluation) -> None:
@@ -161,19 +163,16 @@ def save_points(path: Path, evaluation: Evaluation) -> None:
     Raises:
         RunError: the file cannot be written.
     """
-    v, e = evaluation.result, evaluation
-    tensors = {
-        "points": v.points,
-        "labels": e.labels,
-        "correct": v.correct,
-        "misclassified": v.misclassified,
-        "stage_index": v.stage_index,
-    }
-    metadata = {"attack": e.attack, "stages": json.dumps([stage.name for stage in v.stages])}
-    files.write_tensors(path, tensors | {"before": e.before, "after": e.after}, metadata)
+    e = evaluation
+    tensors = {name: getattr(e.result, name) for name in TENSORS if name != "certified"}
+    metadata = {"attack": e.attack, "stages": json.dumps([stage.name for stage in e.result.stages])}
+    files.write_tensors(path, tensors | {"labels": e.labels, "before": e.before, "after": e.after}, metadata)
 
 
-class _Job(NamedTuple):
+@dataclass(frozen=True)
+class _Work:
+    """The arguments of :func:`evaluate`, and the attack's call, norm, radius and mode."""
+
     model: nn.Module
     x: Tensor
     y: Tensor
@@ -183,9 +182,17 @@ class _Job(NamedTuple):
     eps: float
     mode: Mode
     part: int
-    surrogate: nn.Module | None
-    tell: Callable[[EvaluationProgress], None] | None
-    folder: Path | None
+    progress: Callable[[EvaluationProgress], None] | None
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Of the model itself, in its mode (B, K)."""
+        with model_state_preserved(self.model, self.mode), torch.no_grad():
+            return self.model(x)
+
+    def report(self, activity: str, settled: int, attacked: int, finished: int) -> None:
+        """Call ``progress``."""
+        if self.progress is not None:
+            self.progress(EvaluationProgress(activity, settled, attacked, finished, len(self.x)))
 
 
 class _Part(NamedTuple):
@@ -195,123 +202,111 @@ class _Part(NamedTuple):
     seconds: float
 
 
-def _carry_out(job: _Job) -> Evaluation:
+def _evaluate(work: _Work, folder: Path | None, surrogate: nn.Module | None) -> Evaluation:
     parts = []
-    for at in range(0, len(job.x), job.part):
-        path = None if job.folder is None else job.folder / f"part-{at:08d}.safetensors"
-        found = None if path is None or not path.exists() else _read(path, job.x.device)
-        if found is None:
-            found = _attack(job, at)
+    for start in range(0, len(work.x), work.part):
+        path = None if folder is None else folder / f"part-{start:08d}.safetensors"
+        if path is not None and path.exists():
+            parts.append(_read(path, work.x.device))
+        else:
+            parts.append(_attack_part(work, start))
             if path is not None:
-                _write(path, found)
-        parts.append(found)
-    result = _merge([part.result for part in parts])
-    begun = time.perf_counter()
-    masking = _masking(job, result)
-    return Evaluation(
-        job.text, job.norm, job.eps, result, job.y,
-        torch.cat([part.before for part in parts]), torch.cat([part.after for part in parts]), masking,
-        sum(part.seconds for part in parts) + time.perf_counter() - begun,
-    )  # fmt: skip
+                _write(path, parts[-1])
+    result, started = _join([part.result for part in parts]), time.perf_counter()
+    masking = _check_masking(work, result, folder, surrogate)
+    seconds = sum(part.seconds for part in parts) + time.perf_counter() - started
+    before, after = (torch.cat([getattr(part, name) for part in parts]) for name in ("before", "after"))
+    return Evaluation(work.text, work.norm, work.eps, result, work.y, before, after, masking, seconds)
 
 
-def _attack(job: _Job, at: int) -> _Part:
-    x, y = job.x[at : at + job.part], job.y[at : at + job.part]
-    begun, total = time.perf_counter(), len(job.x)
-
-    def heard(what: str, settled: int, given: int) -> None:
-        if job.tell is not None:
-            job.tell(EvaluationProgress(what, settled, given, at, total))
-
-    heard(job.text, 0, len(x))
-    own = job.attack if isinstance(job.attack, AutoAttack) else None
-    result = own.evaluate(job.model, x, y, progress=heard) if own else _judge(job, x, y)
-    outside = gaps(x, result.points, job.norm) > job.eps * (1 + 1e-6)
-    boxed = (result.points >= 0) & (result.points <= 1)  # also refuses NaN
-    if outside.any() or not boxed.all():
-        raise AttackError(
-            f"{job.text or job.attack!r} gave points outside of its ball of radius {job.eps:.4g} in norm {job.norm:g}, "
-            f"or of [0, 1]: {int((outside | ~boxed.flatten(1).all(1)).sum())} of {len(x)}"
+def _attack_part(work: _Work, start: int) -> _Part:
+    x, y = work.x[start : start + work.part], work.y[start : start + work.part]
+    started = time.perf_counter()
+    work.report(work.text, 0, len(x), start)
+    if isinstance(work.attack, AutoAttack):
+        result = work.attack.evaluate(
+            work.model, x, y, progress=lambda name, settled, of: work.report(name, settled, of, start)
         )
-    with model_state_preserved(job.model, job.mode), torch.no_grad():
-        before, after = job.model(x).argmax(1), job.model(result.points).argmax(1)
-    return _Part(result, before, after, time.perf_counter() - begun)
+    else:
+        result = _attack_once(work, x, y)
+    outside = gaps(x, result.points, work.norm) > work.eps * (1 + 1e-6)
+    outside |= ~((result.points >= 0) & (result.points <= 1)).flatten(1).all(1)  # also NaN
+    if outside.any():
+        raise AttackError(
+            f"{work.text or work.attack!r} gave points outside of its ball of radius {work.eps:.4g} in norm {work.norm:g}, "
+            f"or of [0, 1]: {int(outside.sum())} of {len(x)}"
+        )
+    before, after = work.logits(x).argmax(1), work.logits(result.points).argmax(1)
+    return _Part(result, before, after, time.perf_counter() - started)
 
 
-def _judge(job: _Job, x: Tensor, y: Tensor) -> AttackResult:
-    """What AutoAttack says of itself, for any attack: its warnings become notes."""
-    with model_state_preserved(job.model, job.mode), torch.no_grad():
-        logits = job.model(x)
-        check_logits(logits, y)
-    right, points = logits.argmax(1) == y, x.detach().clone()
+def _attack_once(work: _Work, x: Tensor, y: Tensor) -> AttackResult:
+    """The record that AutoAttack makes itself, for any other attack; its warnings become notes."""
+    logits = work.logits(x)
+    check_logits(logits, y)
+    correct, points = logits.argmax(1) == y, x.detach().clone()
     cpu, wall = time.process_time(), time.perf_counter()
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        if right.any():
-            points[right] = job.attack(job.model, x[right], y[right])
-    with model_state_preserved(job.model, job.mode), torch.no_grad():
-        fooled = right & (job.model(points).argmax(1) != y)
+        if correct.any():
+            points[correct] = work.attack(work.model, x[correct], y[correct])
+    misclassified = correct & (work.logits(points).argmax(1) != y)
     stage = StageResult(
-        job.text or type(job.attack).__name__, 1, int(right.sum()), int(fooled.sum()),
+        work.text or type(work.attack).__name__, 1, int(correct.sum()), int(misclassified.sum()),
         time.process_time() - cpu, time.perf_counter() - wall, 0, 0, {},
     )  # fmt: skip
-    by = torch.where(fooled, 0, -1)
-    return AttackResult(
-        points, right, torch.zeros_like(right), fooled, by, (stage,), tuple(str(w.message) for w in said)
-    )
+    index, notes = torch.where(misclassified, 0, -1), tuple(str(w.message) for w in caught)
+    return AttackResult(points, correct, torch.zeros_like(correct), misclassified, index, (stage,), notes)
 
 
-def _merge(parts: Sequence[AttackResult]) -> AttackResult:
-    """One result on the points of all parts: attacks run in one order, and a part may end before the last."""
-    runs = [
-        [part.stages[k] for part in parts if len(part.stages) > k]
-        for k in range(max(len(p.stages) for p in parts))
-    ]
-    stages = tuple(_sum(run) for run in runs)
+def _join(parts: Sequence[AttackResult]) -> AttackResult:
+    """One result for the points of all parts; the last attacks may not have run in each."""
+    longest = max(len(part.stages) for part in parts)
+    stages = tuple(_sum([part.stages[k] for part in parts if len(part.stages) > k]) for k in range(longest))
     notes = [note for part in parts for note in part.notes if note not in gradient_warnings(part.stages)]
-    joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in TENSORS}
+    tensors: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in TENSORS}
     return AttackResult(
-        **joined, stages=stages, notes=tuple(dict.fromkeys([*notes, *gradient_warnings(stages)]))
+        **tensors, stages=stages, notes=tuple(dict.fromkeys([*notes, *gradient_warnings(stages)]))
     )
 
 
-def _sum(run: Sequence[StageResult]) -> StageResult:
-    first, *_ = run
-    totals = {
-        k: sum(getattr(stage, k) for stage in run)
-        for k in StageResult._fields
-        if k not in ("name", "searches", "counts")
-    }
-    counts = {k: sum(stage.counts.get(k, 0) for stage in run) for k in first.counts}
-    return first._replace(searches=max(stage.searches for stage in run), counts=counts, **totals)
+def _sum(stages: Sequence[StageResult]) -> StageResult:
+    first = stages[0]
+    added = [k for k in StageResult._fields if k not in ("name", "searches", "counts")]
+    totals = {k: sum(getattr(stage, k) for stage in stages) for k in added}
+    counts = {k: sum(stage.counts.get(k, 0) for stage in stages) for k in first.counts}
+    return first._replace(searches=max(stage.searches for stage in stages), counts=counts, **totals)
 
 
-def _masking(job: _Job, result: AttackResult) -> GradientMaskingReport:
-    """Looked for, or found where it was written down."""
-    suffix = "" if job.surrogate is None else "-" + of_network(job.surrogate).hexdigest()[:12]
-    path = None if job.folder is None else job.folder / f"gradient_masking{suffix}.json"
+def _check_masking(
+    work: _Work, result: AttackResult, folder: Path | None, surrogate: nn.Module | None
+) -> GradientMaskingReport:
+    """The indicators, read where they are stored."""
+    suffix = "" if surrogate is None else "-" + of_network(surrogate).hexdigest()[:12]
+    path = None if folder is None else folder / f"gradient_masking{suffix}.json"
     if path is not None and path.exists():
-        return GradientMaskingReport(
-            tuple(Indicator(**indicator) for indicator in files.read_json(path)["indicators"])
-        )
-    if job.tell is not None:
-        job.tell(EvaluationProgress("gradient masking", 0, 1, len(job.x), len(job.x)))
-    masking = check_gradient_masking(
-        job.model, job.x, job.y, result, norm=job.norm, eps=job.eps, mode=job.mode, surrogate=job.surrogate,
-        random=isinstance(job.attack, AutoAttack) and job.attack.version == "rand",
-    )  # fmt: skip
+        indicators = files.read_json(path)["indicators"]
+        return GradientMaskingReport(tuple(Indicator(**indicator) for indicator in indicators))
+    work.report("gradient masking", 0, 1, len(work.x))
+    random = isinstance(work.attack, AutoAttack) and work.attack.version == "rand"
+    ball: dict[str, Any] = {"norm": work.norm, "eps": work.eps, "mode": work.mode}
+    report = check_gradient_masking(work.model, work.x, work.y, result, random=random, **ball)
+    if surrogate is not None:
+        transfer = check_transfer(work.model, surrogate, work.x, work.y, result, **ball)
+        report = GradientMaskingReport((*report.indicators, *([transfer] if transfer else [])))
     if path is not None:
-        files.write_json(path, masking.as_dict())
-    return masking
+        files.write_json(path, report.as_dict())
+    return report
 
 
-# ---------------------------------------------------------------- on the disk
+# ---------------------------------------------------------------- files
 
 
 def _write(path: Path, part: _Part) -> None:
-    v = part.result
-    tensors = {name: getattr(v, name) for name in TENSORS} | {"before": part.before, "after": part.after}
-    rest = {"stages": [stage._asdict() for stage in v.stages], "notes": v.notes, "seconds": part.seconds}
+    tensors = {name: getattr(part.result, name) for name in TENSORS}
+    stages = [stage._asdict() for stage in part.result.stages]
+    rest = {"stages": stages, "notes": part.result.notes, "seconds": part.seconds}
+    tensors |= {"before": part.before, "after": part.after}
     files.write_tensors(path, tensors, {"rest": files.to_json(rest, None)})
 
 
@@ -320,43 +315,46 @@ def _read(path: Path, device: torch.device) -> _Part:
     moved: dict[str, Any] = {k: v.to(device) for k, v in tensors.items()}
     before, after, rest = moved.pop("before"), moved.pop("after"), json.loads(metadata["rest"])
     stages = tuple(StageResult(**stage) for stage in rest["stages"])
-    result = AttackResult(**moved, stages=stages, notes=tuple(rest["notes"]))
-    return _Part(result, before, after, rest["seconds"])
+    return _Part(
+        AttackResult(**moved, stages=stages, notes=tuple(rest["notes"])), before, after, rest["seconds"]
+    )
 
 
-def _key(model: nn.Module, x: Tensor, y: Tensor, text: str, mode: Mode, part: int) -> str:
+def _key(work: _Work) -> str:
     """Twelve hex digits that name an evaluation."""
-    digest = of_network(model)
-    modes = [m.training for m in model.modules()] if mode == "as is" else []
-    digest.update(json.dumps([FORMAT, text, part, modes]).encode())
-    for tensor in (x, y):
+    digest = of_network(work.model)
+    # with every default, so that another version's defaults make another evaluation
+    call = str(spec.full(spec.spec_of(work.attack)))
+    modes = [m.training for m in work.model.modules()] if work.mode == "as is" else []
+    digest.update(json.dumps([FORMAT, call, work.part, modes]).encode())
+    for tensor in (work.x, work.y):
         add_tensor(digest, tensor)
     return str(digest.hexdigest()[:12])
 
 
-# ---------------------------------------------------------------- what makes sense
+# ---------------------------------------------------------------- settings
 
 
 def _text(attack: Attack) -> str:
     try:
         return str(spec.short(spec.spec_of(attack)))
-    except SpecError:  # the user's own object: it can be used, but not be named
+    except SpecError:  # the user's own object has no call
         return ""
 
 
 def _terms(attack: Attack) -> tuple[float, float, Mode]:
-    """Norm, radius and mode, which the attack says itself, or else the call that made it."""
-    said: dict[str, Any] = {k: getattr(attack, k) for k in ("norm", "eps", "mode") if hasattr(attack, k)}
-    if not {"norm", "eps"} <= said.keys():
+    """Norm, radius and mode: attributes of the attack, or arguments of the call that made it."""
+    known: dict[str, Any] = {k: getattr(attack, k) for k in ("norm", "eps", "mode") if hasattr(attack, k)}
+    if not {"norm", "eps"} <= known.keys():
         try:
-            said |= dict(spec.full(spec.spec_of(attack)).kwargs)
+            known |= dict(spec.full(spec.spec_of(attack)).kwargs)
         except SpecError:
-            said = {}
-    if not {"norm", "eps"} <= said.keys():
+            known = {}
+    if not {"norm", "eps"} <= known.keys():
         raise AttackError(
-            f"{attack!r:.60} does not say its norm and eps; expected a factory of opnorm, or attributes norm and eps"
+            f"{attack!r:.60} has no norm and eps; expected a factory of opnorm, or attributes norm and eps"
         )
-    return said["norm"], said["eps"], said.get("mode", "eval")
+    return known["norm"], known["eps"], known.get("mode", "eval")
 
 
 def _check(x: Tensor, eps: float, norm: float, part: int) -> None:

@@ -139,7 +139,8 @@ def test_square_that_did_better_in_the_evaluation_itself():
     (sign,) = signs(6)
     assert sign == Indicator(
         "the attack", True,
-        "Square, which uses no gradients, breaks 6 of 30 points that stood before it: it is too weak here, or blind",
+        "Square, which uses no gradients, finds adversarial points for 6 of 30 points that were robust "
+        "before: it is too weak here, or its gradients are masked",
     )  # fmt: skip
 
 
@@ -155,7 +156,7 @@ def test_a_model_that_knows_nothing():
     wrong = (honest()(x).argmax(1) + 1) % 10
     report = evaluate(honest(), x, wrong, pgd(eps=0.1)).masking
     assert [s.component for s in report.indicators] == ["the model"]
-    assert report.summary.startswith("check the model: it gets no point right")
+    assert report.summary.startswith("check the model: it classifies no clean point correctly")
 
 
 def test_half_precision_is_not_taken_for_rounding():

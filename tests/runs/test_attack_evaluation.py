@@ -131,18 +131,18 @@ def test_it_goes_on_from_the_parts_that_ended(store, data, make):
 
     whole = evaluate(honest(), *data, make(eps=0.1), part=20)
     with pytest.raises(Stopped):
-        evaluate(honest(), *data, make(eps=0.1), part=20, store=store, tell=stop)
+        evaluate(honest(), *data, make(eps=0.1), part=20, store=store, progress=stop)
     (folder,) = store.root.glob("*.partial")
     assert len(list(folder.glob("part-*.safetensors"))) == 2
     reports = []
-    done = evaluate(honest(), *data, make(eps=0.1), part=20, store=store, tell=reports.append)
+    done = evaluate(honest(), *data, make(eps=0.1), part=20, store=store, progress=reports.append)
     assert {r.finished for r in reports} == {40, 60}
     assert {r.total for r in reports} == {60}
     agree(done, whole)
     assert done.folder == store.root / folder.name.removesuffix(".partial")
 
     reports.clear()
-    again = evaluate(honest(), *data, make(eps=0.1), part=20, store=store, tell=reports.append)
+    again = evaluate(honest(), *data, make(eps=0.1), part=20, store=store, progress=reports.append)
     assert reports == [], "found, nothing is done again"
     agree(again, whole)
     assert again.seconds == done.seconds
@@ -169,7 +169,7 @@ def work(root, weights, begun):
         autoattack(eps=0.1, attacks=FAST),
         part=10,
         store=Store(root),
-        tell=slowly,
+        progress=slowly,
     )
 
 
@@ -239,7 +239,7 @@ def test_two_at_the_same_evaluation(store, data):
         with pytest.raises(RunError, match="another process is at run"):
             evaluate(honest(), *data, fgsm(0.1), store=store)
 
-    evaluate(honest(), *data, fgsm(0.1), store=store, tell=inside)
+    evaluate(honest(), *data, fgsm(0.1), store=store, progress=inside)
 
 
 # ---------------------------------------------------------------- what makes no sense
@@ -259,9 +259,9 @@ def test_an_attack_of_the_users_own(store, data):
     done = evaluate(honest(), *data, Strange(lambda x: (x + 0.05).clamp(0, 1)))
     assert done.attack == ""
     assert [s.name for s in done.result.stages] == ["Strange"]
-    with pytest.raises(AttackError, match="kept under the attack's call"):
+    with pytest.raises(AttackError, match="stored under the attack's call"):
         evaluate(honest(), *data, Strange(lambda x: x), store=store)
-    with pytest.raises(AttackError, match="does not say its norm and eps"):
+    with pytest.raises(AttackError, match="has no norm and eps"):
         evaluate(honest(), *data, lambda model, x, y, seed=None: x)
 
 
