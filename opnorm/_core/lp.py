@@ -50,9 +50,15 @@ def lp_norm(z: Tensor, r: float, dim: int | None = None) -> Tensor:
     """
     if dim is None:
         z, dim = z.flatten(1), 1
-    if r == math.inf or not z.shape[dim]:
-        return torch.linalg.vector_norm(z, r, dim) if z.shape[dim] else z.sum(dim)
-    unit = _unit(z, dim) if r == 2 else torch.ones_like(z.narrow(dim, 0, 1)) if r == 1 else _largest(z, dim)
+    if not z.shape[dim]:
+        return z.sum(dim)
+    if r in (1, 2, math.inf):
+        plain, limits = torch.linalg.vector_norm(z, r, dim), torch.finfo(z.dtype)
+        # above this no square that counts underflows, and a finite sum has not overflowed
+        safe = math.sqrt(limits.tiny) / limits.eps
+        if r != 2 or bool(((plain > safe) & plain.isfinite()).all()):
+            return plain
+    unit = _unit(z, dim) if r == 2 else _largest(z, dim)
     return torch.linalg.vector_norm(z / unit, r, dim) * unit.squeeze(dim)
 
 
@@ -90,7 +96,8 @@ def dual(z: Tensor, r: float, otherwise: Tensor | None = None) -> Tensor:
     else:
         scaled = z / per_row(_positive(largest), z)
         powers = scaled if r == 2 else scaled.sign() * scaled.abs() ** (r - 1)
-        result = powers / per_row(_positive(lp_norm(scaled, r)) ** (r - 1), z)
+        length = torch.linalg.vector_norm(scaled.flatten(1), r, 1)  # at least 1, but for zeros
+        result = powers / per_row(_positive(length) ** (r - 1), z)
     return result if otherwise is None else torch.where(per_row(largest, z) > 0, result, otherwise)
 
 
