@@ -4,8 +4,8 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from opnorm.attacks._batching import Options, Problem, Searches, SearchResult, r
 from opnorm.attacks._checks import check_inputs, check_logits, check_settings
 from opnorm.attacks._fab import FAB
 from opnorm.attacks._pgd import Attack
+from opnorm.attacks._randomized import MeanProbabilities, is_random, seed_global
+from opnorm.attacks._search import column
 from opnorm.attacks._square import FULL, Square
 from opnorm.attacks.losses import wide
 from opnorm.attacks.result import AttackResult, StageResult, gradient_warnings
@@ -209,7 +211,7 @@ class AutoAttack:
         x, random, several = x.detach(), self.version == "rand", len(radii)
         with model_state_preserved(model, self.mode), torch.no_grad():
             seed = self.seed if seed is None else seed
-            _seed_global(seed, x.device)
+            seed_global(seed, x.device)
             verdicts = MeanProbabilities(model, VERDICT_PASSES) if random else model
             logits = self._clean_logits(verdicts, x, y)
             correct = logits.argmax(1) == y if len(x) else torch.zeros_like(y, dtype=torch.bool)
@@ -219,31 +221,29 @@ class AutoAttack:
                 notes += _notes(logits, self)
                 if random:
                     surrogate = MeanProbabilities(model, GRADIENT_PASSES)
-                elif _is_random(model, x[: self.batch], logits):
+                elif is_random(model, x[: self.batch], logits):
                     notes.append(RANDOM)
                 elif self.bf16 and self.mode == "eval":
                     surrogate = evaluation_surrogate(model, x[correct][:16], y[correct][:16])
             problem, correct = self._problem(verdicts, x, y, logits, radii), correct.repeat(several)
-            left, certified = correct.nonzero().squeeze(1), torch.zeros_like(correct)
-            points, by, stages = problem.x.clone(), torch.full_like(problem.y, -1), list[StageResult]()
-            margin = torch.full(problem.y.shape, -math.inf, device=x.device)
+            result, certified = SearchResult.start(problem.x, correct.clone()), torch.zeros_like(correct)
+            stages = list[StageResult]()
             for number, searches in enumerate(self._rounds() if attacked else [[]]):
                 if searches:
                     options = self._options(searches, surrogate, seed, progress)
-                    ran, found = run_round(
-                        problem.select(left), searches, replace(options, margin=margin[left])
-                    )
-                    margin[left], broken = margin[left].maximum(found.margin), left[found.misclassified]
-                    points[broken] = found.points[found.misclassified]
-                    by[broken] = len(stages) + found.search[found.misclassified]
-                    stages, left = stages + ran, left[~found.misclassified]
+                    stages += run_round(problem, searches, options, result)
+                left = result.attacked & ~result.misclassified
                 if number == 0:  # the cheapest attack leaves fewer points to prove
                     certified[left] = self._certified(model, problem.x[left], problem.y[left])
-                    left = left[~certified[left]]
-                if not len(left):
+                    result.attacked &= ~certified
+                if not (left & ~certified).any():
                     break
         notes += gradient_warnings(stages, "points" if several == 1 else "pairs of a point and a radius")
-        return AttackResult(points, correct, certified, by >= 0, by, tuple(stages), tuple(notes))
+        misclassified = result.misclassified
+        points = torch.where(column(misclassified, x), result.points, problem.x)
+        return AttackResult(
+            points, correct, certified, misclassified, result.search, tuple(stages), tuple(notes)
+        )
 
     def _problem(
         self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor, radii: Sequence[float]
@@ -317,56 +317,23 @@ class AutoAttack:
 
 
 def run_round(
-    problem: Problem, searches: Sequence[Searches], options: Options
-) -> tuple[list[StageResult], SearchResult]:
+    problem: Problem, searches: Sequence[Searches], options: Options, result: SearchResult
+) -> list[StageResult]:
     """Run searches that share a batch; their times are divided in proportion to forward passes."""
-    cpu, wall = time.process_time(), time.perf_counter()
-    result = run_searches(problem, searches, options)
+    cpu, wall, first = time.process_time(), time.perf_counter(), len(result.records)
+    run_searches(problem, searches, options, result)
     int(result.misclassified.sum())  # waits for the device, so that the times are right
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    passes, stages = sum(record.counts["forward"] for record in result.records), list[StageResult]()
-    for index, (one, record) in enumerate(zip(searches, result.records, strict=True)):
+    passes, stages = sum(record.counts["forward"] for record in result.records[first:]), list[StageResult]()
+    for index, record in enumerate(result.records[first:], first):
         if attacked := int((record.jobs > 0).sum()):
-            share, jobs = record.counts["forward"] / passes, record.jobs_per_point
+            share, found = record.counts["forward"] / passes, int((result.search == index).sum())
             zero = record.gradients.zero & ~((result.search >= 0) & (result.search <= index))
             stages.append(StageResult(
-                one.search.name, jobs, attacked, int((result.search == index).sum()), share * cpu, share * wall,
+                record.name, record.jobs_per_point, attacked, found, share * cpu, share * wall,
                 int(zero.sum()), int(record.gradients.nonfinite.sum()), record.counts,
             ))  # fmt: skip
-    return stages, result
-
-
-# ---------------------------------------------------------------- random models
-
-
-class MeanProbabilities(nn.Module):
-    """The logarithm of the mean of a randomized model's class probabilities over so many passes."""
-
-    def __init__(self, model: nn.Module, passes: int) -> None:
-        super().__init__()
-        self.model, self.passes = model, passes
-
-    def forward(self, x: Tensor) -> Any:
-        """(B, C, H, W) -> (B, K)."""
-        first = self.model(x)
-        if not isinstance(first, Tensor) or first.ndim != 2:
-            return first  # check_logits raises the error
-        logits = [wide(first), *(wide(self.model(x)) for _ in range(self.passes - 1))]
-        return torch.stack([z.log_softmax(1) for z in logits]).logsumexp(0) - math.log(self.passes)
-
-
-def _seed_global(seed: int, device: torch.device) -> None:
-    """Seed what a randomized model draws from; the caller restores it."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
-
-
-def _is_random(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
-    """Whether a second pass over the first batch gives other logits."""
-    first, second = logits[: len(x)], wide(model(x))
-    return not torch.allclose(first, second, rtol=1e-4, atol=1e-5 * float(first.abs().max()))
+    return stages
 
 
 # ---------------------------------------------------------------- notes

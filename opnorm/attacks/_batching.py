@@ -9,7 +9,7 @@ after it was projected into the ball and evaluated by the model as given.
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -37,7 +37,7 @@ class Problem:
     Attributes:
         model: decides whether a point is misclassified; its state is preserved by the caller.
         x: (B, C, H, W) in [0, 1].
-        y: labels (B,), those that the model predicts.
+        y: labels (B,).
         logits: of the model at the clean points (B, K); only targets need them.
         eps: radius in pixel values of [0, 1], of all points or of each (B,).
         norm: of the balls.
@@ -58,16 +58,6 @@ class Problem:
         """(B,), float64."""
         return torch.as_tensor(self.eps, dtype=torch.float64, device=self.x.device).expand(len(self.x))
 
-    def select(self, kept: Tensor) -> "Problem":
-        """Some points, given by their indices; a point must be kept together with the one that it comes after."""
-        after = self.after
-        if after is not None:
-            place = torch.full_like(after, -1)
-            place[kept] = torch.arange(len(kept), device=kept.device)
-            after = torch.where(after[kept] < 0, -1, place[after[kept]])
-        x, y, logits = self.x[kept], self.y[kept], self.logits[kept]
-        return replace(self, x=x, y=y, logits=logits, eps=self.radii[kept], after=after)
-
 
 class Searches(NamedTuple):
     """One search and its jobs: for each point every restart, and in it so many wrong classes, if not 0."""
@@ -86,15 +76,13 @@ class Options:
         batch: rows.
         stop_at_success: no further work on a misclassified point; otherwise all of its jobs run to their ends.
         surrogate: a cheaper network to search on.
-        margin: (B,), the largest margin that earlier attacks found at each point.
-        progress: called with (points settled, all points) whenever rows were filled.
+        progress: called with (points settled, points attacked) whenever rows were filled.
     """
 
     seed: int = 0
     batch: int = 128
     stop_at_success: bool = True
     surrogate: nn.Module | None = None
-    margin: Tensor | None = None
     progress: Callable[[int, int], None] | None = None
 
 
@@ -103,6 +91,7 @@ class Record:
     """The work of one search.
 
     Attributes:
+        name: of the search.
         jobs: (B,), started for each point.
         jobs_per_point: restarts times targets.
         gradients: points without a direction.
@@ -110,6 +99,7 @@ class Record:
             of which ``rejected`` as not misclassified and ``invalid_logits`` NaN or infinite; jobs ``stopped_early``.
     """
 
+    name: str
     jobs: Tensor
     jobs_per_point: int
     gradients: GradientMonitor
@@ -118,40 +108,48 @@ class Record:
 
 @dataclass
 class SearchResult:
-    """The result of all searches.
+    """The result of all searches so far.
 
     Attributes:
+        attacked: (B,), the points to attack.
         points: (B, C, H, W), exactly in the ball and in [0, 1]: the first misclassified one, or the one with the largest
-            margin of those that the model as given evaluated.
+            margin of those that the model as given evaluated; the clean one where it evaluated none.
         misclassified: (B,), by the model as given at ``points``.
         margin: (B,), max_{i≠y} z_i - z_y of the model as given at ``points``; -inf where it evaluated none.
         search: (B,), the index of the search that made the point misclassified, -1 for none.
         records: of the searches, in their order.
     """
 
+    attacked: Tensor
     points: Tensor
     misclassified: Tensor
     margin: Tensor
     search: Tensor
     records: list[Record] = field(default_factory=list)
 
+    @staticmethod
+    def start(x: Tensor, attacked: Tensor) -> "SearchResult":
+        """Before any search."""
+        margin = torch.full(attacked.shape, -math.inf, device=x.device)
+        none = torch.full(attacked.shape, -1, device=x.device)
+        return SearchResult(attacked, x.clone(), torch.zeros_like(attacked), margin, none)
 
-def run_searches(problem: Problem, searches: Sequence[Searches], options: Options) -> SearchResult:
-    """Run searches on points that the model classifies correctly, one after another, in one batch.
+
+def run_searches(
+    problem: Problem, searches: Sequence[Searches], options: Options, result: SearchResult | None = None
+) -> SearchResult:
+    """Run searches one after another, in one batch, and update the result; without one, on all points.
 
     The jobs of the next search start at a point when its jobs of the search before have made their first steps, so that
     the batch is full while the last points take all of their steps.
 
-    Returns:
-        The verdict on a point depends neither on the other points nor on the size of the batch, but for the rounding of
-        the model's kernels; which of several successful jobs succeeds first may.
+    The verdict on a point depends neither on the other points nor on the size of the batch, but for the rounding of the
+    model's kernels; which of several successful jobs succeeds first may.
     """
-    y, rows = problem.y, options.batch
-    never = torch.full(y.shape, -math.inf, device=y.device)
-    result = SearchResult(
-        problem.x.clone(), torch.zeros_like(y, dtype=torch.bool), never, torch.full_like(y, -1)
-    )
-    groups = [_Group(problem, options, result, part) for part in searches]
+    if result is None:
+        result = SearchResult.start(problem.x, torch.ones_like(problem.y, dtype=torch.bool))
+    groups, rows = [_Group(problem, options, result, part) for part in searches], options.batch
+    points = int((result.attacked & ~result.misclassified).sum())
     while True:
         free = rows - sum(len(group.point) for group in groups)
         for group, before in zip(groups, [None, *groups], strict=False):
@@ -160,8 +158,8 @@ def run_searches(problem: Problem, searches: Sequence[Searches], options: Option
         if not active:
             return result
         if options.progress:
-            open_points = torch.cat([jobs for group in groups for jobs in (group.point, group.queue[0])])
-            options.progress(len(y) - open_points.unique().numel(), len(y))
+            unsettled = torch.cat([jobs for group in groups for jobs in (group.point, group.queue[0])])
+            options.progress(points - unsettled.unique().numel(), points)
         refill = max(1, (rows - free) // REFILL)
         for _ in range(FIRST_STEPS):
             if sum(int(group.ended().sum()) for group in active) >= refill:
@@ -192,12 +190,13 @@ class _Group:
         self.targets = torch.full_like(y, -1)[:, None] if targets is None else targets
         per_point = searches.restarts * self.targets.shape[1]
         self.index = len(result.records)
-        self.record = Record(torch.zeros_like(y), per_point, GradientMonitor.of(y))
+        self.record = Record(self.search.name, torch.zeros_like(y), per_point, GradientMonitor.of(y))
         result.records.append(self.record)
         # (2, jobs), the point and which of its jobs it is; every point has its first job before any has its second
-        jobs = torch.arange(per_point * len(y), device=y.device)
-        self.queue = torch.stack([jobs % max(len(y), 1), jobs // max(len(y), 1)])
-        self.point = jobs[:0]  # of each row
+        points = result.attacked.nonzero().squeeze(1)
+        jobs = torch.arange(per_point, device=y.device).repeat_interleave(len(points))
+        self.queue = torch.stack([points.repeat(per_point), jobs])
+        self.point = points[:0]  # of each row
 
     def settled(self, point: Tensor) -> Tensor:
         """Which of some points need no further work."""
@@ -232,11 +231,10 @@ class _Group:
         self.record.jobs += point.bincount(minlength=len(self.record.jobs))
         restart = job // self.targets.shape[1]
         target = self.targets[point, job % self.targets.shape[1]]
-        x, known = problem.x[point], self.options.margin
-        margins = result.margin.new_full(point.shape, -math.inf) if known is None else known[point]
+        x = problem.x[point]
         keys = job_keys(x, self.options.seed, self.search.name, target, restart)
         balls = ball(x, problem.radii[point], problem.norm)
-        batch = Batch(x, problem.y[point], target, restart, keys, margins, balls)
+        batch = Batch(x, problem.y[point], target, restart, keys, result.margin[point], balls)
         state = self.search.start(batch)
         if len(self.point):
             batch, state = concatenate(self.batch, batch), concatenate(self.state, state)
@@ -329,12 +327,12 @@ class SearchAttack:
         with model_state_preserved(model, self.mode), torch.no_grad():
             logits = model(points)
             check_logits(logits, y)
-            rows = (logits.argmax(1) == y) | (not self.stop_at_success)
+            attacked = (logits.argmax(1) == y) | (not self.stop_at_success)
             result = run_searches(
-                Problem(model, points[rows], y[rows], wide(logits[rows]), self.eps, self.norm),
+                Problem(model, points, y, wide(logits), self.eps, self.norm),
                 [Searches(self.search, self.targets, self.restarts)],
                 Options(self.seed if seed is None else seed, len(x), self.stop_at_success),
+                SearchResult.start(points, attacked),
             )
-        points[rows] = result.points
         result.records[0].gradients.warn()
-        return points
+        return result.points

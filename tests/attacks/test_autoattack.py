@@ -11,8 +11,10 @@ from torch import nn
 
 from opnorm._core import surrogate as surrogates
 from opnorm.attacks._autoattack import AutoAttack, autoattack
-from opnorm.attacks._batching import Options, Problem, Searches
+from opnorm.attacks._batching import Options, Problem, Searches, SearchResult
+from opnorm.attacks._randomized import MeanProbabilities
 from opnorm.attacks._square import Square
+from opnorm.attacks.losses import margin
 from opnorm.attacks.result import AttackResult, confidence_interval
 from opnorm.errors import AttackError
 from opnorm.spec import build, spec_of
@@ -122,22 +124,21 @@ def test_attacks_that_share_a_batch_find_what_they_find_apart(monkeypatch):
 
 def test_square_gets_the_margins_of_the_attacks_before_it(monkeypatch):
     model, x, y = trained()
-    calls, run = [], module.run_searches
+    seen = []
 
-    def spy(problem, searches, options):
-        found = run(problem, searches, options)
-        calls.append((problem.x, options.margin, found))
-        return found
+    class Spy(Square):
+        def start(self, batch):
+            seen.append((batch.x, batch.margin))
+            return super().start(batch)
 
-    monkeypatch.setattr(module, "run_searches", spy)
-    monkeypatch.setattr(module, "Square", lambda norm, patience, full: Square(norm, 20, patience, full))
-    AutoAttack(eps=EPS[math.inf]).evaluate(model, x, y)
-    (points, none, gradients), (_, once, fab), (left, twice, _) = calls
-    assert (none == -math.inf).all()
-    assert torch.equal(once, gradients.margin[~gradients.misclassified])
-    assert torch.equal(twice, once.maximum(fab.margin)[~fab.misclassified])
-    assert (twice <= 0).all()
-    assert len(left) < len(points)
+    monkeypatch.setattr(module, "Square", lambda norm, patience, full: Spy(norm, 20, patience, full))
+    result = AutoAttack(eps=EPS[math.inf]).evaluate(model, x, y)
+    points, margins = (torch.cat(part) for part in zip(*seen, strict=True))
+    assert len(points) == result.stages[-1].attacked > 0
+    assert margins.isfinite().all()
+    assert (margins <= 0).all()
+    want = margin(model(points), model(points).argmax(1))
+    assert (margins >= want - 1e-6).all()  # an attack does not end below the clean margin
 
 
 @pytest.mark.parametrize(("norm", "batch"), [(math.inf, 128), (2, 128), (1, 128), (math.inf, 7)])
@@ -224,7 +225,9 @@ def test_a_zero_gradient_counts_although_the_next_attack_succeeds():
         model[1].weight.copy_(torch.tensor([[0.0] * 4, [0.25] * 4]))
         model[1].bias.copy_(torch.tensor([0.55, 0.0]))
     searches = [Searches(Flat(0.0, 30, "first")), Searches(Flat(0.01, 30, "second"))]
-    stages, found = module.run_round(Problem(model, x, y, model(x), 0.2, math.inf), searches, Options())
+    found = SearchResult.start(x, torch.ones_like(y, dtype=torch.bool))
+    problem = Problem(model, x, y, model(x), 0.2, math.inf)
+    stages = module.run_round(problem, searches, Options(), found)
     assert found.search.tolist() == [1, 1]
     assert [stage.zero_gradients for stage in stages] == [2, 0]
     assert [stage.misclassified for stage in stages] == [0, 2]
@@ -433,8 +436,8 @@ def test_a_model_that_looks_at_its_batch_is_not_called_random(batch):
 
 def test_mean_of_probabilities():
     model, x, _ = trained()
-    assert torch.allclose(module.MeanProbabilities(model, 4)(x).exp(), model(x).softmax(1), atol=1e-6)
-    bad = module.MeanProbabilities(nn.Flatten(0), 4)
+    assert torch.allclose(MeanProbabilities(model, 4)(x).exp(), model(x).softmax(1), atol=1e-6)
+    bad = MeanProbabilities(nn.Flatten(0), 4)
     assert bad(x).ndim == 1
 
 

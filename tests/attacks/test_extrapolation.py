@@ -8,7 +8,7 @@ from torch import nn
 
 from opnorm.attacks._apgd import APGD
 from opnorm.attacks._autoattack import AutoAttack
-from opnorm.attacks._batching import Searches
+from opnorm.attacks._batching import Options, Problem, Searches, SearchResult, run_searches
 from opnorm.attacks._extrapolation import Extrapolation
 from opnorm.attacks._fab import FAB
 from opnorm.attacks._square import Square
@@ -137,7 +137,10 @@ def test_square_stops_where_it_will_not_reach_the_margin_of_earlier_attacks():
     x, y = x[right], y[right]
     passes = []
     for margin in (-math.inf, -1e-3):
-        known = torch.full(y.shape, margin)
-        result = run(model, x, y, Square(math.inf, 1000, patience=30), eps=0.1, margin=known)
+        before = SearchResult.start(x, torch.ones_like(y, dtype=torch.bool))
+        before.margin.fill_(margin)
+        problem = Problem(model, x, y, torch.zeros(len(x), 10), 0.1, math.inf)
+        search = Searches(Square(math.inf, 1000, patience=30))
+        result = run_searches(problem, [search], Options(), before)
         passes.append(result.records[0].counts["forward"])
     assert passes[1] < 0.7 * passes[0]
