@@ -34,7 +34,6 @@ HIDDEN: set[str] = set()
 TWINS = {"basic"}
 TOO_LONG = {
     "attacks/_apgd.py:apgd",
-    "attacks/_autoattack.py",
     "attacks/_autoattack.py:autoattack",
     "attacks/_pgd.py:pgd",
     "cli/attack.py:attack",

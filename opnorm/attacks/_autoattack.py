@@ -14,7 +14,7 @@ from opnorm._core.modes import Mode, model_state_preserved
 from opnorm._core.surrogate import evaluation_surrogate
 from opnorm.attacks._apgd import apgd_search
 from opnorm.attacks._batching import Options, Problem, Searches, SearchResult, run_searches
-from opnorm.attacks._checks import check_inputs, check_logits, check_settings
+from opnorm.attacks._checks import check_inputs, check_logits, check_settings, logits_notes
 from opnorm.attacks._fab import FAB
 from opnorm.attacks._pgd import Attack
 from opnorm.attacks._randomized import MeanProbabilities, is_random, seed_global
@@ -218,7 +218,7 @@ class AutoAttack:
             surrogate: nn.Module | None = None
             notes, attacked = list[str](), max(radii) > 0 and bool(correct.any())
             if attacked:
-                notes += _notes(logits, self)
+                notes += logits_notes(logits, self.names, random=random)
                 if random:
                     surrogate = MeanProbabilities(model, GRADIENT_PASSES)
                 elif is_random(model, x[: self.batch], logits):
@@ -309,10 +309,9 @@ class AutoAttack:
         rounds = list[list[Searches]]()
         for one in self._searches():
             after_first = self.certify is not None and len(rounds) == 1
-            if rounds and not after_first and all(o.search.shares_batch for o in (one, *rounds[-1])):
-                rounds[-1].append(one)
-            else:
-                rounds.append([one])
+            if not rounds or after_first or not all(o.search.shares_batch for o in (one, *rounds[-1])):
+                rounds.append([])
+            rounds[-1].append(one)
         return rounds
 
 
@@ -336,28 +335,6 @@ def run_round(
     return stages
 
 
-# ---------------------------------------------------------------- notes
-
-
 RANDOM = (
     'two passes over the same points differ: the model is random, and only version="rand" averages that out'
 )
-
-
-def _notes(logits: Tensor, attack: AutoAttack) -> list[str]:
-    """Remarks on the clean logits, each a sentence."""
-    notes, classes = [], logits.shape[1]
-    if attack.version != "rand" and bool((logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-3).all()):
-        notes.append(
-            "the model seems to return probabilities, not logits: their gradients vanish where it is sure, "
-            "and a robust accuracy from them is too high"
-        )
-    for name, needed in (("apgd-dlr", 3), ("apgd-t", 4)):
-        if name in attack.names and classes < needed:
-            notes.append(
-                f"the DLR loss of {name.upper()} needs {needed} classes, the model has {classes}: "
-                "the difference of two logits replaces it"
-            )
-    if classes < 10 and {"apgd-t", "fab-t"} & set(attack.names):
-        notes.append(f"with {classes} classes there are {classes - 1} targets, not 9")
-    return notes

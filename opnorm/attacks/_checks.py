@@ -11,7 +11,7 @@ from opnorm._core.modes import Mode
 from opnorm._core.settings import check_choice, check_count
 from opnorm.errors import AttackError
 
-__all__ = ["check_inputs", "check_logits", "check_settings", "is_amount"]
+__all__ = ["check_inputs", "check_logits", "check_settings", "is_amount", "logits_notes"]
 
 COUNTS = {"steps": 0, "queries": 0, "targets": 0, "restarts": 1, "batch": 1}  # and the least of each
 
@@ -107,3 +107,22 @@ def check_logits(logits: object, y: Tensor) -> None:
         raise AttackError(
             f"the model returns NaN or infinity for {bad} of {len(logits)} points; diverged training?"
         )
+
+
+def logits_notes(logits: Tensor, attacks: Collection[str], *, random: bool) -> list[str]:
+    """Remarks on the clean logits (B, K) of a model that the named attacks are run on, each a sentence."""
+    notes, classes = [], logits.shape[1]
+    if not random and bool((logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-3).all()):
+        notes.append(
+            "the model seems to return probabilities, not logits: their gradients vanish where it is sure, "
+            "and a robust accuracy from them is too high"
+        )
+    for name, needed in (("apgd-dlr", 3), ("apgd-t", 4)):
+        if name in attacks and classes < needed:
+            notes.append(
+                f"the DLR loss of {name.upper()} needs {needed} classes, the model has {classes}: "
+                "the difference of two logits replaces it"
+            )
+    if classes < 10 and {"apgd-t", "fab-t"} & set(attacks):
+        notes.append(f"with {classes} classes there are {classes - 1} targets, not 9")
+    return notes

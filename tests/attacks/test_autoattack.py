@@ -79,20 +79,17 @@ def test_the_attack_is_its_points():
 
 def test_verdicts_do_not_depend_on_batch_or_order():
     model, x, y = trained(dtype=torch.float64)
-    want = AutoAttack(math.inf, 0.1, attacks=GRADIENTS).evaluate(model, x, y)
-    assert 5 < want.misclassified.sum() < 50
-    assert len(want.stage_index.unique()) == 3
-    order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
-    for batch in (1, 7, 60):  # which attack comes first may depend on it, where both would break a point
-        result = AutoAttack(math.inf, 0.1, attacks=GRADIENTS, batch=batch).evaluate(model, x[order], y[order])
+    x, y = x[:24], y[:24]
+    attack = AutoAttack(math.inf, 0.1, attacks=GRADIENTS)
+    want = attack.evaluate(model, x, y)
+    assert 3 < want.misclassified.sum() < 21
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    for batch in (1, 24):  # which attack comes first may depend on it, where both would find a point
+        result = replace(attack, batch=batch).evaluate(model, x[order], y[order])
         assert torch.equal(result.misclassified, want.misclassified[order])
-    parts = [
-        AutoAttack(math.inf, 0.1, attacks=GRADIENTS).evaluate(model, a, b)
-        for a, b in zip(x.split(13), y.split(13), strict=True)
-    ]
-    assert torch.equal(torch.cat([v.misclassified for v in parts]), want.misclassified)
-    again = AutoAttack(math.inf, 0.1, attacks=GRADIENTS).evaluate(model, x, y)
-    assert torch.equal(again.points, want.points)
+    parts = [attack.evaluate(model, a, b) for a, b in zip(x.split(7), y.split(7), strict=True)]
+    assert torch.equal(torch.cat([part.misclassified for part in parts]), want.misclassified)
+    assert torch.equal(attack.evaluate(model, x, y).points, want.points)
 
 
 def test_stages_do_not_share_random_numbers_and_may_be_chosen():
@@ -401,7 +398,7 @@ class Noisy(nn.Module):
 
 
 def test_verdicts_on_a_random_model_take_many_passes():
-    model, x, y = trained()
+    model, x, y = (part if k == 0 else part[:20] for k, part in enumerate(trained()))
     noisy = Noisy(model, 0.3)
     state = torch.get_rng_state()
     single = AutoAttack(math.inf, 1e-6, attacks=("apgd-ce",)).evaluate(noisy, x, y)
