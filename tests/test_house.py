@@ -47,7 +47,6 @@ TOO_LONG = {
     "norms/spectral/interval.py",
     "norms/spectral/upper_bound.py",
     "norms/table.py",
-    "norms/table.py:measure",
     "objectives.py",
     "runs/attack_evaluation.py",
     "runs/run.py",

@@ -13,7 +13,8 @@ from opnorm.models.initialization import fixup, he
 from opnorm.models.modules import CHW, Normalize, Pixels, check_sizes
 from opnorm.models.stages import Residual, classifier, conv, named, projection, stages, stem
 from opnorm.norms.exact.by_layer import l1, linf
-from opnorm.norms.spectral.interval import Norm, spectral_norm
+from opnorm.norms.norm import Norm
+from opnorm.norms.spectral.interval import spectral_norm
 from opnorm.spec import factory
 
 __all__ = ["PaddedShortcut", "resnet", "resnet18"]

@@ -12,7 +12,8 @@ from opnorm._core.settings import check_count
 from opnorm.certificates.layer_bounds import Affine, diagonal, layer_bounds
 from opnorm.errors import ModelError
 from opnorm.norms.exact.by_layer import l1, linf
-from opnorm.norms.spectral.interval import Norm, spectral_norm
+from opnorm.norms.norm import Norm
+from opnorm.norms.spectral.interval import spectral_norm
 
 __all__ = ["CHW", "ConvexSum", "Normalize", "Pixels", "check_sizes"]
 

@@ -16,10 +16,11 @@ from opnorm.norms.induced import induced_norm
 from opnorm.norms.network.lipschitz import NetworkBound, NodeBound, lipschitz_bound, spectral_complexity
 from opnorm.norms.network.trace import LayerCall, trace
 from opnorm.norms.nonlinear import lipschitz
+from opnorm.norms.norm import Norm, Product
 from opnorm.norms.spectral.cheap_bounds import BOUNDS, bound, sgl_norm, vs_norm
-from opnorm.norms.spectral.interval import Norm, lanczos, power_iteration, spectral_norm
+from opnorm.norms.spectral.interval import lanczos, power_iteration, spectral_norm
 from opnorm.norms.spectral.singular_values import Spectrum, singular_values
-from opnorm.norms.table import LayerNorms, NormTable, Product, measure
+from opnorm.norms.table import LayerNorms, NormTable, measure
 
 __all__ = [
     "BOUNDS",

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.layers import Shape, check_weights, in_float64
+from opnorm._core.layers import BATCH_NORM, Shape, check_weights, in_float64, unwrap
 from opnorm._core.linear_map import linear_map
 from opnorm.errors import NormError
 from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.norms.nonlinear import copying_norm, is_copying, is_nonlinear
-from opnorm.norms.spectral.interval import Norm, spectral_norm
+from opnorm.norms.norm import Norm
+from opnorm.norms.spectral.interval import spectral_norm
 
 __all__ = [
     "MATRIX_LIMIT",
@@ -34,7 +35,8 @@ MATRIX_LIMIT = 2**24  # entries of the matrix of a layer that opnorm has no form
 def operator_norm(
     layer: nn.Module,
     ord: Order,
-    in_shape: Sequence[int],
+    in_shape: Sequence[int] | None = None,
+    *,
     relative_width: float | None = None,
     failure_probability: float = 0.0,
 ) -> Norm:
@@ -44,12 +46,13 @@ def operator_norm(
         layer: a linear layer; see :func:`opnorm.norms.l1` for the types. An affine layer of any other type goes through
             its explicit matrix, where that is small enough.
         ord: 1 or ``math.inf`` (exact), 2 (an interval), or a pair ``(p, q)`` of these.
-        in_shape: shape of one input, without the batch axis: ``(C, H, W)`` for a Conv2d.
+        in_shape: shape of one input, without the batch axis: ``(C, H, W)`` for a Conv2d. Not needed for Linear and batch
+            norm, whose norms do not depend on it.
         relative_width: of an ℓ2 interval, upper / lower - 1, to aim at; 5e-3 when None.
         failure_probability: with which the upper end of an ℓ2 interval may be wrong, for narrow ones of large layers.
 
     Returns:
-        ``Norm(lower, upper, method)``.
+        ``Norm(lower, upper, method)``; ``float(norm)`` where it is exact.
 
     Raises:
         NormError: another ``ord``, a layer that is not linear or whose norm is not known, weights that are NaN, infinite,
@@ -61,13 +64,26 @@ def operator_norm(
         >>> import torch
         >>> layer = torch.nn.Linear(2, 2)
         >>> _ = layer.weight.data.copy_(torch.tensor([[1.0, -2.0], [3.0, 0.0]]))
-        >>> float(operator_norm(layer, 1, (2,)).lower), float(operator_norm(layer, torch.inf, (2,)).lower)
+        >>> float(operator_norm(layer, 1)), float(operator_norm(layer, torch.inf))
         (4.0, 3.0)
     """
     check_ords([ord])
     check_weights(layer)
-    return norm_of(
-        layer, ord, tuple(in_shape), Double(layer), interval_settings(relative_width, failure_probability)
+    shape = _default_shape(layer) if in_shape is None else tuple(in_shape)
+    settings = interval_settings(relative_width, failure_probability)
+    return norm_of(layer, ord, shape, Double(layer), settings)
+
+
+def _default_shape(layer: nn.Module) -> Shape:
+    """An input shape for a layer whose norm does not depend on it."""
+    inner = unwrap(layer)
+    if isinstance(inner, nn.Linear):
+        return (inner.in_features,)
+    if isinstance(inner, BATCH_NORM):
+        return (inner.num_features,)
+    raise NormError(
+        f"the norm of {type(layer).__name__} depends on the size of its input: in_shape is missing, the shape of one "
+        "input without the batch axis, such as (3, 32, 32)"
     )
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from opnorm.errors import NormError
-from opnorm.norms import display as show
+from opnorm.norms import display
 from opnorm.norms._operator_norm import Order
-from opnorm.norms.spectral.interval import Norm
+from opnorm.norms.norm import Norm
 from opnorm.norms.table import LayerNorms, NormTable
 
 __all__ = ["Change", "Comparison", "Summary", "compare"]
@@ -108,7 +108,7 @@ class Comparison:
         """An object with ``layers`` and, for each norm, a ``summary``."""
         layers = [
             {
-                "layer": c.layer, "kind": c.kind, "ord": show.key(c.ord),
+                "layer": c.layer, "kind": c.kind, "ord": display.key(c.ord),
                 "before": [_finite(c.before.lower), _finite(c.before.upper)],
                 "after": [_finite(c.after.lower), _finite(c.after.upper)],
                 "ratio": [_finite(c.ratio_lower), _finite(c.ratio_upper)],
@@ -118,7 +118,7 @@ class Comparison:
         summary = {}
         for p in self.ords:
             s = self.summary(p)
-            summary[show.key(p)] = {
+            summary[display.key(p)] = {
                 **s._asdict(), "mean_increase": s.mean_increase, "mean_decrease": s.mean_decrease,
             }  # fmt: skip
         return json.dumps({"layers": layers, "summary": summary, "missing": list(self.missing)}, indent=1)
@@ -142,18 +142,18 @@ class Comparison:
                 c.ratio_upper,
             )
             finite = [_finite(v) for v in values]
-            writer.writerow([c.layer, c.kind, show.key(c.ord), *("" if v is None else v for v in finite)])
+            writer.writerow([c.layer, c.kind, display.key(c.ord), *("" if v is None else v for v in finite)])
         return out.getvalue()
 
     def to_markdown(self) -> str:
         """A table of the ratios, and the sums below it."""
         head, rows = self._cells()
-        lines = [show.markdown_row(head), "|---|---|" + "---:|" * (len(head) - 2)]
-        lines += [show.markdown_row(row) for row in rows]
+        lines = [display.markdown_row(head), "|---|---|" + "---:|" * (len(head) - 2)]
+        lines += [display.markdown_row(row) for row in rows]
         return "\n".join([*lines, "", *(f"{line}  " for line in self.sentences())]).rstrip() + "\n"
 
     def _cells(self) -> tuple[list[str], list[list[str]]]:
-        head = ["layer", "kind", *(text for p in self.ords for text in (show.label(p), "ratio"))]
+        head = ["layer", "kind", *(text for p in self.ords for text in (display.label(p), "ratio"))]
         rows: dict[tuple[str, int], list[str]] = {}
         count: dict[tuple[str, Order], int] = {}
         for c in self.changes:
@@ -162,8 +162,8 @@ class Comparison:
                 (c.layer, call), [c.layer or "(model)", c.kind, *["-"] * (2 * len(self.ords))]
             )
             at = 2 + 2 * self.ords.index(c.ord)
-            row[at] = show.cell(c.before)
-            row[at + 1] = "×" + show.interval(c.ratio_lower, c.ratio_upper)
+            row[at] = display.cell(c.before)
+            row[at + 1] = "×" + display.interval(c.ratio_lower, c.ratio_upper)
         return head, list(rows.values())
 
     def sentences(self) -> list[str]:
@@ -173,7 +173,7 @@ class Comparison:
             s, changes = self.summary(p), self.of(p)
             grew = f"{s.grew} of {len(changes)} layers grew, by {s.increase:.4g} in sum and {s.mean_increase:.4g} on average"
             shrank = f"{s.shrank} shrank, by {s.decrease:.4g} in sum and {s.mean_decrease:.4g} on average"
-            lines.append(f"{show.label(p)}: {grew}; {shrank}; typical ratio ×{math.exp(s.log_ratio):.4g}")
+            lines.append(f"{display.label(p)}: {grew}; {shrank}; typical ratio ×{math.exp(s.log_ratio):.4g}")
             top = [c for c in self.largest(p, 3) if _ratio(c) != 1]
             if top:
                 lines.append("  most: " + ", ".join(f"{c.layer or '(model)'} ×{_ratio(c):.4g}" for c in top))
@@ -186,7 +186,7 @@ class Comparison:
         widths = [max(len(r[i]) for r in [head, *rows]) + 2 for i in range(len(head))]
         if sum(widths) > options.max_width + 2:  # no room for the norms themselves: their ratios
             head, rows = (_ratios_only(head, self.ords), [[*r[:2], *r[3::2]] for r in rows])
-        yield from show.laid_out(head, rows, [[] for _ in rows], options.max_width, left=2)
+        yield from display.laid_out(head, rows, [[] for _ in rows], options.max_width, left=2)
         for line in self.sentences():
             yield Text(line)
 
@@ -241,7 +241,7 @@ def compare(a: NormTable, b: NormTable) -> Comparison:
                 high = _divided(float(after.upper), float(before.lower))
                 changes.append(Change(row.layer, row.kind, p, before, after, low, high))
         if row.in_shape != other.in_shape:
-            shapes = f"{show.shape(row.in_shape)} and {show.shape(other.in_shape)}"
+            shapes = f"{display.shape(row.in_shape)} and {display.shape(other.in_shape)}"
             missing.append(f"{row.layer or '(model)'} sees inputs of different shapes: {shapes}")
     for name, only, rest in (("first", left, right), ("second", right, left)):
         lost = [row.layer or "(model)" for call, row in only.items() if call not in rest and row.parameters]
@@ -254,7 +254,7 @@ def compare(a: NormTable, b: NormTable) -> Comparison:
 
 
 def _ratios_only(head: Sequence[str], ords: Sequence[Order]) -> list[str]:
-    return [*head[:2], *(f"{show.label(p)} ratio" for p in ords)]
+    return [*head[:2], *(f"{display.label(p)} ratio" for p in ords)]
 
 
 def _by_call(rows: Sequence[LayerNorms]) -> dict[tuple[str, int], LayerNorms]:

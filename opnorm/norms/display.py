@@ -3,13 +3,10 @@
 import html as escaping
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from opnorm.errors import NormError
-from opnorm.norms.spectral.interval import Norm
-
-if TYPE_CHECKING:
-    from opnorm.norms.table import NormTable, Product
+from opnorm.norms.norm import Norm, Product
 
 __all__ = ["cell", "html", "key", "label", "markdown_row", "order", "product", "rich_table", "shape"]
 
@@ -101,7 +98,7 @@ def magnitude(log10: float, up: bool) -> str:
     return "0" if log10 == -math.inf else f"10^{rounded(log10, up)}"
 
 
-def product(p: "Product") -> str:
+def product(p: Product) -> str:
     """A product of many norms."""
     low = magnitude(p.log10_lower, up=False)
     if math.isinf(p.log10_upper) and p.log10_upper > 0:
@@ -134,17 +131,17 @@ def footnotes(notes: Sequence[Sequence[str]]) -> tuple[list[str], list[tuple[str
     return [" ".join(marks[t] for t in row) for row in notes], [(m, t) for t, m in marks.items()]
 
 
-def rich_table(table: "NormTable", width: int) -> Iterator[Any]:
+def rich_table(table: Sequence[Any], ords: Sequence[Any], totals: Sequence[str], width: int) -> Iterator[Any]:
     """The table for a terminal of this width, its notes and its totals."""
     rows = [
         [row.layer or "(model)", row.kind, shape(row.in_shape)]
-        + [cell(row.norms.get(p), row.lipschitz.get(p)) for p in table.ords]
-        for row in table.rows
+        + [cell(row.norms.get(p), row.lipschitz.get(p)) for p in ords]
+        for row in table
     ]
-    notes = [[*row.tags, *([row.note] if row.note else [])] for row in table.rows]
-    head = ["layer", "kind", "input", *(label(p) for p in table.ords)]
+    notes = [[*row.tags, *([row.note] if row.note else [])] for row in table]
+    head = ["layer", "kind", "input", *(label(p) for p in ords)]
     yield from laid_out(head, rows, notes, width, left=3)
-    for line in table.totals():
+    for line in totals:
         yield from _paragraph("", line)
 
 
@@ -202,19 +199,17 @@ def _paragraph(mark: str, text: str) -> Iterator[Any]:
     yield Padding(grid, 0, expand=False)
 
 
-def html(table: "NormTable") -> str:
+def html(table: Sequence[Any], ords: Sequence[Any], totals: Sequence[str]) -> str:
     """The table as HTML without style, for a notebook or a page."""
-    head = ["layer", "kind", "input", *(label(p) for p in table.ords), "note"]
+    head = ["layer", "kind", "input", *(label(p) for p in ords), "note"]
     lines = [
         "<table>",
         "<thead><tr>" + "".join(f"<th>{escaping.escape(h)}</th>" for h in head) + "</tr></thead>",
         "<tbody>",
     ]
-    for row in table.rows:
-        norms = [cell(row.norms.get(p), row.lipschitz.get(p)) for p in table.ords]
+    for row in table:
+        norms = [cell(row.norms.get(p), row.lipschitz.get(p)) for p in ords]
         notes = "; ".join(filter(None, (*row.tags, row.note)))
         cells = [row.layer or "(model)", row.kind, shape(row.in_shape), *norms, notes]
         lines.append("<tr>" + "".join(f"<td>{escaping.escape(c)}</td>" for c in cells) + "</tr>")
-    return "\n".join(
-        [*lines, "</tbody>", "</table>", *(f"<p>{escaping.escape(t)}</p>" for t in table.totals())]
-    )
+    return "\n".join([*lines, "</tbody>", "</table>", *(f"<p>{escaping.escape(t)}</p>" for t in totals)])

@@ -29,7 +29,8 @@ from opnorm._core.rounding import unit_roundoff
 from opnorm.errors import NormError
 from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.norms.exact.kernel_sums import Plan, conv_plan, linear_plan, pq_norm
-from opnorm.norms.spectral.interval import Norm, spectral_norm
+from opnorm.norms.norm import Norm
+from opnorm.norms.spectral.interval import spectral_norm
 
 __all__ = ["induced", "induced_norm", "sign_vectors"]
 

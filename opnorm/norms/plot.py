@@ -93,7 +93,8 @@ def write_plot(rows: Sequence[Any], path: Path) -> Path:
 
     from opnorm._core.files import atomic_write
 
-    spec, offline = norm_chart(rows).to_json(), {"allowed_base_urls": []}
+    spec = norm_chart(rows).to_json()
+    offline: dict[str, Any] = {"allowed_base_urls": []}
     match path.suffix.lower():
         case ".svg":
             data = vl_convert.vegalite_to_svg(spec, **offline).encode()

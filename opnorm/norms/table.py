@@ -9,20 +9,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from opnorm._core.layers import WEIGHTED, Shape, check_weights, unwrap
 from opnorm.errors import NormError
-from opnorm.norms import display as show
+from opnorm.norms import display
 from opnorm.norms._operator_norm import Double, Order, check_ords, interval_settings, norm_of
 from opnorm.norms.network.trace import Example, LayerCall, first_line, layers, trace
 from opnorm.norms.nonlinear import is_nonlinear, lipschitz
-from opnorm.norms.spectral.interval import Norm, check_interval
+from opnorm.norms.norm import Norm, Product, product
+from opnorm.norms.spectral.interval import check_interval
 
-__all__ = ["LayerNorms", "NormTable", "Product", "layer_norms", "measure"]
+__all__ = ["LayerNorms", "NormTable", "layer_norms", "measure"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class LayerNorms:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; an unknown upper bound is null."""
         norms = {
-            show.key(p): {
+            display.key(p): {
                 "lower": float(n.lower),
                 "upper": float(n.upper) if math.isfinite(n.upper) else None,
                 "exact": n.exact,
@@ -74,7 +75,7 @@ class LayerNorms:
             "out_shape": list(self.out_shape),
             "parameters": self.parameters,
             "norms": norms,
-            "lipschitz": {show.key(p): c for p, c in self.lipschitz.items()},
+            "lipschitz": {display.key(p): c for p, c in self.lipschitz.items()},
             "tags": list(self.tags),
             "note": self.note,
         }
@@ -83,10 +84,10 @@ class LayerNorms:
     def from_dict(value: Mapping[str, Any]) -> "LayerNorms":
         """The row that :meth:`as_dict` wrote."""
         norms = {
-            show.order(p): Norm.of(n["lower"], math.inf if n["upper"] is None else n["upper"], n["method"])
+            display.order(p): Norm.of(n["lower"], math.inf if n["upper"] is None else n["upper"], n["method"])
             for p, n in value["norms"].items()
         }
-        constants = {show.order(p): float(c) for p, c in value.get("lipschitz", {}).items()}
+        constants = {display.order(p): float(c) for p, c in value.get("lipschitz", {}).items()}
         return LayerNorms(
             value["layer"], value["kind"], tuple(value["in_shape"]), tuple(value["out_shape"]), value["parameters"],
             norms, value["note"], constants, tuple(value.get("tags", ())),
@@ -94,38 +95,6 @@ class LayerNorms:
 
 
 _WEIGHT_KINDS = {kind.__name__ for kind in WEIGHTED}
-
-
-class Product(NamedTuple):
-    """A product of norms as an interval; of many layers it is better read as a power of ten.
-
-    Attributes:
-        lower: the product of the lower ends; infinite beyond 1.8e308.
-        upper: of the upper ends; infinite also where one is not known.
-        log10_lower: its logarithm, which does not overflow.
-        log10_upper: likewise.
-        layers: how many factors.
-        reason: why the product is not known; empty where it is.
-    """
-
-    lower: float
-    upper: float
-    log10_lower: float
-    log10_upper: float
-    layers: int
-    reason: str = ""
-
-
-def product(norms: Sequence[Norm], reason: str = "") -> Product:
-    """∏ ‖M_i‖ from intervals; ``reason`` says why some factors are missing."""
-    ends: list[float] = []
-    for side in ("lower", "upper"):
-        values = [float(getattr(n, side)) for n in norms]
-        ends.append(-math.inf if 0.0 in values else math.fsum(math.log10(v) for v in values))
-    low, high = ends[0], math.inf if reason else ends[1]
-    low, high = low - 1e-13 * len(norms), high + 1e-13 * len(norms)  # rounding of the logarithms
-    powers = [10.0**e if e < 308 else math.inf for e in (low, high)]
-    return Product(powers[0], powers[1], low, high, len(norms), reason)
 
 
 @dataclass(frozen=True)
@@ -196,8 +165,8 @@ class NormTable:
         """One line a layer; each norm as its lower end, its upper end (empty where not known) and its method."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        ends = [f"norm_{show.key(p)}_{end}" for p in self.ords for end in ("lower", "upper", "method")]
-        constants = [f"lipschitz_{show.key(p)}" for p in self.ords]
+        ends = [f"norm_{display.key(p)}_{end}" for p in self.ords for end in ("lower", "upper", "method")]
+        constants = [f"lipschitz_{display.key(p)}" for p in self.ords]
         writer.writerow(
             ["layer", "kind", "in_shape", "out_shape", "parameters", *ends, *constants, "tags", "note"]
         )
@@ -205,8 +174,8 @@ class NormTable:
             cells: list[Any] = [
                 row.layer,
                 row.kind,
-                show.shape(row.in_shape),
-                show.shape(row.out_shape),
+                display.shape(row.in_shape),
+                display.shape(row.out_shape),
                 row.parameters,
             ]
             for p in self.ords:
@@ -219,22 +188,24 @@ class NormTable:
 
     def to_markdown(self) -> str:
         """A table for a README or an issue, with totals below."""
-        head = ["layer", "kind", "input", *(show.label(p) for p in self.ords), "note"]
+        head = ["layer", "kind", "input", *(display.label(p) for p in self.ords), "note"]
         lines = [
-            show.markdown_row(head),
+            display.markdown_row(head),
             "|" + "|".join(["---"] * 3 + ["---:"] * len(self.ords) + ["---"]) + "|",
         ]
         for row in self.rows:
-            norms = [show.cell(row.norms.get(p), row.lipschitz.get(p)) for p in self.ords]
+            norms = [display.cell(row.norms.get(p), row.lipschitz.get(p)) for p in self.ords]
             notes = "; ".join(filter(None, (*row.tags, row.note)))
             lines.append(
-                show.markdown_row([row.layer or "(model)", row.kind, show.shape(row.in_shape), *norms, notes])
+                display.markdown_row(
+                    [row.layer or "(model)", row.kind, display.shape(row.in_shape), *norms, notes]
+                )
             )
         return "\n".join([*lines, "", *(f"{line}  " for line in self.totals())]).rstrip() + "\n"
 
     def to_html(self) -> str:
         """The table as a piece of HTML."""
-        return show.html(self)
+        return display.html(self.rows, self.ords, self.totals())
 
     def _repr_html_(self) -> str:
         return self.to_html()
@@ -255,7 +226,7 @@ class NormTable:
         complexity = self.spectral_complexity
         if complexity is not None and complexity.layers:
             what = f"Product of the ℓ2 norms of {complexity.layers} linear and convolutional layers (spectral complexity)"
-            lines.append(f"{what}: {show.product(complexity)}")
+            lines.append(f"{what}: {display.product(complexity)}")
         if self.uncalled:
             some = ", ".join(self.uncalled[:4]) + f" and {len(self.uncalled) - 4} more" * (
                 len(self.uncalled) > 4
@@ -264,7 +235,7 @@ class NormTable:
         return lines
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-        yield from show.rich_table(self, options.max_width)
+        yield from display.rich_table(self.rows, self.ords, self.totals(), options.max_width)
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -334,46 +305,41 @@ def measure(
     calls = every = trace(model, example)
     if only != "*":
         calls = [every[i] for i in matching([(v.name, _kind(v.layer)) for v in every], only)]
-    names: dict[int, str] = {}  # of the layer that a parameter was first seen in
-    known: dict[tuple[nn.Module, Shape], tuple[dict[Order, Norm], dict[Order, float], str]] = {}
+    rows = _rows(calls, ords, wanted, progress)
+    return NormTable(tuple(rows), tuple(ords), _uncalled(model, every) if only == "*" else ())
+
+
+def _rows(
+    calls: Sequence[LayerCall], ords: Sequence[Order], wanted: dict[str, Any], progress: bool
+) -> list[LayerNorms]:
+    owners: dict[int, str] = {}  # parameter -> the first layer that has it
+    known: dict[tuple[nn.Module, Shape, str], tuple[dict[Order, Norm], dict[Order, float], str]] = {}
     rows: list[LayerNorms] = []
     with _bar(progress, calls) as advance:
         for call in calls:
             advance(call, 0)
-            called = (call.layer, call.in_shape)
-            if called not in known or call.note:
-                known[called] = (
-                    ({}, {}, call.note) if call.note else layer_norms(call.layer, call.in_shape, ords, wanted)
-                )
-            norms, constants, note = known[called]
-            tags = _tags(call, names, repeated=any(r.layer == call.name for r in rows))
-            size = sum(p.numel() for p in call.layer.parameters() if not is_lazy(p))
-            rows.append(
-                LayerNorms(
-                    call.name,
-                    _kind(call.layer),
-                    call.in_shape,
-                    call.out_shape,
-                    size,
-                    norms,
-                    note,
-                    constants,
-                    tags,
-                )
-            )
+            name, layer, in_shape, out_shape, note = call
+            if (layer, in_shape, note) not in known:
+                found = ({}, {}, note) if note else layer_norms(layer, in_shape, ords, wanted)
+                known[layer, in_shape, note] = found
+            norms, constants, note = known[layer, in_shape, note]
+            tags = _tags(call, owners, repeated=any(r.layer == name for r in rows))
+            size = sum(p.numel() for p in layer.parameters() if not is_lazy(p))
+            kind = _kind(layer)
+            rows.append(LayerNorms(name, kind, in_shape, out_shape, size, norms, note, constants, tags))
             advance(call, 1)
-    if only != "*":
-        return NormTable(tuple(rows), tuple(ords))
-    seen = {v.layer for v in every}
-    whole = tuple(f"{v.name}." for v in every if v.note and v.name)  # their children are parts of them
-    uncalled = tuple(
+    return rows
+
+
+def _uncalled(model: nn.Module, calls: Sequence[LayerCall]) -> tuple[str, ...]:
+    """The layers with parameters that are neither called nor a child of a layer that is treated as a whole."""
+    called = {c.layer for c in calls}
+    whole = tuple(f"{c.name}." for c in calls if c.note and c.name)
+    return tuple(
         name
         for name, layer in layers(model)
-        if layer not in seen
-        and any(True for _ in layer.parameters())
-        and not name.startswith(whole or ("\0",))
+        if layer not in called and any(True for _ in layer.parameters()) and not name.startswith(whole)
     )
-    return NormTable(tuple(rows), tuple(ords), uncalled)
 
 
 def layer_norms(

@@ -24,7 +24,7 @@ from opnorm._core.layers import WEIGHTED, Shape, check_weights, is_standard
 from opnorm._core.settings import check_count, check_number
 from opnorm.errors import NormError
 from opnorm.norms._operator_norm import operator_norm
-from opnorm.norms.spectral.interval import Norm
+from opnorm.norms.norm import Norm
 from opnorm.regularizers.hooks import Hooks, Regularizer
 from opnorm.regularizers.targets import check_finite, groups_of, matrix_layers
 from opnorm.spec import factory

@@ -22,8 +22,8 @@ from opnorm.models import cnn, resnet
 from opnorm.norms import Norm, NormTable, measure, operator_norm, trace
 from opnorm.norms import display as show
 from opnorm.norms.network.trace import arguments
+from opnorm.norms.norm import product
 from opnorm.norms.plot import norm_chart
-from opnorm.norms.table import product
 from tests.norms import nets
 from tests.norms.cases import matrix
 
@@ -634,6 +634,18 @@ def test_a_plot_has_a_bar_for_each_call_and_norm():
     assert len(chart["data"]["values"]) == 9
     assert len(chart["hconcat"]) == 3
     assert {v["index"] for v in chart["data"]["values"]} == {0, 1, 2}
+
+
+def test_an_exact_norm_is_a_number_and_an_interval_is_not():
+    layer = nn.Linear(3, 2)
+    exact = operator_norm(layer, 1)
+    assert float(exact) == exact.item() == float(layer.weight.detach().double().abs().sum(0).max())
+    with pytest.raises(NormError, match=r"interval only.*use \.lower or \.upper"):
+        float(Norm.of(1.0, 2.0, "by hand"))
+    norm = nn.BatchNorm2d(3)
+    assert float(operator_norm(norm, 2)) == float(operator_norm(norm, 2, (3, 4, 4)))
+    with pytest.raises(NormError, match="in_shape is missing"):
+        operator_norm(nn.Conv2d(1, 1, 3), 1)
 
 
 def test_plots_that_cannot_be(tmp_path):

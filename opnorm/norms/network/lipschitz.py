@@ -24,7 +24,8 @@ from opnorm.norms.network.graph import forward_graph, no_random_numbers, same_ou
 from opnorm.norms.network.interpreter import BoundInterpreter, KnownFactors, NodeBound
 from opnorm.norms.network.layer_rules import RULES  # those of rules.py and its own
 from opnorm.norms.network.trace import Example, arguments, first_line, layers, map_tensors, run_eagerly, trace
-from opnorm.norms.table import NormTable, Product, measure
+from opnorm.norms.norm import Product
+from opnorm.norms.table import NormTable, measure
 
 __all__ = ["NetworkBound", "NodeBound", "lipschitz_bound", "sentences", "spectral_complexity"]
 

@@ -13,8 +13,9 @@ from opnorm._core.linear_map import linear_map
 from opnorm._core.rounding import PRODUCT, unit_roundoff
 from opnorm.errors import NormError
 from opnorm.norms.exact.kernel_sums import conv_l2_bound
+from opnorm.norms.norm import Norm
 from opnorm.norms.spectral.frequency_response import Polyphase, gram
-from opnorm.norms.spectral.interval import Norm, polyphase_of, spectral_norm, sqrt_of_l1_linf
+from opnorm.norms.spectral.interval import polyphase_of, spectral_norm, sqrt_of_l1_linf
 
 __all__ = ["BOUNDS", "bound", "sgl_norm", "vs_norm"]
 

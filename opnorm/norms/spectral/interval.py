@@ -8,7 +8,6 @@ layers get a lower bound by Lanczos iteration and an upper one from their exact 
 import functools
 import math
 from collections import Counter
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +22,12 @@ from opnorm._core.linear_map import LinearMap, linear_map
 from opnorm._core.rounding import PRODUCT
 from opnorm.errors import NormError
 from opnorm.norms.exact.by_layer import l1, linf
+from opnorm.norms.norm import Norm
 from opnorm.norms.spectral.explicit_matrix import diagonalized, first_upper_bound, side_of
 from opnorm.norms.spectral.frequency_response import Polyphase, polyphase
 from opnorm.norms.spectral.upper_bound import certify, circular_bound
 
 __all__ = [
-    "Norm",
     "check_interval",
     "lanczos",
     "padding_bound",
@@ -43,36 +42,6 @@ DENSE = 512  # up to this many rows or columns, the whole matrix is diagonalized
 SMALL_MAP = 12
 TINY = 1e-6  # relative widths below which a Lanczos iteration would take longer than a diagonalization
 MANY = 1000  # steps of a Lanczos iteration that runs until it has converged
-
-
-class Norm(NamedTuple):
-    """An operator norm as an interval: ``lower <= ‖M‖ <= upper``.
-
-    Attributes:
-        lower: 0-d float64 tensor.
-        upper: 0-d float64 tensor, infinite where no upper bound is known; equal to ``lower`` where exact.
-        method: how it was computed, in words.
-    """
-
-    lower: Tensor
-    upper: Tensor
-    method: str
-
-    @property
-    def exact(self) -> bool:
-        """Whether both ends are the same number by construction."""
-        return bool(self.lower == self.upper)
-
-    @property
-    def relative_width(self) -> float:
-        """Upper / lower - 1; 0 for a norm of 0."""
-        return float(self.upper / self.lower) - 1 if self.lower > 0 else 0.0 if self.upper == 0 else math.inf
-
-    @staticmethod
-    def of(lower: float | Tensor, upper: float | Tensor, method: str) -> "Norm":
-        """From numbers or tensors of any type and device."""
-        low, high = (torch.as_tensor(end, dtype=torch.float64).detach().cpu() for end in (lower, upper))
-        return Norm(low, high, method)
 
 
 @functools.singledispatch
