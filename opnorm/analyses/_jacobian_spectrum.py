@@ -11,7 +11,7 @@ from opnorm.data import Dataset
 from opnorm.jacobian import features, singular_values
 from opnorm.report import Axis, Chart, Heading, Panel, draw_curves, method_of
 
-ROUNDING = 1e-7  # of the largest singular value
+FLOAT32_ERROR = 1e-7  # of the largest singular value
 
 
 @register("neighborhood of the data")
@@ -75,7 +75,9 @@ def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
     points = []
     for row in rows:
         largest = max(row["mean"], default=0.0)
-        above = [s for s in row["mean"] if s >= ROUNDING * largest]  # the rest is the rounding of float32
+        above = [
+            s for s in row["mean"] if s >= FLOAT32_ERROR * largest
+        ]  # the rest is the rounding of float32
         points += by_rank(method_of(row), row["at"], above)
     x = Axis("rank of the singular value", log=True)
     return draw_curves(points, methods, heading, panels, x, dots=False)

@@ -30,7 +30,7 @@ STRIDE = 64  # pixels of each further comparison of the remaining pairs
 SAMPLE = 4096  # random pairs by which the pixels are ordered
 GRIDS = (2, 4, 8)  # blocks a side, for ℓ1 and ℓ2
 CHUNK = 2**22  # numbers compared at a time
-ROUNDING = 1e-5  # relative, far above that of a few hundred sums in float32
+SUM_ERROR = 1e-5  # relative, far above that of a few hundred sums in float32
 
 Progress = Callable[[float, float], None]
 Nearer = Callable[[int, float], tuple[np.ndarray, np.ndarray]]
@@ -209,7 +209,7 @@ def _nearer_by_blocks(images: np.ndarray, labels: np.ndarray, norm: float) -> Ne
         return np.multiply(difference, difference, out=difference)
 
     def nearer(i: int, best: float) -> tuple[np.ndarray, np.ndarray]:
-        limit = best * (1 + ROUNDING)
+        limit = best * (1 + SUM_ERROR)
         candidate = labels[:i] != labels[i]
         if best < math.inf and coarse:
             total = np.zeros(i, coarse[0][0].dtype)

@@ -20,6 +20,7 @@ from opnorm._core.lp import (
 )
 from opnorm._core.modes import Mode
 from opnorm._core.rounding import unit_roundoff
+from opnorm._core.settings import check_count
 from opnorm.errors import NormError
 from opnorm.jacobian.products import (
     Jacobian,
@@ -104,9 +105,8 @@ def jacobian_norm(
     """
     check_points(x)
     check_orders(p, q)
-    for name, number in (("steps", steps), ("restarts", restarts)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise NormError(f"{name}={number!r}: expected a whole number of at least 1")
+    check_count("steps", steps, error=NormError)
+    check_count("restarts", restarts, error=NormError)
     x = quick_layout(model, x.detach(), mode)
     with linearized(model, x[:1], mode=mode) as J:
         outputs, inputs = J.shape

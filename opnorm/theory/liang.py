@@ -31,7 +31,7 @@ from opnorm.norms.display import label
 
 __all__ = ["ACTIVATIONS", "large_norms_zero_lipschitz", "memorizer"]
 
-ROUNDING = 16  # allowed for rounding: units in the last place of the largest value in the first layer
+ROUNDED_UNITS = 16  # allowed for rounding: units in the last place of the largest value in the first layer
 MAX_WEIGHTS = 2**27  # 1 GiB in float64
 USED_MARGIN = 0.9  # the rest of the margin absorbs the rounding
 
@@ -233,7 +233,7 @@ def _separating_hyperplanes(
         )
     weight, bias, margin = _bisectors(x, first, second, eps, norm)
     largest = float((weight.abs() @ (x.abs().amax(0) + eps) + bias.abs()).max())
-    if margin * (1 - USED_MARGIN) < ROUNDING * torch.finfo(points.dtype).eps * largest:
+    if margin * (1 - USED_MARGIN) < ROUNDED_UNITS * torch.finfo(points.dtype).eps * largest:
         raise SpecError(
             f"the distance of the classes exceeds 2 eps by {2 * margin:.3g} only, less than the rounding of {points.dtype}: "
             "take a smaller eps, or points in float64"

@@ -123,7 +123,7 @@ def test_float32_models_give_float32_directions_and_honest_values():
     [
         ({"p": 0.5}, NormError, "p=0.5: expected a number of at least 1"),
         ({"q": math.nan}, NormError, "q=nan"),
-        ({"steps": 0}, NormError, "steps=0: expected a whole number of at least 1"),
+        ({"steps": 0}, NormError, "steps=0: expected a whole number, at least 1"),
         ({"restarts": True}, NormError, "restarts=True"),
         ({"mode": "training"}, ModelError, "unknown mode 'training'"),
         ({"mode": "train"}, ModelError, "couples the points"),

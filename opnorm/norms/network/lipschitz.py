@@ -17,6 +17,7 @@ from torch import nn
 
 from opnorm._core.layers import missing_values, unwrap
 from opnorm._core.modes import evaluating
+from opnorm._core.rounding import PRODUCT
 from opnorm.errors import BoundError, NormError
 from opnorm.norms import display
 from opnorm.norms._operator_norm import check_ords
@@ -28,8 +29,6 @@ from opnorm.norms.norm import Product
 from opnorm.norms.table import NormTable, measure
 
 __all__ = ["NetworkBound", "NodeBound", "lipschitz_bound", "sentences", "spectral_complexity"]
-
-ROUNDING = 1e-12  # relative, for each node: far above the float64 rounding of a few products and sums
 
 
 class NetworkBound(NamedTuple):
@@ -113,7 +112,7 @@ def _propagated(
             raise BoundError(f"its graph fails where the model does not: {first_line(e)}") from e
     if not same:
         raise BoundError("its graph gives another output than the model: control flow by the data?")
-    value = interpreter.output_bound() * (1 + ROUNDING * (1 + len(graph.graph.nodes)))
+    value = interpreter.output_bound() * (1 + PRODUCT * (1 + len(graph.graph.nodes)))
     if not math.isfinite(value):
         raise BoundError("the product of the norms is too large for a number")
     return value
