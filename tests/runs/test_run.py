@@ -228,7 +228,7 @@ def test_kills_at_random_moments_lose_at_most_the_epoch_under_way(tiny, finished
     chance, diary, kept, killed = random.Random(0), tmp_path / "diary", 0, 0
     for _ in range(30):
         process = processes.start(processes.train_run, tiny.as_dict(), store.root, diary)
-        time.sleep(chance.uniform(0.05, 0.45))
+        time.sleep(chance.uniform(0.02, 0.12))
         process.kill()
         process.join()
         if process.exitcode == 0:
