@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
+    "AutoAttack": "opnorm.attacks",
     "Dataset": "opnorm.data",
     "Norm": "opnorm.norms",
     "OpnormError": "opnorm.errors",
@@ -24,6 +25,8 @@ _WHERE = {
     "Store": "opnorm.runs.store",
     "analyze": "opnorm.runs.network_report",
     "build": "opnorm.spec",
+    "jacobian_norm": "opnorm.jacobian",
+    "lipschitz_bound": "opnorm.norms",
     "run_training": "opnorm.runs.training_run",
     "measure": "opnorm.norms",
     "operator_norm": "opnorm.norms",
@@ -37,9 +40,12 @@ _MODULES = (
 __all__ = [*sorted(_WHERE), *_MODULES]
 
 if TYPE_CHECKING:
+    from opnorm.attacks import AutoAttack as AutoAttack
     from opnorm.data import Dataset as Dataset
     from opnorm.errors import OpnormError as OpnormError
+    from opnorm.jacobian import jacobian_norm as jacobian_norm
     from opnorm.norms import Norm as Norm
+    from opnorm.norms import lipschitz_bound as lipschitz_bound
     from opnorm.norms import measure as measure
     from opnorm.norms import operator_norm as operator_norm
     from opnorm.runs.network_report import analyze as analyze

@@ -53,6 +53,14 @@ def test_everything_public_can_be_had():
     assert int(done.stdout) > 15
 
 
+@pytest.mark.parametrize(
+    "name", ["AutoAttack", "analyze", "certificates", "jacobian_norm", "lipschitz_bound"]
+)
+def test_a_name_can_be_had_alone(name):
+    done = python(f"import opnorm; opnorm.{name}; assert {name!r} in opnorm.__all__")
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_unknown_name_is_an_attribute_error():
     import opnorm
 
