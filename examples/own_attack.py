@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from opnorm.attacks import Attack, pgd
 from opnorm.data import digits
 from opnorm.models import cnn
-from opnorm.training import train
+from opnorm.training import TrainingSettings, train
 
 
 def random_corners(eps: float = 0.1, tries: int = 50, seed: int = 0) -> Attack:
@@ -30,7 +30,7 @@ def random_corners(eps: float = 0.1, tries: int = 50, seed: int = 0) -> Attack:
 torch.manual_seed(0)
 data = digits()
 model = cnn(in_shape=data.image_shape, width=8)
-train(model, data, epochs=3)
+train(model, data, TrainingSettings(epochs=3))
 x, y = data.test.images.float() / 255, data.test.labels
 for name, attack in {"random corners": random_corners(), "PGD": pgd(eps=0.1, steps=10)}.items():
     print(f"{name}: accuracy {(model.eval()(attack(model, x, y)).argmax(1) == y).double().mean():.1%}")

@@ -7,7 +7,7 @@ from opnorm.data import digits
 from opnorm.models import mlp
 from opnorm.norms import linf
 from opnorm.regularizers import Hooks, Regularizer
-from opnorm.training import train
+from opnorm.training import TrainingSettings, train
 
 
 def first_layer_decay(beta: float = 1e-2) -> Regularizer:
@@ -24,7 +24,7 @@ data = digits()
 for beta in (0.0, 1e-2):
     torch.manual_seed(0)
     model = mlp(in_shape=data.image_shape, width=64)
-    train(model, data, regularizers=[first_layer_decay(beta)], epochs=3)
+    train(model, data, TrainingSettings(regularizers=[first_layer_decay(beta)], epochs=3))
     first = next(m for m in model.modules() if isinstance(m, nn.Linear))
     norm = linf(first, (first.in_features,)).item()
     right = model.eval()(data.test.images.float() / 255).argmax(1) == data.test.labels

@@ -11,6 +11,7 @@ SCRIPTS = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_it_runs(script, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(script.parent)  # as Python does for a script
     runpy.run_path(str(script), run_name="__main__")
     assert capsys.readouterr().out.strip(), "an example shows something"
     assert len(script.read_text(encoding="utf-8").splitlines()) < 40
