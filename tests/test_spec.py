@@ -164,6 +164,7 @@ def test_values_without_text(value):
         ("f(True + 1)", "arithmetic needs numbers"),
         ("f(1 + g())", "arithmetic needs numbers"),
         ("_f()", "private"),
+        ("__main__.f()", "private.*in a module that can be imported"),
         ("a._b()", "private"),
         ("a.__class__.b()", "private"),
         ("f(__import__('os'))", "private"),

@@ -19,7 +19,7 @@ from torch import nn
 
 from opnorm import spec
 from opnorm._core.fingerprint import add_tensor, of_network
-from opnorm.analyses import all_analyses
+from opnorm.analyses import Analysis, all_analyses
 from opnorm.data import Dataset
 from opnorm.data.dataset import as_pixels
 from opnorm.errors import ModelError, OpnormError, SpecError
@@ -53,12 +53,13 @@ class AnalysisProgress(NamedTuple):
 
 
 def analysis_calls(
-    analyses: str | Sequence[str] = "all", *, points: int | None = None, seed: int = 0
+    analyses: str | Sequence[str | Analysis] = "all", *, points: int | None = None, seed: int = 0
 ) -> list[str]:
     """Analyses in their canonical form, those of one name together, in the order of the page.
 
     Args:
-        analyses: names or calls; "all" stands for every analysis with its own defaults.
+        analyses: names, calls, or objects from a function under ``@factory("analysis")``, also one of your own; "all" stands
+            for every analysis of opnorm with its own defaults.
         points: filled in where an analysis has such a setting and the call leaves it open.
         seed: likewise.
 
@@ -71,7 +72,7 @@ def analysis_calls(
     found: dict[str, tuple[Any, ...]] = {}
     for text in [analyses] if isinstance(analyses, str) else analyses:
         for given in (call for one in every for call in one.calls) if text == "all" else (text,):
-            call = spec.parse(given)
+            call = spec.parse(given) if isinstance(given, str) else spec.spec_of(given)
             spec.resolve(call, "analysis")  # so that a typo is answered with the names of analyses only
             call = spec.short(spec.fill(call, **filled), "analysis")
             spec.build(call, "analysis")  # raises what is wrong with its settings
@@ -92,7 +93,7 @@ def analysis_calls(
 def analyze(
     networks: nn.Module | Mapping[str, nn.Module] | Sequence[Network],
     data: Dataset,
-    analyses: str | Sequence[str] = "all",
+    analyses: str | Sequence[str | Analysis] = "all",
     *,
     points: int | None = None,
     seed: int = 0,
@@ -107,7 +108,7 @@ def analyze(
     Args:
         networks: one model, models by name, or :class:`Network` objects; the baseline first. In eval mode.
         data: training and test images.
-        analyses: names or calls; see :func:`analysis_calls`.
+        analyses: names, calls or objects; see :func:`analysis_calls`.
         points: test points of each analysis that takes a sample of them, in place of its default.
         seed: of the choice of points and of attacks.
         store: where rows are kept and found again; nowhere when None.

@@ -227,8 +227,8 @@ def spec_of(made: Any) -> Call:
         return _made_by[made]
     except (KeyError, TypeError):
         raise SpecError(
-            f"{type(made).__name__} {made!r:.60} was not made by a named factory, so it has no text; "
-            "pass it as 'package.module.factory(...)' instead"
+            f"{type(made).__name__} {made!r:.60} was not made by a named factory, so it has no text; expected what a "
+            "function under @opnorm.spec.factory(KIND) makes, or a call as text: 'package.module.function(...)'"
         ) from None
 
 

@@ -157,7 +157,10 @@ def _name(node: ast.expr, text: str) -> str:
         raise SpecError(f"{_quote(text)}: expected a name, or package.module.name, before the bracket")
     name = ".".join([node.id, *reversed(parts)])
     if any(part.startswith("_") for part in name.split(".")):
-        raise SpecError(f"{_quote(text)}: the name {name!r} is private; expected a public one")
+        cause = (
+            ", in a module that can be imported, not in the script itself" if name[:9] == "__main__." else ""
+        )
+        raise SpecError(f"{_quote(text)}: the name {name!r} is private; expected a public one{cause}")
     return name
 
 

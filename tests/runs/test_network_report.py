@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from opnorm import spec
-from opnorm.analyses import all_analyses
+from opnorm.analyses import all_analyses, margins
 from opnorm.data import Dataset, Split
 from opnorm.errors import ModelError, OpnormError, SpecError
 from opnorm.models import mlp
@@ -44,6 +44,7 @@ def test_all_is_every_analysis_with_points_and_seed_filled_in():
     assert all(c.get("points", 7) == 7 and c.get("seed", 3) == 3 for c in full)
     assert analysis_calls(["robust_accuracy(points=5)"], points=7) == ["robust_accuracy(points=5)"]
     assert analysis_calls(["margins", "accuracy", "margins()"]) == ["accuracy()", "margins()"]
+    assert analysis_calls([margins("train"), "accuracy"]) == ["accuracy()", 'margins(split="train")']
 
 
 def test_the_page_says_how_many_points_were_used(two, tmp_path):
