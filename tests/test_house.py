@@ -148,6 +148,19 @@ def test_public_names_are_documented():
     assert bare == []
 
 
+def test_every_factory_is_imported_by_its_family():
+    """Otherwise its name is not known in the call syntax, and the contract tests pass it by."""
+    missing = set()
+    for module, tree in TREES.items():
+        for function in functions(tree):
+            for mark in (d for d in function.decorator_list if isinstance(d, ast.Call)):
+                if isinstance(mark.func, ast.Name) and mark.func.id == "factory":
+                    family = FAMILIES[mark.args[0].value]
+                    if not hasattr(importlib.import_module(family), function.name):
+                        missing.add(f"{module}: import {function.name} in {family}, and name it in __all__")
+    assert sorted(missing) == []
+
+
 def test_shapes_in_signatures_are_checked():
     with pytest.raises(jaxtyping.TypeCheckError, match="out in"):
         opnorm.norms.linear_l1(torch.zeros(2, 3, 4))

@@ -12,8 +12,9 @@ from opnorm.spec import names
 
 EPS = {math.inf: 8 / 255, 2: 0.25, 1: 0.35}
 
-# every registered attack with each of its norms; a new one is in every test of this folder by its registration
-# (but those that leave misclassified or robust points as they are, or that have no gradients, which have tests of their own)
+# Every registered attack, with each of its norms, is in every test of this folder that is parametrized over all attacks.
+# Not in them, and with tests of their own: attacks that leave misclassified or robust points as they are, and attacks
+# without gradients, which do not come near the optimum and do not notice a model that gives none.
 OTHERS = ("autoattack", "fab", "square")
 ATTACKS = list(itertools.product([a for a in names("attack") if a not in OTHERS], (math.inf, 2, 1)))
 

@@ -195,4 +195,4 @@ def test_refuses_arguments(text, message):
 
 def test_remembers_its_call():
     assert str(spec.spec_of(crop(padding=2))) == "crop(padding=2)"
-    assert spec.names("augmentation") == ["crop", "flip", "random_resized_crop"]
+    assert {"crop", "flip", "random_resized_crop"} <= set(spec.names("augmentation"))

@@ -286,7 +286,7 @@ def test_save_with_a_call(tmp_path):
     save(model, tmp_path / "w.safetensors", "resnet(depth=8)")
     with pytest.raises(ModelError, match="another network"):
         file(str(tmp_path / "w.safetensors"))
-    assert set(names("model")) == {*SMALL, "file", "timm"}
+    assert set(names("model")) == {*SMALL, "file", "timm"}, "add a line to SMALL"
 
 
 def test_the_shortcut_without_parameters():

@@ -394,7 +394,7 @@ def test_files_remember_the_network(text, tmp_path):
 
 def test_every_network_is_listed():
     small = {text.partition("(")[0] for text in SMALL.values()}
-    assert small | {"cnn", "mlp", "file", "timm"} == set(names("model"))
+    assert small | {"cnn", "mlp", "file", "timm"} == set(names("model")), "add a line to SMALL"
 
 
 def test_normalize_refuses_another_number_of_channels():

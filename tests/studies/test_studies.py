@@ -17,7 +17,8 @@ KEY = "robust_inf_0.1"
 
 
 def test_every_study_is_found_and_named():
-    assert studies.__all__ == spec.names("study") == ["tour"]
+    assert studies.__all__ == spec.names("study")
+    assert "tour" in studies.__all__
     for name in studies.__all__:
         study = spec.build(f"{name}(size='smoke', seeds=1)", "study")
         assert isinstance(study, Study)
