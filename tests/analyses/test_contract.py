@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from opnorm import spec
-from opnorm.analyses import all_analyses
+from opnorm.analyses import all_analyses, register
 from opnorm.errors import SpecError
 from opnorm.report import Column, Report, Stat, Table, write_figures
 from tests.analyses.toys import data, trained
@@ -100,6 +100,11 @@ def test_the_chart_draws(name, case, measured, tmp_path, capfd):
         fields = [t["field"] for layer in panel["layer"] for t in layer["encoding"].get("tooltip", [])]
         assert {"method", "at"} <= set(fields), "a tooltip names the method and the place"
         assert set(fields) <= set().union(*(row.keys() for row in chart.spec["datasets"]["rows"]))
+
+
+def test_an_unknown_section_is_an_error():
+    with pytest.raises(SpecError, match="section='norms': expected 'accuracy and robustness', 'weights'"):
+        register("norms")
 
 
 def test_charts_have_files_of_their_own(measured):

@@ -6,6 +6,7 @@ from typing import Any, Literal, ParamSpec, get_args
 
 from torch import nn
 
+from opnorm._core.settings import check_choice
 from opnorm.data import Dataset
 from opnorm.report import Cell, Chart, Column
 from opnorm.spec import factory
@@ -67,7 +68,11 @@ def register(section: Section, *calls: str) -> Callable[[Callable[P, Analysis]],
     Args:
         section: where a page and the documentation show it.
         calls: what "all" asks for; the function's own defaults when none is given.
+
+    Raises:
+        SpecError: an unknown section.
     """
+    check_choice("section", section, get_args(Section))
 
     def decorate(function: Callable[P, Analysis]) -> Callable[P, Analysis]:
         made = factory("analysis")(function)
