@@ -39,7 +39,12 @@ def test_two_processes_train_what_one_does(pairs, name):
             first["state"][key], tensor, msg=lambda text, key=key: f"{key}: {text}", **loose
         )
     for ours, row in zip(first["metrics"], one["metrics"], strict=True):
-        assert ours == pytest.approx(row, rel=0.02 if name == "bf16" else 1e-3)
+        if (
+            name == "bf16"
+        ):  # logits closer than its rounding: such a point may count as correct in one and not in the other
+            assert (ours.pop("train_accuracy") * len(ways.DATA.train.labels)).is_integer()
+            del row["train_accuracy"]
+        assert ours == pytest.approx(row, rel=5 * 2**-8 if name == "bf16" else 1e-3)
 
 
 @pytest.fixture(scope="module")
