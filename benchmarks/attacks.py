@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from opnorm import attacks, data, spec
 from opnorm.certificates import certified, proof
 from opnorm.data.dataset import Dataset, Split, as_pixels
-from opnorm.training import train
+from opnorm.training import TrainingSettings, train
 
 KEPT = Path(__file__).parents[1] / "local" / "benchmarks"
 
@@ -260,7 +260,7 @@ def peers_of(norm: float, eps: float, reference: str | None) -> dict[str, Way]:
     return ways
 
 
-def pgds(model: nn.Module, x: Tensor, y: Tensor, eps: float, turns: int) -> list[Row]:
+def pgds(model: nn.Module, x: Tensor, y: Tensor, eps: float, turns: int, peers: bool) -> list[Row]:
     """PGD-40 in ℓ∞, in turns."""
     step = eps / 10
     ours = {"norm": math.inf, "eps": eps, "steps": 40, "step": step}
@@ -268,7 +268,7 @@ def pgds(model: nn.Module, x: Tensor, y: Tensor, eps: float, turns: int) -> list
     ways: dict[str, Way] = {
         "opnorm": lambda m, x, y, seed: plain(m, x, y, seed=seed),
         "opnorm, stop_at_success": lambda m, x, y, seed: early(m, x, y, seed=seed),
-        **_pgd_peers(eps, step),
+        **(_pgd_peers(eps, step) if peers else {}),
     }
     rows: dict[str, list[Row]] = {name: [] for name in ways}
     for turn in range(turns):
@@ -357,7 +357,7 @@ def main() -> None:
     parser.add_argument("--eps", type=float, nargs="+", help="these radii only")
     parser.add_argument("--points", type=int, help="fewer points, for a look")
     parser.add_argument("--only", nargs="+", choices=[*CASES, *QUICK], help="some of the networks")
-    parser.add_argument("--no-peers", action="store_true", help="our own AutoAttack alone")
+    parser.add_argument("--no-peers", action="store_true", help="our own attacks alone")
     parser.add_argument("--quick", action="store_true", help="the bundled digits, a minute")
     parser.add_argument("--json", help="write the figures here")
     args = parser.parse_args()
@@ -374,7 +374,7 @@ def main() -> None:
                     peers = {} if args.no_peers else peers_of(case.norm, eps, args.reference)
                     rows = autoattacks(model, x, y, case.norm, eps, args.seeds, peers, args.peer_seeds)
                 else:
-                    rows = pgds(model, x, y, eps, args.turns)
+                    rows = pgds(model, x, y, eps, args.turns, not args.no_peers)
                 show(f"{kind}, {name}, {len(x)} points, l{case.norm:g}, eps {eps:.4g}", rows)
                 if (
                     kind == "AutoAttack"

@@ -24,7 +24,7 @@ from opnorm.data import digits
 from opnorm.data.dataset import Dataset, Split, as_pixels
 from opnorm.errors import SpecError
 from opnorm.models import resnet
-from opnorm.training import optimizers, train
+from opnorm.training import TrainingSettings, optimizers, train
 
 FAST = {"precision": "bf16", "channels_last": True}
 COSTS = [

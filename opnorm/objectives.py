@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opnorm._core.modes import Mode
+from opnorm._core.settings import check_number
 from opnorm._core.surrogate import training_surrogate
-from opnorm.attacks._checks import check_inputs, is_amount
+from opnorm.attacks._checks import check_inputs
 from opnorm.attacks._gradients import GradientMonitor
 from opnorm.attacks._pgd import PGD, Start
 from opnorm.attacks.losses import AGAINST_CLEAN, wide
@@ -157,8 +158,7 @@ def mmc(
 
     Source: Pang et al. 2020, Eq. 8; Liu et al. 2020, Table 4, train with it.
     """
-    if not is_amount(radius) or radius == 0:
-        raise SpecError(f"radius={radius!r}: expected the norm of the centers, above 0")
+    check_number("radius", radius, "the norm of the centers, above 0", above=0)
 
     def loss(logits: Tensor, y: Tensor) -> Tensor:
         return (wide(logits) - centers(y, logits.shape[1], radius)).square().sum(1).mean() / 2
@@ -275,7 +275,7 @@ def alp(
 
     Source: Kannan, Kurakin & Goodfellow 2018; Liang & Huang 2021 train with it.
     """
-    _check_weight("beta", beta)
+    check_number("beta", beta, "a weight of at least 0", least=0)
 
     def loss(clean: Tensor, attacked: Tensor, y: Tensor) -> Tensor:
         both = (F.cross_entropy(clean, y) + F.cross_entropy(attacked, y)) / 2
@@ -286,7 +286,7 @@ def alp(
 
 def _clean_plus(name: str, weight: float, attack: PGD) -> Objective:
     """Cross-entropy on clean inputs plus ``weight`` times the loss that the attack climbs."""
-    _check_weight(name, weight)
+    check_number(name, weight, "a weight of at least 0", least=0)
 
     def loss(clean: Tensor, attacked: Tensor, y: Tensor) -> Tensor:
         if attack.loss in AGAINST_CLEAN:
@@ -296,9 +296,6 @@ def _clean_plus(name: str, weight: float, attack: PGD) -> Objective:
         return F.cross_entropy(clean, y) + weight * climbed
 
     return _on_both(attack, loss)
-
-
-# ---------------------------------------------------------------- attacks inside training
 
 
 def _on_attacked(attack: PGD, loss: Callable[[Tensor, Tensor], Tensor]) -> Objective:
@@ -344,15 +341,9 @@ def _start(random_start: bool) -> Start:
 
 
 def _cross_entropy(smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
-    if not is_amount(smoothing) or smoothing >= 1:
-        raise SpecError(f"smoothing={smoothing!r}: expected a share in [0, 1)")
+    check_number("smoothing", smoothing, "a share in [0, 1)", least=0, below=1)
 
     def loss(logits: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(logits, y, label_smoothing=smoothing)
 
     return loss
-
-
-def _check_weight(name: str, value: float) -> None:
-    if not is_amount(value):
-        raise SpecError(f"{name}={value!r}: expected a weight of at least 0")

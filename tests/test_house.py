@@ -30,17 +30,12 @@ FILE, FUNCTION, PARAMETERS = 350, 60, 8  # lines of a file and of a function, pa
 
 # What is not yet as the tests below want it; to be emptied, never to grow.
 TOO_LONG = {
-    "attacks/_autoattack.py",
-    "attacks/gradient_masking.py:check_gradient_masking",
     "cli/attack.py:attack",
     "cli/measure.py:norms",
     "cli/runs.py:study",
     "cli/runs.py:train",
     "jacobian/point_norms.py:jacobian_norm",
-    "norms/plot.py:spec",
     "norms/table.py",
-    "norms/table.py:measure",
-    "objectives.py",
     "runs/attack_evaluation.py",
 }
 
@@ -131,7 +126,7 @@ def test_files_and_functions_are_short():
             lines = function.end_lineno - function.lineno + 1
             if lines > FUNCTION or parameters(name, function) > PARAMETERS:
                 found.add(f"{name}:{function.name}")
-    assert sorted(found - TOO_LONG) == []
+    assert sorted(found ^ TOO_LONG) == []  # an entry that is short by now goes
 
 
 def test_public_names_are_documented():

@@ -1,4 +1,4 @@
-"""``opnorm attack``: how many test points stand, and whether to believe it."""
+"""``opnorm attack``: the robust accuracy on test points, with indicators of gradient masking."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,27 +31,28 @@ def attack(
     ] = None,
     seed: Annotated[int | None, arg(help="of the attack's random numbers")] = None,
     surrogate: Annotated[
-        str, arg(help="another network for the same data: points made for it should not fool more")
+        str,
+        arg(help="another network for the same data: adversarial points of it should not be more successful"),
     ] = "",
     save: Annotated[Path | None, arg(help="write the perturbed points here, a .safetensors file")] = None,
     sheet: Annotated[
-        Path | None, arg(help="draw points that were fooled: clean, perturbed, difference; a .png file")
+        Path | None, arg(help="draw adversarial points: clean, perturbed, difference; a .png file")
     ] = None,
     out: Annotated[
-        Path, arg(help="folder of runs; evaluations are kept in its folder attacks, and not done again")
+        Path, arg(help="folder of runs; evaluations are stored in its folder attacks, and found again")
     ] = Path("runs"),
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
-    """How many test points stand when an attack may move them by eps, and whether to believe the figure.
+    """The robust accuracy of a network: the share of test points without an adversarial point within eps.
 
-    A point is fooled when the model gets it right, and gets a point wrong that lies in the ball around it and in [0, 1].
+    An adversarial point of a correctly classified image lies in the ball around it and in [0, 1], and is misclassified.
     The last lines report on gradient masking, which weakens attacks and makes the robust accuracy too high. Stop
     it with Ctrl-C and call it again: it goes on from the last part that ended.
 
     opnorm attack 'file("weights.safetensors", arch=resnet(depth=20))' --data 'parquet("cifar10")' --limit 1000
 
-    opnorm attack 3f2a9c01d4e7 --norm 2 --eps 0.5 --attack 'pgd(steps=40)' --sheet fooled.png
+    opnorm attack 3f2a9c01d4e7 --norm 2 --eps 0.5 --attack 'pgd(steps=40)' --sheet adversarial.png
 
     opnorm attack 'my_package.models.noisy()' --data 'digits()' --version rand --json
     """
@@ -64,7 +65,7 @@ def attack(
     for option, path, suffix in (("--save", save, ".safetensors"), ("--sheet", sheet, ".png")):
         if path is not None and (path.suffix != suffix or not path.absolute().parent.is_dir()):
             raise OpnormError(
-                f"{option} {path}: expected a name that ends in {suffix}, in a folder that is there"
+                f"{option} {path}: expected a name that ends in {suffix}, in an existing folder"
             )
     chosen = _attack(attack, {"norm": norm, "eps": eps}, {"version": version, "seed": seed})
     check_device(device)
@@ -92,11 +93,11 @@ def _print_evaluation(done: Any) -> None:
     from opnorm.norms.display import label as norm_label
 
     v, (low, high) = done.result, done.result.interval
-    right, stand, points = int(v.correct.sum()), int(v.robust.sum()), len(v.correct)
+    correct, robust, points = int(v.correct.sum()), int(v.robust.sum()), len(v.correct)
     print(f"attack            {done.attack}, {norm_label(done.norm)} ε = {done.eps:.4g}")
-    print(f"accuracy          {v.clean_accuracy:.2%}  ({right} of {points} test points)")
+    print(f"accuracy          {v.clean_accuracy:.2%}  ({correct} of {points} test points)")
     print(
-        f"robust accuracy   {v.robust_accuracy:.2%}  ({stand} of {points}; 95 % interval {low:.1%} to {high:.1%})"
+        f"robust accuracy   {v.robust_accuracy:.2%}  ({robust} of {points}; 95 % interval {low:.1%} to {high:.1%})"
     )
     if proved := int(v.certified.sum()):
         print(
@@ -112,11 +113,11 @@ def _print_evaluation(done: Any) -> None:
     for note in v.notes:
         print(f"note: {note}")
     print(done.masking.summary)
-    print(f"kept in           {done.folder}")
+    print(f"folder            {done.folder}")
 
 
 def _attack(text: str, radius: dict[str, str], rest: dict[str, Any]) -> Any:
-    """The attack that a call names, with the options that were given; what it does not know is refused."""
+    """The attack that a call names, with the options that were given; an unknown one is an error."""
     from opnorm import spec
 
     given = {k: number(f"--{k}", v) for k, v in radius.items() if v}

@@ -39,7 +39,7 @@ def norms(
     """How far each layer of a network can amplify a change of its input: its operator norms, in eval mode.
 
     l1 and linf are exact and cost one pass over the weights; l2 is an interval that holds the true value. Below the table
-    stand the product of the l2 norms (spectral complexity) and, where the network's graph can be followed, upper bounds on
+    are the product of the l2 norms (spectral complexity) and, where the network's graph can be followed, upper bounds on
     its Lipschitz constants. Large norms alone do not make a network easy to attack: see the page "Which norm do I need?"
     in the documentation.
 
@@ -151,7 +151,7 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def _input_shape(call: Any) -> tuple[Any, ...]:
-    """The in_shape that the model was made with, wherever in the call it stands, or in the file that it names."""
+    """The in_shape that the model was made with, anywhere in the call, or in the file that the call names."""
     from opnorm import spec
     from opnorm.models.loading import SPEC_KEY, read_tensors
 

@@ -81,7 +81,7 @@ def train(
         print(
             f"robust accuracy   {row['accuracy']:.2%}  ({ball}, {row['attack']}, {row['points']} test points)"
         )
-    print(f"kept in           {result.folder}")
+    print(f"folder            {result.folder}")
 
 
 def study(

@@ -1,6 +1,7 @@
 """Norms of one layer and of every layer: what they are, whatever the data."""
 
 from opnorm._core.batch_norm import fold_batch_norm, folded
+from opnorm._core.linear_map import LinearMap, linear_map
 from opnorm.norms._operator_norm import operator_norm
 from opnorm.norms.comparison import Change, Comparison, Summary, compare
 from opnorm.norms.exact.by_layer import l1, linf
@@ -28,6 +29,7 @@ __all__ = [
     "Comparison",
     "LayerCall",
     "LayerNorms",
+    "LinearMap",
     "NetworkBound",
     "NodeBound",
     "Norm",
@@ -48,6 +50,7 @@ __all__ = [
     "lanczos",
     "linear_l1",
     "linear_linf",
+    "linear_map",
     "linf",
     "lipschitz",
     "lipschitz_bound",

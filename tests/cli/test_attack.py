@@ -154,7 +154,7 @@ def test_a_random_model_and_a_surrogate(cli, key):
         (["{key}", "--limit", "0"], "limit(n=0)"),
         (["{key}", "--data", "nope"], "unknown data set 'nope'"),
         (["{key}", "--sheet", "sheet.gif"], "--sheet sheet.gif: expected a name that ends in .png"),
-        (["{key}", "--save", "no/x.safetensors"], "in a folder that is there"),
+        (["{key}", "--save", "no/x.safetensors"], "in an existing folder"),
         (["{key}", "--device", "abacus"], "--device abacus"),
         (["cnn"], "cnn is no run in runs (see opnorm ls --out runs), and a network does not say which data"),
         (["nokey"], "nokey is no run in runs (see opnorm ls --out runs), and no network: unknown model 'nokey'"),

@@ -474,7 +474,7 @@ def test_a_terminal_sees_a_bar_with_the_time_left(tmp_path):
     assert status == 0
     assert re.search(r"left.*0:\d\d:\d\d", re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", shown))
     assert re.search(r"epoch \d+/20", shown)
-    assert "kept in" in shown
+    assert "folder" in shown
 
 
 def test_output_that_cannot_show_greek(tmp_path):
