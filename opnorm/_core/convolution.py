@@ -84,7 +84,7 @@ def _geometry(
 
 
 def same_padding(kernel: Shape, dilation: Shape) -> tuple[tuple[int, int], ...]:
-    """What padding="same" stands for: (before, after) per axis, the odd one after."""
+    """The padding of padding="same": (before, after) per axis, the odd one after."""
     total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
     return tuple((t // 2, t - t // 2) for t in total)
 

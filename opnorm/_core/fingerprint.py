@@ -1,4 +1,4 @@
-"""What tells one network, or one tensor, from another: the names that kept results are found under."""
+"""Hashes of networks and tensors, by which stored results are found."""
 
 import hashlib
 from typing import Any
@@ -10,7 +10,7 @@ __all__ = ["add_tensor", "of_network"]
 
 
 def of_network(model: nn.Module) -> Any:
-    """A SHA-256 object fed with a network's text, weights and buffers; what else its code does cannot be seen from here."""
+    """A SHA-256 object fed with a network's text, weights and buffers; the code of its modules is not included."""
     digest = hashlib.sha256(repr(model).encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())

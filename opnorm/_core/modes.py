@@ -1,4 +1,4 @@
-"""Borrow a model and hand it back as it was: modes, gradients, statistics and random numbers."""
+"""Contexts that use a model in a mode and then restore its modes, gradients, statistics and random numbers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from opnorm.errors import ModelError
 __all__ = ["Mode", "evaluating", "model_state_preserved"]
 
 Mode = Literal["eval", "train", "as is"]
-"""In which mode a model is while it is borrowed; ``as is`` leaves every module in its own."""
+"""The mode of a model inside such a context; ``as is`` leaves every module in its own."""
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def model_state_preserved(model: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
-    """Lend a model to an attack: weights take no gradients, and nothing about it has changed afterwards.
+    """A model for an attack: weights take no gradients inside, and the model is unchanged afterwards.
 
     Restored on exit, also after an error: the mode of every module, ``requires_grad`` of every parameter, the
     gradients accumulated so far, the buffers (batch-norm statistics move in train mode) and the global random state
@@ -32,7 +32,7 @@ def model_state_preserved(model: nn.Module, mode: Mode = "eval") -> Iterator[nn.
 
     Args:
         model: any module.
-        mode: the mode that it is lent in; one of ``eval``, ``train``, ``as is``.
+        mode: of the model inside; one of ``eval``, ``train``, ``as is``.
 
     Raises:
         ModelError: the mode has another name.

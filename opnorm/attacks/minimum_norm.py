@@ -1,4 +1,4 @@
-"""How far each point is from the closest one that the model gets wrong, as far as attacks can tell: upper bounds.
+"""The distance of each point to its closest misclassified point, found by attacks: upper bounds.
 
 Distances are in pixel values of [0, 1], in some norm, and computed in float64 from the very points that were found.
 """
@@ -42,11 +42,11 @@ def minimal_eps(
     halvings: int = 8,
     mode: Mode = "eval",
 ) -> Closest:
-    """For each point the smallest ε at which an attack fools the model, by bisection.
+    """For each point the smallest ε at which an attack succeeds, by bisection.
 
-    Of a grid of 2^halvings radii up to the highest, each point is tried at the one in the middle of what is still open for
-    it, all points with the same middle in one batch. One that is fooled is done with all radii from the distance of what
-    was found on, which may be well below the radius that was tried.
+    Each point is attacked at the middle of the radii that are still undecided for it, on a grid of 2^halvings radii up to
+    the highest; all points with the same middle form one batch. A misclassified point decides all radii from its distance
+    on, which may be well below the radius of the attack.
 
     Args:
         model: gives logits (B, K); comes back as it was.
@@ -56,7 +56,7 @@ def minimal_eps(
         norm: of the distance, the same as that of the attack.
         highest: the largest radius, in pixel values of [0, 1]; it is tried first.
         halvings: how fine the grid is.
-        mode: of the model when it says who is fooled.
+        mode: of the model when it classifies the points.
 
     Returns:
         Upper bounds of the true distances; inf where the attack fails at the highest radius.
@@ -73,7 +73,7 @@ def minimal_eps(
     points, cells = x.clone(), 2**halvings
     wrong = _wrong(model, x, y, mode)
     distance = torch.where(wrong, 0.0, math.inf).double()
-    # stands at radius low, fooled at radius high, both in cells; the first try is at the highest
+    # robust at radius low, misclassified at radius high, both in cells; the first try is at the highest
     low, high = torch.zeros_like(y), torch.where(wrong, 1, 2 * cells)
     while (open_ := high - low > 1).any():
         middle = (low + high) // 2
@@ -86,19 +86,19 @@ def minimal_eps(
                     f"the attack made for eps={eps:.4g} went as far as {float(far.max()):.4g} in norm {norm:g}; "
                     "does it take another norm?"
                 )
-            fooled = _wrong(model, found, y[here], mode)
-            low[here[~fooled]] = at if at < cells else 2 * cells
-            here, found, far = here[fooled], found[fooled], far[fooled]
+            wrong = _wrong(model, found, y[here], mode)
+            low[here[~wrong]] = at if at < cells else 2 * cells
+            here, found, far = here[wrong], found[wrong], far[wrong]
             high[here] = (far / highest * cells).ceil().long().clamp(min=1, max=at)
             points[here], distance[here] = found, far
     return Closest(points, distance)
 
 
 def accuracy_curve(distance: Tensor, radii: Sequence[float]) -> Tensor:
-    """The share of points that stand at each radius, float64: those whose closest misclassified point is further away.
+    """The share of points that are robust at each radius, float64: those whose closest misclassified point is further away.
 
     Args:
-        distance: (B,), of :class:`Closest`: where nothing was found it is inf, and the point stands everywhere.
+        distance: (B,), of :class:`Closest`: where nothing was found it is inf, and the point is robust at every radius.
         radii: in pixel values of [0, 1].
 
     Raises:

@@ -24,7 +24,7 @@ def main(args: list[str] | None = None) -> None:
                 errors="replace"
             )  # a terminal without ℓ and ε gets ? for them, and no traceback
     try:
-        from opnorm.cli.commands import app  # here, so that Ctrl-C while it is loaded is heard below
+        from opnorm.cli.commands import app  # here, so that Ctrl-C while it is loaded is handled below
 
         app.cli(
             prog="opnorm",
@@ -36,7 +36,7 @@ def main(args: list[str] | None = None) -> None:
         kept = "; what was done is kept, and the same command goes on from there" * (args[0] in RESUMING)
         print(f"stopped{kept}", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # whoever read our output has left, as in `opnorm ls | head`
+    except BrokenPipeError:  # the reader of the output has ended, as in `opnorm ls | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as e:

@@ -22,7 +22,7 @@ ANALYSES = sorted(
 """The names of the modules: importing them would load torch before ``--help`` can answer."""
 
 WHAT = (
-    "analyses as names or calls, such as accuracy 'norm_table(ords=(2,))'; all stands for every one: "
+    "analyses as names or calls, such as accuracy 'norm_table(ords=(2,))'; all means every one: "
     + ", ".join(ANALYSES)
 )
 POINTS = "test points of each analysis that takes a sample of them, in place of its own default"

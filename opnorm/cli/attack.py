@@ -14,7 +14,9 @@ __all__ = ["attack"]
 
 def attack(
     model: Annotated[Positional[str], arg(help=MODEL + RUN)],
-    data: Annotated[str, arg(help=DATA + "; its test points are attacked. A run knows its own")] = "",
+    data: Annotated[
+        str, arg(help=DATA + "; its test points are attacked. Left out for a run, which has its own")
+    ] = "",
     norm: Annotated[str, arg(help="of the ball: 1, 2 or inf; inf when left out")] = "",
     eps: Annotated[
         str, arg(help="its radius in pixel values of [0, 1], such as 0.1; 8/255 when left out")

@@ -242,7 +242,7 @@ def compare(a: NormTable, b: NormTable) -> Comparison:
                 changes.append(Change(row.layer, row.kind, p, before, after, low, high))
         if row.in_shape != other.in_shape:
             shapes = f"{display.shape(row.in_shape)} and {display.shape(other.in_shape)}"
-            missing.append(f"{row.layer or '(model)'} sees inputs of different shapes: {shapes}")
+            missing.append(f"{row.layer or '(model)'} takes inputs of different shapes: {shapes}")
     for name, only, rest in (("first", left, right), ("second", right, left)):
         lost = [row.layer or "(model)" for call, row in only.items() if call not in rest and row.parameters]
         if lost:

@@ -1,4 +1,4 @@
-"""Norms as text: numbers that can be trusted to their last digit, tables that fit the terminal."""
+"""Norms as text: numbers that are right to their last digit, tables that fit the terminal."""
 
 import html as escaping
 import math

@@ -272,7 +272,7 @@ def measure(
 ) -> NormTable:
     """The operator norms of every layer that a forward pass calls, as they are in eval mode.
 
-    A layer whose norm cannot be told is a row with a note, and does not hide the others. What a forward does without a
+    A layer whose norm is not known is a row with a note, and does not hide the others. What a forward does without a
     module (``F.relu``, ``+``, ``view``) is seen by :func:`opnorm.norms.lipschitz_bound` only.
 
     Args:
@@ -365,7 +365,7 @@ def layer_norms(
         except Exception as e:  # noqa: BLE001 - a row that failed must not hide the others
             reasons.append(first_line(e))
     if is_nonlinear(layer) and not reasons:
-        reasons.append("not linear; after ≤ stands its Lipschitz constant")
+        reasons.append("not linear; the figure after ≤ is its Lipschitz constant")
     return norms, constants, "; ".join(dict.fromkeys(reasons))
 
 

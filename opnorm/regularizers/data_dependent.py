@@ -3,7 +3,7 @@
 With at most 2 ``steps`` logits the Jacobians are made explicit, by a backward pass a logit, which is faster than ``steps``
 iterations; u and v are then exact, but for the NP-hard norms (2→1, ∞→1, ∞→2), which get 30 iterations from one start. With
 more logits they come from ``steps`` iterations from a random start, new for each point and each step: batches are drawn
-anew, so the last step's vectors belong to other images. The products J v in the iterations are differences of logits over
+again, so the last step's vectors belong to other images. The products J v in the iterations are differences of logits over
 a length of about 1e-3 (in float32); uᵀ J v itself is exact, so still a true lower bound. One iteration costs a forward
 and a backward pass to the inputs, as a PGD step does.
 

@@ -9,7 +9,7 @@ __all__ = ["duration_text", "table_rows"]
 
 
 def table_rows(table: Table) -> list[dict[str, Any]]:
-    """The rows as the template wants them: each cell's text, spread, sort key, and if it is a best one."""
+    """The rows in the form of the template: each cell's text, spread, sort key, and if it is a best one."""
     best = {column.key: _best(table, column) for column in table.columns}
     rows = []
     for number, row in enumerate(table.rows):

@@ -1,4 +1,4 @@
-"""A contact sheet: what the model saw, what fooled it, and what changed, side by side."""
+"""A contact sheet of adversarial points: clean image, perturbed image and their difference, side by side."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ PAPER = "#ececec"  # so that black and white images both end where they end
 def contact_sheet(
     path: Path, x: Tensor, evaluation: Evaluation, classes: Sequence[str] = (), points: int = 24
 ) -> None:
-    """Draw the first points that were fooled: clean, perturbed, and the difference around grey, magnified alike for all.
+    """Draw the first adversarial points: clean, perturbed, and the difference around grey, magnified alike for all.
 
     Under each: the model's class of the clean point → that of the perturbed one, and the attack that did it.
 
@@ -46,8 +46,13 @@ def contact_sheet(
     columns, rows = min(COLUMNS, max(len(chosen), 1)), -(-len(chosen) // COLUMNS)
     sheet = Image.new("RGB", (max(columns * cell[0], 480) + GAP, rows * cell[1] + 2 * TEXT + 2 * GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
-    fooled, right = int(e.result.misclassified.sum()), int(e.result.correct.sum())
-    _write(draw, (2 * GAP, GAP), f"{e.attack}: {fooled} of {right} points fooled", sheet.width - 4 * GAP)
+    misclassified, correct = int(e.result.misclassified.sum()), int(e.result.correct.sum())
+    _write(
+        draw,
+        (2 * GAP, GAP),
+        f"{e.attack}: {misclassified} of {correct} points misclassified",
+        sheet.width - 4 * GAP,
+    )
     legend = f"clean, perturbed, and {gain:.3g} times the difference" if len(chosen) else "nothing to show"
     _write(draw, (2 * GAP, GAP + TEXT), legend, sheet.width - 4 * GAP, "dimgray")
     names = [str(name) for name in classes] or [

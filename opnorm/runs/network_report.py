@@ -58,10 +58,10 @@ def analysis_calls(
     """Analyses in their canonical form, those of one name together, in the order of the page.
 
     Args:
-        analyses: names, calls, or objects from a function under ``@factory("analysis")``, also one of your own; "all" stands
-            for every analysis of opnorm with its own defaults.
+        analyses: names, calls, or objects from a function under ``@factory("analysis")``, also one of your own; "all" means
+            every analysis of opnorm with its own defaults.
         points: filled in where an analysis has such a setting and the call leaves it open.
-        seed: likewise.
+        seed: filled in in the same way.
 
     Raises:
         SpecError: no analysis, an unknown name, a setting that makes no sense, or an analysis asked for twice with settings

@@ -21,7 +21,7 @@ def percent(cell: Cell) -> str:
 
 
 def compared(a: Cell, b: Cell) -> str:
-    """The place of ``a`` relative to ``b``, to stand before the name of ``b``; a difference within both spreads is none."""
+    """The place of ``a`` relative to ``b``, as text before the name of ``b``; a difference within both spreads is none."""
     if not isinstance(a, Stat) or not isinstance(b, Stat):
         return "not comparable with"
     if abs(a.mean - b.mean) <= a.std + b.std:

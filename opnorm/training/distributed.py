@@ -225,7 +225,7 @@ class _Sum(torch.autograd.Function):
 
 
 class _Synchronized(nn.modules.batchnorm._BatchNorm):
-    """Replaces ``forward`` only during a call in train mode; code that inspects the class sees an ordinary batch norm."""
+    """Replaces ``forward`` only during a call in train mode; the class stays that of an ordinary batch norm."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.training:

@@ -105,7 +105,7 @@ def test_of_real_networks():
         measure(a, x),
         measure(nn.Sequential(conv, nn.Flatten(), nn.Flatten(), nn.Linear(72, 3)), torch.zeros(1, 1, 6, 6)),
     )
-    assert "0 sees inputs of different shapes: 1x4x4 and 1x6x6" in other.missing
+    assert "0 takes inputs of different shapes: 1x4x4 and 1x6x6" in other.missing
 
 
 def test_a_layer_that_is_called_twice_is_compared_call_by_call():

@@ -82,7 +82,7 @@ def _unknown(norm: Callable[[nn.Module, Shape], Tensor], layer: nn.Module, in_sh
 def _weight(layer: nn.Module, *bases: type[nn.Module]) -> Tensor:
     """The weight of a layer that does what its base does."""
     check_forward(layer, *bases)
-    weight: Tensor = layer.weight  # type: ignore[assignment]  # computed anew by some parametrizations: ask once
+    weight: Tensor = layer.weight  # type: ignore[assignment]  # computed at each access by some parametrizations: read once
     check_weight(weight)
     return weight
 

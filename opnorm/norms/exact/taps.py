@@ -10,7 +10,7 @@ bring several taps of one output onto the same input. Then an entry of the layer
     ‖conv‖_∞ = max_i max_o Σ_j Σ_h |Σ_{κ: src(o,κ) = h} K[i, j, κ]|        (a row of the matrix)
     ‖conv‖_1 = max_j max_h Σ_i Σ_o |Σ_{κ: src(o,κ) = h} K[i, j, κ]|        (a column of the matrix)
 
-A *pattern* is what one o (or one h) sees: a collection of tap groups, with how often each occurs. Only the patterns that
+A *pattern* belongs to one o (or one h): a collection of tap groups, with how often each occurs. Only the patterns that
 no other one dominates need a look, few in number whatever the image size: with zero padding the groups are single
 taps and the patterns the inclusion-maximal tap sets, about s of them. Several axes combine as products.
 """

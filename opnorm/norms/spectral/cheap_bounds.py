@@ -137,7 +137,7 @@ def _coarse(layer: nn.Module, in_shape: Shape) -> Norm:
     """A bound for every image size from a few frequencies: tr((AᴴA)^8)^(1/16) there, times the rise between them.
 
     The grid has 6 times the degree of the symbol on each axis, so that the rise is at most (2 / √3)^axes. All in float32: a
-    product of factors that are smaller than 1 errs by at most 2.83 (terms + 8) u, which is added; F stands for ‖·‖_F.
+    product of factors that are smaller than 1 errs by at most 2.83 (terms + 8) u, which is added; F denotes ‖·‖_F.
     """
     t = _symbol(layer, in_shape, "coarse")
     A, kernel = t.matrices, float(t.matrices.abs().max())

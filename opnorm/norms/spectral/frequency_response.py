@@ -221,7 +221,7 @@ class Gram:
         """P and q (D,) with vᴴ G(ω) v = Σ_δ p_δ cos(ω·δ) - q_δ sin(ω·δ), for one channel vector (n,)."""
         weights = v.conj()[:, None] * v
         for j, k in block_columns(self.n):
-            weights[k:, j:k] *= 2  # these stand for those across the diagonal, too
+            weights[k:, j:k] *= 2  # each represents its mirror image across the diagonal, too
         packed = _pack(weights).to(torch.promote_types(self.even.dtype, torch.complex64))
         p, q = self.even[group] @ packed.real.contiguous(), self.odd[group] @ packed.imag.contiguous()
         return p.cpu().numpy(), q.cpu().numpy()
@@ -262,7 +262,7 @@ def gram(t: Polyphase) -> Gram:
     grid, counts = half_grid(sizes.tolist())
     angles = torch.from_numpy(grid @ places.T).to(A.device)
     # A(ω) = C + i S, so A(ω)ᴴ A(ω) has the symmetric real part CᵀC + SᵀS and the antisymmetric imaginary part CᵀS - SᵀC:
-    # one real product gives their sum, which tells them apart
+    # one real product gives their sum, which separates them
     P = A.new_empty(len(A), len(grid), n, n)
     flat = (A if tall else A.mT).flatten(2)  # rows are those of the larger side, which the product sums over
     few = max(1, int(CHUNK_BYTES / (32 * A[:, 0].numel())))

@@ -60,7 +60,7 @@ def spectral_norm(
         relative_width: upper / lower - 1 to aim at. Where the frequency response would leave more, layers of up to
             ``effort`` rows or columns are factorized as a whole; otherwise ``method`` says what was reached.
         failure_probability: with which the upper end may be wrong, such as 1e-9: allows a Lanczos certificate from a
-            random start, for large layers with narrow intervals. 0 asks for certainty.
+            random start, for large layers with narrow intervals. 0 excludes such steps.
         effort: the largest matrix side to factorize for the sake of ``relative_width``. Time grows with its cube, memory
             with its square: 8192 takes some seconds and 1.1 GB.
 
