@@ -34,8 +34,6 @@ TOO_LONG = {
     "cli/measure.py:norms",
     "cli/runs.py:study",
     "cli/runs.py:train",
-    "jacobian/point_norms.py:jacobian_norm",
-    "norms/table.py",
     "runs/attack_evaluation.py",
 }
 

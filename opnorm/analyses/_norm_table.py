@@ -10,7 +10,7 @@ from opnorm.analyses._shared.analysis import Analysis, Row, register
 from opnorm.analyses._shared.layer_rows import KINDS, names_in_order, numbered
 from opnorm.analyses._shared.points import batches
 from opnorm.data import Dataset
-from opnorm.norms.table import measure
+from opnorm.norms import measure
 from opnorm.report import (
     NORMS,
     Axis,

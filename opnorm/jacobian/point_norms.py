@@ -1,6 +1,7 @@
 """‖J(x)‖_{p→q} of a network at every point of a batch, as intervals, with the change of the input that is amplified most."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -79,13 +80,11 @@ def jacobian_norm(
 
     For any p and q in [1, inf]:
 
-    - p = 1: the largest ℓq norm of a column; q = inf: the largest ℓ_{p*} norm of a row. Exact, by one backward pass a row
-      (or a few rows, where the batch is small), of which no more than one is kept.
-    - p = q = 2: exact to rounding where outputs or inputs are few, at most 4 ``steps``; otherwise Lanczos iteration, with an
-      upper end that is right with probability 1 - 1e-9 a point, and infinite for less than about 14 steps.
-    - q = 1: exact to rounding with up to 12 outputs, by all their signs. Otherwise this, ∞→2 and all other pairs are NP-hard
-      in general: from below the power iteration with random restarts, from above the best bound known for the matrix, or
-      norm equivalence with 2→2 where the matrix is too large.
+    - p = 1: the largest ℓq norm of a column; q = inf: the largest ℓ_{p*} norm of a row. Exact, by one backward pass a row.
+    - p = q = 2: exact to rounding with at most 4 ``steps`` outputs or inputs; otherwise Lanczos iteration, with an upper
+      end that is right with probability 1 - 1e-9 a point, and infinite for less than about 14 steps.
+    - q = 1: exact to rounding with up to 12 outputs, by all their signs. Other pairs are NP-hard in general: from below
+      the power iteration with restarts, from above a bound of the matrix or, where that is too large, of its 2→2 norm.
 
     Args:
         model: any network that works on each point of a batch by itself; :func:`features` for a hidden layer's output.
@@ -98,15 +97,14 @@ def jacobian_norm(
         seed: of random starts; each point has its own, whatever batch it is in.
 
     Raises:
-        NormError: p, q, steps or restarts below 1.
-        ModelError: see :func:`opnorm.jacobian.linearized`.
+        NormError: p, q, steps or restarts below 1; ModelError as :func:`opnorm.jacobian.linearized`.
 
     Source: Roth, Kilcher & Hofmann 2020, Table 1, Eqs. 11 and 12; probability: Kuczyński & Woźniakowski 1992.
     """
     check_points(x)
     check_orders(p, q)
-    check_count("steps", steps, error=NormError)
-    check_count("restarts", restarts, error=NormError)
+    for name, value in (("steps", steps), ("restarts", restarts)):
+        check_count(name, value, error=NormError)
     x = quick_layout(model, x.detach(), mode)
     with linearized(model, x[:1], mode=mode) as J:
         outputs, inputs = J.shape
@@ -123,11 +121,13 @@ def jacobian_norm(
         A = explicit(model, part, mode=mode).flatten(2).double()
         if p == q == 2:
             return _singular(A, part)
-        if q == 1 and outputs <= SIGNS:
-            return _over_signs(A, part, p)
-        return _hard(A, part, p, q, steps, restarts, seed)
+        signs = q == 1 and outputs <= SIGNS
+        return _over_signs(A, part, p) if signs else _hard(A, part, p, q, steps, restarts, seed)
 
-    parts = [solve(part) for part in x.split(at_once)]
+    return _concatenate([solve(part) for part in x.split(at_once)])
+
+
+def _concatenate(parts: Sequence[PointNorms]) -> PointNorms:
     lower, upper, v, residual = (torch.cat(tensors) for tensors in list(zip(*parts, strict=True))[:4])
     return PointNorms(lower, upper, v.contiguous(), residual, parts[0].method)
 

@@ -14,6 +14,7 @@ from opnorm.norms.exact.functional import (
     linear_linf,
 )
 from opnorm.norms.induced import induced_norm
+from opnorm.norms.layer_table import measure
 from opnorm.norms.network.lipschitz import NetworkBound, NodeBound, lipschitz_bound, spectral_complexity
 from opnorm.norms.network.trace import LayerCall, trace
 from opnorm.norms.nonlinear import lipschitz
@@ -21,7 +22,7 @@ from opnorm.norms.norm import Norm, Product
 from opnorm.norms.spectral.cheap_bounds import BOUNDS, bound, sgl_norm, vs_norm
 from opnorm.norms.spectral.interval import lanczos, power_iteration, spectral_norm
 from opnorm.norms.spectral.singular_values import Spectrum, singular_values
-from opnorm.norms.table import LayerNorms, NormTable, measure
+from opnorm.norms.table import LayerNorms, NormTable
 
 __all__ = [
     "BOUNDS",

@@ -256,8 +256,8 @@ def test_a_batch_a_tuple_or_a_dict(example, rows):
 
 def test_a_layer_called_again_is_marked_and_computed_once(monkeypatch):
     calls = []
-    table_of = opnorm.norms.table.layer_norms
-    monkeypatch.setattr(opnorm.norms.table, "layer_norms", lambda *a: calls.append(a) or table_of(*a))
+    table_of = opnorm.norms.layer_table.layer_norms
+    monkeypatch.setattr(opnorm.norms.layer_table, "layer_norms", lambda *a: calls.append(a) or table_of(*a))
     rows = measure(Residual(), {"x": torch.zeros(1, 3), "twice": True}, ords=(1,)).rows
     assert [r.tags for r in rows] == [(), (), ("called again",)]
     assert rows[1].norms == rows[2].norms
@@ -523,8 +523,10 @@ def test_select():
 
 def test_only_some_layers_are_computed(monkeypatch):
     model, calls = small(), []
-    table_of = opnorm.norms.table.layer_norms
-    monkeypatch.setattr(opnorm.norms.table, "layer_norms", lambda *a: calls.append(a[0]) or table_of(*a))
+    table_of = opnorm.norms.layer_table.layer_norms
+    monkeypatch.setattr(
+        opnorm.norms.layer_table, "layer_norms", lambda *a: calls.append(a[0]) or table_of(*a)
+    )
     table = measure(model, torch.rand(1, 1, 4, 4), only="[14]")
     assert calls == [model[1], model[4]]
     assert table == measure(model, torch.rand(1, 1, 4, 4)).select("[14]")

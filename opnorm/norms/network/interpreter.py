@@ -13,8 +13,8 @@ from torch import Tensor, fx, nn
 from opnorm._core.layers import Shape
 from opnorm.errors import BoundError, NormError
 from opnorm.norms import display
+from opnorm.norms.layer_table import layer_norms
 from opnorm.norms.network.trace import first_line
-from opnorm.norms.table import layer_norms
 
 __all__ = [
     "BoundInterpreter",

@@ -1,0 +1,179 @@
+"""Measuring the norms of every layer of a network."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from opnorm._core.layers import Shape, check_weights, unwrap
+from opnorm.errors import NormError
+from opnorm.norms._operator_norm import Double, Order, check_ords, interval_settings, norm_of
+from opnorm.norms.network.trace import Example, LayerCall, first_line, layers, trace
+from opnorm.norms.nonlinear import is_nonlinear, lipschitz
+from opnorm.norms.norm import Norm
+from opnorm.norms.spectral.interval import check_interval
+from opnorm.norms.table import LayerNorms, NormTable, matching
+
+__all__ = ["layer_norms", "measure"]
+
+
+def measure(
+    model: nn.Module,
+    example: Example,
+    ords: Sequence[Order] = (1, 2, math.inf),
+    *,
+    only: str = "*",
+    progress: bool = False,
+    relative_width: float | None = None,
+    failure_probability: float = 0.0,
+) -> NormTable:
+    """The operator norms of every layer that a forward pass calls, as they are in eval mode.
+
+    A layer whose norm is not known is a row with a note, and does not hide the others. What a forward does without a
+    module (``F.relu``, ``+``, ``view``) is seen by :func:`opnorm.norms.lipschitz_bound` only.
+
+    Args:
+        model: any network; left as it was. Compiled and data-parallel ones are looked into.
+        example: a batch of inputs (B, C, H, W), of which the first is run through the model to find the shapes; or a tuple
+            of the model's arguments, or a dict of its named ones.
+        ords: which norms: 1 and ``math.inf`` exact, 2 as an interval, pairs (p, q).
+        only: leave out all layers but those whose name or class matches a pattern, as :meth:`NormTable.select`.
+        progress: show a bar with the time left on standard error, if that is a terminal.
+        relative_width: of ℓ2 intervals, upper / lower - 1, to aim at; 5e-3 when None.
+        failure_probability: with which the upper end of each may be wrong, for narrow intervals of large layers.
+
+    Raises:
+        NormError: an order that is not known, a pattern that no layer matches, or a setting out of its range.
+        OpnormError: the model does not take the example.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2), torch.nn.ReLU())
+        >>> table = measure(model, torch.rand(1, 1, 2, 2), ords=(1,))
+        >>> [(row.layer, row.kind) for row in table.rows]
+        [('0', 'Flatten'), ('1', 'Linear'), ('2', 'ReLU')]
+        >>> table.rows[2].lipschitz
+        {1: 1.0}
+    """
+    check_ords(ords)
+    wanted = interval_settings(relative_width, failure_probability)
+    check_interval(**wanted)
+    model = unwrap(model)
+    calls = every = trace(model, example)
+    if only != "*":
+        calls = [every[i] for i in matching([(v.name, _kind(v.layer)) for v in every], only)]
+    rows = _rows(calls, ords, wanted, progress)
+    return NormTable(tuple(rows), tuple(ords), _uncalled(model, every) if only == "*" else ())
+
+
+def _rows(
+    calls: Sequence[LayerCall], ords: Sequence[Order], wanted: dict[str, Any], progress: bool
+) -> list[LayerNorms]:
+    owners: dict[int, str] = {}  # parameter -> the first layer that has it
+    known: dict[tuple[nn.Module, Shape, str], tuple[dict[Order, Norm], dict[Order, float], str]] = {}
+    rows: list[LayerNorms] = []
+    with _bar(progress, calls) as advance:
+        for call in calls:
+            advance(call, 0)
+            name, layer, in_shape, out_shape, note = call
+            if (layer, in_shape, note) not in known:
+                found = ({}, {}, note) if note else layer_norms(layer, in_shape, ords, wanted)
+                known[layer, in_shape, note] = found
+            norms, constants, note = known[layer, in_shape, note]
+            tags = _tags(call, owners, repeated=any(r.layer == name for r in rows))
+            size = sum(p.numel() for p in layer.parameters() if not is_lazy(p))
+            kind = _kind(layer)
+            rows.append(LayerNorms(name, kind, in_shape, out_shape, size, norms, note, constants, tags))
+            advance(call, 1)
+    return rows
+
+
+def _uncalled(model: nn.Module, calls: Sequence[LayerCall]) -> tuple[str, ...]:
+    """The layers with parameters that are neither called nor a child of a layer that is treated as a whole."""
+    called = {c.layer for c in calls}
+    whole = tuple(f"{c.name}." for c in calls if c.note and c.name)
+    return tuple(
+        name
+        for name, layer in layers(model)
+        if layer not in called and any(True for _ in layer.parameters()) and not name.startswith(whole)
+    )
+
+
+def layer_norms(
+    layer: nn.Module, shape: Shape, ords: Sequence[Order], wanted: dict[str, Any] | None = None
+) -> tuple[dict[Order, Norm], dict[Order, float], str]:
+    """The norms of one layer, its Lipschitz constants where it is not linear, and why some are missing."""
+    norms: dict[Order, Norm] = {}
+    constants: dict[Order, float] = {}
+    reasons: list[str] = []
+    try:
+        check_weights(layer)
+    except NormError as e:
+        return {}, {}, str(e)
+    double = Double(layer)
+    for ord in ords:
+        try:
+            if is_nonlinear(layer) and not isinstance(ord, tuple):
+                constants[ord] = lipschitz(layer, ord, shape)
+            else:
+                norms[ord] = norm_of(layer, ord, shape, double, wanted or {})
+        except NormError as e:
+            reasons.append(str(e))
+        except Exception as e:  # noqa: BLE001 - a row that failed must not hide the others
+            reasons.append(first_line(e))
+    if is_nonlinear(layer) and not reasons:
+        reasons.append("not linear; the figure after ≤ is its Lipschitz constant")
+    return norms, constants, "; ".join(dict.fromkeys(reasons))
+
+
+def _kind(layer: nn.Module) -> str:
+    kind = type(layer)
+    return (kind.__mro__[1] if "parametrizations" in layer._modules else kind).__name__
+
+
+def _tags(call: LayerCall, names: dict[int, str], repeated: bool) -> tuple[str, ...]:
+    """What the reader should know of a row beside its norms."""
+    layer, tags = call.layer, []
+    parameters = [p for p in layer.parameters() if not is_lazy(p)]
+    if repeated:
+        tags.append("called again")
+    shared = {names.setdefault(id(p), call.name) for p in parameters} - {call.name}
+    if shared:
+        tags.append(f"weights shared with {', '.join(sorted(shared))}")
+    if parameters and not any(p.requires_grad for p in parameters):
+        tags.append("frozen")
+    if "parametrizations" in layer._modules:
+        tags.append("parametrized")
+    if (
+        isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        and layer.training
+        and layer.running_var is not None
+    ):
+        tags.append("in train mode, where it is not linear; this is its norm in eval mode")
+    if layer._forward_hooks:
+        tags.append("has a forward hook, which is not in the norm")
+    return tuple(tags)
+
+
+@contextmanager
+def _bar(wanted: bool, calls: Sequence[LayerCall]) -> Iterator[Callable[[LayerCall, int], None]]:
+    """A progress bar: the function is called before (0) and after (1) each call."""
+    if not wanted:
+        yield lambda call, done: None
+        return
+    from opnorm._core.progress_bar import progress_bar
+
+    def work(call: LayerCall) -> int:  # the cost of an ℓ2 interval grows about with the number of channels
+        weight = call.layer._parameters.get("weight")
+        return 1 + (math.isqrt(weight.numel()) if weight is not None and not is_lazy(weight) else 0)
+
+    with progress_bar() as bar:
+        task = bar.add_task("layers", total=sum(work(c) for c in calls), note="")
+
+        def advance(call: LayerCall, done: int) -> None:
+            bar.update(task, description=call.name or "(model)", advance=done * work(call))
+
+        yield advance
