@@ -11,7 +11,7 @@ on whichever side has fewer channels. Norms of the convolution are norms of thes
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,9 @@ from opnorm._core.frequencies import half_grid
 from opnorm._core.layers import Shape
 from opnorm._core.linear_map import LinearMap
 
-__all__ = ["Gram", "Polyphase", "block_columns", "gram", "polyphase"]
+__all__ = ["Gram", "Polyphase", "gram", "polyphase"]
 
-CHUNK_BYTES = 4e6  # what the Gram symbol works on at once
-WHOLE, BLOCK = 64, 32  # Hermitian matrices of up to so many rows are kept whole, others in block columns
+CHUNK_BYTES = 4e6  # of the symbols from which the Gram symbol is made at once
 
 
 @dataclass(frozen=True)
@@ -165,44 +164,24 @@ def _used_columns(matrices: Tensor) -> Tensor:
     return used if bool(used.all()) else (matrices != 0).any(2).any(1).any(0)
 
 
-def block_columns(n: int) -> list[tuple[int, int]]:
-    """Where each block column of an n x n Hermitian matrix begins and ends; its rows begin where it begins itself."""
-    width = n if n <= WHOLE else BLOCK
-    return [(j, min(j + width, n)) for j in range(0, n, width)]
-
-
-def _pack(M: Tensor) -> Tensor:
-    """The lower block columns of (..., n, n), one after another: (..., packed)."""
-    return torch.cat([M[..., j:, j:k].flatten(-2) for j, k in block_columns(M.shape[-1])], dim=-1)
-
-
-def _unpack(packed: Tensor, n: int) -> Tensor:
-    """The Hermitian matrices (..., n, n) of which these are the lower block columns."""
-    columns = block_columns(n)
-    if len(columns) == 1:
-        return packed.unflatten(-1, (n, n))
-    M = packed.new_empty(*packed.shape[:-1], n, n)
-    for (j, k), part in zip(columns, packed.split([(n - j) * (k - j) for j, k in columns], -1), strict=True):
-        column = part.unflatten(-1, (n - j, k - j))
-        M[..., j:, j:k], M[..., j:k, k:] = column, column[..., k - j :, :].mH
-    return M
-
-
 @dataclass(frozen=True)
 class Gram:
-    """The Gram symbol G(ω) by its coefficients, in half: δ and -δ share one, and so do both sides of the diagonal.
+    """The Gram symbol by its coefficients, G(ω) = Σ_δ even_δ cos(ω·δ) + i odd_δ sin(ω·δ), one δ of each pair ±δ.
 
     Attributes:
-        offsets: (D, axes), δ, one of each pair ±δ, the first of them 0.
-        even: (groups, D, packed) the coefficients of cos(ω·δ), symmetric: H_0, then H_δ + H_δᵀ; their block columns.
-        odd: (groups, D, packed) the coefficients of sin(ω·δ), antisymmetric: H_δ - H_δᵀ.
-        n: channels on the smaller side.
+        offsets: (D, axes), δ, the first of them 0.
+        even: (groups, D, n, n), symmetric: H_0, then H_δ + H_δᵀ.
+        odd: (groups, D, n, n), antisymmetric: H_δ - H_δᵀ.
     """
 
     offsets: np.ndarray
     even: Tensor
     odd: Tensor
-    n: int
+
+    @property
+    def n(self) -> int:
+        """Channels on the smaller side."""
+        return self.even.shape[-1]
 
     def at(self, omega: np.ndarray, groups: np.ndarray | int = 0) -> Tensor:
         """G at frequencies (F, axes) of one group or of one each: (F, n, n), complex, of the coefficients' precision."""
@@ -210,38 +189,26 @@ class Gram:
         cos, sin = angles.cos().to(self.even.dtype), angles.sin().to(self.even.dtype)
         if isinstance(groups, int) or len(self.even) == 1:
             group = groups if isinstance(groups, int) else 0
-            real, imag = cos @ self.even[group], sin @ self.odd[group]
-        else:
-            which = torch.from_numpy(groups).to(self.even.device)
-            real = torch.bmm(cos[:, None], self.even[which])[:, 0]
-            imag = torch.bmm(sin[:, None], self.odd[which])[:, 0]
-        return _unpack(torch.complex(real, imag), self.n)
+            return torch.complex(
+                torch.tensordot(cos, self.even[group], 1), torch.tensordot(sin, self.odd[group], 1)
+            )
+        which = torch.from_numpy(groups).to(self.even.device)
+        real, imag = (
+            torch.bmm(waves[:, None], H[which].flatten(2)).view(-1, self.n, self.n)
+            for waves, H in ((cos, self.even), (sin, self.odd))
+        )
+        return torch.complex(real, imag)
 
     def form(self, v: Tensor, group: int) -> tuple[np.ndarray, np.ndarray]:
         """P and q (D,) with vᴴ G(ω) v = Σ_δ p_δ cos(ω·δ) - q_δ sin(ω·δ), for one channel vector (n,)."""
-        weights = v.conj()[:, None] * v
-        for j, k in block_columns(self.n):
-            weights[k:, j:k] *= 2  # each represents its mirror image across the diagonal, too
-        packed = _pack(weights).to(torch.promote_types(self.even.dtype, torch.complex64))
-        p, q = self.even[group] @ packed.real.contiguous(), self.odd[group] @ packed.imag.contiguous()
+        weights = (v.conj()[:, None] * v).to(torch.promote_types(self.even.dtype, torch.complex64))
+        p = torch.tensordot(self.even[group], weights.real, 2)
+        q = torch.tensordot(self.odd[group], weights.imag, 2)
         return p.cpu().numpy(), q.cpu().numpy()
-
-    def traces(self) -> Tensor:
-        """Σ_a even[a, a], (groups, D)."""
-        places, first = [], 0
-        for j, k in block_columns(self.n):
-            places += [first + i * (k - j + 1) for i in range(k - j)]
-            first += (self.n - j) * (k - j)
-        return self.even[..., places].sum(-1)
-
-    def size(self) -> float:
-        """At least Σ_δ ‖even‖_F + ‖odd‖_F of every group; what is off the block diagonal counts twice."""
-        lengths = sum(torch.linalg.vector_norm(H, dim=-1).sum(1) for H in (self.even, self.odd))
-        return float(lengths.max()) * (1 if len(block_columns(self.n)) == 1 else math.sqrt(2))
 
     def single(self) -> "Gram":
         """The same with its coefficients rounded to float32."""
-        return Gram(self.offsets, self.even.float(), self.odd.float(), self.n)
+        return Gram(self.offsets, self.even.float(), self.odd.float())
 
 
 def gram(t: Polyphase) -> Gram:
@@ -250,62 +217,31 @@ def gram(t: Polyphase) -> Gram:
     The products Σ A_τᵀ A_{τ+δ} are not summed pair by pair, which takes T² products, but through the symbol's values on a
     grid of 2 k - 1 frequencies an axis, which determine G and cost a quarter.
     """
-    A = t.matrices
-    tall = A.shape[-1] <= A.shape[-2]
-    # A(ω) A(ω)ᴴ is the conjugate of what the transposes give: norms do not see the difference
-    count, n = A.shape[1], min(A.shape[-2:])
-    steps = np.array([_step(t.offsets[:, a]) for a in range(t.offsets.shape[1])])
-    places = (t.offsets - t.offsets.min(0)) // steps
-    sizes = 2 * places.max(0) + 1
-    if count * count <= 2 * math.prod(sizes):  # few offsets: pair by pair is quicker, and sums nothing twice
-        return _gram_by_pairs(A if tall else A.mT, t.offsets, n)
+    steps = np.array([_step(offsets) for offsets in t.offsets.T])
+    sizes = 2 * (np.ptp(t.offsets, 0) // steps) + 1
     grid, counts = half_grid(sizes.tolist())
-    angles = torch.from_numpy(grid @ places.T).to(A.device)
-    # A(ω) = C + i S, so A(ω)ᴴ A(ω) has the symmetric real part CᵀC + SᵀS and the antisymmetric imaginary part CᵀS - SᵀC:
-    # one real product gives their sum, which separates them
-    P = A.new_empty(len(A), len(grid), n, n)
-    flat = (A if tall else A.mT).flatten(2)  # rows are those of the larger side, which the product sums over
-    few = max(1, int(CHUNK_BYTES / (32 * A[:, 0].numel())))
-    room = A.new_empty(len(A), 4 * min(few, len(grid)), flat.shape[-1])
-    for i in range(0, len(grid), few):
-        some = angles[i : i + few]
-        cos, sin = some.cos(), some.sin()
-        waves = torch.stack([cos, sin, cos + sin, sin - cos], 1).flatten(0, 1)
-        CS = torch.matmul(waves, flat, out=room[:, : len(waves)].view(len(A), len(waves), -1))
-        X, Y = CS.view(len(A), len(some), 2, -1, n).unbind(2)
-        P[:, i : i + few] = X.mT @ Y
-    every = itertools.product(*(range(-(s // 2), s // 2 + 1) for s in sizes))
-    deltas = np.array([d for d in every if d >= (0,) * len(sizes)])
-    weight = torch.from_numpy(counts / math.prod(sizes)).to(A.device)
-    back = torch.from_numpy(deltas @ grid.T).to(A.device)
-    even, odd = _parts(P)
-    return _folded(deltas * steps, weight * back.cos() @ even, weight * back.sin() @ odd, n)
+    deltas = np.array(list(itertools.product(*(range(-(s // 2), s // 2 + 1) for s in sizes))))
+    deltas = deltas[len(deltas) // 2 :]  # 0, and one of each pair
+    angles = torch.from_numpy(deltas @ grid.T).to(t.matrices.device)
+    weights = torch.from_numpy(2 * counts / math.prod(sizes)).to(angles)
+    # A(ω) A(ω)ᴴ is the conjugate of what the transposes give: norms do not see the difference
+    A = t.matrices if t.matrices.shape[-1] <= t.matrices.shape[-2] else t.matrices.mT
+    if len(grid) == 1:  # real, as for Linear layers: a quarter of the work
+        even = A.mT @ A
+        return Gram(deltas, even, torch.zeros_like(even))
+    even = A.new_zeros(len(A), len(deltas), A.shape[-1], A.shape[-1])
+    odd = torch.zeros_like(even)
+    step = max(1, int(CHUNK_BYTES / (16 * A[:, 0].numel())))
+    for i in range(0, len(grid), step):
+        some = slice(i, i + step)
+        values = replace(t, matrices=A).symbol(grid[some] / steps)
+        G = values.mH @ values
+        even += torch.einsum("df,gfab->gdab", weights[some] * angles[:, some].cos(), G.real)
+        odd += torch.einsum("df,gfab->gdab", weights[some] * angles[:, some].sin(), G.imag)
+    even[:, 0] /= 2
+    return Gram(deltas * steps, even, odd)
 
 
 def _step(offsets: np.ndarray) -> int:
     """The spacing of the offsets on one axis, which is the dilation or a part of it."""
     return max(1, int(np.gcd.reduce(offsets - offsets.min())))
-
-
-def _gram_by_pairs(A: Tensor, offsets: np.ndarray, n: int) -> Gram:
-    found: dict[tuple[int, ...], Tensor] = {}
-    for i, j in itertools.product(range(len(offsets)), repeat=2):
-        delta = tuple((offsets[j] - offsets[i]).tolist())
-        if delta >= (0,) * len(delta):
-            product = A[:, i].mT @ A[:, j]
-            found[delta] = found[delta] + product if delta in found else product
-    deltas = sorted(found)
-    H = torch.stack([found[d] for d in deltas], 1)
-    return _folded(np.array(deltas, dtype=np.int64), *_parts(H), n)
-
-
-def _parts(H: Tensor) -> tuple[Tensor, Tensor]:
-    """H + Hᵀ and H - Hᵀ, packed."""
-    lower, upper = _pack(H), _pack(H.mT)
-    return lower + upper, lower - upper
-
-
-def _folded(deltas: np.ndarray, even: Tensor, odd: Tensor, n: int) -> Gram:
-    """G(ω) = H_0 + Σ_{δ>0} (H_δ e^{iωδ} + H_δᵀ e^{-iωδ}) from H_δ ± H_δᵀ for all δ; H_0 is symmetric."""
-    even[:, [i for i, d in enumerate(deltas) if not d.any()]] /= 2
-    return Gram(deltas, even, odd, n)

@@ -2,20 +2,19 @@
 
 import itertools
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from opnorm.norms.spectral.frequency_response import Gram, Polyphase
-from opnorm.norms.spectral.lower_bound import best_wave, lower_bound
-from opnorm.norms.spectral.positive_definite import DOUBLE, SINGLE, CholeskyTest, lines
+from opnorm.norms.spectral.lower_bound import lower_bound
+from opnorm.norms.spectral.positive_definite import DOUBLE, SINGLE, CholeskyTest
 
 __all__ = ["SymbolSearch", "every_group"]
 
 CHUNK_BYTES = 16e6  # the matrices that are tested between two uses of the results
-FIRST_FREQUENCIES = 8  # at random, beside the corners of the plane
+FIRST_FREQUENCIES = 8  # at random, in addition to the corners of the plane
 
 
 def every_group(points: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
@@ -24,7 +23,7 @@ def every_group(points: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray
 
 
 class SymbolSearch:
-    """What is known so far about one convolution.
+    """The bounds found so far for one convolution, and the next steps to better ones.
 
     Attributes:
         t: the convolution.
@@ -32,26 +31,19 @@ class SymbolSearch:
         relative_width: of the interval to aim at.
         lower: a value that ‖M‖ attains.
         theta: no test so far has shown that a point exceeds it.
-        best: the frequency behind the lower end.
-        rough: the lower end is that of one wave, without the climb to the peak.
+        best: the frequency of the wave that attains the lower end.
         fixed: the lower end is given, and stays.
-        count: how many small matrices were factorized or diagonalized, beside those of ``test``.
+        test: factorizations at many frequencies.
+        count: the number of small matrices that were diagonalized.
     """
 
     def __init__(
-        self,
-        t: Polyphase,
-        g: Gram,
-        relative_width: float,
-        *,
-        rough: bool = False,
-        fixed_lower: float | None = None,
+        self, t: Polyphase, g: Gram, relative_width: float, fixed_lower: float | None = None
     ) -> None:
-        self.t, self.g, self.relative_width, self.rough = t, g, relative_width, rough
+        self.t, self.g, self.relative_width = t, g, relative_width
         self.fixed, self.lower = fixed_lower is not None, fixed_lower or 0.0
         self.theta, self.best, self.count = 0.0, np.zeros(len(t.reach)), 0
         self.test = CholeskyTest(t, g)
-        self._grams = {DOUBLE: g}
 
     def target(self) -> float:
         """The least θ for which the interval is as narrow as it shall be, but for a little room."""
@@ -64,29 +56,16 @@ class SymbolSearch:
         size = max(8, int(CHUNK_BYTES / (8 * self.g.n**2)))
         return [slice(i, i + size) for i in range(0, count, size)]
 
-    def portions(self, points: np.ndarray, groups: np.ndarray) -> Iterator[np.ndarray]:
-        """The points' indices, some lines at a time, in random order, so that some near the peak come early."""
-        every = lines(self.g, points, groups)
-        some: list[np.ndarray] = []
-        for i in np.random.default_rng(0).permutation(len(every)):
-            some.append(every[i])
-            if sum(map(len, some)) * 8 * self.g.n**2 >= CHUNK_BYTES:
-                yield np.concatenate(some)
-                some = []
-        if some:
-            yield np.concatenate(some)
-
-    def symbols(self, omega: np.ndarray, groups: np.ndarray, dtype: torch.dtype) -> Tensor:
-        """G at pairs (ω, group), (F, n, n)."""
-        if dtype not in self._grams:
-            self._grams[dtype] = self.g.single()
-        return self._grams[dtype].at(omega, groups)
+    def portions(self, count: int) -> list[np.ndarray]:
+        """The numbers below ``count``, in random order, so that some near the peak come early; a chunk at a time."""
+        order = np.random.default_rng(0).permutation(count)
+        return [order[some] for some in self.chunks(count)]
 
     def exceeding(
-        self, omega: np.ndarray, groups: np.ndarray, factor: np.ndarray | float = 1.0, sure: bool = True
+        self, omega: np.ndarray, groups: np.ndarray, factor: np.ndarray | float = 1.0
     ) -> np.ndarray:
         """The indices at which ‖A(ω)‖ ≤ θ·factor is not proved."""
-        return self.test.exceeding(omega, groups, (self.theta * factor * np.ones(len(omega))) ** 2, sure)
+        return self.test.exceeding(omega, groups, (self.theta * factor * np.ones(len(omega))) ** 2)
 
     def above(self, value: float) -> float:
         """An upper bound of a norm that was computed as ``value`` in double precision."""
@@ -96,7 +75,7 @@ class SymbolSearch:
         """The largest ‖A(ω)‖ among some points, its frequency and group: all eigenvalues, in double precision."""
         self.count += len(omega)
         chunks = self.chunks(len(omega))
-        tops = [torch.linalg.eigvalsh(self.symbols(omega[c], groups[c], DOUBLE))[:, -1] for c in chunks]
+        tops = [torch.linalg.eigvalsh(self.g.at(omega[c], groups[c]))[:, -1] for c in chunks]
         return _top(torch.cat(tops), omega, groups)
 
     def estimate(
@@ -104,7 +83,8 @@ class SymbolSearch:
     ) -> tuple[float, np.ndarray, int]:
         """About the largest ‖A(ω)‖ among some points, never above it but for rounding, its frequency and group."""
         chunks = self.chunks(len(omega))
-        tops = [top_vectors(self.symbols(omega[c], groups[c], dtype), 1, steps)[1][:, 0] for c in chunks]
+        g = self.test.gram(dtype)
+        tops = [top_vectors(g.at(omega[c], groups[c]), 1, steps)[1][:, 0] for c in chunks]
         return _top(torch.cat(tops), omega, groups)
 
     # ------------------------------------------------------------ from below
@@ -120,13 +100,8 @@ class SymbolSearch:
         """Climb from a frequency with ‖A(ω)‖ about ``value`` to the peak, and try the waves there; whether θ has grown."""
         if self.fixed or value <= self.lower:
             return False
-        if self.rough:
-            V, _ = top_vectors(self.symbols(omega[None], np.array([group]), SINGLE), 1, 10)
-            directions = self._both_sides(V[0].to(DOUBLE), omega[None], group)[0]
-            lower, _ = best_wave(self.t, group, omega, directions)
-        else:
-            omega, inputs, outputs = self._climb(omega, group)
-            lower = lower_bound(self.t, group, omega, inputs, outputs, self.relative_width / 50)
+        omega, inputs, outputs = self._climb(omega, group)
+        lower = lower_bound(self.t, group, omega, inputs, outputs, self.relative_width / 50)
         if lower <= self.lower:
             return False
         self.lower, self.best = lower, omega
@@ -142,10 +117,11 @@ class SymbolSearch:
         moving = np.array(self.t.degree) > 0
         steps = np.array([math.pi / (n + 1) for n in self.t.reach])
         # the vectors from here on are a guess, measured later: single precision is enough
-        V, _ = top_vectors(self.symbols(omega[None], np.array([group]), SINGLE), 2, 10)
+        g = self.test.gram(SINGLE)
+        V, _ = top_vectors(g.at(omega[None], group), 2, 10)
         fine = _around(moving, 2)
         for _ in range(rounds if moving.any() else 0):
-            p, q = self._grams[SINGLE].form(V[0, :, 0], group)
+            p, q = g.form(V[0, :, 0], group)
             before = omega
             for scale in (1.0, 0.3, 0.1):
                 tries = omega + fine * steps * scale / 2
@@ -153,9 +129,9 @@ class SymbolSearch:
                 omega = tries[(np.cos(angles) @ p - np.sin(angles) @ q).argmax()]
             if np.abs(omega - before).max() < 1e-2 * steps.max():
                 break
-            V, _ = top_vectors(self.symbols(omega[None], np.array([group]), SINGLE), 2, 5, V[0])
+            V, _ = top_vectors(g.at(omega[None], group), 2, 5, V[0])
         sides = omega + steps * _around(moving, 1)
-        V, _ = top_vectors(self.symbols(sides, np.full(len(sides), group), SINGLE), 2, 6, V[0])
+        V, _ = top_vectors(g.at(sides, group), 2, 6, V[0])
         directions = torch.cat([V[0], *V[1:, :, :1]], 1).to(DOUBLE)  # two at ω itself, one at each side
         at = sides[[0] * (V.shape[2] - 1) + list(range(len(sides)))]
         return omega, *self._both_sides(directions, at, group)
@@ -211,9 +187,7 @@ def top_vectors(G: Tensor, count: int, steps: int, start: Tensor | None = None) 
 
 
 def _orthonormal_pair(block: Tensor) -> Tensor:
-    """The two columns of (F, n, 2) orthonormalized; on a GPU without the library's QR, which takes them one by one."""
-    if block.device.type == "cpu":
-        return torch.linalg.qr(block)[0]
+    """The two columns of (F, n, 2) orthonormalized; the library's QR takes matrices one by one on a GPU."""
     a, b = block.unbind(-1)
     a = a / torch.linalg.vector_norm(a, dim=-1, keepdim=True).clamp(min=1e-30)
     b = b - torch.linalg.vecdot(a, b)[:, None] * a

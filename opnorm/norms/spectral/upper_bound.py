@@ -32,7 +32,6 @@ from opnorm.norms.spectral.symbol_search import CHUNK_BYTES, SymbolSearch, every
 __all__ = ["Interval", "bound_by_cells", "certify", "circular_bound", "interval_of"]
 
 FIRST_CELL = 0.25  # η of the first cells: cos is 0.969, so they settle all but the top 3 % of frequencies
-WIDE = 0.02  # intervals that seldom need a better lower end than one wave gives
 EXACT_WORK = 2e7  # up to so many operations, all singular values are computed outright
 SAFE_EXPONENT = 16  # of the largest weight: from 2^-16 to 2^16, float32 has room for all sums of products
 AVERAGED = 1200  # the largest map, in places, whose scalar Toeplitz matrix is diagonalized
@@ -67,11 +66,7 @@ def certify(t: Polyphase, relative_width: float = 5e-3) -> Interval:
     scaled, exponent = _scaled(t)
     if exponent is None:
         return Interval(0.0, 0.0, 0, "all weights are zero")
-    rough = relative_width >= WIDE
-    s = SymbolSearch(scaled, gram(scaled), relative_width, rough=rough)
-    result = interval_of(s)
-    if rough and result.upper > result.lower * (1 + relative_width):
-        result = interval_of(SymbolSearch(scaled, s.g, relative_width))
+    result = interval_of(SymbolSearch(scaled, gram(scaled), relative_width))
     result.lower, result.upper = math.ldexp(result.lower, exponent), math.ldexp(result.upper, exponent)
     return result
 
@@ -186,7 +181,7 @@ def _tops(s: SymbolSearch, points: np.ndarray, group: int) -> np.ndarray:
     found = np.zeros(len(points))
     groups = np.full(len(points), group)
     for chunk in s.chunks(len(points)):
-        G = s.symbols(points[chunk], groups[chunk], DOUBLE)
+        G = s.g.at(points[chunk], group)
         s.count += len(G)
         tops = torch.linalg.eigvalsh(G)[:, -1] if s.g.n <= 64 else top_vectors(G, 1, 14)[1][:, 0]
         found[chunk] = [s.above(math.sqrt(max(top, 0.0))) for top in tops.tolist()]
@@ -214,23 +209,18 @@ def _phases(s: SymbolSearch, period: tuple[int, ...]) -> list[tuple[float, ...]]
 
 def _bound_on_points(s: SymbolSearch, points: np.ndarray, groups: np.ndarray) -> float:
     """A bound θ that no point exceeds; it grows only where a point exceeds it."""
-    for some in s.portions(points, groups):
-        omega, group = points[some], groups[some]
-        _settle(s, omega, group, s.exceeding(omega, group, sure=False))
+    for some in s.portions(len(points)):
+        _settle(s, points[some], groups[some])
     return s.theta
 
 
-def _settle(s: SymbolSearch, omega: np.ndarray, groups: np.ndarray, bad: np.ndarray) -> None:
-    """Raise the lower end, or else θ, until none of the ``bad`` points exceeds θ."""
-    margin = min(s.relative_width, 5e-3) / 20
+def _settle(s: SymbolSearch, omega: np.ndarray, groups: np.ndarray) -> None:
+    """Raise the lower end, or else θ, until no point exceeds θ."""
+    margin, bad = min(s.relative_width, 5e-3) / 20, s.exceeding(omega, groups)
     while len(bad):
         value, where, group = s.estimate(
             omega[bad], groups[bad], SINGLE if s.relative_width > 1e-3 else DOUBLE
         )
-        if value <= s.theta:  # perhaps only rounding in single precision kept the proof from them
-            bad = bad[s.exceeding(omega[bad], groups[bad])]
-            if not len(bad):
-                return
         if not s.improve(value, where, group):
             if s.g.n <= 64 or s.relative_width < 1e-4:
                 value = s.above(s.largest(omega[bad], groups[bad])[0])
@@ -251,7 +241,7 @@ def bound_by_cells(s: SymbolSearch, cells: tuple[int, ...]) -> float:
     s.theta = s.target()
     while len(points):
         keep_points, keep_groups, keep_halves = [], [], []
-        for some in s.portions(points, groups):
+        for some in s.portions(len(points)):
             omega, group, width = points[some], groups[some], halves[some]
             bad = s.exceeding(omega, group, np.cos(width @ degree))
             if not len(bad):
@@ -300,7 +290,7 @@ def _of_one_channel(s: SymbolSearch, period: tuple[int, ...]) -> tuple[float, st
     step = max(1, int(CHUNK_BYTES / (8 * max(len(s.g.even), len(s.g.offsets)))))
     for some in np.array_split(points, -(-len(points) // step)):
         angles = torch.from_numpy(some @ s.g.offsets.T).to(s.g.even.device)
-        values = s.g.even[..., 0] @ angles.cos().T  # (groups, F)
+        values = s.g.even[..., 0, 0] @ angles.cos().T  # (groups, F)
         top, place = values.flatten().max(0)
         if float(top) > best:
             group, column = divmod(int(place), values.shape[1])

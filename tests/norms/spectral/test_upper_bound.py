@@ -23,9 +23,9 @@ from opnorm.norms.spectral.interval import (
     power_iteration,
     spectral_norm,
 )
-from opnorm.norms.spectral.positive_definite import DOUBLE, SINGLE, CholeskyTest, PackedSymbol, line_axis
+from opnorm.norms.spectral.positive_definite import DOUBLE, SINGLE, CholeskyTest
 from opnorm.norms.spectral.symbol_search import SymbolSearch
-from opnorm.norms.spectral.upper_bound import bound_by_cells, certify, interval_of
+from opnorm.norms.spectral.upper_bound import bound_by_cells, certify
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -417,35 +417,6 @@ def test_bad_settings():
         spectral_norm(nn.GELU(), (3,))
 
 
-@settings(max_examples=60)
-@given(layers(transposed=(False,)), st.integers(0, 2**31))
-def test_packed_lines_are_the_gram_symbol(case, seed):
-    """What is factorized, θ² I - G in block columns along lines, against G at every frequency alone."""
-    layer, in_shape = case
-    if not assume_fits(layer, in_shape):
-        return
-    t = polyphase(layer.weight.detach(), conv_geometry(layer), in_shape[1:])
-    check_packed(gram(t), np.random.default_rng(seed))
-
-
-def check_packed(g, random):
-    axes = g.offsets.shape[1]
-    grid = random.uniform(0, 7, (3, 1, axes)) + np.zeros((3, 4, axes))
-    grid[..., line_axis(g)] = random.uniform(0, 7, (3, 4))
-    omega = np.concatenate([grid.reshape(-1, axes), random.uniform(0, 7, (2, axes))])
-    groups = random.integers(len(g.even), size=len(omega))
-    theta2 = random.uniform(0, 2, len(omega))
-    packed, seen = PackedSymbol(g, torch.complex128), []
-    for where, columns in packed.shifted(omega, groups, theta2):
-        seen.extend(where.tolist())
-        for at, i in enumerate(where):
-            G = theta2[i] * torch.eye(g.n, dtype=torch.float64) - g.at(omega[i : i + 1], int(groups[i]))[0]
-            scale = float(g.even.abs().sum()) + theta2[i]
-            for (j, k), column in zip(packed.columns, columns, strict=True):
-                assert torch.allclose(column[at], G[j:, j:k], rtol=0, atol=1e-13 * scale)
-    assert sorted(seen) == list(range(len(omega)))
-
-
 @pytest.mark.parametrize("kernel", [1, (3, 1), 3, (4, 5)])
 @pytest.mark.parametrize("channels", [(5, 7), (70, 90), (100, 65)])
 def test_the_gram_symbol_is_that_of_the_symbol(channels, kernel):
@@ -463,21 +434,13 @@ def test_the_gram_symbol_is_that_of_the_symbol(channels, kernel):
     p, q = g.form(v, 0)
     form = torch.einsum("i,fij,j->f", v.conj(), want, v)
     assert torch.allclose(form.real, torch.from_numpy(np.cos(angles) @ p - np.sin(angles) @ q), rtol=1e-11)
-    taken = (g.at(np.zeros((1, 2)))[0].diagonal().real.sum(), g.traces().sum())
-    assert float(taken[0]) == pytest.approx(float(taken[1]), rel=1e-12)
-    full = [
-        g.at(np.full((1, 2), w))[0] for w in (0.0, 0.3)
-    ]  # no less than what the coefficients can add up to
-    assert g.size() >= max(float(torch.linalg.matrix_norm(G)) for G in full)
 
 
-@pytest.mark.parametrize("channels", [(70, 90), (100, 65), (160, 130)])
-def test_factorization_by_block_columns(channels):
-    """Beyond 64 channels: the packed blocks, and the smallest θ that they let pass, against the eigenvalues."""
+@pytest.mark.parametrize("channels", [(7, 9), (70, 90), (100, 65)])
+def test_factorizations_against_the_eigenvalues(channels):
     torch.manual_seed(11)
     t = polyphase_of(nn.Conv2d(*channels, 3, padding=1), (channels[0], 9, 9))
     g = gram(t)
-    check_packed(g, np.random.default_rng(0))
     omega, groups = np.random.default_rng(1).uniform(0, 7, (5, 2)), np.zeros(5, dtype=int)
     top = torch.linalg.eigvalsh(g.at(omega))[:, -1].numpy()
     tests = CholeskyTest(t, g)
@@ -505,18 +468,6 @@ def test_wide_intervals_are_cheap(width):
     found, true = certify(polyphase_of(layer, shape), width), lanczos_truth(layer, shape)
     assert found.lower <= true * (1 + 1e-9) <= found.upper <= found.lower * (1 + width)
     assert found.factorizations < 0.5 * certify(polyphase_of(layer, shape)).factorizations
-
-
-@settings(max_examples=40)
-@given(st.integers(1, 12), st.integers(1, 5), st.integers(5, 30), st.sampled_from([0.02, 0.1, 0.5]))
-def test_a_rough_lower_end_costs_no_width(channels, kernel, size, width):
-    """A wide interval starts from one wave; where that falls short, it ends as the careful search does."""
-    torch.manual_seed(14)
-    layer, shape = nn.Conv2d(channels, 7, kernel, padding=kernel // 2), (channels, size, size)
-    t = polyphase_of(layer, shape)
-    found, careful = certify(t, width), interval_of(SymbolSearch(t, gram(t), width))
-    assert max(found.lower, careful.lower) <= min(found.upper, careful.upper) * (1 + 1e-12)
-    assert found.upper <= max(found.lower * (1 + width), careful.upper * (1 + 1e-12))
 
 
 @pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
