@@ -10,15 +10,11 @@ A factory of a network takes these settings, and raises ModelError for a size be
 When opnorm trains a network, it takes these four from the data. Weights follow torch's global seed.
 """
 
-from opnorm.models._resnet import resnet, resnet18
-from opnorm.models.basic import cnn, mlp
 from opnorm.models.external import timm
 from opnorm.models.loading import file, save
 from opnorm.models.modules import Normalize
-from opnorm.models.regnet import regnetx_200mf
-from opnorm.models.senet import senet18
-from opnorm.models.vgg import cnn7, vgg11, vgg16
-from opnorm.models.wide import wrn, wrn50_2
+from opnorm.models.plain import cnn, cnn7, mlp, vgg11, vgg16
+from opnorm.models.residual import regnetx_200mf, resnet, resnet18, senet18, wrn, wrn50_2
 
 __all__ = [
     "Normalize",

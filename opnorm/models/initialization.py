@@ -1,11 +1,11 @@
-"""Initial weights of the papers' networks."""
+"""Initial weights of networks without batch norm."""
 
 import torch
 from torch import nn
 
 from opnorm.models.stages import PreActivated, Residual
 
-__all__ = ["fixup", "he", "xavier"]
+__all__ = ["fixup", "he"]
 
 
 def he(model: nn.Module) -> None:
@@ -16,16 +16,6 @@ def he(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)
-
-
-def xavier(model: nn.Module) -> None:
-    """Uniform weights of variance 2 / (fan-in + fan-out) for every convolution.
-
-    Source: Glorot & Bengio 2010, Eq. 16.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.xavier_uniform_(module.weight)
 
 
 @torch.no_grad()

@@ -264,7 +264,7 @@ def test_the_radius_of_networks_without_bounds_is_still_proved():
     assert (radius > 0).any()
     assert (lipschitz_radius(model, x, (y + 1) % 10, 2) == 0).all(), "wrong points have none"
     eps = float(radius.median())
-    with pytest.warns(UserWarning, match="BasicBlock.*no bounds are known"):
+    with pytest.warns(UserWarning, match="Residual.*no bounds are known"):
         proved = certified(model, x, y, eps, 2)
     assert torch.equal(proved, radius > eps)
 

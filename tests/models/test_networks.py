@@ -10,10 +10,13 @@ from jaxtyping import config
 from torch import nn
 
 from opnorm import measure
+from opnorm._core.linear_map import linear_map
 from opnorm.errors import ModelError
 from opnorm.models import (
+    cnn,
     cnn7,
     file,
+    mlp,
     regnetx_200mf,
     resnet,
     resnet18,
@@ -24,17 +27,19 @@ from opnorm.models import (
     wrn,
     wrn50_2,
 )
-from opnorm.models.initialization import fixup, he, xavier
+from opnorm.models.initialization import fixup, he
 from opnorm.models.modules import ConvexSum, Normalize
-from opnorm.models.senet import ChannelAttention
-from opnorm.models.stages import PreActivated, Residual, bottleneck
-from opnorm.norms import lipschitz_bound, trace
+from opnorm.models.stages import ChannelAttention, PaddedShortcut, PreActivated, Residual, bottleneck
+from opnorm.norms import lipschitz_bound, operator_norm, trace
 from opnorm.spec import build, names, spec_of
 
 # the small member of every family; a new network joins every test here by a line
 SMALL = {
+    "cnn": "cnn(width=4)",
     "cnn7": "cnn7(width=2)",
+    "mlp": "mlp(width=8)",
     "regnet": "regnetx_200mf(width=1)",
+    "resnet": "resnet(depth=8, width=4)",
     "resnet fixup": "resnet(depth=8, width=3, norm='fixup')",
     "resnet18": "resnet18(width=2)",
     "senet18": "senet18(width=2)",
@@ -76,6 +81,11 @@ def weights(model, kind=nn.Conv2d):
 @pytest.mark.parametrize(
     ("make", "parameters"),
     [
+        (mlp, 784 * 1024 + 1024 + 1024 * 1024 + 1024 + 1024 * 10 + 10),
+        (cnn, 128 * 9 + 128 + 128 * 128 * 9 + 128 + 128 * 784 * 10 + 10),
+        (resnet, 269_722),
+        (lambda: resnet(depth=56), 853_018),
+        (lambda: resnet(depth=110), 1_727_962),
         (vgg11, 9_231_114),
         (resnet18, 11_173_962),
         (senet18, 11_260_354),
@@ -106,6 +116,15 @@ def test_any_size_of_image(text, shape):
     assert torch.allclose(model(x)[1:], model(x[1:]), atol=1e-5)
     assert isinstance(model[0], Normalize)
     assert str(spec_of(model)).startswith(text.partition("(")[0])
+    twin = made(text, in_shape=shape, classes=4)
+    assert all(map(torch.equal, twin.parameters(), model.parameters())), "weights follow the global seed"
+
+
+def test_depths_and_strides():
+    assert len([m for m in mlp((1, 4, 4), width=3, depth=4) if isinstance(m, nn.Linear)]) == 5
+    model = cnn((1, 9, 7), width=2, depth=3, stride=2)
+    assert model(torch.rand(2, 1, 9, 7)).shape == (2, 10)
+    assert len([m for m in model if isinstance(m, nn.Conv2d)]) == 3
 
 
 def test_where_the_map_shrinks():
@@ -171,6 +190,44 @@ def test_bad_settings(text, message):
         build(text, "model")
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: resnet(depth=18), "depth=18: expected 6 n"),
+        (lambda: resnet(depth=2), "depth=2"),
+        (lambda: resnet(width=0), "width=0: expected a whole number"),
+        (lambda: mlp(classes=0), "classes=0"),
+        (lambda: mlp(depth=-1), "depth=-1"),
+        (lambda: cnn(stride=1.5), "stride=1.5"),
+        (lambda: cnn(in_shape=(1, 8)), r"in_shape=\(1, 8\): expected \(channels, height, width\)"),
+        (lambda: cnn(in_shape=(1, 0, 8)), "in_shape=0"),
+        (lambda: cnn(width=True), "width=True"),
+        (lambda: cnn(std=0.0), "std=0.0"),
+        (lambda: cnn(std=math.nan), "std=nan"),
+        (lambda: cnn(mean=math.inf), "mean=inf"),
+        (
+            lambda: cnn((3, 8, 8), mean=(0.1, 0.2)),
+            r"mean=\(0.1, 0.2\): expected one number, or one for each of 3",
+        ),
+    ],
+)
+def test_bad_sizes(make, message):
+    with pytest.raises(ModelError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet"])
+def test_normalization_is_inside(name):
+    shape = (3, 8, 8)
+    plain = made(SMALL[name], in_shape=shape).eval()
+    with_mean = made(SMALL[name], in_shape=shape, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)).eval()
+    x = torch.rand(2, *shape)
+    mean, std = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
+    assert torch.allclose(with_mean(x), plain((x - mean) / std), atol=1e-5)
+    assert not any("mean" in k for k, _ in with_mean.named_parameters())
+    assert "0.mean" in with_mean.state_dict()
+
+
 # ---------------------------------------------------------------- blocks, against their formulae
 
 
@@ -230,10 +287,10 @@ def test_he_and_xavier():
     he(model)
     assert model[0].weight.var().item() == pytest.approx(2 / 270, rel=0.05)
     assert model[2].weight.var().item() == pytest.approx(2 / 300, rel=0.05)
-    xavier(model)
-    limit = math.sqrt(6 / (270 + 540))
-    assert model[0].weight.abs().max().item() == pytest.approx(limit, rel=1e-2)
-    assert model[0].weight.var().item() == pytest.approx(limit**2 / 3, rel=0.05)
+    wide = wrn50_2(width=8).stage1[0].branch.conv2.weight
+    limit = math.sqrt(6 / (2 * 9 * 16))
+    assert wide.abs().max().item() == pytest.approx(limit, rel=1e-2)
+    assert wide.var().item() == pytest.approx(limit**2 / 3, rel=0.05)
     torch.manual_seed(0)
     vgg = vgg16(width=8)
     assert all(not m.bias.any() for m in vgg if isinstance(m, nn.Conv2d | nn.Linear))
@@ -325,6 +382,25 @@ def test_dropout_is_random_only_in_training():
 # ---------------------------------------------------------------- norms
 
 
+def test_normalize_norms():
+    (row,) = measure(Normalize(2, 0.5, (0.5, 0.25)), torch.rand(1, 2, 3, 3)).rows
+    assert {float(n.lower) for n in row.norms.values()} == {4.0}
+    assert all(n.exact for n in row.norms.values())
+
+
+def test_the_shortcut_without_parameters():
+    x = torch.rand(2, 4, 5, 5)
+    y = PaddedShortcut(2, 4)(x)
+    assert torch.equal(y[:, 2:6], x[:, :, ::2, ::2])
+    assert y.shape == (2, 8, 3, 3)
+    assert y[:, :2].abs().sum() + y[:, 6:].abs().sum() == 0
+    M = linear_map(PaddedShortcut(2, 4), (4, 5, 5)).to_dense()
+    for p in (1, 2, math.inf):
+        norm = operator_norm(PaddedShortcut(2, 4), p, (4, 5, 5))
+        assert norm.exact
+        assert float(norm.upper) == float(torch.linalg.matrix_norm(M, p)) == 1
+
+
 @pytest.mark.parametrize("text", SMALL.values(), ids=SMALL)
 def test_norms_and_bounds(text):
     """Every layer with a weight has its norms, and the bound along the graph is above what inputs show, or says why not."""
@@ -394,7 +470,7 @@ def test_files_remember_the_network(text, tmp_path):
 
 def test_every_network_is_listed():
     small = {text.partition("(")[0] for text in SMALL.values()}
-    assert small | {"cnn", "mlp", "file", "timm"} == set(names("model")), "add a line to SMALL"
+    assert small | {"file", "timm"} == set(names("model")), "add a line to SMALL"
 
 
 def test_normalize_refuses_another_number_of_channels():

@@ -239,11 +239,12 @@ def test_a_block_of_the_projects_resnet_by_hand():
     """The first block of the second stage: its shortcut drops pixels and adds zeros, which has norm 1."""
     model = resnet(depth=8, in_shape=(2, 8, 8), width=2)
     block = model[5]
+    branch = block.branch
     value = lipschitz_bound(block, torch.zeros(1, 2, 8, 8), 1).value
     conv1, bn1, conv2, bn2 = (
         float(operator_norm(layer, 1, shape).upper)
         for layer, shape in (
-            (block.conv1, (2, 8, 8)), (block.bn1, (4, 4, 4)), (block.conv2, (4, 4, 4)), (block.bn2, (4, 4, 4)),
+            (branch.conv1, (2, 8, 8)), (branch.bn1, (4, 4, 4)), (branch.conv2, (4, 4, 4)), (branch.bn2, (4, 4, 4)),
         )
     )  # fmt: skip
     assert value == pytest.approx(1 + conv1 * bn1 * conv2 * bn2, rel=1e-9)

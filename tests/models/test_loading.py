@@ -1,6 +1,5 @@
-"""The papers' networks, and weights in files."""
+"""Weights in files."""
 
-import math
 import os
 import pickle
 
@@ -9,117 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from opnorm._core.linear_map import linear_map
 from opnorm.errors import ModelError, OpnormError, SpecError
-from opnorm.models import cnn, file, mlp, resnet, save
-from opnorm.models._resnet import PaddedShortcut
-from opnorm.models.modules import Normalize
-from opnorm.norms import measure, operator_norm
-from opnorm.spec import build, names, spec_of
-
-SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
-SMALL = {
-    "mlp": {"width": 8},
-    "cnn": {"width": 4},
-    "cnn7": {"width": 2},
-    "regnetx_200mf": {"width": 1},
-    "resnet": {"depth": 8, "width": 4},
-    "resnet18": {"width": 2},
-    "senet18": {"width": 2},
-    "vgg11": {"width": 2},
-    "vgg16": {"width": 2},
-    "wrn": {"depth": 10, "width": 1},
-    "wrn50_2": {"width": 1},
-}
-
-
-def count(model):
-    return sum(p.numel() for p in model.parameters())
-
-
-@pytest.mark.parametrize(("depth", "parameters"), [(20, 269_722), (56, 853_018), (110, 1_727_962)])
-def test_resnets_have_the_published_sizes(depth, parameters):
-    assert count(resnet(depth=depth)) == parameters
-
-
-def test_other_sizes_by_hand():
-    assert count(mlp()) == 784 * 1024 + 1024 + 1024 * 1024 + 1024 + 1024 * 10 + 10
-    assert count(cnn()) == 128 * 9 + 128 + 128 * 128 * 9 + 128 + 128 * 784 * 10 + 10
-
-
-@pytest.mark.parametrize("name", [n for n in names("model") if n not in ("file", "timm")])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_every_model_on_every_shape(name, shape):
-    torch.manual_seed(0)
-    model = build(f"{name}()", "model", in_shape=shape, classes=7, **SMALL[name])
-    x = torch.rand(3, *shape)
-    assert model(x).shape == (3, 7)
-    model.eval()
-    assert torch.allclose(model(x)[1:2], model(x[1:2]), atol=1e-5)
-    torch.manual_seed(0)
-    twin = build(f"{name}()", "model", in_shape=shape, classes=7, **SMALL[name])
-    assert all(map(torch.equal, twin.parameters(), model.parameters())), "weights follow the global seed"
-    rows = measure(model, x, ords=(1, math.inf)).rows  # ℓ2: tests/models
-    assert rows[0].kind == "Normalize"
-    assert all(r.norms for r in rows if r.kind in ("Conv2d", "Linear", "BatchNorm2d"))
-
-
-@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet"])
-def test_normalization_is_inside(name):
-    shape = (3, 8, 8)
-    torch.manual_seed(0)
-    plain = build(f"{name}()", "model", in_shape=shape, **SMALL[name]).eval()
-    torch.manual_seed(0)
-    with_mean = build(
-        f"{name}()", "model", in_shape=shape, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), **SMALL[name]
-    ).eval()
-    x = torch.rand(2, *shape)
-    mean, std = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
-    assert torch.allclose(with_mean(x), plain((x - mean) / std), atol=1e-5)
-    assert not any("mean" in k for k, _ in with_mean.named_parameters())
-    assert "0.mean" in with_mean.state_dict()
-
-
-def test_depths_and_strides():
-    assert len([m for m in mlp((1, 4, 4), width=3, depth=4) if isinstance(m, nn.Linear)]) == 5
-    model = cnn((1, 9, 7), width=2, depth=3, stride=2)
-    assert model(torch.rand(2, 1, 9, 7)).shape == (2, 10)
-    assert len([m for m in model if isinstance(m, nn.Conv2d)]) == 3
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: resnet(depth=18), "depth=18: expected 6 n"),
-        (lambda: resnet(depth=2), "depth=2"),
-        (lambda: resnet(width=0), "width=0: expected a whole number"),
-        (lambda: mlp(classes=0), "classes=0"),
-        (lambda: mlp(depth=-1), "depth=-1"),
-        (lambda: cnn(stride=1.5), "stride=1.5"),
-        (lambda: cnn(in_shape=(1, 8)), r"in_shape=\(1, 8\): expected \(channels, height, width\)"),
-        (lambda: cnn(in_shape=(1, 0, 8)), "in_shape=0"),
-        (lambda: cnn(width=True), "width=True"),
-        (lambda: cnn(std=0.0), "std=0.0"),
-        (lambda: cnn(std=math.nan), "std=nan"),
-        (lambda: cnn(mean=math.inf), "mean=inf"),
-        (
-            lambda: cnn((3, 8, 8), mean=(0.1, 0.2)),
-            r"mean=\(0.1, 0.2\): expected one number, or one for each of 3",
-        ),
-    ],
-)
-def test_bad_sizes(make, message):
-    with pytest.raises(ModelError, match=message):
-        make()
-
-
-def test_normalize_norms():
-    (row,) = measure(Normalize(2, 0.5, (0.5, 0.25)), torch.rand(1, 2, 3, 3)).rows
-    assert {float(n.lower) for n in row.norms.values()} == {4.0}
-    assert all(n.exact for n in row.norms.values())
-
-
-# ---------------------------------------------------------------- weights in files
+from opnorm.models import file, mlp, resnet, save
+from opnorm.spec import build, spec_of
 
 
 def small(seed=0):
@@ -286,17 +177,3 @@ def test_save_with_a_call(tmp_path):
     save(model, tmp_path / "w.safetensors", "resnet(depth=8)")
     with pytest.raises(ModelError, match="another network"):
         file(str(tmp_path / "w.safetensors"))
-    assert set(names("model")) == {*SMALL, "file", "timm"}, "add a line to SMALL"
-
-
-def test_the_shortcut_without_parameters():
-    x = torch.rand(2, 4, 5, 5)
-    y = PaddedShortcut(2, 4)(x)
-    assert torch.equal(y[:, 2:6], x[:, :, ::2, ::2])
-    assert y.shape == (2, 8, 3, 3)
-    assert y[:, :2].abs().sum() + y[:, 6:].abs().sum() == 0
-    M = linear_map(PaddedShortcut(2, 4), (4, 5, 5)).to_dense()
-    for p in (1, 2, math.inf):
-        norm = operator_norm(PaddedShortcut(2, 4), p, (4, 5, 5))
-        assert norm.exact
-        assert float(norm.upper) == float(torch.linalg.matrix_norm(M, p)) == 1

@@ -1,5 +1,7 @@
-"""Plain stacks of 3x3 convolutions (Simonyan & Zisserman 2015)."""
+"""Plain networks: a perceptron and stacks of 3x3 convolutions. Other settings are those of :mod:`opnorm.models`."""
 
+import itertools
+import math
 from collections.abc import Sequence
 
 from torch import nn
@@ -11,7 +13,53 @@ from opnorm.models.modules import CHW, Normalize, Pixels, check_sizes
 from opnorm.models.stages import classifier, named
 from opnorm.spec import factory
 
-__all__ = ["cnn7", "vgg11", "vgg16"]
+__all__ = ["cnn", "cnn7", "mlp", "vgg11", "vgg16"]
+
+
+@factory("model")
+def mlp(
+    in_shape: CHW = (1, 28, 28),
+    classes: int = 10,
+    width: int = 1024,
+    depth: int = 2,
+    mean: Pixels = 0.0,
+    std: Pixels = 1.0,
+) -> nn.Module:
+    """A perceptron: ``depth`` hidden layers of ``width`` ReLU units.
+
+    Source: Liu et al. 2020 use two hidden layers of 1,024 on MNIST.
+    """
+    check_sizes(in_shape=in_shape, classes=classes, width=width, depth=depth)
+    sizes = [math.prod(in_shape), *[width] * depth]
+    layers: list[nn.Module] = [Normalize(in_shape[0], mean, std), nn.Flatten()]
+    for inputs, outputs in itertools.pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(width, classes))
+
+
+@factory("model")
+def cnn(
+    in_shape: CHW = (1, 28, 28),
+    classes: int = 10,
+    width: int = 128,
+    depth: int = 2,
+    stride: int = 1,
+    mean: Pixels = 0.0,
+    std: Pixels = 1.0,
+) -> nn.Module:
+    """``depth`` 3x3 convolutions of ``width`` filters, a ``stride`` and padding 1, with ReLU, and one linear layer.
+
+    The linear layer fixes H and W.
+
+    Source: Liu et al. 2020 use two stride-1 convolutions of 128 filters on MNIST.
+    """
+    check_sizes(in_shape=in_shape, classes=classes, width=width, depth=depth, stride=stride)
+    channels, *size = in_shape
+    layers: list[nn.Module] = [Normalize(channels, mean, std)]
+    for _ in range(depth):
+        layers += [nn.Conv2d(channels, width, 3, stride, 1), nn.ReLU()]
+        channels, size = width, [(n - 1) // stride + 1 for n in size]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * math.prod(size), classes))
 
 
 @factory("model")
@@ -21,7 +69,6 @@ def vgg11(
     """VGG-11 for small images: 8 convolutions with batch norm and ReLU, 5 max-poolings, and one linear layer.
 
     Channels: ``width``, 2 width, 2 x 4 width, 4 x 8 width. The poolings round up, so that 28 x 28 images fit as well.
-    Other settings as in :mod:`opnorm.models`.
 
     Source: Simonyan & Zisserman 2015, configuration A, in the form of Liang & Huang 2021: 9,231,114 parameters.
     """
@@ -47,7 +94,7 @@ def vgg16(
 
     Channels: 2 x ``width``, 2 x 2 width, 3 x 4 width, 6 x 8 width; a max-pooling, rounding up, after each group. Weights
     start as in He et al. 2015, and biases at 0. ``dropout`` is the share of hidden units set to 0 in each training step, in
-    [0, 1). Other settings as in :mod:`opnorm.models`.
+    [0, 1).
 
     Source: Liu et al. 2020, Appendix B.1: the convolutions of VGG-16, one layer of 512 units; 14,982,474 parameters.
     """
@@ -65,9 +112,9 @@ def vgg16(
         classifier=nn.Linear(8 * width, classes),
     )
     he(model)
-    for module in model:
-        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
+    for name, weights in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(weights)
     return model
 
 
@@ -79,7 +126,7 @@ def cnn7(
 
     Channels: 2 x ``width``, 2 x 2 width, 2 x 4 width. Roth et al. name a 7-layer CNN with batch norm; these widths, the
     places of the poolings (which round up) and the linear layer on the whole last map, which fixes H and W, are this
-    project's reading. Other settings as in :mod:`opnorm.models`.
+    project's reading.
 
     Source: Roth et al. 2020, section 5.1; 1,188,170 parameters as built here.
     """
