@@ -1,14 +1,18 @@
 """What training minimizes: the loss of a batch, clean or attacked.
 
-Attacks inside training climb with the model in the mode that the call names, leave its weights' gradients, its batch-norm
-statistics and the global random state alone, and check pixels and labels in the first batch only. An objective that
-compares clean and attacked logits gets both from one forward pass over the two halves: both come from the same f, and
-batch norm updates its statistics once a step, over both. (TRADES as published passes clean inputs twice and attacked ones
-once, each normalized by itself.)
+The settings of an attack are those of :func:`opnorm.attacks.pgd`: ``eps`` and ``norm`` of the ball, ``steps`` and their
+length ``step`` (2.5 ε / steps when None), ``random_start`` (uniform in the ball) and ``mode``, that of the model during the
+attack: "eval", "train" or "as is". One that makes no sense raises AttackError, another setting SpecError.
+
+Attacks inside training leave the gradients of the weights, the batch-norm statistics and the global random state alone, and
+check pixels and labels in the first batch only. An objective that compares clean and attacked logits gets both from one
+forward pass over the two halves: both come from the same f, and batch norm updates its statistics once a step, over both.
+(TRADES as published passes clean inputs twice and attacked ones once, each normalized by itself.)
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -50,11 +54,7 @@ class Objective(Protocol):
 def plain(smoothing: float = 0.0) -> Objective:
     """Softmax cross-entropy: mean_b -log softmax(f(x_b))_{y_b}.
 
-    Args:
-        smoothing: share s of each target that is spread evenly over all K classes, in [0, 1).
-
-    Raises:
-        SpecError: smoothing outside [0, 1).
+    A share ``smoothing`` of each target, in [0, 1), is spread evenly over all K classes.
     """
     loss = _cross_entropy(smoothing)
 
@@ -73,18 +73,7 @@ def fgsm_at(
     mode: Mode = "eval",
     smoothing: float = 0.0,
 ) -> Objective:
-    """Adversarial training on FGSM: cross-entropy at x* = FGSM(x).
-
-    Args:
-        eps: radius, in pixel values of [0, 1].
-        norm: of the ball: 1, 2 or inf.
-        random_start: begin the attack at a random point of the ball.
-        mode: of the model during the attack: "eval", "train" or "as is".
-        smoothing: of the labels that are trained on; see :func:`plain`.
-
-    Raises:
-        AttackError: a setting of the attack that makes no sense.
-        SpecError: smoothing outside [0, 1).
+    """Adversarial training on FGSM: cross-entropy, with ``smoothing`` as in :func:`plain`, at x* = FGSM(x).
 
     Source: Goodfellow et al. 2015; Wen et al. 2020 and Liu et al. 2020 train with it.
     """
@@ -102,20 +91,9 @@ def pgd_at(
     mode: Mode = "eval",
     smoothing: float = 0.0,
 ) -> Objective:
-    """Adversarial training on PGD: cross-entropy at x* = PGD(x), the inner maximum of min_θ E max_{x*} ℓ.
+    """Adversarial training on PGD: cross-entropy, with ``smoothing`` as in :func:`plain`, at x* = PGD(x).
 
-    Args:
-        eps: radius, in pixel values of [0, 1].
-        norm: of the ball: 1, 2 or inf.
-        steps: of the attack.
-        step: their length; 2.5 ε / steps when None.
-        random_start: begin uniformly in the ball.
-        mode: of the model during the attack: "eval", "train" or "as is".
-        smoothing: of the labels that are trained on; see :func:`plain`.
-
-    Raises:
-        AttackError: a setting of the attack that makes no sense.
-        SpecError: smoothing outside [0, 1).
+    It descends the inner maximum of min_θ E max_{x*} ℓ(f(x*), y).
 
     Source: Madry et al. 2018.
     """
@@ -140,21 +118,11 @@ def mmc(
 
         μ_c = C sqrt(K / (K - 1)) (e_c - 1 / K).
 
-    So the nearest center is that of the largest logit, and everything that works on logits works here as ever.
+    So the nearest center is that of the largest logit, and everything that works on logits works here as ever. With
+    ``eps`` above 0 the inputs are attacked first, as in :func:`pgd_at`, on the log-odds of the largest logit.
 
-    Args:
-        radius: the norm C of the centers; the first gradients grow with it, so it may ask for a smaller learning rate.
-        eps: with more than 0, the inputs are attacked first as in :func:`pgd_at`.
-        norm: of the ball: 1, 2 or inf.
-        steps: of the attack, on the log-odds of the largest logit.
-        step: their length; 2.5 ε / steps when None.
-        random_start: begin uniformly in the ball.
-        mode: of the model during the attack: "eval", "train" or "as is".
-
-    Raises:
-        AttackError: a setting of the attack that makes no sense.
-        SpecError: a radius that is not positive.
-        ModelError: in the first batch, a model with a single logit.
+    The norm C is ``radius``; the first gradients grow with it, so it may ask for a smaller learning rate. A model with a
+    single logit is a ModelError in the first batch.
 
     Source: Pang et al. 2020, Eq. 8; Liu et al. 2020, Table 4, train with it.
     """
@@ -167,11 +135,7 @@ def mmc(
 
 
 def centers(y: Tensor, classes: int, radius: float) -> Tensor:
-    """Max-Mahalanobis centers (B, K) of the labels (B,), in float32: see :func:`mmc`.
-
-    Raises:
-        ModelError: fewer than two classes have no simplex.
-    """
+    """Max-Mahalanobis centers (B, K) of the labels (B,), in float32: see :func:`mmc`."""
     if classes < 2:
         raise ModelError(f"the model has {classes} output; expected a logit for each of at least 2 classes")
     return radius * math.sqrt(classes / (classes - 1)) * (F.one_hot(y, classes).float() - 1 / classes)
@@ -192,21 +156,9 @@ def trades(
 ) -> Objective:
     """TRADES: mean_b CE(f(x), y) + β KL(softmax f(x) ‖ softmax f(x*)), where x* ascends that divergence.
 
-    Args:
-        beta: weight β of robustness, the paper's 1/λ; Liang & Huang 2021 use 1.
-        eps: radius, in pixel values of [0, 1].
-        norm: of the ball: 1, 2 or inf.
-        steps: of the attack.
-        step: their length; 2.5 ε / steps when None.
-        start: of the attack: "gaussian", x with noise of standard deviation 0.001, as published, or "uniform" in the ball.
-        mode: of the model during the attack: "eval" (as published), "train" or "as is".
-
-    Returns:
-        An objective of steps + 3 forward passes a batch.
-
-    Raises:
-        AttackError: a setting of the attack that makes no sense.
-        SpecError: β is negative.
+    ``beta`` is the weight β of robustness, the paper's 1/λ; Liang & Huang 2021 use 1. The attack starts at x with noise of
+    standard deviation 0.001, start="gaussian", in eval mode, both as published; or at a "uniform" point of the ball. A batch
+    takes steps + 3 forward passes.
 
     Source: Zhang et al. 2019, Eq. 5 and Algorithm 1.
     """
@@ -225,21 +177,8 @@ def mixed(
 ) -> Objective:
     """Clean plus adversarial loss: mean_b ℓ(y, f(x)) + λ max_{x*} ℓ_adv(x, x*), with ℓ the cross-entropy.
 
-    x* is what projected gradient ascent on ℓ_adv finds from a uniform start in the ball.
-
-    Args:
-        lam: weight λ of the adversarial loss.
-        eps: radius, in pixel values of [0, 1].
-        norm: of the ball: 1, 2 or inf.
-        loss: ℓ_adv: "l1", "l2", "linf" for ‖f(x) - f(x*)‖_q on logits, "kl" for KL(f(x) ‖ f(x*)), or "ce" for
-            the cross-entropy at x*.
-        steps: of the attack.
-        step: their length; 2.5 ε / steps when None.
-        mode: of the model during the attack: "eval", "train" or "as is".
-
-    Raises:
-        AttackError: a setting of the attack that makes no sense.
-        SpecError: λ is negative, or the loss is none of these.
+    x* is what projected gradient ascent on ℓ_adv finds from a uniform start in the ball; ``lam`` is λ. The ``loss`` ℓ_adv is
+    "l1", "l2", "linf" for ‖f(x) - f(x*)‖_q on logits, "kl" for KL(f(x) ‖ f(x*)), or "ce" for the cross-entropy at x*.
 
     Source: Roth et al. 2020, Eq. 14 and Theorem 1.
     """
@@ -259,19 +198,6 @@ def alp(
     mode: Mode = "eval",
 ) -> Objective:
     """Adversarial logit pairing: ½ CE(f(x), y) + ½ CE(f(x*), y) + β mean_{b,i} (f(x) - f(x*))²_{b,i}, x* = PGD(x).
-
-    Args:
-        beta: weight β of the pairing.
-        eps: radius, in pixel values of [0, 1].
-        norm: of the ball: 1, 2 or inf.
-        steps: of the attack.
-        step: their length; 2.5 ε / steps when None.
-        random_start: begin uniformly in the ball.
-        mode: of the model during the attack: "eval", "train" or "as is".
-
-    Raises:
-        AttackError: a setting of the attack that makes no sense.
-        SpecError: β is negative.
 
     Source: Kannan, Kurakin & Goodfellow 2018; Liang & Huang 2021 train with it.
     """
@@ -300,7 +226,7 @@ def _clean_plus(name: str, weight: float, attack: PGD) -> Objective:
 
 def _on_attacked(attack: PGD, loss: Callable[[Tensor, Tensor], Tensor]) -> Objective:
     """The objective loss(f(x*), y)."""
-    adversary = _Adversary(attack)
+    adversary = _adversary(attack)
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Outcome:
         logits = model(adversary(model, x, y))
@@ -311,7 +237,7 @@ def _on_attacked(attack: PGD, loss: Callable[[Tensor, Tensor], Tensor]) -> Objec
 
 def _on_both(attack: PGD, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Objective:
     """The objective loss(f(x), f(x*), y), from one pass over both."""
-    adversary = _Adversary(attack)
+    adversary = _adversary(attack)
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Outcome:
         clean, attacked = wide(model(torch.cat([x, adversary(model, x, y)]))).chunk(2)
@@ -320,20 +246,20 @@ def _on_both(attack: PGD, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> O
     return objective
 
 
-class _Adversary:
-    """(model, x, y) -> x*, from another start each time."""
+def _adversary(attack: PGD) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
+    """(model, x, y) -> x*, from another start each time, by the run's own random state."""
+    checked = False
 
-    def __init__(self, attack: PGD) -> None:
-        self.attack, self.checked = attack, False
-
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def adversary(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        nonlocal checked
         monitor = None
-        if not self.checked:  # once: on a GPU each check costs a wait
+        if not checked:  # once: on a GPU each check costs a wait
             check_inputs(x, y)
-            monitor, self.checked = GradientMonitor.of(y), True
-        # from the run's own random state: the same image must not always start alike
+            monitor, checked = GradientMonitor.of(y), True
         seed = int(torch.randint(2**62, ()))
-        return self.attack.ascend(training_surrogate(model, x, self.attack.mode), x, y, seed, monitor)
+        return attack.ascend(training_surrogate(model, x, attack.mode), x, y, seed, monitor)
+
+    return adversary
 
 
 def _start(random_start: bool) -> Start:
@@ -342,8 +268,4 @@ def _start(random_start: bool) -> Start:
 
 def _cross_entropy(smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
     check_number("smoothing", smoothing, "a share in [0, 1)", least=0, below=1)
-
-    def loss(logits: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(logits, y, label_smoothing=smoothing)
-
-    return loss
+    return partial(F.cross_entropy, label_smoothing=smoothing)

@@ -1,4 +1,10 @@
-"""Regularizers: functions returning Hooks that any training loop can call."""
+"""Regularizers: functions returning Hooks that any training loop can call.
+
+Binding one to a model with an example batch raises ModelError where there is nothing to treat or the model is not
+differentiable, and NormError where a weight is computed from other parameters; one warning names the weights that it leaves
+alone. Biases and frozen weights are never changed. A setting out of its range raises SpecError, a weight that has become
+infinite or NaN in training TrainError.
+"""
 
 from opnorm.regularizers._global_snr import global_snr
 from opnorm.regularizers._input_gradient import input_gradient

@@ -1,6 +1,8 @@
 """Global spectral norm regularization: the squared spectral norm of every layer as a penalty (Yoshida & Miyato 2017)."""
 
 from collections.abc import Callable
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -10,11 +12,14 @@ from torch import Tensor, nn
 from opnorm._core.layers import TRANSPOSED
 from opnorm._core.linear_map import LinearMap
 from opnorm._core.settings import check_choice, check_count, check_number
+from opnorm.jacobian import Matrices
 from opnorm.regularizers.hooks import Hooks, Regularizer
 from opnorm.regularizers.targets import TargetLayer, groups_of, matrix_layers
 from opnorm.spec import factory
 
 __all__ = ["global_snr"]
+
+GEOMETRY = attrgetter("stride", "padding", "output_padding", "dilation", "groups", "padding_mode")
 
 Operator = Callable[[], LinearMap]
 """The map of the present weights of a group of layers, (count, *in) -> (count, *out), differentiable in them."""
@@ -28,6 +33,9 @@ def global_snr(lam: float = 0.01, steps: int = 1, operator: str = "reshaped") ->
 
         v ← Wᵀu / ‖Wᵀu‖_2,   u ← W v / ‖W v‖_2    (``steps`` times),       σ = uᵀ W v,   ∂(σ²/2)/∂W = σ u vᵀ.
 
+    The vectors u, one a layer, are the regularizer's state. Linear, Conv and ConvTranspose layers are treated, batch norms
+    are not.
+
     Args:
         lam: λ.
         steps: power iterations a step; 1 as published, Roth et al. also try 10.
@@ -35,30 +43,19 @@ def global_snr(lam: float = 0.01, steps: int = 1, operator: str = "reshaped") ->
             columns, as published (the norm of the convolution can be up to sqrt(taps) times as large). "true": the
             convolution itself with its stride, padding and input size.
 
-    Returns:
-        A regularizer with a penalty; its state are the vectors u, one a layer. Linear, Conv and ConvTranspose layers are
-        treated, batch norms are not. Binding it raises ModelError where there is no layer to treat and NormError for
-        weights that are computed from others; a warning names layers left alone.
-
-    Raises:
-        SpecError: a strength below 0, fewer steps than 1, another operator.
-
     Source: Yoshida & Miyato 2017, Algorithm 1; Roth et al. 2020, section 5.
     """
     check_number("lam", lam, "a finite number of at least 0", least=0)
     check_count("steps", steps)
     check_choice("operator", operator, ("reshaped", "true"))
 
+    def reshaped(target: TargetLayer) -> bool:
+        return operator == "reshaped" or isinstance(target.layer, nn.Linear)
+
     def key(target: TargetLayer) -> tuple[Any, ...]:
         """Layers with the same key are one group."""
-        layer, names = (
-            target.layer,
-            ("stride", "padding", "output_padding", "dilation", "groups", "padding_mode"),
-        )
-        same: tuple[Any, ...] = (isinstance(layer, TRANSPOSED), target.weight.shape)
-        if operator == "reshaped" or isinstance(layer, nn.Linear):
-            return same
-        return *same, target.in_shape, *(getattr(layer, name) for name in names)
+        same = isinstance(target.layer, TRANSPOSED), target.weight.shape
+        return same if reshaped(target) else (*same, target.in_shape, GEOMETRY(target.layer))
 
     def bind(model: nn.Module, example: Tensor) -> Hooks:
         layers = matrix_layers(model, example, "global_snr", sized=operator == "true")
@@ -67,8 +64,7 @@ def global_snr(lam: float = 0.01, steps: int = 1, operator: str = "reshaped") ->
         generator = torch.Generator().manual_seed(0)
         for group in groups_of(layers, key).values():
             name, weight = group[0].name, group[0].weight
-            reshaped = operator == "reshaped" or isinstance(group[0].layer, nn.Linear)
-            operators[name] = _matrices(group) if reshaped else _convolutions(group)
+            operators[name] = _matrices(group) if reshaped(group[0]) else _convolutions(group)
             shape = (len(group), *operators[name]().out_shape)
             u = torch.randn(shape, generator=generator, dtype=torch.float64).to(weight.detach())
             vectors[name] = _unit(u, u)
@@ -109,13 +105,7 @@ def _matrices(group: list[TargetLayer]) -> Operator:
 
     def operator() -> LinearMap:
         W = torch.stack(weights)
-        W = (W.transpose(1, 2) if transposed else W).flatten(2)
-        n, rows, columns = W.shape
-        return LinearMap(
-            lambda v: (W @ v[:, :, None]).squeeze(2),
-            lambda u: (u[:, None] @ W).squeeze(1),
-            (columns,), (rows,), W.device, dtype=W.dtype, batch=n,
-        )  # fmt: skip
+        return Matrices((W.transpose(1, 2) if transposed else W).flatten(2))
 
     return operator
 
@@ -152,9 +142,7 @@ def _convolutions(group: list[TargetLayer]) -> Operator:
 
     def operator() -> LinearMap:
         W = torch.cat(weights)
-        options: dict[str, Any] = {"dtype": W.dtype, "batch": n}
-        return LinearMap(
-            lambda v: image(W, v), lambda u: adjoint(W, u), in_shape, out_shape, W.device, **options
-        )
+        maps = partial(image, W), partial(adjoint, W)
+        return LinearMap(*maps, in_shape, out_shape, W.device, dtype=W.dtype, batch=n)
 
     return operator

@@ -20,19 +20,8 @@ __all__ = ["input_gradient"]
 def input_gradient(lam: float = 1e-2, q: float = 2, power: float = 2) -> Regularizer:
     """λ E‖∇_x ℓ(y, f(x))‖_q^r, ℓ the cross-entropy of each point by itself.
 
-    Batch norm and dropout are treated as in :func:`opnorm.regularizers.dd_onr`. (Drucker & LeCun have a factor 1/2, which is
-    in λ here.)
-
-    Args:
-        lam: λ.
-        q: 1, 2 or inf: the norm of the gradient.
-        power: r, at least 1.
-
-    Returns:
-        A regularizer with a penalty and no state. Binding it raises ModelError for a model that is not differentiable.
-
-    Raises:
-        SpecError: a setting that makes no sense.
+    ``lam`` is λ, in which Drucker & LeCun's factor 1/2 is; ``power`` is r, at least 1; q is 1, 2 or inf. Batch norm and
+    dropout are treated as in :func:`opnorm.regularizers.dd_onr`.
 
     Source: Drucker & LeCun 1992; Ross & Doshi-Velez 2018, q = power = 2.
     """

@@ -33,20 +33,9 @@ def norm_decay(
 
     as printed; the authors' own code leaves out 1/N and overwrites h instead of averaging.
 
-    Args:
-        p: 1 or inf.
-        beta: strength β.
-        gamma: momentum γ in [0, 1).
-        linear: treat fully connected layers.
-        conv: treat convolutions.
-        batch_norm: treat batch norms, by the running statistics.
-
-    Returns:
-        A regularizer that edits gradients. Binding it raises NormError for a layer without a known norm, and ModelError
-        where there is no layer to treat.
-
-    Raises:
-        SpecError: p is not 1 or inf, β is negative, γ outside [0, 1).
+    ``beta`` is β, ``gamma`` is γ in [0, 1). The layers are fully connected ones, convolutions and, by their running
+    statistics, batch norms, where ``linear``, ``conv`` and ``batch_norm`` say so. Binding it raises NormError for a layer
+    without a known norm.
 
     Source: Liang & Huang 2021, Algorithm 1.
     """

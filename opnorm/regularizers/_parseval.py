@@ -9,7 +9,7 @@ projection). The kernel becomes orthonormal as a matrix: the convolution itself 
 """
 
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,17 +37,8 @@ def parseval(beta: float = 1e-4, output_decay: float = 1e-4) -> Regularizer:
     W is (out, in), for convolutions (out, in · k · k), and group by group where there are groups. The output layer, the last
     linear layer of the forward pass, is left out; it adds λ ‖W‖_2² to the loss, with the gradient 2 λ W.
 
-    Args:
-        beta: β in [0, 1): the step; the same after every step, whatever the learning rate.
-        output_decay: λ of the output layer; 0 leaves it alone.
-
-    Returns:
-        A regularizer with a penalty (of the output layer) and a change after each step; frozen weights and biases are left
-        alone. Binding it raises ModelError where there is no linear layer, or where a singular value is so large,
-        s² ≥ 1 + 2 / β, that the iteration diverges; NormError where a weight is computed from other parameters.
-
-    Raises:
-        SpecError: β outside [0, 1), where it does not converge, or λ negative or not finite.
+    The step ``beta``, β in [0, 1), is the same after every step, whatever the learning rate; ``output_decay`` is λ.
+    Binding it raises ModelError where a singular value is so large, s² ≥ 1 + 2 / β, that the iteration diverges.
 
     Source: Cisse et al. 2017, Algorithm 1, who take a random part of the rows each time; all rows and the output layer as
         in Liu et al. 2020, section 6.1 and Appendix B.1.
@@ -61,9 +52,9 @@ def parseval(beta: float = 1e-4, output_decay: float = 1e-4) -> Regularizer:
         if others := untreated_weights(model, layers):
             warnings.warn(f"parseval leaves these weights as they are: {', '.join(others)}", stacklevel=2)
         hidden = [target for target in layers if target.weight is not output]
-        stacks = [_Stack(group, _shape(group[0])) for group in groups_of(hidden, _shape).values()]
+        groups = list(groups_of(hidden, _shape).values())
         if beta:
-            _check_convergence(stacks, beta)
+            _check_convergence(groups, beta)
 
         def penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             if not output_decay or not output.requires_grad:
@@ -72,49 +63,42 @@ def parseval(beta: float = 1e-4, output_decay: float = 1e-4) -> Regularizer:
 
         @torch.no_grad()
         def orthogonalize(lr: float) -> None:
-            for stack in stacks:
-                W = stack.matrices()
+            for group in groups:
+                W = _matrices(group)
                 factors = (W @ W.mT, W) if W.shape[1] <= W.shape[2] else (W, W.mT @ W)
-                stack.set(torch.baddbmm(W, *factors, beta=1 + beta, alpha=-beta))
+                new = torch.baddbmm(W, *factors, beta=1 + beta, alpha=-beta)
+                for target, part in zip(group, new.chunk(len(group)), strict=True):
+                    target.weight.copy_(part.reshape(target.weight.shape))
 
         return Hooks(penalty=penalty, after_step=orthogonalize)
 
     return bind
 
 
-class _Stack(NamedTuple):
-    """Weights of one shape as matrices, (groups, rows, columns) of each layer, so that one product serves all."""
-
-    layers: list[TargetLayer]
-    shape: tuple[int, int, int]
-
-    def matrices(self) -> Tensor:
-        """A copy, (layers · groups, rows, columns)."""
-        return torch.cat([target.weight.reshape(self.shape) for target in self.layers])
-
-    def set(self, matrices: Tensor) -> None:
-        for target, part in zip(self.layers, matrices.split(self.shape[0]), strict=True):
-            target.weight.copy_(part.reshape(target.weight.shape))
-
-
 def _shape(target: TargetLayer) -> tuple[int, int, int]:
+    """Groups, rows and columns of a weight as matrices."""
     groups: Any = getattr(target.layer, "groups", 1)
     return groups, target.weight.shape[0] // groups, target.weight[0].numel()
 
 
+def _matrices(layers: list[TargetLayer]) -> Tensor:
+    """A copy of weights of one shape, (layers · groups, rows, columns), so that one product serves all."""
+    return torch.cat([target.weight.reshape(_shape(target)) for target in layers])
+
+
 @torch.no_grad()
-def _check_convergence(stacks: list[_Stack], beta: float) -> None:
+def _check_convergence(groups: list[list[TargetLayer]], beta: float) -> None:
     """ModelError where |1 + β - β s²| ≥ 1 for a singular value s ≥ 1, which then only grows."""
     limit = 1 + 2 / beta
-    for stack in stacks:
-        W = stack.matrices().double()
+    for group in groups:
+        W = _matrices(group).double()
         if bool(W.square().sum((1, 2)).amax() < limit):  # no need for singular values
             continue
         if not bool(W.isfinite().all()):
-            names = ", ".join(target.name for target in stack.layers)
+            names = ", ".join(target.name for target in group)
             raise ModelError(f"parseval: a weight is NaN or infinite in one of the layers {names}")
-        largest = torch.linalg.matrix_norm(W, 2).view(len(stack.layers), -1).amax(1)
-        for target, s in zip(stack.layers, largest.tolist(), strict=True):
+        largest = torch.linalg.matrix_norm(W, 2).view(len(group), -1).amax(1)
+        for target, s in zip(group, largest.tolist(), strict=True):
             if s**2 >= limit:
                 raise ModelError(
                     f"parseval: layer {target.name!r} has a singular value of {s:.4g}, and with beta={beta:g} the iteration "

@@ -25,18 +25,7 @@ def spectral_normalization(sp: float = 1.0) -> Regularizer:
     lower ≤ SP < upper is scaled although its norm may be below SP, so that a layer ends between SP · lower / upper and SP
     (the two ends are 0.5 % apart on large maps, and about 10 % on maps as small as 4 x 4).
 
-    Linear, Conv and ConvTranspose layers are treated; batch norms are not.
-
-    Args:
-        sp: the bound SP; 1, 3 or 5 in the paper.
-
-    Returns:
-        A regularizer that acts after each epoch. Binding it raises ModelError where there is no layer to treat and
-        NormError for weights that are computed from others; a warning names layers left alone. A weight that is not finite
-        raises TrainError at the end of the epoch.
-
-    Raises:
-        SpecError: sp is not a finite number above 0.
+    Linear, Conv and ConvTranspose layers are treated; batch norms are not. The bound SP is ``sp``, 1, 3 or 5 in the paper.
 
     Source: Wen et al. 2020, section 4.2 (spectral normalization × adversarial robustness strength).
     """

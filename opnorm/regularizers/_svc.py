@@ -48,16 +48,8 @@ def svc(c: float = 1.0, every: str | int = "epoch", projections: int = 1) -> Reg
 
     Args:
         c: the largest singular value, c > 0; Liang & Huang take 2, 1.5, 1 and 0.5.
-        every: "epoch", or a number of steps.
+        every: "epoch", or a number of steps, which the regularizer's state then counts.
         projections: number of alternations of clip and crop.
-
-    Returns:
-        A regularizer that acts after an epoch, or after steps, which its state then counts. Binding it raises ModelError
-        where there is no layer to treat and NormError for weights that are computed from others; a warning names layers left
-        alone. A weight that is not finite raises TrainError.
-
-    Raises:
-        SpecError: c is not a finite number above 0; ``every`` or ``projections`` is no whole number of at least 1.
 
     Source: Sedghi, Gupta & Long 2019, section 3; strides: Senderovich et al. 2022.
     """
@@ -96,18 +88,8 @@ def svc(c: float = 1.0, every: str | int = "epoch", projections: int = 1) -> Reg
 def clip(layer: nn.Module, in_shape: Shape, c: float, projections: int = 1) -> Norm:
     """Clip the singular values of one layer in place, as :func:`svc` does, and return its ℓ2 norm afterwards.
 
-    Args:
-        layer: Linear, Conv1d, Conv2d, Conv3d or a transposed convolution.
-        in_shape: shape of one input, without the batch axis.
-        c: the largest singular value on the circle, before the crop.
-        projections: number of alternations of clip and crop.
-
-    Returns:
-        The certified interval of the layer's true norm, with its own padding.
-
-    Raises:
-        SpecError: a setting that makes no sense.
-        NormError: another layer, or weights that are not finite.
+    The layer is a Linear, Conv or ConvTranspose one, in_shape is that of one input, without the batch axis; another layer,
+    and weights that are not finite, raise NormError. The norm is the certified interval with the layer's own padding.
 
     Source: Sedghi, Gupta & Long 2019, section 3.
 
@@ -139,17 +121,15 @@ def _check(c: float, projections: int) -> None:
 
 
 class _Transform(NamedTuple):
-    """The transform from the taps of a kernel to its matrices A(ω) and back, over one of each pair of frequencies ±ω.
+    """From the T taps of a kernel to its matrices A(ω) and back, over one of each pair of frequencies ±ω.
 
-    Attributes:
-        forward: (F, P, T): A(ω) is the sum over taps for each input phase p, the phases side by side.
-        back: (F, P, T): a kernel's change is the real part of Σ conj(back) D, for a change D of the A(ω).
-        groups: of the convolution.
+    A(ω) is the sum of ``forward`` times tap for each input phase p, the phases side by side; a change D of the A(ω) changes
+    the kernel by the real part of Σ conj(back) D. Both are (F, P, T).
     """
 
     forward: Tensor
     back: Tensor
-    groups: int
+    groups: int  # of the convolution
 
 
 def _geometry(layer: nn.Module, in_shape: Shape) -> tuple[ConvGeometry, Shape]:

@@ -15,14 +15,8 @@ __all__ = ["weight_decay"]
 def weight_decay(lam: float = 5e-4, decoupled: bool = False) -> Regularizer:
     """λ Σ ‖W‖_2² over all weights of at least two axes (no biases, no batch norm).
 
-    Its gradient is 2 λ W, so ``torch.optim.SGD(weight_decay=w)`` is λ = w / 2.
-
-    Args:
-        lam: λ.
-        decoupled: shrink the weights by W ← (1 - 2 λ lr) W after each step instead, independent of the momentum.
-
-    Raises:
-        SpecError: λ is negative or not finite.
+    ``lam`` is λ. The gradient is 2 λ W, so ``torch.optim.SGD(weight_decay=w)`` is λ = w / 2. ``decoupled`` shrinks the
+    weights by W ← (1 - 2 λ lr) W after each step instead, independent of the momentum.
 
     Source: Krogh & Hertz 1992; decoupled: Loshchilov & Hutter 2019.
     """

@@ -51,12 +51,7 @@ def weissi(
         eta: (p, q) of η, each at least 1, or inf.
         g: (p, q) of g, likewise, different from η's, whose complexity would always be 1.
 
-    Returns:
-        A regularizer with a penalty. Binding it to a model raises ModelError where there is no such layer or the penalty is
-        not finite; one warning names normalization layers and the weights that do not count.
-
-    Raises:
-        SpecError: a strength that is negative or not finite, an unknown form, no norm, or g equal to η.
+    Binding it raises ModelError where the penalty is not finite, and warns of normalization layers.
 
     Source: Liu et al. 2020, Eqs. 4 and 13 and section 5 ("CNNs").
     """
@@ -84,7 +79,6 @@ class _Settings(NamedTuple):
     g: Exponents
 
     def check(self) -> None:
-        """SpecError as :func:`weissi`."""
         for name in ("energy", "complexity"):
             check_number(name, getattr(self, name), "a strength of at least 0", least=0)
         check_choice("form", self.form, ("product", "cnn", "log"))
@@ -134,11 +128,7 @@ class _Settings(NamedTuple):
 
 
 def mixed_norms(weights: list[Tensor], pq: Exponents) -> Tensor:
-    """‖W‖_{p,q} = (Σ_rows ‖row‖_p^q)^{1/q} of each weight, (L,); differentiable, with gradient 0 at zero.
-
-    Args:
-        weights: (out, ...), each row flattened.
-        pq: p and q, each at least 1, or inf.
+    """‖W‖_{p,q} = (Σ_rows ‖row‖_p^q)^{1/q} of each weight (out, ...), as (L,); differentiable, with gradient 0 at zero.
 
     Source: Liu et al. 2020, Eq. 4.
     """

@@ -26,12 +26,7 @@ def point_by_point(model: nn.Module, x: Tensor) -> Iterator[Callable[[Tensor], T
     before batch norm has no effect, and gets no gradient. Frozen batch norms (in eval mode) keep their running
     statistics, and dropout is off.
 
-    Args:
-        model: any network; in the mode that it is trained in.
-        x: (B, *in).
-
-    Yields:
-        z -> model(z), for z of the shape of x, without autocast, with gradients unless they are switched off.
+    The function takes z of the shape of x, without autocast, with gradients unless they are switched off.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     statistics = _Statistics({id(m.running_mean) for m in norms if not m.training})

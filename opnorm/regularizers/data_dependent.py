@@ -14,7 +14,6 @@ training converges to weights that behave differently in eval mode. Running stat
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,9 +46,6 @@ def dd_snr(lam: float = 1e-2, form: str = "difference", eps: float = 0.1, steps:
         eps: ε, ℓ2 length in pixel values of [0, 1]; used by "difference" alone.
         steps: power iterations.
 
-    Raises:
-        SpecError: a setting that makes no sense.
-
     Source: Roth, Kilcher & Hofmann 2020, Eqs. 6 and 7 and the paragraph after them.
     """
     check_choice("form", form, ("difference", "uJv"))
@@ -69,12 +65,6 @@ def dd_onr(lam: float = 1e-2, p: float = 2, q: float = 2, steps: int = 10, power
         q: 1, 2 or inf, of the logits.
         steps: power iterations.
         power: r, at least 1; Roth's remark takes r = q.
-
-    Returns:
-        A regularizer with a penalty and no state. Binding it raises ModelError for a model that is not differentiable.
-
-    Raises:
-        SpecError: a setting that makes no sense.
 
     Source: Roth, Kilcher & Hofmann 2020, Eqs. 12 and 13 and the paragraph after them.
     """
@@ -115,27 +105,21 @@ def _regularizer(
     return bind
 
 
-class _Pair(NamedTuple):
-    """u (B, K) and v (B, *in) with uᵀ J v as large as was found."""
-
-    u: Tensor
-    v: Tensor
-
-
 def _maximizer(
     f: Callable[[Tensor], Tensor], J: Jacobian, v: Tensor, p: float, q: float, steps: int
-) -> _Pair:
+) -> tuple[Tensor, Tensor]:
+    """The u (B, K) and v (B, *in) with uᵀ J v as large as was found."""
     logits = J.outputs.detach()
     if logits.shape[1] <= 2 * steps:
         basis = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)
         A = torch.stack([(J.T @ e.expand_as(logits)).flatten(1) for e in basis], 1)
         with torch.no_grad():
             u, found = _of_matrices(A, v.flatten(1), p, q)
-            return _Pair(u, found.view_as(v))
+            return u, found.view_as(v)
     for _ in range(steps):
         u = dual(_difference(f, J.inputs.detach(), v, logits), q)
         v = dual(J.T @ u, conjugate(p), v)
-    return _Pair(u, v)
+    return u, v
 
 
 @torch.no_grad()
@@ -145,7 +129,7 @@ def _difference(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, logits: Ten
     return f(x + h * dual(v, 2)) - logits
 
 
-def _of_matrices(A: Tensor, v: Tensor, p: float, q: float) -> _Pair:
+def _of_matrices(A: Tensor, v: Tensor, p: float, q: float) -> tuple[Tensor, Tensor]:
     """The exact maximizer for A (B, K, n), on the side of the start v; that of an iteration where it is NP-hard."""
     J, each = Matrices(A), torch.arange(len(A), device=A.device)
     if p == q == 2:
@@ -153,13 +137,13 @@ def _of_matrices(A: Tensor, v: Tensor, p: float, q: float) -> _Pair:
         u = torch.linalg.eigh(gram).eigenvectors[:, :, -1].to(A.dtype)
         side = torch.where((u * (J @ v)).sum(1) < 0, -1.0, 1.0).to(A.dtype)
         u = u * side[:, None]
-        return _Pair(u, dual(J.T @ u, 2, v))
+        return u, dual(J.T @ u, 2, v)
     if p == 1:
         at = lp_norm(A, q, 1).argmax(1)
-        return _Pair(dual(A[each, :, at], q), torch.zeros_like(v).scatter(1, at[:, None], 1))
+        return dual(A[each, :, at], q), torch.zeros_like(v).scatter(1, at[:, None], 1)
     if q == math.inf:
         at = lp_norm(A, conjugate(p), 2).argmax(1)
         u = A.new_zeros(A.shape[:2]).scatter(1, at[:, None], 1)
-        return _Pair(u, dual(A[each, at], conjugate(p), v))
+        return u, dual(A[each, at], conjugate(p), v)
     found = power_iteration(J, v, p, q, steps=EXPLICIT_STEPS)
-    return _Pair(found.u, found.v)
+    return found.u, found.v

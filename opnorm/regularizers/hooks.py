@@ -13,11 +13,7 @@ def _no_penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return x.new_zeros(())
 
 
-def _nothing() -> None:
-    return None
-
-
-def _nothing_at(lr: float) -> None:
+def _nothing(*_: float) -> None:
     return None
 
 
@@ -39,7 +35,7 @@ class Hooks(NamedTuple):
 
     penalty: Callable[[nn.Module, Tensor, Tensor], Tensor] = _no_penalty
     edit_grads: Callable[[], None] = _nothing
-    after_step: Callable[[float], None] = _nothing_at
+    after_step: Callable[[float], None] = _nothing
     after_epoch: Callable[[], None] = _nothing
     state: dict[str, Tensor] = {}  # noqa: RUF012 - the default is never written to
 

@@ -23,18 +23,11 @@ __all__ = [
 
 
 class TargetLayer(NamedTuple):
-    """A layer whose own weight is trained.
-
-    Attributes:
-        name: in the model.
-        layer: the module; ``weight`` may be tied to other layers'.
-        in_shape: of its input in the first call, without the batch axis.
-        weight: the parameter.
-    """
+    """A layer whose own weight, perhaps tied to other layers', is trained."""
 
     name: str
     layer: nn.Module
-    in_shape: Shape
+    in_shape: Shape  # of its input in the first call, without the batch axis
     weight: nn.Parameter
 
 
@@ -43,14 +36,8 @@ def trainable_layers(
 ) -> list[TargetLayer]:
     """Every layer of these kinds whose weight is trained, in the order of the forward pass; tied weights once.
 
-    A layer that is called at several input sizes is treated at the first; one warning names all of them.
-
-    Args:
-        model: any network.
-        example: a batch of its inputs, (B, C, H, W) in [0, 1].
-        kinds: of layers.
-        method: the regularizer, for messages.
-        sized: whether it depends on the input size; without it, several sizes need no warning.
+    A layer that is called at several input sizes is treated at the first; one warning names all of them, unless the
+    ``method``, the regularizer in messages, does not depend on the size, ``sized``.
 
     Raises:
         ModelError: there is no such layer, or a weight without values yet.
@@ -86,10 +73,7 @@ def trainable_layers(
 
 
 def matrix_layers(model: nn.Module, example: Tensor, method: str, *, sized: bool = True) -> list[TargetLayer]:
-    """The trained linear, convolutional and transposed layers with the forward of their type; one warning names the rest.
-
-    Arguments and errors as :func:`trainable_layers`.
-    """
+    """The trained linear, convolutional and transposed layers with the forward of their type; one warning names the rest."""
     trained = trainable_layers(model, example, WEIGHTED, method, sized=sized)
     layers = [target for target in trained if is_standard(target.layer, *WEIGHTED)]
     if not layers:
