@@ -27,6 +27,7 @@ from opnorm.spec import (
     resolve,
     short,
     spec_of,
+    stated,
 )
 from opnorm.training import schedules
 
@@ -499,6 +500,8 @@ def test_fill():
     assert str(call) == "cnn(width=4, classes=3, in_shape=(1, 8, 8))"
     assert str(fill(parse("cnn(classes=7)"), classes=3)) == "cnn(classes=7)"
     assert str(fill(parse("cnn((1, 8, 8), 7)"), classes=3, in_shape=(3, 4, 4))) == "cnn((1, 8, 8), 7)"
+    assert str(fill(parse("cnn(mean=0, std=None)"), mean=0.3, std=0.4)) == "cnn(mean=0, std=0.4)"
+    assert str(fill(parse("robust_accuracy(points=None)"), points=5)) == "robust_accuracy(points=None)"
     nested = fill(parse('file("w.pt", arch=cnn())'), classes=3)
     assert str(nested) == 'file("w.pt", arch=cnn(classes=3))'
     model = build("mlp(width=2, depth=1)", "model", in_shape=(1, 2, 2), classes=5)
@@ -602,7 +605,7 @@ def test_calls_inside_tuples_are_built_and_filled():
 )
 def test_full_and_short_mean_the_same_call(text):
     want = build(text)
-    for form in (full(text), short(text)):
+    for form in (full(text), stated(text), short(text)):
         got = build(str(form))
         assert [type(a) for a in got.args] == [type(a) for a in want.args]
         if "pgd" not in text:

@@ -4,10 +4,11 @@ A factory of a network takes these settings, and raises ModelError for a size be
 
 - ``in_shape``: of one image, (C, H, W). Convolutional networks accept other H and W unless they say otherwise.
 - ``classes``: number of logits.
-- ``mean``, ``std``: of the pixels, one number or one for each channel: the first layer is :class:`Normalize`, so that pixels
-  are in [0, 1] everywhere else.
+- ``mean``, ``std``: of the pixels, one number or one for each channel; 0 and 1 when None. The first layer is
+  :class:`Normalize`, so that pixels are in [0, 1] everywhere else.
 
-When opnorm trains a network, it takes these four from the data. Weights follow torch's global seed.
+When opnorm trains a network, those of the four that the call leaves out are taken from the data; what the call states is
+kept: ``cnn(mean=0, std=1)`` gets the pixels as they are. Weights follow torch's global seed.
 """
 
 from opnorm.models.external import timm

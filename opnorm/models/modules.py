@@ -20,8 +20,8 @@ __all__ = ["CHW", "ConvexSum", "Normalize", "Pixels", "check_sizes"]
 CHW = tuple[int, int, int]
 """Channels, height and width of one image."""
 
-Pixels = float | Sequence[float]
-"""One number, or one for each channel."""
+Pixels = float | Sequence[float] | None
+"""One number, or one for each channel; None when it is left open."""
 
 
 def check_sizes(**sizes: int | Sequence[int]) -> None:
@@ -38,16 +38,17 @@ class Normalize(nn.Module):
 
     Args:
         channels: C of the input (B, C, H, W).
-        mean: one number, or one for each channel.
-        std: likewise; above 0.
+        mean: one number, or one for each channel; 0 when None.
+        std: the same, above 0; 1 when None.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, channels: int, mean: Pixels = 0.0, std: Pixels = 1.0) -> None:
+    def __init__(self, channels: int, mean: Pixels = None, std: Pixels = None) -> None:
         super().__init__()
-        for name, value in (("mean", mean), ("std", std)):
+        for name, given, neutral in (("mean", mean, 0.0), ("std", std, 1.0)):
+            value = neutral if given is None else given
             numbers = torch.tensor(value, dtype=torch.float32).reshape(-1)
             fits = len(numbers) in (1, channels) and bool(numbers.isfinite().all())
             if not fits or (name == "std" and not bool((numbers > 0).all())):

@@ -22,8 +22,8 @@ def mlp(
     classes: int = 10,
     width: int = 1024,
     depth: int = 2,
-    mean: Pixels = 0.0,
-    std: Pixels = 1.0,
+    mean: Pixels = None,
+    std: Pixels = None,
 ) -> nn.Module:
     """A perceptron: ``depth`` hidden layers of ``width`` ReLU units.
 
@@ -44,8 +44,8 @@ def cnn(
     width: int = 128,
     depth: int = 2,
     stride: int = 1,
-    mean: Pixels = 0.0,
-    std: Pixels = 1.0,
+    mean: Pixels = None,
+    std: Pixels = None,
 ) -> nn.Module:
     """``depth`` 3x3 convolutions of ``width`` filters, a ``stride`` and padding 1, with ReLU, and one linear layer.
 
@@ -64,7 +64,7 @@ def cnn(
 
 @factory("model")
 def vgg11(
-    in_shape: CHW = (3, 32, 32), classes: int = 10, width: int = 64, mean: Pixels = 0.0, std: Pixels = 1.0
+    in_shape: CHW = (3, 32, 32), classes: int = 10, width: int = 64, mean: Pixels = None, std: Pixels = None
 ) -> nn.Module:
     """VGG-11 for small images: 8 convolutions with batch norm and ReLU, 5 max-poolings, and one linear layer.
 
@@ -87,8 +87,8 @@ def vgg16(
     classes: int = 10,
     width: int = 64,
     dropout: float = 0.5,
-    mean: Pixels = 0.0,
-    std: Pixels = 1.0,
+    mean: Pixels = None,
+    std: Pixels = None,
 ) -> nn.Module:
     """VGG-16 without batch norm and with one hidden linear layer of 8 width units, which alone has dropout.
 
@@ -120,7 +120,7 @@ def vgg16(
 
 @factory("model")
 def cnn7(
-    in_shape: CHW = (3, 32, 32), classes: int = 10, width: int = 64, mean: Pixels = 0.0, std: Pixels = 1.0
+    in_shape: CHW = (3, 32, 32), classes: int = 10, width: int = 64, mean: Pixels = None, std: Pixels = None
 ) -> nn.Module:
     """Seven layers: 6 convolutions with batch norm and ReLU in pairs, a max-pooling after each pair, one linear layer.
 

@@ -35,8 +35,8 @@ def resnet(
     in_shape: CHW = (3, 32, 32),
     classes: int = 10,
     width: int = 16,
-    mean: Pixels = 0.0,
-    std: Pixels = 1.0,
+    mean: Pixels = None,
+    std: Pixels = None,
     norm: str = "bn",
 ) -> nn.Module:
     """ResNet-20, -56, -110, ...: three stages of (depth - 2) / 6 basic blocks, of width, 2 width and 4 width channels.
@@ -73,7 +73,7 @@ def resnet(
 
 @factory("model")
 def resnet18(
-    in_shape: CHW = (3, 32, 32), classes: int = 10, width: int = 64, mean: Pixels = 0.0, std: Pixels = 1.0
+    in_shape: CHW = (3, 32, 32), classes: int = 10, width: int = 64, mean: Pixels = None, std: Pixels = None
 ) -> nn.Module:
     """ResNet-18: four stages of two blocks, of ``width``, 2, 4 and 8 times width channels.
 
@@ -93,7 +93,7 @@ def resnet18(
 
 @factory("model")
 def senet18(
-    in_shape: CHW = (3, 32, 32), classes: int = 10, width: int = 64, mean: Pixels = 0.0, std: Pixels = 1.0
+    in_shape: CHW = (3, 32, 32), classes: int = 10, width: int = 64, mean: Pixels = None, std: Pixels = None
 ) -> nn.Module:
     """SENet-18: four stages of two pre-activated blocks whose branches end with channel attention.
 
@@ -118,7 +118,7 @@ def senet18(
 
 @factory("model")
 def regnetx_200mf(
-    in_shape: CHW = (3, 32, 32), classes: int = 10, width: int = 8, mean: Pixels = 0.0, std: Pixels = 1.0
+    in_shape: CHW = (3, 32, 32), classes: int = 10, width: int = 8, mean: Pixels = None, std: Pixels = None
 ) -> nn.Module:
     """RegNetX-200MF: 1, 1, 4 and 7 blocks of 1x1, grouped 3x3 and 1x1 convolutions with batch norm.
 
@@ -144,8 +144,8 @@ def wrn(
     aggregation: str = "sum",
     in_shape: CHW = (3, 32, 32),
     classes: int = 10,
-    mean: Pixels = 0.0,
-    std: Pixels = 1.0,
+    mean: Pixels = None,
+    std: Pixels = None,
 ) -> nn.Module:
     """WRN-depth-width: three stages of (depth - 4) / 6 pre-activated blocks, of 16, 32 and 64 times width channels.
 
@@ -192,7 +192,7 @@ def wrn(
 
 @factory("model")
 def wrn50_2(
-    in_shape: CHW = (3, 64, 64), classes: int = 200, width: int = 64, mean: Pixels = 0.0, std: Pixels = 1.0
+    in_shape: CHW = (3, 64, 64), classes: int = 200, width: int = 64, mean: Pixels = None, std: Pixels = None
 ) -> nn.Module:
     """WRN-50-2-bottleneck: a stem of ``width`` channels, and 3, 4, 6 and 3 bottlenecks.
 

@@ -26,6 +26,7 @@ _KINDS = {
     "augment": "augmentation",
     "analyses": "analysis",
 }
+_FROM_DATA = dict.fromkeys(("in_shape", "classes", "mean", "std"), "from the data")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Run:
     """All settings of a training, as calls (text, or objects made by opnorm's factories).
 
     Attributes:
-        model: such as ``cnn(width=32)``; image shape, classes, mean and std are filled in from the data.
+        model: such as ``cnn(width=32)``; where it leaves them open, image shape, classes, mean and std are taken from the data.
         data: such as ``digits()`` or ``parquet("folder")``.
         objective: such as ``pgd_at(eps=8/255)``.
         regularizers: any number, applied in order.
@@ -67,7 +68,7 @@ class Run:
     analyses: tuple[str, ...] = field(default=DEFAULT_ANALYSES, compare=False)
 
     def __post_init__(self) -> None:
-        """Bring every call into its canonical form; OpnormError for one that cannot be read or found, or makes no sense."""
+        """Name the arguments of every call; OpnormError for one that cannot be read or found, or makes no sense."""
         check_settings(self.epochs, self.batch, self.precision, self.seed, self.ema)
         if self.limit is not None and self.limit < 1:
             raise SpecError(f"limit={self.limit!r}: expected at least 1 point, or None for all")
@@ -82,19 +83,21 @@ class Run:
     def key(self) -> str:
         """Twelve hex digits that name the run: a hash of every setting, defaults included, but not of the analyses."""
         settings = {name: value for name, value in self.as_dict().items() if name != "analyses"}
-        for name, kind in _KINDS.items():
-            value = settings.get(name)
-            if isinstance(value, str):
-                settings[name] = str(spec.full(value, kind))
-            elif value is not None:
-                settings[name] = [str(spec.full(v, kind)) for v in value]
+        # what the data decide is not the same as a stated default
+        settings["model"] = str(spec.fill(spec.parse(self.model), **_FROM_DATA))
+        for name in settings.keys() & _KINDS.keys():
+            value, kind = settings[name], _KINDS[name]
+            many = isinstance(value, tuple)
+            settings[name] = [str(spec.full(v, kind)) for v in value] if many else str(spec.full(value, kind))
         text = json.dumps({"format": FORMAT, **settings}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def label(self) -> str:
         """What a table calls it: the objective and the regularizers, ``plain`` when there is nothing to name."""
-        return method_label(self.objective, self.regularizers, self.ema)
+        objective = str(spec.short(self.objective, "objective"))
+        regularizers = [str(spec.short(r, "regularizer")) for r in self.regularizers]
+        return method_label(objective, regularizers, self.ema)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; ``Run.from_dict`` takes them back."""
@@ -115,15 +118,15 @@ class Run:
 
 
 def method_label(objective: str, regularizers: Sequence[str], ema: float = 0.0) -> str:
-    """What a table calls a way of training, given its calls in canonical form."""
+    """What a table calls a way of training."""
     named = [] if objective == "plain()" else [objective]
     averaged = [f"ema={ema:g}"] if ema else []
     return " + ".join([*named, *regularizers, *averaged]) or "plain"
 
 
 def _canonical(value: Any, kind: str) -> str:
-    """The short call, as text."""
-    return str(spec.short(value if isinstance(value, str | spec.Call) else spec.spec_of(value), kind))
+    call = value if isinstance(value, str | spec.Call) else spec.spec_of(value)
+    return str(spec.short(call, kind) if kind == "analysis" else spec.stated(call, kind))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from opnorm.spec._registry import (
     resolve,
     short,
     spec_of,
+    stated,
 )
 from opnorm.spec._syntax import Call, calls_in, parse
 
@@ -35,4 +36,5 @@ __all__ = [
     "resolve",
     "short",
     "spec_of",
+    "stated",
 ]

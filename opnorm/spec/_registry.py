@@ -8,12 +8,12 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from opnorm.errors import OpnormError, SpecError
 from opnorm.spec._syntax import Call, Value, map_calls, parse, to_text
 
-__all__ = ["FAMILIES", "build", "factory", "fill", "full", "names", "resolve", "short", "spec_of"]
+__all__ = ["FAMILIES", "build", "factory", "fill", "full", "names", "resolve", "short", "spec_of", "stated"]
 
 FAMILIES = {
     "model": "opnorm.models",
@@ -171,13 +171,18 @@ def fill(call: Call, **known: Value) -> Call:
     """Add arguments that the function accepts and the call leaves open, also inside nested calls.
 
     A data set knows its number of classes and image shape; a model is built with them unless the user chose
-    otherwise: ``fill(parse("cnn()"), classes=10)`` is ``cnn(classes=10)``.
+    otherwise: ``fill(parse("cnn()"), classes=10)`` is ``cnn(classes=10)``. What the call states is kept, also where it equals
+    a default; only None where None is the default is the same as nothing.
     """
     accepted = _signature(resolve(call), call.name).parameters
-    taken = {k for k, _ in call.kwargs} | set(list(accepted)[: len(call.args)])
-    filled = map_calls(call, lambda inner: fill(inner, **known))
+    call = map_calls(call, lambda inner: fill(inner, **known))
+    given = {
+        k: v for k, v in call.kwargs if not (v is None and k in accepted and accepted[k].default is None)
+    }
+    taken = {*given, *list(accepted)[: len(call.args)]}
     new = [(k, v) for k, v in known.items() if k in accepted and k not in taken]
-    return Call(call.name, filled.args, (*filled.kwargs, *new))
+    kept = [(k, v) for k, v in call.kwargs if k not in dict(new)]
+    return Call(call.name, call.args, (*kept, *new))
 
 
 def _signature(function: Callable[..., Any], name: str) -> inspect.Signature:
@@ -256,18 +261,26 @@ def _to_value(value: Any) -> Value:
 
 def full(text: str | Call, kind: str | None = None) -> Call:
     """The call with every argument named and every default written out: what a run's key is made of."""
-    return _canonical(parse(text), kind, keep_defaults=True)
+    return _canonical(parse(text), kind, "all")
+
+
+def stated(text: str | Call, kind: str | None = None) -> Call:
+    """The call with its own arguments, each named: what is built."""
+    return _canonical(parse(text), kind, "stated")
 
 
 def short(text: str | Call, kind: str | None = None) -> Call:
     """The call without the arguments that equal their defaults: what a table's row is called."""
-    return _canonical(parse(text), kind, keep_defaults=False)
+    return _canonical(parse(text), kind, "not default")
 
 
-def _canonical(call: Call, kind: str | None, keep_defaults: bool) -> Call:
+Arguments = Literal["all", "stated", "not default"]
+
+
+def _canonical(call: Call, kind: str | None, which: Arguments) -> Call:
     bound = _bind(call, resolve(call, kind))
     parameters = bound.signature.parameters
-    if keep_defaults:
+    if which == "all":
         bound.apply_defaults()
     # what precedes filled *args has no other way to be passed than by position
     by_position = any(p.kind is p.VAR_POSITIONAL and bound.arguments.get(p.name) for p in parameters.values())
@@ -281,21 +294,21 @@ def _canonical(call: Call, kind: str | None, keep_defaults: bool) -> Call:
             pairs += value.items()
         elif p.kind is p.POSITIONAL_ONLY or (by_position and p.kind is p.POSITIONAL_OR_KEYWORD):
             args.append(value)
-        elif keep_defaults or not _is_default(value, p.default):
+        elif which != "not default" or not _is_default(value, p.default):
             pairs.append((key, value))
-    values = tuple(_canonical_value(v, keep_defaults) for v in args)
-    return Call(call.name, values, tuple((k, _canonical_value(v, keep_defaults)) for k, v in pairs))
+    values = tuple(_canonical_value(v, which) for v in args)
+    return Call(call.name, values, tuple((k, _canonical_value(v, which)) for k, v in pairs))
 
 
-def _canonical_value(value: Any, keep_defaults: bool) -> Value:
+def _canonical_value(value: Any, which: Arguments) -> Value:
     if isinstance(value, tuple | list):
-        return tuple(_canonical_value(v, keep_defaults) for v in value)
+        return tuple(_canonical_value(v, which) for v in value)
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)  # 2.0 and 2 are one setting, so they must be one text
     if value is None or isinstance(value, bool | int | float | str):
         return value
     # a default may be an object, such as attack=pgd()
-    return _canonical(value if isinstance(value, Call) else spec_of(value), None, keep_defaults)
+    return _canonical(value if isinstance(value, Call) else spec_of(value), None, which)
 
 
 def _is_default(value: Any, default: Any) -> bool:

@@ -19,7 +19,7 @@ from opnorm._core.files import read_json, read_lines, read_tensors
 from opnorm.errors import ModelError, OpnormError, RunError, SpecError, TrainError
 from opnorm.models import cnn
 from opnorm.runs import training_run
-from opnorm.runs.build import make_data
+from opnorm.runs.build import make_data, make_model
 from opnorm.runs.run import Run
 from opnorm.runs.store import Store
 from opnorm.runs.training_run import run_training
@@ -46,6 +46,34 @@ def test_the_key_is_of_the_settings_not_of_how_they_are_written():
         assert other.key == plain.key
     made = Run(spec.spec_of(cnn(width=4)), "digits()", regularizers=(regularizers.norm_decay(1),))
     assert made.key == Run("cnn(width=4)", "digits()", regularizers=("norm_decay(p=1, beta=1e-3)",)).key
+
+
+@pytest.mark.parametrize(
+    ("call", "mean", "std"),
+    [("cnn(width=2)", 0.306, 0.3765), ("cnn(width=2, mean=None, std=None)", 0.306, 0.3765),
+     ("cnn(width=2, mean=0, std=1)", 0, 1), ("cnn(width=2, mean=(0,))", 0, 0.3765), ("cnn(width=2, std=1.0)", 0.306, 1),
+     ("resnet(depth=8, width=2, mean=0.0)", 0, 0.3765), (__name__ + ".net(mean=0)", 0, 1),
+     (__name__ + ".net()", 0.306, 1)],
+)  # fmt: skip
+def test_what_the_call_states_is_built_and_the_data_give_the_rest(call, mean, std):
+    run = Run(call, "digits()")
+    for same in (run, replace(run, seed=1), Run.from_dict(run.as_dict())):
+        normalize = make_model(same, make_data(same))[0]
+        assert normalize.mean.item() == pytest.approx(mean, abs=1e-3)
+        assert normalize.std.item() == pytest.approx(std, abs=1e-3)
+
+
+def net(mean=0, classes=10):
+    return cnn((1, 8, 8), classes, 2, mean=mean)
+
+
+@pytest.mark.parametrize(
+    "call", ["cnn(classes=10)", "cnn(in_shape=(1, 28, 28))", __name__ + ".net(mean=0)", "mlp(mean=0, std=1)"]
+)
+def test_a_stated_default_is_not_an_open_argument(call):
+    """The data set decides the latter, so that both may differ."""
+    name = spec.parse(call).name
+    assert Run(call, "digits()").key != Run(name, "digits()").key
 
 
 def test_every_setting_has_a_part_in_the_key(tiny):
