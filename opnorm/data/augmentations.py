@@ -1,8 +1,8 @@
 """Random changes of training images: a whole uint8 batch at once, on its device, without a loop over images.
 
 Each factory returns ``augment(x, generator)``, from uint8 (B, C, H, W) to uint8 of the same shape unless it says otherwise.
-Another batch is a DataError, a setting out of range a SpecError. The few random numbers of each image are drawn on the CPU and
-then moved, so that one seed gives the same images on every device.
+Another batch is a DataError, a setting out of range a SpecError. The few random numbers of each image are drawn on the CPU
+and then moved, so that one seed gives the same images on every device.
 """
 
 import math
