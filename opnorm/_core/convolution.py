@@ -51,18 +51,8 @@ class ConvGeometry(NamedTuple):
         return size
 
 
-def conv_geometry(layer: nn.modules.conv._ConvNd, any_mode: bool = False) -> ConvGeometry:
-    """Read the geometry off a Conv1d, Conv2d or Conv3d.
-
-    Args:
-        layer: the convolution.
-        any_mode: take every padding mode; by default only zeros.
-
-    Raises:
-        NormError: another padding mode, unless ``any_mode``.
-    """
-    if layer.padding_mode != "zeros" and not any_mode:
-        raise NormError(f"padding_mode={layer.padding_mode!r} is not known here; expected 'zeros'")
+def conv_geometry(layer: nn.modules.conv._ConvNd) -> ConvGeometry:
+    """Read the geometry off a Conv1d, Conv2d or Conv3d."""
     return _geometry(
         layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode
     )
@@ -72,7 +62,7 @@ def conv_geometry(layer: nn.modules.conv._ConvNd, any_mode: bool = False) -> Con
 def _geometry(
     kernel: Shape, stride: Shape, padding: str | Shape, dilation: Shape, groups: int, mode: str
 ) -> ConvGeometry:
-    """From a layer's attributes; kept, because norms are asked for in every step of a training."""
+    """From a layer's attributes; kept, because training computes norms in every step."""
     pads: tuple[tuple[int, int], ...]
     if padding == "valid":
         pads = ((0, 0),) * len(kernel)
@@ -127,10 +117,7 @@ def transposed_size(geometry: ConvGeometry, in_size: Shape, output_padding: Shap
 
 
 def check_padding(size: int, before: int, after: int, mode: str) -> None:
-    """NormError for an unknown padding mode, and for more padding than it allows on an axis of this size.
-
-    A circle is gone round at most once, and a reflection needs a position to reflect.
-    """
+    """NormError for an unknown padding mode, and for more padding than torch allows on an axis of this size."""
     most = {"zeros": None, "circular": size, "reflect": size - 1, "replicate": None}
     if mode not in most:
         raise NormError(f"padding_mode={mode!r}: expected one of {', '.join(map(repr, MODES))}")
@@ -143,17 +130,7 @@ def check_padding(size: int, before: int, after: int, mode: str) -> None:
 
 @functools.lru_cache(maxsize=4096)
 def pad_index(size: int, before: int, after: int, mode: str = "zeros") -> tuple[int, ...]:
-    """Which input position each position of a padded axis shows; -1 for a zero.
-
-    Args:
-        size: of the axis.
-        before: padding before it.
-        after: padding after it.
-        mode: "zeros", "circular", "reflect" (without repeating the border) or "replicate", as in ``nn.Conv2d``.
-
-    Raises:
-        NormError: as :func:`check_padding`.
-    """
+    """The input position that each position of a padded axis copies; -1 for a zero. Modes and errors as ``nn.Conv2d``."""
     check_padding(size, before, after, mode)
     positions = range(-before, size + after)
     if mode == "zeros":
@@ -170,9 +147,8 @@ def padding_maps(
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """The padding of the spatial axes, and its adjoint, which adds every copy of a pixel back onto it."""
     if geometry.mode == "zeros":
-        before_after = [p for pair in reversed(geometry.padding) for p in pair]
-        inside = [slice(p[0], p[0] + n) for n, p in zip(in_size, geometry.padding, strict=True)]
-        return lambda v: F.pad(v, before_after), lambda u: u[:, :, *inside]
+        pads = [p for pair in reversed(geometry.padding) for p in pair]
+        return lambda v: F.pad(v, pads), lambda u: F.pad(u, [-p for p in pads])
     index = [
         torch.tensor(pad_index(n, *p, geometry.mode), device=device)
         for n, p in zip(in_size, geometry.padding, strict=True)

@@ -1,10 +1,10 @@
-"""Atomic writes: a file is written beside its place and renamed into it, so it is whole or not there."""
+"""Atomic writes: a file is written under another name and then renamed, so it is whole or not there."""
 
 import json
 import math
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,14 +91,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         RunError: it cannot be read, or a line is not a JSON object.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        rows = [json.loads(line) for line in lines]
-        if not all(isinstance(row, dict) for row in rows):
-            raise ValueError("expected an object on every line")
-    except (OSError, ValueError) as e:
-        raise RunError(f"cannot read {path}: {e}; was it edited by hand, or copied in part?") from e
-    return rows
+    return _objects(path, lambda text: text.splitlines()) if path.exists() else []
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -107,20 +100,25 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         RunError: it is not there, or no JSON object.
     """
+    return _objects(path, lambda text: [text])[0]
+
+
+def _objects(path: Path, split: Callable[[str], list[str]]) -> list[dict[str, Any]]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError(f"expected an object, not {type(value).__name__}")
+        values = [json.loads(part) for part in split(path.read_text(encoding="utf-8"))]
+        for value in values:
+            if not isinstance(value, dict):
+                raise ValueError(f"expected an object, not {type(value).__name__}")
     except (OSError, ValueError) as e:
         raise RunError(f"cannot read {path}: {e}; was it edited by hand, or copied in part?") from e
-    return value
+    return values
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> None:
     """Write tensors as safetensors, all or nothing."""
     from safetensors.torch import save
 
-    # through bytes, and our own write, so that a full disk is an OSError like any other
+    # through bytes, so that a full disk is an OSError like any other
     whole = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, dict(metadata))
     with atomic_write(path) as part:
         part.write_bytes(whole)

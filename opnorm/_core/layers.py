@@ -98,7 +98,7 @@ def check_forward(layer: nn.Module, *bases: type[nn.Module]) -> None:
 
 
 def check_features(layer: nn.Linear, in_shape: Shape) -> None:
-    """NormError unless the last axis is what the layer takes."""
+    """NormError unless the last axis has the layer's number of features."""
     if tuple(in_shape[-1:]) != (layer.in_features,):
         raise NormError(f"Linear takes {layer.in_features} features, got an input of shape {in_shape}")
 
@@ -117,7 +117,7 @@ def check_channels(layer: nn.modules.conv._ConvNd, in_shape: Shape) -> None:
 
 
 def missing_values(tensor: Tensor) -> str:
-    """Why a parameter has no values yet; empty where it has some."""
+    """The reason that a parameter has no values yet; empty where it has some."""
     if is_lazy(tensor):
         return "is not there yet: a lazy layer has none before its first forward pass"
     if tensor.is_meta:
@@ -133,7 +133,7 @@ def check_lazy(layer: nn.Module) -> None:
 
 
 def check_initialized(model: nn.Module, who: str) -> None:
-    """ModelError when a parameter is not there yet; ``who`` needs it, for the message."""
+    """ModelError, which names ``who``, when a parameter has no values yet."""
     for name, p in model.named_parameters():
         if is_lazy(p):
             raise ModelError(f"{who}: {name!r} {missing_values(p)}; pass a batch through the model first")
@@ -158,9 +158,7 @@ def check_weights(layer: nn.Module) -> None:
             check_weight(tensor, name)
         elif reason := missing_values(tensor):
             raise NormError(f"{name} {reason}")
-        total = tensor.detach().sum()  # one pass; overflow is the only other cause of an infinite sum
-        if not torch.isfinite(total) and not torch.isfinite(tensor).all():
-            bad = int((~torch.isfinite(tensor)).sum())
+        if bad := int((~torch.isfinite(tensor)).sum()):
             raise NormError(
                 f"{name} has {bad} of {tensor.numel()} entries that are NaN or infinite; diverged training?"
             )

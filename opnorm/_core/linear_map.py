@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import grad as conv_grad
 
-from opnorm._core.convolution import conv_geometry, padding_maps, transpose_geometry
+from opnorm._core.convolution import ConvGeometry, conv_geometry, padding_maps, transpose_geometry
 from opnorm._core.layers import (
     CONV,
     LINEAR,
@@ -33,7 +33,7 @@ from opnorm._core.layers import (
 )
 from opnorm.errors import NormError
 
-__all__ = ["LinearMap", "linear_map", "through_autograd"]
+__all__ = ["LinearMap", "convolution_map", "linear_map", "through_autograd"]
 
 
 class LinearMap:
@@ -210,23 +210,7 @@ def _(layer: ConvLayer, in_shape: Shape) -> LinearMap:
         return through_autograd(layer, in_shape)
     check_weight(layer.weight)
     check_channels(layer, in_shape)
-    geometry = conv_geometry(layer, any_mode=True)
-    axes = len(geometry.kernel)
-    K = layer.weight.detach().double()
-    conv = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
-    conv_input = (conv_grad.conv1d_input, conv_grad.conv2d_input, conv_grad.conv3d_input)[axes - 1]
-    out_shape = (layer.out_channels, *geometry.out_size(in_shape[1:]))
-    padded = tuple(n + sum(p) for n, p in zip(in_shape[1:], geometry.padding, strict=True))
-    pad, unpad = padding_maps(geometry, in_shape[1:], K.device)
-
-    def apply(v: Tensor) -> Tensor:
-        return conv(pad(v), K, None, geometry.stride, 0, geometry.dilation, geometry.groups)
-
-    def adjoint(u: Tensor) -> Tensor:
-        size = (len(u), layer.in_channels, *padded)
-        return unpad(conv_input(size, K, u, geometry.stride, 0, geometry.dilation, geometry.groups))
-
-    return LinearMap(apply, adjoint, in_shape, out_shape, K.device)
+    return convolution_map(layer.weight.detach().double(), conv_geometry(layer), in_shape[1:])
 
 
 @linear_map.register(nn.ConvTranspose1d)
@@ -238,19 +222,37 @@ def _(layer: ConvTransposeLayer, in_shape: Shape) -> LinearMap:
     check_weight(layer.weight)
     check_channels(layer, in_shape)
     geometry, out_size = transpose_geometry(layer, in_shape[1:])
-    axes = len(geometry.kernel)
-    K = layer.weight.detach().double()
-    transposed = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1]
-    conv = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
-    padding = tuple(p[0] for p in geometry.padding)
-    first = [slice(n) for n in in_shape[1:]]
+    A = convolution_map(layer.weight.detach().double(), geometry, out_size)
+    pads: list[int] = []
+    for n, m in zip(reversed(in_shape), reversed(A.out_shape), strict=True):
+        pads += [0, m - n]
+    return LinearMap(
+        lambda v: A.T @ F.pad(v, pads),
+        lambda u: F.pad(A @ u, [-p for p in pads]),
+        in_shape,
+        A.in_shape,
+        A.device,
+    )
 
-    def apply(v: Tensor) -> Tensor:
-        return transposed(
-            v, K, None, geometry.stride, padding, layer.output_padding, geometry.groups, geometry.dilation
-        )
+
+def convolution_map(K: Tensor, geometry: ConvGeometry, in_size: Shape) -> LinearMap:
+    """The convolution with kernel (C_out, C_in / groups, *kernel), in the kernel's precision.
+
+    Raises:
+        NormError: the kernel does not fit the padded input, or there is more padding than its mode allows.
+    """
+    axes = len(in_size)
+    conv = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
+    conv_input = (conv_grad.conv1d_input, conv_grad.conv2d_input, conv_grad.conv3d_input)[axes - 1]
+    in_shape = (K.shape[1] * geometry.groups, *in_size)
+    out_shape = (K.shape[0], *geometry.out_size(in_size))
+    padded = tuple(n + sum(p) for n, p in zip(in_size, geometry.padding, strict=True))
+    pad, unpad = padding_maps(geometry, in_size, K.device)
+    options = geometry.stride, 0, geometry.dilation, geometry.groups
 
     def adjoint(u: Tensor) -> Tensor:
-        return conv(u, K, None, geometry.stride, padding, geometry.dilation, geometry.groups)[:, :, *first]
+        return unpad(conv_input((len(u), in_shape[0], *padded), K, u, *options))
 
-    return LinearMap(apply, adjoint, in_shape, (layer.out_channels, *out_size), K.device)
+    return LinearMap(
+        lambda v: conv(pad(v), K, None, *options), adjoint, in_shape, out_shape, K.device, dtype=K.dtype
+    )

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from typing import TypeGuard
 
 from opnorm.errors import OpnormError, SpecError
 
 __all__ = ["check_choice", "check_count", "check_number", "is_number"]
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether a value is an int or a float, neither a bool nor NaN nor infinite."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -24,26 +25,9 @@ def check_number(
     most: float = math.inf,
     error: type[OpnormError] = SpecError,
 ) -> None:
-    """Raise unless a setting is a finite number with least ≤ value ≤ most and above < value < below.
-
-    Args:
-        name: of the setting.
-        value: of the setting.
-        expected: the range in words, for the message.
-        least: the smallest value allowed.
-        above: a limit that the value exceeds.
-        below: a limit that the value does not reach.
-        most: the largest value allowed.
-        error: what to raise.
-    """
-    if (
-        isinstance(value, int | float)
-        and is_number(value)
-        and least <= value <= most
-        and above < value < below
-    ):
-        return
-    raise error(f"{name}={value!r}: expected {expected}")
+    """Raise unless least ≤ value ≤ most and above < value < below; ``expected`` is that range in words, for the message."""
+    if not is_number(value) or not (least <= value <= most and above < value < below):
+        raise error(f"{name}={value!r}: expected {expected}")
 
 
 def check_count(

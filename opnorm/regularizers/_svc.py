@@ -137,7 +137,7 @@ def _geometry(layer: nn.Module, in_shape: Shape) -> tuple[ConvGeometry, Shape]:
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):
         return transpose_geometry(layer, in_shape[1:])[0], in_shape[1:]
     if isinstance(layer, nn.modules.conv._ConvNd):
-        geometry = conv_geometry(layer, any_mode=True)
+        geometry = conv_geometry(layer)
         return geometry, tuple(-(-n // s) for n, s in zip(in_shape[1:], geometry.stride, strict=True))
     return ConvGeometry((1,), (1,), ((0, 0),), (1,), 1), (1,)
 

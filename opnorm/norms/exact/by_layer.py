@@ -96,7 +96,7 @@ def _linear(layer: nn.Linear, in_shape: Shape, side: int) -> tuple[Tensor, Plan]
 def _conv(layer: ConvLayer, in_shape: Shape, side: int) -> tuple[Tensor, Plan]:
     weight = _weight(layer, *CONV)
     check_channels(layer, in_shape)
-    return weight, conv_plan(side, weight.shape, conv_geometry(layer, any_mode=True), in_shape[1:])
+    return weight, conv_plan(side, weight.shape, conv_geometry(layer), in_shape[1:])
 
 
 def _conv_transpose(layer: ConvTransposeLayer, in_shape: Shape, side: int) -> tuple[Tensor, Plan]:

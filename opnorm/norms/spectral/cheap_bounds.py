@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.frequencies import half_grid
-from opnorm._core.layers import Shape
+from opnorm._core.layers import CONV, LINEAR_OR_CONV, Shape
 from opnorm._core.linear_map import linear_map
-from opnorm._core.rounding import PRODUCT, unit_roundoff
+from opnorm._core.rounding import PRODUCT
 from opnorm.errors import NormError
 from opnorm.norms.exact.kernel_sums import conv_l2_bound
 from opnorm.norms.norm import Norm
-from opnorm.norms.spectral.frequency_response import Polyphase, gram
+from opnorm.norms.spectral.frequency_response import Gram, Polyphase, gram
 from opnorm.norms.spectral.interval import polyphase_of, spectral_norm, sqrt_of_l1_linf
 
 __all__ = ["BOUNDS", "bound", "sgl_norm", "vs_norm"]
@@ -72,12 +72,11 @@ def sgl_norm(weight: Tensor, input_size: Shape) -> float:
 
 
 def _thm1(layer: nn.Module, in_shape: Shape) -> Norm:
-    linear = linear_map(layer, in_shape)
-    weight = _weight(layer, "thm1")
-    upper = conv_l2_bound(weight, linear.out_shape[1:] if weight.ndim > 2 else ())
-    return Norm.of(
-        0.0, upper * (1 + PRODUCT), "upper bound sqrt(h_out w_out Σ K²), Liang & Huang 2021, Thm 1"
-    )
+    if not isinstance(layer, LINEAR_OR_CONV):
+        raise NormError(f"the bound 'thm1' is defined for Linear and Conv layers, got {type(layer).__name__}")
+    positions = linear_map(layer, in_shape).out_shape[1:] if isinstance(layer, CONV) else ()
+    upper = conv_l2_bound(layer.weight, positions) * (1 + PRODUCT)
+    return Norm.of(0.0, upper, "upper bound sqrt(h_out w_out Σ K²), Liang & Huang 2021, Thm 1")
 
 
 def _schur(layer: nn.Module, in_shape: Shape) -> Norm:
@@ -91,8 +90,7 @@ def _virmaux_scaman(layer: nn.Module, in_shape: Shape) -> Norm:
 
 def _sedghi(layer: nn.Module, in_shape: Shape) -> Norm:
     """The norm with circular padding; for zeros, that times what the response can rise between the grid's points."""
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    if not isinstance(layer, kinds) or layer.groups > 1 or max(*layer.stride, *layer.dilation) > 1:
+    if not isinstance(layer, CONV) or layer.groups > 1 or max(*layer.stride, *layer.dilation) > 1:
         raise NormError("SGL is defined for convolutions of stride 1, dilation 1 and one group")
     if layer.padding_mode not in ("zeros", "circular"):
         raise NormError(f"SGL is for circular padding, got {layer.padding_mode!r}")
@@ -107,68 +105,39 @@ def _sedghi(layer: nn.Module, in_shape: Shape) -> Norm:
     )
 
 
-def _gram_iteration(layer: nn.Module, in_shape: Shape, steps: int = 6) -> Norm:
-    """‖G‖ ≤ ‖G^(2^t)‖_F^(1/2^t), every G = A(ω)ᴴ A(ω) of the circle that holds the convolution, rescaled at each step."""
+def _gram_iteration(layer: nn.Module, in_shape: Shape) -> Norm:
+    """On the circle that holds the convolution."""
     t = _symbol(layer, in_shape, "gram")
-    g, circle = gram(t), _frequencies(t.period(), t)
-    best = 0.0
-    for some in np.array_split(circle, -(-len(circle) // 64)):
-        for group in range(len(g.even)):
-            G = g.at(some, group)
-            log = torch.zeros(len(G), dtype=torch.float64, device=G.device)
-            for step in range(steps):
-                size = torch.linalg.matrix_norm(G).clamp(min=1e-300)
-                log += size.log() / 2**step
-                G = G / size[:, None, None]
-                G = G @ G
-            log += torch.linalg.matrix_norm(G).clamp(min=1e-300).log() / 2**steps
-            best = max(best, float(log.max()))
-    upper = math.exp(best / 2) if best else 0.0
-    return Norm.of(
-        0.0, upper * (1 + 1e-9), f"upper bound by Gram iteration, {steps} steps (Delattre et al. 2023)"
-    )
+    upper = _by_squaring(gram(t), _frequencies(t.period(), t), 6)
+    return Norm.of(0.0, upper * (1 + 1e-9), "upper bound by Gram iteration, 6 steps (Delattre et al. 2023)")
 
 
-SQUARINGS = 3  # of A(ω) in a coarse bound: the 16th root of a trace of 8th powers is some percent too large
+def _coarse(layer: nn.Module, in_shape: Shape) -> Norm:
+    """On a grid of 6 times the symbol's degree on each axis, times the rise between its points, at most (2 / √3)^axes."""
+    t = _symbol(layer, in_shape, "coarse")
+    size = tuple(max(1, math.ceil(6 * d)) for d in t.degree)
+    points = _frequencies(size, t, 0.5)
+    upper = _by_squaring(gram(t), points, 2) * between(t.degree, size)
+    method = f"upper bound from {len(points)} frequencies (M. Riesz), any input size"
+    return Norm.of(0.0, upper * (1 + 1e-9), method)
 
 
 @torch.no_grad()
-def _coarse(layer: nn.Module, in_shape: Shape) -> Norm:
-    """A bound for every image size from a few frequencies: tr((AᴴA)^8)^(1/16) there, times the rise between them.
-
-    The grid has 6 times the degree of the symbol on each axis, so that the rise is at most (2 / √3)^axes. All in float32: a
-    product of factors that are smaller than 1 errs by at most 2.83 (terms + 8) u, which is added; F denotes ‖·‖_F.
-    """
-    t = _symbol(layer, in_shape, "coarse")
-    A, kernel = t.matrices, float(t.matrices.abs().max())
-    if kernel == 0:
-        return Norm.of(0.0, 0.0, "all weights are zero")
-    A = torch.ldexp(A if A.shape[-1] <= A.shape[-2] else A.mT, torch.tensor(-math.frexp(kernel)[1])).float()
-    size, u = tuple(max(1, math.ceil(6 * d)) for d in t.degree), unit_roundoff(torch.float32)
-    angles = torch.from_numpy(_frequencies(size, t, 0.5) @ t.offsets.T)
-    waves = torch.cat([angles.cos(), angles.sin()]).to(A)
-    M = torch.complex(*(waves @ A.flatten(2)).unflatten(-1, A.shape[-2:]).chunk(2, dim=1))
-    count = len(t.offsets)
-    sum_error = (
-        2 * (count + 4) * u * math.sqrt(count) * float(torch.linalg.vector_norm(A.flatten(1), dim=1).max())
-    )
-    exponents, errors = [], []
-    for _ in range(SQUARINGS):
-        exponents.append(_lengths(M).frexp()[1])
-        errors.append(2.83 * (M.shape[-2] + 8) * u)
-        M = torch.ldexp(M, -exponents[-1][..., None, None])  # F < 1
-        M = M.mH @ M
-    top = _lengths(M).double() * (1 + M.shape[-1] ** 2 * u)
-    for exponent, error in zip(reversed(exponents), reversed(errors), strict=True):
-        top = torch.ldexp((top + 1.01 * error).sqrt(), exponent)
-    found = math.ldexp(float(top.max()) + sum_error, math.frexp(kernel)[1])
-    upper = found * between(t.degree, size) * (1 + 1e-9)
-    return Norm.of(0.0, upper, f"upper bound from {len(waves) // 2} frequencies (M. Riesz), any input size")
-
-
-def _lengths(M: Tensor) -> Tensor:
-    """‖M‖_F of complex matrices (..., m, n), without complex arithmetic, which is slow here."""
-    return torch.linalg.vector_norm(torch.view_as_real(M).flatten(-3), dim=-1)
+def _by_squaring(g: Gram, points: np.ndarray, steps: int) -> float:
+    """The largest ‖A(ω)‖_2 ≤ ‖G^(2^t)‖_F^(1/2^(t+1)) after t steps of squaring, every G = A(ω)ᴴ A(ω) rescaled at each."""
+    best = -math.inf
+    for some in np.array_split(points, -(-len(points) // 64)):
+        for group in range(len(g.even)):
+            G = g.at(some, group)
+            log = torch.zeros(len(G), dtype=torch.float64, device=G.device)
+            for step in range(steps + 1):
+                size = torch.linalg.matrix_norm(G)
+                log += size.log() / 2**step
+                if step < steps:
+                    G = G / size.clamp(min=1e-300)[:, None, None]
+                    G = G @ G
+            best = max(best, float(log.max()))
+    return math.exp(best / 2)
 
 
 def between(degree: tuple[float, ...], size: Shape) -> float:
@@ -195,19 +164,6 @@ def _symbol(layer: nn.Module, in_shape: Shape, name: str) -> Polyphase:
             f"the bound {name!r} is defined for zero-padded convolutions and Linear, got {type(layer).__name__}"
         )
     return t
-
-
-def _weight(layer: nn.Module, name: str) -> Tensor:
-    weight = getattr(layer, "weight", None)
-    if (
-        not isinstance(weight, Tensor)
-        or weight.ndim < 2
-        or isinstance(layer, nn.modules.conv._ConvTransposeNd)
-    ):
-        raise NormError(
-            f"the bound {name!r} is defined for Linear and Conv layers, got {type(layer).__name__}"
-        )
-    return weight
 
 
 BOUNDS: dict[str, Callable[[nn.Module, Shape], Norm]] = {

@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from opnorm._core.convolution import ConvGeometry
 from opnorm._core.frequencies import half_grid
 from opnorm._core.layers import Shape
-from opnorm._core.linear_map import LinearMap
+from opnorm._core.linear_map import LinearMap, convolution_map
 
 __all__ = ["Gram", "Polyphase", "gram", "polyphase"]
 
@@ -82,20 +81,11 @@ class Polyphase:
         K = A.new_zeros(*A.shape[1:], *((high - low) // steps + 1), dtype=dtype)
         where: tuple[Any, ...] = (..., *(torch.from_numpy(p) for p in ((self.offsets - low) // steps).T))
         K[where] = A.permute(1, 2, 0).to(dtype)
-        pads: list[int] = []
         sizes = zip(self.whole, self.out_size, low.tolist(), high.tolist(), strict=True)
-        for n, m, first, last in reversed(list(sizes)):
-            pads += [-first, m - 1 + last - (n - 1)]  # negative ones cut off what no output reads
-        conv = (F.conv1d, F.conv2d, F.conv3d)[len(low) - 1]
-        back = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(low) - 1]
-        return LinearMap(
-            lambda x: conv(F.pad(x, pads), K, dilation=steps),
-            lambda y: F.pad(back(y, K, dilation=steps), [-p for p in pads]),
-            (A.shape[-1], *self.whole),
-            (A.shape[-2], *self.out_size),
-            A.device,
-            dtype=dtype,
-        )
+        # negative ones cut off what no output reads
+        pads = tuple((-first, m - 1 + last - (n - 1)) for n, m, first, last in sizes)
+        geometry = ConvGeometry(tuple(K.shape[2:]), (1,) * len(low), pads, tuple(steps), 1)
+        return convolution_map(K, geometry, self.whole)
 
 
 def polyphase(K: Tensor, geometry: ConvGeometry, in_size: Shape, out_size: Shape | None = None) -> Polyphase:

@@ -17,7 +17,7 @@ from opnorm._core.batch_norm import batch_norm_scale
 from opnorm._core.convolution import ConvGeometry, conv_geometry, pad_index, transpose_geometry
 from opnorm._core.lanczos import lanczos as krylov_maximizer
 from opnorm._core.lanczos import steps_for
-from opnorm._core.layers import Shape, in_float64, overrides
+from opnorm._core.layers import CONV, TRANSPOSED, Shape, in_float64, overrides
 from opnorm._core.linear_map import LinearMap, linear_map
 from opnorm._core.rounding import PRODUCT
 from opnorm.errors import NormError
@@ -196,10 +196,9 @@ def padding_bound(
     With circular padding that closes the circle, its frequency response. Else the norm of the convolution of the padded
     input, certified, times the norm of the padding, sqrt(∏_axes the largest number of copies of a position).
     """
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    if not isinstance(layer, kinds) or overrides(layer, *kinds) or layer.padding_mode == "zeros":
+    if not isinstance(layer, CONV) or overrides(layer, *CONV) or layer.padding_mode == "zeros":
         return math.inf, ""
-    geometry, size = conv_geometry(layer, any_mode=True), tuple(in_shape[1:])
+    geometry, size = conv_geometry(layer), tuple(in_shape[1:])
     K, bare = layer.weight.detach(), geometry._replace(padding=((0, 0),) * len(size), mode="zeros")
     circle = tuple(n // s for n, s in zip(size, geometry.stride, strict=True))
     closed = all(m * s == n for m, s, n in zip(geometry.out_size(size), geometry.stride, size, strict=True))
@@ -234,7 +233,7 @@ def _(layer: nn.Linear, in_shape: Shape) -> Polyphase | None:
 
 @polyphase_of.register(nn.modules.conv._ConvNd)
 def _(layer: nn.modules.conv._ConvNd, in_shape: Shape) -> Polyphase | None:
-    if layer.padding_mode != "zeros" or overrides(layer, nn.Conv1d, nn.Conv2d, nn.Conv3d):
+    if layer.padding_mode != "zeros" or overrides(layer, *CONV):
         return None
     return polyphase(layer.weight.detach(), conv_geometry(layer), tuple(in_shape[1:]))
 
@@ -242,7 +241,7 @@ def _(layer: nn.modules.conv._ConvNd, in_shape: Shape) -> Polyphase | None:
 @polyphase_of.register(nn.modules.conv._ConvTransposeNd)
 def _(layer: nn.modules.conv._ConvTransposeNd, in_shape: Shape) -> Polyphase | None:
     """A transposed convolution is the adjoint of the convolution with the same kernel, from its output back."""
-    if overrides(layer, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
+    if overrides(layer, *TRANSPOSED):
         return None
     geometry, out_size = transpose_geometry(layer, tuple(in_shape[1:]))
     return polyphase(layer.weight.detach(), geometry, out_size, tuple(in_shape[1:]))

@@ -1,17 +1,16 @@
 """A lower bound of a convolution's ℓ2 norm without a single convolution of all channels.
 
-The zero-padded operator amplifies most what resembles, inside the image, a wave at the best frequency ω under a smooth
-window that fades toward the border. So it is applied to waves
+The zero-padded operator amplifies most a wave at the best frequency ω inside the image, under a smooth window that fades
+toward the border. So it is applied to waves
 
     v(x) = Σ_{j, b} c_{jb} a_j w_b(x) exp(i ω·x),     w_b products of sines that vanish just outside the image,
 
 with a few channel vectors a_j, and the best c is the top eigenvector of a small matrix (Rayleigh and Ritz). That matrix
 needs only A_τ a_j for every offset and overlaps of shifted windows; its cost does not depend on the size of the image beyond
-sums along its sides. Any value of ‖M v‖_2 / ‖v‖_2 is a true lower bound, whatever v is; for complex v too, as M is real.
+sums along its sides. Any value of ‖M v‖_2 / ‖v‖_2 is a true lower bound, also for complex v, as M is real.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +22,7 @@ from opnorm._core.lanczos import lanczos
 from opnorm._core.lp import lp_norm
 from opnorm.norms.spectral.frequency_response import Polyphase
 
-__all__ = ["best_wave", "lower_bound"]
+__all__ = ["lower_bound"]
 
 WINDOWS = 3  # sines per axis
 RANK = 16  # channel vectors on each side
@@ -33,22 +32,14 @@ STEPS = 7  # of Lanczos iteration from the best wave
 ROUNDING_OF_WAVES = 1e-9  # relative, far above float64's rounding in the small matrix
 
 
-def best_wave(
-    t: Polyphase, group: int, omega: np.ndarray, directions: Tensor
-) -> tuple[float, Callable[[], Tensor]]:
-    """The largest ‖M v‖_2 / ‖v‖_2 over the waves above, lowered by a relative 1e-9 for rounding, and its v.
+def _best_wave(t: Polyphase, omega: np.ndarray, directions: Tensor) -> tuple[float, Tensor]:
+    """The largest ‖M v‖_2 / ‖v‖_2 over the waves above, and the real part of that v, (1, c_in, *whole), for one group.
 
     Args:
         t: the convolution.
-        group: which of its groups v lives in.
         omega: (axes,) the frequency.
         directions: (c_in, J) complex128 channel vectors; they need not be orthogonal.
-
-    Returns:
-        The bound, and a function that makes the real part of v, (1, c_in, *whole) in float64.
     """
-    if min(t.whole) < 1:
-        return 0.0, lambda: torch.zeros(1, t.matrices.shape[-1], *t.whole, dtype=torch.float64)
     a, _ = torch.linalg.qr(directions)
     axes = t.offsets.shape[1]
     overlaps, index, waves = [], [], []
@@ -57,7 +48,7 @@ def best_wave(
         waves.append(_waves(t.whole[axis], float(omega[axis])))
         overlaps.append(_overlaps(distinct, waves[-1], t.out_size[axis]).to(a.device))
         index.append(place)
-    A = t.matrices[group]
+    A = t.matrices[0]
     images = torch.complex(A @ a.real, A @ a.imag).permute(2, 0, 1)  # (J, T, c_out): A_τ a_j
     sizes = [S.shape[0] for S in overlaps]
     full = images.new_zeros(len(images), *sizes, images.shape[-1])
@@ -74,14 +65,10 @@ def best_wave(
     size = math.isqrt(X.numel())
     values, vectors = torch.linalg.eigh(X.reshape(size, size))
 
-    def wave() -> Tensor:
-        c = vectors[:, -1].reshape(a.shape[1], *(len(w) for w in waves))
-        v = torch.tensordot(a, c, dims=([1], [0]))
-        for w in waves:
-            v = torch.tensordot(v, torch.from_numpy(w).to(a.device), dims=([1], [0]))
-        return v.real.contiguous()[None]
-
-    return math.sqrt(max(float(values[-1]), 0.0)) * (1 - ROUNDING_OF_WAVES), wave
+    v = torch.tensordot(a, vectors[:, -1].reshape(a.shape[1], *map(len, waves)), 1)
+    for w in waves:
+        v = torch.tensordot(v, torch.from_numpy(w).to(a.device), dims=([1], [0]))
+    return math.sqrt(max(float(values[-1]), 0.0)), v.real.contiguous()[None]
 
 
 def _waves(n: int, omega: float) -> np.ndarray:
@@ -127,14 +114,13 @@ def lower_bound(
     Q, P = (_span(V, FEW if cheap else RANK) for V in (inputs, outputs))
     narrow = replace(t, matrices=torch.bmm(A, Q.expand(len(A), -1, -1))[None])
     small = replace(narrow, matrices=P.mT @ narrow.matrices)
-    value, wave = best_wave(small, 0, omega, Q.mT.to(inputs.dtype) @ inputs)
-    v = wave()
+    value, v = _best_wave(small, omega, Q.mT.to(inputs.dtype) @ inputs)
     if not v.any():
-        return value
+        return value * (1 - ROUNDING_OF_WAVES)
     dtype = torch.float32 if tolerance > 1e-5 else torch.float64
     v = lanczos(small.as_map(0, dtype), v.to(dtype), steps=STEPS, tolerance=tolerance / 2, every=1).double()
     measured = lp_norm(narrow.as_map(0) @ v, 2) / lp_norm(v, 2)
-    return max(value, float(measured) * (1 - ROUNDING_OF_WAVES))
+    return max(value, float(measured)) * (1 - ROUNDING_OF_WAVES)
 
 
 def _span(vectors: Tensor, rank: int) -> Tensor:

@@ -132,7 +132,7 @@ class _Circle(NamedTuple):
 
 def _circle(layer: nn.modules.conv._ConvNd, in_shape: Shape) -> _Circle | None:
     """The circular convolution on the input's own size; None where input and output do not fit around the same circle."""
-    geometry, size = conv_geometry(layer, any_mode=True)._replace(mode="zeros"), tuple(in_shape[1:])
+    geometry, size = conv_geometry(layer)._replace(mode="zeros"), tuple(in_shape[1:])
     stride, out = geometry.stride, geometry.out_size(size)
     if any(n % s or m != n // s for n, m, s in zip(size, out, stride, strict=True)):
         return None

@@ -290,6 +290,8 @@ def test_named_bounds():
         assert float(norm.lower) <= true * (1 + 1e-12)
         assert float(norm.upper) >= true
     assert float(bound(layer, shape, "gram").upper) <= 1.2 * true
+    small = nn.Linear(40, 30)  # of norm below 1, whose logarithm is negative
+    assert truth(small, (40,)) <= float(bound(small, (40,), "gram").upper) <= 1.2 * truth(small, (40,)) < 1.2
     with pytest.raises(NormError, match="not known; expected one of certified"):
         bound(layer, shape, "svd")
     with pytest.raises(NormError, match="defined for"):
