@@ -1,14 +1,15 @@
 """Robust accuracy as Wen, Li & Jia measure it."""
 
 import math
+from collections.abc import Sequence
 
 from torch import nn
 
-from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
-from opnorm.analyses._shared.points import check_points, count_correct, first
+from opnorm.analyses._shared.analysis import Analysis, Row, register
+from opnorm.analyses._shared.points import batches, check_points, correct_after, correct_points, first
 from opnorm.attacks import pgd
 from opnorm.data import Dataset
-from opnorm.report import Column
+from opnorm.report import Cell, Column
 
 
 @register("accuracy and robustness")
@@ -17,12 +18,22 @@ def wen_robust_accuracy(
 ) -> Analysis:
     """The share of the correctly classified test points that ℓ∞ PGD leaves correct.
 
-    Of the first ``points``. Not the share of all of them: a model that is correct less often may score higher. ``step`` is
-    the length of a step of PGD.
+    Not the share of all points: a model that is correct less often may score higher.
+
+    Args:
+        eps: radius, in pixel values of [0, 1].
+        step: length of a step.
+        steps: of PGD, from a random start.
+        points: the first so many test points; all when None.
+        seed: of the random starts.
 
     Returns:
         One row: eps, accuracy (None where no point was correct), correct, points (those correct without attack), of (all),
         attack.
+
+    Raises:
+        SpecError: fewer than 1 point.
+        AttackError: a setting that makes no sense.
 
     Source: Wen, Li & Jia 2020, section 4: 10 steps of 2/255, at most 8/255.
     """
@@ -30,15 +41,25 @@ def wen_robust_accuracy(
     check_points(points)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
-        split = first(data, points)
-        clean, correct = count_correct(model, split, attack)
-        row = {"eps": eps, "accuracy": correct / clean if clean else None, "correct": correct}
-        return [row | {"points": clean, "of": len(split.labels), "attack": f"PGD-{steps}"}]
+        split, clean, correct = first(data, points), 0, 0
+        for x, y in correct_points(model, batches(split, model)):
+            clean += len(y)
+            correct += int(correct_after(model, x, y, attack).sum())
+        return [
+            {
+                "eps": eps,
+                "accuracy": correct / clean if clean else None,
+                "correct": correct,
+                "points": clean,
+                "of": len(split.labels),
+                "attack": f"PGD-{steps}",
+            }
+        ]
 
     return Analysis(rows, sentence, columns)
 
 
-def sentence(rows: Rows) -> str:
+def sentence(rows: Sequence[Row]) -> str:
     row = rows[0]
     if row["accuracy"] is None:
         return f"None of {row['of']} test images is classified correctly, so there is nothing to attack."
@@ -48,11 +69,12 @@ def sentence(rows: Rows) -> str:
     )
 
 
-def columns(rows: Rows) -> Cells:
+def columns(rows: Sequence[Row]) -> list[tuple[Column, Cell]]:
     row = rows[0]
     help = (
         f"Of the {row['points']} test images that are classified correctly, the share that still are after {row['attack']} "
         f"at ℓ∞ ε = {row['eps']:.3g}."
     )
-    label = f"{row['attack']}, of the correct ones"
-    return [(Column("wen", label, "percent", "high", help), row["accuracy"])]
+    return [
+        (Column("wen", f"{row['attack']}, of the correct ones", "percent", "high", help), row["accuracy"])
+    ]

@@ -80,7 +80,9 @@ def process_group(device: str) -> Iterator[str]:
                 warnings.simplefilter("ignore")  # the main process warns of the same
             yield device
     except Exception:
-        if own_rank:  # torchrun ends all processes as soon as one exits: the main process must report first
+        if (
+            own_rank
+        ):  # torchrun ends all processes as soon as one exits, so the main process must report first
             with suppress(RuntimeError):
                 store.wait([MAIN_HAS_REPORTED], ERROR_TIMEOUT)
         raise
@@ -121,8 +123,9 @@ def _exchange_errors(own: str) -> list[str]:
     except RuntimeError:
         if not own:
             raise
-        # the others wait in another collective, until torchrun ends them
-        print("opnorm:", own, file=sys.stderr)
+        print(
+            "opnorm:", own, file=sys.stderr
+        )  # the others wait in another collective, until torchrun ends them
         return []
     if not failed.item():
         return []
