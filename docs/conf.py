@@ -58,7 +58,7 @@ def _analyses_table(section):
             points = inspect.signature(one.factory).parameters.get("points")
             count = "all" if points is None or points.default is None else str(points.default)
             count = "none" if section == "weights" else count
-            first = "first " if count not in ("all", "none") and "the first so many" in text else ""
+            first = "first " if count not in ("all", "none") and "first ``points``" in text else ""
             result = text.splitlines()[0].replace("|", "\\|")
             lines.append(
                 f"| `{one.name}` | {result} | {first}{count} | {source[1].strip('.') if source else ''} |"

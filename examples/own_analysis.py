@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import opnorm
-from opnorm.analyses import Analysis, Row
+from opnorm.analyses import Analysis, Row, logits_of
 from opnorm.data import Dataset, digits
 from opnorm.models import cnn
 from opnorm.report import Chart, Column, Heading, Panel, Sample, draw_curves, histogram_points, method_of
@@ -14,9 +14,8 @@ from opnorm.training import TrainingSettings, train
 def confidence() -> Analysis:
     """The largest class probability of every test image."""
 
-    @torch.no_grad()
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
-        largest = model(data.test.images.float() / 255).softmax(1).amax(1)
+        largest = torch.cat([logits.softmax(1).amax(1) for _, _, logits in logits_of(model, data.test)])
         return [{"mean": largest.mean().item(), "values": largest.tolist()}]
 
     def chart(rows: list[Row], methods: list[str]) -> Chart:

@@ -1,13 +1,12 @@
 """Accuracy on clean images."""
 
-from collections.abc import Sequence
-
 from torch import nn
 
-from opnorm.analyses._shared.analysis import Analysis, Row, register
-from opnorm.analyses._shared.points import choose_split, logits_of, split_name
+from opnorm._core.settings import check_choice
+from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
+from opnorm.analyses._shared.points import SPLITS, logits_of
 from opnorm.data import Dataset
-from opnorm.report import Cell, Column
+from opnorm.report import Column
 
 
 @register("accuracy and robustness")
@@ -16,29 +15,27 @@ def accuracy(split: str = "test") -> Analysis:
 
     Returns:
         One row: split, accuracy, correct, points.
-
-    Raises:
-        SpecError: a split other than "train" or "test".
     """
-    choose = choose_split(split)
+    check_choice("split", split, tuple(SPLITS))
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
-        correct = sum(int((logits.argmax(1) == y).sum()) for logits, y in logits_of(model, choose(data)))
-        points = len(choose(data).labels)
+        chosen = getattr(data, split)
+        correct = sum(int((logits.argmax(1) == y).sum()) for _, y, logits in logits_of(model, chosen))
+        points = len(chosen.labels)
         return [{"split": split, "accuracy": correct / points, "correct": correct, "points": points}]
 
     return Analysis(rows, sentence, columns)
 
 
-def sentence(rows: Sequence[Row]) -> str:
-    parts = [f"{row['accuracy']:.1%} of the {row['points']} {split_name(row)} images" for row in rows]
+def sentence(rows: Rows) -> str:
+    parts = [f"{row['accuracy']:.1%} of the {row['points']} {SPLITS[row['split']]} images" for row in rows]
     return f"It classifies {' and '.join(parts)} correctly."
 
 
-def columns(rows: Sequence[Row]) -> list[tuple[Column, Cell]]:
-    found: list[tuple[Column, Cell]] = []
+def columns(rows: Rows) -> Cells:
+    found: Cells = []
     for row in rows:
-        help = f"Share of the {split_name(row)} images classified correctly."
+        help = f"Share of the {SPLITS[row['split']]} images classified correctly."
         clean = Column("accuracy_test", "clean", "percent", "high", help)
         training = Column("accuracy_train", "training", "percent", None, help)
         found.append((clean if row["split"] == "test" else training, row["accuracy"]))

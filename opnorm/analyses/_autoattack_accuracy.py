@@ -1,17 +1,16 @@
 """Robust accuracy by AutoAttack, with signs of gradient masking."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from opnorm.analyses._shared.analysis import Analysis, Row, register
+from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
 from opnorm.analyses._shared.points import batches, check_points, first
 from opnorm.attacks import AutoAttack
 from opnorm.attacks.gradient_masking import check_gradient_masking
 from opnorm.data import Dataset
-from opnorm.report import Cell, Column, norm_name
+from opnorm.report import Column, norm_name
 
 
 @register("accuracy and robustness")
@@ -24,20 +23,11 @@ def autoattack_accuracy(
 ) -> Analysis:
     """The share of test points that are robust to AutoAttack, and signs of masked gradients, which would make it too high.
 
-    Args:
-        norm: of the ball: 1, 2 or inf.
-        eps: radius, in pixel values of [0, 1].
-        version: "standard", "plus" or "rand"; see :func:`opnorm.attacks.autoattack`.
-        points: the first so many test points; all when None.
-        seed: of the attack.
+    Of the first ``points``; ``version`` is "standard", "plus" or "rand", see :func:`opnorm.attacks.autoattack`.
 
     Returns:
         One row: norm, eps, clean_accuracy, accuracy, low and high (the 95 % interval of accuracy), correct, points,
         attack, misclassified (points, by attack), masking_passed, masking (the reasons), notes.
-
-    Raises:
-        SpecError: fewer than 1 point.
-        AttackError: a setting that makes no sense.
 
     Source: Croce & Hein 2020 (ICML).
     """
@@ -49,28 +39,17 @@ def autoattack_accuracy(
         result = attack.evaluate(model, x, y)
         masking = check_gradient_masking(model, x, y, result, norm=norm, eps=eps, random=version == "rand")
         low, high = result.interval
-        return [
-            {
-                "norm": f"{norm:g}",
-                "eps": eps,
-                "clean_accuracy": result.clean_accuracy,
-                "accuracy": result.robust_accuracy,
-                "low": low,
-                "high": high,
-                "correct": int(result.robust.sum()),
-                "points": len(y),
-                "attack": f"AutoAttack {version}",
-                "misclassified": {stage.name: stage.misclassified for stage in result.stages},
-                "masking_passed": masking.passed,
-                "masking": masking.summary,
-                "notes": list(result.notes),
-            }
-        ]
+        row = {"norm": f"{norm:g}", "eps": eps, "clean_accuracy": result.clean_accuracy}
+        row |= {"accuracy": result.robust_accuracy, "low": low, "high": high}
+        row |= {"correct": int(result.robust.sum()), "points": len(y), "attack": f"AutoAttack {version}"}
+        row["misclassified"] = {stage.name: stage.misclassified for stage in result.stages}
+        row |= {"masking_passed": masking.passed, "masking": masking.summary, "notes": list(result.notes)}
+        return [row]
 
     return Analysis(rows, sentence, columns)
 
 
-def sentence(rows: Sequence[Row]) -> str:
+def sentence(rows: Rows) -> str:
     row = rows[0]
     return (
         f"{row['accuracy']:.1%} of {row['points']} test images are robust to {row['attack']} at {norm_name(row['norm'])} "
@@ -78,8 +57,8 @@ def sentence(rows: Sequence[Row]) -> str:
     )
 
 
-def columns(rows: Sequence[Row]) -> list[tuple[Column, Cell]]:
-    found: list[tuple[Column, Cell]] = []
+def columns(rows: Rows) -> Cells:
+    found: Cells = []
     for row in rows:
         label = f"AutoAttack {norm_name(row['norm'])} {row['eps']:.3g}"
         help = f"Share of {row['points']} test images that are robust to AutoAttack of that size."

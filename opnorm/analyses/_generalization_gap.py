@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from opnorm.analyses._shared.analysis import Analysis, Row, register
-from opnorm.analyses._shared.points import cross_entropy, logits_of
+from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
+from opnorm.analyses._shared.points import SPLITS, cross_entropy, logits_of
 from opnorm.data import Dataset
-from opnorm.report import Axis, Cell, Chart, Column, Heading, Panel, Point, draw_curves, method_of
+from opnorm.report import Axis, Chart, Column, Heading, Panel, Point, draw_curves, method_of
 
 
 @register("accuracy and robustness")
@@ -26,20 +26,21 @@ def generalization_gap() -> Analysis:
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         row: Row = {}
-        for name, split in (("train", data.train), ("test", data.test)):
-            losses, wrong, points = [], 0, len(split.labels)
-            for logits, y in logits_of(model, split):
+        for name in SPLITS:
+            losses, wrong = [], 0
+            for _, y, logits in logits_of(model, getattr(data, name)):
                 losses.append(cross_entropy(logits, y))
                 wrong += int((logits.argmax(1) != y).sum())
-            row |= {f"{name}_loss": float(torch.cat(losses).mean()), f"{name}_error": wrong / points}
-            row[f"{name}_points"] = points
+            loss = torch.cat(losses)
+            row |= {f"{name}_loss": float(loss.mean()), f"{name}_error": wrong / len(loss)}
+            row[f"{name}_points"] = len(loss)
         gaps = {f"{key}_gap": row[f"test_{key}"] - row[f"train_{key}"] for key in ("loss", "error")}
         return [row | gaps]
 
     return Analysis(rows, sentence, columns, chart)
 
 
-def sentence(rows: Sequence[Row]) -> str:
+def sentence(rows: Rows) -> str:
     row = rows[0]
     return (
         f"Its error is {row['train_error']:.1%} on the training images and {row['test_error']:.1%} on the test images "
@@ -48,12 +49,12 @@ def sentence(rows: Sequence[Row]) -> str:
     )
 
 
-def columns(rows: Sequence[Row]) -> list[tuple[Column, Cell]]:
+def columns(rows: Rows) -> Cells:
     help = "Test error minus training error."
     return [(Column("error_gap", "error gap", "percent", "low", help), rows[0]["error_gap"])]
 
 
-def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
+def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
     """Loss and error on both splits, and the gaps (Wen, Li & Jia 2020, Fig. 3)."""
     heading = Heading(
         "generalization-gap",

@@ -8,14 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from opnorm._core.modes import model_state_preserved
-from opnorm.analyses._shared.analysis import Analysis, Row, register
+from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
 from opnorm.analyses._shared.points import batches, check_points, first, six_digits
 from opnorm.attacks._checks import check_logits
 from opnorm.data import Dataset
 from opnorm.errors import ModelError, NormError
 from opnorm.report import (
     Axis,
-    Cell,
     Chart,
     Column,
     Heading,
@@ -32,11 +31,9 @@ from opnorm.theory import input_gradient_bound
 def input_gradients(points: int | None = None) -> Analysis:
     """‖∇_x ℓ_ce‖_2 at each test point, and its upper bound from the norms of the weights.
 
+    At the first ``points``.
     The bound of a point is Σ_j |p_j - 1[j = y]| times the bound on ‖∂ŷ_j/∂x‖_2 of Eq. 15 (chains) or Eq. 24 (residual
     blocks); see :func:`opnorm.theory.input_gradient_bound`. A gradient of 0 is one below the precision of the numbers.
-
-    Args:
-        points: the first so many test points; all when None.
 
     Returns:
         One row: points, lengths and bounds (lists in the order of the data; bounds is None where no bound is known, for the
@@ -70,7 +67,7 @@ def input_gradients(points: int | None = None) -> Analysis:
     return Analysis(rows, sentence, columns, chart)
 
 
-def sentence(rows: Sequence[Row]) -> str:
+def sentence(rows: Rows) -> str:
     row = rows[0]
     median, largest = statistics.median(row["lengths"]), max(row["lengths"])
     text = f"At half of the test images the loss has an input gradient of at most {median:.3g} (the largest: {largest:.3g})"
@@ -79,13 +76,13 @@ def sentence(rows: Sequence[Row]) -> str:
     return f"{text}; the sizes of the weights allow {statistics.median(row['bounds']):.3g} at half of them."
 
 
-def columns(rows: Sequence[Row]) -> list[tuple[Column, Cell]]:
+def columns(rows: Rows) -> Cells:
     help = "Median over the test images of the Euclidean length of the loss's input gradient."
     column = Column("gradient", "input gradient", "number", None, help)
     return [(column, statistics.median(rows[0]["lengths"]))]
 
 
-def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
+def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
     """The lengths of the input gradients, and their bounds (Liu et al. 2020, Fig. 3)."""
     heading = Heading(
         "input-gradients",
@@ -98,12 +95,9 @@ def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
         "lengths": Panel("Gradient of the loss", percent=True),
         "bounds": Panel("Bound from the weights", percent=True),
     }
-    points = [
-        point
-        for key in panels
-        for point in histogram_points(
-            [Sample(method_of(row), key, row[key]) for row in rows if row[key]], log=True
-        )
-    ]
+    points = []
+    for key in panels:
+        samples = [Sample(method_of(row), key, row[key]) for row in rows if row[key]]
+        points += histogram_points(samples, log=True)
     x = Axis("length of the gradient (log scale)", log=True)
     return draw_curves(points, methods, heading, panels, x, dots=False)

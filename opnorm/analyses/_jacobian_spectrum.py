@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from opnorm.analyses._shared.analysis import Analysis, Row, register
-from opnorm.analyses._shared.points import ROTH_ATTACK, attacked, by_rank, check_count, sample, summary
+from opnorm.analyses._shared.analysis import Analysis, Row, Rows, register
+from opnorm.analyses._shared.points import ROTH_ATTACK, attacked, by_rank, check_points, sample, summary
 from opnorm.attacks import Attack
 from opnorm.data import Dataset
 from opnorm.jacobian import features, singular_values
@@ -16,42 +16,32 @@ FLOAT32_ERROR = 1e-7  # of the largest singular value
 
 @register("neighborhood of the data")
 def jacobian_spectrum(
-    points: int = 200, attack: Attack = ROTH_ATTACK, layer: str | None = None, seed: int = 0
+    points: int | None = 200, attack: Attack = ROTH_ATTACK, layer: str | None = None, seed: int = 0
 ) -> Analysis:
-    """All singular values of the Jacobian of the features, at clean and at attacked points.
+    """All singular values of the Jacobian of the features, at clean and at attacked random test points.
 
     Features are φ^{L-1}, the input of the last linear layer, unless ``layer`` is given.
-
-    Args:
-        points: how many test points.
-        attack: makes the attacked points.
-        layer: the name of the layer whose output is the features.
-        seed: of the choice of points and of the attack.
 
     Returns:
         Two rows: at ("clean", "attacked"), layer, points, mean and sem (standard error over the points; lists by rank).
 
-    Raises:
-        SpecError: a setting that makes no sense, or fewer test points than asked for.
-        ModelError: no such layer, or a Jacobian that does not exist; see :func:`opnorm.jacobian.linearized`.
-
     Source: Roth, Kilcher & Hofmann 2020, Fig. 2 left.
     """
-    check_count(points=points)
+    check_points(points)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         x, y = sample(model, data, points, seed)
         f = features(model, x, layer)
         both = {"clean": x, "attacked": attacked(model, x, y, attack, seed)}
         return [
-            {"at": at, "layer": f.layer, "points": points, **summary(singular_values(f, z))}
+            {"at": at, "layer": f.layer, "points": len(x), **summary(singular_values(f, z))}
             for at, z in both.items()
         ]
 
     return Analysis(rows, sentence, chart=chart)
 
 
-def sentence(rows: Sequence[Row]) -> str:
+def sentence(rows: Rows) -> str:
     clean, moved = (next(r["mean"][0] for r in rows if r["at"] == at) for at in ("clean", "attacked"))
     return (
         f"The last hidden features amplify a small change of an image by up to {clean:.3g} on average, and that of an "
@@ -59,7 +49,7 @@ def sentence(rows: Sequence[Row]) -> str:
     )
 
 
-def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
+def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
     """Singular values by rank (Roth et al. 2020, Fig. 2 left)."""
     heading = Heading(
         "jacobian-spectrum",
@@ -74,10 +64,7 @@ def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
     }
     points = []
     for row in rows:
-        largest = max(row["mean"], default=0.0)
-        above = [
-            s for s in row["mean"] if s >= FLOAT32_ERROR * largest
-        ]  # the rest is the rounding of float32
-        points += by_rank(method_of(row), row["at"], above)
+        least = FLOAT32_ERROR * max(row["mean"], default=0.0)  # less is rounding
+        points += by_rank(method_of(row), row["at"], [s for s in row["mean"] if s >= least])
     x = Axis("rank of the singular value", log=True)
     return draw_curves(points, methods, heading, panels, x, dots=False)

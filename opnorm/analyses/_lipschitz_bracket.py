@@ -1,12 +1,14 @@
 """The Lipschitz constant from above and from below."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from opnorm.analyses._shared.analysis import Analysis, Row, register
-from opnorm.analyses._shared.points import amounts, check_count, check_norm, sample, summary
+from opnorm._core.settings import check_choice, check_count
+from opnorm.analyses._shared.analysis import Analysis, Row, Rows, register
+from opnorm.analyses._shared.points import amounts, check_points, sample, summary
 from opnorm.data import Dataset
 from opnorm.jacobian import jacobian_norm, secant_ascent
 from opnorm.norms.network.lipschitz import lipschitz_bound
@@ -17,35 +19,25 @@ BATCH = 100
 
 @register("neighborhood of the data", "lipschitz_bracket()", "lipschitz_bracket(norm=inf)")
 def lipschitz_bracket(
-    norm: float = 2, radius: float = 0.1, points: int = 100, steps: int = 20, seed: int = 0
+    norm: float = 2, radius: float = 0.1, points: int | None = 100, steps: int = 20, seed: int = 0
 ) -> Analysis:
     """The network's Lipschitz constant from ℓp to ℓp, from above and from below, of the logits.
 
     - from above, on all inputs: the layers' norms along the graph (:func:`opnorm.norms.lipschitz_bound`);
-    - from below: the largest ‖J(x)‖_p at test points, and the largest secant slope ‖f(x + z) - f(x)‖_p / ‖z‖_p found by
-      ascent over ‖z‖_p = ``radius``, which begins at the Jacobian's own maximizer.
+    - from below: the largest ‖J(x)‖_p at random test points, and the largest secant slope ‖f(x + z) - f(x)‖_p / ‖z‖_p found
+      by ``steps`` of ascent over ‖z‖_p = ``radius``, from the Jacobian's own maximizer; x + z may leave [0, 1].
 
-    The gap between them shows how little the global bound depends on the data.
-
-    Args:
-        norm: p: 1, 2 or inf.
-        radius: ‖z‖_p in pixel values of [0, 1], which x + z may leave.
-        points: how many test points.
-        steps: of the ascent.
-        seed: of the choice of points.
+    p is ``norm``. The gap between them shows how little the global bound depends on the data.
 
     Returns:
         One row: norm, points, radius; upper (None where it is not known) and reason; jacobian and secant (the largest);
         jacobian_mean, secant_mean.
 
-    Raises:
-        SpecError: a setting that makes no sense, or fewer test points than asked for.
-        ModelError: see :func:`opnorm.jacobian.linearized`.
-
     Source: Liang & Huang 2021, Definition 1; Roth, Kilcher & Hofmann 2020, Sec. 3.
     """
-    check_count(points=points, steps=steps)
-    check_norm(norm)
+    check_points(points)
+    check_count("steps", steps)
+    check_choice("norm", norm, (1, 2, math.inf))
     amounts("radius", radius, zero=False)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
@@ -58,43 +50,29 @@ def lipschitz_bracket(
             ascent = secant_ascent(model, part, found.v, radius, norm, norm, steps=steps)
             slopes.append(torch.stack([secant.slope for secant in ascent]).amax(0).double())
         jacobian, secant = torch.cat(local), torch.cat(slopes)
-        return [
-            {
-                "norm": f"{norm:g}",
-                "points": points,
-                "radius": radius,
-                "upper": bound.value,
-                "reason": bound.reason,
-                "jacobian": float(jacobian.max()),
-                "secant": float(secant.max()),
-                "jacobian_mean": summary(jacobian)["mean"],
-                "secant_mean": summary(secant)["mean"],
-            }
-        ]
+        row = {"norm": f"{norm:g}", "points": len(x), "radius": radius}
+        row |= {"upper": bound.value, "reason": bound.reason}
+        for key, values in (("jacobian", jacobian), ("secant", secant)):
+            row |= {key: float(values.max()), f"{key}_mean": summary(values)["mean"]}
+        return [row]
 
     return Analysis(rows, sentence, chart=chart)
 
 
-def sentence(rows: Sequence[Row]) -> str:
+def sentence(rows: Rows) -> str:
     parts = []
     for row in rows:
         below, name = max(row["secant"], row["jacobian"]), norm_name(row["norm"])
         if row["upper"] is None:
-            parts.append(
-                f"in {name} slopes up to {below:.3g} were found; a bound is not known ({row['reason']})"
-            )
-            continue
-        text = f"in {name} the layers allow a slope of {row['upper']:.3g}; at the data "
-        found = (
-            f"at most {below:.3g} was found, {row['upper'] / below:.3g} times less"
-            if below
-            else "none was found"
-        )
-        parts.append(text + found)
+            text = f"slopes up to {below:.3g} were found; a bound is not known ({row['reason']})"
+        else:
+            ratio = f"at most {below:.3g} was found, {row['upper'] / below:.3g} times less" if below else ""
+            text = f"the layers allow a slope of {row['upper']:.3g}; at the data {ratio or 'none was found'}"
+        parts.append(f"in {name} {text}")
     return one_sentence(parts)
 
 
-def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
+def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
     """The bound from the layers beside slopes at the data."""
     heading = Heading(
         "lipschitz-bracket",
@@ -103,12 +81,8 @@ def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
         "steepest secant to a point nearby, and the largest and the mean Jacobian norm. A large gap means that the bound "
         "depends little on the data.",
     )
-    names = {
-        "bound": "upper",
-        "largest secant": "secant",
-        "largest Jacobian": "jacobian",
-        "mean Jacobian": "jacobian_mean",
-    }
+    names = {"bound": "upper", "largest secant": "secant", "largest Jacobian": "jacobian"}
+    names["mean Jacobian"] = "jacobian_mean"
     panels = {row["norm"]: Panel(f"{norm_name(row['norm'])} slopes (log scale)", log=True) for row in rows}
     points = [
         Point(method_of(row), row["norm"], name, row[key]) for row in rows for name, key in names.items()

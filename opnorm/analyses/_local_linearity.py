@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from opnorm.analyses._shared.analysis import Analysis, Row, register
+from opnorm.analyses._shared.analysis import Analysis, Row, Rows, register
 from opnorm.analyses._shared.points import (
     ROTH_ATTACK,
     amounts,
     attacked,
-    check_count,
+    check_points,
     in_double,
     sample,
     summary,
@@ -26,37 +26,28 @@ STEPS = 20  # of Lanczos iteration, for averages
 
 @register("neighborhood of the data")
 def local_linearity(
-    points: int = 100,
+    points: int | None = 100,
     distances: Sequence[float] = (0, 0.1, 0.25, 0.5, 1, 1.5, 2),
     attack: Attack = ROTH_ATTACK,
     layer: str | None = None,
     seed: int = 0,
 ) -> Analysis:
-    """The deviation of the features from linear, and their slope, against the distance from a point.
+    """The deviation of the features from linear, and their slope, against the distance from a random test point.
 
     Along z = t d, with d of ℓ2 length 1, random or toward the attacked point: the deviation ‖φ(x + z) - (φ(x) + J(x) z)‖_2
-    and the largest singular value of J(x + z), against t = ‖z‖_2. Pixels may leave [0, 1]. In float64. For the features see
-    :func:`jacobian_spectrum`.
-
-    Args:
-        points: how many test points.
-        distances: t, ℓ2 lengths in pixel values of [0, 1].
-        attack: its direction is the adversarial one.
-        layer: the name of the layer whose output is the features; the input of the last linear layer when None.
-        seed: of the choice of points, of the attack and of the random directions.
+    and the largest singular value of J(x + z), against t = ‖z‖_2, one of ``distances``. Pixels may leave [0, 1]. In float64.
+    For the features see :func:`jacobian_spectrum`.
 
     Returns:
         One row a direction ("random", "adversarial") and distance: direction, distance, layer, points, and for deviation and
         sigma each the mean and its standard error: deviation, deviation_sem, sigma, sigma_sem.
 
     Raises:
-        SpecError: a setting that makes no sense, or fewer test points than asked for.
         AttackError: the attack leaves a point where it is.
-        ModelError: see :func:`jacobian_spectrum`.
 
     Source: Roth, Kilcher & Hofmann 2020, Fig. 4.
     """
-    check_count(points=points)
+    check_points(points)
     lengths = amounts("distances", distances)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
@@ -70,7 +61,7 @@ def local_linearity(
             parts = zip(x.split(BATCH), d.split(BATCH), strict=True)
             deviations = torch.cat([_deviations(f, a, b, lengths) for a, b in parts], 1)
             for length, deviation in zip(lengths, deviations, strict=True):
-                row = {"direction": direction, "distance": length, "layer": f.layer, "points": points}
+                row = {"direction": direction, "distance": length, "layer": f.layer, "points": len(x)}
                 sigma = jacobian_norm(f, x + length * d, steps=STEPS).lower
                 for key, values in (("deviation", deviation), ("sigma", sigma)):
                     means = summary(values)
@@ -89,10 +80,8 @@ def _deviations(f: nn.Module, x: Tensor, d: Tensor, lengths: list[float]) -> Ten
         return torch.stack([lp_norm(f(x + t * d) - here - t * slope, 2) for t in lengths])
 
 
-def sentence(rows: Sequence[Row]) -> str:
-    ends: dict[str, Row] = {}
-    for row in sorted(rows, key=lambda row: row["distance"]):
-        ends[row["direction"]] = row
+def sentence(rows: Rows) -> str:
+    ends = {row["direction"]: row for row in sorted(rows, key=lambda row: row["distance"])}
     ends = {direction: ends[direction] for direction in ("random", "adversarial")}
     deviations = " and ".join(f"{row['deviation']:.3g} in {d} directions" for d, row in ends.items())
     sigmas = " and ".join(f"{row['sigma']:.3g}" for row in ends.values())
@@ -102,7 +91,7 @@ def sentence(rows: Sequence[Row]) -> str:
     )
 
 
-def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
+def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
     """Deviation from linearity and the largest singular value against the distance (Roth et al. 2020, Fig. 4)."""
     heading = Heading(
         "local-linearity",

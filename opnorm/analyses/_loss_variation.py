@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.modes import evaluating
-from opnorm.analyses._shared.analysis import Analysis, Row, register
-from opnorm.analyses._shared.points import amounts, batches, check_points, cross_entropy, first
+from opnorm.analyses._shared.analysis import Analysis, Row, Rows, register
+from opnorm.analyses._shared.points import amounts, check_points, cross_entropy, first, logits_of
 from opnorm.attacks import pgd
 from opnorm.data import Dataset
 from opnorm.report import Chart, Heading, Panel, Point, draw_curves, eps_axis, method_of
@@ -23,21 +23,12 @@ def loss_variation(
 ) -> Analysis:
     """The largest change of a test point's loss within ε: mean and standard deviation over the points.
 
-    Of each point, max |CE(f(x*), y) - CE(f(x), y)| over the x* that ℓ∞ PGD finds at this radius and at the smaller ones,
-    with steps of ε / 4, the ratio of the paper's attack. A lower bound, as PGD need not find the largest change.
-
-    Args:
-        eps: radii, in pixel values of [0, 1].
-        steps: of PGD at each radius, from a random start.
-        points: the first so many test points; all when None.
-        seed: of the random starts.
+    Of each of the first ``points``, max |CE(f(x*), y) - CE(f(x), y)| over the x* that ℓ∞ PGD finds at this radius and at the
+    smaller ones, with steps of ε / 4, the ratio of the paper's attack. A lower bound, as PGD need not find the largest
+    change.
 
     Returns:
         One row a radius, the smallest first: eps, mean, std (divided by the number of points), points.
-
-    Raises:
-        SpecError: no radius, or fewer than 1 point.
-        AttackError: a setting that makes no sense.
 
     Source: Wen, Li & Jia 2020, B.5, Fig. 8 and Table 1.
     """
@@ -46,32 +37,26 @@ def loss_variation(
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         parts: dict[float, list[Tensor]] = {radius: [] for radius in attacks}
-        for x, y in batches(first(data, points), model):
-            largest = torch.zeros(len(y), dtype=torch.float64, device=x.device)
-            clean = _loss(model, x, y)
+        for x, y, logits in logits_of(model, first(data, points)):
+            clean = cross_entropy(logits, y)
+            largest = torch.zeros_like(clean)
             for radius, attack in attacks.items():
-                largest = torch.maximum(largest, (_loss(model, attack(model, x, y), y) - clean).abs())
+                moved = attack(model, x, y)
+                with evaluating(model):
+                    change = (cross_entropy(model(moved), y) - clean).abs()
+                largest = torch.maximum(largest, change)
                 parts[radius].append(largest)
-        changes = {radius: torch.cat(part) for radius, part in parts.items()}
-        return [
-            {
-                "eps": radius,
-                "mean": float(change.mean()),
-                "std": float(change.std(correction=0)),
-                "points": len(change),
-            }
-            for radius, change in changes.items()
-        ]
+        found = []
+        for radius, part in parts.items():
+            change = torch.cat(part)
+            row = {"eps": radius, "mean": float(change.mean()), "std": float(change.std(correction=0))}
+            found.append(row | {"points": len(change)})
+        return found
 
     return Analysis(rows, sentence, chart=chart)
 
 
-def _loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    with evaluating(model):
-        return cross_entropy(model(x), y)
-
-
-def sentence(rows: Sequence[Row]) -> str:
+def sentence(rows: Rows) -> str:
     row = max(rows, key=lambda row: row["eps"])
     return (
         f"Within ε = {row['eps']:.3g} the loss of a test image changes by up to {row['mean']:.3g} on average (standard "
@@ -79,7 +64,7 @@ def sentence(rows: Sequence[Row]) -> str:
     )
 
 
-def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
+def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
     """Mean and standard deviation of the largest change of the loss against ε (Wen, Li & Jia 2020, Fig. 8)."""
     heading = Heading(
         "loss-variation",

@@ -3,11 +3,13 @@
 import math
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
-from opnorm.analyses._shared.analysis import Analysis, Row, register
-from opnorm.analyses._shared.points import choose_split, logits_of, six_digits, split_name
+from opnorm._core.settings import check_choice
+from opnorm.analyses._shared.analysis import Analysis, Row, Rows, register
+from opnorm.analyses._shared.points import SPLITS, logits_of, six_digits
 from opnorm.data import Dataset
 from opnorm.report import Axis, Chart, Heading, Panel, Sample, draw_curves, histogram_points, known, method_of
 
@@ -19,16 +21,13 @@ def margins(split: str = "test") -> Analysis:
     Returns:
         One row: split, points, margins (a list, in the order of the data).
 
-    Raises:
-        SpecError: a split other than "train" or "test".
-
     Source: Wen, Li & Jia 2020, Figs. 4 and 5.
     """
-    choose = choose_split(split)
+    check_choice("split", split, tuple(SPLITS))
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         values: list[float] = []
-        for logits, y in logits_of(model, choose(data)):
+        for _, y, logits in logits_of(model, getattr(data, split)):
             others = logits.scatter(1, y[:, None], -math.inf).amax(1)
             values += six_digits(logits.gather(1, y[:, None]).squeeze(1) - others)
         return [{"split": split, "points": len(values), "margins": values}]
@@ -36,20 +35,20 @@ def margins(split: str = "test") -> Analysis:
     return Analysis(rows, sentence, chart=chart)
 
 
-def sentence(rows: Sequence[Row]) -> str:
+def sentence(rows: Rows) -> str:
     parts = []
     for row in rows:
         values = row["margins"]
         near = sum(0 < m < 1 for m in values) / len(values)
         wrong = sum(m < 0 for m in values) / len(values)
         parts.append(
-            f"of the {split_name(row)} images {wrong:.1%} lie below 0 and {near:.1%} between 0 and 1 (median "
+            f"of the {SPLITS[row['split']]} images {wrong:.1%} lie below 0 and {near:.1%} between 0 and 1 (median "
             f"{statistics.median(values):.3g}, standard deviation {statistics.pstdev(values):.3g})"
         )
     return f"Margins: {'; '.join(parts)}."
 
 
-def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
+def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
     """The distribution of the margins on both splits (Wen, Li & Jia 2020, Fig. 4)."""
     heading = Heading(
         "margins",
@@ -58,27 +57,15 @@ def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
         "misclassified. A hump close to 0 is a network that is less confident, and whose images are easier to attack. The "
         "first and the last bin hold all margins beyond.",
     )
-    panels = {
-        split: Panel(
-            f"Share of the {split_name({'split': split})} images",
-            percent=True,
-            quantity="images here",
-            note="below 0: misclassified",
-        )
-        for split in ("train", "test")
-    }
+    look: dict[str, Any] = {"percent": True, "quantity": "images here", "note": "below 0: misclassified"}
+    panels = {split: Panel(f"Share of the {name} images", **look) for split, name in SPLITS.items()}
     wrong: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         share = sum(known(m) and m < 0 for m in row["margins"]) / max(len(row["margins"]), 1)
         wrong.setdefault((method_of(row), row["split"]), []).append(share)
-    samples = [
-        Sample(
-            method_of(row),
-            row["split"],
-            row["margins"],
-            f"{statistics.fmean(wrong[method_of(row), row['split']]):.1%}",
-        )
-        for row in rows
-    ]
+    samples = []
+    for row in rows:
+        note = f"{statistics.fmean(wrong[method_of(row), row['split']]):.1%}"
+        samples.append(Sample(method_of(row), row["split"], row["margins"], note))
     x = Axis("margin", mark=(0, "misclassified ←"))
     return draw_curves(histogram_points(samples, edge=0.0), methods, heading, panels, x, dots=False)

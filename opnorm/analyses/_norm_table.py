@@ -6,24 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 from torch import nn
 
-from opnorm.analyses._shared.analysis import Analysis, Row, register
+from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
 from opnorm.analyses._shared.layer_rows import KINDS, names_in_order, numbered
 from opnorm.analyses._shared.points import batches
 from opnorm.data import Dataset
 from opnorm.norms import measure
-from opnorm.report import (
-    NORMS,
-    Axis,
-    Cell,
-    Chart,
-    Column,
-    Heading,
-    Panel,
-    Point,
-    draw_curves,
-    known,
-    method_of,
-)
+from opnorm.report import NORMS, Axis, Chart, Column, Heading, Panel, Point, draw_curves, known, method_of
 
 GRID = 81  # points on a line of the density
 
@@ -45,33 +33,31 @@ def norm_table(ords: Sequence[float] = (1, 2, math.inf)) -> Analysis:
     return Analysis(rows, sentence, columns, chart, compare)
 
 
-def typical_norm(rows: Sequence[Row], ord: str) -> float | None:
+def _log10_norms(rows: Rows, ord: str, end: str) -> list[float]:
+    """log10 of a norm's end for every linear and convolutional layer; none where one is not known or 0."""
+    norms = [row["norms"].get(ord, {}).get(end) for row in rows if row["kind"] in KINDS]
+    return [math.log10(norm) for norm in norms] if all(known(n) and n > 0 for n in norms) else []
+
+
+def typical_norm(rows: Rows, ord: str) -> float | None:
     """The geometric mean of a norm over the linear and convolutional layers; None where one is not known."""
-    norms = [row["norms"].get(ord) for row in rows if row["kind"] in KINDS]
-    if not norms or any(norm is None or norm["lower"] <= 0 for norm in norms):
-        return None
-    return 10 ** (math.fsum(math.log10(norm["lower"]) for norm in norms) / len(norms))
+    logs = _log10_norms(rows, ord, "lower")
+    return 10 ** (math.fsum(logs) / len(logs)) if logs else None
 
 
-def log10_complexity(rows: Sequence[Row]) -> float | None:
+def log10_complexity(rows: Rows) -> float | None:
     """log10 of the spectral complexity ∏ ‖W‖_2, from above; None where a norm has no known upper bound.
 
     Source: Wen, Li & Jia 2020, Definition 7.
     """
-    norms = [row["norms"].get("2") for row in rows if row["kind"] in KINDS]
-    if not norms or any(norm is None or not known(norm["upper"]) or norm["upper"] <= 0 for norm in norms):
-        return None
-    return math.fsum(math.log10(norm["upper"]) for norm in norms)
+    logs = _log10_norms(rows, "2", "upper")
+    return math.fsum(logs) if logs else None
 
 
-def sentence(rows: Sequence[Row]) -> str:
+def sentence(rows: Rows) -> str:
     typical = {name: typical_norm(rows, ord) for ord, name in NORMS.items()}
-    parts = [f"{value:.3g} ({name})" for name, value in typical.items() if value is not None]
-    text = (
-        f"The typical norm of a layer is {', '.join(parts)}."
-        if parts
-        else "The norms of its layers are not known."
-    )
+    parts = ", ".join(f"{value:.3g} ({name})" for name, value in typical.items() if value is not None)
+    text = f"The typical norm of a layer is {parts}." if parts else "The norms of its layers are not known."
     product = log10_complexity(rows)
     if product is None:
         return text
@@ -79,7 +65,7 @@ def sentence(rows: Sequence[Row]) -> str:
     return f"{text} The product of the ℓ₂ norms, its spectral complexity, is at most {size}."
 
 
-def compare(first: Sequence[Row], other: Sequence[Row], first_name: str, other_name: str) -> str:
+def compare(first: Rows, other: Rows, first_name: str, other_name: str) -> str:
     """The ratios of the typical norms."""
     pairs = {name: (typical_norm(first, ord), typical_norm(other, ord)) for ord, name in NORMS.items()}
     ratios = [f"×{b / a:.3g} ({name})" for name, (a, b) in pairs.items() if a is not None and b is not None]
@@ -88,9 +74,9 @@ def compare(first: Sequence[Row], other: Sequence[Row], first_name: str, other_n
     return f"The typical norms of the layers of {other_name} are {', '.join(ratios)} those of {first_name}."
 
 
-def columns(rows: Sequence[Row]) -> list[tuple[Column, Cell]]:
+def columns(rows: Rows) -> Cells:
     help = "Geometric mean of the norm over the linear and convolutional layers."
-    found: list[tuple[Column, Cell]] = [
+    found: Cells = [
         (Column(f"norm_{ord}", f"{name} norm", "number", None, help), typical_norm(rows, ord))
         for ord, name in NORMS.items()
         if any(ord in row["norms"] for row in rows)
@@ -100,7 +86,7 @@ def columns(rows: Sequence[Row]) -> list[tuple[Column, Cell]]:
     return [*found, (complexity, log10_complexity(rows))]
 
 
-def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
+def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
     """The norms layer by layer, and their distribution over the layers (Liang & Huang 2021, supplement and Fig. 2)."""
     heading = Heading(
         "layer-norms",
@@ -109,9 +95,7 @@ def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
         "Bars reach over all seeds and, for ℓ₂, over the certified interval. Below: the share of layers at each size of the "
         "norm (Gaussian kernel density of its logarithm); the ticks are the layers.",
     )
-    layers = [
-        (name, place, row) for name, place, row in numbered(rows) if row["kind"] in KINDS and row["norms"]
-    ]
+    layers = [layer for layer in numbered(rows) if layer[2]["kind"] in KINDS and layer[2]["norms"]]
     points, sizes = [], dict[tuple[str, str], list[float]]()
     for name, _, row in layers:
         for ord, norm in row["norms"].items():
@@ -129,9 +113,8 @@ def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
     }
     for ord, name in NORMS.items():
         by_size = Axis(f"{name} norm (log scale)", log=True)
-        panels[f"density {ord}"] = Panel(
-            f"Density of the {name} norms", quantity="density", dots=False, x=by_size
-        )
+        title = f"Density of the {name} norms"
+        panels[f"density {ord}"] = Panel(title, quantity="density", dots=False, x=by_size)
     return draw_curves(points, methods, heading, panels, columns=3)
 
 

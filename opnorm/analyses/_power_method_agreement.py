@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from opnorm._core.lp import check_orders
-from opnorm.analyses._shared.analysis import Analysis, Row, register
-from opnorm.analyses._shared.points import amounts, check_count, in_double, sample, summary
+from opnorm._core.settings import check_count
+from opnorm.analyses._shared.analysis import Analysis, Row, Rows, register
+from opnorm.analyses._shared.points import amounts, check_points, in_double, sample, summary
 from opnorm.data import Dataset
 from opnorm.jacobian import theorem_1
 from opnorm.report import Axis, Chart, Heading, Panel, Point, draw_curves, method_of
@@ -22,21 +23,14 @@ def power_method_agreement(
     p: float = 2,
     q: float = 2,
     steps: int = 10,
-    points: int = 100,
+    points: int | None = 100,
     seed: int = 0,
 ) -> Analysis:
     """How far Theorem 1 holds on this network: adversarial ascent beside the power method, as ε grows.
 
-    Both start at the same random place and take ``steps`` steps: ascent on ‖f(x') - f(x)‖_q within ℓp distance ε of x, and
-    the power method for ‖J(x)‖_{p→q}. Within one linear region they are the same. In float64; f are the logits.
-
-    Args:
-        eps: radii, above 0, in pixel values of [0, 1].
-        p: of the ball.
-        q: of the loss.
-        steps: of each.
-        points: how many test points.
-        seed: of the choice of points and of the start.
+    Both start at the same random place and take ``steps`` steps: ascent on ‖f(x') - f(x)‖_q within ℓp distance ε of a random
+    test point x, and the power method for ‖J(x)‖_{p→q}. Within one linear region they are the same. In float64; f are the
+    logits.
 
     Returns:
         One row a radius: p, q, eps, steps, points; cosine and cosine_sem (of the last directions); first_cosine (of those
@@ -45,13 +39,12 @@ def power_method_agreement(
         is 1 by the theorem; None where there are none).
 
     Raises:
-        SpecError: a setting that makes no sense, or fewer test points than asked for.
         NormError: p or q below 1.
-        ModelError: see :func:`opnorm.jacobian.linearized`.
 
     Source: Roth, Kilcher & Hofmann 2020, Theorem 1.
     """
-    check_count(points=points, steps=steps)
+    check_points(points)
+    check_count("steps", steps)
     check_orders(p, q)
     radii = amounts("eps", eps, zero=False)
 
@@ -65,7 +58,7 @@ def power_method_agreement(
             slope = torch.cat([part.slope / part.gain.clamp(min=1e-300) for part in parts])
             inside = torch.cat([part.same_region for part in parts])
             last = summary(cosine[-1])
-            row = {"p": f"{p:g}", "q": f"{q:g}", "eps": radius, "steps": steps, "points": points}
+            row = {"p": f"{p:g}", "q": f"{q:g}", "eps": radius, "steps": steps, "points": len(x)}
             row |= {"cosine": last["mean"], "cosine_sem": last["sem"]}
             row |= {"first_cosine": summary(cosine[0])["mean"], "slope": summary(slope)["mean"]}
             row["same_region"] = float(inside.double().mean())
@@ -76,21 +69,21 @@ def power_method_agreement(
     return Analysis(rows, sentence, chart=chart)
 
 
-def sentence(rows: Sequence[Row]) -> str:
+def sentence(rows: Rows) -> str:
     return (
         "Adversarial ascent and the power method end in nearly the same direction (cosine 0.9 or more) "
         f"{_range(rows, 'cosine', 0.9)}; most ascents stay in one linear region {_range(rows, 'same_region', 0.5)}."
     )
 
 
-def _range(rows: Sequence[Row], key: str, least: float) -> str:
+def _range(rows: Rows, key: str, least: float) -> str:
     """Up to which radius a value is at least so large, beginning at the smallest radius."""
     ordered = sorted(rows, key=lambda row: row["eps"])
     radii = [row["eps"] for row in itertools.takewhile(lambda row: row[key] >= least, ordered)]
     return f"up to ε = {radii[-1]:g}" if radii else f"not even at ε = {ordered[0]['eps']:g}"
 
 
-def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
+def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
     """The agreement against ε (Roth et al. 2020, Theorem 1)."""
     heading = Heading(
         "power-method-agreement",

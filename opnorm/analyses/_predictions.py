@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from opnorm.analyses._shared.analysis import Analysis, Row, register
-from opnorm.analyses._shared.points import choose_split, cross_entropy, logits_of, six_digits, split_name
+from opnorm._core.settings import check_choice
+from opnorm.analyses._shared.analysis import Analysis, Row, Rows, register
+from opnorm.analyses._shared.points import SPLITS, cross_entropy, logits_of, six_digits
 from opnorm.data import Dataset
 from opnorm.report import (
     Axis,
@@ -28,15 +29,13 @@ def predictions(split: str = "test") -> Analysis:
     Returns:
         One row: split, points, probabilities, losses (lists, in the order of the data).
 
-    Raises:
-        SpecError: a split other than "train" or "test".
-
     Source: Wen, Li & Jia 2020, Figs. 5a and 5b.
     """
-    choose = choose_split(split)
+    check_choice("split", split, tuple(SPLITS))
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
-        losses = torch.cat([cross_entropy(logits, y) for logits, y in logits_of(model, choose(data))])
+        batches = logits_of(model, getattr(data, split))
+        losses = torch.cat([cross_entropy(logits, y) for _, y, logits in batches])
         probabilities = six_digits((-losses).exp())
         row = {"split": split, "points": len(losses), "probabilities": probabilities}
         return [row | {"losses": six_digits(losses)}]
@@ -44,19 +43,19 @@ def predictions(split: str = "test") -> Analysis:
     return Analysis(rows, sentence, chart=chart)
 
 
-def sentence(rows: Sequence[Row]) -> str:
+def sentence(rows: Rows) -> str:
     parts = []
     for row in rows:
         confident = sum(p > 0.99 for p in row["probabilities"]) / row["points"]
         between = sum(0.1 <= p <= 0.9 for p in row["probabilities"]) / row["points"]
         parts.append(
-            f"to {confident:.1%} of the {split_name(row)} images it gives the right class a probability above 0.99, to "
+            f"to {confident:.1%} of the {SPLITS[row['split']]} images it gives the right class a probability above 0.99, to "
             f"{between:.1%} one between 0.1 and 0.9"
         )
     return one_sentence(parts)
 
 
-def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
+def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
     """Histograms of the true class's probability and of the loss (Wen, Li & Jia 2020, Figs. 5a and 5b)."""
     heading = Heading(
         "predictions",
@@ -66,15 +65,14 @@ def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
         "loss holds all losses beyond.",
     )
     panels, points = {}, []
-    for split in ("train", "test"):
-        images = f"{split_name({'split': split})} images (log scale)"
-        own = [row for row in rows if row["split"] == split]
-        for key, title, quantity in (
-            ("probabilities", "Probability", "probability of the true class"),
-            ("losses", "Loss", "loss"),
-        ):
-            panel = f"{key} {split}"
-            panels[panel] = Panel(f"{title}, {images}", log=True, percent=True, x=Axis(quantity))
-            ends = (0.0, 1.0) if key == "probabilities" else None
-            points += histogram_points([Sample(method_of(r), panel, r[key]) for r in own], ends=ends)
+    quantities = {
+        "probabilities": ("Probability", "probability of the true class", (0.0, 1.0)),
+        "losses": ("Loss", "loss", None),
+    }
+    for split, name in SPLITS.items():
+        for key, (title, quantity, ends) in quantities.items():
+            panel, text = f"{key} {split}", f"{title}, {name} images (log scale)"
+            panels[panel] = Panel(text, log=True, percent=True, x=Axis(quantity))
+            samples = [Sample(method_of(row), panel, row[key]) for row in rows if row["split"] == split]
+            points += histogram_points(samples, ends=ends)
     return draw_curves(points, methods, heading, panels, dots=False)

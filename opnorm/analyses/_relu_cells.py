@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.random import point_keys, uniform
-from opnorm.analyses._shared.analysis import Analysis, Row, register
-from opnorm.analyses._shared.points import amounts, check_count, sample, summary
+from opnorm.analyses._shared.analysis import Analysis, Row, Rows, register
+from opnorm.analyses._shared.points import amounts, check_points, sample, summary
 from opnorm.data import Dataset
 from opnorm.jacobian import activations, shared_activations
 from opnorm.report import Axis, Chart, Heading, Panel, Point, draw_curves, method_of
@@ -17,28 +17,22 @@ BATCH = 50
 
 @register("neighborhood of the data")
 def relu_cells(
-    points: int = 100, eps: Sequence[float] = (0, 0.01, 0.02, 0.05, 0.1, 0.2), seed: int = 0
+    points: int | None = 100, eps: Sequence[float] = (0, 0.01, 0.02, 0.05, 0.1, 0.2), seed: int = 0
 ) -> Analysis:
     """The share of ReLU units that keep their state when uniform noise in [-ε, ε] is added to every pixel.
 
-    Around test points, and around points drawn uniformly from [0, 1]^n, away from the data. The faster it falls with ε, the
-    smaller are the linear regions. Pixels may leave [0, 1].
-
-    Args:
-        points: how many of either kind.
-        eps: ε, in pixel values of [0, 1].
-        seed: of the choice of points and of the noise.
+    Around random test points, and around as many points drawn uniformly from [0, 1]^n, away from the data. The faster it
+    falls with ε, the smaller are the linear regions. Pixels may leave [0, 1].
 
     Returns:
         One row a place ("data", "noise") and ε: around, eps, points, units, mean, sem (standard error over the points).
 
     Raises:
-        SpecError: a setting that makes no sense, or fewer test points than asked for.
         ModelError: the network has no ReLU or other piecewise linear unit.
 
     Source: Roth, Kilcher & Hofmann 2020, Fig. 5.
     """
-    check_count(points=points)
+    check_points(points)
     radii = amounts("eps", eps)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
@@ -48,12 +42,11 @@ def relu_cells(
             noise, parts = 2 * _uniform(center, seed, 2) - 1, []
             for a, z in zip(center.split(BATCH), noise.split(BATCH), strict=True):
                 home = activations(model, a)
-                parts.append(
-                    torch.stack([shared_activations(home, activations(model, a + e * z)) for e in radii])
-                )
-            base = {"around": around, "points": points, "units": home.units.shape[1]}
-            for e, shares in zip(radii, torch.cat(parts, 1), strict=True):
-                found.append(base | {"eps": e} | summary(shares))
+                shares = [shared_activations(home, activations(model, a + e * z)) for e in radii]
+                parts.append(torch.stack(shares))
+            base = {"around": around, "points": len(x), "units": home.units.shape[1]}
+            for e, of_points in zip(radii, torch.cat(parts, 1), strict=True):
+                found.append(base | {"eps": e} | summary(of_points))
         return found
 
     return Analysis(rows, sentence, chart=chart)
@@ -63,7 +56,7 @@ def _uniform(x: Tensor, seed: int, stream: int) -> Tensor:
     return uniform(point_keys(x, seed, stream), x[0].numel()).to(x.dtype).view_as(x)
 
 
-def sentence(rows: Sequence[Row]) -> str:
+def sentence(rows: Rows) -> str:
     largest = max(row["eps"] for row in rows)
     data, noise = (
         next(r["mean"] for r in rows if (r["around"], r["eps"]) == (around, largest))
@@ -76,7 +69,7 @@ def sentence(rows: Sequence[Row]) -> str:
     )
 
 
-def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
+def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
     """The share of ReLU units that keep their state against the size of the noise (Roth et al. 2020, Fig. 5)."""
     heading = Heading(
         "relu-cells",
@@ -84,9 +77,7 @@ def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
         "The share of ReLU units that stay on, or stay off, when uniform noise of this size is added to every pixel: around "
         "test images, and around images that are noise themselves. A line that stays high means large linear regions.",
     )
-    panels = {
-        "data": Panel("Around test images", percent=True),
-        "noise": Panel("Around uniform noise", percent=True),
-    }
+    titles = {"data": "Around test images", "noise": "Around uniform noise"}
+    panels = {key: Panel(title, percent=True) for key, title in titles.items()}
     points = [Point(method_of(row), row["around"], row["eps"], row["mean"]) for row in rows]
     return draw_curves(points, methods, heading, panels, Axis("size of the noise (pixels are in [0, 1])"))

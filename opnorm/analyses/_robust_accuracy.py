@@ -2,21 +2,23 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from opnorm._core.modes import evaluating
-from opnorm.analyses._shared.analysis import Analysis, Row, register
-from opnorm.analyses._shared.points import amounts, batches, check_points, correct_after, first
+from opnorm._core.settings import check_choice
+from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
+from opnorm.analyses._shared.points import amounts, check_points, correct_after, first, logits_of
 from opnorm.attacks import Attack, AutoAttack, autoattack, pgd
-from opnorm.attacks._checks import check_logits
 from opnorm.data import Dataset
-from opnorm.errors import SpecError
-from opnorm.report import Cell, Chart, Column, Heading, accuracy_against_eps, norm_name
+from opnorm.report import Chart, Column, Heading, accuracy_against_eps, norm_name
 
 APGD = ("apgd-ce", "apgd-t")
+NAMES = {
+    "pgd": "PGD-{steps}, {restarts} start{s}",
+    "apgd": "APGD-CE, APGD-T",
+    "autoattack": "AutoAttack standard",
+}
 
 
 @register("accuracy and robustness", "robust_accuracy()", "robust_accuracy(norm=2, eps=(0.25, 0.5, 1))")
@@ -32,8 +34,8 @@ def robust_accuracy(
 ) -> Analysis:
     """The share of test points that no attack of radius ε changes to a wrong class, for several ε.
 
-    A point that is misclassified at one ε counts as misclassified at every larger one: the balls contain each other. Points
-    that are misclassified without an attack count as not robust.
+    Of the first ``points``. A point that is misclassified at one ε counts as misclassified at every larger one: the balls
+    contain each other. Points that are misclassified without an attack count as not robust.
 
     Args:
         norm: of the ball: 2 or inf.
@@ -52,67 +54,44 @@ def robust_accuracy(
     Returns:
         One row a radius, the smallest first: norm, eps, accuracy, correct, points, attack.
 
-    Raises:
-        SpecError: no radius, fewer than 1 point, or an attack of another name.
-        AttackError: a setting that makes no sense.
-
     Source: Madry et al. 2018 (PGD); Croce & Hein 2020 (AutoAttack).
     """
     check_points(points)
-    make, name = _attack_of(attack, norm, steps, restarts, seed)
-    attacks = {radius: make(radius) for radius in amounts("eps", eps)}
+    check_choice("attack", attack, tuple(NAMES))
+
+    def of_radius(eps: float) -> Attack:
+        if attack == "pgd":
+            return pgd(norm, eps, steps, restarts=restarts, stop_at_success=True, seed=seed)
+        if attack == "apgd":
+            return autoattack(norm, eps, attacks=APGD, restarts=1, seed=seed)  # one start, as published
+        return autoattack(norm, eps, seed=seed)
+
+    attacks = {radius: of_radius(radius) for radius in amounts("eps", eps)}
+    name = NAMES[attack].format(steps=steps, restarts=restarts, s="s" * (restarts > 1))
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         split, correct = first(data, points), Counter[float]()
-        for x, y in batches(split, model):
-            correct.update(_correct(model, x, y, attacks, largest_first))
-        total = len(split.labels)
-        return [
-            {
-                "norm": f"{norm:g}",
-                "eps": radius,
-                "accuracy": n / total,
-                "correct": n,
-                "points": total,
-                "attack": name,
-            }
-            for radius, n in sorted(correct.items())
-        ]
+        for x, y, logits in logits_of(model, split):
+            clean = logits.argmax(1) == y
+            correct.update(_correct(model, x[clean], y[clean], attacks, largest_first))
+        total, found = len(split.labels), []
+        for radius, n in sorted(correct.items()):
+            row = {"norm": f"{norm:g}", "eps": radius, "accuracy": n / total, "correct": n}
+            found.append(row | {"points": total, "attack": name})
+        return found
 
     return Analysis(rows, sentence, columns, chart)
-
-
-def _attack_of(
-    attack: str, norm: float, steps: int, restarts: int, seed: int
-) -> tuple[Callable[[float], Attack], str]:
-    """An attack as a function of its radius, and its name."""
-    pgd_name = f"PGD-{steps}, {restarts} start{'s' * (restarts > 1)}"
-    pgd_settings: dict[str, Any] = {"restarts": restarts, "stop_at_success": True, "seed": seed}
-    apgd: dict[str, Any] = {"attacks": APGD, "restarts": 1, "seed": seed}  # one start, as published
-    known: dict[str, tuple[Callable[[float], Attack], str]] = {
-        "pgd": (lambda eps: pgd(norm, eps, steps, **pgd_settings), pgd_name),
-        "apgd": (lambda eps: autoattack(norm, eps, **apgd), "APGD-CE, APGD-T"),
-        "autoattack": (lambda eps: autoattack(norm, eps, seed=seed), "AutoAttack standard"),
-    }
-    if attack not in known:
-        raise SpecError(f"attack={attack!r} is not known; expected pgd, apgd or autoattack")
-    return known[attack]
 
 
 def _correct(
     model: nn.Module, x: Tensor, y: Tensor, attacks: dict[float, Attack], largest_first: bool
 ) -> dict[float, int]:
-    """How many points of a batch are robust at each radius; a point whose answer is known is not attacked again."""
+    """How many correct points are robust at each radius; a point whose answer is known is not attacked again."""
     radii = list(attacks)
     joint = attacks[radii[0]]
-    if largest_first and isinstance(joint, AutoAttack) and joint.names == APGD:
+    if largest_first and len(x) and isinstance(joint, AutoAttack) and joint.names == APGD:
         robust = joint.robust_at(model, x, y, radii)  # all radii in one batch
         return {radius: int(part.sum()) for radius, part in zip(radii, robust, strict=True)}
-    with evaluating(model):
-        logits = model(x)
-    check_logits(logits, y)
-    correct = logits.argmax(1) == y
-    x, y = x[correct], y[correct]
     counts, known = {}, 0
     for radius in reversed(radii) if largest_first else radii:
         survived = correct_after(model, x, y, attacks[radius])
@@ -123,15 +102,15 @@ def _correct(
     return counts
 
 
-def sentence(rows: Sequence[Row]) -> str:
+def sentence(rows: Rows) -> str:
     parts = [f"{row['accuracy']:.1%} at {norm_name(row['norm'])} ε = {row['eps']:.3g}" for row in rows]
     return f"Still classified correctly after {rows[0]['attack']}: {', '.join(parts)}."
 
 
-def columns(rows: Sequence[Row]) -> list[tuple[Column, Cell]]:
+def columns(rows: Rows) -> Cells:
     """The largest radius of each norm; the chart shows all."""
     largest = {row["norm"]: row for row in sorted(rows, key=lambda row: row["eps"])}
-    found: list[tuple[Column, Cell]] = []
+    found: Cells = []
     for norm, row in largest.items():
         label = f"{row['attack'].replace('-', ' ').split()[0]} {norm_name(norm)} {row['eps']:.3g}"
         help = f"Share of {row['points']} test images still classified correctly after {row['attack']}; an upper bound."
@@ -139,7 +118,7 @@ def columns(rows: Sequence[Row]) -> list[tuple[Column, Cell]]:
     return found
 
 
-def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
+def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
     """Accuracy under attack against ε."""
     heading = Heading(
         "accuracy-against-eps",

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from opnorm.analyses._shared.analysis import Analysis, Row, register
-from opnorm.analyses._shared.points import amounts, check_count, check_norm, sample, six_digits
+from opnorm._core.settings import check_choice, check_count
+from opnorm.analyses._shared.analysis import Analysis, Row, Rows, register
+from opnorm.analyses._shared.points import amounts, check_points, sample, six_digits
 from opnorm.attacks import Attack, pgd
 from opnorm.attacks.minimum_norm import minimal_eps
 from opnorm.certificates.radius import lipschitz_radius
@@ -31,37 +32,27 @@ RADII = 31  # points on a line
 
 @register("accuracy and robustness")
 def robust_radius(
-    norm: float = math.inf, highest: float = 0.3, points: int = 100, steps: int = 20, seed: int = 0
+    norm: float = math.inf, highest: float = 0.3, points: int | None = 100, steps: int = 20, seed: int = 0
 ) -> Analysis:
-    """An interval around the robust radius of each point, the distance of the closest misclassified input.
+    """An interval around the robust radius of random test points, the distance of the closest misclassified input.
 
     - from below, certified: margin over Lipschitz constant (:func:`opnorm.certificates.lipschitz_radius`), and at most
       n^(1/p), as no two points of [0, 1]^n are further apart;
-    - from above: the closest misclassified input that PGD finds by bisection
+    - from above: the closest misclassified input that PGD finds by bisection, up to the radius ``highest``
       (:func:`opnorm.attacks.minimum_norm.minimal_eps`).
 
-    Both are 0 at points that are misclassified without an attack.
-
-    Args:
-        norm: p: 1, 2 or inf.
-        highest: the largest radius that is attacked, in pixel values of [0, 1].
-        points: how many test points.
-        steps: of PGD.
-        seed: of the choice of points and of the attack.
+    Both are 0 at points that are misclassified without an attack. p is ``norm``.
 
     Returns:
         One row: norm, points, highest, lipschitz (an upper bound on the constant of the logits from ℓp to ℓp, or None where
         it is not known) and reason; certified and attacked (lists, point by point; attacked is None where nothing was found
         up to ``highest``).
 
-    Raises:
-        SpecError: a setting that makes no sense, or fewer test points than asked for.
-        AttackError: a radius that makes no sense.
-
     Source: Tsuzuku, Sato & Sugiyama 2018 (margin over Lipschitz constant).
     """
-    check_count(points=points, steps=steps)
-    check_norm(norm)
+    check_points(points)
+    check_count("steps", steps)
+    check_choice("norm", norm, (1, 2, math.inf))
     amounts("highest", highest, zero=False)
 
     def attack(radius: float) -> Attack:
@@ -77,31 +68,20 @@ def robust_radius(
         for part, labels in zip(x.split(BATCH), y.split(BATCH), strict=True):
             distance = minimal_eps(model, part, labels, attack, norm, highest).distance
             attacked += [d if math.isfinite(d) else None for d in six_digits(distance)]
-        return [
-            {
-                "norm": f"{norm:g}",
-                "points": points,
-                "highest": highest,
-                "lipschitz": bound.value,
-                "reason": bound.reason,
-                "certified": certified.tolist(),
-                "attacked": attacked,
-            }
-        ]
+        row = {"norm": f"{norm:g}", "points": len(x), "highest": highest}
+        row |= {"lipschitz": bound.value, "reason": bound.reason}
+        return [row | {"certified": certified.tolist(), "attacked": attacked}]
 
     return Analysis(rows, sentence, chart=chart)
 
 
-def sentence(rows: Sequence[Row]) -> str:
+def sentence(rows: Rows) -> str:
     parts = []
     for row in rows:
         certified = statistics.median(row["certified"])
         attacked = statistics.median(math.inf if d is None else d for d in row["attacked"])
-        above = (
-            f"misclassified at {attacked:.3g}"
-            if attacked < math.inf
-            else f"not misclassified up to {row['highest']:g}"
-        )
+        unbroken = f"not misclassified up to {row['highest']:g}"
+        above = f"misclassified at {attacked:.3g}" if attacked < math.inf else unbroken
         parts.append(
             f"in {norm_name(row['norm'])} half of the images are proven robust to changes of {certified:.3g}, and half are "
             f"{above}"
@@ -109,7 +89,7 @@ def sentence(rows: Sequence[Row]) -> str:
     return one_sentence(parts)
 
 
-def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
+def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
     """The share of test images proven robust at each ε, and the share for which the attack found nothing."""
     heading = Heading(
         "robust-radius",

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from opnorm.analyses._shared.analysis import Analysis, Row, register
+from opnorm._core.settings import check_count
+from opnorm.analyses._shared.analysis import Analysis, Row, Rows, register
 from opnorm.analyses._shared.points import amounts, batches, check_points, first
 from opnorm.attacks import Attack, pgd
 from opnorm.attacks.minimum_norm import accuracy_curve, minimal_eps
@@ -27,31 +28,20 @@ def robustness_curve(
 ) -> Analysis:
     """The smallest radius at which PGD finds an adversarial point, for each test point, and the accuracy against ε.
 
-    Args:
-        norm: of the ball: 1, 2 or inf.
-        eps: radii of the curve, in pixel values of [0, 1]; the largest is the largest that is tried.
-        steps: of PGD at each radius that the bisection tries.
-        halvings: each point's radius is found on a grid of 2^halvings, or where PGD's own point is closer.
-        points: the first so many test points; all when None.
-        seed: of the random starts.
+    Of the first ``points``. ``eps`` are the radii of the curve; the largest is the largest that is tried. Each point's
+    radius is found on a grid of 2^``halvings`` (at most 24), or where PGD's own point is closer.
 
     Returns:
         One row: norm, attack, points, minimal_eps (a list in the order of the data: 0 where the clean point is
         misclassified, None where PGD failed at the largest radius), eps and accuracy (lists; the accuracy never rises and
         is an upper bound).
 
-    Raises:
-        SpecError: no radius above 0, or fewer than 1 point.
-        AttackError: a setting that makes no sense.
-
     Source: the curves of Roth et al. 2020, Fig. 3.
     """
     radii = amounts("eps", eps)
-    whole = isinstance(halvings, int) and not isinstance(halvings, bool) and 0 <= halvings <= 24
-    if radii[-1] == 0 or not whole:
-        raise SpecError(
-            f"eps={eps!r}, halvings={halvings!r}: expected a radius above 0, and 0 to 24 halvings"
-        )
+    if radii[-1] == 0:
+        raise SpecError(f"eps={eps!r}: expected a radius above 0")
+    check_count("halvings", halvings, 0)
     check_points(points)
 
     def attack(radius: float) -> Attack:
@@ -60,39 +50,27 @@ def robustness_curve(
     attack(radii[-1])  # raises what is wrong with the settings
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
-        found = [
-            minimal_eps(model, x, y, attack, norm, radii[-1], halvings).distance
-            for x, y in batches(first(data, points), model)
-        ]
+        parts = batches(first(data, points), model)
+        found = [minimal_eps(model, x, y, attack, norm, radii[-1], halvings).distance for x, y in parts]
         distance = torch.cat(found)
-        return [
-            {
-                "norm": f"{norm:g}",
-                "attack": f"PGD-{steps}, bisection",
-                "points": len(distance),
-                "minimal_eps": [d if d < math.inf else None for d in distance.tolist()],
-                "eps": radii,
-                "accuracy": accuracy_curve(distance, radii).tolist(),
-            }
-        ]
+        row = {"norm": f"{norm:g}", "attack": f"PGD-{steps}, bisection", "points": len(distance)}
+        row["minimal_eps"] = [d if d < math.inf else None for d in distance.tolist()]
+        return [row | {"eps": radii, "accuracy": accuracy_curve(distance, radii).tolist()}]
 
     return Analysis(rows, sentence, chart=chart)
 
 
-def sentence(rows: Sequence[Row]) -> str:
+def sentence(rows: Rows) -> str:
     parts = []
     for row in rows:
         half = statistics.median(math.inf if d is None else d for d in row["minimal_eps"])
-        end = (
-            f"half of them at {half:.3g}"
-            if half < math.inf
-            else f"fewer than half up to {row['eps'][-1]:.3g}"
-        )
+        unbroken = f"fewer than half up to {row['eps'][-1]:.3g}"
+        end = f"half of them at {half:.3g}" if half < math.inf else unbroken
         parts.append(f"in {norm_name(row['norm'])} {end}")
     return f"Test images that become misclassified: {'; '.join(parts)} (smallest ε found by {rows[0]['attack']})."
 
 
-def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
+def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
     """Accuracy against ε from each image's smallest radius (Roth, Kilcher & Hofmann 2020, Fig. 3)."""
     heading = Heading(
         "robustness-curve",

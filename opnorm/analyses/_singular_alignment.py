@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from opnorm.analyses._shared.analysis import Analysis, Row, register
+from opnorm.analyses._shared.analysis import Analysis, Row, Rows, register
 from opnorm.analyses._shared.points import (
     ROTH_ATTACK,
     attacked,
     by_rank,
-    check_count,
+    check_points,
     random_network,
     sample,
     summary,
@@ -23,31 +23,24 @@ from opnorm.report import Axis, Chart, Heading, Panel, draw_curves, method_of, s
 
 @register("neighborhood of the data")
 def singular_alignment(
-    points: int = 200, attack: Attack = ROTH_ATTACK, layer: str | None = None, seed: int = 0
+    points: int | None = 200, attack: Attack = ROTH_ATTACK, layer: str | None = None, seed: int = 0
 ) -> Analysis:
     """|cos| between the adversarial perturbation and each right singular vector of the Jacobian of the features.
 
-    For comparison, the same perturbations beside the singular vectors of the network with random weights, and the value for
-    a random direction and any vector, sqrt(2 / (π n)) for n pixels. For the features see :func:`jacobian_spectrum`.
-
-    Args:
-        points: how many test points.
-        attack: makes the perturbations.
-        layer: the name of the layer whose output is the features; the input of the last linear layer when None.
-        seed: of the choice of points, of the attack and of the random weights.
+    At random test points. For comparison, the same perturbations beside the singular vectors of the network with random
+    weights, and the value for a random direction and any vector, sqrt(2 / (π n)) for n pixels. For the features see
+    :func:`jacobian_spectrum`.
 
     Returns:
         Two rows: network ("own", "random"), layer, points, chance, mean and sem (standard error over the points; lists by
         rank).
 
     Raises:
-        SpecError: a setting that makes no sense, or fewer test points than asked for.
         AttackError: the attack leaves a point where it is.
-        ModelError: see :func:`jacobian_spectrum`.
 
     Source: Roth, Kilcher & Hofmann 2020, Fig. 2 right.
     """
-    check_count(points=points)
+    check_points(points)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         x, y = sample(model, data, points, seed)
@@ -56,14 +49,14 @@ def singular_alignment(
         found = []
         for name, network in (("own", model), ("random", random_network(model, seed))):
             f = features(network, x, layer)
-            row = {"network": name, "layer": f.layer, "points": points, "chance": chance}
+            row = {"network": name, "layer": f.layer, "points": len(x), "chance": chance}
             found.append(row | summary(alignment(f, x, z)))
         return found
 
     return Analysis(rows, sentence, chart=chart)
 
 
-def sentence(rows: Sequence[Row]) -> str:
+def sentence(rows: Rows) -> str:
     own, random = (next(r for r in rows if r["network"] == name) for name in ("own", "random"))
     first, last = own["mean"][0], own["mean"][-1]
     return (
@@ -73,7 +66,7 @@ def sentence(rows: Sequence[Row]) -> str:
     )
 
 
-def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
+def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
     """The cosine with each right singular vector, by rank (Roth et al. 2020, Fig. 2 right)."""
     chance = next((row["chance"] for row in rows), None)
     random = f" For a random direction it is about {chance:.2g}." if chance is not None else ""

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from opnorm.analyses._shared.analysis import Analysis, Row, register
+from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
 from opnorm.analyses._shared.layer_rows import names_in_order, numbered, weight_layers
 from opnorm.data import Dataset
 from opnorm.errors import NormError
 from opnorm.norms.spectral.singular_values import singular_values
-from opnorm.report import Axis, Cell, Chart, Column, Heading, Panel, Point, draw_curves, known, method_of
+from opnorm.report import Axis, Chart, Column, Heading, Panel, Point, draw_curves, known, method_of
 
 
 @register("weights")
@@ -25,20 +25,14 @@ def singular_spread() -> Analysis:
         One row a layer, in the order of the forward pass: layer, kind, in_shape, count, std, error, mean, largest,
         algorithm, note (why the values are not known, and then there are none).
 
-    Raises:
-        ModelError: there is no such layer.
-
     Source: Wen, Li & Jia 2020, Figs. 1a, 5c and 5d.
     """
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         found = []
         for call in weight_layers(model, data):
-            row: Row = {
-                "layer": call.name,
-                "kind": type(call.layer).__name__,
-                "in_shape": list(call.in_shape),
-            }
+            row: Row = {"layer": call.name, "kind": type(call.layer).__name__}
+            row["in_shape"] = list(call.in_shape)
             try:
                 values = singular_values(call.layer, call.in_shape)
             except NormError as e:  # one layer does not hide the others
@@ -52,7 +46,7 @@ def singular_spread() -> Analysis:
     return Analysis(rows, sentence, columns, chart, compare)
 
 
-def compare(first: Sequence[Row], other: Sequence[Row], first_name: str, other_name: str) -> str:
+def compare(first: Rows, other: Rows, first_name: str, other_name: str) -> str:
     """Increases and decreases over layers of the same name; a difference within the errors of both values counts as none.
 
     Source: Wen, Li & Jia 2020, B.2.
@@ -62,10 +56,10 @@ def compare(first: Sequence[Row], other: Sequence[Row], first_name: str, other_n
     if not pairs:
         return ""
     changes = [b["std"] - a["std"] for a, b in pairs if abs(b["std"] - a["std"]) > a["error"] + b["error"]]
-    signs = (("larger", [d for d in changes if d > 0]), ("smaller", [-d for d in changes if d < 0]))
+    signs = {"larger": [d for d in changes if d > 0], "smaller": [-d for d in changes if d < 0]}
     parts = [
         f"{word} in {len(by)} (by {sum(by):.3g} in sum and {sum(by) / max(len(by), 1):.3g} on average)"
-        for word, by in signs
+        for word, by in signs.items()
     ]
     return (
         f"Of {len(pairs)} layers, the standard deviation of the singular values is, in {other_name} against {first_name}, "
@@ -73,7 +67,7 @@ def compare(first: Sequence[Row], other: Sequence[Row], first_name: str, other_n
     )
 
 
-def sentence(rows: Sequence[Row]) -> str:
+def sentence(rows: Rows) -> str:
     measured = [row for row in rows if known(row.get("std"))]
     if not measured:
         return f"The singular values of no layer are known: {rows[0]['note'].rstrip('.')}."
@@ -87,14 +81,14 @@ def sentence(rows: Sequence[Row]) -> str:
     )
 
 
-def columns(rows: Sequence[Row]) -> list[tuple[Column, Cell]]:
+def columns(rows: Rows) -> Cells:
     stds = [row["std"] for row in rows if "std" in row]
     help = "Standard deviation of a layer's singular values, mean over the layers."
     column = Column("spread", "singular spread", "number", None, help)
     return [(column, statistics.fmean(stds) if stds else None)]
 
 
-def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
+def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
     """The standard deviation of each layer's singular values (Wen, Li & Jia 2020, Figs. 1a, 5c and 5d)."""
     heading = Heading(
         "singular-spread",

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from opnorm.analyses._shared.analysis import Analysis, Row, register
+from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
 from opnorm.analyses._shared.layer_rows import names_in_order, weight_layers
 from opnorm.data import Dataset
-from opnorm.report import Axis, Cell, Chart, Column, Heading, Panel, Point, draw_curves, method_of
+from opnorm.report import Axis, Chart, Column, Heading, Panel, Point, draw_curves, method_of
 
 
 @register("weights")
@@ -22,50 +23,39 @@ def weight_energy() -> Analysis:
         One row: log10_energy (None where a weight is all 0, so that the energy is 0), complexity (layers of zeros left out),
         and lists by layer: layers, kinds, sizes (‖W_l‖_2), complexities.
 
-    Raises:
-        ModelError: there is no such layer.
-
     Source: Liu et al. 2020, Eq. 13 and Fig. 2.
     """
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
-        weights: dict[int, tuple[str, str, Tensor]] = {}
+        layers: dict[nn.Module, tuple[str, Any]] = {}
         for call in weight_layers(model, data):
             weight = call.layer.weight
-            assert isinstance(weight, Tensor), "linear and convolutional layers have one"
-            weights.setdefault(id(weight), (call.name, type(call.layer).__name__, weight.detach().double()))
-        sizes = [float(w.norm()) for _, _, w in weights.values()]
-        parts = [
-            float(w.abs().sum()) / size if size else 0.0
-            for (_, _, w), size in zip(weights.values(), sizes, strict=True)
-        ]
+            if call.layer not in layers and not any(weight is other for _, other in layers.values()):
+                layers[call.layer] = call.name, weight
+        weights = [weight.detach().double() for _, weight in layers.values()]
+        sizes = [float(weight.norm()) for weight in weights]
+        parts = [float(w.abs().sum()) / size if size else 0.0 for w, size in zip(weights, sizes, strict=True)]
         energy = 2 * math.fsum(math.log10(size) for size in sizes) if all(sizes) else None
-        return [
-            {
-                "log10_energy": energy,
-                "complexity": math.fsum(parts),
-                "layers": [name for name, _, _ in weights.values()],
-                "kinds": [kind for _, kind, _ in weights.values()],
-                "sizes": sizes,
-                "complexities": parts,
-            }
-        ]
+        row: Row = {"log10_energy": energy, "complexity": math.fsum(parts)}
+        row["layers"] = [name for name, _ in layers.values()]
+        row["kinds"] = [type(layer).__name__ for layer in layers]
+        return [row | {"sizes": sizes, "complexities": parts}]
 
     return Analysis(rows, sentence, columns, chart)
 
 
-def sentence(rows: Sequence[Row]) -> str:
+def sentence(rows: Rows) -> str:
     row = rows[0]
     energy = "0 (a weight is all zeros)" if row["log10_energy"] is None else f"10^{row['log10_energy']:.1f}"
     return f"Its weight energy is {energy}, its weight complexity {row['complexity']:.4g}, over {len(row['layers'])} layers."
 
 
-def columns(rows: Sequence[Row]) -> list[tuple[Column, Cell]]:
+def columns(rows: Rows) -> Cells:
     help = "Power of ten of the product of the squared sizes of the layers' weights."
     return [(Column("energy", "log₁₀ weight energy", "number", None, help), rows[0]["log10_energy"])]
 
 
-def chart(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
+def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
     """The size of each layer and its part in the complexity (Liu et al. 2020, Fig. 2 by layers)."""
     heading = Heading(
         "weight-energy",

@@ -1,15 +1,14 @@
 """Robust accuracy as Wen, Li & Jia measure it."""
 
 import math
-from collections.abc import Sequence
 
 from torch import nn
 
-from opnorm.analyses._shared.analysis import Analysis, Row, register
-from opnorm.analyses._shared.points import batches, check_points, correct_after, correct_points, first
+from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
+from opnorm.analyses._shared.points import check_points, count_correct, first
 from opnorm.attacks import pgd
 from opnorm.data import Dataset
-from opnorm.report import Cell, Column
+from opnorm.report import Column
 
 
 @register("accuracy and robustness")
@@ -18,22 +17,12 @@ def wen_robust_accuracy(
 ) -> Analysis:
     """The share of the correctly classified test points that ℓ∞ PGD leaves correct.
 
-    Not the share of all points: a model that is correct less often may score higher.
-
-    Args:
-        eps: radius, in pixel values of [0, 1].
-        step: length of a step.
-        steps: of PGD, from a random start.
-        points: the first so many test points; all when None.
-        seed: of the random starts.
+    Of the first ``points``. Not the share of all of them: a model that is correct less often may score higher. ``step`` is
+    the length of a step of PGD.
 
     Returns:
         One row: eps, accuracy (None where no point was correct), correct, points (those correct without attack), of (all),
         attack.
-
-    Raises:
-        SpecError: fewer than 1 point.
-        AttackError: a setting that makes no sense.
 
     Source: Wen, Li & Jia 2020, section 4: 10 steps of 2/255, at most 8/255.
     """
@@ -41,25 +30,15 @@ def wen_robust_accuracy(
     check_points(points)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
-        split, clean, correct = first(data, points), 0, 0
-        for x, y in correct_points(model, batches(split, model)):
-            clean += len(y)
-            correct += int(correct_after(model, x, y, attack).sum())
-        return [
-            {
-                "eps": eps,
-                "accuracy": correct / clean if clean else None,
-                "correct": correct,
-                "points": clean,
-                "of": len(split.labels),
-                "attack": f"PGD-{steps}",
-            }
-        ]
+        split = first(data, points)
+        clean, correct = count_correct(model, split, attack)
+        row = {"eps": eps, "accuracy": correct / clean if clean else None, "correct": correct}
+        return [row | {"points": clean, "of": len(split.labels), "attack": f"PGD-{steps}"}]
 
     return Analysis(rows, sentence, columns)
 
 
-def sentence(rows: Sequence[Row]) -> str:
+def sentence(rows: Rows) -> str:
     row = rows[0]
     if row["accuracy"] is None:
         return f"None of {row['of']} test images is classified correctly, so there is nothing to attack."
@@ -69,12 +48,11 @@ def sentence(rows: Sequence[Row]) -> str:
     )
 
 
-def columns(rows: Sequence[Row]) -> list[tuple[Column, Cell]]:
+def columns(rows: Rows) -> Cells:
     row = rows[0]
     help = (
         f"Of the {row['points']} test images that are classified correctly, the share that still are after {row['attack']} "
         f"at ℓ∞ ε = {row['eps']:.3g}."
     )
-    return [
-        (Column("wen", f"{row['attack']}, of the correct ones", "percent", "high", help), row["accuracy"])
-    ]
+    label = f"{row['attack']}, of the correct ones"
+    return [(Column("wen", label, "percent", "high", help), row["accuracy"])]

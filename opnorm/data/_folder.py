@@ -9,7 +9,7 @@ import torch
 
 from opnorm.data.cache import DecodedSplits, cached, fingerprint
 from opnorm.data.dataset import Dataset
-from opnorm.data.decode import CHUNK, SUFFIXES, Encoded, check_size, decode, existing_path
+from opnorm.data.decode import CHUNK, SUFFIXES, Encoded, check_size, existing_path
 from opnorm.errors import DataError
 from opnorm.spec import factory
 
@@ -45,35 +45,33 @@ def folder(path: str, size: int | None = None) -> Dataset:
     root = existing_path(path, EXPECTED)
     if not root.is_dir():
         raise DataError(f"{path!r} is a file; expected {EXPECTED}")
-    train, test = _find_parts(root)
-    key = {"reader": "folder", "size": size, "files": fingerprint([file for _, file in train + test], root)}
+    parts = _find_parts(root)
+    files = [file for part in parts.values() for _, file in part]
+    key = {"reader": "folder", "size": size, "files": fingerprint(files, root)}
 
     def read() -> DecodedSplits:
-        classes = tuple(sorted({name for name, _ in train}))
-        number = {name: k for k, name in enumerate(classes)}
-        parts = {"train": train, "test": test} if test else {"train": train}
-        images = [
-            decode(_chunks(root, files), len(files), size, f"{root.name}, {part}")
+        classes = sorted({name for name, _ in parts["train"]})
+        labelled = {
+            part: (_chunks(root, files), torch.tensor([classes.index(name) for name, _ in files]))
             for part, files in parts.items()
-        ]
-        labels = [torch.tensor([number[name] for name, _ in files]) for files in parts.values()]
-        return DecodedSplits.of(images, labels, classes)
+        }
+        return DecodedSplits.decoded(labelled, size, root.name, tuple(classes))
 
     return Dataset(root.resolve().name, *cached(key, read))
 
 
-def _find_parts(root: Path) -> tuple[Files, Files]:
-    """The training and the test images, by class; without a test part the second list is empty."""
+def _find_parts(root: Path) -> dict[str, Files]:
+    """The images of "train" and, where there is one, "test", by class."""
     parts = {child.name.lower(): child for child in _folders(root) if _folders(child)}
     train = next((parts[name] for name in TRAIN if name in parts), None)
     test = next((parts[name] for name in TEST if name in parts), None)
     if train is None and test is not None:
         raise DataError(f"{str(root)!r} has {test.name}/ but no train/; expected {EXPECTED}")
-    found = _images(train or root, root, may_be_empty=False)
+    found = _images(train or root, may_be_empty=False)
     if train is None or test is None:
-        return found, []
+        return {"train": found}
+    held_out = _images(test, may_be_empty=True)
     classes = {name for name, _ in found}
-    held_out = _images(test, root, may_be_empty=True)
     for name, file in held_out:
         if name not in classes:
             close = difflib.get_close_matches(name, classes, n=1)
@@ -83,14 +81,14 @@ def _find_parts(root: Path) -> tuple[Files, Files]:
             raise DataError(
                 f"{file}: the class {name!r} is not in {train.name}/; expected one of its {len(classes)}; {hint}"
             )
-    return found, held_out
+    return {"train": found, "test": held_out}
 
 
 def _folders(path: Path) -> list[Path]:
     return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
 
 
-def _images(path: Path, root: Path, may_be_empty: bool) -> Files:
+def _images(path: Path, may_be_empty: bool) -> Files:
     found: Files = []
     for class_folder in _folders(path):
         files = [

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from opnorm.data.cache import DecodedSplits, cached, fingerprint
 from opnorm.data.dataset import Dataset
-from opnorm.data.decode import CHUNK, Encoded, check_size, decode, existing_path
+from opnorm.data.decode import CHUNK, Encoded, check_size, existing_path
 from opnorm.errors import DataError
 from opnorm.spec import factory
 
@@ -58,37 +58,27 @@ def read_parquet(
     root: Path, image: str | None, label: str | None, size: int | None, name: str | None = None
 ) -> Dataset:
     """As :func:`parquet`, of an existing path; ``name`` replaces the data set's name."""
-    train, test = _find_parts(root)
+    parts = _find_parts(root)
+    files = [file for part in parts.values() for file in part]
     name = name or (root.resolve().name if root.is_dir() else root.stem)
-    key = {"reader": "parquet", "image": image, "label": label, "size": size}
-    key["files"] = fingerprint(train + test, root)  # type: ignore[assignment]
+    key = {
+        "reader": "parquet",
+        "image": image,
+        "label": label,
+        "size": size,
+        "files": fingerprint(files, root),
+    }
 
     def read() -> DecodedSplits:
-        columns = _columns(_open(train[0]).schema_arrow, str(train[0]), image, label)
-        for file in train[1:] + test:
-            own = _columns(_open(file).schema_arrow, str(file), columns.image, columns.label).classes
-            if columns.classes and own and own != columns.classes:
-                raise DataError(
-                    f"{file} names the classes of {columns.label!r} {list(own)!r:.120}, but {train[0]} names them "
-                    f"{list(columns.classes)!r:.120}; expected the same. {TWO_SETS}"
-                )
-        parts = {"train": train, "test": test} if test else {"train": train}
-        labels = {part: _labels(files, columns.label) for part, files in parts.items()}
+        columns = _common_columns(files, image, label)
+        labels = {part: _labels(own, columns.label) for part, own in parts.items()}
         classes = columns.classes or tuple(map(str, np.unique(np.concatenate(labels["train"]))))
-        numbers = [  # before the images, which take longer
-            torch.cat(
-                [
-                    _class_numbers(*of_file, classes, columns)
-                    for of_file in zip(labels[part], files, strict=True)
-                ]
-            )
-            for part, files in parts.items()
-        ]
-        images = [
-            decode(_images(files, columns.image), len(numbers[i]), size, f"{name}, {part}")
-            for i, (part, files) in enumerate(parts.items())
-        ]
-        return DecodedSplits.of(images, numbers, classes)
+        numbers = {  # before the images, which take longer
+            part: torch.cat([_class_numbers(*of_file, classes, columns) for of_file in zip(labels[part], own, strict=True)])
+            for part, own in parts.items()
+        }  # fmt: skip
+        encoded = {part: (_images(own, columns.image), numbers[part]) for part, own in parts.items()}
+        return DecodedSplits.decoded(encoded, size, name, classes)
 
     return Dataset(name, *cached(key, read))
 
@@ -96,10 +86,10 @@ def read_parquet(
 # ---------------------------------------------------------------- files
 
 
-def _find_parts(root: Path) -> tuple[list[Path], list[Path]]:
-    """The files of the training and of the test part; without a test part the second list is empty."""
+def _find_parts(root: Path) -> dict[str, list[Path]]:
+    """The files of "train" and, where there is one, "test"."""
     if root.is_file():
-        return [root], []
+        return {"train": [root]}
     files = {file.relative_to(root): file for file in sorted(root.rglob("*.parquet")) if file.is_file()}
     files = {place: file for place, file in files.items() if not any(p[0] in "._" for p in place.parts)}
     if not files:
@@ -122,7 +112,8 @@ def _find_parts(root: Path) -> tuple[list[Path], list[Path]]:
             f"{str(root)!r} holds several data sets, in the folders {', '.join(configs)}; expected one. "
             f"Read one of them: parquet({str(root / configs[-1])!r}), or hf(..., config={configs[-1]!r})"
         )
-    return [files[place] for place in train], [files[place] for place in test]
+    chosen = {"train": train, "test": test} if test else {"train": train}
+    return {part: [files[place] for place in places] for part, places in chosen.items()}
 
 
 def _part(place: Path) -> str:
@@ -170,6 +161,19 @@ class Columns(NamedTuple):
     image: str
     label: str
     classes: tuple[str, ...] | None
+
+
+def _common_columns(files: list[Path], image: str | None, label: str | None) -> Columns:
+    """Those of the first file, which all must have, with the same classes."""
+    columns = _columns(_open(files[0]).schema_arrow, str(files[0]), image, label)
+    for file in files[1:]:
+        own = _columns(_open(file).schema_arrow, str(file), columns.image, columns.label).classes
+        if columns.classes and own and own != columns.classes:
+            raise DataError(
+                f"{file} names the classes of {columns.label!r} {list(own)!r:.120}, but {files[0]} names them "
+                f"{list(columns.classes)!r:.120}; expected the same. {TWO_SETS}"
+            )
+    return columns
 
 
 def _columns(schema: Any, where: str, image: str | None, label: str | None) -> Columns:
@@ -287,10 +291,8 @@ def _label_values(column: Any, file: Path) -> np.ndarray:
         row = int(np.flatnonzero(column.is_null().to_numpy())[0])
         raise refused(row, f"null (so are {column.null_count} rows)", "an image without a label")
     if _is_string(kind):
-        return np.array([*column.to_pylist(), None], dtype=object)[:-1]
-    if t.is_boolean(kind):
-        return np.asarray(column.to_pylist(), dtype=np.int64)
-    if not (t.is_integer(kind) or t.is_floating(kind)):
+        return np.array(column.to_pylist(), dtype=object)
+    if not (t.is_integer(kind) or t.is_floating(kind) or t.is_boolean(kind)):
         raise DataError(
             f"{file}: the labels are {kind}; expected integers or strings. Likely cause: the wrong column; "
             "label=... names another"

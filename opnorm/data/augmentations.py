@@ -1,7 +1,8 @@
 """Random changes of training images: a whole uint8 batch at once, on its device, without a loop over images.
 
-Each factory returns ``augment(x, generator)``, which raises DataError for a batch that is not uint8 (B, C, H, W). The few
-random numbers of each image are drawn on the CPU and then moved, so that one seed gives the same images on every device.
+Each factory returns ``augment(x, generator)``, from uint8 (B, C, H, W) to uint8 of the same shape unless it says otherwise.
+Another batch is a DataError, a setting out of range a SpecError. The few random numbers of each image are drawn on the CPU
+and then moved, so that one seed gives the same images on every device.
 """
 
 import math
@@ -32,12 +33,6 @@ def crop(padding: int = 4) -> Augmentation:
 
     Args:
         padding: pixels added on each side, at least 0.
-
-    Returns:
-        A function from uint8 (B, C, H, W) to uint8 (B, C, H, W).
-
-    Raises:
-        SpecError: ``padding`` is no whole number of at least 0.
     """
     check_count("padding", padding, 0, unit="pixels")
 
@@ -53,17 +48,7 @@ def crop(padding: int = 4) -> Augmentation:
 
 @factory("augmentation")
 def flip(p: float = 0.5) -> Augmentation:
-    """Mirror each image left to right with probability ``p``.
-
-    Args:
-        p: the probability, 0 to 1.
-
-    Returns:
-        A function from uint8 (B, C, H, W) to uint8 (B, C, H, W).
-
-    Raises:
-        SpecError: ``p`` is not in [0, 1].
-    """
+    """Mirror each image left to right with probability ``p``."""
     check_number("p", p, "a probability in [0, 1]; likely cause: a percentage", least=0, most=1)
 
     def augment(x: Tensor, generator: torch.Generator) -> UInt8[Tensor, "B C H W"]:
@@ -91,9 +76,6 @@ def random_resized_crop(
 
     Returns:
         A function from uint8 (B, C, H, W) to uint8 (B, C, size, size), values rounded.
-
-    Raises:
-        SpecError: ``size`` is below 1, or a range is empty or out of bounds.
 
     Source: Szegedy et al. 2015, arXiv:1409.4842.
     """
@@ -125,22 +107,15 @@ def boxes(
     heights, widths = (area / shape).sqrt().round(), (area * shape).sqrt().round()
     fits = (heights >= 1) & (heights <= h) & (widths >= 1) & (widths <= w)
     chosen = fits.to(torch.uint8).argmax(1, keepdim=True)  # the first that fits
-    center_h, center_w = _largest(h, w, ratio)
+    # the largest box with a permitted shape
+    center_w = min(w, max(1, round(h * ratio[1]))) if w / h > ratio[1] else w
+    center_h = min(h, max(1, round(w / ratio[0]))) if w / h < ratio[0] else h
     fitting = fits.any(1)
-    height = torch.where(fitting, heights.gather(1, chosen)[:, 0], center_h)
-    width = torch.where(fitting, widths.gather(1, chosen)[:, 0], center_w)
+    height = torch.where(fitting, heights.gather(1, chosen)[:, 0], float(center_h))
+    width = torch.where(fitting, widths.gather(1, chosen)[:, 0], float(center_w))
     top = torch.where(fitting, (u[:, -2] * (h - height + 1)).floor(), ((h - height) / 2).floor())
     left = torch.where(fitting, (u[:, -1] * (w - width + 1)).floor(), ((w - width) / 2).floor())
     return top, left, height, width
-
-
-def _largest(h: int, w: int, ratio: tuple[float, float]) -> tuple[float, float]:
-    """The height and the width of the largest box with a permitted shape."""
-    if w / h < ratio[0]:
-        return float(min(h, max(1, round(w / ratio[0])))), float(w)
-    if w / h > ratio[1]:
-        return float(h), float(min(w, max(1, round(h * ratio[1]))))
-    return float(h), float(w)
 
 
 def _lines(start: Tensor, length: Tensor, size: int, total: int) -> Float64[Tensor, "n size"]:

@@ -5,7 +5,7 @@ import json
 import os
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from opnorm._core.files import atomic_write, read_tensors
 from opnorm.data.dataset import Split, hold_out
+from opnorm.data.decode import Encoded, decode
 from opnorm.errors import DataError, RunError
 
 __all__ = ["DecodedSplits", "cache_folder", "cached", "fingerprint"]
@@ -29,13 +30,21 @@ class DecodedSplits(NamedTuple):
     classes: tuple[str, ...]
 
     @classmethod
-    def of(
-        cls, images: Sequence[Tensor], labels: Sequence[Tensor], classes: tuple[str, ...]
+    def decoded(
+        cls,
+        parts: Mapping[str, tuple[Iterable[list[Encoded]], Tensor]],
+        size: int | None,
+        name: str,
+        classes: tuple[str, ...],
     ) -> "DecodedSplits":
-        """From the training part and, where there is one, the test part; else a fixed fifth is held out.
+        """From the encoded images and the labels of "train" and, where there is one, "test"; else a fixed fifth is held out.
 
         Gray images become RGB where those of the other part are RGB.
         """
+        labels = [numbers for _, numbers in parts.values()]
+        images = [
+            decode(chunks, len(numbers), size, f"{name}, {part}") for part, (chunks, numbers) in parts.items()
+        ]
         if len(images) == 1:
             return cls(*hold_out(images[0], labels[0]), classes)
         if images[0].shape[1] != images[1].shape[1]:

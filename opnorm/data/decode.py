@@ -45,7 +45,7 @@ def decode(
 
     Args:
         chunks: the images in order, best about ``CHUNK`` at a time.
-        total: their number, for the time left.
+        total: their number.
         size: resize to a short side of this many pixels (bilinear, antialiased) and crop the center; None keeps all.
         name: of the images, for the progress bar and for messages.
 
@@ -58,19 +58,26 @@ def decode(
 
     PIL.Image.init()  # here: the threads would race
 
-    blocks: list[np.ndarray] = []
-    sizes: Counter[tuple[int, int]] = Counter()
+    out = np.empty((0, 1, 1, 1), np.uint8)
+    sizes: Counter[tuple[int, ...]] = Counter()
+    row = 0
     with progress_bar() as bar:
         task = bar.add_task(f"decoding {name}", total=total, note="")
         for images in _in_order(lambda chunk: [_decode(*image, size) for image in chunk], chunks):
             sizes.update(image.shape[:2] for image in images)
             if len(sizes) > 1:
                 raise _different_sizes(name, sizes)
-            blocks.append(_stack(images))
+            if not len(out):
+                out = np.empty((total, 1, *images[0].shape[:2]), np.uint8)
+            if out.shape[1] == 1 and any(image.ndim == 3 for image in images):
+                out = out.repeat(3, axis=1)
+            for image in images:
+                out[row] = image if image.ndim == 2 else image.transpose(2, 0, 1)
+                row += 1
             bar.advance(task, len(images))
-    if not blocks:
+    if not row:
         raise DataError(f"{name}: no images; expected at least 1. Likely cause: an empty file or split")
-    return _join(blocks)
+    return torch.from_numpy(out)
 
 
 def check_size(size: int | None) -> None:
@@ -176,28 +183,7 @@ def _to_8_bit(image: "Image", where: str) -> "Image":
 # ---------------------------------------------------------------- many images
 
 
-def _stack(images: list[np.ndarray]) -> np.ndarray:
-    """One array (n, H, W), or (n, H, W, 3) if one of them has color."""
-    if any(image.ndim == 3 for image in images):
-        images = [im if im.ndim == 3 else im[:, :, None].repeat(3, axis=2) for im in images]
-    return np.stack(images)
-
-
-def _join(blocks: list[np.ndarray]) -> Tensor:
-    """All blocks as one (N, C, H, W) tensor; each block is freed after its copy."""
-    color = any(block.ndim == 4 for block in blocks)
-    _, h, w = blocks[0].shape[:3]
-    joined = torch.empty((sum(len(b) for b in blocks), 3 if color else 1, h, w), dtype=torch.uint8)
-    blocks.reverse()
-    row = 0
-    while blocks:
-        block = torch.from_numpy(blocks.pop())
-        joined[row : row + len(block)] = block.unsqueeze(1) if block.dim() == 3 else block.permute(0, 3, 1, 2)
-        row += len(block)
-    return joined
-
-
-def _different_sizes(name: str, sizes: Counter[tuple[int, int]]) -> DataError:
+def _different_sizes(name: str, sizes: Counter[tuple[int, ...]]) -> DataError:
     listed = ", ".join(f"{w}x{h} ({n} times)" for (h, w), n in sizes.most_common(5))
     more = f" and {len(sizes) - 5} others" if len(sizes) > 5 else ""
     return DataError(
@@ -214,7 +200,9 @@ def _in_order(
     first = next(ahead, None)
     if first is None:
         return
-    workers = _workers(first)
+    sizes = [s.stat().st_size if isinstance(s, Path) else len(s or b"") for _, s in first]
+    small = sum(sizes) < 4096 * len(first)  # their decoding holds Python's lock most of the time
+    workers = 1 if small else available_cores()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="opnorm-decode")
     waiting: deque[Future[list[np.ndarray]]] = deque()
     try:
@@ -226,11 +214,3 @@ def _in_order(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _workers(chunk: list[Encoded]) -> int:
-    """All cores; one for small images (under 4 kB), whose decoding holds Python's lock most of the time."""
-    total = sum(s.stat().st_size if isinstance(s, Path) else len(s or b"") for _, s in chunk)
-    if total < 4096 * len(chunk):
-        return 1
-    return available_cores()

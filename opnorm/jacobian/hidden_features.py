@@ -33,10 +33,11 @@ class Features(nn.Module):
             return value.clone() if isinstance(value, Tensor) else value  # what follows may work in place
 
         module = modules[self.layer]
-        if self.before:
-            handle = module.register_forward_pre_hook(lambda _, args: (keep(args[0]), *args[1:]))
-        else:
-            handle = module.register_forward_hook(lambda _, args, output: keep(output))
+        handle = (
+            module.register_forward_pre_hook(lambda _, args: (keep(args[0]), *args[1:]))
+            if self.before
+            else module.register_forward_hook(lambda _, args, output: keep(output))
+        )
         try:
             self.model(x)
         finally:

@@ -80,9 +80,7 @@ def process_group(device: str) -> Iterator[str]:
                 warnings.simplefilter("ignore")  # the main process warns of the same
             yield device
     except Exception:
-        if (
-            own_rank
-        ):  # torchrun ends all processes as soon as one exits, so the main process must report first
+        if own_rank:  # torchrun ends all processes as soon as one exits: the main process must report first
             with suppress(RuntimeError):
                 store.wait([MAIN_HAS_REPORTED], ERROR_TIMEOUT)
         raise
@@ -123,9 +121,8 @@ def _exchange_errors(own: str) -> list[str]:
     except RuntimeError:
         if not own:
             raise
-        print(
-            "opnorm:", own, file=sys.stderr
-        )  # the others wait in another collective, until torchrun ends them
+        # the others wait in another collective, until torchrun ends them
+        print("opnorm:", own, file=sys.stderr)
         return []
     if not failed.item():
         return []

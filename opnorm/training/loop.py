@@ -90,13 +90,8 @@ def _train_epoch(
     state: TrainingState, loss_of: nn.Module, data: Split, settings: TrainingSettings, meter: Meter
 ) -> float:
     """One pass over the data; gives the last learning rate."""
-    model, optimizer, hooks, epoch, steps = (
-        state.model,
-        state.optimizer,
-        state.hooks,
-        meter.epoch,
-        meter.steps,
-    )
+    model, optimizer, hooks = state.model, state.optimizer, state.hooks
+    epoch, steps = meter.epoch, meter.steps
     seed = (settings.seed * 1_000_003 + epoch) % 2**63
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)

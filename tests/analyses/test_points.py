@@ -10,7 +10,7 @@ from opnorm import analyses, spec
 from opnorm.analyses import jacobian_spectrum, relu_cells, singular_alignment
 from opnorm.data import Dataset, Split
 from opnorm.errors import AttackError, ModelError, OpnormError, SpecError
-from tests.analyses.toys import sampled, trained, two_class_network, two_classes
+from tests.analyses.toys import data, sampled, trained, two_class_network, two_classes
 
 AT_POINTS = {
     "jacobian_spectrum": {},
@@ -63,7 +63,7 @@ def test_fewer_points_than_asked_for(name, model):
         ("margins('x')", "split='x'"),
         ("predictions('x')", "split='x'"),
         ("robust_accuracy(eps=())", "expected one or more numbers"),
-        ("robust_accuracy(attack='bim')", "attack='bim' is not known; expected pgd, apgd or autoattack"),
+        ("robust_accuracy(attack='bim')", "attack='bim': expected 'pgd', 'apgd' or 'autoattack'"),
         ("autoattack_accuracy(eps=2)", "expected|did you mean"),
         ("autoattack_accuracy(version='odd')", "expected"),
         ("wen_robust_accuracy(eps=-1)", "expected"),
@@ -71,13 +71,13 @@ def test_fewer_points_than_asked_for(name, model):
         ("liu_robust_accuracy(fgsm_eps=(-0.1,))", "expected"),
         ("liu_robust_accuracy(pgd_eps='x')", "expected"),
         ("robustness_curve(eps=(0,))", "expected a radius above 0"),
-        ("robustness_curve(halvings=-1)", "0 to 24 halvings"),
+        ("robustness_curve(halvings=-1)", "halvings=-1: expected a whole number, at least 0"),
         ("robustness_curve(norm=3)", "expected"),
         ("local_linearity(distances=())", r"distances=\(\): expected one or more numbers from 0 on"),
         ("power_method_agreement(eps=(0,))", "expected one or more numbers above 0"),
         ("power_method_agreement(p=0.5)", "p=0.5"),
         ("power_method_agreement(steps=0)", "steps=0"),
-        ("lipschitz_bracket(norm=3)", "norm=3 is not known here"),
+        ("lipschitz_bracket(norm=3)", "norm=3: expected 1, 2 or inf"),
         ("lipschitz_bracket(radius=0)", "radius=0"),
         ("robust_radius(norm=True)", "norm=True"),
         ("robust_radius(highest=2)", "larger than the whole range"),
@@ -124,6 +124,26 @@ def test_batch_norm_in_train_mode_is_evaluated(name):
     make(name, points=5)(model, two_classes())
     assert model[2].training
     assert model[2].num_batches_tracked == 0
+
+
+def test_logits_of_all_points_batch_by_batch():
+    model, toy = trained().train(), data()
+    found = list(analyses.logits_of(model, toy.test))
+    x, y, logits = (torch.cat(parts) for parts in zip(*found, strict=True))
+    assert len(found) > 1
+    assert torch.equal(x, toy.test.images.float() / 255)
+    assert torch.equal(y, toy.test.labels)
+    assert torch.allclose(logits, model.eval()(x), atol=1e-6)
+    assert not logits.requires_grad
+    doubled = next(analyses.logits_of(model.double(), toy.test))
+    assert [t.dtype for t in doubled] == [torch.float64, torch.int64, torch.float64]
+    with pytest.raises(OpnormError, match="expected logits"):
+        next(analyses.logits_of(nn.Identity(), toy.test))
+
+
+def test_no_number_of_points_is_all_of_them(model):
+    (row,) = make("lipschitz_bracket", points=None)(model, two_classes())
+    assert row["points"] == 60
 
 
 def test_an_analysis_without_a_display_is_its_rows():

@@ -50,6 +50,14 @@ def test_a_weight_of_zeros_has_no_energy_and_tied_weights_count_once():
     assert row["complexities"][1] == 0
 
 
+def test_a_parametrized_weight_counts_once_and_hides_no_other():
+    layers = [nn.utils.parametrizations.orthogonal(nn.Linear(16, 16)) for _ in range(3)]
+    model = nn.Sequential(nn.Flatten(), *layers, layers[0])
+    (row,) = weight_energy()(model, random_labels())
+    assert row["layers"] == ["1", "2", "3"]
+    assert row["sizes"] == pytest.approx([4, 4, 4], rel=1e-5)
+
+
 @pytest.mark.parametrize("analysis", [singular_spread, weight_energy])
 def test_a_network_without_weights_is_refused(analysis):
     with pytest.raises(ModelError, match="no linear or convolutional layer"):

@@ -11,9 +11,11 @@ from opnorm.data import Dataset
 from opnorm.report import Cell, Chart, Column
 from opnorm.spec import factory
 
-__all__ = ["Analysis", "Registration", "Row", "Section", "all_analyses", "register"]
+__all__ = ["Analysis", "Cells", "Registration", "Row", "Rows", "Section", "all_analyses", "register"]
 
 Row = dict[str, Any]
+Rows = Sequence[Row]
+Cells = list[tuple[Column, Cell]]
 Section = Literal["accuracy and robustness", "weights", "confidence", "neighborhood of the data"]
 P = ParamSpec("P")
 
@@ -32,10 +34,10 @@ class Analysis:
     """
 
     rows: Callable[[nn.Module, Dataset], list[Row]]
-    sentence: Callable[[Sequence[Row]], str] = lambda rows: ""
-    columns: Callable[[Sequence[Row]], list[tuple[Column, Cell]]] = lambda rows: []
+    sentence: Callable[[Rows], str] = lambda rows: ""
+    columns: Callable[[Rows], Cells] = lambda rows: []
     chart: Callable[..., Chart | None] = lambda rows, methods=(): None
-    compare: Callable[[Sequence[Row], Sequence[Row], str, str], str] = lambda first, other, a, b: ""
+    compare: Callable[[Rows, Rows, str, str], str] = lambda first, other, a, b: ""
 
     def __call__(self, model: nn.Module, data: Dataset) -> list[Row]:
         """The rows."""

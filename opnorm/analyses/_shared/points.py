@@ -1,8 +1,8 @@
-"""Points of analyses: batches and samples, attacked versions, checks of settings, summaries."""
+"""Points of analyses: batches with logits, samples, attacked versions; checks of settings, and summaries."""
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,25 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opnorm._core.modes import evaluating
-from opnorm.analyses._shared.analysis import Row
+from opnorm._core.settings import check_count, is_number
 from opnorm.attacks import Attack, pgd
-from opnorm.attacks._checks import check_logits, is_amount
+from opnorm.attacks._checks import check_logits
 from opnorm.data import Dataset, Split
 from opnorm.errors import AttackError, SpecError
 from opnorm.report import Point, significant
 
 __all__ = [
     "ROTH_ATTACK",
+    "SPLITS",
     "amounts",
     "attacked",
     "batches",
     "by_rank",
-    "check_count",
-    "check_norm",
     "check_points",
-    "choose_split",
     "correct_after",
-    "correct_points",
+    "count_correct",
     "cross_entropy",
     "first",
     "in_double",
@@ -36,54 +34,29 @@ __all__ = [
     "random_network",
     "sample",
     "six_digits",
-    "split_name",
     "summary",
 ]
 
 BATCH = 500
 ROTH_ATTACK = pgd(norm=2, eps=0.5)
 RANKS = 40  # points on a line
-
-
-def check_count(**counts: int) -> None:
-    """SpecError unless each is a whole number of at least 1."""
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise SpecError(f"{name}={count!r}: expected a whole number of at least 1")
-
-
-def amounts(name: str, values: float | Sequence[float], zero: bool = True) -> list[float]:
-    """Numbers from 0 on (or above 0), the smallest first; SpecError for anything else, and for none."""
-    many = list(values) if isinstance(values, Sequence) else [values]
-    if not many or not all(is_amount(v) and (zero or v > 0) for v in many):
-        raise SpecError(
-            f"{name}={values!r}: expected one or more numbers {'from 0 on' if zero else 'above 0'}"
-        )
-    return sorted(set(many))
-
-
-def check_norm(norm: float) -> None:
-    """SpecError unless it is 1, 2 or inf."""
-    if isinstance(norm, bool) or norm not in (1, 2, math.inf):
-        raise SpecError(f"norm={norm!r} is not known here; expected 1, 2 or inf")
-
-
-def choose_split(split: str) -> Callable[[Dataset], Split]:
-    """A function that takes "train" or "test" out of a data set; SpecError for another name."""
-    if split not in ("train", "test"):
-        raise SpecError(f"split={split!r}: expected 'train' or 'test'")
-    return lambda data: data.train if split == "train" else data.test
-
-
-def split_name(row: Row) -> str:
-    """The name of a row's split in a sentence."""
-    return "training" if row["split"] == "train" else "test"
+SPLITS = {"train": "training", "test": "test"}  # and their names in a sentence
 
 
 def check_points(points: int | None) -> None:
     """SpecError unless it is a whole number of at least 1, or None for all points."""
     if points is not None:
-        check_count(points=points)
+        check_count("points", points)
+
+
+def amounts(name: str, values: float | Sequence[float], zero: bool = True) -> list[float]:
+    """Numbers from 0 on (or above 0), the smallest first; SpecError for anything else, and for none."""
+    many = list(values) if isinstance(values, Sequence) else [values]
+    if not many or not all(is_number(v) and (v > 0 or (zero and v == 0)) for v in many):
+        raise SpecError(
+            f"{name}={values!r}: expected one or more numbers {'from 0 on' if zero else 'above 0'}"
+        )
+    return sorted(set(many))
 
 
 def first(data: Dataset, points: int | None) -> Split:
@@ -91,35 +64,54 @@ def first(data: Dataset, points: int | None) -> Split:
     return Split(data.test.images[:points], data.test.labels[:points])
 
 
+def sample(model: nn.Module, data: Dataset, points: int | None, seed: int) -> tuple[Tensor, Tensor]:
+    """Random test points, pixels in [0, 1], and their labels, in the order of the data, where the model is.
+
+    Raises:
+        SpecError: there are fewer.
+    """
+    images, labels = data.test
+    if points is not None and points > len(labels):
+        raise SpecError(f"points={points}: {data.name} has {len(labels)} test points; ask for fewer")
+    chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:points]
+    chosen = chosen.sort().values.to(images.device)
+    return _pixels(images[chosen], labels[chosen], model)
+
+
 def batches(split: Split, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pixels in [0, 1] and labels, on the model's device."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    """Pixels in [0, 1] and labels, where the model is."""
     for images, labels in zip(split.images.split(BATCH), split.labels.split(BATCH), strict=True):
-        yield images.to(device).float() / 255, labels.to(device)
+        yield _pixels(images, labels, model)
 
 
-def logits_of(model: nn.Module, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits and labels batch by batch, in eval mode and without gradients."""
-    with evaluating(model):
-        for x, y in batches(split, model):
+def _pixels(images: Tensor, labels: Tensor, model: nn.Module) -> tuple[Tensor, Tensor]:
+    weight = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    return images.to(weight.device, weight.dtype) / 255, labels.to(weight.device)
+
+
+def logits_of(model: nn.Module, split: Split) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The logits of all points of a split, batch by batch, in eval mode and without gradients.
+
+    Args:
+        model: comes back in the mode in which it was.
+        split: such as ``data.test``, or ``Split(images, labels)`` for some points of it.
+
+    Yields:
+        pixels (B, C, H, W) in [0, 1], labels (B,) and logits (B, K), on the model's device and in its precision.
+
+    Raises:
+        AttackError: the model returns no finite logits of shape (B, K), or a label names no class.
+    """
+    for x, y in batches(split, model):
+        with evaluating(model):
             logits = model(x)
-            check_logits(logits, y)
-            yield logits, y
+        check_logits(logits, y)
+        yield x, y, logits
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy of each point (B,), in float64: in float32 that of a confident answer rounds to 0."""
     return F.cross_entropy(logits.double(), y, reduction="none")
-
-
-def correct_points(
-    model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Of each batch, the points that the model classifies correctly, and their labels."""
-    for x, y in batches:
-        with evaluating(model):
-            correct = model(x).argmax(1) == y
-        yield x[correct], y[correct]
 
 
 def correct_after(model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Tensor:
@@ -132,20 +124,14 @@ def correct_after(model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Ten
     return correct
 
 
-def sample(model: nn.Module, data: Dataset, points: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Random test points, pixels in [0, 1], and their labels, in the order of the data, where the model is.
-
-    Raises:
-        SpecError: there are fewer.
-    """
-    split = data.test
-    if points > len(split.labels):
-        raise SpecError(f"points={points}: {data.name} has {len(split.labels)} test points; ask for fewer")
-    chosen = torch.randperm(len(split.labels), generator=torch.Generator().manual_seed(seed))[:points]
-    chosen = chosen.sort().values.to(split.images.device)
-    parameter = next(model.parameters(), torch.zeros(()))
-    x = split.images[chosen].to(parameter.device, parameter.dtype) / 255
-    return x, split.labels[chosen].to(parameter.device)
+def count_correct(model: nn.Module, split: Split, attack: Attack) -> tuple[int, int]:
+    """How many points are classified correctly, and how many of these also after the attack."""
+    clean = robust = 0
+    for x, y, logits in logits_of(model, split):
+        correct = logits.argmax(1) == y
+        clean += int(correct.sum())
+        robust += int(correct_after(model, x[correct], y[correct], attack).sum())
+    return clean, robust
 
 
 def attacked(model: nn.Module, x: Tensor, y: Tensor, attack: Attack, seed: int) -> Tensor:
