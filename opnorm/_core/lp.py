@@ -19,6 +19,7 @@ __all__ = [
     "on_sphere",
     "per_row",
     "power_iteration",
+    "power_of_two",
     "random_start",
 ]
 
@@ -58,21 +59,20 @@ def lp_norm(z: Tensor, r: float, dim: int | None = None) -> Tensor:
         safe = math.sqrt(limits.tiny) / limits.eps
         if r != 2 or bool(((plain > safe) & plain.isfinite()).all()):
             return plain
-    unit = _unit(z, dim) if r == 2 else _largest(z, dim)
+    largest = z.detach().abs().amax(dim, keepdim=True)
+    unit = power_of_two(largest) if r == 2 else _or_one(largest)
     return torch.linalg.vector_norm(z / unit, r, dim) * unit.squeeze(dim)
 
 
-def _largest(z: Tensor, dim: int) -> Tensor:
-    """The largest absolute value; 1 where it is 0 or not finite."""
-    largest = z.detach().abs().amax(dim, keepdim=True)
-    return torch.where((largest > 0) & largest.isfinite(), largest, 1)
+def power_of_two(size: Tensor) -> Tensor:
+    """The largest power of two up to each size, by which division is exact; 1 where the size is 0 or not finite."""
+    size = _or_one(size)
+    mantissa = torch.frexp(size.to(torch.promote_types(size.dtype, torch.float32))).mantissa
+    return size / (2 * mantissa).to(size.dtype)
 
 
-def _unit(z: Tensor, dim: int) -> Tensor:
-    """The power of two below the largest absolute value, so that the division is exact."""
-    largest = _largest(z, dim)
-    mantissa = torch.frexp(largest.to(torch.promote_types(z.dtype, torch.float32))).mantissa
-    return largest / (2 * mantissa).to(z.dtype)
+def _or_one(size: Tensor) -> Tensor:
+    return torch.where((size > 0) & size.isfinite(), size, 1)
 
 
 def dual(z: Tensor, r: float, otherwise: Tensor | None = None) -> Tensor:

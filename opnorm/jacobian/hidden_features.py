@@ -33,11 +33,10 @@ class Features(nn.Module):
             return value.clone() if isinstance(value, Tensor) else value  # what follows may work in place
 
         module = modules[self.layer]
-        handle = (
-            module.register_forward_pre_hook(lambda _, args: (keep(args[0]), *args[1:]))
-            if self.before
-            else module.register_forward_hook(lambda _, args, output: keep(output))
-        )
+        if self.before:
+            handle = module.register_forward_pre_hook(lambda _, args: (keep(args[0]), *args[1:]))
+        else:
+            handle = module.register_forward_hook(lambda _, args, output: keep(output))
         try:
             self.model(x)
         finally:

@@ -47,15 +47,10 @@ class Pattern(NamedTuple):
 
 
 def activations(model: nn.Module, x: Tensor, mode: Mode = "eval") -> Pattern:
-    """The activation pattern φ(x) of every point, from one forward pass.
+    """The activation pattern φ(x) of every point of x, (B, *in), from one forward pass.
 
     Units are the entries of every ReLU (leaky, parametric and capped ones too), absolute value and clamp, whether they are
     modules or functions.
-
-    Args:
-        model: any network.
-        x: (B, *in).
-        mode: of the model meanwhile.
 
     Raises:
         NormError: x is not a batch of floating point numbers.

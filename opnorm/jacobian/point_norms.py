@@ -17,9 +17,9 @@ from opnorm._core.lp import (
     lp_norm,
     per_row,
     power_iteration,
+    power_of_two,
     random_start,
 )
-from opnorm._core.modes import Mode
 from opnorm._core.rounding import unit_roundoff
 from opnorm._core.settings import check_count
 from opnorm.errors import NormError
@@ -30,7 +30,6 @@ from opnorm.jacobian.products import (
     explicit,
     linearized,
     points_at_once,
-    quick_layout,
     rows_of,
 )
 from opnorm.norms.induced import induced, sign_vectors
@@ -48,12 +47,13 @@ class PointNorms(NamedTuple):
     """‖J(x_b)‖_{p→q} of every point b as an interval: ``lower <= norm <= upper``.
 
     The ends hold for the Jacobian in the model's own arithmetic: rounding in float32 is not in them. A model and points in
-    float64 give all digits.
+    float64 give all digits. Where the derivative is infinite, as that of a square root at 0, or products with it leave the
+    range of the model's type, the norm is not known: ``upper`` is infinite, and ``lower`` 0 unless some product is right.
 
     Attributes:
         lower: (B,) float64: ‖J v‖_q, or a little less.
         upper: (B,) float64; equal to ``lower`` where a closed formula gives the norm.
-        v: (B, *in), ‖v‖_p = 1, amplified by ``lower``.
+        v: (B, *in), ‖v‖_p = 1, amplified by ``lower``; any direction where the norm is 0 or not known.
         residual: (B,) float64, ‖JᵀJv - σ²v‖_2 / σ² for p = q = 2: how far v is from a singular vector; NaN otherwise.
         method: how it was computed, in words.
     """
@@ -71,14 +71,13 @@ def jacobian_norm(
     p: float = 2,
     q: float = 2,
     *,
-    mode: Mode = "eval",
     steps: int = 40,
     restarts: int = 8,
     seed: int = 0,
 ) -> PointNorms:
     """The largest ‖J(x_b) v‖_q over ‖v‖_p = 1 at each point, and that v.
 
-    For any p and q in [1, inf]:
+    For any p and q in [1, inf], with the model in eval mode:
 
     - p = 1: the largest ℓq norm of a column; q = inf: the largest ℓ_{p*} norm of a row. Exact, by one backward pass a row.
     - p = q = 2: exact to rounding with at most 4 ``steps`` outputs or inputs; otherwise Lanczos iteration, with an upper
@@ -91,7 +90,6 @@ def jacobian_norm(
         x: (B, *in).
         p: of the input.
         q: of the output.
-        mode: of the model, see :func:`opnorm.jacobian.linearized`.
         steps: of an iteration.
         restarts: of the power iteration, in NP-hard cells.
         seed: of random starts; each point has its own, whatever batch it is in.
@@ -105,31 +103,59 @@ def jacobian_norm(
     check_orders(p, q)
     for name, value in (("steps", steps), ("restarts", restarts)):
         check_count(name, value, error=NormError)
-    x = quick_layout(model, x.detach(), mode)
-    with linearized(model, x[:1], mode=mode) as J:
+    x = x.detach()
+    with linearized(model, x[:1]) as J:
         outputs, inputs = J.shape
     most = min(SIDE, 4 * steps) if p == q == 2 else SIDE  # a step costs about four rows
-    small = min(outputs, inputs) <= most and outputs * inputs * 8 <= BYTES
-    at_once = max(1, min(points_at_once(x), BYTES // (outputs * inputs * 8))) if small else points_at_once(x)
+    size = outputs * inputs * 8
+    small = min(outputs, inputs) <= most and size <= BYTES
+
+    method = _PowerMethod(p, q, steps, restarts, seed)
 
     def solve(part: Tensor) -> PointNorms:
-        if p == 1 or q == math.inf:
-            return (_columns if p == 1 else _rows)(model, part, p, q, mode)
-        if not small:
-            with linearized(model, part, mode=mode) as J:
-                return _by_products(J, part, p, q, steps, restarts, seed)
-        A = explicit(model, part, mode=mode).flatten(2).double()
-        if p == q == 2:
-            return _singular(A, part)
-        signs = q == 1 and outputs <= SIGNS
-        return _over_signs(A, part, p) if signs else _hard(A, part, p, q, steps, restarts, seed)
+        if p == 1:
+            return _columns(model, part, q)
+        if q == math.inf:
+            return _rows(model, part, p)
+        if small:
+            return _of_matrices(explicit(model, part).flatten(2).double(), part, method)
+        with linearized(model, part) as J:
+            return _by_products(J, part, method)
 
+    at_once = max(1, min(points_at_once(x), BYTES // size)) if small else points_at_once(x)
     return _concatenate([solve(part) for part in x.split(at_once)])
 
 
+class _PowerMethod(NamedTuple):
+    """The power iteration from several starts, with its settings."""
+
+    p: float
+    q: float
+    steps: int
+    restarts: int
+    seed: int
+
+    def __call__(self, A: LinearMap, x: Tensor) -> Maximizer:
+        """The best that is found from all starts at the points x, to which the maps belong."""
+        starts = [random_start(x.to(A.dtype), self.p, self.seed, i) for i in range(self.restarts)]
+        best, *others = (
+            power_iteration(A, start.view(-1, *A.in_shape), self.p, self.q, steps=self.steps)
+            for start in starts
+        )
+        for other in others:
+            better = other.value > best.value
+            pairs = zip(other, best, strict=True)
+            best = Maximizer(*(torch.where(per_row(better, a), a, b) for a, b in pairs))
+        return best
+
+
 def _concatenate(parts: Sequence[PointNorms]) -> PointNorms:
+    """All points; where the Jacobian, or a product with it, is not finite, the norm is not known."""
     lower, upper, v, residual = (torch.cat(tensors) for tensors in list(zip(*parts, strict=True))[:4])
-    return PointNorms(lower, upper, v.contiguous(), residual, parts[0].method)
+    known = lower.isfinite() & ~upper.isnan() & v.flatten(1).isfinite().all(1)
+    lower, upper = torch.where(known, lower, 0), torch.where(known, upper, math.inf)
+    v = torch.where(per_row(known, v), v, _any_direction(v)).contiguous()
+    return PointNorms(lower, upper, v, residual, parts[0].method)
 
 
 def _exact(value: Tensor, v: Tensor, method: str, slack: float = 0.0) -> PointNorms:
@@ -153,28 +179,47 @@ def _any_direction(x: Tensor) -> Tensor:
 # ---------------------------------------------------------------- closed formulas
 
 
-def _columns(model: nn.Module, x: Tensor, p: float, q: float, mode: Mode) -> PointNorms:
+def _columns(model: nn.Module, x: Tensor, q: float) -> PointNorms:
     """‖J‖_{1→q}: norms of columns, accumulated row by row."""
     total = x.new_zeros(len(x), x[0].numel(), dtype=torch.float64)
-    for some in rows_of(model, x, mode=mode):
+    for some in rows_of(model, x):
         total = lp_norm(torch.stack([total, lp_norm(some.flatten(2).double(), q, 1)]), q, 0)
     best, at = total.max(1)
     v = torch.zeros_like(x).flatten(1).scatter(1, at[:, None], 1).view_as(x)
     return _exact(best, v, "exact: largest column norm")
 
 
-def _rows(model: nn.Module, x: Tensor, p: float, q: float, mode: Mode) -> PointNorms:
+def _rows(model: nn.Module, x: Tensor, p: float) -> PointNorms:
     """‖J‖_{p→∞}: the largest row so far is kept."""
     best, longest = x.new_full((len(x),), -1, dtype=torch.float64), torch.zeros_like(x)
-    for some in rows_of(model, x, mode=mode):
-        length, at = lp_norm(some.flatten(2).double(), conjugate(p), 2).max(1)
-        row = some[torch.arange(len(x), device=x.device), at]
-        longest = torch.where(per_row(length > best, x), row, longest)
-        best = torch.maximum(best, length)
+    for some in rows_of(model, x):
+        best, longest = _longer(best, longest, some, conjugate(p))
     return _exact(best, dual(longest, conjugate(p), _any_direction(x)), "exact: largest row norm")
 
 
+def _longer(best: Tensor, longest: Tensor, some: Tensor, r: float) -> tuple[Tensor, Tensor]:
+    """The largest ℓr norm so far and its vector (B, ...), after some more vectors (B, r, ...); NaN is the largest."""
+    length, at = lp_norm(some.flatten(2).double(), r, 2).max(1)
+    row = some[torch.arange(len(some), device=some.device), at]
+    return torch.maximum(best, length), torch.where(per_row(length > best, row), row, longest)
+
+
 # ---------------------------------------------------------------- explicit matrices (B, K, n) in float64
+
+
+def _of_matrices(A: Tensor, x: Tensor, method: _PowerMethod) -> PointNorms:
+    """Each matrix divided by a power of two near its largest entry, so that no square leaves the range of float64."""
+    largest = lp_norm(A, math.inf)
+    finite, unit = largest.isfinite(), power_of_two(largest)
+    A = torch.where(per_row(finite, A), A / per_row(unit, A), 0)
+    if method.p == method.q == 2:
+        found = _singular(A, x)
+    elif method.q == 1 and A.shape[1] <= SIGNS:
+        found = _over_signs(A, x, method.p)
+    else:
+        found = _hard(A, x, method)
+    lower, upper = (torch.where(finite, end * unit, math.nan) for end in (found.lower, found.upper))
+    return found._replace(lower=lower, upper=upper, v=found.v.view_as(x).to(x.dtype))
 
 
 def _singular(A: Tensor, x: Tensor) -> PointNorms:
@@ -183,17 +228,15 @@ def _singular(A: Tensor, x: Tensor) -> PointNorms:
     v = dual(J.T @ vectors if wide else vectors, 2, _any_direction(x).flatten(1).double())
     sigma, residual = _measured(J, v)
     method = f"exact up to rounding: diagonalized {vectors.shape[1]} x {vectors.shape[1]}"
-    v = v.view_as(x).to(x.dtype)
     return _exact(sigma, v, method, _slack(A))._replace(residual=residual)
 
 
 def _measured(J: LinearMap, v: Tensor) -> tuple[Tensor, Tensor]:
-    """‖J v‖_2 for unit vectors v, and the relative residual ‖JᵀJv - σ²v‖_2 / σ², both (B,) float64."""
+    """‖J v‖_2 / ‖v‖_2 for unit vectors v, and the relative residual ‖JᵀJv - σ²v‖_2 / σ², both (B,) float64."""
     image = J @ v
-    sigma = lp_norm(image, 2)
-    unit = torch.where(sigma > 0, sigma, 1)
-    rest = J.T @ (image / per_row(unit, image)) - per_row(sigma, v) * v
-    return sigma.double(), lp_norm(rest, 2).double() / unit.double()
+    sigma = lp_norm(image.double(), 2) / lp_norm(v.double(), 2)
+    rest = (J.T @ dual(image, 2)).double() - per_row(sigma, v) * v.double()
+    return sigma, lp_norm(rest, 2) / torch.where(sigma > 0, sigma, 1)
 
 
 def _over_signs(A: Tensor, x: Tensor, p: float) -> PointNorms:
@@ -201,51 +244,38 @@ def _over_signs(A: Tensor, x: Tensor, p: float) -> PointNorms:
     best, back = A.new_full((len(A),), -1), A.new_zeros(len(A), A.shape[2])
     signs = sign_vectors(A.shape[1]).to(A)
     for some in signs.split(64):
-        images = some @ A
-        length, at = lp_norm(images, conjugate(p), 2).max(1)
-        row = images[torch.arange(len(A), device=A.device), at]
-        back = torch.where((length > best)[:, None], row, back)
-        best = torch.maximum(best, length)
-    v = dual(back, conjugate(p), _any_direction(x).flatten(1).double()).view_as(x).to(x.dtype)
+        best, back = _longer(best, back, some @ A, conjugate(p))
+    v = dual(back, conjugate(p), _any_direction(x).flatten(1).double())
     return _exact(best, v, f"exact up to rounding: all {len(signs):,} sign vectors", _slack(A))
 
 
-def _hard(A: Tensor, x: Tensor, p: float, q: float, steps: int, restarts: int, seed: int) -> PointNorms:
-    starts = [random_start(x.double(), p, seed, restart).flatten(1) for restart in range(restarts)]
-    found = _best_of(Matrices(A), starts, p, q, steps)
-    known = [induced(matrix, p, q, restarts=1, seed=seed) for matrix in A]
+def _hard(A: Tensor, x: Tensor, method: _PowerMethod) -> PointNorms:
+    found = method(Matrices(A), x)
+    known = [induced(matrix, method.p, method.q, restarts=1) for matrix in A]
     upper = torch.stack([norm.upper for norm in known]).to(A.device)
     above = known[0].method.rpartition("upper by ")[2]
-    method = f"{HARD} with {restarts} restarts, upper by {above}"
-    lower, v = torch.minimum(found.value, upper), found.v.view_as(x).to(x.dtype)
-    return _exact(lower, v, method)._replace(upper=upper)
-
-
-def _best_of(J: LinearMap, starts: list[Tensor], p: float, q: float, steps: int) -> Maximizer:
-    best = power_iteration(J, starts[0], p, q, steps=steps)
-    for start in starts[1:]:
-        new = power_iteration(J, start, p, q, steps=steps)
-        pairs = zip(new, best, strict=True)
-        better = new.value > best.value
-        best = Maximizer(*(torch.where(per_row(better, a), a, b) for a, b in pairs))
-    return best
+    how = f"{HARD} with {method.restarts} restarts, upper by {above}"
+    return _exact(torch.minimum(found.value, upper), found.v, how)._replace(upper=upper)
 
 
 # ---------------------------------------------------------------- by products alone
 
 
-def _by_products(
-    J: Jacobian, x: Tensor, p: float, q: float, steps: int, restarts: int, seed: int
-) -> PointNorms:
+def _by_products(J: Jacobian, x: Tensor, method: _PowerMethod) -> PointNorms:
     outputs, inputs = J.shape
-    v = lanczos(J, random_start(x, 2, seed), steps=steps)
+    start = random_start(x, 2, method.seed)
+    v = lanczos(J, start, steps=method.steps)
     sigma, residual = _measured(J, v)
-    factor = upper_factor(inputs, steps, FAILURE_PROBABILITY)
-    upper = sigma * factor if factor < math.inf else torch.full_like(sigma, math.inf)
-    how = f"Lanczos, {steps} steps: upper end right with probability 1 - {FAILURE_PROBABILITY:g}"
-    if p == q == 2:
+    upper = sigma * upper_factor(inputs, method.steps, FAILURE_PROBABILITY)
+    limit = torch.finfo(J.dtype).tiny / torch.finfo(J.dtype).eps  # shorter products lose digits
+    if (sigma < limit).any():
+        zero = (J @ (start / limit) == 0).flatten(1).all(1)
+        upper = torch.where((sigma < limit) & ~zero, math.inf, upper)
+    how = f"Lanczos, {method.steps} steps: upper end right with probability 1 - {FAILURE_PROBABILITY:g}"
+    if method.p == method.q == 2:
         return PointNorms(sigma, upper, v, residual, how)
-    equivalence = inputs ** max(0.0, 0.5 - 1 / p) * outputs ** max(0.0, 1 / q - 0.5)
-    found = _best_of(J, [random_start(x, p, seed, restart) for restart in range(restarts)], p, q, steps)
-    method = f"{HARD} with {restarts} restarts, upper by norm equivalence with 2→2 ({how})"
-    return _exact(found.value, found.v, method)._replace(upper=upper * equivalence)
+    found = method(J, x)
+    value = lp_norm((J @ found.v).double(), method.q) / lp_norm(found.v.double(), method.p)
+    upper = upper * inputs ** max(0.0, 0.5 - 1 / method.p) * outputs ** max(0.0, 1 / method.q - 0.5)
+    how = f"{HARD} with {method.restarts} restarts, upper by norm equivalence with 2→2 ({how})"
+    return _exact(torch.minimum(value, upper), found.v, how)._replace(upper=upper)

@@ -23,7 +23,6 @@ __all__ = [
     "explicit",
     "linearized",
     "points_at_once",
-    "quick_layout",
     "rows_of",
 ]
 
@@ -114,25 +113,9 @@ def check_points(x: Tensor) -> None:
         )
 
 
-def quick_layout(model: nn.Module, x: Tensor, mode: Mode) -> Tensor:
-    """Images in the layout that float32 convolutions on the CPU need no copies for, channels last; else x itself.
-
-    A network that needs contiguous memory, for ``view``, keeps its own.
-    """
-    images = x.ndim == 4 and x.dtype == torch.float32 and x.device.type == "cpu"
-    if not images or not any(isinstance(m, nn.Conv2d) for m in model.modules()):
-        return x
-    last = x.contiguous(memory_format=torch.channels_last)
-    try:
-        with linearized(model, last[:1], mode=mode):
-            return last
-    except RuntimeError:  # torch's for such a view; any other fault is raised again for x
-        return x
-
-
 def _check_output(model: nn.Module, outputs: Any, inputs: Tensor) -> None:
     what = type(model).__name__
-    if not isinstance(outputs, Tensor) or outputs.ndim < 1 or len(outputs) != len(inputs):
+    if not isinstance(outputs, Tensor) or outputs.shape[:1] != inputs.shape[:1]:
         got = (
             f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
         )
@@ -144,8 +127,7 @@ def _check_output(model: nn.Module, outputs: Any, inputs: Tensor) -> None:
             f"the output of {what} does not depend on the input in a differentiable way; is it detached, rounded, or "
             "computed under torch.no_grad()?"
         )
-    if not torch.isfinite(outputs).all():
-        bad = int((~torch.isfinite(outputs)).flatten(1).any(1).sum())
+    if bad := int((~outputs.isfinite()).flatten(1).any(1).sum()):
         raise ModelError(
             f"{what} gives NaN or infinity for {bad} of {len(inputs)} points; diverged training?"
         )
@@ -173,46 +155,29 @@ def _refuse_coupling(model: nn.Module) -> None:
 def rows_of(model: nn.Module, x: Tensor, *, mode: Mode = "eval", columns: bool = False) -> Iterator[Tensor]:
     """The rows of the Jacobians in order, some at a time, (B, r, *in): K / r backward passes for K outputs.
 
-    In eval mode a batch of few points is repeated, so that a pass is not too small.
-
-    Args:
-        model: see :func:`linearized`.
-        x: (B, *in).
-        mode: of the model.
-        columns: columns instead, (B, r, *out), by products with J: quicker where there are fewer inputs than outputs.
+    In eval mode a batch of few points is repeated, so that a pass is not too small. With ``columns`` the columns instead,
+    (B, r, *out), by products with J: quicker where there are fewer inputs than outputs.
     """
-    copies = 1
-    if mode == "eval" and (room := points_at_once(x) // len(x)) > 1:  # dropout would treat copies differently
-        with linearized(model, x[:1], mode=mode) as J:
-            copies = min(room, J.shape[1 if columns else 0])
-    with linearized(model, _repeated(x, copies), mode=mode) as J:
-        A = J if columns else J.T
+    copies = points_at_once(x) // len(x) if mode == "eval" else 1  # dropout would treat copies differently
+    with linearized(model, x[:1], mode=mode) as J:
         count = J.shape[1 if columns else 0]
-        for first in range(0, count, copies):
-            some = torch.arange(min(copies, count - first), device=x.device)
+    copies = max(1, min(copies, count))
+    with linearized(model, x.repeat_interleave(copies, 0), mode=mode) as J:
+        A = J if columns else J.T
+        for some in torch.arange(count, device=x.device).split(copies):
             units = torch.zeros(len(x), copies, count, dtype=J.dtype, device=x.device)
-            units[:, some, first + some] = 1
+            units[:, torch.arange(len(some)), some] = 1
             yield (A @ units.view(-1, *A.in_shape)).unflatten(0, (len(x), copies))[:, : len(some)]
 
 
-def _repeated(x: Tensor, copies: int) -> Tensor:
-    """Each point so many times, laid out in memory as x is."""
-    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if last else torch.contiguous_format
-    return x.repeat_interleave(copies, 0).contiguous(memory_format=layout)
-
-
 def explicit(model: nn.Module, x: Tensor, *, mode: Mode = "eval", limit: int = 2**30) -> Tensor:
-    """The Jacobians as matrices, (B, K, *in), with the outputs flattened to K; a few dozen points at a time.
+    """The Jacobians as matrices, (B, K, *in), of the type of x, with the outputs flattened to K.
 
     Args:
         model: see :func:`linearized`.
         x: (B, *in).
         mode: of the model.
         limit: bytes that the result may take.
-
-    Returns:
-        A tensor of the type of x.
 
     Raises:
         NormError: it would take more than ``limit``.

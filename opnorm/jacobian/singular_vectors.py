@@ -19,10 +19,7 @@ LARGEST = 2**31  # bytes of one of them
 def singular_values(model: nn.Module, x: Tensor, *, mode: Mode = "eval") -> Tensor:
     """All singular values of J(x_b), the largest first: (B, min(K, n)) float64 for K outputs and n inputs.
 
-    Args:
-        model: see :func:`opnorm.jacobian.linearized`; :func:`features` for hidden layers.
-        x: (B, *in).
-        mode: of the model.
+    Arguments as of :func:`opnorm.jacobian.linearized`; :func:`features` for hidden layers.
 
     Raises:
         NormError: a single Jacobian takes more than 2 GiB.
@@ -37,13 +34,7 @@ def alignment(model: nn.Module, x: Tensor, z: Tensor, *, mode: Mode = "eval") ->
     """|cos| of the angle between z_b and the r-th right singular vector of J(x_b), (B, min(K, n)) float64, r = 1, 2, ...
 
     A random z has about sqrt(2 / (π n)) with each. Singular vectors have no sign, so the cosine has none either;
-    those of equal singular values, or of 0, are arbitrary.
-
-    Args:
-        model: see :func:`singular_values`.
-        x: (B, *in).
-        z: directions, (B, *in).
-        mode: of the model.
+    those of equal singular values, or of 0, are arbitrary. Arguments as of :func:`singular_values`; z is (B, *in).
 
     Raises:
         NormError: a zero direction, or another shape than that of x; see also :func:`singular_values`.
@@ -57,12 +48,11 @@ def alignment(model: nn.Module, x: Tensor, z: Tensor, *, mode: Mode = "eval") ->
     length = lp_norm(z, 2)[:, None]
     if not (length > 0).all():
         raise NormError(f"{int((length <= 0).sum())} of {len(z)} directions are zero or NaN")
-    z, parts, done = z / length, [], 0
+    rest, cosines = z / length, []
     for A in _matrices(model, x, mode):
-        Vh = torch.linalg.svd(A, full_matrices=False).Vh
-        parts.append((Vh @ z[done : done + len(A), :, None]).squeeze(2).abs())
-        done += len(A)
-    return torch.cat(parts)
+        part, rest = rest[: len(A)], rest[len(A) :]
+        cosines.append((torch.linalg.svd(A, full_matrices=False).Vh @ part[:, :, None]).squeeze(2).abs())
+    return torch.cat(cosines)
 
 
 def _matrices(model: nn.Module, x: Tensor, mode: Mode) -> Iterator[Tensor]:

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.lp import check_orders, conjugate, dual, lp_norm, power_iteration, random_start
-from opnorm._core.modes import Mode
+from opnorm._core.lp import check_orders, conjugate, dual, lp_norm, random_start
+from opnorm._core.settings import check_count, check_number
 from opnorm.errors import NormError
 from opnorm.jacobian.linear_regions import activations, same_region
 from opnorm.jacobian.products import linearized
@@ -54,7 +54,6 @@ def secant_ascent(
     q: float = 2,
     *,
     steps: int = 10,
-    mode: Mode = "eval",
 ) -> Iterator[Secant]:
     """ℓp-constrained projected gradient ascent on ‖f(x') - f(x)‖_q over ‖x' - x‖_p <= ε, in the limit of long steps.
 
@@ -63,14 +62,13 @@ def secant_ascent(
     Pixels are not held in [0, 1]: the theorem has no box. Yields ``steps`` + 1 iterates, the start first.
 
     Args:
-        model: any network that works on each point of a batch by itself.
+        model: any network that works on each point of a batch by itself; in eval mode meanwhile.
         x: (B, *in); float64, with such a model, where ε is small.
         v: the start, x_0 = x + εv; ‖v‖_p = 1.
         eps: ε, above 0.
         p: of the ball.
         q: of the loss.
-        steps: how many.
-        mode: of the model, see :func:`opnorm.jacobian.linearized`.
+        steps: at least 0.
 
     Raises:
         NormError: a setting out of its range.
@@ -78,11 +76,13 @@ def secant_ascent(
 
     Source: Roth, Kilcher & Hofmann 2020, Eqs. 15 to 18.
     """
-    _check(p, q, eps, steps)
-    with linearized(model, x, mode=mode) as J:
+    check_orders(p, q)
+    check_number("eps", eps, "a radius above 0", above=0, error=NormError)
+    check_count("steps", steps, 0, error=NormError)
+    with linearized(model, x) as J:
         here = J.outputs.detach()
     for k in range(steps + 1):
-        with linearized(model, x + eps * v, mode=mode) as J:
+        with linearized(model, x + eps * v) as J:
             change = J.outputs.detach() - here
             back = J.T @ dual(change, q) if k < steps else v
         yield Secant(v, lp_norm(change, q) / eps)
@@ -97,53 +97,34 @@ def theorem_1(
     q: float = 2,
     *,
     steps: int = 10,
-    mode: Mode = "eval",
     seed: int = 0,
 ) -> Agreement:
     """Projected gradient ascent and the power method from the same random start, step by step.
 
     Theorem: where the ℓp ball of radius ε around x lies in one linear region of f, both take the same steps, for
-    v_k = (x_k - x) / ε. Elsewhere the result measures how far they differ.
+    v_k = (x_k - x) / ε. Elsewhere the result measures how far they differ. In float32 a small ε leaves them apart by
+    rounding.
 
-    Args:
-        model: see :func:`secant_ascent`.
-        x: (B, *in); float64 where ε is small, or they differ by rounding.
-        eps: ε, above 0.
-        p: of the ball and of the input.
-        q: of the loss and of the output.
-        steps: how many, at least 1.
-        mode: of the model, see :func:`opnorm.jacobian.linearized`.
-        seed: of the start.
-
-    Raises:
-        NormError: a setting out of its range.
-        ModelError: see :func:`opnorm.jacobian.linearized`.
+    Arguments and errors are those of :func:`secant_ascent`; ``steps`` is at least 1, ``seed`` is that of the start.
 
     Source: Roth, Kilcher & Hofmann 2020, Theorem 1.
     """
-    _check(p, q, eps, steps, least=1)
-    start = random_start(x, p, seed)
-    powers = [start]
-    with linearized(model, x, mode=mode) as J:
-        for _ in range(steps):
-            powers.append(power_iteration(J, powers[-1], p, q, steps=1).v)
-        gain = lp_norm(J @ powers[-1], q)
-    home = activations(model, x, mode)
-    inside = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    cosines, distances = [], []
-    for power, secant in zip(
-        powers, secant_ascent(model, x, start, eps, p, q, steps=steps, mode=mode), strict=True
-    ):
-        inside &= same_region(home, activations(model, x + eps * secant.v, mode))
-        a, b = secant.v.flatten(1).double(), power.flatten(1).double()
-        cosines.append(torch.cosine_similarity(a, b))
-        distances.append(lp_norm(a - b, p))
-    return Agreement(torch.stack(cosines[1:]), torch.stack(distances[1:]), secant.slope, gain, inside)
-
-
-def _check(p: float, q: float, eps: float, steps: int, least: int = 0) -> None:
     check_orders(p, q)
-    if isinstance(eps, bool) or not 0 < eps < float("inf"):
-        raise NormError(f"eps={eps!r}: expected a radius above 0")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < least:
-        raise NormError(f"steps={steps!r}: expected a whole number of at least {least}")
+    check_count("steps", steps, error=NormError)
+    v = start = random_start(x, p, seed)
+    powers = []
+    with linearized(model, x) as J:
+        for _ in range(steps):
+            v = dual(J.T @ dual(J @ v, q), conjugate(p), v)
+            powers.append(v)
+        gain = lp_norm(J @ v, q)
+    secants = list(secant_ascent(model, x, start, eps, p, q, steps=steps))
+    home = activations(model, x)
+    inside = [same_region(home, activations(model, x + eps * secant.v)) for secant in secants]
+    pairs = [
+        (secant.v.flatten(1).double(), power.flatten(1).double())
+        for secant, power in zip(secants[1:], powers, strict=True)
+    ]
+    cosine = torch.stack([torch.cosine_similarity(a, b) for a, b in pairs])
+    distance = torch.stack([lp_norm(a - b, p) for a, b in pairs])
+    return Agreement(cosine, distance, secants[-1].slope, gain, torch.stack(inside).all(0))

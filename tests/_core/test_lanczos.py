@@ -64,9 +64,23 @@ def test_a_start_of_zero_and_what_is_not_finite():
     A[1, 0, 0], A[2, 0, 0] = math.nan, math.inf
     starts = gauss(3, 5)
     starts[0] = 0
-    v = lanczos(Matrices(A), starts, steps=4)
-    assert torch.equal(v[0], torch.zeros(5).double())
+    v = lanczos(Matrices(A), starts, steps=5)
+    assert float((A[0] @ v[0]).norm()) == pytest.approx(float(torch.linalg.matrix_norm(A[0], 2)))
     assert v[1:].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("share", [0.0, 1e-6, 1e-2])
+def test_a_space_that_seems_exhausted_has_not_converged(dtype, share):
+    """The start is an eigenvector but for a share below the rounding of its image; the largest value is elsewhere."""
+    sigma = torch.ones(300, dtype=dtype)
+    sigma[0] = 3
+    A = LinearMap(lambda v: v * sigma, lambda u: u * sigma, (300,), (300,), dtype=dtype)
+    start = torch.ones(1, 300, dtype=dtype)
+    start[0, 0] = share
+    v = lanczos(A, start, steps=40)
+    assert v.dtype == dtype
+    assert float((A @ v).norm() / v.norm()) == pytest.approx(3, rel=0.01)
 
 
 def test_it_stops_where_nothing_is_gained():

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from opnorm.errors import ModelError, NormError
@@ -119,19 +121,23 @@ def test_float32_models_give_float32_directions_and_honest_values():
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "message"),
+    ("given", "message"),
     [
-        ({"p": 0.5}, NormError, "p=0.5: expected a number of at least 1"),
-        ({"q": math.nan}, NormError, "q=nan"),
-        ({"steps": 0}, NormError, "steps=0: expected a whole number, at least 1"),
-        ({"restarts": True}, NormError, "restarts=True"),
-        ({"mode": "training"}, ModelError, "unknown mode 'training'"),
-        ({"mode": "train"}, ModelError, "couples the points"),
+        ({"p": 0.5}, "p=0.5: expected a number of at least 1"),
+        ({"q": math.nan}, "q=nan"),
+        ({"steps": 0}, "steps=0: expected a whole number, at least 1"),
+        ({"restarts": True}, "restarts=True"),
     ],
 )
-def test_bad_settings(settings, error, message):
-    with pytest.raises(error, match=message):
-        jacobian_norm(nets()["residual"].double(), points(2), **settings)
+def test_bad_settings(given, message):
+    with pytest.raises(NormError, match=message):
+        jacobian_norm(nets()["residual"].double(), points(2), **given)
+
+
+def test_points_that_are_coupled():
+    model = nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten())
+    with pytest.raises(ModelError, match="couples the points"):
+        jacobian_norm(model, points(2, torch.float32))
 
 
 def test_iteration_where_it_is_quicker_than_the_matrix():
@@ -152,6 +158,97 @@ def test_memory_does_not_grow_with_the_batch():
     model.stem.register_forward_pre_hook(lambda m, args: most.append(len(args[0])))
     jacobian_norm(model, points(200))
     assert max(most) <= 64
+
+
+# ---------------------------------------------------------------- every scale
+
+
+def linear_layer(W):
+    layer = nn.Linear(W.shape[1], W.shape[0], bias=False, dtype=W.dtype)
+    layer.weight.data = W
+    return layer
+
+
+def bounds(W, p, q):
+    """A lower and an upper bound on ‖W‖_{p→q} by other means, both exact but for rounding where that is known."""
+    if p == 1 or q == INF or p == q == 2:
+        return (brute(W, p, q),) * 2
+    sigma, (m, n) = torch.linalg.matrix_norm(W, 2), W.shape
+    vectors = torch.linalg.svd(W).Vh[:8]
+    gains = lp_norm(vectors @ W.T, q) / lp_norm(vectors, p)
+    return gains.max(), sigma * n ** max(0.0, 0.5 - 1 / p) * m ** max(0.0, 1 / q - 0.5)
+
+
+@given(
+    st.integers(-996, 996),  # 2^-996 is about 1e-300
+    st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    st.sampled_from([*CELLS, (3, 1.5), (1.5, 4)]),
+    st.sampled_from([(14, 20), (3, 20), (260, 270)]),  # by all signs, by matrices, by products alone
+)
+@settings(max_examples=200)
+def test_every_scale_and_dtype(exponent, dtype, cell, shape):
+    """The interval holds the norm of the weights at any scale; within the range of the type it is as narrow as for 1."""
+    exponent = exponent if dtype == torch.float64 else exponent % 300 - 150
+    W = torch.ldexp(gauss(*shape, seed=3), torch.tensor(float(exponent))).to(dtype)
+    x = torch.rand(1, shape[1], generator=torch.Generator().manual_seed(0)).to(dtype)
+    try:
+        found = jacobian_norm(linear_layer(W), x, *cell, restarts=2)
+    except ModelError:
+        assert not (x @ W.T).isfinite().all()
+        return
+    unit = 2.0 ** min(max(exponent, -1000), 1000)
+    below, above = bounds(W.double() / unit, *cell)
+    rounding = 1 + 30 * torch.finfo(dtype).eps
+    lower, upper = float(found.lower) / unit, float(found.upper) / unit
+    assert lower <= float(above) * rounding
+    assert upper >= float(below) / rounding
+    assert lower <= upper
+    limits = torch.finfo(dtype)
+    if limits.tiny / limits.eps < unit < limits.max / 1e3:
+        assert upper < math.inf
+        assert lower > 0.7 * float(below)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 3e-11, 1.0, 1e10, 1e30])
+@pytest.mark.parametrize("at", [(0, 0), (5, 9)])
+def test_one_entry_above_a_multiple_of_the_identity(scale, dtype, at):
+    W = scale * torch.eye(300, dtype=dtype)
+    W[at] = 3 * scale
+    want = torch.linalg.matrix_norm((W / scale).double(), 2) * scale
+    found = jacobian_norm(linear_layer(W), torch.rand(1, 300, dtype=dtype))
+    assert float(found.lower) == pytest.approx(float(want), rel=1e-5)
+    assert found.lower <= want * (1 + 1e-6)
+    assert found.upper >= want
+
+
+def test_a_deep_stack_at_the_default_initialization():
+    torch.manual_seed(0)
+    model = nn.Sequential(*[m for _ in range(32) for m in (nn.Linear(256, 256), nn.ReLU())])
+    x = torch.rand(3, 256)
+    found = jacobian_norm(model, x)
+    want = torch.linalg.matrix_norm(truth(model.double(), x.double()), 2)
+    assert (want < 1e-11).all()
+    assert torch.allclose(found.lower, want, rtol=1e-4)
+    assert (found.upper >= want).all()
+
+
+class Root(nn.Module):
+    def forward(self, x):
+        return x.sqrt()
+
+
+@pytest.mark.parametrize(("p", "q"), [*CELLS, (3, 1.5)])
+@pytest.mark.parametrize("features", [4, 20, 300])
+def test_an_infinite_derivative_is_not_known_and_spares_the_other_points(features, p, q):
+    x = 0.5 + torch.rand(2, features).double() / 2
+    want = jacobian_norm(Root(), x, p, q)
+    x[0, 1] = 0
+    found = jacobian_norm(Root(), x, p, q)
+    assert (float(found.lower[0]), float(found.upper[0])) == (0, INF)
+    assert found.v.isfinite().all()
+    assert torch.allclose(found.lower[1], want.lower[1])
+    assert torch.allclose(found.upper[1], want.upper[1])
 
 
 def test_a_network_that_needs_contiguous_memory():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from opnorm.attacks.projections import ball
-from opnorm.errors import ModelError, NormError
+from opnorm.errors import NormError
 from opnorm.jacobian import (
     activations,
     features,
@@ -119,18 +119,17 @@ def test_any_p_and_q():
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "message"),
+    ("settings", "message"),
     [
-        ({"eps": 0}, NormError, "eps=0: expected a radius above 0"),
-        ({"eps": math.nan}, NormError, "eps=nan"),
-        ({"eps": True}, NormError, "eps=True"),
-        ({"steps": 0}, NormError, "steps=0: expected a whole number of at least 1"),
-        ({"p": 0.5}, NormError, "p=0.5"),
-        ({"mode": "train"}, ModelError, "couples the points"),
+        ({"eps": 0}, "eps=0: expected a radius above 0"),
+        ({"eps": math.nan}, "eps=nan"),
+        ({"eps": True}, "eps=True"),
+        ({"steps": 0}, "steps=0: expected a whole number, at least 1"),
+        ({"p": 0.5}, "p=0.5"),
     ],
 )
-def test_bad_settings(settings, error, message):
-    with pytest.raises(error, match=message):
+def test_bad_settings(settings, message):
+    with pytest.raises(NormError, match=message):
         theorem_1(nets()["residual"].double(), points(2), **({"eps": 0.1} | settings))
 
 
