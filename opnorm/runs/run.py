@@ -34,7 +34,7 @@ class Run:
     """All settings of a training, as calls (text, or objects made by opnorm's factories).
 
     Attributes:
-        model: such as ``cnn(width=32)``; where it leaves them open, image shape, classes, mean and std are taken from the data.
+        model: such as ``cnn(width=32)``; image shape, classes, mean and std that it leaves open are taken from the data.
         data: such as ``digits()`` or ``parquet("folder")``.
         objective: such as ``pgd_at(eps=8/255)``.
         regularizers: any number, applied in order.

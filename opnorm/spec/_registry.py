@@ -171,8 +171,8 @@ def fill(call: Call, **known: Value) -> Call:
     """Add arguments that the function accepts and the call leaves open, also inside nested calls.
 
     A data set knows its number of classes and image shape; a model is built with them unless the user chose
-    otherwise: ``fill(parse("cnn()"), classes=10)`` is ``cnn(classes=10)``. What the call states is kept, also where it equals
-    a default; only None where None is the default is the same as nothing.
+    otherwise: ``fill(parse("cnn()"), classes=10)`` is ``cnn(classes=10)``. What the call states is kept, also where it
+    equals a default; only None where None is the default is the same as nothing.
     """
     accepted = _signature(resolve(call), call.name).parameters
     call = map_calls(call, lambda inner: fill(inner, **known))
