@@ -17,14 +17,16 @@ continuous derivative; this is a construction for logits, and for the activation
 or sin, which make no steps).
 """
 
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.lp import dual, lp_norm
 from opnorm._core.settings import check_choice, check_count, check_number
 from opnorm.errors import SpecError
 from opnorm.norms.display import label
@@ -115,37 +117,33 @@ LIKE_RELU: dict[str, tuple[type[nn.Module], float]] = {
 }
 """Activations with sup |ρ(t) - ReLU(t)|, rounded up: ρ(β t)/β approximates ReLU to any precision."""
 
-ACTIVATIONS = (
-    "relu", "relu6", "leaky_relu", *LIKE_RELU, "sigmoid", "tanh", "hardtanh", "hardsigmoid", "softsign",
-)  # fmt: skip
+
+def _like_relu(kind: type[nn.Module], distance: float, tau: float) -> SoftStep:
+    sharpness = max(distance / tau, 1.0)
+    return SoftStep(kind(), ((sharpness / 2, sharpness / 2, 1 / sharpness),))
+
+
+def _leaky(slope: float) -> SoftStep:
+    """leaky(t) + s leaky(-t) = (1 - s²) ReLU(t)."""
+    rest = 1 - slope * slope
+    return SoftStep(nn.LeakyReLU(slope), ((0.5, 0.5, 1 / rest), (-0.5, -0.5, slope / rest)))
+
+
+SOFT_STEPS: dict[str, Callable[[float], SoftStep]] = {
+    "relu": lambda tau: SoftStep(nn.ReLU(), ((0.5, 0.5, 1.0),)),
+    "relu6": lambda tau: SoftStep(nn.ReLU6(), ((0.5, 0.5, 1.0),)),
+    "leaky_relu": lambda tau: _leaky(0.01),
+    **{name: functools.partial(_like_relu, *like) for name, like in LIKE_RELU.items()},
+    "sigmoid": lambda tau: SoftStep(nn.Sigmoid(), ((math.log(1 / tau), 0.0, 1.0),)),
+    "tanh": lambda tau: SoftStep(nn.Tanh(), ((math.log(1 / tau) / 2, 0.0, 0.5),), 0.5),
+    "hardtanh": lambda tau: SoftStep(nn.Hardtanh(), ((1.0, 0.0, 0.5),), 0.5),
+    "hardsigmoid": lambda tau: SoftStep(nn.Hardsigmoid(), ((3.0, 0.0, 1.0),)),
+    "softsign": lambda tau: SoftStep(nn.Softsign(), ((1 / (2 * tau), 0.0, 0.5),), 0.5),
+}
+"""By the activation: a soft step with an error of at most τ."""
+
+ACTIVATIONS = tuple(SOFT_STEPS)
 """The activations that :func:`memorizer` has a soft step of."""
-
-
-def soft_step(activation: str, tau: float) -> SoftStep:
-    """A soft step with an error of at most τ."""
-    if activation in LIKE_RELU:
-        kind, distance = LIKE_RELU[activation]
-        sharpness = max(distance / tau, 1.0)
-        return SoftStep(kind(), ((sharpness / 2, sharpness / 2, 1 / sharpness),))
-    match activation:
-        case "relu":
-            return SoftStep(nn.ReLU(), ((0.5, 0.5, 1.0),))
-        case "relu6":
-            return SoftStep(nn.ReLU6(), ((0.5, 0.5, 1.0),))
-        case "leaky_relu":  # leaky(t) + s leaky(-t) = (1 - s²) ReLU(t)
-            s = 0.01
-            return SoftStep(nn.LeakyReLU(s), ((0.5, 0.5, 1 / (1 - s * s)), (-0.5, -0.5, s / (1 - s * s))))
-        case "sigmoid":
-            return SoftStep(nn.Sigmoid(), ((math.log(1 / tau), 0.0, 1.0),))
-        case "tanh":
-            return SoftStep(nn.Tanh(), ((math.log(1 / tau) / 2, 0.0, 0.5),), 0.5)
-        case "hardtanh":
-            return SoftStep(nn.Hardtanh(), ((1.0, 0.0, 0.5),), 0.5)
-        case "hardsigmoid":
-            return SoftStep(nn.Hardsigmoid(), ((3.0, 0.0, 1.0),))
-        case "softsign":
-            return SoftStep(nn.Softsign(), ((1 / (2 * tau), 0.0, 0.5),), 0.5)
-    raise SpecError(f"activation={activation!r}: expected one of {', '.join(ACTIVATIONS)}")
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
@@ -196,6 +194,7 @@ def memorizer(
         tensor([0, 1, 1])
     """
     _check(points, labels, eps, norm, lipschitz)
+    check_choice("activation", activation, ACTIVATIONS)
     x, y = points.detach().flatten(1).double(), labels
     first, second = (y[:, None] != y[None]).nonzero(as_tuple=True)
     weight, bias = _separating_hyperplanes(points, first, second, eps, norm)
@@ -210,15 +209,13 @@ def memorizer(
         sums = torch.cat([sums, height * torch.eye(len(sums), 1).to(x)], 1)
     others = int(torch.bincount(first).max())
     tau = 1 / (16 * max(others + 1, len(x), height))
-    sharper = 1 / (
-        1 - 2 * (others + 1) * tau
-    )  # makes up for the errors of the first steps in the second ones' inputs
-    step = soft_step(activation, tau)
-    hidden = step.before(weight, bias), step.before(*step.after(-2 * sharper * count, sharper * offset))
-    last = _linear(*step.after(sums, sums.new_zeros(len(sums))))
-    return nn.Sequential(nn.Flatten(), hidden[0], step.activation, hidden[1], step.activation, last).to(
-        points
-    )
+    sharper = 1 / (1 - 2 * (others + 1) * tau)  # for the errors of the first steps in the second ones' inputs
+    step = SOFT_STEPS[activation](tau)
+    first_layer = step.before(weight, bias)
+    second_layer = step.before(*step.after(-2 * sharper * count, sharper * offset))
+    logits = _linear(*step.after(sums, sums.new_zeros(len(sums))))
+    layers = (first_layer, step.activation, second_layer, step.activation, logits)
+    return nn.Sequential(nn.Flatten(), *layers).to(points)
 
 
 def _separating_hyperplanes(
@@ -231,22 +228,8 @@ def _separating_hyperplanes(
         raise SpecError(
             f"{len(x)} points make {len(first)} pairs and {size:,} weights; expected at most {MAX_WEIGHTS:,}: take fewer"
         )
-    weight, bias, margin = _bisectors(x, first, second, eps, norm)
-    largest = float((weight.abs() @ (x.abs().amax(0) + eps) + bias.abs()).max())
-    if margin * (1 - USED_MARGIN) < ROUNDED_UNITS * torch.finfo(points.dtype).eps * largest:
-        raise SpecError(
-            f"the distance of the classes exceeds 2 eps by {2 * margin:.3g} only, less than the rounding of {points.dtype}: "
-            "take a smaller eps, or points in float64"
-        )
-    return -weight / (USED_MARGIN * margin), -bias / (USED_MARGIN * margin)
-
-
-def _bisectors(
-    x: Tensor, first: Tensor, second: Tensor, eps: float, norm: float
-) -> tuple[Tensor, Tensor, float]:
-    """Weight and bias of h = w · x + b for every pair, and the margin m."""
     difference = x[first] - x[second]
-    length = torch.linalg.vector_norm(difference, norm, dim=1)
+    length = lp_norm(difference, norm)
     nearest = int(length.argmin())
     i, k, apart = int(first[nearest]), int(second[nearest]), float(length[nearest])
     if not apart > 2 * eps:
@@ -254,15 +237,16 @@ def _bisectors(
             f"points {i} and {k} are of different classes and {apart:.6g} apart in {label(norm)}; "
             f"expected more than 2 eps = {2 * eps:.6g}, or no network is right on both balls"
         )
-    if norm == 1:
-        weight = difference.sign()
-    elif norm == 2:
-        weight = difference / length[:, None]
-    else:
-        at = difference.abs().argmax(1, keepdim=True)
-        weight = torch.zeros_like(difference).scatter_(1, at, difference.gather(1, at).sign())
-    middle = (x[first] + x[second]) / 2
-    return weight, -(weight * middle).sum(1), apart / 2 - eps
+    weight = dual(difference, norm)
+    bias = -(weight * (x[first] + x[second]) / 2).sum(1)
+    margin = apart / 2 - eps
+    largest = float((weight.abs() @ (x.abs().amax(0) + eps) + bias.abs()).max())
+    if margin * (1 - USED_MARGIN) < ROUNDED_UNITS * torch.finfo(points.dtype).eps * largest:
+        raise SpecError(
+            f"the distance of the classes exceeds 2 eps by {2 * margin:.3g} only, less than the rounding of {points.dtype}: "
+            "take a smaller eps, or points in float64"
+        )
+    return -weight / (USED_MARGIN * margin), -bias / (USED_MARGIN * margin)
 
 
 def _check(points: Tensor, labels: Tensor, eps: float, norm: float, lipschitz: float) -> None:

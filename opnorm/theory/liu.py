@@ -2,13 +2,14 @@
 
 import copy
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from opnorm._core.layers import LINEAR_OR_CONV, is_standard
 from opnorm._core.linear_map import linear_map
+from opnorm._core.lp import lp_norm, power_of_two
 from opnorm._core.modes import evaluating, model_state_preserved
 from opnorm.attacks._checks import check_logits
 from opnorm.errors import ModelError
@@ -80,9 +81,6 @@ def input_gradient_bound(model: nn.Module, x: Tensor, y: Tensor) -> GradientBoun
         x: (B, *in).
         y: (B,) int64.
 
-    Returns:
-        Bounds, measured values, and every factor.
-
     Raises:
         ModelError: another kind of network, or a layer without a finite Lipschitz constant (which).
         AttackError: labels that are no classes of the model.
@@ -93,7 +91,7 @@ def input_gradient_bound(model: nn.Module, x: Tensor, y: Tensor) -> GradientBoun
     if not isinstance(head.module, nn.Linear):
         raise ModelError(f"the network ends with a {type(head.module).__name__}; expected a linear layer")
     factors = tuple(_block(p) if isinstance(p.module, BLOCKS) else _layer(p) for p in body)
-    rows = head.module.weight.detach().double().norm(dim=1)
+    rows = lp_norm(head.module.weight.detach().double(), 2)
     bound = rows * math.prod(f.factor * f.sum for f in factors)
     with model_state_preserved(model), torch.enable_grad():
         z = x.detach().requires_grad_()
@@ -101,7 +99,7 @@ def input_gradient_bound(model: nn.Module, x: Tensor, y: Tensor) -> GradientBoun
         check_logits(logits, y)
         sums = [*logits.sum(0), nn.functional.cross_entropy(logits, y, reduction="sum")]
         gradients = [torch.autograd.grad(value, z, retain_graph=True)[0] for value in sums]
-    *measured, measured_loss = (gradient.flatten(1).norm(dim=1) for gradient in gradients)
+    *measured, measured_loss = (lp_norm(gradient, 2) for gradient in gradients)
     weights = (logits.detach().double().softmax(1) - nn.functional.one_hot(y, len(rows))).abs()
     return GradientBound(factors, rows, bound, torch.stack(measured, 1), weights @ bound, measured_loss)
 
@@ -121,14 +119,14 @@ def _frobenius(place: ChainLayer) -> float:
     """‖W‖_F of the whole matrix; with zero padding the squared kernel, applied to ones, sums its squared entries."""
     layer = place.module
     if getattr(layer, "padding_mode", "zeros") != "zeros":  # two taps may fall on one pixel
-        return float(linear_map(layer, place.in_shape).to_dense().norm())
+        return float(lp_norm(linear_map(layer, place.in_shape).to_dense()[None], 2))
     squared = copy.deepcopy(layer).double()
-    assert isinstance(squared.weight, Tensor), "linear and convolutional layers have a weight"
-    squared.weight.data.square_()
+    weight: Any = squared.weight
+    largest = power_of_two(weight.detach().abs().amax())
+    weight.data.div_(largest).square_()
     taps = linear_map(squared, place.in_shape)
-    return math.sqrt(
-        float((taps @ torch.ones(1, *place.in_shape, dtype=torch.float64, device=taps.device)).sum())
-    )
+    ones = torch.ones(1, *place.in_shape, dtype=torch.float64, device=taps.device)
+    return float(largest * (taps @ ones).sum().sqrt())
 
 
 def _block(place: ChainLayer) -> BoundFactor:

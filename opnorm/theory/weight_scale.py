@@ -5,7 +5,9 @@ last one, φ(a x) = a φ(x) for a > 0, the shift
 
     W_l → γ_l W_l,   b_l → (∏_{k≤l} γ_k) b_l,   ∏ γ_l = 1
 
-does not change the network's function, up to rounding. Weights are shifted whether they are frozen or not.
+does not change the network's function, up to rounding. Weights are shifted whether they are frozen or not. All functions
+take such a network and a batch that it takes, and raise ModelError for another network (which module, and why); a model is
+unchanged if they raise.
 """
 
 import math
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from opnorm._core.layers import LINEAR_OR_CONV, is_standard, unwrap
+from opnorm._core.lp import lp_norm
 from opnorm._core.modes import evaluating
 from opnorm.errors import BoundError, ModelError, SpecError
 from opnorm.norms.network.graph import forward_graph
@@ -40,20 +43,13 @@ TOLERANCE = 1e-6  # of ∏ γ: the rounding of a few factors of 7 digits
 
 
 def shift(model: nn.Module, example: Tensor, factors: Sequence[float]) -> tuple[float, ...]:
-    """Multiply the l-th layer's weight by γ_l, in place, and its bias by γ_1 ... γ_l.
+    """Multiply the l-th layer's weight by γ_l, in place, and its bias by γ_1 ... γ_l; returns the factors.
 
-    Args:
-        model: a chain of linear and convolutional layers; unchanged if this raises.
-        example: a batch that it takes.
-        factors: γ_l > 0, one for each layer in the order of the forward pass, with product 1.
-
-    Returns:
-        The factors.
+    The factors γ_l > 0, one for each layer in the order of the forward pass, have product 1.
 
     Raises:
         SpecError: another number of factors, one that is not positive and finite, a product that is not 1, or a weight
             that leaves the range of its type.
-        ModelError: the network is no such chain (which module, and why).
 
     Source: Liu et al. 2020, Eq. 5.
     """
@@ -72,27 +68,20 @@ def shift(model: nn.Module, example: Tensor, factors: Sequence[float]) -> tuple[
 
 
 def balance(model: nn.Module, example: Tensor) -> tuple[float, ...]:
-    """The shift to equal Frobenius norms of all layers, where weight decay is smallest; in place.
+    """The shift to equal Frobenius norms of all layers, where weight decay is smallest, in place; returns the factors.
 
-    γ_l = (∏_k ‖W_k‖_2)^{1/(L+1)} / ‖W_l‖_2
-
-    Args:
-        model: a chain of linear and convolutional layers; unchanged if this raises.
-        example: a batch that it takes.
-
-    Returns:
-        The factors γ_l, in the order of the forward pass.
+    γ_l = (∏_k ‖W_k‖_2)^{1/(L+1)} / ‖W_l‖_2, in the order of the forward pass.
 
     Raises:
-        ModelError: the network is no such chain, or a layer is all zeros.
+        ModelError: a layer is all zeros.
 
     Source: Liu et al. 2020, Eqs. 9 and 10.
     """
     layers = _chain(model, example)
     lengths = _lengths(layers)
-    for (name, *_), length in zip(layers, lengths, strict=True):
-        if length == 0:
-            raise ModelError(f"layer {name!r} is all zeros; no factor gives it the norm of the others")
+    if 0 in lengths:
+        name = layers[lengths.index(0)].name
+        raise ModelError(f"layer {name!r} is all zeros; no factor gives it the norm of the others")
     logs = [math.log(length) for length in lengths]
     mean = math.fsum(logs) / len(logs)
     _scale(layers, [mean - log for log in logs])
@@ -104,13 +93,6 @@ def least_weight_decay(model: nn.Module, example: Tensor) -> float:
 
     With a layer of zeros it is 0, which no shift attains. (Eqs. 31 and 40 of the paper lack the exponent 1/(L+1); Eqs. 9
     and 11 have it.)
-
-    Args:
-        model: a chain of linear and convolutional layers.
-        example: a batch that it takes.
-
-    Raises:
-        ModelError: the network is no such chain.
 
     Source: Liu et al. 2020, Eq. 9.
     """
@@ -128,7 +110,7 @@ class _Layer(NamedTuple):
 
 
 def _lengths(layers: list[_Layer]) -> list[float]:
-    lengths = [float(layer.weight.detach().double().norm()) for layer in layers]
+    lengths = [float(lp_norm(layer.weight.detach().double()[None], 2)) for layer in layers]
     for (name, *_), length in zip(layers, lengths, strict=True):
         if not math.isfinite(length):
             raise ModelError(f"layer {name!r} has a weight that is NaN or infinite")
@@ -246,9 +228,8 @@ def _check_parameters(model: nn.Module, graph: fx.GraphModule, layers: list[_Lay
     inside = {id(layer.layer) for layer in layers}
     for name, layer, *_ in layers:
         for p in layer.parameters(recurse=False):
-            if id(p) in owner:
+            if owner.setdefault(id(p), name) != name:
                 raise _refused(f"layers {owner[id(p)]!r} and {name!r} share a parameter")
-            owner[id(p)] = name
     read = [(n.target, operator.attrgetter(n.target)(graph)) for n in graph.graph.nodes if n.op == "get_attr"]
     for module_name, module in model.named_modules():
         if id(module) not in inside:

@@ -56,11 +56,8 @@ class GeneralizationBound:
     Attributes:
         smallest: the layers before the last one, in order, with σ_min^i of each.
         row_gap: min_{y ≠ ŷ} ‖w_y - w_ŷ‖_2 over the rows of the last layer.
-        v_min: as given.
-        gamma: γ, as given.
-        covering: ε, C_X and k, as given.
-        samples: m, as given.
-        eta: η, as given.
+
+    The others are arguments of :func:`generalization_bound`.
     """
 
     smallest: tuple[tuple[str, float], ...]
@@ -148,27 +145,22 @@ def generalization_bound(
         raise ModelError(
             f"the network ends with {head.module}; expected a linear layer of at least 2 outputs"
         )
-    smallest = tuple((place.name, _smallest(place)) for place in body if not _has_no_weight(place))
+    weighted = [place for place in body if not is_standard(place.module, *WEIGHTLESS)]
+    smallest = tuple((place.name, _smallest(place)) for place in weighted)
     row_gap = float(torch.pdist(head.module.weight.detach().double()).min())
     return GeneralizationBound(smallest, row_gap, v_min, gamma, covering, samples, eta)
 
 
-def _has_no_weight(place: ChainLayer) -> bool:
-    module = place.module
-    if is_standard(module, *WEIGHTLESS):
-        return True
-    if is_standard(module, *LINEAR_OR_CONV) or type(module) is Normalize:
-        return False
-    raise ModelError(
-        f"{place.name} is a {type(module).__name__}; expected linear and convolutional layers with ReLU and max pooling, "
-        "the networks of the theorem"
-    )
-
-
 def _smallest(place: ChainLayer) -> float:
+    """σ_min of a layer's whole matrix, or a lower bound of it."""
     module = place.module
-    if isinstance(module, Normalize):
+    if type(module) is Normalize:
         return float((1 / module.std.double()).min())
+    if not is_standard(module, *LINEAR_OR_CONV):
+        raise ModelError(
+            f"{place.name} is a {type(module).__name__}; expected linear and convolutional layers with ReLU and max "
+            "pooling, the networks of the theorem"
+        )
     spectrum = singular_values(module, place.in_shape)
     # a root mean square error e of n values leaves each of them within e sqrt(n)
     return max(0.0, float(spectrum.values[-1]) - spectrum.error * math.sqrt(len(spectrum.values)))
