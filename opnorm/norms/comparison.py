@@ -2,13 +2,15 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from opnorm.errors import NormError
 from opnorm.norms import display
 from opnorm.norms._operator_norm import Order
+from opnorm.norms.digits import interval
 from opnorm.norms.norm import Norm
 from opnorm.norms.table import LayerNorms, NormTable
 
@@ -43,6 +45,20 @@ class Change(NamedTuple):
             return 0.0
         return _middle(self.after) - _middle(self.before)
 
+    @property
+    def ratio(self) -> float:
+        """After / before, between the middles of the intervals."""
+        return _divided(_middle(self.after), _middle(self.before))
+
+    def finite_ends(self) -> dict[str, list[float | None]]:
+        """The two norms and their ratio, each by its lower and upper end; None for what is not finite."""
+        ends = {
+            "before": [float(self.before.lower), float(self.before.upper)],
+            "after": [float(self.after.lower), float(self.after.upper)],
+            "ratio": [self.ratio_lower, self.ratio_upper],
+        }
+        return {name: [v if math.isfinite(v) else None for v in pair] for name, pair in ends.items()}
+
 
 class Summary(NamedTuple):
     """What happened to one norm over all layers (Wen et al. 2020 sum up changes so).
@@ -73,7 +89,7 @@ class Summary(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(display.TextTable):
     """What :func:`compare` found; ``print`` it, or take ``.changes``, ``.summary(ord)``, ``.largest(ord)``.
 
     Attributes:
@@ -92,14 +108,14 @@ class Comparison:
 
     def largest(self, ord: Order, count: int = 5) -> list[Change]:
         """The layers whose norm changed by the largest factor, up or down."""
-        return sorted(self.of(ord), key=lambda c: -abs(_log(_ratio(c))))[:count]
+        return sorted(self.of(ord), key=lambda c: -abs(_log(c.ratio)))[:count]
 
     def summary(self, ord: Order) -> Summary:
         """Sums and means over the layers."""
         changes = self.of(ord)
         up = [c.difference for c in changes if c.difference > 0]
         down = [-c.difference for c in changes if c.difference < 0]
-        logs = [_log(_ratio(c)) for c in changes]
+        logs = [_log(c.ratio) for c in changes]
         finite = [x for x in logs if math.isfinite(x)]
         mean = math.fsum(finite) / len(finite) if finite else 0.0
         return Summary(math.fsum(up), math.fsum(down), len(up), len(down), mean)
@@ -107,64 +123,40 @@ class Comparison:
     def to_json(self) -> str:
         """An object with ``layers`` and, for each norm, a ``summary``."""
         layers = [
-            {
-                "layer": c.layer, "kind": c.kind, "ord": display.key(c.ord),
-                "before": [_finite(c.before.lower), _finite(c.before.upper)],
-                "after": [_finite(c.after.lower), _finite(c.after.upper)],
-                "ratio": [_finite(c.ratio_lower), _finite(c.ratio_upper)],
-            }
+            {"layer": c.layer, "kind": c.kind, "ord": display.key(c.ord), **c.finite_ends()}
             for c in self.changes
-        ]  # fmt: skip
-        summary = {}
-        for p in self.ords:
-            s = self.summary(p)
-            summary[display.key(p)] = {
-                **s._asdict(), "mean_increase": s.mean_increase, "mean_decrease": s.mean_decrease,
-            }  # fmt: skip
+        ]
+        sums = {display.key(p): self.summary(p) for p in self.ords}
+        means = ("mean_increase", "mean_decrease")
+        summary = {p: {**s._asdict(), **{mean: getattr(s, mean) for mean in means}} for p, s in sums.items()}
         return json.dumps({"layers": layers, "summary": summary, "missing": list(self.missing)}, indent=1)
 
     def to_csv(self) -> str:
-        """One line a layer and norm."""
-        import csv
-        import io
-
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        ends = ("before_lower", "before_upper", "after_lower", "after_upper", "ratio_lower", "ratio_upper")
-        writer.writerow(["layer", "kind", "ord", *ends])
+        """One line a layer and norm; an end that is not known is empty."""
+        ends = [f"{what}_{end}" for what in ("before", "after", "ratio") for end in ("lower", "upper")]
+        lines: list[list[Any]] = [["layer", "kind", "ord", *ends]]
         for c in self.changes:
-            values = (
-                c.before.lower,
-                c.before.upper,
-                c.after.lower,
-                c.after.upper,
-                c.ratio_lower,
-                c.ratio_upper,
-            )
-            finite = [_finite(v) for v in values]
-            writer.writerow([c.layer, c.kind, display.key(c.ord), *("" if v is None else v for v in finite)])
-        return out.getvalue()
+            values = [v for pair in c.finite_ends().values() for v in pair]
+            lines.append([c.layer, c.kind, display.key(c.ord), *("" if v is None else v for v in values)])
+        return display.csv_text(lines)
 
-    def to_markdown(self) -> str:
-        """A table of the ratios, and the sums below it."""
-        head, rows = self._cells()
-        lines = [display.markdown_row(head), "|---|---|" + "---:|" * (len(head) - 2)]
-        lines += [display.markdown_row(row) for row in rows]
-        return "\n".join([*lines, "", *(f"{line}  " for line in self.sentences())]).rstrip() + "\n"
-
-    def _cells(self) -> tuple[list[str], list[list[str]]]:
+    def grid(self, width: int | None = None) -> display.Grid:
+        """As text: the norms after and before with their ratio, or where the width is too small the ratios alone."""
         head = ["layer", "kind", *(text for p in self.ords for text in (display.label(p), "ratio"))]
-        rows: dict[tuple[str, int], list[str]] = {}
-        count: dict[tuple[str, Order], int] = {}
+        table: dict[tuple[str, int], list[str]] = {}
+        calls: Counter[tuple[str, Order]] = Counter()
         for c in self.changes:
-            call = count[c.layer, c.ord] = count.get((c.layer, c.ord), 0) + 1
-            row = rows.setdefault(
-                (c.layer, call), [c.layer or "(model)", c.kind, *["-"] * (2 * len(self.ords))]
-            )
+            calls[c.layer, c.ord] += 1
+            names = [c.layer or "(model)", c.kind]
+            row = table.setdefault((c.layer, calls[c.layer, c.ord]), names + ["-"] * (2 * len(self.ords)))
             at = 2 + 2 * self.ords.index(c.ord)
-            row[at] = display.cell(c.before)
-            row[at + 1] = "×" + display.interval(c.ratio_lower, c.ratio_upper)
-        return head, list(rows.values())
+            row[at : at + 2] = display.cell(c.before), f"×{interval(c.ratio_lower, c.ratio_upper)}"
+        rows = list(table.values())
+        needed = sum(max(len(row[i]) for row in [head, *rows]) + 2 for i in range(len(head)))
+        if width is not None and needed > width + 2:
+            head = ["layer", "kind", *(f"{display.label(p)} ratio" for p in self.ords)]
+            rows = [[*row[:2], *row[3::2]] for row in rows]
+        return display.Grid(head, rows, 2, self.sentences())
 
     def sentences(self) -> list[str]:
         """The sums, the means and the largest changes, in words."""
@@ -174,29 +166,10 @@ class Comparison:
             grew = f"{s.grew} of {len(changes)} layers grew, by {s.increase:.4g} in sum and {s.mean_increase:.4g} on average"
             shrank = f"{s.shrank} shrank, by {s.decrease:.4g} in sum and {s.mean_decrease:.4g} on average"
             lines.append(f"{display.label(p)}: {grew}; {shrank}; typical ratio ×{math.exp(s.log_ratio):.4g}")
-            top = [c for c in self.largest(p, 3) if _ratio(c) != 1]
+            top = [c for c in self.largest(p, 3) if c.ratio != 1]
             if top:
-                lines.append("  most: " + ", ".join(f"{c.layer or '(model)'} ×{_ratio(c):.4g}" for c in top))
+                lines.append("  most: " + ", ".join(f"{c.layer or '(model)'} ×{c.ratio:.4g}" for c in top))
         return [*lines, *self.missing]
-
-    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-        from rich.text import Text
-
-        head, rows = self._cells()
-        widths = [max(len(r[i]) for r in [head, *rows]) + 2 for i in range(len(head))]
-        if sum(widths) > options.max_width + 2:  # no room for the norms themselves: their ratios
-            head, rows = (_ratios_only(head, self.ords), [[*r[:2], *r[3::2]] for r in rows])
-        yield from display.laid_out(head, rows, [[] for _ in rows], options.max_width, left=2)
-        for line in self.sentences():
-            yield Text(line)
-
-    def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(width=110, color_system=None)
-        with console.capture() as capture:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 def compare(a: NormTable, b: NormTable) -> Comparison:
@@ -246,22 +219,18 @@ def compare(a: NormTable, b: NormTable) -> Comparison:
     for name, only, rest in (("first", left, right), ("second", right, left)):
         lost = [row.layer or "(model)" for call, row in only.items() if call not in rest and row.parameters]
         if lost:
-            some = ", ".join(lost[:4]) + f" and {len(lost) - 4} more" * (len(lost) > 4)
-            missing.append(f"only in the {name} model: {some}")
+            missing.append(f"only in the {name} model: {display.first_few(lost)}")
     if not changes:
         raise NormError("the two tables have no norm of any layer in common; are they of the same network?")
     return Comparison(tuple(changes), ords, tuple(missing))
 
 
-def _ratios_only(head: Sequence[str], ords: Sequence[Order]) -> list[str]:
-    return [*head[:2], *(f"{display.label(p)} ratio" for p in ords)]
-
-
 def _by_call(rows: Sequence[LayerNorms]) -> dict[tuple[str, int], LayerNorms]:
-    found: dict[tuple[str, int], LayerNorms] = {}
+    calls: Counter[str] = Counter()
+    found = {}
     for row in rows:
-        call = sum(1 for name, _ in found if name == row.layer)
-        found[row.layer, call] = row
+        calls[row.layer] += 1
+        found[row.layer, calls[row.layer]] = row
     return found
 
 
@@ -269,10 +238,6 @@ def _middle(norm: Norm) -> float:
     """Of an interval; its lower end where nothing is known from above."""
     low, high = float(norm.lower), float(norm.upper)
     return (low + high) / 2 if math.isfinite(high) else low
-
-
-def _ratio(change: Change) -> float:
-    return _divided(_middle(change.after), _middle(change.before))
 
 
 def _divided(a: float, b: float) -> float:
@@ -284,7 +249,3 @@ def _divided(a: float, b: float) -> float:
 
 def _log(ratio: float) -> float:
     return math.log(ratio) if 0 < ratio < math.inf else math.copysign(math.inf, ratio - 1)
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if math.isfinite(value) else None

@@ -1,22 +1,22 @@
-"""Norms as text: numbers that are right to their last digit, tables that fit the terminal."""
+"""Tables of norms as text that fits the terminal, as Markdown, HTML and CSV."""
 
-import html as escaping
+import csv
+import html
+import io
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from opnorm.errors import NormError
+from opnorm.norms.digits import interval, magnitude, rounded
 from opnorm.norms.norm import Norm, Product
 
-__all__ = ["cell", "html", "key", "label", "markdown_row", "order", "product", "rich_table", "shape"]
+__all__ = ["Grid", "TextTable", "cell", "csv_text", "first_few", "key", "label", "order", "product", "shape"]
 
-DIGITS = 4
-SLACK = 1e-9  # relative: what float64 rounding is allowed for need not be printed
-TIGHT = 0.01  # intervals up to this relative width are shown as a number and a percentage
 MARKS = "abcdefghijklmnopqrstuvwxyz"
 
 
-# ---------------------------------------------------------------- names of norms
+# ---------------------------------------------------------------- cells
 
 
 def key(ord: Any) -> str:
@@ -49,53 +49,11 @@ def shape(size: Sequence[int]) -> str:
     return "x".join(map(str, size)) or "()"
 
 
-# ---------------------------------------------------------------- numbers
-
-
-def rounded(x: float, up: bool, digits: int = DIGITS) -> str:
-    """So many digits, never below x (``up``) or never above it, but for a relative 1e-9."""
-    if not math.isfinite(x) or x == 0:
-        return f"{x:g}"
-    size = math.floor(math.log10(abs(x))) + 1
-    digits = max(digits, size if size <= 7 else 0)  # 15234 and not 1.523e+04
-    text = f"{x:.{digits}g}"
-    if (float(text) < x - SLACK * abs(x)) if up else (float(text) > x + SLACK * abs(x)):
-        step = 10.0 ** (size - digits)
-        text = f"{float(text) + (step if up else -step):.{digits}g}"
-    return text
-
-
-def nearest(x: float) -> str:
-    """Four digits, or all before the point."""
-    size = math.floor(math.log10(abs(x))) + 1 if x and math.isfinite(x) else 0
-    return f"{x:.{max(DIGITS, size if size <= 7 else 0)}g}"
-
-
-def interval(lower: float, upper: float) -> str:
-    """What is known: a number, ``4.483 ± 0.12 %``, ``4.4 ... 6.2`` or ``≥ 4.4``, each true as it is printed."""
-    if upper - lower <= SLACK * abs(lower):
-        return nearest(lower)
-    if math.isinf(upper):
-        return f"≥ {rounded(lower, up=False)}"
-    if lower > 0 and upper <= lower * (1 + TIGHT):
-        shown = float(nearest((lower + upper) / 2))
-        off = 100 * max(upper / shown - 1, 1 - lower / shown)
-        return f"{nearest(shown)} ± {rounded(off, up=True, digits=1 if off < 0.1 else 2)} %"
-    return f"{rounded(lower, up=False)} ... {rounded(upper, up=True)}"
-
-
 def cell(norm: Norm | None, constant: float | None = None) -> str:
     """One norm, or the bound ``≤ 1`` of a layer that is not linear, or ``-``."""
     if norm is not None:
         return interval(float(norm.lower), float(norm.upper))
     return "-" if constant is None else f"≤ {rounded(constant, up=True)}"
-
-
-def magnitude(log10: float, up: bool) -> str:
-    """A number from its logarithm; as a power of ten where it is long."""
-    if -4 < log10 < 6:
-        return rounded(10.0**log10, up)
-    return "0" if log10 == -math.inf else f"10^{rounded(log10, up)}"
 
 
 def product(p: Product) -> str:
@@ -107,109 +65,148 @@ def product(p: Product) -> str:
     return high if low == high else f"{low} ... {high}"
 
 
+def first_few(names: Sequence[str], most: int = 4) -> str:
+    """Names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 # ---------------------------------------------------------------- tables
 
 
-def markdown_row(cells: Sequence[str]) -> str:
+class Grid(NamedTuple):
+    """A table as text.
+
+    Attributes:
+        head: the names of the columns.
+        rows: their cells.
+        names: how many columns at the left are names; the others are numbers.
+        totals: lines below the table.
+        notes: the remarks on each row; None for a table without remarks.
+    """
+
+    head: list[str]
+    rows: list[list[str]]
+    names: int
+    totals: list[str]
+    notes: list[list[str]] | None = None
+
+
+class TextTable:
+    """What prints itself in a terminal and a notebook, and writes itself as Markdown and HTML."""
+
+    def grid(self, width: int | None = None) -> Grid:
+        """The table as text, for a terminal of this width or, by default, without a limit."""
+        raise NotImplementedError
+
+    def to_markdown(self) -> str:
+        """A table for a README or an issue, with totals below."""
+        head, rows, names, totals, _ = _with_note_column(self.grid())
+        numbers = len(self.grid().head) - names
+        rule = "|" + "|".join(["---"] * names + ["---:"] * numbers + ["---"] * (len(head) - names - numbers))
+        table = [_markdown_row(head), f"{rule}|", *map(_markdown_row, rows)]
+        return "\n".join([*table, "", *(f"{line}  " for line in totals)]).rstrip() + "\n"
+
+    def to_html(self) -> str:
+        """The table as a piece of HTML without style."""
+        head, rows, _, totals, _ = _with_note_column(self.grid())
+
+        def line(cells: list[str], tag: str) -> str:
+            return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
+
+        lines = ["<table>", f"<thead>{line(head, 'th')}</thead>", "<tbody>", *(line(r, "td") for r in rows)]
+        return "\n".join([*lines, "</tbody>", "</table>", *(f"<p>{html.escape(t)}</p>" for t in totals)])
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.text import Text
+
+        grid = self.grid(options.max_width)
+        yield from _laid_out(grid, options.max_width)
+        yield from map(Text, grid.totals)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=110, color_system=None)
+        with console.capture() as capture:
+            console.print(self)
+        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as CSV, the first of them the names of the columns."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue()
+
+
+def _with_note_column(grid: Grid) -> Grid:
+    if grid.notes is None:
+        return grid
+    rows = [[*row, "; ".join(notes)] for row, notes in zip(grid.rows, grid.notes, strict=True)]
+    return grid._replace(head=[*grid.head, "note"], rows=rows)
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
     """One row; bars and line breaks in a cell do no harm."""
     return "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
 
 
-def short(text: str, width: int, keep: str = "end") -> str:
-    """The text, cut to the width: the end of a layer's name says more than its beginning."""
-    if len(text) <= width:
-        return text
-    return "…" + text[len(text) - width + 1 :] if keep == "end" else text[: width - 1] + "…"
-
-
-def footnotes(notes: Sequence[Sequence[str]]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Marks for each row, and the marks with their texts; the same text has one mark."""
+def _footnotes(notes: Sequence[Sequence[str]]) -> tuple[list[str], dict[str, str]]:
+    """Marks for each row, and the mark of each text; the same text has one mark."""
     marks: dict[str, str] = {}
     for text in (t for row in notes for t in row):
         i = len(marks)
         marks.setdefault(text, MARKS[i] if i < len(MARKS) else MARKS[i // 26 - 1] + MARKS[i % 26])
-    return [" ".join(marks[t] for t in row) for row in notes], [(m, t) for t, m in marks.items()]
+    return [" ".join(marks[t] for t in row) for row in notes], marks
 
 
-def rich_table(table: Sequence[Any], ords: Sequence[Any], totals: Sequence[str], width: int) -> Iterator[Any]:
-    """The table for a terminal of this width, its notes and its totals."""
-    rows = [
-        [row.layer or "(model)", row.kind, shape(row.in_shape)]
-        + [cell(row.norms.get(p), row.lipschitz.get(p)) for p in ords]
-        for row in table
-    ]
-    notes = [[*row.tags, *([row.note] if row.note else [])] for row in table]
-    head = ["layer", "kind", "input", *(label(p) for p in ords)]
-    yield from laid_out(head, rows, notes, width, left=3)
-    for line in totals:
-        yield from _paragraph("", line)
-
-
-def laid_out(
-    head: Sequence[str], rows: list[list[str]], notes: Sequence[Sequence[str]], width: int, left: int
-) -> Iterator[Any]:
+def _laid_out(grid: Grid, width: int) -> Iterator[Any]:
     """A rich table with marks for its notes, cut to the width: first names and kinds, then whole text columns."""
-    from rich.table import Table
-    from rich.text import Text
-
-    marks, texts = footnotes(notes)
-    head, rows = [*head, ""], [[*row, mark] for row, mark in zip(rows, marks, strict=True)]
-    widths = [max(len(r[i]) for r in [list(head), *rows]) for i in range(len(head))]
-    shown = list(range(len(head)))
-
-    def excess() -> int:
-        return sum(widths[i] for i in shown) + 2 * (len(shown) - 1) - width
-
-    for column, least in ((0, 20), (1, 9), (0, 12)):
-        if excess() > 0 and column < left:
-            widths[column] = min(widths[column], max(widths[column] - excess(), least))
-    for column in (2, 1):
-        if excess() > 0 and column < left:
-            shown.remove(column)
-    grid = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for i in shown:
-        style = "dim" if i == len(head) - 1 else ""
-        grid.add_column(head[i], justify="left" if i < left or style else "right", no_wrap=True, style=style)
-    for row in rows:
-        cells = [
-            short(row[i], widths[i], "end" if i == 0 else "begin") if i < left else row[i] for i in shown
-        ]
-        dim = all(c == "-" or c.startswith("≤") for c in row[left:-1])
-        grid.add_row(*(Text(c) for c in cells), style="dim" if dim else "")
-    yield grid
-    if texts:
-        yield Text("")
-    for mark, text in texts:
-        yield from _paragraph(mark, text)
-    yield Text("")
-
-
-def _paragraph(mark: str, text: str) -> Iterator[Any]:
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
-    if not mark:
-        yield Text(text)
-        return
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(style="dim", overflow="fold")
-    grid.add_row(Text(mark), Text(text))
-    yield Padding(grid, 0, expand=False)
+    marks, texts = _footnotes(grid.notes or [[] for _ in grid.rows])
+    head, rows = [*grid.head, ""], [[*row, mark] for row, mark in zip(grid.rows, marks, strict=True)]
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    columns = list(range(len(head)))
+
+    def excess() -> int:
+        return sum(widths[i] for i in columns) + 2 * (len(columns) - 1) - width
+
+    for column, least in ((0, 20), (1, 9), (0, 12)):
+        if excess() > 0:
+            widths[column] = min(widths[column], max(widths[column] - excess(), least))
+    for column in (2, 1):
+        if excess() > 0 and column < grid.names:
+            columns.remove(column)
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for i in columns:
+        style = "dim" if i == len(head) - 1 else ""
+        side = "left" if i < grid.names or style else "right"
+        table.add_column(head[i], justify=side, no_wrap=True, style=style)  # type: ignore[arg-type]
+    for row in rows:
+        cells = [_cut(row[i], widths[i], at_start=i == 0) if i < grid.names else row[i] for i in columns]
+        dim = all(c == "-" or c.startswith("≤") for c in row[grid.names : -1])
+        table.add_row(*map(Text, cells), style="dim" if dim else "")
+    yield table
+    if texts:
+        yield Text("")
+    for text, mark in texts.items():
+        note = Table.grid(padding=(0, 2, 0, 0))
+        note.add_column(style="dim", no_wrap=True)
+        note.add_column(style="dim", overflow="fold")
+        note.add_row(Text(mark), Text(text))
+        yield Padding(note, 0, expand=False)
+    yield Text("")
 
 
-def html(table: Sequence[Any], ords: Sequence[Any], totals: Sequence[str]) -> str:
-    """The table as HTML without style, for a notebook or a page."""
-    head = ["layer", "kind", "input", *(label(p) for p in ords), "note"]
-    lines = [
-        "<table>",
-        "<thead><tr>" + "".join(f"<th>{escaping.escape(h)}</th>" for h in head) + "</tr></thead>",
-        "<tbody>",
-    ]
-    for row in table:
-        norms = [cell(row.norms.get(p), row.lipschitz.get(p)) for p in ords]
-        notes = "; ".join(filter(None, (*row.tags, row.note)))
-        cells = [row.layer or "(model)", row.kind, shape(row.in_shape), *norms, notes]
-        lines.append("<tr>" + "".join(f"<td>{escaping.escape(c)}</td>" for c in cells) + "</tr>")
-    return "\n".join([*lines, "</tbody>", "</table>", *(f"<p>{escaping.escape(t)}</p>" for t in totals)])
+def _cut(text: str, width: int, at_start: bool) -> str:
+    """The text in this width: the end of a layer's name says more than its beginning."""
+    if len(text) <= width:
+        return text
+    return "…" + text[len(text) - width + 1 :] if at_start else text[: width - 1] + "…"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from opnorm.errors import NormError
+from opnorm.norms.digits import interval
 
 __all__ = ["Norm", "Product", "product"]
 
@@ -47,6 +48,10 @@ class Norm(NamedTuple):
                 "use .lower or .upper"
             )
         return float(self.lower)
+
+    def __repr__(self) -> str:
+        """The interval in four digits, or the number where it is exact, and the method."""
+        return f"Norm({interval(float(self.lower), float(self.upper))}, {self.method!r})"
 
     def item(self) -> float:
         """As ``float(norm)``."""

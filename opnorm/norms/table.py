@@ -1,10 +1,8 @@
 """The norms of every layer of a network, as a table."""
 
-import csv
-import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -62,36 +60,32 @@ class LayerNorms:
             for p, n in self.norms.items()
         }
         return {
-            "layer": self.layer,
-            "kind": self.kind,
+            **vars(self),
             "in_shape": list(self.in_shape),
             "out_shape": list(self.out_shape),
-            "parameters": self.parameters,
             "norms": norms,
             "lipschitz": {display.key(p): c for p, c in self.lipschitz.items()},
             "tags": list(self.tags),
-            "note": self.note,
         }
 
     @staticmethod
     def from_dict(value: Mapping[str, Any]) -> "LayerNorms":
         """The row that :meth:`as_dict` wrote."""
-        norms = {
+        read: dict[str, Any] = {name: tuple(value[name]) for name in ("in_shape", "out_shape")}
+        read["norms"] = {
             display.order(p): Norm.of(n["lower"], math.inf if n["upper"] is None else n["upper"], n["method"])
             for p, n in value["norms"].items()
         }
-        constants = {display.order(p): float(c) for p, c in value.get("lipschitz", {}).items()}
-        return LayerNorms(
-            value["layer"], value["kind"], tuple(value["in_shape"]), tuple(value["out_shape"]), value["parameters"],
-            norms, value["note"], constants, tuple(value.get("tags", ())),
-        )  # fmt: skip
+        read["lipschitz"] = {display.order(p): float(c) for p, c in value.get("lipschitz", {}).items()}
+        read["tags"] = tuple(value.get("tags", ()))
+        return LayerNorms(**{**value, **read})
 
 
 _WEIGHT_KINDS = {kind.__name__ for kind in WEIGHTED}
 
 
 @dataclass(frozen=True)
-class NormTable:
+class NormTable(display.TextTable):
     """What :func:`measure` found, layer by layer; ``print`` it, or take ``.rows``, ``.to_json()``, ``.plot(path)``.
 
     Attributes:
@@ -113,15 +107,10 @@ class NormTable:
         if 2 not in self.ords:
             return None
         rows = [row for row in self.rows if row.has_weight]
-        missing = [
-            row.layer or "(model)"
-            for row in rows
-            if 2 not in row.norms or not math.isfinite(row.norms[2].upper)
-        ]
-        reason = (
-            f"no upper bound of {', '.join(missing[:3])}{', ...' * (len(missing) > 3)}" if missing else ""
-        )
-        return product([row.norms[2] for row in rows if row.layer not in missing and 2 in row.norms], reason)
+        norms = [row.norms[2] if 2 in row.norms else Norm.of(0.0, math.inf, "not known") for row in rows]
+        missing = [row.layer or "(model)" for row, n in zip(rows, norms, strict=True) if math.isinf(n.upper)]
+        reason = f"no upper bound of {display.first_few(missing)}" if missing else ""
+        return product([n for n in norms if math.isfinite(n.upper)], reason)
 
     def select(self, pattern: str) -> "NormTable":
         """The rows whose layer's name matches a pattern such as ``layer1.*`` or ``*conv*`` (as in a shell).
@@ -145,9 +134,8 @@ class NormTable:
         """
         try:
             value = json.loads(text)
-            listed = (
-                value["layers"] if isinstance(value, dict) else value
-            )  # an object is from `opnorm norms --json`
+            # an object is from `opnorm norms --json`
+            listed = value["layers"] if isinstance(value, dict) else value
             rows = tuple(LayerNorms.from_dict(row) for row in listed)
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise NormError(f"this is no table of norms as NormTable.to_json writes it: {e!r:.100}") from e
@@ -156,52 +144,32 @@ class NormTable:
 
     def to_csv(self) -> str:
         """One line a layer; each norm as its lower end, its upper end (empty where not known) and its method."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
         ends = [f"norm_{display.key(p)}_{end}" for p in self.ords for end in ("lower", "upper", "method")]
         constants = [f"lipschitz_{display.key(p)}" for p in self.ords]
-        writer.writerow(
+        lines: list[list[Any]] = [
             ["layer", "kind", "in_shape", "out_shape", "parameters", *ends, *constants, "tags", "note"]
-        )
+        ]
         for row in self.rows:
-            cells: list[Any] = [
-                row.layer,
-                row.kind,
-                display.shape(row.in_shape),
-                display.shape(row.out_shape),
-                row.parameters,
-            ]
+            shapes = display.shape(row.in_shape), display.shape(row.out_shape)
+            cells: list[Any] = [row.layer, row.kind, *shapes, row.parameters]
             for p in self.ords:
                 n = row.norms.get(p)
                 high = float(n.upper) if n and math.isfinite(n.upper) else ""
                 cells += [float(n.lower), high, n.method] if n else ["", "", ""]
             cells += [row.lipschitz.get(p, "") for p in self.ords]
-            writer.writerow([*cells, "; ".join(row.tags), row.note])
-        return out.getvalue()
+            lines.append([*cells, "; ".join(row.tags), row.note])
+        return display.csv_text(lines)
 
-    def to_markdown(self) -> str:
-        """A table for a README or an issue, with totals below."""
-        head = ["layer", "kind", "input", *(display.label(p) for p in self.ords), "note"]
-        lines = [
-            display.markdown_row(head),
-            "|" + "|".join(["---"] * 3 + ["---:"] * len(self.ords) + ["---"]) + "|",
+    def grid(self, width: int | None = None) -> display.Grid:
+        """As text: the layers, their inputs and norms, what else there is to know of them, and the totals."""
+        head = ["layer", "kind", "input", *map(display.label, self.ords)]
+        rows = [
+            [row.layer or "(model)", row.kind, display.shape(row.in_shape)]
+            + [display.cell(row.norms.get(p), row.lipschitz.get(p)) for p in self.ords]
+            for row in self.rows
         ]
-        for row in self.rows:
-            norms = [display.cell(row.norms.get(p), row.lipschitz.get(p)) for p in self.ords]
-            notes = "; ".join(filter(None, (*row.tags, row.note)))
-            lines.append(
-                display.markdown_row(
-                    [row.layer or "(model)", row.kind, display.shape(row.in_shape), *norms, notes]
-                )
-            )
-        return "\n".join([*lines, "", *(f"{line}  " for line in self.totals())]).rstrip() + "\n"
-
-    def to_html(self) -> str:
-        """The table as a piece of HTML."""
-        return display.html(self.rows, self.ords, self.totals())
-
-    def _repr_html_(self) -> str:
-        return self.to_html()
+        notes = [[*row.tags, *filter(None, [row.note])] for row in self.rows]
+        return display.Grid(head, rows, 3, self.totals(), notes)
 
     def plot(self, path: str | Path) -> Path:
         """Write the norms of the layers as a bar plot; the name's end says how: .svg, .pdf, .png or .html (offline).
@@ -221,22 +189,8 @@ class NormTable:
             what = f"Product of the ℓ2 norms of {complexity.layers} linear and convolutional layers (spectral complexity)"
             lines.append(f"{what}: {display.product(complexity)}")
         if self.uncalled:
-            some = ", ".join(self.uncalled[:4]) + f" and {len(self.uncalled) - 4} more" * (
-                len(self.uncalled) > 4
-            )
-            lines.append(f"Not reached by this forward pass: {some}")
+            lines.append(f"Not reached by this forward pass: {display.first_few(self.uncalled)}")
         return lines
-
-    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-        yield from display.rich_table(self.rows, self.ords, self.totals(), options.max_width)
-
-    def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(width=110, color_system=None)
-        with console.capture() as capture:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 def matching(layers: Sequence[tuple[str, str]], pattern: str) -> list[int]:
@@ -248,6 +202,5 @@ def matching(layers: Sequence[tuple[str, str]], pattern: str) -> list[int]:
     found = [i for i, names in enumerate(layers) if any(fnmatchcase(name, pattern) for name in names)]
     if not found:
         names = list(dict.fromkeys(name for name, _ in layers))
-        some = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-        raise NormError(f"no layer matches {pattern!r}; there are {some}")
+        raise NormError(f"no layer matches {pattern!r}; there are {display.first_few(names, 6)}")
     return found

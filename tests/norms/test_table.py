@@ -19,8 +19,8 @@ from torch.nn.utils import prune
 import opnorm
 from opnorm.errors import NormError, OpnormError
 from opnorm.models import cnn, resnet
-from opnorm.norms import Norm, NormTable, measure, operator_norm, trace
-from opnorm.norms import display as show
+from opnorm.norms import Norm, NormTable, display, measure, operator_norm, trace
+from opnorm.norms.digits import interval
 from opnorm.norms.network.trace import arguments
 from opnorm.norms.norm import product
 from opnorm.norms.plot import norm_chart
@@ -552,7 +552,7 @@ def test_tables_fit_the_terminal_without_folding(make, width):
 @given(st.floats(1e-12, 1e12), st.floats(0, 1e-1))
 def test_numbers_are_true_as_printed(x, width):
     y = x * (1 + width)
-    text = show.interval(x, y)
+    text = interval(x, y)
     slack = 1 + 3e-9
     if "±" in text:
         middle, percent = (float(t.strip(" %")) for t in text.split("±"))
@@ -582,7 +582,7 @@ def test_numbers_are_true_as_printed(x, width):
     ],
 )
 def test_how_intervals_look(lower, upper, text):
-    assert show.interval(lower, upper) == text
+    assert interval(lower, upper) == text
 
 
 # ---------------------------------------------------------------- totals
@@ -608,9 +608,9 @@ def test_products_beyond_the_range_of_numbers():
     found = product(norms)
     assert found.lower == math.inf
     assert found.log10_lower == pytest.approx(1000)
-    assert show.product(found) == "10^1000 ... 10^1031"
-    assert show.product(product([Norm.of(0.0, 0.0, "")])) == "0"
-    assert show.product(product([])) == "1"
+    assert display.product(found) == "10^1000 ... 10^1031"
+    assert display.product(product([Norm.of(0.0, 0.0, "")])) == "0"
+    assert display.product(product([])) == "1"
 
 
 # ---------------------------------------------------------------- plot and progress

@@ -36,7 +36,7 @@ from opnorm._core.layers import (
     unwrap,
 )
 from opnorm.errors import NormError
-from opnorm.norms.exact.kernel_sums import Plan, conv_plan, largest_sum, linear_plan
+from opnorm.norms.exact.kernel_sums import conv_plan, largest_sum, linear_plan
 from opnorm.norms.exact.separable import SEPARABLE, separable_norm
 
 __all__ = ["l1", "linf"]
@@ -76,7 +76,7 @@ def _unknown(norm: Callable[[nn.Module, Shape], Tensor], layer: nn.Module, in_sh
     raise NormError(f"no exact norm is known for {type(layer).__name__}")
 
 
-# ---------------------------------------------------------------- layers with weights
+# ---------------------------------------------------------------- by type: side 0 is ℓ1, side 1 is ℓ∞
 
 
 def _weight(layer: nn.Module, *bases: type[nn.Module]) -> Tensor:
@@ -87,47 +87,27 @@ def _weight(layer: nn.Module, *bases: type[nn.Module]) -> Tensor:
     return weight
 
 
-def _linear(layer: nn.Linear, in_shape: Shape, side: int) -> tuple[Tensor, Plan]:
+def _linear(layer: nn.Linear, in_shape: Shape, side: int) -> Tensor:
     weight = _weight(layer, *LINEAR)
     check_features(layer, in_shape)
-    return weight, linear_plan(side, weight.shape)
+    return largest_sum(weight, linear_plan(side, weight.shape))
 
 
-def _conv(layer: ConvLayer, in_shape: Shape, side: int) -> tuple[Tensor, Plan]:
+def _conv(layer: ConvLayer, in_shape: Shape, side: int) -> Tensor:
     weight = _weight(layer, *CONV)
     check_channels(layer, in_shape)
-    return weight, conv_plan(side, weight.shape, conv_geometry(layer), in_shape[1:])
+    return largest_sum(weight, conv_plan(side, weight.shape, conv_geometry(layer), in_shape[1:]))
 
 
-def _conv_transpose(layer: ConvTransposeLayer, in_shape: Shape, side: int) -> tuple[Tensor, Plan]:
+def _conv_transpose(layer: ConvTransposeLayer, in_shape: Shape, side: int) -> Tensor:
     weight = _weight(layer, *TRANSPOSED)
     check_channels(layer, in_shape)
     geometry, size = transpose_geometry(layer, in_shape[1:])
     # the adjoint of a convolution: its columns are that one's rows
-    return weight, conv_plan(1 - side, weight.shape, geometry, size, in_shape[1:])
+    return largest_sum(weight, conv_plan(1 - side, weight.shape, geometry, size, in_shape[1:]))
 
 
-def _register(read: Callable[[Any, Shape, int], tuple[Tensor, Plan]], *kinds: type[nn.Module]) -> None:
-    for side, norm in enumerate((l1, linf)):
-
-        def value(layer: nn.Module, in_shape: Shape, side: int = side) -> Tensor:
-            return largest_sum(*read(layer, in_shape, side))
-
-        for kind in kinds:
-            norm.register(kind)(value)
-
-
-_register(_linear, *LINEAR)
-_register(_conv, *CONV)
-_register(_conv_transpose, *TRANSPOSED)
-
-_kind: type[nn.Module]
-
-
-# ---------------------------------------------------------------- batch norm
-
-
-def _batch_norm(layer: nn.modules.batchnorm._BatchNorm, in_shape: Shape) -> Tensor:
+def _batch_norm(layer: nn.modules.batchnorm._BatchNorm, in_shape: Shape, side: int) -> Tensor:
     gain = batch_norm_scale(layer).abs().max()
     if not in_shape or in_shape[0] != layer.num_features:
         raise NormError(
@@ -136,26 +116,20 @@ def _batch_norm(layer: nn.modules.batchnorm._BatchNorm, in_shape: Shape) -> Tens
     return gain
 
 
-for _norm in (l1, linf):
-    for _kind in BATCH_NORM:
-        _norm.register(_kind)(_batch_norm)
-
-
-# ---------------------------------------------------------------- layers that only move numbers
-
-
-def _one(layer: nn.Module, in_shape: Shape) -> Tensor:
+def _identity(layer: nn.Module, in_shape: Shape, side: int) -> Tensor:
     check_forward(layer, *IDENTITY)
     return torch.ones((), dtype=torch.float64)
 
 
-for _norm in (l1, linf):
-    for _kind in IDENTITY:
-        _norm.register(_kind)(_one)
-
-
-# ---------------------------------------------------------------- pooling, padding and upsampling
-
-for _kind in SEPARABLE:
-    l1.register(_kind)(functools.partial(separable_norm, side=0))
-    linf.register(_kind)(functools.partial(separable_norm, side=1))
+_FORMULAS: dict[tuple[type[nn.Module], ...], Callable[[Any, Shape, int], Tensor]] = {
+    LINEAR: _linear,
+    CONV: _conv,
+    TRANSPOSED: _conv_transpose,
+    BATCH_NORM: _batch_norm,
+    IDENTITY: _identity,
+    SEPARABLE: separable_norm,
+}
+for _kinds, _formula in _FORMULAS.items():
+    for _kind in _kinds:
+        for _side, _norm in enumerate((l1, linf)):
+            _norm.register(_kind, functools.partial(_formula, side=_side))  # type: ignore[call-arg]

@@ -1,8 +1,6 @@
 """Exact ℓ1 and ℓ∞ norms of weights, with the arguments of ``torch.nn.functional``."""
 
-import functools
 from collections.abc import Sequence
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -10,7 +8,7 @@ from torch import Tensor
 from opnorm._core.convolution import ConvGeometry, same_padding, transposed_size
 from opnorm._core.layers import Shape
 from opnorm.errors import NormError
-from opnorm.norms.exact.kernel_sums import Plan, check_axes, conv_plan, largest_sum, linear_plan
+from opnorm.norms.exact.kernel_sums import check_axes, conv_plan, largest_sum, linear_plan
 
 __all__ = [
     "conv_l1",
@@ -54,8 +52,8 @@ def conv_l1(
 
     Source: Liang & Huang 2021, Theorem 1, Eq. (1), without its Assumption 1.
     """
-    sizes = (input_size, stride, padding, dilation, groups, padding_mode)
-    return largest_sum(weight, _conv_plan(0, weight.shape, *map(_hashable, sizes)))
+    geometry = _geometry(weight.shape, stride, padding, dilation, groups, padding_mode)
+    return largest_sum(weight, conv_plan(0, weight.shape, geometry, tuple(input_size)))
 
 
 def conv_linf(
@@ -74,8 +72,8 @@ def conv_linf(
 
     Source: Liang & Huang 2021, Theorem 1, Eq. (2), without its Assumption 1.
     """
-    sizes = (input_size, stride, padding, dilation, groups, padding_mode)
-    return largest_sum(weight, _conv_plan(1, weight.shape, *map(_hashable, sizes)))
+    geometry = _geometry(weight.shape, stride, padding, dilation, groups, padding_mode)
+    return largest_sum(weight, conv_plan(1, weight.shape, geometry, tuple(input_size)))
 
 
 def conv_transpose_l1(
@@ -109,8 +107,7 @@ def conv_transpose_l1(
 
     Source: Liang & Huang 2021, Theorem 1, Eq. (2), applied to the adjoint.
     """
-    sizes = (input_size, stride, padding, output_padding, dilation, groups)
-    return largest_sum(weight, _transpose_plan(1, weight.shape, *map(_hashable, sizes)))
+    return _transposed(1, weight, input_size, stride, padding, output_padding, groups, dilation)
 
 
 def conv_transpose_linf(
@@ -129,8 +126,7 @@ def conv_transpose_linf(
 
     Source: Liang & Huang 2021, Theorem 1, Eq. (1), applied to the adjoint.
     """
-    sizes = (input_size, stride, padding, output_padding, dilation, groups)
-    return largest_sum(weight, _transpose_plan(0, weight.shape, *map(_hashable, sizes)))
+    return _transposed(0, weight, input_size, stride, padding, output_padding, groups, dilation)
 
 
 def linear_l1(weight: Float[Tensor, "out in"]) -> Float[Tensor, ""]:
@@ -146,47 +142,28 @@ def linear_linf(weight: Float[Tensor, "out in"]) -> Float[Tensor, ""]:
 # ---------------------------------------------------------------- arguments
 
 
-def _hashable(value: Any) -> Any:
-    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
-
-
-@functools.lru_cache(maxsize=4096)
-def _conv_plan(
+def _transposed(
     side: int,
-    shape: Shape,
-    input_size: Shape,
-    stride: object,
-    padding: object,
-    dilation: object,
+    weight: Tensor,
+    input_size: Sequence[int],
+    stride: Size,
+    padding: Size,
+    output_padding: Size,
     groups: int,
-    mode: str,
-) -> Plan:
-    geometry = _geometry(shape, stride, padding, dilation, groups, mode)
-    return conv_plan(side, shape, geometry, input_size)
-
-
-@functools.lru_cache(maxsize=4096)
-def _transpose_plan(
-    side: int,
-    shape: Shape,
-    input_size: Shape,
-    stride: object,
-    padding: object,
-    output_padding: object,
-    dilation: object,
-    groups: int,
-) -> Plan:
+    dilation: Size,
+) -> Tensor:
+    """The norm of the convolution whose adjoint this is, from its output size ``input_size`` to its input."""
     if isinstance(padding, str):
         raise NormError(f"padding={padding!r}: a transposed convolution takes numbers")
-    geometry = _geometry(shape, stride, padding, dilation, groups, "zeros")
-    extra = _per_axis(output_padding, len(geometry.kernel), "output_padding", 0)
-    check_axes(geometry, input_size)
-    size = transposed_size(geometry, input_size, extra)
-    return conv_plan(side, shape, geometry, size, outputs=input_size)
+    geometry, size = _geometry(weight.shape, stride, padding, dilation, groups), tuple(input_size)
+    check_axes(geometry, size)
+    extra = _per_axis(output_padding, len(size), "output_padding", 0)
+    inner_size = transposed_size(geometry, size, extra)
+    return largest_sum(weight, conv_plan(side, weight.shape, geometry, inner_size, outputs=size))
 
 
 def _geometry(
-    shape: Shape, stride: object, padding: object, dilation: object, groups: int, mode: str
+    shape: Shape, stride: Size, padding: Padding, dilation: Size, groups: int, mode: str = "zeros"
 ) -> ConvGeometry:
     kernel = tuple(shape[2:])
     if not kernel or groups < 1 or shape[0] % groups:
@@ -200,28 +177,23 @@ def _geometry(
     if padding == "same":
         if any(s != 1 for s in steps):
             raise NormError(f"padding='same' with stride={stride!r}: torch knows it for stride 1 only")
-        pads = same_padding(kernel, spacing)
+        return ConvGeometry(kernel, steps, same_padding(kernel, spacing), spacing, groups, mode)
+    pads = 0 if padding == "valid" else padding
+    if isinstance(pads, tuple | list) and any(isinstance(p, tuple | list) for p in pads):
+        pairs = [tuple(p) if isinstance(p, tuple | list) else (p, p) for p in pads]
+        if any(len(p) != 2 for p in pairs):
+            raise NormError(f"padding={padding!r}: expected a number or a pair for each of {axes} axes")
+        before, after = (_per_axis([p[side] for p in pairs], axes, "padding", 0) for side in (0, 1))
     else:
-        each = _per_axis(0 if padding == "valid" else padding, axes, "padding", 0)
-        pads = tuple(p if isinstance(p, tuple) else (p, p) for p in each)
-    return ConvGeometry(kernel, steps, pads, spacing, groups, mode)
+        before = after = _per_axis(pads, axes, "padding", 0)
+    return ConvGeometry(kernel, steps, tuple(zip(before, after, strict=True)), spacing, groups, mode)
 
 
-def _per_axis(value: object, axes: int, name: str, lowest: int) -> tuple:
-    values = (
-        (value,) * axes
-        if isinstance(value, int)
-        else tuple(value)
-        if isinstance(value, Sequence) and not isinstance(value, str)
-        else ()
-    )
+def _per_axis(value: object, axes: int, name: str, lowest: int) -> Shape:
+    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
     if len(values) == 1:
         values *= axes
-    flat = [
-        v for item in values for v in (item if isinstance(item, tuple) and name == "padding" else (item,))
-    ]
-    pairs = all(not isinstance(item, tuple) or len(item) == 2 for item in values)
-    if len(values) != axes or not pairs or any(not isinstance(v, int) or v < lowest for v in flat):
+    if len(values) != axes or any(not isinstance(v, int) or v < lowest for v in values):
         raise NormError(
             f"{name}={value!r}: expected a whole number of at least {lowest}, or one for each of {axes} axes"
         )

@@ -4,7 +4,6 @@ The norm of a Kronecker product is the product of the norms, and that of a matri
 So one run of the layer's own operation on a line of ones, axis by axis, gives both norms: O(n) and not O(image).
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,25 +16,23 @@ from opnorm.errors import NormError
 
 __all__ = ["SEPARABLE", "separable_norm"]
 
-AVERAGE = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-PADDING = (
-    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
-    *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d),
-    *(nn.ReflectionPad3d, nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
-)
-UPSAMPLE = (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
-
-
+AVERAGE: tuple[Any, ...] = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+ADAPTIVE: tuple[Any, ...] = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+PADDING: dict[Any, str] = {
+    getattr(nn, f"{kind}Pad{axes}d"): mode
+    for kind, mode in [
+        ("Zero", "constant"),
+        ("Constant", "constant"),
+        ("Circular", "circular"),
+        ("Reflection", "reflect"),
+        ("Replication", "replicate"),
+    ]
+    for axes in (1, 2, 3)
+}
+UPSAMPLE: tuple[Any, ...] = (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
 SEPARABLE: tuple[type[nn.Module], ...] = (*AVERAGE, *ADAPTIVE, *PADDING, *UPSAMPLE)
 
 Axis = Callable[[Tensor], Tensor]  # (1, 1, 1, n) -> (1, 1, 1, m)
-
-
-@functools.singledispatch
-def _axes(layer: nn.Module, in_size: Shape) -> tuple[list[Axis], float]:
-    """The layer as a product of maps of one axis each, without negative entries, and a factor."""
-    raise NormError(f"no exact norm is known for {type(layer).__name__}")
 
 
 def separable_norm(layer: nn.Module, in_shape: Shape, side: int) -> Tensor:
@@ -49,25 +46,34 @@ def separable_norm(layer: nn.Module, in_shape: Shape, side: int) -> Tensor:
     Raises:
         NormError: the layer does not take such inputs, or interpolates with negative weights.
     """
+    kind = type(layer).__name__
     if not 2 <= len(in_shape) <= 4 or min(in_shape) < 1:
-        raise NormError(
-            f"{type(layer).__name__} takes channels and spatial axes, got an input of shape {in_shape}"
-        )
+        raise NormError(f"{kind} takes channels and spatial axes, got an input of shape {in_shape}")
+    check_forward(layer, *SEPARABLE)
     value = 1.0
-    maps, factor = _axes(layer, in_shape[1:])
-    for apply, n in zip(maps, in_shape[1:], strict=True):
+    for apply, n in zip(_axes(layer, len(in_shape) - 1), in_shape[1:], strict=True):
         with torch.inference_mode(False), torch.enable_grad():
             ones = torch.ones(1, 1, 1, n, dtype=torch.float64, requires_grad=side == 0)
             try:
                 out = apply(ones)
             except RuntimeError as e:
-                raise NormError(
-                    f"{type(layer).__name__} does not take an input of shape {in_shape}: {e}"
-                ) from None
+                raise NormError(f"{kind} does not take an input of shape {in_shape}: {e}") from None
             if side == 0:
                 (out,) = torch.autograd.grad(out.sum(), ones)
         value *= float(out.max())
-    return torch.tensor(value * abs(factor), dtype=torch.float64)
+    total = getattr(layer, "divisor_override", None)  # of average pooling: its axes are sums then
+    return torch.tensor(value / abs(total or 1), dtype=torch.float64)
+
+
+def _axes(layer: Any, axes: int) -> list[Axis]:
+    """The layer as a product of maps of one axis each, without negative entries."""
+    for families, of_family in ((AVERAGE, _average), (ADAPTIVE, _adaptive)):
+        if isinstance(layer, families):
+            known = next(i for i, kind in enumerate(families, 1) if isinstance(layer, kind))
+            if known != axes:
+                raise NormError(f"{type(layer).__name__} takes {known} spatial axes, got {axes}")
+            return of_family(layer, axes)
+    return _upsampled(layer, axes) if isinstance(layer, UPSAMPLE) else _padded(layer, axes)
 
 
 def _tuple(value: Any, axes: int, layer: nn.Module) -> tuple:
@@ -79,73 +85,45 @@ def _tuple(value: Any, axes: int, layer: nn.Module) -> tuple:
     return values
 
 
-def _average(layer: Any, in_size: Shape) -> tuple[list[Axis], float]:
-    check_forward(layer, *AVERAGE)
-    axes = AVERAGE.index(next(k for k in AVERAGE if isinstance(layer, k))) + 1
-    if axes != len(in_size):
-        raise NormError(f"{type(layer).__name__} takes {axes} spatial axes, got {in_size}")
-    total = getattr(layer, "divisor_override", None)
-    sizes = [_tuple(v, axes, layer) for v in (layer.kernel_size, layer.stride, layer.padding)]
+def _average(layer: Any, axes: int) -> list[Axis]:
+    divisor = 1 if getattr(layer, "divisor_override", None) else None
 
     def axis(k: int, s: int, p: int) -> Axis:
         return lambda x: F.avg_pool2d(
-            x, (1, k), (1, s), (0, p), layer.ceil_mode, layer.count_include_pad, 1 if total else None
+            x, (1, k), (1, s), (0, p), layer.ceil_mode, layer.count_include_pad, divisor
         )
 
-    return [axis(k, s, p) for k, s, p in zip(*sizes, strict=True)], 1 / total if total else 1.0
+    sizes = [_tuple(v, axes, layer) for v in (layer.kernel_size, layer.stride, layer.padding)]
+    return [axis(*each) for each in zip(*sizes, strict=True)]
 
 
-def _adaptive(layer: Any, in_size: Shape) -> tuple[list[Axis], float]:
-    check_forward(layer, *ADAPTIVE)
-    axes = ADAPTIVE.index(next(k for k in ADAPTIVE if isinstance(layer, k))) + 1
-    if axes != len(in_size):
-        raise NormError(f"{type(layer).__name__} takes {axes} spatial axes, got {in_size}")
-    outputs = _tuple(layer.output_size, axes, layer)
-
+def _adaptive(layer: Any, axes: int) -> list[Axis]:
     def axis(m: int | None) -> Axis:
         return lambda x: F.adaptive_avg_pool2d(x, (1, x.shape[-1] if m is None else m))
 
-    return [axis(m) for m in outputs], 1.0
+    return [axis(m) for m in _tuple(layer.output_size, axes, layer)]
 
 
-def _padded(layer: Any, in_size: Shape) -> tuple[list[Axis], float]:
-    check_forward(layer, *PADDING)
-    flat = layer.padding
-    if len(flat) != 2 * len(in_size):
-        raise NormError(f"{type(layer).__name__} pads {len(flat) // 2} axes, got an input of size {in_size}")
-    name = next(k for k in PADDING if isinstance(layer, k)).__name__
-    mode = {"Z": "constant", "Co": "constant", "Ci": "circular", "Ref": "reflect", "Rep": "replicate"}
-    kind = next(v for k, v in mode.items() if name.startswith(k))
+def _padded(layer: Any, axes: int) -> list[Axis]:
+    flat, mode = layer.padding, next(mode for kind, mode in PADDING.items() if isinstance(layer, kind))
+    if len(flat) != 2 * axes:
+        raise NormError(f"{type(layer).__name__} pads {len(flat) // 2} axes, got an input of {axes}")
 
     def axis(before: int, after: int) -> Axis:
-        return lambda x: F.pad(x[0], (before, after), kind)[None]
+        return lambda x: F.pad(x[0], (before, after), mode)[None]
 
-    return [axis(flat[i], flat[i + 1]) for i in range(len(flat) - 2, -1, -2)], 1.0
+    return [axis(flat[i], flat[i + 1]) for i in range(len(flat) - 2, -1, -2)]
 
 
-def _upsampled(layer: nn.Upsample, in_size: Shape) -> tuple[list[Axis], float]:
-    check_forward(layer, *UPSAMPLE)
-    axes = len(in_size)
+def _upsampled(layer: nn.Upsample, axes: int) -> list[Axis]:
     linear = {1: "linear", 2: "bilinear", 3: "trilinear"}[axes]
     if layer.mode not in ("nearest", "nearest-exact", linear):
         raise NormError(f"no exact norm is known for Upsample with mode={layer.mode!r}")
     mode = "linear" if layer.mode == linear else layer.mode
-    sizes = _tuple(layer.size, axes, layer)
-    factors = _tuple(layer.scale_factor, axes, layer)
+    corners, recompute = layer.align_corners, layer.recompute_scale_factor
 
     def axis(size: int | None, factor: float | None) -> Axis:
-        return lambda x: F.interpolate(
-            x[0],
-            size,
-            factor,
-            mode,
-            layer.align_corners,
-            recompute_scale_factor=layer.recompute_scale_factor,
-        )[None]
+        return lambda x: F.interpolate(x[0], size, factor, mode, corners, recompute)[None]
 
-    return [axis(*a) for a in zip(sizes, factors, strict=True)], 1.0
-
-
-for _kinds, _of in ((AVERAGE, _average), (ADAPTIVE, _adaptive), (PADDING, _padded), (UPSAMPLE, _upsampled)):
-    for _kind in _kinds:
-        _axes.register(_kind)(_of)
+    sizes, factors = _tuple(layer.size, axes, layer), _tuple(layer.scale_factor, axes, layer)
+    return [axis(*each) for each in zip(sizes, factors, strict=True)]

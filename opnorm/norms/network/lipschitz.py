@@ -21,6 +21,7 @@ from opnorm._core.rounding import PRODUCT
 from opnorm.errors import BoundError, NormError
 from opnorm.norms import display
 from opnorm.norms._operator_norm import check_ords
+from opnorm.norms.digits import magnitude
 from opnorm.norms.layer_table import measure
 from opnorm.norms.network.graph import forward_graph, no_random_numbers, same_output, shifted
 from opnorm.norms.network.interpreter import BoundInterpreter, KnownFactors, NodeBound
@@ -49,7 +50,7 @@ class NetworkBound(NamedTuple):
         """The bound to 4 digits, rounded up, or the reason."""
         if self.value is None:
             return f"not known: {self.reason}"
-        return "0" if self.value == 0 else display.magnitude(math.log10(self.value), up=True)
+        return "0" if self.value == 0 else magnitude(math.log10(self.value), up=True)
 
 
 def lipschitz_bound(
