@@ -70,13 +70,13 @@ def unwrap(layer: nn.Module) -> nn.Module:
 
 def in_float64(layer: Layer) -> Layer:
     """A copy in float64 and eval mode, without gradients; weights that are computed from others (pruned ones) too."""
-    computed = {
-        id(t): t.detach().double().clone()
-        for module in layer.modules()
-        for t in vars(module).values()
-        if isinstance(t, Tensor)
-    }  # deepcopy refuses tensors with a history, and takes these in their place
-    return copy.deepcopy(layer, computed).double().eval().requires_grad_(False)
+    double: dict[int, Tensor] = {}  # what deepcopy takes in the place of each tensor
+    for module in layer.modules():
+        for t in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
+            if isinstance(t, Tensor) and not is_lazy(t):
+                value = t.detach().to(torch.float64 if t.is_floating_point() else t.dtype, copy=True)
+                double[id(t)] = nn.Parameter(value, False) if isinstance(t, nn.Parameter) else value
+    return copy.deepcopy(layer, double).eval().requires_grad_(False)
 
 
 def overrides(layer: nn.Module, *bases: type[nn.Module]) -> bool:

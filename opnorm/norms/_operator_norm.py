@@ -1,12 +1,11 @@
 """The operator norm of one layer, whatever its type and whatever the order."""
 
-import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from opnorm._core.layers import BATCH_NORM, Shape, check_weights, in_float64, unwrap
 from opnorm._core.linear_map import linear_map
@@ -18,7 +17,6 @@ from opnorm.norms.spectral.interval import spectral_norm
 
 __all__ = [
     "MATRIX_LIMIT",
-    "Double",
     "Order",
     "check_ords",
     "interval_settings",
@@ -71,7 +69,7 @@ def operator_norm(
     check_weights(layer)
     shape = _default_shape(layer) if in_shape is None else tuple(in_shape)
     settings = interval_settings(relative_width, failure_probability)
-    return norm_of(layer, ord, shape, Double(layer), settings)
+    return norm_of(layer, ord, shape, lambda: in_float64(layer), settings)
 
 
 def _default_shape(layer: nn.Module) -> Shape:
@@ -98,47 +96,25 @@ def interval_settings(relative_width: float | None, failure_probability: float) 
 def check_ords(ords: Sequence[Order]) -> None:
     """NormError unless each is 1, 2, inf or a pair of them."""
     for ord in ords:
-        if any(
-            p not in (1, 2, math.inf) for p in (ord if isinstance(ord, tuple) and len(ord) == 2 else (ord,))
-        ):
+        ends = ord if isinstance(ord, tuple) and len(ord) == 2 else (ord,)
+        if any(p not in (1, 2, math.inf) for p in ends):
             raise NormError(
                 f"ord={ord!r} is not known; expected 1, 2, math.inf or a pair of them, such as (1, 2)"
             )
 
 
-class Double:
-    """The layer with its weights in float64, made when first asked for, so that ℓ1 and ℓ∞ share one copy."""
+def norm_of(
+    layer: nn.Module, ord: Order, shape: Shape, double: Callable[[], nn.Module], wanted: dict[str, Any]
+) -> Norm:
+    """As :func:`operator_norm`, without its checks.
 
-    def __init__(self, layer: nn.Module) -> None:
-        self.layer = layer
-        self.made: nn.Module | None = None
-
-    def __call__(self) -> nn.Module:
-        """That copy."""
-        if self.made is None:
-            self.made = in_float64(self.layer) if self.layer._modules else _shallow(self.layer)
-        return self.made
-
-
-def _shallow(layer: nn.Module) -> nn.Module:
-    """A module without children that shares all but its floating-point tensors, which are float64, with the layer."""
-    double = copy.copy(layer)  # nn.Module's own dicts are then still shared
-
-    def cast(t: Any) -> Any:
-        return t.detach().double() if isinstance(t, Tensor) and t.is_floating_point() else t
-
-    vars(double).update({k: cast(v) for k, v in vars(layer).items()})
-    double._buffers = {k: cast(v) for k, v in layer._buffers.items()}
-    double._parameters = {
-        k: nn.Parameter(cast(v), requires_grad=False) if isinstance(v, Tensor) else v
-        for k, v in layer._parameters.items()
-    }
-    double.training = False
-    return double
-
-
-def norm_of(layer: nn.Module, ord: Order, shape: Shape, double: Double, wanted: dict[str, Any]) -> Norm:
-    """As :func:`operator_norm`, without its checks; ``wanted`` is what is asked of an ℓ2 interval."""
+    Args:
+        layer: the layer.
+        ord: of the norm.
+        shape: of one input.
+        double: gives the layer in float64, for ℓ1 and ℓ∞.
+        wanted: settings of an ℓ2 interval.
+    """
     if isinstance(ord, tuple) and ord[0] == ord[1]:
         ord = ord[0]
     known = l1.dispatch(type(layer)) is not l1.dispatch(object)

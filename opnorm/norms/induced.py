@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.convolution import conv_geometry, transpose_geometry
-from opnorm._core.layers import Shape, in_float64, overrides, unwrap
+from opnorm._core.layers import CONV, LINEAR, TRANSPOSED, Shape, in_float64, is_standard, unwrap
 from opnorm._core.linear_map import LinearMap, linear_map
 from opnorm._core.lp import check_orders, conjugate, dual, lp_norm, per_row, power_iteration
 from opnorm._core.rounding import unit_roundoff
@@ -88,22 +88,19 @@ def _of_matrix(A: Tensor, p: float, q: float, restarts: int, seed: int) -> Norm:
     m, n = A.shape
     columns = functools.cache(lambda q: float(lp_norm(A, q, 0).max()))
     rows = functools.cache(lambda p: float(lp_norm(A, conjugate(p)).max()))
-    slack = 16 * (m + n + 16) * unit_roundoff(torch.float64)
     if p == 1 or n == 1:
         return Norm.of(columns(q), columns(q), "exact: largest column norm")
     if q == math.inf or m == 1:
         return Norm.of(rows(p), rows(p), "exact: largest row norm")
+    slack, value = _slack(m, n), None
     if p == q == 2:
-        sigma = float(torch.linalg.matrix_norm(A, 2))
-        return Norm.of(
-            sigma * (1 - slack), sigma * (1 + slack), "exact up to rounding: largest singular value"
-        )
-    if p == math.inf and n <= SIGNS:
-        return _both(_over_signs(A, q), slack, f"exact up to rounding: all {2**n:,} sign vectors")
-    if q == 1 and m <= SIGNS:
-        return _both(
-            _over_signs(A.T, conjugate(p)), slack, f"exact up to rounding: all {2**m:,} sign vectors"
-        )
+        value, method = float(torch.linalg.matrix_norm(A, 2)), "largest singular value"
+    elif p == math.inf and n <= SIGNS:
+        value, method = _over_signs(A, q), f"all {2**n:,} sign vectors"
+    elif q == 1 and m <= SIGNS:
+        value, method = _over_signs(A.T, conjugate(p)), f"all {2**m:,} sign vectors"
+    if value is not None:
+        return Norm.of(value * (1 - slack), value * (1 + slack), f"exact up to rounding: {method}")
     linear = LinearMap(lambda v: v @ A.T, lambda u: u @ A, (n,), (m,), A.device)
     _, singular_values, Vh = torch.linalg.svd(A, full_matrices=False)
     starts = _starts(A, Vh, p, restarts)
@@ -113,10 +110,9 @@ def _of_matrix(A: Tensor, p: float, q: float, restarts: int, seed: int) -> Norm:
         "row norms": float(lp_norm(lp_norm(A, conjugate(p)), q, 0)),
         **_interpolated(_Ends(n, m, columns, rows, float(singular_values[0])), p, q),
     }
-    if (p, q) == (math.inf, 2):
-        bounds["the Gram matrix"] = math.sqrt(float((A.T @ A).abs().sum()))
-    if (p, q) == (2, 1):
-        bounds["the Gram matrix"] = math.sqrt(float((A @ A.T).abs().sum()))
+    if (p, q) in ((math.inf, 2), (2, 1)):
+        gram = A.T @ A if q == 2 else A @ A.T
+        bounds["the Gram matrix"] = math.sqrt(float(gram.abs().sum()))
     return _interval(lower, bounds, slack, restarts)
 
 
@@ -174,12 +170,11 @@ def _of_map(linear: LinearMap, layer: nn.Module | None, p: float, q: float, rest
     if n * m <= DENSE and min(n, m) <= SHORT:
         return induced(linear.to_dense(), p, q, restarts, seed)
     lower = _from_below(linear, p, q, restarts, seed)
-    slack = 16 * (m + n + 16) * unit_roundoff(torch.float64)
     bounds = {}
     if layer is not None:
         with contextlib.suppress(NormError):  # without exact ℓ1 and ℓ∞ norms there is no upper bound
             bounds = _interpolated(_layer_ends(layer, linear), p, q)
-    return _interval(lower, bounds, slack, restarts)
+    return _interval(lower, bounds, _slack(m, n), restarts)
 
 
 def _layer_ends(layer: nn.Module, linear: LinearMap) -> _Ends:
@@ -203,16 +198,12 @@ def _layer_ends(layer: nn.Module, linear: LinearMap) -> _Ends:
 
 def _single_plan(layer: nn.Module, in_shape: Shape, side: int) -> Plan | None:
     """How to read columns (side 0) or rows (side 1) off the weight, where every entry of them is one weight."""
-    if isinstance(layer, nn.Linear) and not overrides(layer, nn.Linear):
+    if is_standard(layer, *LINEAR):
         return linear_plan(side, layer.weight.shape)
-    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        if overrides(layer, nn.Conv1d, nn.Conv2d, nn.Conv3d) or layer.padding_mode != "zeros":
-            return None
-        return conv_plan(side, layer.weight.shape, conv_geometry(layer), in_shape[1:])
-    if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-        if overrides(layer, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
-            return None
-        geometry, size = transpose_geometry(layer, in_shape[1:])
+    if is_standard(layer, *CONV) and layer.padding_mode == "zeros":
+        return conv_plan(side, layer.weight.shape, conv_geometry(layer), in_shape[1:])  # type: ignore[arg-type]
+    if is_standard(layer, *TRANSPOSED):
+        geometry, size = transpose_geometry(layer, in_shape[1:])  # type: ignore[arg-type]
         return conv_plan(1 - side, layer.weight.shape, geometry, size, in_shape[1:])
     return None
 
@@ -287,19 +278,14 @@ def _between(ends: _Ends, u: float, v: float) -> float:
     if (u, v) == (0.5, 0.5):
         return min(best, ends.sigma)
     # the ray from (1/2, 1/2) through (u, v) leaves the square at u = 1 or at v = 0
-    reach = [0.5 / (u - 0.5)] if u > 0.5 else []
-    reach += [0.5 / (0.5 - v)] if v < 0.5 else []
-    far = min(reach, default=math.inf)
-    if far < math.inf:
-        end_u, end_v = 0.5 + far * (u - 0.5), 0.5 + far * (v - 0.5)
-        if end_u >= 1 - 1e-12 and -1e-12 <= end_v <= 1 + 1e-12:
-            end = ends.columns(_inverse(min(1.0, max(0.0, end_v))))
-        elif end_v <= 1e-12 and -1e-12 <= end_u <= 1 + 1e-12:
-            end = ends.rows(_inverse(min(1.0, max(0.0, end_u))))
-        else:
-            return best
-        best = min(best, end ** (1 / far) * ends.sigma ** (1 - 1 / far))
-    return best
+    to_column = 0.5 / (u - 0.5) if u > 0.5 else math.inf
+    to_row = 0.5 / (0.5 - v) if v < 0.5 else math.inf
+    far = min(to_column, to_row)
+    if to_column <= to_row:
+        end = ends.columns(_inverse(min(1.0, max(0.0, 0.5 + far * (v - 0.5)))))
+    else:
+        end = ends.rows(_inverse(min(1.0, max(0.0, 0.5 + far * (u - 0.5)))))
+    return min(best, end ** (1 / far) * ends.sigma ** (1 - 1 / far))
 
 
 def _interval(lower: float, bounds: dict[str, float], slack: float, restarts: int) -> Norm:
@@ -310,8 +296,9 @@ def _interval(lower: float, bounds: dict[str, float], slack: float, restarts: in
     return Norm.of(min(lower * (1 - slack), upper), upper, text)
 
 
-def _both(value: float, slack: float, method: str) -> Norm:
-    return Norm.of(value * (1 - slack), value * (1 + slack), method)
+def _slack(outputs: int, inputs: int) -> float:
+    """Relative rounding of sums over rows and columns of a matrix."""
+    return 16 * (outputs + inputs + 16) * unit_roundoff(torch.float64)
 
 
 def _inverse(u: float) -> float:

