@@ -1,11 +1,7 @@
-"""An interpreter of a network's graph that propagates a Lipschitz bound to every value; its rules are in ``rules.py``.
-
-The bound of a value is a float L; None for a value that does not depend on the input; a BoundError, the reason, where no L
-is known; and a tuple or dict of these for a tuple or dict of values.
-"""
+"""An interpreter of a network's graph that propagates a Lipschitz bound to every value, by the rules of ``rules.py``."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
@@ -14,25 +10,21 @@ from opnorm._core.layers import Shape
 from opnorm.errors import BoundError, NormError
 from opnorm.norms import display
 from opnorm.norms.layer_table import layer_norms
-from opnorm.norms.network.trace import first_line
+from opnorm.norms.network.layer_rules import RULES  # those of rules.py and its own
+from opnorm.norms.network.rules import FunctionCall, constant, depends, p_norm
+from opnorm.norms.network.trace import tensors_in
 
-__all__ = [
-    "BoundInterpreter",
-    "FunctionCall",
-    "KnownFactors",
-    "NodeBound",
-    "Rule",
-    "changed_by_hooks",
-    "constant",
-    "depends",
-    "p_norm",
-]
+__all__ = ["BoundInterpreter", "KnownFactors", "NodeBound", "changed_by_hooks"]
 
 RANDOM = frozenset((
     "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "bernoulli", "bernoulli_",
     "multinomial", "normal", "normal_", "uniform_", "poisson", "dropout", "alpha_dropout", "feature_alpha_dropout",
     "dropout1d", "dropout2d", "dropout3d",
 ))  # fmt: skip
+
+
+KnownFactors = dict[tuple[nn.Module, Shape, float], tuple[float, str]]
+"""(layer, input shape, order) -> upper bound, infinite where it is not known, and the reason."""
 
 
 class NodeBound(NamedTuple):
@@ -51,57 +43,6 @@ class NodeBound(NamedTuple):
     bound: float
 
 
-class FunctionCall(NamedTuple):
-    """A call in the graph, with its values and their bounds."""
-
-    interpreter: "BoundInterpreter"
-    function: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    bounds: tuple[Any, ...]  # of args
-    kwarg_bounds: dict[str, Any]
-    output: Any
-
-    @property
-    def ord(self) -> float:
-        """Of the norm."""
-        return self.interpreter.ord
-
-    def only_input(self) -> tuple[Tensor, float]:
-        """The first argument and its bound; BoundError where another argument depends on the input."""
-        others = (*self.bounds[1:], *self.kwarg_bounds.values())
-        if not self.bounds or not isinstance(self.bounds[0], float | BoundError) or depends(others):
-            raise BoundError("something else than its first argument depends on the input")
-        return self.args[0], constant(self.bounds[0])
-
-    def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument by position or name."""
-        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
-
-
-Rule = Callable[[FunctionCall], Any]
-KnownFactors = dict[tuple[nn.Module, Shape, float], tuple[float, str]]
-"""(layer, input shape, order) -> upper bound, infinite where it is not known, and the reason."""
-
-
-def depends(bound: Any) -> bool:
-    """Whether a value depends on the input."""
-    if isinstance(bound, Mapping):
-        return any(map(depends, bound.values()))
-    return any(map(depends, bound)) if isinstance(bound, tuple | list) else bound is not None
-
-
-def constant(bound: Any) -> float:
-    """The bound of one tensor as a float, 0 for a value that does not depend on the input; or its BoundError."""
-    if isinstance(bound, BoundError):
-        raise bound
-    if bound is None:
-        return 0.0
-    if not isinstance(bound, float):
-        raise BoundError("a tuple, where one tensor was expected")
-    return bound
-
-
 class BoundInterpreter(fx.Interpreter):
     """Runs the graph on an example and propagates the bounds of its values.
 
@@ -112,29 +53,25 @@ class BoundInterpreter(fx.Interpreter):
     """
 
     def __init__(
-        self,
-        graph: fx.GraphModule,
-        rules: Mapping[Any, Rule],
-        ord: float,
-        known: KnownFactors,
-        nodes: list[NodeBound],
+        self, graph: fx.GraphModule, ord: float, known: KnownFactors, nodes: list[NodeBound]
     ) -> None:
         super().__init__(graph)
-        self.rules, self.ord, self.known, self.nodes = rules, ord, known, nodes
+        self.ord, self.known, self.nodes = ord, known, nodes
         self.bounds: dict[fx.Node, Any] = {}
         self.result: Any = None
         self.overwritten = ""  # a parameter or buffer that the forward writes to
 
     def run_node(self, n: fx.Node) -> Any:
         """The value of the node; its bound is kept in ``bounds``."""
-        live = [(m, t, t._version) for m, t in self.env.items() if isinstance(t, Tensor)]
         args, kwargs = self.fetch_args_kwargs_from_env(n)
+        versions = [(t, t._version) for t in tensors_in((*self.env.values(), args, kwargs))]
         output = super().run_node(n)
         bound = self.bounds[n] = self._bound(n, args, kwargs, output)
-        for m, t, version in live:
-            if t._version != version:
+        written = {t.untyped_storage().data_ptr() for t, version in versions if t._version != version}
+        for m, value in self.env.items() if written else ():
+            if any(t.untyped_storage().data_ptr() in written for t in tensors_in(value)):
                 reason = BoundError(f"{n.name} ({_operation(n)}) writes into {m.name}")
-                self.bounds[m] = bound if _is_same_memory(t, output) else reason
+                self.bounds[m] = bound if _is_same_memory(value, output) else reason
                 if m.op == "get_attr":
                     self.overwritten = f"{n.name} writes into {m.target}"
         if n.op == "output":
@@ -150,10 +87,10 @@ class BoundInterpreter(fx.Interpreter):
         if not depends((bounds, kwarg_bounds)):
             random = str(_operation(n)) in RANDOM
             return BoundError(f"{n.name} draws random numbers") if random else None
-        call = FunctionCall(self, _operation(n), args, kwargs, bounds, kwarg_bounds, output)
         layer = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
-        operation = call.function if layer is None else type(layer).__name__
+        operation = _operation(n) if layer is None else type(layer).__name__
         name = n.name if layer is None else str(n.target)
+        call = FunctionCall(operation, args, kwargs, bounds, kwarg_bounds, output, self.ord, self.factor)
         inputs = _flat((bounds, kwarg_bounds))
         try:
             if self.overwritten:
@@ -162,8 +99,6 @@ class BoundInterpreter(fx.Interpreter):
         except NormError as e:
             first = next((b for b in inputs if isinstance(b, BoundError)), None)
             return first or BoundError(f"{name} ({operation}): {e}")
-        except Exception as e:  # noqa: BLE001 - a call that the rule did not foresee is not known
-            return BoundError(f"{n.name} ({operation}): no rule fits this call ({first_line(e)})")
         if isinstance(bound, float):
             known = [b for b in inputs if isinstance(b, float)]
             factor = bound / known[0] if len(known) == 1 and known[0] else None
@@ -181,11 +116,13 @@ class BoundInterpreter(fx.Interpreter):
         return tuple(map(self._bounds_of, value)) if isinstance(value, tuple | list) else None
 
     def _of_function(self, n: fx.Node, call: FunctionCall) -> Any:
-        rule = self.rules.get(n.target)
+        rule = RULES.get(n.target)
         if rule is None and isinstance(n.target, str) and n.target.endswith("_") and n.target[-2:] != "__":
-            rule = self.rules.get(n.target[:-1])  # in place: run_node treats the value that it overwrites
+            rule = RULES.get(n.target[:-1])  # in place: run_node treats the value that it overwrites
         if rule is None:
             raise BoundError("not known; opnorm has no rule for it")
+        if isinstance(call.kwargs.get("out"), Tensor):
+            raise BoundError("writes its result into another value")
         return rule(call)
 
     def _of_layer(self, layer: nn.Module, call: FunctionCall) -> float:
@@ -219,30 +156,21 @@ def _flat(bound: Any) -> list[Any]:
     return [b for item in bound for b in _flat(item)] if isinstance(bound, tuple | list) else [bound]
 
 
-def p_norm(values: Sequence[float], p: float) -> float:
-    """(Σ v^p)^(1/p) of numbers that are not negative, without overflow."""
-    largest = max(values, default=0.0)
-    if largest == 0 or math.isinf(p):
-        return largest
-    return largest * math.fsum((v / largest) ** p for v in values) ** (1 / p)
-
-
-def _is_same_memory(t: Tensor, output: Any) -> bool:
+def _is_same_memory(value: Any, output: Any) -> bool:
     """Whether the output is that tensor, all of it."""
     return (
-        isinstance(output, Tensor)
-        and t.data_ptr() == output.data_ptr()
-        and t.shape == output.shape
-        and t.stride() == output.stride()
+        isinstance(value, Tensor)
+        and isinstance(output, Tensor)
+        and value.data_ptr() == output.data_ptr()
+        and value.shape == output.shape
+        and value.stride() == output.stride()
     )
 
 
 def changed_by_hooks(layer: nn.Module) -> bool:
     """Whether hooks may change the output; the pre-hooks of torch.nn.utils only compute the weight."""
-    pre = (
-        h for h in layer._forward_pre_hooks.values() if not type(h).__module__.startswith("torch.nn.utils")
-    )
-    return bool(layer._forward_hooks) or any(True for _ in pre)
+    pre = [type(h).__module__ for h in layer._forward_pre_hooks.values()]
+    return bool(layer._forward_hooks) or any(not module.startswith("torch.nn.utils") for module in pre)
 
 
 def _operation(n: fx.Node) -> str:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from opnorm._core.batch_norm import channel_scale
 from opnorm._core.layers import CONV, TRANSPOSED
 from opnorm.errors import BoundError
-from opnorm.norms.network.interpreter import FunctionCall
-from opnorm.norms.network.rules import RULES, rule
+from opnorm.norms.network.rules import RULES, FunctionCall, rule
 from opnorm.norms.nonlinear import normalizing
 
 __all__ = ["RULES"]
@@ -27,8 +26,12 @@ def as_layer(names: str, build: Callable[..., nn.Module]) -> None:
         x, bound = call.only_input()
         if not isinstance(call.output, Tensor):
             raise BoundError("returns more than one tensor")
-        layer = build(*call.args[1:], **call.kwargs)
-        return bound * call.interpreter.factor(layer, tuple(x.shape[1:]))
+        settings = {k: v for k, v in call.kwargs.items() if k != "input"}
+        try:
+            layer = build(*call.args[1:], **settings)
+        except (TypeError, ValueError) as e:  # of torch's own constructors
+            raise BoundError(f"there is no layer with these settings ({e})") from e
+        return bound * call.factor(layer, tuple(x.shape[1:]))
 
 
 for _kind in (
@@ -82,13 +85,13 @@ def layer_factor(call: FunctionCall, kind: Any, weight: Tensor, *arguments: Any,
     """The constant of a layer of this kind with the weight."""
     layer = kind(*arguments, bias=False, device="meta", **settings)
     layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    return call.interpreter.factor(layer, tuple(call.args[0].shape[1:]))
+    return call.factor(layer, tuple(call.argument(0, "input").shape[1:]))
 
 
 @rule("matmul mm imatmul")
 def _(call: FunctionCall) -> float:
     x, bound = call.only_input()
-    W = call.args[1]
+    W, _ = call.operand(1, "mat2" if call.function == "mm" else "other")
     if W.ndim != 2 or x.ndim < 2:
         raise BoundError("only a product with a fixed matrix from the right is known")
     return bound * layer_factor(call, nn.Linear, W.T, W.shape[0], W.shape[1])

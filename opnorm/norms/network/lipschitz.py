@@ -25,7 +25,6 @@ from opnorm.norms.digits import magnitude
 from opnorm.norms.layer_table import measure
 from opnorm.norms.network.graph import forward_graph, no_random_numbers, same_output, shifted
 from opnorm.norms.network.interpreter import BoundInterpreter, KnownFactors, NodeBound
-from opnorm.norms.network.layer_rules import RULES  # those of rules.py and its own
 from opnorm.norms.network.trace import Example, arguments, first_line, layers, map_tensors, run_eagerly, trace
 from opnorm.norms.norm import Product
 from opnorm.norms.table import NormTable
@@ -101,7 +100,7 @@ def _propagated(
             raise BoundError(f"{name} {reason}")
     with evaluating(model):
         graph, values = forward_graph(model, example)
-        interpreter = BoundInterpreter(graph, RULES, ord, _known_factors(model, table), nodes)
+        interpreter = BoundInterpreter(graph, ord, _known_factors(model, table), nodes)
         try:
             with no_random_numbers():
                 result = interpreter.run(*(map_tensors(v, shifted) for v in values))

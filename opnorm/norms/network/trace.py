@@ -26,6 +26,7 @@ __all__ = [
     "layers",
     "map_tensors",
     "run_eagerly",
+    "tensors_in",
     "trace",
 ]
 
@@ -196,8 +197,8 @@ def _recorded(model: nn.Module, run: Callable[[nn.Module], Any]) -> list[LayerCa
 
     def recorder(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-            inputs = _tensors((args, kwargs))
-            in_shape, out_shape = (tuple(t[0].shape[1:]) if t else () for t in (inputs, _tensors(output)))
+            inputs = tensors_in((args, kwargs))
+            in_shape, out_shape = (tuple(t[0].shape[1:]) if t else () for t in (inputs, tensors_in(output)))
             calls.append(LayerCall(name, layer, in_shape, out_shape, _no_map(layer, inputs, output)))
 
         return hook
@@ -212,12 +213,13 @@ def _recorded(model: nn.Module, run: Callable[[nn.Module], Any]) -> list[LayerCa
     return calls
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors of nested tuples, lists and dicts."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):
         value = list(value.values())
-    return [t for v in value for t in _tensors(v)] if isinstance(value, tuple | list) else []
+    return [t for v in value for t in tensors_in(v)] if isinstance(value, tuple | list) else []
 
 
 def _no_map(layer: nn.Module, inputs: list[Tensor], output: Any) -> str:
