@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from opnorm.errors import NormError
 from opnorm.norms import display
 from opnorm.norms._operator_norm import Order
-from opnorm.norms.digits import interval
 from opnorm.norms.norm import Norm
+from opnorm.norms.number_text import interval
 from opnorm.norms.table import LayerNorms, NormTable
 
 __all__ = ["Change", "Comparison", "Summary", "compare"]

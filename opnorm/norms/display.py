@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from opnorm.errors import NormError
-from opnorm.norms.digits import interval, magnitude, rounded
 from opnorm.norms.norm import Norm, Product
+from opnorm.norms.number_text import interval, magnitude, rounded
 
 __all__ = ["Grid", "TextTable", "cell", "csv_text", "first_few", "key", "label", "order", "product", "shape"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from opnorm.errors import NormError
-from opnorm.norms.digits import interval
+from opnorm.norms.number_text import interval
 
 __all__ = ["Norm", "Product", "product"]
 

@@ -20,9 +20,9 @@ import opnorm
 from opnorm.errors import NormError, OpnormError
 from opnorm.models import cnn, resnet
 from opnorm.norms import Norm, NormTable, display, measure, operator_norm, trace
-from opnorm.norms.digits import interval
 from opnorm.norms.network.trace import arguments
 from opnorm.norms.norm import product
+from opnorm.norms.number_text import interval
 from opnorm.norms.plot import norm_chart
 from tests.norms import nets
 from tests.norms.cases import matrix

@@ -21,12 +21,12 @@ from opnorm._core.rounding import PRODUCT
 from opnorm.errors import BoundError, NormError
 from opnorm.norms import display
 from opnorm.norms._operator_norm import check_ords
-from opnorm.norms.digits import magnitude
 from opnorm.norms.layer_table import measure
 from opnorm.norms.network.graph import forward_graph, no_random_numbers, same_output, shifted
 from opnorm.norms.network.interpreter import BoundInterpreter, KnownFactors, NodeBound
 from opnorm.norms.network.trace import Example, arguments, first_line, layers, map_tensors, run_eagerly, trace
 from opnorm.norms.norm import Product
+from opnorm.norms.number_text import magnitude
 from opnorm.norms.table import NormTable
 
 __all__ = ["NetworkBound", "NodeBound", "lipschitz_bound", "sentences", "spectral_complexity"]
