@@ -11,7 +11,7 @@ from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, registe
 from opnorm.analyses._shared.points import amounts, check_points, correct_after, first, logits_of
 from opnorm.attacks import Attack, AutoAttack, autoattack, pgd
 from opnorm.data import Dataset
-from opnorm.report import Chart, Column, Heading, accuracy_against_eps, norm_name
+from opnorm.report import Column, accuracy_against_eps, norm_name
 
 APGD = ("apgd-ce", "apgd-t")
 NAMES = {
@@ -80,7 +80,7 @@ def robust_accuracy(
             found.append(row | {"points": total, "attack": name})
         return found
 
-    return Analysis(rows, sentence, columns, chart)
+    return Analysis(rows, sentence, columns, accuracy_against_eps)
 
 
 def _correct(
@@ -116,14 +116,3 @@ def columns(rows: Rows) -> Cells:
         help = f"Share of {row['points']} test images still classified correctly after {row['attack']}; an upper bound."
         found.append((Column(f"robust_{norm}", label, "percent", "high", help), row["accuracy"]))
     return found
-
-
-def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
-    """Accuracy under attack against ε."""
-    heading = Heading(
-        "accuracy-against-eps",
-        "Accuracy against attack strength",
-        "The share of test images that are still classified correctly when each may be changed by up to ε. A line that "
-        "stays high is a robust network.",
-    )
-    return accuracy_against_eps(rows, methods, heading)

@@ -6,10 +6,16 @@ from typing import Any
 
 from opnorm.report.curves import Axis, Heading, Panel, Point, Row, draw_curves, method_of
 from opnorm.report.document import Chart, Stat, known
-from opnorm.report.theme import NORMS, eps_text, norm_name, number_text, percent_text, significant
+from opnorm.report.theme import NORMS, eps_text, norm_name, significant, stat_text
 
 __all__ = ["accuracy_against_eps", "accuracy_against_norm", "against_epoch", "eps_axis"]
 
+AGAINST_EPS = Heading(
+    "accuracy-against-eps",
+    "Accuracy against attack strength",
+    "The share of test images that are still classified correctly when each may be changed by up to ε. A line that "
+    "stays high is a robust network.",
+)
 AGAINST_NORM = Heading(
     "accuracy-against-norm",
     "Do large norms hurt?",
@@ -26,22 +32,16 @@ def eps_axis(norm: str = "inf", eps: Sequence[float] = ()) -> Axis:
         norm: of the ball, "1", "2" or "inf".
         eps: the radii; labeled as multiples of 1/255 where all of them are.
     """
-    change = (
-        "the largest change of a pixel" if norm == "inf" else f"the {norm_name(norm)} length of the change"
-    )
+    length = f"the {norm_name(norm)} length of the change"
+    title = f"ε, {'the largest change of a pixel' if norm == 'inf' else length} (pixels are in [0, 1])"
     ticks = tuple(sorted({significant(e) for e in eps}))
-    levels = bool(ticks) and norm == "inf"
-    levels = levels and all(math.isclose(255 * e, round(255 * e), abs_tol=2e-3) for e in ticks)
-    return Axis(
-        f"ε, {change} (pixels are in [0, 1])",
-        ticks=ticks if levels else (),
-        levels=levels,
-        text=lambda e: eps_text(e, norm),
-    )
+    levels = norm == "inf" and all(math.isclose(255 * e, round(255 * e), abs_tol=2e-3) for e in ticks)
+    levels = levels and bool(ticks)
+    return Axis(title, ticks=ticks if levels else (), levels=levels, text=lambda e: eps_text(e, norm))
 
 
 def accuracy_against_eps(
-    rows: Sequence[Row], methods: Sequence[str] = (), heading: Heading | None = None
+    rows: Sequence[Row], methods: Sequence[str] = (), heading: Heading = AGAINST_EPS
 ) -> Chart:
     """Accuracy under attack against the attack's strength, one panel per norm of the attack.
 
@@ -49,7 +49,7 @@ def accuracy_against_eps(
         rows: ``method``, ``seed``, ``norm`` ("1", "2" or "inf"), ``eps`` (pixels in [0, 1]; 0 is no attack) and ``accuracy``
             (a fraction).
         methods: all methods in order, the baseline first.
-        heading: key, title and caption, unless they are the usual ones.
+        heading: key, title and caption.
     """
     norms = sorted({str(row["norm"]) for row in rows}, key=lambda norm: (norm != "inf", norm))
     panels = {
@@ -63,13 +63,7 @@ def accuracy_against_eps(
         for norm in norms
     }
     points = [Point(method_of(row), str(row["norm"]), row["eps"], row["accuracy"]) for row in rows]
-    usual = Heading(
-        "accuracy-against-eps",
-        "Accuracy against attack strength",
-        "The share of test images that are still classified correctly when each may be changed by up to ε; at 0 nothing is "
-        "changed. A line that stays high is a robust network. Bars: one standard deviation over seeds.",
-    )
-    return draw_curves(points, methods, heading or usual, panels)
+    return draw_curves(points, methods, heading, panels)
 
 
 def against_epoch(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
@@ -132,17 +126,15 @@ def accuracy_against_norm(
 
     from opnorm.report import drawing
 
-    values = []
+    values: list[dict[str, Any]] = []
     for row in rows:
         x, y = Stat.from_cell(row.get(norm)), Stat.from_cell(row.get(accuracy))
-        if x is None or y is None or x.mean <= 0:
-            continue
-        ends = [max(x.mean - x.std, x.mean / 100), x.mean + x.std]
-        ends += [max(0.0, y.mean - y.std), min(1.0, y.mean + y.std)]
-        value: dict[str, Any] = {"panel": "norm", "method": method_of(row)}
-        value |= {"x": significant(x.mean), "value": significant(y.mean), "n": y.n}
-        value |= dict(zip(("x_lo", "x_hi", "lo", "hi"), map(significant, ends), strict=True))
-        values.append(value | {"at": number_text(x), "text": percent_text(y)})
+        if x and y and x.mean > 0:
+            numbers = {"x": x.mean, "x_lo": max(x.mean - x.std, x.mean / 100), "x_hi": x.mean + x.std}
+            numbers |= {"value": y.mean, "lo": max(0.0, y.mean - y.std), "hi": min(1.0, y.mean + y.std)}
+            value = {"panel": "norm", "method": method_of(row), "n": y.n, "at": stat_text(x)}
+            value |= {key: significant(number) for key, number in numbers.items()}
+            values.append(value | {"text": stat_text(y, percent=True)})
     order = list(dict.fromkeys([*methods, *map(method_of, rows)]))
     values.sort(key=lambda value: order.index(value["method"]))
     both = [value[end] for value in values for end in ("x_lo", "x_hi")]

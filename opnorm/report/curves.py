@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from opnorm.report.document import Chart, Stat, known
-from opnorm.report.theme import number_text, percent_text, significant
+from opnorm.report.theme import significant, stat_text
 
 __all__ = ["Axis", "Heading", "Panel", "Point", "draw_curves", "method_of"]
 
@@ -172,5 +172,5 @@ def _value(key: str, group: Sequence[Point], panel: Panel, axis: Axis) -> dict[s
     if panel.limits:
         low, high = max(low, panel.limits[0]), min(high, panel.limits[1])
     value |= {"value": significant(stat.mean), "lo": significant(low), "hi": significant(high), "n": stat.n}
-    value["text"] = percent_text(stat) if panel.percent else number_text(stat)
+    value["text"] = stat_text(stat, panel.percent)
     return value | ({"note": first.note or f"{low:.3g} to {high:.3g}"} if panel.note else {})

@@ -42,7 +42,7 @@ class Stat:
             >>> Stat.of([]) is None
             True
         """
-        xs = [float(v) for v in values if v is not None and math.isfinite(v)]
+        xs = [float(v) for v in values if known(v)]
         if not xs:
             return None
         mean = math.fsum(xs) / len(xs)
@@ -146,8 +146,5 @@ class Report:
 
     def __post_init__(self) -> None:
         keys = [chart.key for chart in self.charts]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        if twice:
-            raise OpnormError(
-                f"two charts of one report have the key {twice[0]!r}; their files would collide"
-            )
+        for key in sorted({key for key in keys if keys.count(key) > 1}):
+            raise OpnormError(f"two charts of one report have the key {key!r}; their files would collide")

@@ -35,11 +35,6 @@ def faded(on: float = 1.0, off: float = 0.08) -> alt.OpacityValue:
     return alt.OpacityValue(off, condition={"param": PICK.name, "value": on})
 
 
-def only_picked(on: float) -> alt.OpacityValue:
-    """Opacity ``on`` once the method is picked, so that the bands of many methods do not pile up."""
-    return alt.OpacityValue(0, condition={"param": PICK.name, "value": on, "empty": False})
-
-
 def tooltips(*fields: tuple[str, str]) -> list[alt.Tooltip]:
     """Tooltip lines from (field, title) pairs; the fields hold ready texts."""
     return [alt.Tooltip(f"{name}:N", title=title) for name, title in fields]
@@ -97,9 +92,7 @@ def panel(
 ) -> Any:
     """One panel of :func:`opnorm.report.curves.draw_curves`."""
     x = _horizontal(axis, [value["x"] for value in values])
-    ends = [
-        value[end] for value in values if "value" in value for end in (("value",) if band else ("lo", "hi"))
-    ]
+    ends = [v[end] for v in values if "value" in v for end in (("value",) if band else ("lo", "hi"))]
 
     def vertical(field: str) -> Any:
         y = alt.Y(f"{field}:Q")
@@ -114,12 +107,10 @@ def panel(
     fields = [("method", "method"), ("at", quantity), ("text", panel.quantity)]
     tooltip = tooltips(*fields, *([("note", panel.note)] if panel.note else []))
     spread = {"y": vertical("lo"), "y2": "hi"}
-    if band:
-        shade = rows.mark_area(clip=True, tooltip=None).encode(
-            color=COLOR, opacity=only_picked(0.2), **spread
-        )
-    else:
-        shade = bars(rows, **spread)
+    shade = bars(rows, **spread)
+    if band:  # of the methods that are picked, so that many do not pile up
+        picked = alt.OpacityValue(0, condition={"param": PICK.name, "value": 0.2, "empty": False})
+        shade = rows.mark_area(clip=True, tooltip=None).encode(color=COLOR, opacity=picked, **spread)
     line = curve.mark_line(strokeWidth=2, clip=True).encode(color=COLOR, strokeDash=DASH, opacity=faded())
     layers = [shade, line, symbols(curve, tooltip, 50, visible=dots and panel.dots)]
     if any("rug" in value for value in values):
@@ -147,12 +138,9 @@ def _horizontal(axis: Axis, places: Sequence[Any]) -> alt.X:
 
 def _rug(rows: alt.Chart, quantity: str) -> alt.Chart:
     ticks = rows.mark_tick(orient="vertical", thickness=1.5, size=10, yOffset=-5)
-    return ticks.transform_filter("isValid(datum.rug)").encode(
-        y=alt.datum(0, type="quantitative"),
-        color=COLOR,
-        opacity=faded(0.7),
-        tooltip=tooltips(("method", "method"), ("at", quantity)),
-    )
+    tooltip, bottom = tooltips(("method", "method"), ("at", quantity)), alt.datum(0, type="quantitative")
+    on_axis = ticks.encode(y=bottom, color=COLOR, opacity=faded(0.7), tooltip=tooltip)
+    return on_axis.transform_filter("isValid(datum.rug)")
 
 
 def _mark(place: float, text: str) -> list[alt.Chart]:
@@ -170,18 +158,9 @@ def assemble(
     dots: bool = True,
     columns: int = 2,
 ) -> Chart:
-    """Panels in a grid over one legend that selects.
-
-    Args:
-        heading: key, title and caption.
-        panels: from :func:`view`.
-        values: the rows of all panels.
-        methods: all methods in order, the baseline first.
-        dots: whether the legend shows symbols; if not, lines.
-        columns: at most so many panels side by side.
-    """
+    """Panels (from :func:`view`) in a grid over one legend that selects, of symbols (``dots``) or of lines."""
     styles = method_styles((str(value["method"]) for value in values), methods)
-    spec: dict[str, Any] = {"datasets": {"rows": values, "styles": styles}}
+    spec: dict[str, Any] = {}
     if panels:
         look_up = alt.LookupData(data=STYLES, key="method", fields=["color", "strokeDash", "shape"])
         styled = alt.LookupTransform(lookup="method", **{"from": look_up})
@@ -190,9 +169,9 @@ def assemble(
         description = f"{heading.title.rstrip('.?')}. One line or symbol per method."
         whole = alt.vconcat(grid, legend, spacing=0, description=description, resolve=resolve)
         with alt.data_transformers.enable("default", consolidate_datasets=False):
-            spec |= whole.to_dict(validate=False)  # most of the time otherwise; the tests draw every chart
+            spec = whole.to_dict(validate=False)  # most of the time otherwise; the tests draw every chart
         del spec["$schema"], spec["config"]  # altair's own look; the page and the figures have theirs
-        spec["datasets"] = {"rows": values, "styles": styles}
+    spec["datasets"] = {"rows": values, "styles": styles}
     return Chart(heading.key, heading.title, heading.caption, spec)
 
 

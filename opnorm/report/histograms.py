@@ -62,12 +62,11 @@ def histogram_points(
     first = int(np.floor((low - origin) / width))  # bins are counted from the origin, where one begins
     bins = max(int(np.ceil((high - origin) / width)) - first, 1)
     middles = origin + (first + np.arange(bins) + 0.5) * width
+    places = (10**middles if log else middles).tolist()
     points = []
     for sample, values in zip(samples, arrays, strict=True):
-        places = np.floor((scaled(values[np.isfinite(values)]) - origin) / width).astype(int) - first
-        shares = np.bincount(np.clip(places, 0, bins - 1), minlength=bins) / max(len(values), 1)
-        points += [
-            Point(sample.method, sample.panel, float(10**x if log else x), float(share), note=sample.note)
-            for x, share in zip(middles, shares, strict=True)
-        ]
+        own = np.floor((scaled(values[np.isfinite(values)]) - origin) / width).astype(int) - first
+        shares = np.bincount(np.clip(own, 0, bins - 1), minlength=bins) / max(len(values), 1)
+        for x, share in zip(places, shares.tolist(), strict=True):
+            points.append(Point(sample.method, sample.panel, x, share, note=sample.note))
     return points

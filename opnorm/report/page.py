@@ -7,11 +7,12 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from opnorm._core.files import atomic_write, to_json
+from opnorm._core import files
+from opnorm._core.settings import check_choice
 from opnorm.errors import OpnormError
 from opnorm.report.document import Report, Stat, known
 from opnorm.report.tables import duration_text, table_rows
@@ -32,7 +33,7 @@ def write_page(report: Report, path: Path) -> Path:
     import jinja2
     from markupsafe import Markup
 
-    source = files("opnorm.report")
+    source = resources.files("opnorm.report")
     style, script = ((source / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     env = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -59,33 +60,24 @@ def write_page(report: Report, path: Path) -> Path:
 
 def write_json(report: Report, path: Path) -> Path:
     """Write the report's content as JSON; numbers that are not finite become null."""
-    return _write(path, to_json(asdict(report)).encode())
+    files.write_json(path, asdict(report))
+    return path
 
 
 def write_figures(report: Report, folder: Path, format: str = "svg") -> list[Path]:
-    """Write every chart that has something to draw as ``folder/KEY.FORMAT``; black on white, for a paper.
-
-    Args:
-        report: The report.
-        folder: Made if it is missing.
-        format: "svg", "pdf" or "png".
-    """
+    """Write each chart that has something to draw as ``folder/KEY.FORMAT``, svg, pdf or png; black on white, for a paper."""
     import vl_convert
 
-    if format not in ("svg", "pdf", "png"):
-        raise OpnormError(f"a figure's format is 'svg', 'pdf' or 'png', not {format!r}")
+    check_choice("format", format, ("svg", "pdf", "png"), OpnormError)
+    draw = getattr(vl_convert, f"vegalite_to_{format}")
+    scale = {"scale": 2} if format == "png" else {}
     paths = []
     for chart in report.charts:
-        if chart.empty:
-            continue
-        spec = _figure(chart.spec, report.highlight)
-        if format == "svg":
-            data = vl_convert.vegalite_to_svg(spec, config=PAPER, allowed_base_urls=[]).encode()
-        elif format == "pdf":
-            data = vl_convert.vegalite_to_pdf(spec, config=PAPER, allowed_base_urls=[])
-        else:
-            data = vl_convert.vegalite_to_png(spec, config=PAPER, allowed_base_urls=[], scale=2)
-        paths.append(_write(folder / f"{chart.key}.{format}", data))
+        if not chart.empty:
+            spec = _figure(chart.spec, report.highlight)
+            data = draw(spec, config=PAPER, allowed_base_urls=[], **scale)
+            data = data.encode() if isinstance(data, str) else data
+            paths.append(_write(folder / f"{chart.key}.{format}", data))
     return paths
 
 
@@ -120,10 +112,10 @@ def _sha256(script: str) -> str:
 
 def _inside_script(value: Any) -> str:
     """JSON that cannot end the script element around it."""
-    return to_json(value, None).replace("<", "\\u003c")
+    return files.to_json(value, None).replace("<", "\\u003c")
 
 
 def _write(path: Path, data: bytes) -> Path:
-    with atomic_write(path) as part:
+    with files.atomic_write(path) as part:
         part.write_bytes(data)
     return path

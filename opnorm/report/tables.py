@@ -13,10 +13,7 @@ def table_rows(table: Table) -> list[dict[str, Any]]:
     best = {column.key: _best(table, column) for column in table.columns}
     rows = []
     for number, row in enumerate(table.rows):
-        cells = [
-            {**_cell(row.get(column.key), column), "best": number in best[column.key]}
-            for column in table.columns
-        ]
+        cells = [_cell(row.get(c.key), c) | {"best": number in best[c.key]} for c in table.columns]
         rows.append({"cells": cells, "failed": row.get("_failed")})
     return rows
 
@@ -25,20 +22,16 @@ def _cell(value: Cell, column: Column) -> dict[str, Any]:
     """One cell: ``text``, ``spread`` (or ""), ``sort`` (None where not known) and ``title``."""
     if isinstance(value, str):
         return {"text": value, "spread": "", "sort": value, "title": ""}
-    stat = value if isinstance(value, Stat) else None
-    mean = stat.mean if stat else value
-    if mean is None or isinstance(mean, Stat) or not math.isfinite(mean):
+    stat = Stat.from_cell(value)
+    if stat is None:
         return {"text": None, "spread": "", "sort": None, "title": ""}
-    scale = 100.0 if column.kind == "percent" else 1.0
-    digits = 1 if column.kind == "percent" else _digits(mean)
-    spread = f"±\u2009{_number(scale * stat.std, digits)}" if stat and stat.n > 1 else ""
-    title = "" if stat is None else "1 seed" if stat.n == 1 else f"mean ± standard deviation, {stat.n} seeds"
-    return {
-        "text": _number(scale * mean, digits),
-        "spread": spread,
-        "sort": repr(float(mean)),
-        "title": title,
-    }
+    scale, digits = (100, 1) if column.kind == "percent" else (1, _digits(stat.mean))
+    text, spread, title = _number(scale * stat.mean, digits), "", "1 seed"
+    if stat.n > 1:
+        spread = f"±\u2009{_number(scale * stat.std, digits)}"
+        title = f"mean ± standard deviation, {stat.n} seeds"
+    title = title if isinstance(value, Stat) else ""
+    return {"text": text, "spread": spread, "sort": repr(stat.mean), "title": title}
 
 
 def _digits(x: float) -> int | None:
@@ -63,12 +56,8 @@ def _best(table: Table, column: Column) -> set[int]:
 
     None is marked where that is every row, or where there is one row only.
     """
-    stats = {}
-    for number, row in enumerate(table.rows):
-        value = row.get(column.key)
-        stat = Stat.from_cell(value)
-        if stat and not row.get("_failed"):
-            stats[number] = stat
+    cells = {n: row.get(column.key) for n, row in enumerate(table.rows) if not row.get("_failed")}
+    stats = {n: stat for n, cell in cells.items() if (stat := Stat.from_cell(cell))}
     if column.better is None or len(stats) < 2:
         return set()
     sign = 1.0 if column.better == "high" else -1.0

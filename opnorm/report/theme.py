@@ -62,14 +62,13 @@ def method_styles(present: Iterable[str], methods: Sequence[str]) -> list[dict[s
         present: the methods of this chart.
         methods: all methods, so that each has the same style in every chart; the first is the baseline, in black.
     """
-    drawn = set(present)
-    styles = []
+    drawn, styles = set(present), []
     for i, method in enumerate(methods):
         color = PALETTE[(i - 1) % len(PALETTE)] if i else INK
         dash = DASHES[(i - 1) // len(PALETTE) % len(DASHES)] if i else DASHES[0]
-        style = {"method": method, "color": color, "strokeDash": dash, "shape": SHAPES[i % len(SHAPES)]}
         if method in drawn:
-            styles.append(style)
+            look = {"color": color, "strokeDash": dash, "shape": SHAPES[i % len(SHAPES)]}
+            styles.append({"method": method, **look})
     return styles
 
 
@@ -78,16 +77,12 @@ def significant(x: float, digits: int = 5) -> float:
     return float(f"{x:.{digits}g}")
 
 
-def percent_text(stat: Stat) -> str:
-    """A fraction as a percentage with its standard deviation."""
-    spread = f" ± {100 * stat.std:.1f}" if stat.n > 1 else ""
-    return f"{100 * stat.mean:.1f}{spread} % ({_seeds(stat.n)})"
-
-
-def number_text(stat: Stat) -> str:
-    """A number with its standard deviation."""
-    spread = f" ± {stat.std:.2g}" if stat.n > 1 else ""
-    return f"{stat.mean:.3g}{spread} ({_seeds(stat.n)})"
+def stat_text(stat: Stat, percent: bool = False) -> str:
+    """A number, or a fraction as a percentage, with its standard deviation and how many seeds there were."""
+    mean, std, unit = f"{stat.mean:.3g}", f"{stat.std:.2g}", ""
+    if percent:
+        mean, std, unit = f"{100 * stat.mean:.1f}", f"{100 * stat.std:.1f}", " %"
+    return f"{mean}{unit} (1 seed)" if stat.n == 1 else f"{mean} ± {std}{unit} ({stat.n} seeds)"
 
 
 def eps_text(eps: float, norm: str = "inf") -> str:
@@ -102,7 +97,3 @@ def eps_text(eps: float, norm: str = "inf") -> str:
     n = round(255 * eps)
     whole = norm == "inf" and n > 0 and math.isclose(n, 255 * eps, rel_tol=1e-4)
     return f"{eps:.4g} = {n}/255" if whole else f"{eps:.4g}"
-
-
-def _seeds(n: int) -> str:
-    return "1 seed" if n == 1 else f"{n} seeds"

@@ -3,12 +3,13 @@
 It asks the papers' question: do large layer norms hurt robustness, and does keeping them small help?
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from opnorm._core.settings import check_choice, check_count
 from opnorm.analyses import margins, norm_table, robust_accuracy
-from opnorm.errors import SpecError
 from opnorm.report import Cell, Chart, Column, Report, Stat, Table, accuracy_against_norm, against_epoch
 from opnorm.runs.run import Result, Run
 from opnorm.runs.runner import Study
@@ -96,10 +97,8 @@ def tour(
 
     Source: of each method, in its own documentation: :mod:`opnorm.objectives`, :mod:`opnorm.regularizers`.
     """
-    if seeds < 1 or size not in ("smoke", "laptop"):
-        raise SpecError(
-            f"seeds={seeds!r}, size={size!r}: expected at least 1 seed, and size 'smoke' or 'laptop'"
-        )
+    check_count("seeds", seeds)
+    check_choice("size", size, ("smoke", "laptop"))
     if size == "smoke":
         epochs, limit = 1, 200 if limit is None else min(limit, 200)
     base = Run(
@@ -145,13 +144,9 @@ def _report(results: Sequence[Result]) -> Report:
         charts=_charts(good, methods, table),
         settings=_settings(results),
         runs=[
-            {
-                "key": r.run.key,
-                "label": r.run.label,
-                "seed": r.run.seed,
-                "seconds": None if r.failure else r.seconds,
-            }
+            {"key": r.run.key, "label": r.run.label, "seed": r.run.seed, "seconds": seconds}
             for r in results
+            for seconds in [None if r.failure else r.seconds]
         ],
         highlight=[m for m in methods if m == "plain" or (m.startswith(HIGHLIGHT) and "+" not in m)],
     )
@@ -184,23 +179,17 @@ def _columns() -> list[Column]:
 
 def _row(label: str, group: Sequence[Result]) -> dict[str, Cell]:
     good = [r for r in group if not r.failure]
-    row: dict[str, Cell] = {"method": label}
     if not good:
-        return row | {"_failed": group[0].failure}
-    row["clean"] = Stat.of(r.find("accuracy")[0]["accuracy"] for r in good)
-    for i, attacked in enumerate(good[0].find("robust_accuracy")):
-        key = _robust_key(attacked["eps"], attacked["norm"])
-        row[key] = Stat.of(r.find("robust_accuracy")[i]["accuracy"] for r in good)
-    norms = [dict(norm_cells(r)) for r in good]
-    for p in ("1", "2", "inf"):
-        row[f"norm_{p}"] = Stat.of(cells[f"norm_{p}"] for cells in norms)
-    row["seconds"] = Stat.of(r.seconds for r in good)
-    return row
-
-
-def norm_cells(result: Result) -> list[tuple[str, Any]]:
-    """The typical norms of a network's layers, by column."""
-    return [(column.key, cell) for column, cell in norm_table().columns(result.find("norm_table"))]
+        return {"method": label, "_failed": group[0].failure}
+    values = defaultdict[str, list[Any]](list)
+    for r in good:
+        values["clean"].append(r.find("accuracy")[0]["accuracy"])
+        values["seconds"].append(r.seconds)
+        for attacked in r.find("robust_accuracy"):
+            values[_robust_key(attacked["eps"], attacked["norm"])].append(attacked["accuracy"])
+        for column, cell in norm_table().columns(r.find("norm_table")):
+            values[column.key].append(cell)
+    return {"method": label} | {key: Stat.of(of_seeds) for key, of_seeds in values.items()}
 
 
 # ---------------------------------------------------------------- the charts
@@ -209,11 +198,10 @@ def norm_cells(result: Result) -> list[tuple[str, Any]]:
 def _charts(results: Sequence[Result], methods: Sequence[str], table: Table) -> list[Chart]:
     key = _robust_key(TRAIN_EPS)
     accuracies = [row for r in results for row in _accuracies(r)]
+    label = f"robust accuracy at ℓ∞ ε = {TRAIN_EPS}"
     charts = [
         robust_accuracy().chart(accuracies, methods),
-        accuracy_against_norm(
-            table.rows, methods, accuracy=key, accuracy_label=f"robust accuracy at ℓ∞ ε = {TRAIN_EPS}"
-        ),
+        accuracy_against_norm(table.rows, methods, accuracy=key, accuracy_label=label),
         norm_table().chart(_labeled(results, "norm_table"), methods),
         against_epoch([_label(r) | row for r in results for row in r.metrics], methods),
         margins().chart(_labeled(results, "margins"), methods),

@@ -364,7 +364,7 @@ def test_figures(report, tmp_path, kind, start):
 
 
 def test_an_unknown_format_is_an_error(report, tmp_path):
-    with pytest.raises(OpnormError, match="'svg', 'pdf' or 'png', not 'eps'"):
+    with pytest.raises(OpnormError, match="format='eps': expected 'svg', 'pdf' or 'png'"):
         write_figures(report, tmp_path, "eps")
 
 

@@ -26,9 +26,11 @@ def test_every_study_is_found_and_named():
         assert len({run.key for run in study.runs}) == len(study.runs)
 
 
-@pytest.mark.parametrize("settings", [{"seeds": 0}, {"size": "huge"}])
-def test_settings_that_make_no_sense(settings):
-    with pytest.raises(SpecError, match="expected at least 1 seed, and size 'smoke' or 'laptop'"):
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"seeds": 0}, "at least 1"), ({"size": "huge"}, "'laptop'")]
+)
+def test_settings_that_make_no_sense(settings, message):
+    with pytest.raises(SpecError, match=message):
         tour(**settings)
 
 
