@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help run test test-slow coverage lint docs bench bench-training bench-attacks bench-jacobian bench-gpu clean
+.PHONY: help run test test-slow coverage lint docs bench bench-training bench-attacks bench-jacobian bench-gpu bench-scaling clean
 help:
 	@echo "make run        train a network in 28 ways on real images and write the page that compares them"
 	@echo "make test       every test but the slow ones"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench-attacks   attacks beside other people's (ARGS=--quick for two minutes)"
 	@echo "make bench-jacobian  norms at a point beside explicit Jacobians"
 	@echo "make bench-gpu   exactness and speed on a GPU, in 8 minutes at most (ARGS='--device cpu --quick' tries the script)"
+	@echo "make bench-scaling   how time and memory grow (ARGS='--only norms')"
 	@echo "make clean      remove what make made, but not runs/"
 
 run: $(VENV)/.core
@@ -50,6 +51,9 @@ bench-jacobian: $(VENV)/.core
 
 bench-gpu: $(VENV)/.core
 	$(BIN)/python benchmarks/gpu.py --json gpu.json $(ARGS)
+
+bench-scaling: $(VENV)/.core
+	$(BIN)/python benchmarks/scaling.py $(ARGS)
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs docs/_build

@@ -64,3 +64,25 @@ def seconds(ways: dict[str, Callable[[], Any]], device: str = "cpu", turns: int 
             if turn:
                 times[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_memory(work: Callable[[], Any], device: str = "cpu") -> float | None:
+    """MiB by which the memory grows at its peak while a function runs; None where the system does not count it."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts at what is resident now
+    except OSError:
+        return None
+    before = _resident("VmRSS")
+    work()
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> float:
+    """MiB, of this process, as Linux counts them."""
+    text = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith(field))

@@ -1,14 +1,11 @@
 """The script for a GPU runs at its small size on the CPU, and notices what is wrong."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import gpu
+from tests.benchmarks import gpu
 
 
 def test_small_size_writes_every_part(tmp_path):
