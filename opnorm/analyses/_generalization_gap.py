@@ -1,11 +1,9 @@
 """Loss and error on training and test points."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
-from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
+from opnorm.analyses._shared.analysis import Analysis, Cells, Methods, Row, Rows, register
 from opnorm.analyses._shared.points import SPLITS, cross_entropy, logits_of
 from opnorm.data import Dataset
 from opnorm.report import Axis, Chart, Column, Heading, Panel, Point, draw_curves, method_of
@@ -54,8 +52,7 @@ def columns(rows: Rows) -> Cells:
     return [(Column("error_gap", "error gap", "percent", "low", help), rows[0]["error_gap"])]
 
 
-def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
-    """Loss and error on both splits, and the gaps (Wen, Li & Jia 2020, Fig. 3)."""
+def chart(rows: Rows, methods: Methods = ()) -> Chart:
     heading = Heading(
         "generalization-gap",
         "Generalization gap",

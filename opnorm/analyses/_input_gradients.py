@@ -1,14 +1,13 @@
 """The length of the loss's gradient at every point, and its bound from the weights."""
 
 import statistics
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from opnorm._core.modes import model_state_preserved
-from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
+from opnorm.analyses._shared.analysis import Analysis, Cells, Methods, Row, Rows, register
 from opnorm.analyses._shared.points import batches, check_points, first, six_digits
 from opnorm.attacks._checks import check_logits
 from opnorm.data import Dataset
@@ -82,8 +81,7 @@ def columns(rows: Rows) -> Cells:
     return [(column, statistics.median(rows[0]["lengths"]))]
 
 
-def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
-    """The lengths of the input gradients, and their bounds (Liu et al. 2020, Fig. 3)."""
+def chart(rows: Rows, methods: Methods = ()) -> Chart:
     heading = Heading(
         "input-gradients",
         "Input gradients of the loss",

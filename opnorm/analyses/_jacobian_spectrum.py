@@ -1,10 +1,8 @@
 """The singular values of the Jacobian of the last hidden features."""
 
-from collections.abc import Sequence
-
 from torch import nn
 
-from opnorm.analyses._shared.analysis import Analysis, Row, Rows, register
+from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
 from opnorm.analyses._shared.points import ROTH_ATTACK, attacked, by_rank, check_points, sample, summary
 from opnorm.attacks import Attack
 from opnorm.data import Dataset
@@ -49,8 +47,7 @@ def sentence(rows: Rows) -> str:
     )
 
 
-def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
-    """Singular values by rank (Roth et al. 2020, Fig. 2 left)."""
+def chart(rows: Rows, methods: Methods = ()) -> Chart:
     heading = Heading(
         "jacobian-spectrum",
         "Singular values of the Jacobian",

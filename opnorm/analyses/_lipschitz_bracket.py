@@ -1,13 +1,12 @@
 """The Lipschitz constant from above and from below."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from opnorm._core.settings import check_choice, check_count
-from opnorm.analyses._shared.analysis import Analysis, Row, Rows, register
+from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
 from opnorm.analyses._shared.points import amounts, check_points, sample, summary
 from opnorm.data import Dataset
 from opnorm.jacobian import jacobian_norm, secant_ascent
@@ -72,8 +71,7 @@ def sentence(rows: Rows) -> str:
     return one_sentence(parts)
 
 
-def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
-    """The bound from the layers beside slopes at the data."""
+def chart(rows: Rows, methods: Methods = ()) -> Chart:
     heading = Heading(
         "lipschitz-bracket",
         "Slope of the network: bound and measurements",

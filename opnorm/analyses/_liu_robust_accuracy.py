@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from opnorm.analyses._shared.analysis import Analysis, Row, Rows, register
+from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
 from opnorm.analyses._shared.points import amounts, check_points, count_correct, first
 from opnorm.attacks import fgsm, pgd
 from opnorm.data import Dataset
@@ -49,8 +49,7 @@ def sentence(rows: Rows) -> str:
     return f"Still classified correctly: {', '.join(parts)}."
 
 
-def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
-    """Accuracy under FGSM and PGD10, independently at each radius (Liu et al. 2020, Tables 1 to 4)."""
+def chart(rows: Rows, methods: Methods = ()) -> Chart:
     heading = Heading(
         "fgsm-and-pgd",
         "Accuracy under one step and under ten",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from opnorm.analyses._shared.analysis import Analysis, Row, Rows, register
+from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
 from opnorm.analyses._shared.points import (
     ROTH_ATTACK,
     amounts,
@@ -91,8 +91,7 @@ def sentence(rows: Rows) -> str:
     )
 
 
-def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
-    """Deviation from linearity and the largest singular value against the distance (Roth et al. 2020, Fig. 4)."""
+def chart(rows: Rows, methods: Methods = ()) -> Chart:
     heading = Heading(
         "local-linearity",
         "Linearity around an image",

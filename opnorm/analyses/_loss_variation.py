@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.modes import evaluating
-from opnorm.analyses._shared.analysis import Analysis, Row, Rows, register
+from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
 from opnorm.analyses._shared.points import amounts, check_points, cross_entropy, first, logits_of
 from opnorm.attacks import pgd
 from opnorm.data import Dataset
@@ -64,8 +64,7 @@ def sentence(rows: Rows) -> str:
     )
 
 
-def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
-    """Mean and standard deviation of the largest change of the loss against ε (Wen, Li & Jia 2020, Fig. 8)."""
+def chart(rows: Rows, methods: Methods = ()) -> Chart:
     heading = Heading(
         "loss-variation",
         "Variation of the loss",

@@ -2,13 +2,12 @@
 
 import math
 import statistics
-from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from opnorm._core.settings import check_choice
-from opnorm.analyses._shared.analysis import Analysis, Row, Rows, register
+from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
 from opnorm.analyses._shared.points import SPLITS, logits_of, six_digits
 from opnorm.data import Dataset
 from opnorm.report import Axis, Chart, Heading, Panel, Sample, draw_curves, histogram_points, known, method_of
@@ -48,8 +47,7 @@ def sentence(rows: Rows) -> str:
     return f"Margins: {'; '.join(parts)}."
 
 
-def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
-    """The distribution of the margins on both splits (Wen, Li & Jia 2020, Fig. 4)."""
+def chart(rows: Rows, methods: Methods = ()) -> Chart:
     heading = Heading(
         "margins",
         "Margins",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import nn
 
-from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
+from opnorm.analyses._shared.analysis import Analysis, Cells, Methods, Row, Rows, register
 from opnorm.analyses._shared.layer_rows import KINDS, names_in_order, numbered
 from opnorm.analyses._shared.points import batches
 from opnorm.data import Dataset
@@ -86,8 +86,7 @@ def columns(rows: Rows) -> Cells:
     return [*found, (complexity, log10_complexity(rows))]
 
 
-def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
-    """The norms layer by layer, and their distribution over the layers (Liang & Huang 2021, supplement and Fig. 2)."""
+def chart(rows: Rows, methods: Methods = ()) -> Chart:
     heading = Heading(
         "layer-norms",
         "Norms of the layers",

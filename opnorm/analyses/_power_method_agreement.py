@@ -8,7 +8,7 @@ from torch import nn
 
 from opnorm._core.lp import check_orders
 from opnorm._core.settings import check_count
-from opnorm.analyses._shared.analysis import Analysis, Row, Rows, register
+from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
 from opnorm.analyses._shared.points import amounts, check_points, in_double, sample, summary
 from opnorm.data import Dataset
 from opnorm.jacobian import theorem_1
@@ -83,8 +83,7 @@ def _range(rows: Rows, key: str, least: float) -> str:
     return f"up to ε = {radii[-1]:g}" if radii else f"not even at ε = {ordered[0]['eps']:g}"
 
 
-def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
-    """The agreement against ε (Roth et al. 2020, Theorem 1)."""
+def chart(rows: Rows, methods: Methods = ()) -> Chart:
     heading = Heading(
         "power-method-agreement",
         "Adversarial ascent and the power method",

@@ -1,12 +1,10 @@
 """The probability of the true class, and the loss, of every point."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
 from opnorm._core.settings import check_choice
-from opnorm.analyses._shared.analysis import Analysis, Row, Rows, register
+from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
 from opnorm.analyses._shared.points import SPLITS, cross_entropy, logits_of, six_digits
 from opnorm.data import Dataset
 from opnorm.report import (
@@ -55,8 +53,7 @@ def sentence(rows: Rows) -> str:
     return one_sentence(parts)
 
 
-def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
-    """Histograms of the true class's probability and of the loss (Wen, Li & Jia 2020, Figs. 5a and 5b)."""
+def chart(rows: Rows, methods: Methods = ()) -> Chart:
     heading = Heading(
         "predictions",
         "Confidence of the predictions",

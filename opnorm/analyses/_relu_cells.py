@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.random import point_keys, uniform
-from opnorm.analyses._shared.analysis import Analysis, Row, Rows, register
+from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
 from opnorm.analyses._shared.points import amounts, check_points, sample, summary
 from opnorm.data import Dataset
 from opnorm.jacobian import activations, shared_activations
@@ -69,8 +69,7 @@ def sentence(rows: Rows) -> str:
     )
 
 
-def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
-    """The share of ReLU units that keep their state against the size of the noise (Roth et al. 2020, Fig. 5)."""
+def chart(rows: Rows, methods: Methods = ()) -> Chart:
     heading = Heading(
         "relu-cells",
         "Size of the linear regions",

@@ -2,12 +2,11 @@
 
 import math
 import statistics
-from collections.abc import Sequence
 
 from torch import nn
 
 from opnorm._core.settings import check_choice, check_count
-from opnorm.analyses._shared.analysis import Analysis, Row, Rows, register
+from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
 from opnorm.analyses._shared.points import amounts, check_points, sample, six_digits
 from opnorm.attacks import Attack, pgd
 from opnorm.attacks.minimum_norm import minimal_eps
@@ -89,8 +88,7 @@ def sentence(rows: Rows) -> str:
     return one_sentence(parts)
 
 
-def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
-    """The share of test images proven robust at each ε, and the share for which the attack found nothing."""
+def chart(rows: Rows, methods: Methods = ()) -> Chart:
     heading = Heading(
         "robust-radius",
         "Robust accuracy from below and from above",

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from opnorm._core.settings import check_count
-from opnorm.analyses._shared.analysis import Analysis, Row, Rows, register
+from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
 from opnorm.analyses._shared.points import amounts, batches, check_points, first
 from opnorm.attacks import Attack, pgd
 from opnorm.attacks.minimum_norm import accuracy_curve, minimal_eps
@@ -70,8 +70,7 @@ def sentence(rows: Rows) -> str:
     return f"Test images that become misclassified: {'; '.join(parts)} (smallest ε found by {rows[0]['attack']})."
 
 
-def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
-    """Accuracy against ε from each image's smallest radius (Roth, Kilcher & Hofmann 2020, Fig. 3)."""
+def chart(rows: Rows, methods: Methods = ()) -> Chart:
     heading = Heading(
         "robustness-curve",
         "Robustness curve",

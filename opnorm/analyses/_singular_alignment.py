@@ -1,11 +1,10 @@
 """The alignment of adversarial perturbations with the singular vectors of the Jacobian."""
 
 import math
-from collections.abc import Sequence
 
 from torch import nn
 
-from opnorm.analyses._shared.analysis import Analysis, Row, Rows, register
+from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
 from opnorm.analyses._shared.points import (
     ROTH_ATTACK,
     attacked,
@@ -66,8 +65,7 @@ def sentence(rows: Rows) -> str:
     )
 
 
-def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
-    """The cosine with each right singular vector, by rank (Roth et al. 2020, Fig. 2 right)."""
+def chart(rows: Rows, methods: Methods = ()) -> Chart:
     chance = next((row["chance"] for row in rows), None)
     random = f" For a random direction it is about {chance:.2g}." if chance is not None else ""
     heading = Heading(

@@ -1,11 +1,10 @@
 """The standard deviation of each layer's singular values."""
 
 import statistics
-from collections.abc import Sequence
 
 from torch import nn
 
-from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
+from opnorm.analyses._shared.analysis import Analysis, Cells, Methods, Row, Rows, register
 from opnorm.analyses._shared.layer_rows import names_in_order, numbered, weight_layers
 from opnorm.data import Dataset
 from opnorm.errors import NormError
@@ -88,8 +87,7 @@ def columns(rows: Rows) -> Cells:
     return [(column, statistics.fmean(stds) if stds else None)]
 
 
-def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
-    """The standard deviation of each layer's singular values (Wen, Li & Jia 2020, Figs. 1a, 5c and 5d)."""
+def chart(rows: Rows, methods: Methods = ()) -> Chart:
     heading = Heading(
         "singular-spread",
         "Spread of the singular values",

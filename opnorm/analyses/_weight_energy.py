@@ -1,12 +1,11 @@
 """Weight energy and complexity."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
-from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
+from opnorm.analyses._shared.analysis import Analysis, Cells, Methods, Row, Rows, register
 from opnorm.analyses._shared.layer_rows import names_in_order, weight_layers
 from opnorm.data import Dataset
 from opnorm.report import Axis, Chart, Column, Heading, Panel, Point, draw_curves, method_of
@@ -55,8 +54,7 @@ def columns(rows: Rows) -> Cells:
     return [(Column("energy", "log₁₀ weight energy", "number", None, help), rows[0]["log10_energy"])]
 
 
-def chart(rows: Rows, methods: Sequence[str] = ()) -> Chart:
-    """The size of each layer and its part in the complexity (Liu et al. 2020, Fig. 2 by layers)."""
+def chart(rows: Rows, methods: Methods = ()) -> Chart:
     heading = Heading(
         "weight-energy",
         "Weight energy and complexity by layer",

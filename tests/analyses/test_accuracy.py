@@ -10,10 +10,7 @@ from opnorm.errors import OpnormError
 from opnorm.models import mlp
 from tests.analyses.toys import data, pixels, trained
 
-
-@pytest.fixture(scope="module")
-def model():
-    return trained().eval()
+NETWORK = trained
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

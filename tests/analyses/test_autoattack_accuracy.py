@@ -2,16 +2,11 @@
 
 import json
 
-import pytest
-
 from opnorm.analyses import autoattack_accuracy
 from opnorm.attacks import AutoAttack
 from tests.analyses.toys import data, pixels, trained
 
-
-@pytest.fixture(scope="module")
-def model():
-    return trained().eval()
+NETWORK = trained
 
 
 def test_autoattack_accuracy(model):

@@ -6,10 +6,7 @@ import torch.nn.functional as F
 from opnorm.analyses import generalization_gap
 from tests.analyses.toys import pixels, random_labels, random_network
 
-
-@pytest.fixture(scope="module")
-def model():
-    return random_network()
+NETWORK = random_network
 
 
 def test_gaps_features_by_hand(model):

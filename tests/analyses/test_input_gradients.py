@@ -9,10 +9,7 @@ from opnorm.analyses import input_gradients
 from opnorm.theory import input_gradient_bound
 from tests.analyses.toys import pixels, random_labels, random_network
 
-
-@pytest.fixture(scope="module")
-def model():
-    return random_network()
+NETWORK = random_network
 
 
 def test_input_gradients_by_hand_and_within_their_bounds(model):

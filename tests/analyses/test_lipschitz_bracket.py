@@ -11,12 +11,8 @@ from opnorm.jacobian import jacobian_norm, secant_ascent
 from opnorm.norms import lipschitz_bound
 from tests.analyses.toys import SHAPE, sampled, two_class_network, two_classes
 
+NETWORK = two_class_network
 POINTS = 30
-
-
-@pytest.fixture(scope="module")
-def model():
-    return two_class_network()
 
 
 @pytest.mark.parametrize("norm", [1, 2, math.inf])

@@ -2,20 +2,11 @@
 
 import math
 
-import pytest
-
 from opnorm.analyses import liu_robust_accuracy
 from opnorm.attacks import fgsm, pgd
-from tests.analyses.toys import data, pixels, trained
+from tests.analyses.toys import after, data, pixels, trained
 
-
-@pytest.fixture(scope="module")
-def model():
-    return trained().eval()
-
-
-def after(model, attack, x, y):
-    return model(attack(model, x, y)).argmax(1) == y
+NETWORK = trained
 
 
 def test_liu_is_each_attack_features_by_hand(model):

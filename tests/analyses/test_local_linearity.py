@@ -7,19 +7,10 @@ import torch
 
 from opnorm.analyses import local_linearity
 from opnorm.attacks import pgd
-from tests.analyses.toys import features_by_hand, sampled, two_class_network, two_classes
+from tests.analyses.toys import features_by_hand, two_class_network, two_classes
 
+NETWORK = two_class_network
 POINTS = 30
-
-
-@pytest.fixture(scope="module")
-def points():
-    return sampled(POINTS)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return two_class_network()
 
 
 def test_linearity(model, points):

@@ -7,10 +7,7 @@ from torch import nn
 from opnorm.analyses import loss_variation
 from tests.analyses.toys import data, pixels, trained
 
-
-@pytest.fixture(scope="module")
-def model():
-    return trained().eval()
+NETWORK = trained
 
 
 def test_loss_variation_of_a_linear_model():

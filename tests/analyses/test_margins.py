@@ -7,10 +7,7 @@ import pytest
 from opnorm.analyses import accuracy, margins
 from tests.analyses.toys import data, pixels, trained
 
-
-@pytest.fixture(scope="module")
-def model():
-    return trained().eval()
+NETWORK = trained
 
 
 def test_margins_features_by_hand(model):

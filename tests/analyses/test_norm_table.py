@@ -10,10 +10,7 @@ from opnorm.models import mlp
 from opnorm.norms import measure
 from tests.analyses.toys import data, pixels, trained
 
-
-@pytest.fixture(scope="module")
-def model():
-    return trained().eval()
+NETWORK = trained
 
 
 def test_norm_table_is_measure(model):

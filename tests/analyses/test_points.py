@@ -12,6 +12,7 @@ from opnorm.data import Dataset, Split
 from opnorm.errors import AttackError, ModelError, OpnormError, SpecError
 from tests.analyses.toys import data, sampled, trained, two_class_network, two_classes
 
+NETWORK = two_class_network
 AT_POINTS = {
     "jacobian_spectrum": {},
     "singular_alignment": {},
@@ -25,11 +26,6 @@ AT_POINTS = {
 
 def make(name, **settings):
     return getattr(analyses, name)(**settings, **AT_POINTS[name])
-
-
-@pytest.fixture(scope="module")
-def model():
-    return two_class_network()
 
 
 def test_the_points_belong_to_the_seed(model):

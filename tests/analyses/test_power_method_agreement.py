@@ -5,10 +5,7 @@ import pytest
 from opnorm.analyses import power_method_agreement
 from tests.analyses.toys import two_class_network, two_classes
 
-
-@pytest.fixture(scope="module")
-def model():
-    return two_class_network()
+NETWORK = two_class_network
 
 
 def test_theorem_1_holds_within_a_region_and_ends_beyond(model):

@@ -7,10 +7,7 @@ from opnorm.analyses import predictions
 from opnorm.errors import SpecError
 from tests.analyses.toys import pixels, random_labels, random_network
 
-
-@pytest.fixture(scope="module")
-def model():
-    return random_network()
+NETWORK = random_network
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

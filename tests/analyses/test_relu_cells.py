@@ -8,10 +8,7 @@ from opnorm.analyses import relu_cells
 from opnorm.data import Dataset, Split
 from tests.analyses.toys import SHAPE, two_class_network, two_classes
 
-
-@pytest.fixture(scope="module")
-def model():
-    return two_class_network()
+NETWORK = two_class_network
 
 
 def test_relu_cells(model):

@@ -12,10 +12,7 @@ from opnorm.data import Dataset, Split
 from opnorm.errors import OpnormError
 from tests.analyses.toys import data, pixels, trained
 
-
-@pytest.fixture(scope="module")
-def model():
-    return trained().eval()
+NETWORK = trained
 
 
 @pytest.mark.parametrize("norm", [2, math.inf])

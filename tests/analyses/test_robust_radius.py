@@ -9,19 +9,10 @@ from torch import nn
 
 from opnorm.analyses import lipschitz_bracket, robust_radius
 from opnorm.certificates import lipschitz_radius
-from tests.analyses.toys import sampled, two_class_network, two_classes
+from tests.analyses.toys import two_class_network, two_classes
 
+NETWORK = two_class_network
 POINTS = 30
-
-
-@pytest.fixture(scope="module")
-def points():
-    return sampled(POINTS)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return two_class_network()
 
 
 @pytest.mark.parametrize("norm", [1, 2, math.inf])

@@ -6,16 +6,9 @@ import pytest
 
 from opnorm.analyses import robustness_curve
 from opnorm.attacks import pgd
-from tests.analyses.toys import data, pixels, trained
+from tests.analyses.toys import after, data, pixels, trained
 
-
-@pytest.fixture(scope="module")
-def model():
-    return trained().eval()
-
-
-def after(model, attack, x, y):
-    return model(attack(model, x, y)).argmax(1) == y
+NETWORK = trained
 
 
 def test_a_curve_never_rises_and_agrees_with_its_points(model):

@@ -11,10 +11,7 @@ from opnorm.analyses import singular_spread, weight_energy
 from opnorm.errors import ModelError
 from tests.analyses.toys import random_labels, random_network
 
-
-@pytest.fixture(scope="module")
-def model():
-    return random_network()
+NETWORK = random_network
 
 
 def test_weight_energy_features_by_hand(model):

@@ -2,22 +2,14 @@
 
 import math
 
-import pytest
 import torch
 from torch import nn
 
 from opnorm.analyses import wen_robust_accuracy
 from opnorm.attacks import pgd
-from tests.analyses.toys import data, pixels, trained
+from tests.analyses.toys import after, data, pixels, trained
 
-
-@pytest.fixture(scope="module")
-def model():
-    return trained().eval()
-
-
-def after(model, attack, x, y):
-    return model(attack(model, x, y)).argmax(1) == y
+NETWORK = trained
 
 
 def test_wen_counts_only_points_that_are_classified_correctly(model):

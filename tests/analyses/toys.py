@@ -74,6 +74,11 @@ def random_network():
     return model.eval()
 
 
+def after(model, attack, x, y):
+    """Whether each point is classified correctly after the attack."""
+    return model(attack(model, x, y)).argmax(1) == y
+
+
 def pixels(split):
     """Images in [0, 1] and labels."""
     return split.images.float() / 255, split.labels

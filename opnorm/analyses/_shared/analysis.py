@@ -11,10 +11,21 @@ from opnorm.data import Dataset
 from opnorm.report import Cell, Chart, Column
 from opnorm.spec import factory
 
-__all__ = ["Analysis", "Cells", "Registration", "Row", "Rows", "Section", "all_analyses", "register"]
+__all__ = [
+    "Analysis",
+    "Cells",
+    "Methods",
+    "Registration",
+    "Row",
+    "Rows",
+    "Section",
+    "all_analyses",
+    "register",
+]
 
 Row = dict[str, Any]
 Rows = Sequence[Row]
+Methods = Sequence[str]
 Cells = list[tuple[Column, Cell]]
 Section = Literal["accuracy and robustness", "weights", "confidence", "neighborhood of the data"]
 P = ParamSpec("P")
