@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -50,17 +51,26 @@ def command(args, cwd, out, err):
         sys.stderr.flush()
 
 
-def train_run(run, root, diary=None):
-    """Complete a run; the epoch under way goes into ``diary``, unbuffered."""
+def train_run(run, root, diary=None, epochs_to_live=None):
+    """Complete a run; the epoch under way goes into ``diary``, unbuffered.
+
+    With ``epochs_to_live`` the process is killed when, after its first epoch, it has used that many times its CPU time.
+    """
     from opnorm.runs.run import Run
     from opnorm.runs.store import Store
     from opnorm.runs.training_run import run_training
 
     fd = os.open(diary, os.O_WRONLY | os.O_CREAT) if diary else None
+    begun = []  # (epoch, CPU time) of the first two epochs
 
     def note(event):
         if fd is not None and event.training:
             os.pwrite(fd, b"%06d" % event.training.epoch, 0)
+        if epochs_to_live and event.training and len(begun) < 2:
+            if not begun or begun[0][0] != event.training.epoch:
+                begun.append((event.training.epoch, time.process_time()))
+            if len(begun) == 2:  # SIGPROF ends the process at once, wherever it is
+                signal.setitimer(signal.ITIMER_PROF, epochs_to_live * (begun[1][1] - begun[0][1]))
 
     run_training(Run.from_dict(run), Store(root), progress=note)
 
@@ -101,8 +111,6 @@ def full_disk(run, root, after_bytes, err):
 
 def hold_lock(root, key, ready):
     """Hold the lock of a run until killed."""
-    import time
-
     from opnorm.runs.store import Store
 
     with Store(root).open(key):
