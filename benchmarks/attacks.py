@@ -56,7 +56,7 @@ CASES = {
     "mnist-pgd": Case("mnist", MNIST, PGD, (), 30_000, 1, 500, math.inf, (0.1, 0.215, 0.3), (0.1, 0.3)),
     "mnist-plain": Case("mnist", MNIST, "plain()", (), 30_000, 1, 500, math.inf, (0.1,), (0.1,)),
     "mnist-norms": Case("mnist", SMALL, PGD, DECAY, 30_000, 2, 500, math.inf, (0.1,), ()),
-    "mnist-l2": Case("mnist", SMALL, "plain()", ("svc(c=1.0, every=100)",), 30_000, 2, 500, 2, (0.3,), ()),
+    "mnist-l2": Case("mnist", SMALL, "plain()", ("svc(c=1.0, every=100, linear=True)",), 30_000, 2, 500, 2, (0.3,), ()),
     # where many survive, a quarter of the width: the peers take 15 ms a point and a query at the full one
     "cifar-resnet": Case(
         "cifar10", "resnet18(width=16)", "pgd_at(eps=4/255, steps=3)", (), 20_000, 1, 100, math.inf, (4 / 255, 8 / 255), ()

@@ -28,7 +28,7 @@ from opnorm.training import TrainingSettings, optimizers, train
 
 FAST = {"precision": "bf16", "channels_last": True}
 COSTS = [
-    "norm_decay(p=inf)", "global_snr()", "global_snr(steps=10)", "svc(every=1)", "weight_decay()",
+    "norm_decay(p=inf)", "global_snr()", "global_snr(steps=10)", "svc(every=1, linear=True)", "weight_decay()",
     "dd_snr(steps=1)", "dd_snr(steps=10)", "pgd_at(steps=1)", "pgd_at(steps=10)", "trades()",
 ]  # fmt: skip
 
@@ -119,7 +119,7 @@ def speed(network: str, attack_steps: int, clock: Clock, turns: int, batch: int)
 
 
 def costs(network: str, clock: Clock, turns: int, batch: int) -> dict[str, float]:
-    """Seconds a step with each regularizer or objective, in float32; svc(every=1) clips after every step."""
+    """Seconds a step with each regularizer or objective, in float32; svc(every=1, linear=True) clips after every step."""
     data, ways = images(4 * batch), {"plain()": {}}
     for call in COSTS:
         for kind, name in (("regularizer", "regularizers"), ("objective", "objective")):

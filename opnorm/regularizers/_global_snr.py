@@ -13,8 +13,8 @@ from opnorm._core.layers import TRANSPOSED
 from opnorm._core.linear_map import LinearMap
 from opnorm._core.settings import check_choice, check_count, check_number
 from opnorm.jacobian import Matrices
-from opnorm.regularizers.hooks import Hooks, Regularizer
-from opnorm.regularizers.targets import TargetLayer, groups_of, matrix_layers
+from opnorm.regularizers.hooks import Hooks, Regularizer, bound
+from opnorm.regularizers.targets import TargetLayer, groups_of, matrix_layers, parameters_of
 from opnorm.spec import factory
 
 __all__ = ["global_snr"]
@@ -58,7 +58,7 @@ def global_snr(lam: float = 0.01, steps: int = 1, operator: str = "reshaped") ->
         return same if reshaped(target) else (*same, target.in_shape, GEOMETRY(target.layer))
 
     def bind(model: nn.Module, example: Tensor) -> Hooks:
-        layers = matrix_layers(model, example, "global_snr", sized=operator == "true")
+        layers = matrix_layers(model, example, "global_snr", sized=operator == "true", derived=True)
         operators: dict[str, Operator] = {}
         vectors: dict[str, Tensor] = {}
         generator = torch.Generator().manual_seed(0)
@@ -74,7 +74,7 @@ def global_snr(lam: float = 0.01, steps: int = 1, operator: str = "reshaped") ->
                 squares = [_squares(operators[name](), u, steps) for name, u in vectors.items()]
                 return lam / 2 * torch.cat(squares).sum()
 
-        return Hooks(penalty=penalty, state=vectors)
+        return bound(Hooks(penalty=penalty, state=vectors), parameters_of(layers), "global_snr")
 
     return bind
 
@@ -100,11 +100,10 @@ def _unit(x: Tensor, otherwise: Tensor) -> Tensor:
 
 def _matrices(group: list[TargetLayer]) -> Operator:
     """Kernels as matrices with a row for each output channel, which is the second axis of transposed layers' kernels."""
-    weights: list[Tensor] = [target.weight for target in group]
     transposed = isinstance(group[0].layer, TRANSPOSED)
 
     def operator() -> LinearMap:
-        W = torch.stack(weights)
+        W = torch.stack([target.weight for target in group])
         return Matrices((W.transpose(1, 2) if transposed else W).flatten(2))
 
     return operator
@@ -114,7 +113,6 @@ def _convolutions(group: list[TargetLayer]) -> Operator:
     """Convolutions of one geometry as one with a group for each, on one input."""
     layer, in_shape, n = group[0].layer, group[0].in_shape, len(group)
     assert isinstance(layer, nn.modules.conv._ConvNd), "Linear layers are matrices"
-    weights: list[Tensor] = [target.weight for target in group]
     axes = len(layer.kernel_size)
     settings: dict[str, Any] = {
         "stride": layer.stride,
@@ -137,11 +135,14 @@ def _convolutions(group: list[TargetLayer]) -> Operator:
             v = u.new_zeros(n, *in_shape).requires_grad_()
             return torch.autograd.grad(image(W.detach(), v), v, u)[0]
 
+    def weights() -> Tensor:
+        return torch.cat([target.weight for target in group])
+
     with torch.no_grad():
-        out_shape = image(torch.cat(weights), weights[0].new_zeros(n, *in_shape)).shape[1:]
+        out_shape = image(weights(), weights().new_zeros(n, *in_shape)).shape[1:]
 
     def operator() -> LinearMap:
-        W = torch.cat(weights)
+        W = weights()
         maps = partial(image, W), partial(adjoint, W)
         return LinearMap(*maps, in_shape, out_shape, W.device, dtype=W.dtype, batch=n)
 

@@ -1,16 +1,19 @@
 """Norm decay: the gradient of the exact ℓ1 or ℓ∞ norm of every layer, added to the loss's (Liang & Huang 2021)."""
 
 import math
+import warnings
 
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.convolution import conv_geometry
+from opnorm._core.derived_weights import present_weight
 from opnorm._core.layers import BATCH_NORM, CONV, LINEAR
 from opnorm._core.settings import check_choice, check_number
-from opnorm.errors import NormError
+from opnorm.errors import ModelError, NormError
 from opnorm.norms.exact.by_layer import l1, linf
-from opnorm.regularizers.hooks import Hooks, Regularizer
-from opnorm.regularizers.targets import trainable_layers
+from opnorm.regularizers.hooks import Hooks, Regularizer, bound
+from opnorm.regularizers.targets import TargetLayer, parameters_of, trainable_layers, untreated_weights
 from opnorm.spec import factory
 
 __all__ = ["norm_decay"]
@@ -24,45 +27,104 @@ def norm_decay(
     linear: bool = True,
     conv: bool = True,
     batch_norm: bool = False,
+    form: str = "algorithm",
+    normalize: bool = True,
 ) -> Regularizer:
     """Decay of the exact operator norms ‖θ_l‖_p of the layers, p = 1 or ∞.
 
     After each backward pass, with p_l = ∂‖θ_l‖_p / ∂θ_l and N layers:
 
-        h_l ← γ h_l + (1 - γ) p_l,        g_l ← g_l + (β / N) h_l
-
-    as printed; the authors' own code leaves out 1/N and overwrites h instead of averaging.
+        h_l ← γ h_l + (1 - γ) p_l,        g_l ← g_l + (β / N) h_l.
 
     ``beta`` is β, ``gamma`` is γ in [0, 1). The layers are fully connected ones, convolutions and, by their running
-    statistics, batch norms, where ``linear``, ``conv`` and ``batch_norm`` say so. Binding it raises NormError for a layer
-    without a known norm.
+    statistics, batch norms, where ``linear``, ``conv`` and ``batch_norm`` say so; a weight that is computed from other
+    parameters (weight_norm, pruning) is trained through them. One warning names weights left alone. Binding it raises
+    NormError for a layer without a known norm.
 
-    Source: Liang & Huang 2021, Algorithm 1.
+    Args:
+        p: 1 or inf.
+        beta: strength β.
+        gamma: momentum γ in [0, 1).
+        linear: treat fully connected layers.
+        conv: treat convolutions.
+        batch_norm: treat batch norms.
+        form: "algorithm", as above; or "code", as the program with which Table 2 was made: h_l ← γ h_l, overwritten by p_l
+            where that is not 0, and never divided by N, which makes the same β N to N / (1 - γ) times as strong. It leaves
+            out convolutions with groups, dilations or other padding than zeros, and those whose input is too small for the
+            paper's Assumption 1.
+        normalize: divide by N.
+
+    Source: Liang & Huang 2021, Algorithm 1; "code" is the program of its authors.
     """
     check_choice("p", p, (1, math.inf))
     check_number("beta", beta, "a strength of at least 0", least=0)
     check_number("gamma", gamma, "a momentum in [0, 1)", least=0, below=1)
+    check_choice("form", form, ("algorithm", "code"))
     norm = l1 if p == 1 else linf
     kinds = (*(LINEAR if linear else ()), *(CONV if conv else ()), *(BATCH_NORM if batch_norm else ()))
+    left_out = tuple(kind for kind in (*LINEAR, *CONV, *BATCH_NORM) if kind not in kinds)
+
+    def value(target: TargetLayer) -> Tensor:
+        with present_weight(target.layer):
+            return norm(target.layer, target.in_shape)
 
     def bind(model: nn.Module, example: Tensor) -> Hooks:
-        layers = trainable_layers(model, example, kinds, "norm_decay")
-        for name, layer, shape, _ in layers:
+        layers = trainable_layers(model, example, kinds, "norm_decay", derived=True)
+        if form == "code" and not (layers := [target for target in layers if _in_program(target)]):
+            raise ModelError('norm_decay(form="code") finds no layer that its authors\' program treats')
+        for target in layers:
             try:
-                norm(layer, shape)
+                value(target)
             except NormError as e:  # before training
-                raise NormError(f"norm_decay cannot treat layer {name!r}: {e}") from None
-        momentum = {target.name: torch.zeros_like(target.weight) for target in layers}
+                raise NormError(f"norm_decay cannot treat layer {target.name!r}: {e}") from None
+        if others := untreated_weights(model, layers, left_out):
+            warnings.warn(f"norm_decay leaves these weights as they are: {', '.join(others)}", stacklevel=2)
+        parameters = parameters_of(layers)
+        momentum = {
+            _state_name(t, name): torch.zeros_like(w) for t in layers for name, w in t.parameters.items()
+        }
+        strength = beta / len(layers) if normalize and form == "algorithm" else beta
+
+        left: list[
+            tuple[Tensor, int]
+        ] = []  # the gradients after the last edit, and how often they had changed
 
         def edit_grads() -> None:
+            if left and all(
+                w.grad is g and g._version == n for w, (g, n) in zip(parameters, left, strict=True)
+            ):
+                raise ModelError(
+                    "norm_decay: the gradients are as the last edit_grads() left them; expected loss.backward() in between, "
+                    "of the model that it was bound to and no copy"
+                )
             with torch.enable_grad():
-                total = torch.stack([norm(layer, shape) for _, layer, shape, _ in layers]).sum()
-            gradients = torch.autograd.grad(total, [target.weight for target in layers])
-            for (name, _, _, weight), gradient in zip(layers, gradients, strict=True):
-                h = momentum[name].mul_(gamma).add_(gradient, alpha=1 - gamma)
+                total = torch.stack([value(target) for target in layers]).sum()
+            gradients = torch.autograd.grad(total, parameters, materialize_grads=True)
+            for weight, gradient, h in zip(parameters, gradients, momentum.values(), strict=True):
+                h.mul_(gamma)
+                if form == "code":
+                    h.copy_(torch.where(gradient != 0, gradient, h))
+                else:
+                    h.add_(gradient, alpha=1 - gamma)
                 weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-                weight.grad.add_(h, alpha=beta / len(layers))
+                weight.grad.add_(h, alpha=strength)
+            left[:] = [(w.grad, w.grad._version) for w in parameters if w.grad is not None]
 
-        return Hooks(edit_grads=edit_grads, state=momentum)
+        return bound(Hooks(edit_grads=edit_grads, state=momentum), parameters, "norm_decay")
 
     return bind
+
+
+def _state_name(target: TargetLayer, parameter: str) -> str:
+    return target.name if parameter == "weight" else f"{target.name}.{parameter}"
+
+
+def _in_program(target: TargetLayer) -> bool:
+    """Whether the authors' program treats the layer; Assumption 1 is k + ceil(p / s) s - p ≤ n on each axis."""
+    if not isinstance(target.layer, nn.modules.conv._ConvNd):
+        return True
+    geometry = conv_geometry(target.layer, any_mode=True)
+    if geometry.groups != 1 or set(geometry.dilation) != {1} or geometry.mode != "zeros":
+        return False
+    axes = zip(target.in_shape[1:], geometry.kernel, geometry.stride, geometry.padding, strict=True)
+    return all(k + math.ceil(p / s) * s - p <= n for n, k, s, (p, _) in axes)

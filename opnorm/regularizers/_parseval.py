@@ -14,14 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.derived_weights import weight_parameters
 from opnorm._core.layers import LINEAR_OR_CONV
 from opnorm._core.settings import check_number
 from opnorm.errors import ModelError
-from opnorm.regularizers.hooks import Hooks, Regularizer
+from opnorm.regularizers.hooks import Hooks, Regularizer, bound
 from opnorm.regularizers.targets import (
     TargetLayer,
     groups_of,
-    output_weight,
+    output_layer,
+    parameters_of,
     trainable_layers,
     untreated_weights,
 )
@@ -48,7 +50,7 @@ def parseval(beta: float = 1e-4, output_decay: float = 1e-4) -> Regularizer:
 
     def bind(model: nn.Module, example: Tensor) -> Hooks:
         layers = trainable_layers(model, example, LINEAR_OR_CONV, "parseval", sized=False)
-        output = output_weight(model, example, "parseval")
+        output = weight_parameters(output_layer(model, example, "parseval")).get("weight")
         if others := untreated_weights(model, layers):
             warnings.warn(f"parseval leaves these weights as they are: {', '.join(others)}", stacklevel=2)
         hidden = [target for target in layers if target.weight is not output]
@@ -57,7 +59,7 @@ def parseval(beta: float = 1e-4, output_decay: float = 1e-4) -> Regularizer:
             _check_convergence(groups, beta)
 
         def penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-            if not output_decay or not output.requires_grad:
+            if not output_decay or output is None or not output.requires_grad:
                 return x.new_zeros(())
             return output_decay * output.square().sum()
 
@@ -70,7 +72,8 @@ def parseval(beta: float = 1e-4, output_decay: float = 1e-4) -> Regularizer:
                 for target, part in zip(group, new.chunk(len(group)), strict=True):
                     target.weight.copy_(part.reshape(target.weight.shape))
 
-        return Hooks(penalty=penalty, after_step=orthogonalize)
+        hooks = Hooks(penalty=penalty, after_step=orthogonalize)
+        return bound(hooks, parameters_of(layers), "parseval")
 
     return bind
 

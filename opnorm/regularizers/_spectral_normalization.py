@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from opnorm._core.settings import check_number
 from opnorm.norms._operator_norm import operator_norm
-from opnorm.regularizers.hooks import Hooks, Regularizer
-from opnorm.regularizers.targets import check_finite, matrix_layers
+from opnorm.regularizers.hooks import Hooks, Regularizer, bound
+from opnorm.regularizers.targets import check_finite, matrix_layers, parameters_of
 from opnorm.spec import factory
 
 __all__ = ["spectral_normalization"]
@@ -46,11 +46,13 @@ def spectral_normalization(sp: float = 1.0) -> Regularizer:
         @torch.no_grad()
         def after_epoch() -> None:
             check_finite(layers, "spectral_normalization")
-            for _, layer, shape, weight in layers:
-                margin = max(8 * torch.finfo(weight.dtype).eps, 1e-9)  # for the rounding of the weights
-                while (upper := float(operator_norm(layer, 2, shape).upper)) > sp:
-                    weight.mul_(sp / upper * (1 - margin))
+            for target in layers:
+                margin = max(
+                    8 * torch.finfo(target.weight.dtype).eps, 1e-9
+                )  # for the rounding of the weights
+                while (upper := float(operator_norm(target.layer, 2, target.in_shape).upper)) > sp:
+                    target.weight.mul_(sp / upper * (1 - margin))
 
-        return Hooks(after_epoch=after_epoch)
+        return bound(Hooks(after_epoch=after_epoch), parameters_of(layers), "spectral_normalization")
 
     return bind

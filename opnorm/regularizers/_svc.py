@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from opnorm._core.convolution import ConvGeometry, conv_geometry, transpose_geometry
 from opnorm._core.frequencies import half_grid
-from opnorm._core.layers import WEIGHTED, Shape, check_weights, is_standard
+from opnorm._core.layers import CONV, TRANSPOSED, WEIGHTED, Shape, check_weights, is_standard
 from opnorm._core.settings import check_count, check_number
 from opnorm.errors import NormError
 from opnorm.norms._operator_norm import operator_norm
 from opnorm.norms.norm import Norm
-from opnorm.regularizers.hooks import Hooks, Regularizer
-from opnorm.regularizers.targets import check_finite, groups_of, matrix_layers
+from opnorm.regularizers.hooks import Hooks, Regularizer, bound
+from opnorm.regularizers.targets import check_finite, groups_of, matrix_layers, parameters_of
 from opnorm.spec import factory
 
 __all__ = ["clip", "svc"]
@@ -35,30 +35,33 @@ CHUNK_BYTES = 2**26  # of the matrices A(ω) in memory at once
 
 
 @factory("regularizer")
-def svc(c: float = 1.0, every: str | int = "epoch", projections: int = 1) -> Regularizer:
-    """Singular value clipping: no singular value of any layer above c, on a circle of the layer's input size.
+def svc(
+    c: float = 1.0, every: str | int = "epoch", projections: int = 1, linear: bool = False
+) -> Regularizer:
+    """Singular value clipping: no singular value of a convolution above c, on a circle of the layer's input size.
 
         A(ω) = Σ_τ K_τ exp(i ω·τ) = U diag(σ) Vᴴ,     A'(ω) = U diag(min(σ, c)) Vᴴ,     K'_τ = mean_ω A'(ω) exp(-i ω·τ),
 
-    for every tap τ of the kernel; the part of A' outside of the kernel's support is cropped. Linear layers and 1 x 1
-    convolutions have one A and nothing to crop: they end with σ ≤ c. For the others the crop raises the largest values above
-    c again, which more ``projections`` lower.
+    for every tap τ of the kernel; the part of A' outside of the kernel's support is cropped. 1 x 1 convolutions and linear
+    layers, which have one A and nothing to crop, end with σ ≤ c. For the others the crop raises the largest values above c
+    again, which more ``projections`` lower.
 
     Computed in the precision of the weights, at least float32. Batch norms are not treated.
 
     Args:
         c: the largest singular value, c > 0; Liang & Huang take 2, 1.5, 1 and 0.5.
-        every: "epoch", or a number of steps, which the regularizer's state then counts.
-        projections: number of alternations of clip and crop.
+        every: "epoch", or a number of steps, which the regularizer's state then counts; 100 steps as published.
+        projections: number of alternations of clip and crop; 1 as published.
+        linear: clip linear layers, too; not so as published.
 
-    Source: Sedghi, Gupta & Long 2019, section 3; strides: Senderovich et al. 2022.
+    Source: Sedghi, Gupta & Long 2019, section 3, which Liang & Huang 2021 use; strides: Senderovich et al. 2022.
     """
     _check(c, projections)
     if every != "epoch":
         check_count("every", every, unit="steps, or 'epoch'")
 
     def bind(model: nn.Module, example: Tensor) -> Hooks:
-        layers = matrix_layers(model, example, "svc")
+        layers = matrix_layers(model, example, "svc", kinds=WEIGHTED if linear else (*CONV, *TRANSPOSED))
         groups = groups_of(
             layers, lambda target: (target.weight.shape, *_geometry(target.layer, target.in_shape))
         )
@@ -71,15 +74,16 @@ def svc(c: float = 1.0, every: str | int = "epoch", projections: int = 1) -> Reg
                 weights: list[Tensor] = [target.weight for target in group]
                 torch._foreach_add_(weights, list(_change(torch.stack(weights), transform, c, projections)))
 
+        parameters = parameters_of(layers)
         if not isinstance(every, int):
-            return Hooks(after_epoch=clip_all)
+            return bound(Hooks(after_epoch=clip_all), parameters, "svc")
         step = torch.zeros((), dtype=torch.int64)
 
         def after_step(lr: float) -> None:
             if step.add_(1) % every == 0:
                 clip_all()
 
-        return Hooks(after_step=after_step, state={"step": step})
+        return bound(Hooks(after_step=after_step, state={"step": step}), parameters, "svc")
 
     return bind
 

@@ -16,12 +16,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.derived_weights import weight_parameters
 from opnorm._core.layers import LINEAR_OR_CONV
 from opnorm._core.settings import check_choice, check_number
 from opnorm.errors import ModelError, SpecError
 from opnorm.norms.network.trace import trace
-from opnorm.regularizers.hooks import Hooks, Regularizer
-from opnorm.regularizers.targets import output_weight, trainable_layers, untreated_weights
+from opnorm.regularizers.hooks import Hooks, Regularizer, bound
+from opnorm.regularizers.targets import output_layer, parameters_of, trainable_layers, untreated_weights
 from opnorm.spec import factory
 
 __all__ = ["mixed_norms", "weissi"]
@@ -59,14 +60,18 @@ def weissi(
     settings.check()
 
     def bind(model: nn.Module, example: Tensor) -> Hooks:
-        layers = trainable_layers(model, example, LINEAR_OR_CONV, "weissi", sized=False)
-        weights: list[Tensor] = [target.weight for target in layers]
-        output = output_weight(model, example, "weissi(form='cnn')") if form == "cnn" else None
-        last = next((i for i, w in enumerate(weights) if w is output), None)
-        settings.check_finite(weights, last, example.dtype)
+        layers = trainable_layers(model, example, LINEAR_OR_CONV, "weissi", sized=False, derived=True)
+        output = output_layer(model, example, "weissi(form='cnn')") if form == "cnn" else nn.Identity()
+        own = {id(p) for p in weight_parameters(output).values()}
+        last = next((i for i, t in enumerate(layers) if own & {*map(id, t.parameters.values())}), None)
+        settings.check_finite([target.weight for target in layers], last, example.dtype)
         if reasons := _reasons(model, example, untreated_weights(model, layers)):
             warnings.warn(f"weissi: {reasons}", stacklevel=2)
-        return Hooks(penalty=lambda model, x, y: settings.penalty(weights, last).to(x.dtype))
+
+        def penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            return settings.penalty([target.weight for target in layers], last).to(x.dtype)
+
+        return bound(Hooks(penalty=penalty), parameters_of(layers), "weissi")
 
     return bind
 

@@ -1,12 +1,14 @@
 """The interface of a regularizer: a few functions that any training loop can call."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Hooks", "Regularizer", "chain"]
+from opnorm.errors import ModelError
+
+__all__ = ["Hooks", "Regularizer", "bound", "chain"]
 
 
 def _no_penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -38,6 +40,21 @@ class Hooks(NamedTuple):
     after_step: Callable[[float], None] = _nothing
     after_epoch: Callable[[], None] = _nothing
     state: dict[str, Tensor] = {}  # noqa: RUF012 - the default is never written to
+
+
+def bound(hooks: Hooks, parameters: Iterable[Tensor], method: str) -> Hooks:
+    """The same hooks, whose penalty raises ModelError for a model without these parameters, such as a copy of theirs."""
+    own = {id(p) for p in parameters}
+
+    def penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        if not own <= {id(p) for p in model.parameters()}:
+            raise ModelError(
+                f"{method} was bound to other weights than this model's, so that it would change nothing here; a copy? "
+                f"Bind it to the model that is trained: hooks = {method}(...)(model, x)"
+            )
+        return hooks.penalty(model, x, y)
+
+    return hooks._replace(penalty=penalty)
 
 
 Regularizer = Callable[[nn.Module, Tensor], Hooks]

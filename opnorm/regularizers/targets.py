@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.derived_weights import is_computed, present_weight, weight_parameters
 from opnorm._core.layers import LINEAR, WEIGHTED, Shape, check_initialized, is_standard
 from opnorm.errors import ModelError, NormError, TrainError
 from opnorm.norms.network.trace import trace
@@ -16,23 +17,42 @@ __all__ = [
     "check_finite",
     "groups_of",
     "matrix_layers",
-    "output_weight",
+    "output_layer",
+    "parameters_of",
     "trainable_layers",
     "untreated_weights",
 ]
 
+Kinds = tuple[type[nn.Module], ...]
+
 
 class TargetLayer(NamedTuple):
-    """A layer whose own weight, perhaps tied to other layers', is trained."""
+    """A layer whose weight is trained, itself or by the parameters that it is computed from."""
 
     name: str
     layer: nn.Module
     in_shape: Shape  # of its input in the first call, without the batch axis
-    weight: nn.Parameter
+    parameters: dict[
+        str, nn.Parameter
+    ]  # the weight, perhaps tied to other layers', or what it is computed from
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight itself where it is a parameter, otherwise as its parameters give it now."""
+        if "weight" in self.parameters:
+            return self.parameters["weight"]
+        with present_weight(self.layer):
+            return self.layer.weight  # type: ignore[return-value]
 
 
 def trainable_layers(
-    model: nn.Module, example: Tensor, kinds: tuple[type[nn.Module], ...], method: str, *, sized: bool = True
+    model: nn.Module,
+    example: Tensor,
+    kinds: Kinds,
+    method: str,
+    *,
+    sized: bool = True,
+    derived: bool = False,
 ) -> list[TargetLayer]:
     """Every layer of these kinds whose weight is trained, in the order of the forward pass; tied weights once.
 
@@ -41,22 +61,26 @@ def trainable_layers(
 
     Raises:
         ModelError: there is no such layer, or a weight without values yet.
-        NormError: a weight that is computed from other parameters (weight_norm and the like).
+        NormError: a weight that is computed from other parameters (weight_norm and the like): in a way that is not known,
+            or at all unless ``derived``.
     """
     check_initialized(model, method)
     layers: dict[int, TargetLayer] = {}
     sizes: dict[str, list[Shape]] = {}
     for call in trace(model, example):
-        weight = getattr(call.layer, "weight", None)
-        if not isinstance(call.layer, kinds) or not isinstance(weight, Tensor) or not weight.requires_grad:
-            continue
-        own = call.layer._parameters.get("weight")
-        if own is None:
+        layer = call.layer
+        parameters = weight_parameters(layer) if isinstance(layer, kinds) else {}
+        trained = {name: p for name, p in parameters.items() if p.requires_grad}
+        if isinstance(layer, kinds) and is_computed(layer) and not (trained and derived):
+            why = "" if trained else " in a way that is not known"
             raise NormError(
-                f"{method} cannot treat layer {call.name!r}: its weight is computed from other parameters"
+                f"{method} cannot treat layer {call.name!r}: its weight is computed from other parameters{why}"
             )
-        first = layers.setdefault(id(own), TargetLayer(call.name, call.layer, call.in_shape, own))
-        if first.in_shape != call.in_shape and not isinstance(call.layer, nn.Linear):
+        if not trained:
+            continue
+        key = id(next(iter(trained.values())))
+        first = layers.setdefault(key, TargetLayer(call.name, layer, call.in_shape, trained))
+        if first.in_shape != call.in_shape and not isinstance(layer, nn.Linear):
             sizes.setdefault(first.name, [first.in_shape]).append(call.in_shape)
     if not layers:
         raise ModelError(
@@ -72,13 +96,24 @@ def trainable_layers(
     return list(layers.values())
 
 
-def matrix_layers(model: nn.Module, example: Tensor, method: str, *, sized: bool = True) -> list[TargetLayer]:
-    """The trained linear, convolutional and transposed layers with the forward of their type; one warning names the rest."""
-    trained = trainable_layers(model, example, WEIGHTED, method, sized=sized)
+def matrix_layers(
+    model: nn.Module,
+    example: Tensor,
+    method: str,
+    *,
+    kinds: Kinds = WEIGHTED,
+    sized: bool = True,
+    derived: bool = False,
+) -> list[TargetLayer]:
+    """The trained linear, convolutional and transposed layers with the forward of their type; one warning names the rest.
+
+    Arguments and errors as :func:`trainable_layers`.
+    """
+    trained = trainable_layers(model, example, kinds, method, sized=sized, derived=derived)
     layers = [target for target in trained if is_standard(target.layer, *WEIGHTED)]
     if not layers:
         raise ModelError(f"{method} finds only layers with a forward of their own, which it cannot treat")
-    if others := untreated_weights(model, layers):
+    if others := untreated_weights(model, layers, left_out=tuple(k for k in WEIGHTED if k not in kinds)):
         warnings.warn(
             f"{method} leaves these weights as they are: {', '.join(others)}; it treats Linear, Conv and ConvTranspose "
             "layers that the forward pass calls and that have no forward of their own",
@@ -87,19 +122,30 @@ def matrix_layers(model: nn.Module, example: Tensor, method: str, *, sized: bool
     return layers
 
 
-def output_weight(model: nn.Module, example: Tensor, method: str) -> Tensor:
-    """The weight of the last linear layer of the forward pass, trained or not; ModelError where there is none."""
+def output_layer(model: nn.Module, example: Tensor, method: str) -> nn.Module:
+    """The last linear layer of the forward pass, trained or not; ModelError where there is none."""
     linear = [call.layer for call in trace(model, example) if isinstance(call.layer, LINEAR)]
     if not linear:
         raise ModelError(f"{method} finds no linear layer, the last of which is the output layer")
-    return linear[-1].weight
+    return linear[-1]
 
 
-def untreated_weights(model: nn.Module, layers: Sequence[TargetLayer]) -> list[str]:
-    """Names of the trained parameters of at least two axes that are no weight of these layers."""
-    treated = {id(target.weight) for target in layers}
+def untreated_weights(model: nn.Module, layers: Sequence[TargetLayer], left_out: Kinds = ()) -> list[str]:
+    """Names of the trained parameters of at least two axes that are no weight of these layers.
+
+    Nor of layers of the kinds that the user has chosen to leave out.
+    """
+    known = {id(p) for p in parameters_of(layers)}
+    known |= {
+        id(p) for m in model.modules() if isinstance(m, left_out) for p in weight_parameters(m).values()
+    }
     parameters = model.named_parameters()
-    return [name for name, p in parameters if p.requires_grad and p.ndim > 1 and id(p) not in treated]
+    return [name for name, p in parameters if p.requires_grad and p.ndim > 1 and id(p) not in known]
+
+
+def parameters_of(layers: Sequence[TargetLayer]) -> list[Tensor]:
+    """The parameters that these layers' weights are, or are computed from."""
+    return [p for target in layers for p in target.parameters.values()]
 
 
 def groups_of(

@@ -40,11 +40,11 @@ OBJECTIVES = (
     f"alp(eps={TRAIN_EPS})",
 )
 REGULARIZERS = (
-    ("weight_decay(lam=0.01)",),
-    ("weight_decay(lam=0.01, decoupled=True)",),
+    ("weight_decay(lam=0.02)",),
+    ("weight_decay(lam=0.02, decoupled=True)",),
     ("norm_decay(p=1, beta=0.1)",),
     ("norm_decay(p=inf, beta=0.1)",),
-    ("svc(c=1)",),
+    ("svc(c=1, linear=True)",),
     ("spectral_normalization(sp=1)",),
     ("global_snr(lam=0.1)",),
     ("global_snr(lam=0.1, operator='true')",),
@@ -61,7 +61,7 @@ OTHERS: tuple[dict, ...] = (
     {"objective": f"pgd_at(eps={TRAIN_EPS})", "regularizers": ("norm_decay(p=inf, beta=0.1)",)},
 )
 HIGHLIGHT = (
-    "weight_decay(lam=0.01)",
+    "weight_decay(lam=0.02)",
     "norm_decay(p=inf",
     "global_snr(lam=0.1)",
     "dd_snr(lam=0.1)",

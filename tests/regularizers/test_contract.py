@@ -1,12 +1,12 @@
 """What every regularizer keeps to, and each one by hand."""
 
+import copy
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils import parametrizations
 
 from opnorm.errors import ModelError, NormError, OpnormError, SpecError
 from opnorm.norms import l1, linf
@@ -25,23 +25,31 @@ CASES = [
     "dd_onr(lam=0.1, p=inf, q=inf, steps=200)",
     "input_gradient(lam=0.1)",
     "input_gradient(lam=0.1, q=1, power=1)",
-    "weight_decay(lam=0.1)",
-    "weight_decay(lam=0.1, decoupled=True)",
+    "weight_decay(lam=0.2)",
+    "weight_decay(lam=0.2, decoupled=True)",
+    'weight_decay(lam=0.1, form="squares")',
+    "weight_decay(lam=0.2, biases=True)",
     "norm_decay(p=1, beta=0.1)",
     "norm_decay(p=inf, beta=0.1)",
     "norm_decay(p=inf, beta=0.1, gamma=0.9, conv=False)",
     "norm_decay(p=1, beta=0.1, batch_norm=True, linear=False)",
+    'norm_decay(p=inf, beta=0.1, form="code")',
+    "norm_decay(p=1, beta=0.1, normalize=False)",
     "global_snr(lam=0.1, steps=60)",
     'global_snr(lam=0.1, steps=60, operator="true")',
     "spectral_normalization(sp=0.1)",
     "svc(c=0.1)",
     "svc(c=0.1, every=2, projections=2)",
+    "svc(c=0.1, linear=True)",
     "parseval(beta=0.1, output_decay=0.1)",
     "parseval(beta=0.1, output_decay=0)",
     "weissi(energy=0.1, complexity=0.1)",
     'weissi(energy=0.1, complexity=0, form="cnn", eta=(2, 1))',
     'weissi(energy=0.1, complexity=0.1, form="log", eta=(3, 2), g=(1, inf))',
 ]
+
+
+WITHOUT_LINEAR = ("svc(c=0.1)", "svc(c=0.1, every=2, projections=2)")
 
 
 def net(seed=0):
@@ -184,7 +192,35 @@ def test_frozen_weights_are_not_touched(case):
     for k in ("0.weight", "0.bias", "1.weight", "1.bias"):
         assert torch.equal(weights(model)[k], before[k])
         assert dict(model.named_parameters())[k].grad is None
-    assert not torch.equal(weights(model)["4.weight"], before["4.weight"])
+    assert torch.equal(weights(model)["4.weight"], before["4.weight"]) is (case in WITHOUT_LINEAR)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_hooks_that_are_used_with_a_copy_are_an_error_or_act_on_it(case):
+    model = net()
+    hooks, copied = build(case)(model, X), copy.deepcopy(model)
+    if case.startswith(("dd_", "input_gradient")):  # bound to no weights
+        assert hooks.penalty(copied, X, Y).requires_grad
+        return
+    with pytest.raises(
+        ModelError, match=rf"{case.partition('(')[0]} was bound to other weights than this model's"
+    ):
+        hooks.penalty(copied, X, Y)
+    hooks.penalty(nn.DataParallel(model), X, Y)
+    hooks.penalty(nn.ModuleDict({"net": model, "other": nn.Linear(2, 2)}), X, Y)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.startswith("norm_decay")])
+def test_editing_gradients_that_no_backward_pass_made_is_an_error(case):
+    model = net()
+    hooks, copied = build(case)(model, X), copy.deepcopy(model)
+    F.cross_entropy(model(X), Y).backward()
+    hooks.edit_grads()
+    F.cross_entropy(copied(X), Y).backward()
+    with pytest.raises(ModelError, match="the model that it was bound to and no copy"):
+        hooks.edit_grads()
+    F.cross_entropy(model(X), Y).backward()  # added to those of before
+    hooks.edit_grads()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -249,6 +285,65 @@ def test_norm_decay_is_algorithm_1(p, norm):
                 param.sub_(0.1 * param.grad)
 
 
+@pytest.mark.parametrize(("p", "norm"), [(1, l1), (math.inf, linf)])
+def test_norm_decay_as_the_authors_program_overwrites_and_does_not_normalize(p, norm):
+    model, beta, gamma = net(), 0.3, 0.7
+    hooks = norm_decay(p, beta, gamma, form="code")(model, X)
+    h = {name: torch.zeros_like(model[int(name)].weight) for name in ("0", "4")}
+    for _ in range(3):
+        model.zero_grad()
+        F.cross_entropy(model(X), Y).backward()
+        want = {k: q.grad.clone() for k, q in model.named_parameters()}
+        for name, shape in (("0", (1, 5, 5)), ("4", (18,))):
+            layer = model[int(name)]
+            (sign,) = torch.autograd.grad(norm(layer, shape), layer.weight)
+            h[name] = torch.where(sign != 0, sign, gamma * h[name])
+            want[f"{name}.weight"] += beta * h[name]
+        hooks.edit_grads()
+        for k, param in model.named_parameters():
+            assert torch.allclose(param.grad, want[k], rtol=1e-13, atol=1e-15)
+        with torch.no_grad():
+            for param in model.parameters():
+                param.sub_(0.1 * param.grad)
+
+
+def test_without_normalization_the_strength_is_that_of_all_layers():
+    changes = []
+    for settings in ({"beta": 0.2}, {"beta": 0.1, "normalize": False}):
+        model = net()
+        F.cross_entropy(model(X), Y).backward()
+        before = model[4].weight.grad.clone()
+        norm_decay(1, **settings)(model, X).edit_grads()
+        changes.append(model[4].weight.grad - before)
+    assert torch.allclose(changes[0], changes[1], rtol=1e-13)
+    assert changes[0].any()
+
+
+@pytest.mark.parametrize(
+    ("layer", "treated"),
+    [
+        (nn.Conv2d(2, 2, 3, padding=1), True),
+        (nn.Conv2d(2, 2, 3, padding=1, groups=2), False),
+        (nn.Conv2d(2, 2, 2, dilation=2), False),
+        (nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), False),
+        (nn.Conv2d(2, 2, 5, padding=2, stride=2), False),  # 5 + 2 - 2 > 4
+        (nn.Conv2d(2, 2, 4, padding=1, stride=2), False),  # 4 + 2 - 1 > 4
+        (nn.Conv2d(2, 2, 3, padding="same"), True),
+    ],
+)
+def test_the_authors_program_leaves_layers_out(layer, treated, recwarn):
+    model = nn.Sequential(layer, nn.Flatten(), nn.LazyLinear(3))
+    model(torch.rand(1, 2, 4, 4))
+    hooks = norm_decay(math.inf, form="code")(model, torch.rand(1, 2, 4, 4))
+    assert ("0" in hooks.state) is treated
+    named = [str(w.message) for w in recwarn if "norm_decay leaves" in str(w.message)]
+    assert named == ([] if treated else ["norm_decay leaves these weights as they are: 0.weight"])
+    alone = nn.Sequential(layer)
+    if not treated:
+        with pytest.raises(ModelError, match="finds no layer that its authors' program treats"):
+            norm_decay(1, form="code")(alone, torch.rand(1, 2, 4, 4))
+
+
 def test_norm_decay_lowers_the_norm_and_needs_no_loss():
     model = net()
     hooks = norm_decay(math.inf, 1.0, 0.0)(model, X)
@@ -261,6 +356,7 @@ def test_norm_decay_lowers_the_norm_and_needs_no_loss():
     after = float(linf(model[4], (18,)).detach()), float(linf(model[0], (1, 5, 5)).detach())
     assert after[0] < before[0]
     assert after[1] < before[1]
+    optimizer.zero_grad()
     with torch.no_grad():
         hooks.edit_grads()  # the caller's gradient mode does not matter
 
@@ -307,6 +403,8 @@ def test_norm_decay_of_batch_norm_is_on_gamma():
         (lambda: weight_decay(-1), SpecError, "lam=-1"),
         (lambda: weight_decay(math.nan), SpecError, "lam=nan"),
         (lambda: weight_decay(math.inf), SpecError, "lam=inf"),
+        (lambda: weight_decay(form="sum"), SpecError, "form='sum': expected 'torch' or 'squares'"),
+        (lambda: norm_decay(1, form="paper"), SpecError, "form='paper': expected 'algorithm' or 'code'"),
     ],
 )
 def test_bad_settings(make, error, message):
@@ -321,9 +419,6 @@ def test_weights_that_are_not_there_yet_are_named(case):
 
 
 def test_layers_that_norm_decay_cannot_treat_are_named():
-    model = nn.Sequential(nn.Flatten(), parametrizations.weight_norm(nn.Linear(25, 3))).double()
-    with pytest.raises(NormError, match="layer '1': its weight is computed from other parameters"):
-        norm_decay(1)(model, X)
     model = nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False)).double()
     with pytest.raises(NormError, match="layer '0': BatchNorm2d keeps no running statistics"):
         norm_decay(1, batch_norm=True)(model, X)
@@ -334,38 +429,43 @@ def test_layers_that_norm_decay_cannot_treat_are_named():
 # ---------------------------------------------------------------- weight decay
 
 
-def test_weight_decay_is_lambda_times_the_squares_of_the_weights_alone():
+@pytest.mark.parametrize(("form", "factor"), [("torch", 0.5), ("squares", 1)])
+def test_weight_decay_is_lambda_times_the_squares(form, factor):
     model = net()
-    want = 0.1 * (model[0].weight.square().sum() + model[4].weight.square().sum())
-    assert torch.isclose(weight_decay(0.1)(model, X).penalty(model, X, Y), want)
+    of_weights = model[0].weight.square().sum() + model[4].weight.square().sum()
+    penalty = weight_decay(0.1, form=form)(model, X).penalty(model, X, Y)
+    assert torch.isclose(penalty, 0.1 * factor * of_weights)
+    everything = sum(p.square().sum() for p in model.parameters())
+    penalty = weight_decay(0.1, form=form, biases=True)(model, X).penalty(model, X, Y)
+    assert torch.isclose(penalty, 0.1 * factor * everything)
 
 
-def test_weight_decay_is_that_of_sgd():
-    ours, theirs = net(), net()
-    for p in (
-        *ours[1].parameters(),
-        ours[0].bias,
-        ours[4].bias,
-        *theirs[1].parameters(),
-        theirs[0].bias,
-        theirs[4].bias,
-    ):
-        p.requires_grad_(False)
-    steps(ours, weight_decay(0.05)(ours, X), sgd(ours), 3)
-    optimizer = torch.optim.SGD([p for p in theirs.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
-    steps(theirs, Hooks(), optimizer, 3)
+@pytest.mark.parametrize("biases", [False, True])
+def test_weight_decay_is_that_of_sgd(biases):
+    """The same number, for the weights alone or for everything as in torch.optim."""
+    ours, theirs, squares = net(), net(), net()
+    steps(ours, weight_decay(0.1, biases=biases)(ours, X), sgd(ours), 3)
+    steps(squares, weight_decay(0.05, form="squares", biases=biases)(squares, X), sgd(squares), 3)
+    groups = [
+        {"params": [p for p in theirs.parameters() if biases or p.ndim > 1]},
+        {"params": [p for p in theirs.parameters() if not biases and p.ndim == 1], "weight_decay": 0},
+    ]
+    steps(theirs, Hooks(), torch.optim.SGD(groups, lr=0.1, weight_decay=0.1), 3)
     for k, w in weights(ours).items():
         assert torch.allclose(w, weights(theirs)[k], rtol=1e-12)
+        assert torch.allclose(w, weights(squares)[k], rtol=1e-12)
 
 
-def test_decoupled_weight_decay_by_hand():
+@pytest.mark.parametrize(("form", "rate"), [("torch", 0.05), ("squares", 0.1)])
+@pytest.mark.parametrize("biases", [False, True])
+def test_decoupled_weight_decay_by_hand(form, rate, biases):
     model = net()
-    hooks = weight_decay(0.05, decoupled=True)(model, X)
+    hooks = weight_decay(0.05, decoupled=True, form=form, biases=biases)(model, X)
     assert hooks.penalty(model, X, Y) == 0
     before = weights(model)
     hooks.after_step(0.3)
     for k, w in weights(model).items():
-        factor = 1 - 2 * 0.05 * 0.3 if w.ndim > 1 else 1
+        factor = 1 - rate * 0.3 if biases or w.ndim > 1 else 1
         assert torch.allclose(w, before[k] * factor, rtol=1e-14)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from opnorm._core.linear_map import linear_map
-from opnorm.errors import ModelError, NormError, SpecError, TrainError
+from opnorm.errors import ModelError, SpecError, TrainError
 from opnorm.norms import operator_norm
 from opnorm.regularizers import global_snr, spectral_normalization
 
@@ -238,8 +238,6 @@ def test_models_that_cannot_be_treated(make):
     x = torch.rand(2, 1, 5, 5)
     with pytest.raises(ModelError, match="is the model frozen"):
         make()(nn.BatchNorm2d(1), x)
-    with pytest.raises(NormError, match="computed from other parameters"):
-        make()(nn.utils.parametrizations.spectral_norm(nn.Conv2d(1, 2, 3)), x)
     model = nn.Sequential(nn.Flatten(), nn.Linear(25, 3))
     model.register_module("unused", nn.Bilinear(2, 2, 2))
     model.forward = lambda x: model[1](model[0](x))

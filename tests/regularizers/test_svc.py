@@ -231,7 +231,7 @@ def test_precision_is_that_of_the_weights(dtype):
 
 def test_every_so_many_steps():
     layer, x = make(nn.Linear, 4, 4), torch.rand(1, 4).double()
-    hooks = svc(0.1, every=3)(layer, x)
+    hooks = svc(0.1, every=3, linear=True)(layer, x)
     before = layer.weight.detach().clone()
     for step in (1, 2):
         hooks.after_step(0.1)
@@ -240,6 +240,27 @@ def test_every_so_many_steps():
         assert torch.equal(layer.weight, before)
     hooks.after_step(0.1)
     assert torch.linalg.svdvals(layer.weight)[0] <= 0.1 * (1 + 1e-12)
+
+
+def test_as_published_convolutions_alone_are_clipped(recwarn):
+    """A classifier after convolutions keeps its bits, and no warning names what the setting leaves out."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.ConvTranspose2d(3, 2, 3), nn.Flatten(), nn.Linear(50, 40)
+    ).double()
+    before = [p.detach().clone() for p in model.parameters()]
+    x = torch.rand(1, 2, 5, 5).double()
+    hooks = svc(0.1, every=100)(model, x)
+    for _ in range(100):
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+        hooks.after_step(0.1)
+    assert not recwarn.list
+    for i, changed in ((0, True), (1, True), (3, False)):
+        assert torch.equal(model[i].weight, before[(0, 2, 4, 4)[i]]) is not changed
+    svc(0.1, linear=True)(model, x).after_epoch()
+    assert torch.linalg.svdvals(model[3].weight)[0] <= 0.1 * (1 + 1e-12)
+    with pytest.raises(ModelError, match="svc finds no trainable layer among Conv1d"):
+        svc()(nn.Linear(3, 3), torch.rand(1, 3))
 
 
 def test_clip_returns_the_norm_with_the_real_padding():
@@ -292,7 +313,7 @@ def test_what_cannot_be_treated_is_named():
 
 def test_weights_that_are_not_finite_are_an_error():
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 2))
-    hooks = svc()(model, torch.rand(1, 1, 2, 2))
+    hooks = svc(linear=True)(model, torch.rand(1, 1, 2, 2))
     model[2].weight.data[0, 0] = math.nan
     with pytest.raises(TrainError, match="svc: the weight of layer '2' is no longer finite"):
         hooks.after_epoch()

@@ -215,7 +215,8 @@ def test_what_it_does_not_count_is_named_once():
 def test_its_text():
     text = 'weissi(energy=0.1, complexity=1e-05, form="product", eta=(2, 2), g=(1, inf))'
     assert str(full("weissi(energy=0.1, g=(1, inf))", "regularizer")) == text
-    assert float(build(text)(two_layers(), X2).penalty(two_layers(), X2, X2)) > 0
+    model = two_layers()
+    assert float(build(text)(model, X2).penalty(model, X2, X2)) > 0
 
 
 @pytest.mark.parametrize(
