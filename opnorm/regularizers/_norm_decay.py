@@ -2,6 +2,7 @@
 
 import math
 import warnings
+import weakref
 
 import torch
 from torch import Tensor, nn
@@ -60,70 +61,77 @@ def norm_decay(
     check_number("beta", beta, "a strength of at least 0", least=0)
     check_number("gamma", gamma, "a momentum in [0, 1)", least=0, below=1)
     check_choice("form", form, ("algorithm", "code"))
-    norm = l1 if p == 1 else linf
     kinds = (*(LINEAR if linear else ()), *(CONV if conv else ()), *(BATCH_NORM if batch_norm else ()))
     left_out = tuple(kind for kind in (*LINEAR, *CONV, *BATCH_NORM) if kind not in kinds)
-
-    def value(target: TargetLayer) -> Tensor:
-        with present_weight(target.layer):
-            return norm(target.layer, target.in_shape)
 
     def bind(model: nn.Module, example: Tensor) -> Hooks:
         layers = trainable_layers(model, example, kinds, "norm_decay", derived=True)
         if form == "code" and not (layers := [target for target in layers if _in_program(target)]):
             raise ModelError('norm_decay(form="code") finds no layer that its authors\' program treats')
-        for target in layers:
-            try:
-                value(target)
-            except NormError as e:  # before training
-                raise NormError(f"norm_decay cannot treat layer {target.name!r}: {e}") from None
         if others := untreated_weights(model, layers, left_out):
             warnings.warn(f"norm_decay leaves these weights as they are: {', '.join(others)}", stacklevel=2)
-        parameters = parameters_of(layers)
-        momentum = {
-            _state_name(t, name): torch.zeros_like(w) for t in layers for name, w in t.parameters.items()
-        }
-        strength = beta / len(layers) if normalize and form == "algorithm" else beta
-
-        left: list[
-            tuple[Tensor, int]
-        ] = []  # the gradients after the last edit, and how often they had changed
-
-        def edit_grads() -> None:
-            if left and all(
-                w.grad is g and g._version == n for w, (g, n) in zip(parameters, left, strict=True)
-            ):
-                raise ModelError(
-                    "norm_decay: the gradients are as the last edit_grads() left them; expected loss.backward() in between, "
-                    "of the model that it was bound to and no copy"
-                )
-            with torch.enable_grad():
-                total = torch.stack([value(target) for target in layers]).sum()
-            gradients = torch.autograd.grad(total, parameters, materialize_grads=True)
-            for weight, gradient, h in zip(parameters, gradients, momentum.values(), strict=True):
-                h.mul_(gamma)
-                if form == "code":
-                    h.copy_(torch.where(gradient != 0, gradient, h))
-                else:
-                    h.add_(gradient, alpha=1 - gamma)
-                weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-                weight.grad.add_(h, alpha=strength)
-            left[:] = [(w.grad, w.grad._version) for w in parameters if w.grad is not None]
-
-        return bound(Hooks(edit_grads=edit_grads, state=momentum), parameters, "norm_decay")
+        decay = _Decay(
+            layers, p, beta / len(layers) if normalize and form == "algorithm" else beta, gamma, form
+        )
+        hooks = Hooks(edit_grads=decay.edit_grads, state=decay.momentum)
+        return bound(hooks, decay.parameters, "norm_decay")
 
     return bind
 
 
-def _state_name(target: TargetLayer, parameter: str) -> str:
-    return target.name if parameter == "weight" else f"{target.name}.{parameter}"
+class _Decay:
+    """The decay of some layers; ``momentum`` has the name of the layer, and of the parameter where it is not the weight."""
+
+    def __init__(self, layers: list[TargetLayer], p: float, strength: float, gamma: float, form: str) -> None:
+        self.layers, self.norm = layers, l1 if p == 1 else linf
+        self.strength, self.gamma, self.form = strength, gamma, form
+        self.parameters = parameters_of(layers)
+        names = [f"{t.name}.{n}".removesuffix(".weight") for t in layers for n in t.parameters]
+        self.momentum = {n: torch.zeros_like(p) for n, p in zip(names, self.parameters, strict=True)}
+        self.left: list[
+            tuple[weakref.ref[Tensor], int]
+        ] = []  # the gradients after the last edit, and their versions
+        for target in layers:
+            try:
+                self.value(target)
+            except NormError as e:  # before training
+                raise NormError(f"norm_decay cannot treat layer {target.name!r}: {e}") from None
+
+    def value(self, target: TargetLayer) -> Tensor:
+        """The norm of a layer, differentiable in its parameters."""
+        with present_weight(target.layer):
+            return self.norm(target.layer, target.in_shape)
+
+    def edit_grads(self) -> None:
+        """The algorithm's lines 4 to 6."""
+        if self.left and all(map(_unchanged, self.parameters, self.left)):
+            raise ModelError(
+                "norm_decay: the gradients are as the last edit_grads() left them; expected loss.backward() in between, "
+                "of the model that it was bound to and no copy"
+            )
+        with torch.enable_grad():
+            total = torch.stack([self.value(target) for target in self.layers]).sum()
+        gradients = torch.autograd.grad(total, self.parameters, materialize_grads=True)
+        for weight, p, h in zip(self.parameters, gradients, self.momentum.values(), strict=True):
+            h.mul_(self.gamma)
+            if self.form == "code":
+                h.copy_(torch.where(p != 0, p, h))
+            else:
+                h.add_(p, alpha=1 - self.gamma)
+            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            weight.grad.add_(h, alpha=self.strength)
+        self.left = [(weakref.ref(w.grad), w.grad._version) for w in self.parameters if w.grad is not None]
+
+
+def _unchanged(weight: Tensor, left: tuple["weakref.ref[Tensor]", int]) -> bool:
+    return weight.grad is not None and weight.grad is left[0]() and weight.grad._version == left[1]
 
 
 def _in_program(target: TargetLayer) -> bool:
     """Whether the authors' program treats the layer; Assumption 1 is k + ceil(p / s) s - p ≤ n on each axis."""
     if not isinstance(target.layer, nn.modules.conv._ConvNd):
         return True
-    geometry = conv_geometry(target.layer, any_mode=True)
+    geometry = conv_geometry(target.layer)
     if geometry.groups != 1 or set(geometry.dilation) != {1} or geometry.mode != "zeros":
         return False
     axes = zip(target.in_shape[1:], geometry.kernel, geometry.stride, geometry.padding, strict=True)
