@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 import opnorm
-from opnorm.cli.options import DATA, MODEL, RUN, Device, Figures, Json, Limit, check_device, print_json
+from opnorm.cli.options import DataOfRun, Device, Figures, Json, Limit, ModelOrRun, check_device, print_json
 from opnorm.cli.subjects import data_of, network_and_data, run_folder
 from opnorm.errors import OpnormError
 
@@ -25,19 +25,20 @@ WHAT = (
     "analyses as names or calls, such as accuracy 'norm_table(ords=(2,))'; all means every one: "
     + ", ".join(ANALYSES)
 )
-POINTS = "test points of each analysis that takes a sample of them, in place of its own default"
 
 
 @dataclass(frozen=True)
 class AnalyzeOptions:
     """The options of both commands."""
 
-    data: Annotated[str, arg(help=DATA + "; left out: that of the first run")] = ""
+    data: DataOfRun = ""
     what: Annotated[tuple[str, ...], arg(help=WHAT)] = ("all",)
-    points: Annotated[int | None, arg(help=POINTS)] = None
+    points: int | None = (
+        None  # test points of each analysis that takes a sample of them, in place of its own default
+    )
     limit: Limit = None
-    seed: Annotated[int, arg(help="of the choice of points and of attacks")] = 0
-    out: Annotated[Path, arg(help="folder of runs; results are kept in its folder analyses")] = Path("runs")
+    seed: int = 0  # of the choice of points and of attacks
+    out: Path = Path("runs")  # folder of runs; results are kept in its folder analyses
     device: Device = "cpu"
     figures: Figures = None
     json: Json = False
@@ -46,14 +47,11 @@ class AnalyzeOptions:
 Options = Annotated[AnalyzeOptions, arg(name="")]
 
 
-def analyze(
-    model: Annotated[Positional[str], arg(help=MODEL + RUN + ". name=MODEL names it")],
-    options: Options = AnalyzeOptions(),
-) -> None:
+def analyze(model: Positional[ModelOrRun], options: Options = AnalyzeOptions()) -> None:
     """Apply every analysis of the papers to one trained network, on one page; the last line printed is the page's path.
 
     Accuracy and robustness, norms and singular values of the layers, margins, Jacobians and linear regions. After Ctrl-C,
-    the same command finds the analyses that have ended and goes on.
+    the same command finds the analyses that have ended and goes on. name=MODEL names the network on the page.
 
     opnorm analyze 'file("weights.safetensors", arch=resnet(depth=20))' --data 'parquet("cifar10")' --points 100
 
@@ -67,16 +65,11 @@ def analyze(
     _analyze((model,), options)
 
 
-def compare(
-    models: Annotated[
-        Positional[tuple[str, ...]],
-        arg(help="two or more, the baseline first: " + MODEL + "; or runs. name=MODEL names one"),
-    ],
-    options: Options = AnalyzeOptions(),
-) -> None:
+def compare(models: Positional[tuple[ModelOrRun, ...]], options: Options = AnalyzeOptions()) -> None:
     """Analyze several trained networks side by side, on one page; the last line printed is the page's path.
 
-    Every network has the same color in all charts; the first one is black. Results of opnorm analyze are found again.
+    Every network has the same color in all charts; the first one, the baseline, is black. name=MODEL names a network.
+    Results of opnorm analyze are found again.
 
     opnorm compare 'plain=file("plain.safetensors")' 'adversarial=file("pgd_at.safetensors")' --data 'parquet("cifar10")'
 
@@ -94,27 +87,26 @@ def _analyze(models: tuple[str, ...], options: AnalyzeOptions) -> None:
     from opnorm.runs.network_report import analysis_calls, analyze
     from opnorm.runs.store import Store
 
-    data, out, limit = options.data, options.out, options.limit
-    calls = analysis_calls(options.what, points=options.points, seed=options.seed)
-    check_device(options.device)
+    o = options
+    calls = analysis_calls(o.what, points=o.points, seed=o.seed)
+    check_device(o.device)
+    named = [_named(text) for text in models]
+    data = o.data
     if not data:
-        bare = [model for _, model in map(_named, models)]
-        data = data_of(next((m for m in bare if run_folder(m, out)), bare[0]), out)
-    networks, dataset = [], None
-    for text in models:
-        network, dataset = _network(text, data, out)
-        network.model.to(options.device).eval()
-        networks.append(network)
-    assert dataset is not None, "there is at least one model"
-    store = Store(out / "analyses")
-    with AnalyzeBar() as progress:
-        dataset = dataset if limit is None else dataset.limit(limit)
+        data = data_of(next((m for _, m in named if run_folder(m, o.out)), named[0][1]), o.out)
+    pairs = [_network(label, model, data, o.out) for label, model in named]
+    networks, dataset = [network for network, _ in pairs], pairs[0][1]
+    for network in networks:
+        network.model.to(o.device).eval()
+    store = Store(o.out / "analyses")
+    with AnalyzeBar("all analyses") as progress:
+        dataset = dataset if o.limit is None else dataset.limit(o.limit)
         found = analyze(networks, dataset, calls, store=store, progress=progress)
-    page = found.write(store.root / found.name, options.figures)
-    if options.json:
-        return print_json({"page": str(page), "networks": found.as_dict()})
-    print(page)
-    return None
+    page = found.write(store.root / found.name, o.figures)
+    if o.json:
+        print_json({"page": str(page), "networks": found.as_dict()})
+    else:
+        print(page)
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -123,7 +115,7 @@ def _named(text: str) -> tuple[str, str]:
     return (name.strip(), rest.strip()) if equals and not set(name) & set("(,\"'/") else ("", text)
 
 
-def _network(text: str, data: str, out: Path) -> tuple[Any, Any]:
+def _network(label: str, model: str, data: str, out: Path) -> tuple[Any, Any]:
     """A network with its name on the page, and the data set."""
     from opnorm import spec
     from opnorm._core import files
@@ -131,7 +123,6 @@ def _network(text: str, data: str, out: Path) -> tuple[Any, Any]:
     from opnorm.runs.run import Run
     from opnorm.runs.store import Store
 
-    label, model = _named(text)
     network, dataset = network_and_data(model, data, out)
     folder = run_folder(model, out)
     if folder is None:

@@ -1,41 +1,37 @@
 """``opnorm norms`` and ``opnorm separation``: numbers about a network by itself, and about a data set."""
 
 import sys
+from dataclasses import dataclass
 from json import loads as load_json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from opnorm.cli.options import DATA, MODEL, Json, number, print_json
+from opnorm.cli.options import Data, Json, Model, number, print_json
 from opnorm.errors import OpnormError
 
 __all__ = ["norms", "separation"]
 
 
-def norms(
-    model: Annotated[Positional[str], arg(help=MODEL)],
-    input: Annotated[
-        str, arg(help="shape of one input: 3,32,32; taken from the model's in_shape when left out")
-    ] = "",
-    ord: Annotated[str, arg(help="which norms: 1, 2, inf, or pairs such as 1:2, from l1 to l2")] = "1,2,inf",
-    relative_width: Annotated[
-        str, arg(help="of the l2 intervals: upper / lower - 1 to aim at; 0.005 when left out")
-    ] = "",
-    against: Annotated[
-        str,
-        arg(help="a second model (or a .json file that --json wrote): how its norms differ, layer by layer"),
-    ] = "",
-    layers: Annotated[
-        str, arg(help="only layers whose name or class matches: 'layer1.*', '*conv*', Conv2d")
-    ] = "*",
-    plot: Annotated[
-        Path | None, arg(help="also draw the norms: a file ending in .svg, .pdf, .png or .html")
-    ] = None,
-    json: Json = False,
-    csv: Annotated[bool, arg(help="print comma-separated values")] = False,
-    markdown: Annotated[bool, arg(help="print a Markdown table")] = False,
-) -> None:
+@dataclass(frozen=True)
+class NormsOptions:
+    """The options of the command."""
+
+    input: str = ""  # shape of one input: 3,32,32; taken from the model's in_shape when left out
+    ord: str = "1,2,inf"  # which norms: 1, 2, inf, or pairs such as 1:2, from l1 to l2
+    relative_width: str = ""  # of the l2 intervals: upper / lower - 1 to aim at; 0.005 when left out
+    against: str = (
+        ""  # a second model (or a .json file that --json wrote): how its norms differ, layer by layer
+    )
+    layers: str = "*"  # only layers whose name or class matches: 'layer1.*', '*conv*', Conv2d
+    plot: Path | None = None  # also draw the norms: a file ending in .svg, .pdf, .png or .html
+    json: Json = False
+    csv: bool = False  # print comma-separated values
+    markdown: bool = False  # print a Markdown table
+
+
+def norms(model: Positional[Model], options: Annotated[NormsOptions, arg(name="")] = NormsOptions()) -> None:
     """How far each layer of a network can amplify a change of its input: its operator norms, in eval mode.
 
     l1 and linf are exact and cost one pass over the weights; l2 is an interval that holds the true value. Below the table
@@ -53,52 +49,83 @@ def norms(
 
     opnorm norms 'file("before.safetensors")' --against 'file("after.safetensors")'
     """
+    from opnorm.norms import compare, lipschitz_bound
+
+    o = options
+    if o.json + o.csv + o.markdown > 1:
+        raise OpnormError("--json, --csv and --markdown exclude each other")
+    ords = _orders(o.ord)
+    network, example = _model_and_example(model, o.input)
+    table = _measure(network, example, ords, o)
+    result: Any = table
+    bounds = {}
+    if o.against:
+        result = compare(table, _other_table(o, example, ords))
+    elif o.layers == "*":
+        single = [p for p in ords if not isinstance(p, tuple)]
+        bounds = {p: lipschitz_bound(network, example, p, table=table) for p in single}
+    if o.plot is not None:
+        table.plot(o.plot)
+        print(f"drawn in {o.plot}", file=sys.stderr)
+    _print_norms(result, table, bounds, o)
+
+
+def _orders(text: str) -> tuple[Any, ...]:
+    from opnorm.norms.display import order
+
+    ords = tuple(dict.fromkeys(order(part) for part in text.split(",") if part.strip()))
+    if not ords:
+        raise OpnormError(f"--ord {text!r}: expected some of 1, 2, inf, such as 1,2,inf")
+    return ords
+
+
+def _measure(network: Any, example: Any, ords: tuple[Any, ...], options: NormsOptions) -> Any:
+    from opnorm import measure
+
+    width = options.relative_width
+    narrow = number("--relative-width", width) if width else None
+    return measure(network, example, ords, only=options.layers, progress=True, relative_width=narrow)
+
+
+def _other_table(options: NormsOptions, example: Any, ords: tuple[Any, ...]) -> Any:
+    """The table of ``--against``: read, or measured for inputs of the same shape unless another one is given."""
+    from opnorm.norms import NormTable
+
+    text = options.against
+    if text.endswith(".json") and "(" not in text:
+        return NormTable.from_json(Path(text).read_text(encoding="utf-8")).select(options.layers)
+    shape = options.input or ",".join(map(str, example.shape[1:]))
+    return _measure(*_model_and_example(text, shape), ords, options)
+
+
+def _print_norms(result: Any, table: Any, bounds: dict[Any, Any], options: NormsOptions) -> None:
+    """The table or the comparison, and what follows from the table for the whole network."""
     from rich.console import Console
 
-    from opnorm.norms import NormTable, compare, lipschitz_bound
-    from opnorm.norms.display import order
     from opnorm.norms.network.lipschitz import sentences
 
-    if json + csv + markdown > 1:
-        raise OpnormError("--json, --csv and --markdown exclude each other")
-    ords = tuple(dict.fromkeys(order(part) for part in ord.split(",") if part.strip()))
-    if not ords:
-        raise OpnormError(f"--ord {ord!r}: expected some of 1, 2, inf, such as 1,2,inf")
-    built, example = _model_and_example(model, input)
-    narrow = number("--relative-width", relative_width) if relative_width else None
-    table = _measured(built, example, ords, layers, narrow)
-    result: Any = table
-    if against:
-        if against.endswith(".json") and "(" not in against:
-            other = NormTable.from_json(Path(against).read_text(encoding="utf-8")).select(layers)
-        else:
-            other = _measured(
-                *_model_and_example(against, input or ",".join(map(str, example.shape[1:]))),
-                ords,
-                layers,
-                narrow,
-            )
-        result = compare(table, other)
-    bounds = {}
-    if not against and layers == "*":
-        bounds = {
-            p: lipschitz_bound(built, example, p, table=table) for p in ords if not isinstance(p, tuple)
-        }
-    if plot is not None:
-        table.plot(plot)
-        print(f"drawn in {plot}", file=sys.stderr)
-    if json:
-        value = load_json(result.to_json())
-        print_json(value if against else _network_json(value, table, bounds))
-    elif csv:
+    if options.csv:
         print(result.to_csv(), end="")
-    elif markdown:
+    elif options.markdown:
         print(result.to_markdown(), end="")
-    else:
+    elif not options.json:
         console = Console(highlight=False)
         console.print(result)
         for line in sentences(bounds):
             console.print(line, markup=False)
+    elif options.against:
+        print_json(load_json(result.to_json()))
+    else:
+        complexity = table.spectral_complexity
+        known = {f"{p:g}": {"value": b.value, "reason": b.reason} for p, b in bounds.items()}
+        print_json(
+            {
+                "layers": load_json(table.to_json()),
+                "spectral_complexity": complexity._asdict() if complexity else None,
+                "lipschitz_bound": known,
+                "uncalled": list(table.uncalled),
+            }
+        )
 
 
 def _model_and_example(text: str, input: str) -> tuple[Any, Any]:
@@ -110,33 +137,14 @@ def _model_and_example(text: str, input: str) -> tuple[Any, Any]:
     from opnorm.errors import ModelError
 
     call = spec.parse(text)
-    built = spec.build(call, "model")
-    if not isinstance(built, nn.Module):
-        raise ModelError(f"{call} gave {type(built).__name__}; expected a torch.nn.Module")
+    network = spec.build(call, "model")
+    if not isinstance(network, nn.Module):
+        raise ModelError(f"{call} gave {type(network).__name__}; expected a torch.nn.Module")
     shape = _shape(input) if input else _input_shape(call)
     try:
-        return built, torch.zeros(1, *shape)
+        return network, torch.zeros(1, *shape)
     except (RuntimeError, TypeError) as e:
         raise OpnormError(f"--input {input}: {e}; expected the shape of one input, such as 3,32,32") from e
-
-
-def _measured(
-    model: Any, example: Any, ords: tuple[Any, ...], only: str, relative_width: float | None
-) -> Any:
-    from opnorm import measure
-
-    return measure(model, example, ords, only=only, progress=True, relative_width=relative_width)
-
-
-def _network_json(layers: Any, table: Any, bounds: dict[Any, Any]) -> dict[str, Any]:
-    """The table's rows, and what follows from them for the whole network."""
-    complexity = table.spectral_complexity
-    return {
-        "layers": layers,
-        "spectral_complexity": complexity._asdict() if complexity else None,
-        "lipschitz_bound": {f"{p:g}": {"value": b.value, "reason": b.reason} for p, b in bounds.items()},
-        "uncalled": list(table.uncalled),
-    }
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -168,11 +176,9 @@ def _input_shape(call: Any) -> tuple[Any, ...]:
 
 
 def separation(
-    data: Annotated[Positional[str], arg(help=DATA)] = "digits()",
+    data: Positional[Data] = "digits()",
     norm: Annotated[str, arg(help="1, 2 or inf")] = "inf",
-    split: Annotated[
-        Literal["train", "test", "all"], arg(help="which points; all: the two together")
-    ] = "train",
+    split: Annotated[Literal["train", "test", "all"], arg(help="which points; all: both")] = "train",
     json: Json = False,
 ) -> None:
     """How far the classes of a data set are apart: the nearest two points of different classes, over all pairs, exactly.
@@ -183,21 +189,22 @@ def separation(
     opnorm separation 'parquet("cifar10")' --norm inf
     """
     from opnorm import spec
-    from opnorm.cli.progress import SeparationBar
+    from opnorm.cli.progress import Bar
     from opnorm.data.class_separation import separation as search
     from opnorm.norms.display import label
 
     dataset = spec.build(data, "data set")
-    with SeparationBar() as progress:
-        found = search(dataset, number("--norm", norm), split, progress)
+    with Bar("all pairs", total=1.0) as bar:
+        found = search(
+            dataset, number("--norm", norm), split,
+            lambda share, least: bar.update(share, f"nearest {least:.4g}"),
+        )  # fmt: skip
     if json:
-        return print_json(
-            {**found._asdict(), "norm": str(norm), "eps": found.eps, "data": data, "split": split}
-        )
+        about = {"norm": norm, "eps": found.eps, "data": data, "split": split}
+        return print_json(found._asdict() | about)
     (i, j), (a, b) = found.pair, found.labels
-    print(
-        f"separation        {found.distance:.6g} in {label(found.norm)}, of {found.points:,} points (pixels in [0, 1])"
-    )
+    where = f"{label(found.norm)}, of {found.points:,} points (pixels in [0, 1])"
+    print(f"separation        {found.distance:.6g} in {where}")
     print(f"the nearest two   {i} (class {a}) and {j} (class {b})")
     print(f"balls apart       below ε = {found.eps:.6g}")
     return None

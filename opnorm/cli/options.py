@@ -7,14 +7,21 @@ from tyro.conf import arg
 
 from opnorm.errors import OpnormError
 
-MODEL = "a network as a call: 'resnet(depth=20)', 'file(\"weights.safetensors\", arch=cnn())', 'my_package.models.build(64)'"
-DATA = (
+_MODEL = (
+    "a network as a call: 'resnet(depth=20)', 'file(\"weights.safetensors\", arch=cnn())', "
+    "'my_package.models.build(64)'"
+)
+_DATA = (
     "a data set as a call: 'digits()', 'parquet(\"folder\")', 'hf(\"uoft-cs/cifar10\")', 'folder(\"path\")'"
 )
-OUT = "folder of runs; what is finished there is found and not run again"
-RUN = "; or a run: its key (see opnorm ls) or its folder"
+_RUN = "; or a run: its key (see opnorm ls) or its folder"
 
-Runs = Annotated[Path, arg(help=OUT)]
+Model = Annotated[str, arg(help=_MODEL)]
+ModelOrRun = Annotated[str, arg(help=_MODEL + _RUN)]
+Data = Annotated[str, arg(help=_DATA)]
+DataOfRun = Annotated[str, arg(help=_DATA + "; that of the run when left out")]
+
+Runs = Annotated[Path, arg(help="folder of runs; what is finished there is found and not run again")]
 Limit = Annotated[int | None, arg(help="use at most so many training and test points")]
 Device = Annotated[str, arg(help="cpu, cuda, cuda:1, mps")]
 Figures = Annotated[Literal["svg", "pdf", "png"] | None, arg(help="also write every figure in this format")]

@@ -12,15 +12,24 @@ from opnorm.runs.network_report import AnalysisProgress
 from opnorm.runs.runner import StudyProgress
 from opnorm.runs.training_run import RunProgress
 
-__all__ = ["AnalyzeBar", "AttackBar", "SeparationBar", "StudyBar", "TrainBar"]
+__all__ = ["AnalyzeBar", "AttackBar", "Bar", "StudyBar", "TrainBar"]
 
 
-class _Bar:
-    """A bar during the ``with`` block; it is a progress callback."""
+class Bar:
+    """A bar during the ``with`` block; those of its subclasses are progress callbacks."""
 
-    def __init__(self) -> None:
+    def __init__(self, label: str, total: float | None = None) -> None:
         self.console = stderr()
         self.bar = progress_bar(self.console)
+        self.main = self.bar.add_task(label, total=total, note="")
+
+    def update(self, done: float, note: str, total: float | None = None) -> None:
+        """Show how much is done."""
+        self.bar.update(self.main, completed=done, note=note, total=total)
+
+    def line(self, text: str) -> None:
+        """Print a line above the bars."""
+        self.console.print(text, markup=False)
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -32,55 +41,48 @@ class _Bar:
         self.bar.stop()
 
 
-class TrainBar(_Bar):
+class TrainBar(Bar):
     """One run: a bar with loss, accuracy and time left; a line an epoch where there is no terminal."""
-
-    def __init__(self, label: str) -> None:
-        super().__init__()
-        self.task = self.bar.add_task(label, total=None, note="")
 
     def __call__(self, event: RunProgress) -> None:
         """A callback of :func:`opnorm.runs.training_run.run_training`."""
         at = event.training
         if at is None:
-            self.bar.update(self.task, description=event.activity.partition("(")[0], note="")
+            self.bar.update(self.main, description=event.activity.partition("(")[0], note="")
             return
         note = f"epoch {at.epoch}/{at.epochs}  loss {at.loss:.4f}  accuracy {at.accuracy:.2%}"
-        done = (at.epoch - 1) * at.steps + at.step
-        self.bar.update(self.task, total=at.epochs * at.steps, completed=done, note=note)
+        self.update((at.epoch - 1) * at.steps + at.step, note, at.epochs * at.steps)
         if not self.console.is_terminal and at.step == at.steps:
             print(note, file=sys.stderr, flush=True)
 
 
-class StudyBar(_Bar):
+class StudyBar(Bar):
     """Many runs: one bar for all of them, one for each that is running, and a line for each that has ended."""
 
     def __init__(self, labels: list[str]) -> None:
-        super().__init__()
+        super().__init__("all runs", len(labels))
         self.labels = labels
         self.shares = [0.0] * len(labels)
         self.tasks: dict[int, TaskID] = {}
         self.ended: set[int] = set()
-        self.all = self.bar.add_task("all runs", total=len(labels), note="")
 
     def __call__(self, event: StudyProgress) -> None:
         """A callback of :func:`opnorm.runs.runner.run_study`."""
         i = event.index
         if i in self.ended:  # a late event of a worker whose result is here
             return
-        self.shares[i] = 1.0 if event.result else min(event.share, 0.99)
         if event.result:
             self.ended.add(i)
+            self.shares[i] = 1.0
             if i in self.tasks:
                 self.bar.remove_task(self.tasks.pop(i))
-            line = f"[{len(self.ended)}/{len(self.labels)}] {self.labels[i]}: {_outcome(event)}"
-            self.console.print(line, markup=False)
+            self.line(f"[{len(self.ended)}/{len(self.labels)}] {self.labels[i]}: {_outcome(event)}")
         else:
+            self.shares[i] = min(event.share, 0.99)
             if i not in self.tasks:
                 self.tasks[i] = self.bar.add_task(self.labels[i], total=1.0, note="")
             self.bar.update(self.tasks[i], completed=event.share, note=event.text)
-        note = f"{len(self.ended)} of {len(self.labels)} ended"
-        self.bar.update(self.all, completed=sum(self.shares), note=note)
+        self.update(sum(self.shares), f"{len(self.ended)} of {len(self.labels)} ended")
 
 
 def _outcome(event: StudyProgress) -> str:
@@ -94,55 +96,36 @@ def _outcome(event: StudyProgress) -> str:
     return found + (f"{accuracy[0]['accuracy']:.1%} clean" if accuracy else "done")
 
 
-class SeparationBar(_Bar):
-    """The share of all pairs that are done, and the least distance so far."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.all = self.bar.add_task("all pairs", total=1.0, note="")
-
-    def __call__(self, share: float, least: float) -> None:
-        """Called by :func:`opnorm.data.class_separation.separation`."""
-        self.bar.update(self.all, completed=share, note=f"nearest {least:.4g}")
-
-
-class AttackBar(_Bar):
+class AttackBar(Bar):
     """One evaluation: a bar for all points and one for the attack at work; a line a part where there is no terminal."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.all = self.bar.add_task("all points", total=None, note="")
-        self.one = self.bar.add_task("", total=None, note="")
+        super().__init__("all points")
+        self.stage = self.bar.add_task("", total=None, note="")
         self.at: tuple[str, int] = ("", -1)
 
     def __call__(self, event: EvaluationProgress) -> None:
         """A callback of :func:`opnorm.runs.attack_evaluation.evaluate`."""
+        note = f"{event.finished} of {event.total} points"
         if not self.console.is_terminal and event.finished != self.at[1]:
-            print(f"{event.finished} of {event.total} points done", file=sys.stderr, flush=True)
+            print(f"{note} done", file=sys.stderr, flush=True)
         if (event.activity, event.finished) != self.at:
             self.at = (event.activity, event.finished)
-            self.bar.reset(self.one, total=event.attacked, description=event.activity)
-        note = f"{event.finished} of {event.total} points"
-        self.bar.update(self.all, total=event.total, completed=event.finished, note=note)
-        self.bar.update(
-            self.one, completed=event.settled, note=f"{event.settled} of {event.attacked} settled"
-        )
+            self.bar.reset(self.stage, total=event.attacked, description=event.activity)
+        self.update(event.finished, note, event.total)
+        settled = f"{event.settled} of {event.attacked} settled"
+        self.bar.update(self.stage, completed=event.settled, note=settled)
 
 
-class AnalyzeBar(_Bar):
+class AnalyzeBar(Bar):
     """Analyses of one network or of several: a bar for all of them, and a line for each that has ended."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.all = self.bar.add_task("all analyses", total=None, note="")
 
     def __call__(self, event: AnalysisProgress) -> None:
         """A callback of :func:`opnorm.runs.network_report.analyze`."""
-        ended = event.seconds is not None
-        note = "" if ended else f"{event.label}: {event.call.partition('(')[0]}"
-        self.bar.update(self.all, total=event.total, completed=event.done + ended, note=note)
-        if event.seconds is not None:
-            took = "found" if event.found else f"{event.seconds:.1f} s"
-            outcome = f"not possible: {event.failure}" if event.failure else took
-            line = f"[{event.done + 1}/{event.total}] {event.label}: {event.call}: {outcome}"
-            self.console.print(line, markup=False)
+        if event.seconds is None:
+            note = f"{event.label}: {event.call.partition('(')[0]}"
+            return self.update(event.done, note, event.total)
+        self.update(event.done + 1, "", event.total)
+        took = "found" if event.found else f"{event.seconds:.1f} s"
+        outcome = f"not possible: {event.failure}" if event.failure else took
+        return self.line(f"[{event.done + 1}/{event.total}] {event.label}: {event.call}: {outcome}")

@@ -1,5 +1,6 @@
 """Attacks on many points, part by part: each part is stored when it ends, and a stopped evaluation resumes."""
 
+import itertools
 import json
 import math
 import time
@@ -28,9 +29,10 @@ from opnorm.attacks.gradient_masking import (
 from opnorm.attacks.minimum_norm import gaps
 from opnorm.attacks.result import AttackResult, StageResult, gradient_warnings
 from opnorm.errors import AttackError, SpecError
+from opnorm.runs.evaluation import Evaluation
 from opnorm.runs.store import FORMAT, Store
 
-__all__ = ["Evaluation", "EvaluationProgress", "evaluate", "save_points"]
+__all__ = ["EvaluationProgress", "evaluate"]
 
 TENSORS = ("points", "correct", "certified", "misclassified", "stage_index")  # of an AttackResult
 
@@ -51,55 +53,6 @@ class EvaluationProgress(NamedTuple):
     attacked: int
     finished: int
     total: int
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The result of an attack on a model, and the indicators of gradient masking.
-
-    Attributes:
-        attack: the call; empty for the user's own object, which has none.
-        norm: of the ball.
-        eps: its radius.
-        result: for every point.
-        labels: (B,), the correct classes.
-        before: (B,), the model's class of each clean point.
-        after: (B,), its class of each of ``result.points``.
-        masking: the indicators of gradient masking.
-        seconds: wall-clock time of all sessions.
-        folder: where it is stored, if it is.
-    """
-
-    attack: str
-    norm: float
-    eps: float
-    result: AttackResult
-    labels: Tensor
-    before: Tensor
-    after: Tensor
-    masking: GradientMaskingReport
-    seconds: float
-    folder: Path | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, without those of single points."""
-        r = self.result
-        return {
-            "attack": self.attack,
-            "norm": f"{self.norm:g}",
-            "eps": self.eps,
-            "points": len(r.correct),
-            "correct": int(r.correct.sum()),
-            "robust": int(r.robust.sum()),
-            "clean_accuracy": r.clean_accuracy,
-            "robust_accuracy": r.robust_accuracy,
-            "interval": list(r.interval),
-            "certified_accuracy": r.certified_accuracy,
-            "stages": [stage._asdict() for stage in r.stages],
-            "gradient_masking": self.masking.as_dict(),
-            "notes": list(r.notes),
-            "seconds": self.seconds,
-        }
 
 
 def evaluate(
@@ -154,21 +107,6 @@ def evaluate(
     return replace(evaluation, seconds=store.seconds(entry.key), folder=entry.folder)
 
 
-def save_points(path: Path, evaluation: Evaluation) -> None:
-    """Write the adversarial points as safetensors.
-
-    The tensors: ``points``, ``labels``, ``correct``, ``misclassified``, ``stage_index`` (of the attack, -1 for none),
-    ``before`` and ``after`` (classes). The metadata: ``attack`` and ``stages``.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
-    e = evaluation
-    tensors = {name: getattr(e.result, name) for name in TENSORS if name != "certified"}
-    metadata = {"attack": e.attack, "stages": json.dumps([stage.name for stage in e.result.stages])}
-    files.write_tensors(path, tensors | {"labels": e.labels, "before": e.before, "after": e.after}, metadata)
-
-
 @dataclass(frozen=True)
 class _Work:
     """The arguments of :func:`evaluate`, and the attack's call, norm, radius and mode."""
@@ -196,9 +134,11 @@ class _Work:
 
 
 class _Part(NamedTuple):
-    result: AttackResult
-    before: Tensor
-    after: Tensor
+    """The result of a part as it is stored: the tensors have one entry a point."""
+
+    tensors: dict[str, Tensor]
+    stages: tuple[StageResult, ...]
+    notes: tuple[str, ...]
     seconds: float
 
 
@@ -208,15 +148,25 @@ def _evaluate(work: _Work, folder: Path | None, surrogate: nn.Module | None) -> 
         path = None if folder is None else folder / f"part-{start:08d}.safetensors"
         if path is not None and path.exists():
             parts.append(_read(path, work.x.device))
-        else:
-            parts.append(_attack_part(work, start))
-            if path is not None:
-                _write(path, parts[-1])
-    result, started = _join([part.result for part in parts]), time.perf_counter()
+            continue
+        parts.append(_attack_part(work, start))
+        if path is not None:
+            rest = parts[-1]._asdict() | {"stages": [stage._asdict() for stage in parts[-1].stages]}
+            files.write_tensors(path, rest.pop("tensors"), {"rest": files.to_json(rest, None)})
+    tensors = {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors}
+    before, after, started = tensors.pop("before"), tensors.pop("after"), time.perf_counter()
+    result = AttackResult(**tensors, **_join(parts))
     masking = _check_masking(work, result, folder, surrogate)
     seconds = sum(part.seconds for part in parts) + time.perf_counter() - started
-    before, after = (torch.cat([getattr(part, name) for part in parts]) for name in ("before", "after"))
     return Evaluation(work.text, work.norm, work.eps, result, work.y, before, after, masking, seconds)
+
+
+def _read(path: Path, device: torch.device) -> _Part:
+    tensors, metadata = files.read_tensors(path)
+    rest = json.loads(metadata["rest"])
+    stages = tuple(StageResult(**stage) for stage in rest["stages"])
+    moved = {name: tensor.to(device) for name, tensor in tensors.items()}
+    return _Part(moved, stages, tuple(rest["notes"]), rest["seconds"])
 
 
 def _attack_part(work: _Work, start: int) -> _Part:
@@ -236,8 +186,9 @@ def _attack_part(work: _Work, start: int) -> _Part:
             f"{work.text or work.attack!r} gave points outside of its ball of radius {work.eps:.4g} in norm {work.norm:g}, "
             f"or of [0, 1]: {int(outside.sum())} of {len(x)}"
         )
-    before, after = work.logits(x).argmax(1), work.logits(result.points).argmax(1)
-    return _Part(result, before, after, time.perf_counter() - started)
+    tensors = {name: getattr(result, name) for name in TENSORS}
+    tensors |= {"before": work.logits(x).argmax(1), "after": work.logits(result.points).argmax(1)}
+    return _Part(tensors, result.stages, result.notes, time.perf_counter() - started)
 
 
 def _attack_once(work: _Work, x: Tensor, y: Tensor) -> AttackResult:
@@ -259,15 +210,12 @@ def _attack_once(work: _Work, x: Tensor, y: Tensor) -> AttackResult:
     return AttackResult(points, correct, torch.zeros_like(correct), misclassified, index, (stage,), notes)
 
 
-def _join(parts: Sequence[AttackResult]) -> AttackResult:
-    """One result for the points of all parts; the last attacks may not have run in each."""
-    longest = max(len(part.stages) for part in parts)
-    stages = tuple(_sum([part.stages[k] for part in parts if len(part.stages) > k]) for k in range(longest))
+def _join(parts: Sequence[_Part]) -> dict[str, Any]:
+    """The stages and the notes of all parts together; the last attacks may not have run in every part."""
+    columns = itertools.zip_longest(*(part.stages for part in parts))
+    stages = tuple(_sum([stage for stage in column if stage]) for column in columns)
     notes = [note for part in parts for note in part.notes if note not in gradient_warnings(part.stages)]
-    tensors: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in TENSORS}
-    return AttackResult(
-        **tensors, stages=stages, notes=tuple(dict.fromkeys([*notes, *gradient_warnings(stages)]))
-    )
+    return {"stages": stages, "notes": tuple(dict.fromkeys([*notes, *gradient_warnings(stages)]))}
 
 
 def _sum(stages: Sequence[StageResult]) -> StageResult:
@@ -297,27 +245,6 @@ def _check_masking(
     if path is not None:
         files.write_json(path, report.as_dict())
     return report
-
-
-# ---------------------------------------------------------------- files
-
-
-def _write(path: Path, part: _Part) -> None:
-    tensors = {name: getattr(part.result, name) for name in TENSORS}
-    stages = [stage._asdict() for stage in part.result.stages]
-    rest = {"stages": stages, "notes": part.result.notes, "seconds": part.seconds}
-    tensors |= {"before": part.before, "after": part.after}
-    files.write_tensors(path, tensors, {"rest": files.to_json(rest, None)})
-
-
-def _read(path: Path, device: torch.device) -> _Part:
-    tensors, metadata = files.read_tensors(path)
-    moved: dict[str, Any] = {k: v.to(device) for k, v in tensors.items()}
-    before, after, rest = moved.pop("before"), moved.pop("after"), json.loads(metadata["rest"])
-    stages = tuple(StageResult(**stage) for stage in rest["stages"])
-    return _Part(
-        AttackResult(**moved, stages=stages, notes=tuple(rest["notes"])), before, after, rest["seconds"]
-    )
 
 
 def _key(work: _Work) -> str:

@@ -1,4 +1,4 @@
-"""A contact sheet of adversarial points: clean image, perturbed image and their difference, side by side."""
+"""A contact sheet of adversarial points: clean image, perturbed image and their difference in a row."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,23 +8,23 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from opnorm._core import files
-from opnorm.runs.attack_evaluation import Evaluation
+from opnorm.runs.evaluation import Evaluation
 
 __all__ = ["contact_sheet"]
 
 FONT = ImageFont.load_default(13)
 
-TILE, GAP, TEXT = 96, 6, 18  # pixels: an image at least, between images, a line of text
-COLUMNS = 4  # points side by side
-PAPER = "#ececec"  # so that black and white images both end where they end
+TILE, GAP, TEXT = 96, 6, 18  # pixels: least side of an image, gap between images, height of a line of text
+COLUMNS = 4  # points in a row
+BACKGROUND = "#ececec"  # the edges of black and of white images are seen on it
 
 
 def contact_sheet(
     path: Path, x: Tensor, evaluation: Evaluation, classes: Sequence[str] = (), points: int = 24
 ) -> None:
-    """Draw the first adversarial points: clean, perturbed, and the difference around grey, magnified alike for all.
+    """Draw the first adversarial points: clean, perturbed, and the difference around grey, all magnified by one factor.
 
-    Under each: the model's class of the clean point → that of the perturbed one, and the attack that did it.
+    Below each point: its number, the model's class of the clean and of the perturbed image, and the attack that found it.
 
     Args:
         path: a file ending in .png.
@@ -42,39 +42,24 @@ def contact_sheet(
     gain = 0.5 / float(difference.abs().max()) if len(chosen) else 1.0
     scale = max(1, -(-TILE // max(x.shape[2:])))
     height, width = (side * scale for side in x.shape[2:])
-    cell = (3 * width + 6 * GAP, height + 2 * TEXT + 2 * GAP)
+    cell_width, cell_height = 3 * width + 6 * GAP, height + 2 * TEXT + 2 * GAP
     columns, rows = min(COLUMNS, max(len(chosen), 1)), -(-len(chosen) // COLUMNS)
-    sheet = Image.new("RGB", (max(columns * cell[0], 480) + GAP, rows * cell[1] + 2 * TEXT + 2 * GAP), PAPER)
+    head = 2 * TEXT + 2 * GAP
+    sheet = Image.new("RGB", (max(columns * cell_width, 480) + GAP, rows * cell_height + head), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    misclassified, correct = int(e.result.misclassified.sum()), int(e.result.correct.sum())
-    _write(
-        draw,
-        (2 * GAP, GAP),
-        f"{e.attack}: {misclassified} of {correct} points misclassified",
-        sheet.width - 4 * GAP,
-    )
+    shares = f"{int(e.result.misclassified.sum())} of {int(e.result.correct.sum())} points misclassified"
+    _write(draw, (2 * GAP, GAP), f"{e.attack}: {shares}", sheet.width - 4 * GAP)
     legend = f"clean, perturbed, and {gain:.3g} times the difference" if len(chosen) else "nothing to show"
     _write(draw, (2 * GAP, GAP + TEXT), legend, sheet.width - 4 * GAP, "dimgray")
-    names = [str(name) for name in classes] or [
-        str(k) for k in range(int(max(e.before.max(), e.after.max())) + 1)
-    ]
     for i, point in enumerate(chosen.tolist()):
-        left, top = i % COLUMNS * cell[0] + GAP, i // COLUMNS * cell[1] + 2 * TEXT + 2 * GAP
+        left, top = i % COLUMNS * cell_width + 2 * GAP, i // COLUMNS * cell_height + head
         for k, image in enumerate((clean[i], moved[i], difference[i] * gain + 0.5)):
-            sheet.paste(_picture(image, scale), (left + GAP + k * (width + GAP), top))
-        x0, y0 = left + GAP, top + height + 2
-        before, after = (names[int(kind[point])] for kind in (e.before, e.after))
-        x1 = x0 + _write(draw, (x0, y0), f"#{point}   {before}", 2 * width) + 6
-        _arrow(draw, x1, y0 + 9)
-        _write(draw, (x1 + 20, y0), after, 3 * width - (x1 + 20 - x0))
+            sheet.paste(_picture(image, scale), (left + k * (width + GAP), top))
+        before, after = (classes[k] if classes else k for k in (int(e.before[point]), int(e.after[point])))
+        _write(draw, (left, top + height + 2), f"#{point}   {before} -> {after}", 3 * width)
         if len(e.result.stages) > 1:
-            _write(
-                draw,
-                (x0, y0 + TEXT - 2),
-                e.result.stages[int(e.result.stage_index[point])].name,
-                3 * width,
-                "dimgray",
-            )
+            name = e.result.stages[int(e.result.stage_index[point])].name
+            _write(draw, (left, top + height + TEXT), name, 3 * width, "dimgray")
     with files.atomic_write(path) as part:
         sheet.save(part, "PNG")
 
@@ -89,15 +74,8 @@ def _picture(image: Tensor, scale: int) -> Image.Image:
 
 def _write(
     draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, width: int, color: str = "black"
-) -> int:
-    """Write the text, or as much of it as the width holds; how wide it became."""
+) -> None:
+    """Write the text, or as much of it as the width holds."""
     while len(text) > 1 and FONT.getlength(text) > width:
         text = text[:-2].rstrip() + "."
     draw.text(at, text, color, FONT)
-    return round(FONT.getlength(text))
-
-
-def _arrow(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:
-    """Drawn, for the font that comes with pillow has none."""
-    draw.line([(x, y), (x + 13, y)], "black")
-    draw.polygon([(x + 13, y), (x + 8, y - 3), (x + 8, y + 3)], "black")

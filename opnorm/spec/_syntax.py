@@ -35,6 +35,11 @@ class Call:
         parts = [to_text(a) for a in self.args] + [f"{k}={to_text(v)}" for k, v in self.kwargs]
         return f"{self.name}({', '.join(parts)})"
 
+    def with_arguments(self, **given: "Value") -> "Call":
+        """The call with those of the given arguments that are not None after its own."""
+        more = tuple((name, value) for name, value in given.items() if value is not None)
+        return Call(self.name, self.args, (*self.kwargs, *more))
+
 
 def map_calls(call: Call, change: Callable[[Call], Any]) -> Call:
     """The call with ``change`` applied to every call directly inside it, or inside its tuples."""

@@ -13,7 +13,8 @@ from opnorm._core.files import read_tensors
 from opnorm.attacks import AutoAttack, apgd, autoattack, fgsm, pgd
 from opnorm.errors import AttackError, RunError
 from opnorm.models import cnn
-from opnorm.runs.attack_evaluation import evaluate, save_points
+from opnorm.runs.attack_evaluation import evaluate
+from opnorm.runs.evaluation import save_points
 from opnorm.runs.image_sheet import contact_sheet
 from opnorm.runs.store import Store
 from tests.attacks.honest import Around, honest, points
