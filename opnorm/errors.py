@@ -4,6 +4,9 @@ Every message names the value, what was expected and the likely cause. The comma
 line and exits with status 2; in Python it is an ordinary exception.
 """
 
+import difflib
+from collections.abc import Callable, Iterable
+
 __all__ = [
     "AttackError",
     "BoundError",
@@ -14,6 +17,7 @@ __all__ = [
     "RunError",
     "SpecError",
     "TrainError",
+    "did_you_mean",
 ]
 
 
@@ -51,3 +55,12 @@ class TrainError(OpnormError):
 
 class RunError(OpnormError):
     """A run's folder cannot be used: locked, of another version, damaged, or on a full disk."""
+
+
+def did_you_mean(
+    name: str, known: Iterable[str], otherwise: str = "", show: Callable[[str], str] = repr
+) -> str:
+    """The end of a message: ``"; did you mean 'cnn'?"`` for "cnnn", or ``otherwise`` where nothing known is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    hint = f"did you mean {show(close[0])}?" if close else otherwise
+    return f"; {hint}" if hint else ""

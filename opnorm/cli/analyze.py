@@ -8,8 +8,18 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 import opnorm
-from opnorm.cli.options import DataOfRun, Device, Figures, Json, Limit, ModelOrRun, check_device, print_json
-from opnorm.cli.subjects import data_of, network_and_data, run_folder
+from opnorm.cli.options import (
+    DataOfRun,
+    Device,
+    Figures,
+    Json,
+    Limit,
+    ModelOrRun,
+    Results,
+    check_device,
+    print_json,
+)
+from opnorm.cli.subjects import data_of, network_and_data, results_folder, run_folder
 from opnorm.errors import OpnormError
 
 __all__ = ["ANALYSES", "analyze", "compare"]
@@ -38,7 +48,7 @@ class AnalyzeOptions:
     )
     limit: Limit = None
     seed: int = 0  # of the choice of points and of attacks
-    out: Path = Path("runs")  # folder of runs; results are kept in its folder analyses
+    out: Results = None
     device: Device = "cpu"
     figures: Figures = None
     json: Json = False
@@ -91,14 +101,15 @@ def _analyze(models: tuple[str, ...], options: AnalyzeOptions) -> None:
     calls = analysis_calls(o.what, points=o.points, seed=o.seed)
     check_device(o.device)
     named = [_named(text) for text in models]
+    out = results_folder(tuple(model for _, model in named), o.out)
     data = o.data
     if not data:
-        data = data_of(next((m for _, m in named if run_folder(m, o.out)), named[0][1]), o.out)
-    pairs = [_network(label, model, data, o.out) for label, model in named]
+        data = data_of(next((m for _, m in named if run_folder(m, out)), named[0][1]), out)
+    pairs = [_network(label, model, data, out) for label, model in named]
     networks, dataset = [network for network, _ in pairs], pairs[0][1]
     for network in networks:
         network.model.to(o.device).eval()
-    store = Store(o.out / "analyses")
+    store = Store(out / "analyses")
     with AnalyzeBar("all analyses") as progress:
         dataset = dataset if o.limit is None else dataset.limit(o.limit)
         found = analyze(networks, dataset, calls, store=store, progress=progress)

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from opnorm.cli.options import DataOfRun, Device, Json, ModelOrRun, check_device, number, print_json
-from opnorm.cli.subjects import data_of, network_and_data
+from opnorm.cli.options import DataOfRun, Device, Json, ModelOrRun, Results, check_device, number, print_json
+from opnorm.cli.subjects import data_of, network_and_data, results_folder
 from opnorm.errors import OpnormError
 
 __all__ = ["attack"]
@@ -33,7 +33,7 @@ class AttackOptions:
     )
     save: Path | None = None  # write the perturbed points here, a .safetensors file
     sheet: Path | None = None  # draw adversarial points: clean, perturbed, difference; a .png file
-    out: Path = Path("runs")  # folder of runs; evaluations are stored in its folder attacks, and found again
+    out: Results = None
     device: Device = "cpu"
     json: Json = False
 
@@ -62,22 +62,22 @@ def attack(
     from opnorm.runs.image_sheet import contact_sheet
     from opnorm.runs.store import Store
 
-    o = options
+    o, out = options, results_folder((model,), options.out)
     _check_file("--save", o.save, ".safetensors")
     _check_file("--sheet", o.sheet, ".png")
     radius = {k: number(f"--{k}", v) for k, v in (("norm", o.norm), ("eps", o.eps)) if v}
     call = spec.parse(o.attack).with_arguments(**radius, version=o.version, seed=o.seed)
     chosen = spec.build(call, "attack")
     check_device(o.device)
-    data = o.data or data_of(model, o.out)
-    network, dataset = network_and_data(model, data, o.out)
-    surrogate = network_and_data(o.surrogate, data, o.out)[0].to(o.device) if o.surrogate else None
+    data = o.data or data_of(model, out)
+    network, dataset = network_and_data(model, data, out)
+    surrogate = network_and_data(o.surrogate, data, out)[0].to(o.device) if o.surrogate else None
     test = (dataset if o.limit is None else dataset.limit(o.limit)).test
     x, y = as_pixels(test.images).to(o.device), test.labels.to(o.device)
     with AttackBar() as progress:
         done = evaluate(
             network.to(o.device), x, y, chosen,
-            store=Store(o.out / "attacks"), surrogate=surrogate, progress=progress,
+            store=Store(out / "attacks"), surrogate=surrogate, progress=progress,
         )  # fmt: skip
     if o.save is not None:
         save_points(o.save, done)

@@ -22,6 +22,12 @@ Data = Annotated[str, arg(help=_DATA)]
 DataOfRun = Annotated[str, arg(help=_DATA + "; that of the run when left out")]
 
 Runs = Annotated[Path, arg(help="folder of runs; what is finished there is found and not run again")]
+Results = Annotated[
+    Path | None,
+    arg(
+        help="folder of runs; results are kept in it, and found again; that of the run, or runs, when left out"
+    ),
+]
 Limit = Annotated[int | None, arg(help="use at most so many training and test points")]
 Device = Annotated[str, arg(help="cpu, cuda, cuda:1, mps")]
 Figures = Annotated[Literal["svg", "pdf", "png"] | None, arg(help="also write every figure in this format")]

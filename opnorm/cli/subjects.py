@@ -6,7 +6,17 @@ from typing import Any
 
 from opnorm.errors import OpnormError, SpecError
 
-__all__ = ["data_of", "network_and_data", "run_folder"]
+__all__ = ["data_of", "network_and_data", "results_folder", "run_folder"]
+
+
+def results_folder(models: tuple[str, ...], out: Path | None) -> Path:
+    """The folder of runs whose results these are: ``out``, or where the first run is that is named by its folder."""
+    found = next(
+        (Path(os.path.abspath(m)).parent for m in models if os.path.isfile(Path(m) / "run.json")), None
+    )
+    if out or not found:
+        return out or Path("runs")
+    return found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
 
 
 def run_folder(model: str, out: Path) -> Path | None:

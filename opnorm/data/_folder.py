@@ -1,6 +1,5 @@
 """Folders of image files, one folder for each class."""
 
-import difflib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from opnorm.data.cache import DecodedSplits, cached, fingerprint
 from opnorm.data.dataset import Dataset
 from opnorm.data.decode import CHUNK, SUFFIXES, Encoded, check_size, existing_path
-from opnorm.errors import DataError
+from opnorm.errors import DataError, did_you_mean
 from opnorm.spec import factory
 
 __all__ = ["folder"]
@@ -74,12 +73,9 @@ def _find_parts(root: Path) -> dict[str, Files]:
     classes = {name for name, _ in found}
     for name, file in held_out:
         if name not in classes:
-            close = difflib.get_close_matches(name, classes, n=1)
-            hint = (
-                f"did you mean {close[0]!r}?" if close else "Likely cause: test images not in class folders"
-            )
+            hint = did_you_mean(name, classes, "Likely cause: test images not in class folders")
             raise DataError(
-                f"{file}: the class {name!r} is not in {train.name}/; expected one of its {len(classes)}; {hint}"
+                f"{file}: the class {name!r} is not in {train.name}/; expected one of its {len(classes)}{hint}"
             )
     return {"train": found, "test": held_out}
 

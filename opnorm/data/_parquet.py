@@ -1,6 +1,5 @@
 """Parquet files in the Hugging Face hub's layout: an image column of encoded bytes and a label column."""
 
-import difflib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from torch import Tensor
 from opnorm.data.cache import DecodedSplits, cached, fingerprint
 from opnorm.data.dataset import Dataset
 from opnorm.data.decode import CHUNK, Encoded, check_size, existing_path
-from opnorm.errors import DataError
+from opnorm.errors import DataError, did_you_mean
 from opnorm.spec import factory
 
 __all__ = ["parquet"]
@@ -228,9 +227,10 @@ def _is_image(kind: Any) -> bool:
 def _choose(kind: str, wanted: str | None, found: list[str], schema: Any, where: str) -> str:
     if wanted is not None:
         if wanted not in schema.names:
-            close = difflib.get_close_matches(wanted, schema.names, n=1)
-            hint = f"did you mean {kind}={close[0]!r}?" if close else f"it has {', '.join(schema.names)}"
-            raise DataError(f"{where} has no column {wanted!r} for the {kind}; {hint}")
+            hint = did_you_mean(
+                wanted, schema.names, f"it has {', '.join(schema.names)}", lambda name: f"{kind}={name!r}"
+            )
+            raise DataError(f"{where} has no column {wanted!r} for the {kind}{hint}")
         return wanted
     if len(found) == 1:
         return found[0]

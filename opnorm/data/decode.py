@@ -1,6 +1,5 @@
 """Decoding of images (PNG, JPEG, ...) into one uint8 tensor, for the parquet and the folder reader."""
 
-import difflib
 import io
 import itertools
 from collections import Counter, deque
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from opnorm._core.cores import available_cores
 from opnorm._core.settings import check_count
-from opnorm.errors import DataError
+from opnorm.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -106,9 +105,10 @@ def existing_path(path: str, expected: str) -> Path:
             f"{path!r} cannot be searched ({e}); expected {expected}. Likely cause: no permission for one of its "
             "folders, or a damaged path"
         ) from e
-    close = difflib.get_close_matches(missing.name, siblings, n=1)
-    hint = f"did you mean {str(missing.parent / close[0])!r}?" if close else "Likely cause: a typing error"
-    raise DataError(f"{path!r}: there is no {str(missing)!r}; expected {expected}; {hint}")
+    hint = did_you_mean(
+        missing.name, siblings, "Likely cause: a typing error", lambda name: repr(str(missing.parent / name))
+    )
+    raise DataError(f"{path!r}: there is no {str(missing)!r}; expected {expected}{hint}")
 
 
 # ---------------------------------------------------------------- one image

@@ -1,12 +1,11 @@
 """A network that ends at a hidden layer, such as at the last hidden features, whose Jacobian Roth et al. study."""
 
-import difflib
 from typing import Any
 
 from torch import Tensor, nn
 
 from opnorm._core.layers import unwrap
-from opnorm.errors import ModelError
+from opnorm.errors import ModelError, did_you_mean
 from opnorm.norms.network.trace import trace
 
 __all__ = ["Features", "features"]
@@ -23,8 +22,7 @@ class Features(nn.Module):
         """Those features, flattened to (B, K), before anything later changes them in place."""
         modules = dict(self.model.named_modules())
         if self.layer not in modules:
-            near = difflib.get_close_matches(self.layer, modules, n=3)
-            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+            hint = did_you_mean(self.layer, modules)
             raise ModelError(f"{type(self.model).__name__} has no layer {self.layer!r}{hint}")
         calls: list[Any] = []
 

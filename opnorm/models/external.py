@@ -1,12 +1,11 @@
 """Networks of the timm library."""
 
-import difflib
 import importlib
 from typing import Any
 
 from torch import nn
 
-from opnorm.errors import ModelError
+from opnorm.errors import ModelError, did_you_mean
 from opnorm.models.modules import CHW, Normalize, check_sizes
 from opnorm.models.stages import named
 from opnorm.spec import factory
@@ -36,9 +35,8 @@ def timm(
     check_sizes(in_shape=in_shape, **({} if classes is None else {"classes": classes}))
     library = _library(name)
     if not library.is_model(name):
-        near = difflib.get_close_matches(name, library.list_models(), 1)
-        hint = f"did you mean {near[0]!r}?" if near else "expected one of timm.list_models()"
-        raise ModelError(f"timm has no network {name!r}; {hint}")
+        hint = did_you_mean(name, library.list_models(), "expected one of timm.list_models()")
+        raise ModelError(f"timm has no network {name!r}{hint}")
     options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     settings = library.get_pretrained_cfg(name)
     if settings is not None and settings.fixed_input_size:

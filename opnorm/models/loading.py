@@ -1,6 +1,5 @@
 """Weights in files: opnorm's own, which record their network, and state dicts of others."""
 
-import difflib
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from opnorm import spec
 from opnorm._core import files
-from opnorm.errors import ModelError, RunError, SpecError
+from opnorm.errors import ModelError, RunError, SpecError, did_you_mean
 
 __all__ = ["SPEC_KEY", "file", "read_tensors", "save"]
 
@@ -61,9 +60,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     path = Path(path)
     if not path.is_file():
         siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, siblings, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"searched in {path.parent.resolve()}"
-        raise ModelError(f"no file {path}; {hint}")
+        hint = did_you_mean(path.name, siblings, f"searched in {path.parent.resolve()}")
+        raise ModelError(f"no file {path}{hint}")
     if path.suffix == ".safetensors":
         try:
             return files.read_tensors(path)

@@ -153,7 +153,8 @@ def _evaluate(work: _Work, folder: Path | None, surrogate: nn.Module | None) -> 
         if path is not None:
             rest = parts[-1]._asdict() | {"stages": [stage._asdict() for stage in parts[-1].stages]}
             files.write_tensors(path, rest.pop("tensors"), {"rest": files.to_json(rest, None)})
-    tensors = {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors}
+    names = parts[0].tensors
+    tensors: dict[str, Any] = {name: torch.cat([part.tensors[name] for part in parts]) for name in names}
     before, after, started = tensors.pop("before"), tensors.pop("after"), time.perf_counter()
     result = AttackResult(**tensors, **_join(parts))
     masking = _check_masking(work, result, folder, surrogate)

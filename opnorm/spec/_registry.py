@@ -1,16 +1,15 @@
 """From a call to the object that it names, and back; the canonical forms of a call."""
 
-import difflib
 import functools
 import importlib
 import inspect
 import sys
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from opnorm.errors import OpnormError, SpecError
+from opnorm.errors import OpnormError, SpecError, did_you_mean
 from opnorm.spec._syntax import Call, Value, map_calls, parse, to_text
 
 __all__ = ["FAMILIES", "build", "factory", "fill", "full", "names", "resolve", "short", "spec_of", "stated"]
@@ -98,7 +97,7 @@ def resolve(call: Call, kind: str | None = None) -> Callable[..., Any]:
             return members[call.name]
     known = sorted(n for family in ([kind] if kind else FAMILIES) for n in names(family))
     raise SpecError(
-        f"unknown {kind or 'name'} {call.name!r}{_did_you_mean(call.name, known)}; "
+        f"unknown {kind or 'name'} {call.name!r}{did_you_mean(call.name, known)}; "
         f"known: {', '.join(known)}; your own code: package.module.{call.name}(...)"
     )
 
@@ -122,17 +121,12 @@ def _resolve_dotted(name: str) -> Callable[..., Any]:
     found = getattr(module, attribute, None)
     if not callable(found):
         public = [n for n in dir(module) if callable(getattr(module, n)) and not n.startswith("_")]
-        raise SpecError(f"{module_name} has no function {attribute!r}{_did_you_mean(attribute, public)}")
+        raise SpecError(f"{module_name} has no function {attribute!r}{did_you_mean(attribute, public)}")
     # a partial has no __qualname__, and functools as its __module__
     origin = (getattr(found, "__module__", None) or "") if hasattr(found, "__qualname__") else ""
     if origin.split(".")[0] in sys.stdlib_module_names:
         raise standard
     return found
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 # ---------------------------------------------------------------- call -> object
@@ -201,7 +195,7 @@ def _bind(call: Call, function: Callable[..., Any]) -> inspect.BoundArguments:
     keys = [key for key, _ in call.kwargs]
     for key in keys:
         if key not in accepted and not open_ended:
-            raise SpecError(f"{call.name}() has no parameter {key!r}{_did_you_mean(key, accepted)}; {usage}")
+            raise SpecError(f"{call.name}() has no parameter {key!r}{did_you_mean(key, accepted)}; {usage}")
         if keys.count(key) > 1:
             raise SpecError(f"{call.name}() got {key!r} twice; {usage}")
     try:

@@ -85,6 +85,29 @@ def test_a_run_knows_its_data_and_its_epochs(main):
     assert report["title"] == "Analyses of plain"
 
 
+@pytest.mark.parametrize("command", [("analyze", "--what", "accuracy"), ("attack", "--attack", "fgsm")])
+def test_results_of_a_run_elsewhere_are_kept_there(main, tmp_path, command):
+    settings = (
+        "--model",
+        "mlp(width=6, depth=1)",
+        "--epochs",
+        "1",
+        "--limit",
+        "60",
+        "--analyses",
+        "accuracy",
+    )
+    key = json.loads(main("train", *settings, "--out", "elsewhere", "--json")[1])["key"]
+    name, *options = command
+    for run, out in (((f"elsewhere/{key}",), "elsewhere"), ((key, "--out", "elsewhere"), "elsewhere"),
+                     ((f"elsewhere/{key}", "--out", "here"), "here")):  # fmt: skip
+        before = set(tmp_path.glob("*"))
+        status, printed, _ = main(name, *run, *options)
+        assert status == 0
+        assert Path(printed.split()[-1]).absolute().is_relative_to(tmp_path / out)
+        assert {p.name for p in set(tmp_path.glob("*")) - before} <= {"here"}, "nothing anywhere else"
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
