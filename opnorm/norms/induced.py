@@ -271,8 +271,8 @@ def _between(ends: _Ends, u: float, v: float) -> float:
     best = math.inf
     for i in range(GRID):
         w = v + (u - v) * i / (GRID - 1)  # (u, v) = w (1, v/w) + (1 - w) ((u - w)/(1 - w), 0)
-        column = ends.columns(_inverse(min(1.0, v / w))) if w > 0 else 1.0
-        row = ends.rows(_inverse(min(1.0, max(0.0, (u - w) / (1 - w))))) if w < 1 else 1.0
+        column = ends.columns(_inverse(v / w)) if w > 0 else 1.0
+        row = ends.rows(_inverse((u - w) / (1 - w))) if w < 1 else 1.0
         if (column > 0 or w == 0) and (row > 0 or w == 1):
             best = min(best, column**w * row ** (1 - w))
     if (u, v) == (0.5, 0.5):
@@ -282,9 +282,9 @@ def _between(ends: _Ends, u: float, v: float) -> float:
     to_row = 0.5 / (0.5 - v) if v < 0.5 else math.inf
     far = min(to_column, to_row)
     if to_column <= to_row:
-        end = ends.columns(_inverse(min(1.0, max(0.0, 0.5 + far * (v - 0.5)))))
+        end = ends.columns(_inverse(0.5 + far * (v - 0.5)))
     else:
-        end = ends.rows(_inverse(min(1.0, max(0.0, 0.5 + far * (u - 0.5)))))
+        end = ends.rows(_inverse(0.5 + far * (u - 0.5)))
     return min(best, end ** (1 / far) * ends.sigma ** (1 - 1 / far))
 
 
@@ -302,4 +302,5 @@ def _slack(outputs: int, inputs: int) -> float:
 
 
 def _inverse(u: float) -> float:
-    return 1 / u if u > 0 else math.inf
+    """The exponent 1/u, for u in [0, 1] up to rounding."""
+    return 1 / min(u, 1.0) if u > 0 else math.inf

@@ -2,14 +2,13 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from opnorm._core.layers import Shape, check_weights, in_float64, unwrap
+from opnorm._core.layers import BATCH_NORM, Shape, check_weights, in_float64, unwrap
 from opnorm.errors import NormError
 from opnorm.norms._operator_norm import Order, check_ords, interval_settings, norm_of
 from opnorm.norms.network.trace import Example, LayerCall, first_line, layers, trace
@@ -76,19 +75,15 @@ def _rows(
     owners: dict[int, str] = {}  # parameter -> the first layer that has it
     known: dict[tuple[nn.Module, Shape, str], tuple[dict[Order, Norm], dict[Order, float], str]] = {}
     rows: list[LayerNorms] = []
-    with _bar(progress, calls) as advance:
-        for call in calls:
-            advance(call, 0)
-            name, layer, in_shape, out_shape, note = call
-            if (layer, in_shape, note) not in known:
-                found = ({}, {}, note) if note else layer_norms(layer, in_shape, ords, wanted)
-                known[layer, in_shape, note] = found
-            norms, constants, note = known[layer, in_shape, note]
-            tags = _tags(call, owners, repeated=any(r.layer == name for r in rows))
-            size = sum(p.numel() for p in layer.parameters() if not is_lazy(p))
-            kind = _kind(layer)
-            rows.append(LayerNorms(name, kind, in_shape, out_shape, size, norms, note, constants, tags))
-            advance(call, 1)
+    for call in _with_bar(calls) if progress else calls:
+        name, layer, in_shape, out_shape, note = call
+        key = (layer, in_shape, note)
+        if key not in known:
+            known[key] = ({}, {}, note) if note else layer_norms(layer, in_shape, ords, wanted)
+        norms, constants, note = known[key]
+        tags = _tags(call, owners, repeated=any(r.layer == name for r in rows))
+        size = sum(p.numel() for p in layer.parameters() if not is_lazy(p))
+        rows.append(LayerNorms(name, _kind(layer), in_shape, out_shape, size, norms, note, constants, tags))
     return rows
 
 
@@ -139,6 +134,7 @@ def _tags(call: LayerCall, names: dict[int, str], repeated: bool) -> tuple[str, 
     """What the reader should know of a row beside its norms."""
     layer, tags = call.layer, []
     parameters = [p for p in layer.parameters() if not is_lazy(p)]
+    running = isinstance(layer, BATCH_NORM) and layer.running_var is not None
     if repeated:
         tags.append("called again")
     shared = {names.setdefault(id(p), call.name) for p in parameters} - {call.name}
@@ -148,23 +144,15 @@ def _tags(call: LayerCall, names: dict[int, str], repeated: bool) -> tuple[str, 
         tags.append("frozen")
     if "parametrizations" in layer._modules:
         tags.append("parametrized")
-    if (
-        isinstance(layer, nn.modules.batchnorm._BatchNorm)
-        and layer.training
-        and layer.running_var is not None
-    ):
+    if running and layer.training:
         tags.append("in train mode, where it is not linear; this is its norm in eval mode")
     if layer._forward_hooks:
         tags.append("has a forward hook, which is not in the norm")
     return tuple(tags)
 
 
-@contextmanager
-def _bar(wanted: bool, calls: Sequence[LayerCall]) -> Iterator[Callable[[LayerCall, int], None]]:
-    """A progress bar: the function is called before (0) and after (1) each call."""
-    if not wanted:
-        yield lambda call, done: None
-        return
+def _with_bar(calls: Sequence[LayerCall]) -> Iterator[LayerCall]:
+    """The calls, with a progress bar."""
     from opnorm._core.progress_bar import progress_bar
 
     def work(call: LayerCall) -> int:  # the cost of an ℓ2 interval grows about with the number of channels
@@ -172,9 +160,8 @@ def _bar(wanted: bool, calls: Sequence[LayerCall]) -> Iterator[Callable[[LayerCa
         return 1 + (math.isqrt(weight.numel()) if weight is not None and not is_lazy(weight) else 0)
 
     with progress_bar() as bar:
-        task = bar.add_task("layers", total=sum(work(c) for c in calls), note="")
-
-        def advance(call: LayerCall, done: int) -> None:
-            bar.update(task, description=call.name or "(model)", advance=done * work(call))
-
-        yield advance
+        task = bar.add_task("layers", total=sum(map(work, calls)), note="")
+        for call in calls:
+            bar.update(task, description=call.name or "(model)")
+            yield call
+            bar.advance(task, work(call))

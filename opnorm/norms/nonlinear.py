@@ -66,7 +66,7 @@ def is_nonlinear(layer: nn.Module) -> bool:
 
 # sup |φ'|, the irrational ones rounded up in their last digit (found with 40 digits)
 GELU = {"none": 1.1289041451851549, "tanh": 1.1289930686577719}  # at √2: Φ(√2) + √2 φ(√2); at 1.41850400879
-ELEMENTWISE: dict[type[nn.Module], float | Callable[[Any], float]] = {
+ELEMENTWISE: dict[type[nn.Module], float | Callable[[Any], float | str]] = {
     nn.ReLU: 1.0,
     nn.ReLU6: 1.0,
     nn.Tanh: 1.0,
@@ -86,49 +86,32 @@ ELEMENTWISE: dict[type[nn.Module], float | Callable[[Any], float]] = {
     nn.RReLU: lambda layer: max(1.0, abs(layer.lower + layer.upper) / 2),  # the slope of eval mode
     nn.PReLU: lambda layer: max(1.0, float(layer.weight.detach().abs().max())),
     nn.ELU: lambda layer: max(1.0, abs(layer.alpha)),  # α e^x left of 0
+    # e^{x/α} left of 0
+    nn.CELU: lambda layer: f"with alpha={layer.alpha} grows without bound" if layer.alpha < 0 else 1.0,
+    # torch jumps from log(1 + e^{βx}) / β to x at βx = threshold; at 20 the jump is lost in rounding
+    nn.Softplus: lambda layer: (
+        f"with threshold={layer.threshold}, beta={layer.beta} jumps"
+        if layer.threshold < 15 or layer.beta <= 0
+        else 1.0
+    ),
+    nn.Threshold: lambda layer: (
+        f"jumps from {layer.value} to {layer.threshold}" if layer.value != layer.threshold else 1.0
+    ),
+    nn.Hardshrink: lambda layer: f"jumps at ±{layer.lambd}" if layer.lambd > 0 else 1.0,
+    nn.GLU: lambda layer: "multiplies two halves of its input",
 }
+"""A number, or a function of the layer that gives it, or that gives the reason why there is none."""
 
 
 def _elementwise(layer: nn.Module, ord: float, in_shape: Shape, constant: Any) -> float:
-    return constant(layer) if callable(constant) else constant
+    value: float | str = constant(layer) if callable(constant) else constant
+    if isinstance(value, str):
+        raise NormError(f"{type(layer).__name__} {value}: no Lipschitz constant")
+    return value
 
 
 for _kind, _constant in ELEMENTWISE.items():
     lipschitz.register(_kind, functools.partial(_elementwise, constant=_constant))
-
-
-@lipschitz.register
-def _(layer: nn.CELU, ord: float, in_shape: Shape) -> float:
-    if layer.alpha < 0:
-        raise NormError(f"CELU with alpha={layer.alpha} grows without bound in its slope")
-    return 1.0  # e^{x/α} left of 0
-
-
-@lipschitz.register
-def _(layer: nn.Softplus, ord: float, in_shape: Shape) -> float:
-    # torch jumps from log(1 + e^{βx}) / β to x at βx = threshold; at 20 the jump is lost in rounding
-    if layer.threshold < 15 or layer.beta <= 0:
-        raise NormError(f"Softplus with threshold={layer.threshold}, beta={layer.beta} has a jump")
-    return 1.0
-
-
-@lipschitz.register
-def _(layer: nn.Threshold, ord: float, in_shape: Shape) -> float:
-    if layer.value != layer.threshold:
-        raise NormError(f"Threshold jumps from {layer.value} to {layer.threshold}: no Lipschitz constant")
-    return 1.0
-
-
-@lipschitz.register
-def _(layer: nn.Hardshrink, ord: float, in_shape: Shape) -> float:
-    if layer.lambd > 0:
-        raise NormError(f"Hardshrink jumps at ±{layer.lambd}: no Lipschitz constant")
-    return 1.0
-
-
-@lipschitz.register
-def _(layer: nn.GLU, ord: float, in_shape: Shape) -> float:
-    raise NormError("GLU multiplies two halves of its input: no Lipschitz constant")
 
 
 # ---------------------------------------------------------------- softmax
