@@ -1,7 +1,7 @@
 """The operator norm of one layer, whatever its type and whatever the order."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -68,8 +68,7 @@ def operator_norm(
     check_ords([ord])
     check_weights(layer)
     shape = _default_shape(layer) if in_shape is None else tuple(in_shape)
-    settings = interval_settings(relative_width, failure_probability)
-    return norm_of(layer, ord, shape, lambda: in_float64(layer), settings)
+    return norm_of(layer, ord, shape, interval_settings(relative_width, failure_probability))
 
 
 def _default_shape(layer: nn.Module) -> Shape:
@@ -103,18 +102,8 @@ def check_ords(ords: Sequence[Order]) -> None:
             )
 
 
-def norm_of(
-    layer: nn.Module, ord: Order, shape: Shape, double: Callable[[], nn.Module], wanted: dict[str, Any]
-) -> Norm:
-    """As :func:`operator_norm`, without its checks.
-
-    Args:
-        layer: the layer.
-        ord: of the norm.
-        shape: of one input.
-        double: gives the layer in float64, for ℓ1 and ℓ∞.
-        wanted: settings of an ℓ2 interval.
-    """
+def norm_of(layer: nn.Module, ord: Order, shape: Shape, settings: dict[str, Any]) -> Norm:
+    """As :func:`operator_norm`, without its checks; ``settings`` are those of an ℓ2 interval."""
     if isinstance(ord, tuple) and ord[0] == ord[1]:
         ord = ord[0]
     known = l1.dispatch(type(layer)) is not l1.dispatch(object)
@@ -128,10 +117,10 @@ def norm_of(
 
         return induced_norm(layer, *ord, shape)
     if ord == 2:
-        return spectral_norm(layer, shape, **wanted)
+        return spectral_norm(layer, shape, **settings)
     if known:
         with torch.enable_grad():  # no weight asks for it, but a norm may be found by autograd
-            exact = (l1 if ord == 1 else linf)(double(), shape)
+            exact = (l1 if ord == 1 else linf)(in_float64(layer), shape)
         return Norm.of(exact, exact, "exact")
     sums = linear_map(layer, shape).to_dense(MATRIX_LIMIT).abs().sum(0 if ord == 1 else 1).max()
     return Norm.of(sums, sums, "exact: the explicit matrix")

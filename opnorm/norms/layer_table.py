@@ -1,6 +1,5 @@
 """Measuring the norms of every layer of a network."""
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from opnorm._core.layers import BATCH_NORM, Shape, check_weights, in_float64, unwrap
+from opnorm._core.layers import BATCH_NORM, Shape, check_weights, unwrap
 from opnorm.errors import NormError
 from opnorm.norms._operator_norm import Order, check_ords, interval_settings, norm_of
 from opnorm.norms.network.trace import Example, LayerCall, first_line, layers, trace
@@ -59,18 +58,18 @@ def measure(
         {1: 1.0}
     """
     check_ords(ords)
-    wanted = interval_settings(relative_width, failure_probability)
-    check_interval(**wanted)
+    settings = interval_settings(relative_width, failure_probability)
+    check_interval(**settings)
     model = unwrap(model)
     calls = every = trace(model, example)
     if only != "*":
         calls = [every[i] for i in matching([(v.name, _kind(v.layer)) for v in every], only)]
-    rows = _rows(calls, ords, wanted, progress)
+    rows = _rows(calls, ords, settings, progress)
     return NormTable(tuple(rows), tuple(ords), _uncalled(model, every) if only == "*" else ())
 
 
 def _rows(
-    calls: Sequence[LayerCall], ords: Sequence[Order], wanted: dict[str, Any], progress: bool
+    calls: Sequence[LayerCall], ords: Sequence[Order], settings: dict[str, Any], progress: bool
 ) -> list[LayerNorms]:
     owners: dict[int, str] = {}  # parameter -> the first layer that has it
     known: dict[tuple[nn.Module, Shape, str], tuple[dict[Order, Norm], dict[Order, float], str]] = {}
@@ -79,7 +78,7 @@ def _rows(
         name, layer, in_shape, out_shape, note = call
         key = (layer, in_shape, note)
         if key not in known:
-            known[key] = ({}, {}, note) if note else layer_norms(layer, in_shape, ords, wanted)
+            known[key] = ({}, {}, note) if note else layer_norms(layer, in_shape, ords, settings)
         norms, constants, note = known[key]
         tags = _tags(call, owners, repeated=any(r.layer == name for r in rows))
         size = sum(p.numel() for p in layer.parameters() if not is_lazy(p))
@@ -99,7 +98,7 @@ def _uncalled(model: nn.Module, calls: Sequence[LayerCall]) -> tuple[str, ...]:
 
 
 def layer_norms(
-    layer: nn.Module, shape: Shape, ords: Sequence[Order], wanted: dict[str, Any] | None = None
+    layer: nn.Module, shape: Shape, ords: Sequence[Order], settings: dict[str, Any] | None = None
 ) -> tuple[dict[Order, Norm], dict[Order, float], str]:
     """The norms of one layer, its Lipschitz constants where it is not linear, and why some are missing."""
     norms: dict[Order, Norm] = {}
@@ -109,13 +108,12 @@ def layer_norms(
         check_weights(layer)
     except NormError as e:
         return {}, {}, str(e)
-    double = functools.cache(lambda: in_float64(layer))
     for ord in ords:
         try:
             if is_nonlinear(layer) and not isinstance(ord, tuple):
                 constants[ord] = lipschitz(layer, ord, shape)
             else:
-                norms[ord] = norm_of(layer, ord, shape, double, wanted or {})
+                norms[ord] = norm_of(layer, ord, shape, settings or {})
         except NormError as e:
             reasons.append(str(e))
         except Exception as e:  # noqa: BLE001 - a row that failed must not hide the others

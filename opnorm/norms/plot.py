@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from opnorm._core.files import atomic_write
 from opnorm.errors import NormError
 from opnorm.norms import display
 
@@ -89,24 +90,11 @@ def _lookup(names: dict[int, str]) -> str:
 
 def write_plot(rows: Sequence[Any], path: Path) -> Path:
     """Write the chart; see :meth:`opnorm.norms.NormTable.plot`."""
-    import vl_convert
-
-    from opnorm._core.files import atomic_write
-
-    spec = norm_chart(rows).to_json()
-    offline: dict[str, Any] = {"allowed_base_urls": []}
-    match path.suffix.lower():
-        case ".svg":
-            data = vl_convert.vegalite_to_svg(spec, **offline).encode()
-        case ".pdf":
-            data = vl_convert.vegalite_to_pdf(spec, **offline)
-        case ".png":
-            data = vl_convert.vegalite_to_png(spec, **offline, scale=2)
-        case ".html":
-            data = vl_convert.vegalite_to_html(spec, bundle=True).encode()
-        case other:
-            raise NormError(f"a plot's name ends in .svg, .pdf, .png or .html, not {other!r}")
+    ending = path.suffix.lower().removeprefix(".")
+    if ending not in ("svg", "pdf", "png", "html"):
+        raise NormError(f"a plot's name ends in .svg, .pdf, .png or .html, not {path.suffix!r}")
+    chart = norm_chart(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as part:
-        part.write_bytes(data)
+        chart.save(part, format=ending, inline=True, scale_factor=2)
     return path

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from opnorm._core.layers import overrides, unwrap
 from opnorm.errors import BoundError
 from opnorm.norms.exact.by_layer import l1
-from opnorm.norms.network.trace import Example, arguments, eagerly, first_line, trace
+from opnorm.norms.network.trace import Example, arguments, eagerly, first_line, tensors_in, trace
 from opnorm.norms.nonlinear import is_copying, is_nonlinear
 
 __all__ = ["forward_graph", "no_random_numbers", "same_output", "shifted"]
@@ -106,15 +106,14 @@ def shifted(t: Tensor) -> Tensor:
 
 
 def same_output(a: Any, b: Any) -> bool:
-    """Whether two outputs agree up to rounding."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        if a.shape != b.shape:
-            return False
-        a, b = a.double(), b.double()
-        largest = float(b[b.isfinite()].abs().max()) if bool(b.isfinite().any()) else 0.0
-        return torch.allclose(a, b, rtol=1e-3, atol=1e-4 * largest, equal_nan=True)
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and all(same_output(a[k], b[k]) for k in a)
-    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
-        return len(a) == len(b) and all(same_output(x, y) for x, y in zip(a, b, strict=True))
-    return bool(a == b)
+    """Whether the tensors of two outputs agree up to rounding."""
+    first, second = tensors_in(a), tensors_in(b)
+    return len(first) == len(second) and all(map(_close, first, second))
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape:
+        return False
+    a, b = a.double(), b.double()
+    largest = float(b[b.isfinite()].abs().max()) if bool(b.isfinite().any()) else 0.0
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-4 * largest, equal_nan=True)

@@ -12,7 +12,7 @@ from opnorm.norms import display
 from opnorm.norms.layer_table import layer_norms
 from opnorm.norms.network.layer_rules import RULES  # those of rules.py and its own
 from opnorm.norms.network.rules import FunctionCall, constant, depends, p_norm
-from opnorm.norms.network.trace import tensors_in
+from opnorm.norms.network.trace import leaves, tensors_in
 
 __all__ = ["BoundInterpreter", "KnownFactors", "NodeBound", "changed_by_hooks"]
 
@@ -91,7 +91,7 @@ class BoundInterpreter(fx.Interpreter):
         operation = _operation(n) if layer is None else type(layer).__name__
         name = n.name if layer is None else str(n.target)
         call = FunctionCall(operation, args, kwargs, bounds, kwarg_bounds, output, self.ord, self.factor)
-        inputs = _flat((bounds, kwarg_bounds))
+        inputs = leaves((bounds, kwarg_bounds))
         try:
             if self.overwritten:
                 raise BoundError(self.overwritten)
@@ -147,13 +147,7 @@ class BoundInterpreter(fx.Interpreter):
 
     def output_bound(self) -> float:
         """The bound of all outputs side by side: the ℓp norm of theirs."""
-        return p_norm([constant(b) for b in _flat(self.result)], self.ord)
-
-
-def _flat(bound: Any) -> list[Any]:
-    if isinstance(bound, Mapping):
-        bound = tuple(bound.values())
-    return [b for item in bound for b in _flat(item)] if isinstance(bound, tuple | list) else [bound]
+        return p_norm([constant(b) for b in leaves(self.result)], self.ord)
 
 
 def _is_same_memory(value: Any, output: Any) -> bool:

@@ -51,13 +51,10 @@ as_layer("softmin", lambda dim=None, *_, **__: nn.Softmin(dim))
 as_layer("log_softmax", lambda dim=None, *_, **__: nn.LogSoftmax(dim))
 
 
-def _resize(
-    size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: bool | None = None,
-    recompute_scale_factor: bool | None = None, antialias: bool = False,
-) -> nn.Module:  # fmt: skip
+def _resize(*args: Any, antialias: bool = False, **settings: Any) -> nn.Module:
     if antialias:
         raise BoundError("antialiased resizing is not known")
-    return nn.Upsample(size, scale_factor, mode, align_corners, recompute_scale_factor)
+    return nn.Upsample(*args, **settings)
 
 
 as_layer("interpolate upsample", _resize)
@@ -106,13 +103,14 @@ def _(call: FunctionCall) -> float:
 
 def _convolution(kind: type[nn.Module], call: FunctionCall) -> float:
     _, bound = call.only_input()
-    K, transposed = call.argument(1, "weight"), kind in TRANSPOSED
-    names = ["stride", "padding", *["output_padding"] * transposed]
-    names += ["groups", "dilation"] if transposed else ["dilation", "groups"]
-    defaults = {"padding": 0, "output_padding": 0}
-    settings = {name: call.argument(3 + i, name, defaults.get(name, 1)) for i, name in enumerate(names)}
-    channels = [K.shape[1] * settings["groups"], K.shape[0]]
-    if transposed:
+    K = call.argument(1, "weight")
+    names = ["stride", "padding", "dilation", "groups"]
+    if kind in TRANSPOSED:
+        names = ["stride", "padding", "output_padding", "groups", "dilation"]
+    given = dict(zip(names, call.args[3:], strict=False))
+    settings = given | {name: call.kwargs[name] for name in names if name in call.kwargs}
+    channels = [K.shape[1] * settings.get("groups", 1), K.shape[0]]
+    if kind in TRANSPOSED:
         channels.reverse()
     return bound * layer_factor(call, kind, K, *channels, tuple(K.shape[2:]), **settings)
 

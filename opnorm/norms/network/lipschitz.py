@@ -24,7 +24,7 @@ from opnorm.norms._operator_norm import check_ords
 from opnorm.norms.layer_table import measure
 from opnorm.norms.network.graph import forward_graph, no_random_numbers, same_output, shifted
 from opnorm.norms.network.interpreter import BoundInterpreter, KnownFactors, NodeBound
-from opnorm.norms.network.trace import Example, arguments, first_line, layers, map_tensors, run_eagerly, trace
+from opnorm.norms.network.trace import Example, arguments, eagerly, first_line, layers, map_tensors, trace
 from opnorm.norms.norm import Product
 from opnorm.norms.number_text import magnitude
 from opnorm.norms.table import NormTable
@@ -102,9 +102,10 @@ def _propagated(
         graph, values = forward_graph(model, example)
         interpreter = BoundInterpreter(graph, ord, _known_factors(model, table), nodes)
         try:
-            with no_random_numbers():
+            with no_random_numbers(), eagerly():
                 result = interpreter.run(*(map_tensors(v, shifted) for v in values))
-                output = run_eagerly(model, *(map_tensors(v, shifted) for v in arguments(model, example)))
+                args, kwargs = (map_tensors(v, shifted) for v in arguments(model, example))
+                output = model(*args, **kwargs)
                 same = same_output(result, output)
         except BoundError:
             raise

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from opnorm._core.layers import Shape
 from opnorm.errors import BoundError
+from opnorm.norms.network.trace import leaves
 from opnorm.norms.nonlinear import copies
 
 __all__ = ["RULES", "FunctionCall", "constant", "depends", "p_norm", "rule"]
@@ -67,9 +68,7 @@ RULES: dict[Any, Rule] = {}
 
 def depends(bound: Any) -> bool:
     """Whether a value depends on the input."""
-    if isinstance(bound, Mapping):
-        return any(map(depends, bound.values()))
-    return any(map(depends, bound)) if isinstance(bound, tuple | list) else bound is not None
+    return any(b is not None for b in leaves(bound))
 
 
 def constant(bound: Any) -> float:

@@ -24,8 +24,8 @@ __all__ = [
     "first_line",
     "has_formula",
     "layers",
+    "leaves",
     "map_tensors",
-    "run_eagerly",
     "tensors_in",
     "trace",
 ]
@@ -81,10 +81,10 @@ def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> l
     if any(is_lazy(t) for t in (*model.parameters(), *model.buffers())):
         own = dict(layers(model))
         with torch.random.fork_rng():  # the copy draws its initial weights
-            calls = _recorded(copy.deepcopy(model), lambda m: run_eagerly(m, args, kwargs))
+            calls = _recorded(copy.deepcopy(model), lambda m: m(*args, **kwargs))
         return [c._replace(layer=own[c.name]) for c in calls]
     try:
-        return _recorded(model, lambda m: run_eagerly(m, args, kwargs))
+        return _recorded(model, lambda m: m(*args, **kwargs))
     except (RuntimeError, NotImplementedError):
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         if not any(t.is_meta or t.dtype in (torch.half, torch.bfloat16) for t in tensors.values()):
@@ -141,6 +141,18 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return type(value)(map_tensors(v, function) for v in value) if type(value) in (tuple, list) else value
 
 
+def leaves(value: Any) -> list[Any]:
+    """What nested tuples, lists and dicts hold."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return [x for v in value for x in leaves(v)] if isinstance(value, tuple | list) else [value]
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors of nested tuples, lists and dicts."""
+    return [t for t in leaves(value) if isinstance(t, Tensor)]
+
+
 def _input_text(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """The shapes that a model was called with, for a message."""
     if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
@@ -150,12 +162,6 @@ def _input_text(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         k + (f"tensor {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__) for k, v in named
     ]
     return f"({', '.join(texts)})"
-
-
-def run_eagerly(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """model(*args, **kwargs) without compilation."""
-    with eagerly():
-        return model(*args, **kwargs)
 
 
 def eagerly() -> AbstractContextManager[Any]:
@@ -205,21 +211,12 @@ def _recorded(model: nn.Module, run: Callable[[nn.Module], Any]) -> list[LayerCa
 
     handles = [m.register_forward_hook(recorder(name), with_kwargs=True) for name, m in layers(model)]
     try:
-        with evaluating(model):
+        with evaluating(model), eagerly():
             run(model)
     finally:
         for handle in handles:
             handle.remove()
     return calls
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors of nested tuples, lists and dicts."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    return [t for v in value for t in tensors_in(v)] if isinstance(value, tuple | list) else []
 
 
 def _no_map(layer: nn.Module, inputs: list[Tensor], output: Any) -> str:
