@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from torch import nn
 
 from opnorm.analyses._shared.analysis import Analysis, Cells, Methods, Row, Rows, register
-from opnorm.analyses._shared.layer_rows import KINDS, names_in_order, numbered
+from opnorm.analyses._shared.layer_rows import BATCH_NORM_KINDS, KINDS, names_in_order, numbered
 from opnorm.analyses._shared.points import batches
 from opnorm.data import Dataset
 from opnorm.norms import measure
@@ -17,8 +18,10 @@ GRID = 81  # points on a line of the density
 
 
 @register("weights")
-def norm_table(ords: Sequence[float] = (1, 2, math.inf)) -> Analysis:
-    """The operator norms of every layer.
+def norm_table(ords: Sequence[float] = (1, 2, math.inf), batch_norm: bool = True) -> Analysis:
+    """The operator norms of every layer, and their density over the layers.
+
+    Typical norms are of linear and convolutional layers; the density counts batch norm, too, unless ``batch_norm`` is False.
 
     Returns:
         One row a layer, in the order of the forward pass; see :class:`opnorm.norms.LayerNorms`.
@@ -30,7 +33,7 @@ def norm_table(ords: Sequence[float] = (1, 2, math.inf)) -> Analysis:
         x, _ = next(batches(data.test, model))
         return [row.as_dict() for row in measure(model, x[:1], tuple(ords)).rows]
 
-    return Analysis(rows, sentence, columns, chart, compare)
+    return Analysis(rows, sentence, columns, partial(chart, batch_norm=batch_norm), compare)
 
 
 def _log10_norms(rows: Rows, ord: str, end: str) -> list[float]:
@@ -86,21 +89,24 @@ def columns(rows: Rows) -> Cells:
     return [*found, (complexity, log10_complexity(rows))]
 
 
-def chart(rows: Rows, methods: Methods = ()) -> Chart:
+def chart(rows: Rows, methods: Methods = (), *, batch_norm: bool = True) -> Chart:
     heading = Heading(
         "layer-norms",
         "Norms of the layers",
         "The most that each layer, from the first to the last, can lengthen a change of its input, measured in three ways. "
-        "Bars reach over all seeds and, for ℓ₂, over the certified interval. Below: the share of layers at each size of the "
-        "norm (Gaussian kernel density of its logarithm); the ticks are the layers.",
+        "Bars reach over all seeds and, for ℓ₂, over the certified interval. Below: the share of layers"
+        f"{', batch norm included,' if batch_norm else ''} at each size of the norm (Gaussian kernel density of its "
+        "logarithm); the ticks are the layers.",
     )
+    in_density = (*KINDS, *BATCH_NORM_KINDS) if batch_norm else KINDS
     layers = [layer for layer in numbered(rows) if layer[2]["kind"] in KINDS and layer[2]["norms"]]
     points, sizes = [], dict[tuple[str, str], list[float]]()
-    for name, _, row in layers:
+    for name, _, row in numbered(rows):
         for ord, norm in row["norms"].items():
-            if known(norm["lower"]) and norm["lower"] > 0:
+            if row["kind"] in in_density and known(norm["lower"]) and norm["lower"] > 0:
                 ends = (norm["lower"], norm["lower"], norm["upper"])
-                points.append(Point(method_of(row), ord, name, *ends))
+                if row["kind"] in KINDS:
+                    points.append(Point(method_of(row), ord, name, *ends))
                 sizes.setdefault((ord, method_of(row)), []).append(norm["lower"])
     for (ord, method), norms in sizes.items():
         points += [Point(method, f"density {ord}", norm, rug=True) for norm in sorted(norms)]

@@ -25,7 +25,9 @@ def relu_cells(
     falls with ε, the smaller are the linear regions. Pixels may leave [0, 1].
 
     Returns:
-        One row a place ("data", "noise") and ε: around, eps, points, units, mean, sem (standard error over the points).
+        One row a place ("data", "noise") and ε: around, eps, points, units, mean, sem (standard error over the points), and
+        both_on, both_on_sem: the share of units that are on without and with the noise, m⁻¹ |φ(x) ∩ φ(x + z)|, as in the
+        paper. It is below 1 at ε = 0, too, and falls when units are off, not only when their state changes.
 
     Raises:
         ModelError: the network has no ReLU or other piecewise linear unit.
@@ -42,11 +44,14 @@ def relu_cells(
             noise, parts = 2 * _uniform(center, seed, 2) - 1, []
             for a, z in zip(center.split(BATCH), noise.split(BATCH), strict=True):
                 home = activations(model, a)
-                shares = [shared_activations(home, activations(model, a + e * z)) for e in radii]
-                parts.append(torch.stack(shares))
+                moved = [activations(model, a + e * z) for e in radii]
+                shares = [[shared_activations(home, to, on) for to in moved] for on in (False, True)]
+                parts.append(torch.stack([torch.stack(of_radii) for of_radii in shares]))
             base = {"around": around, "points": len(x), "units": home.units.shape[1]}
-            for e, of_points in zip(radii, torch.cat(parts, 1), strict=True):
-                found.append(base | {"eps": e} | summary(of_points))
+            for e, same, both_on in zip(radii, *torch.cat(parts, 2), strict=True):
+                on = summary(both_on)
+                row = base | {"eps": e} | summary(same)
+                found.append(row | {"both_on": on["mean"], "both_on_sem": on["sem"]})
         return found
 
     return Analysis(rows, sentence, chart=chart)
@@ -74,9 +79,19 @@ def chart(rows: Rows, methods: Methods = ()) -> Chart:
         "relu-cells",
         "Size of the linear regions",
         "The share of ReLU units that stay on, or stay off, when uniform noise of this size is added to every pixel: around "
-        "test images, and around images that are noise themselves. A line that stays high means large linear regions.",
+        "test images, and around images that are noise themselves. A line that stays high means large linear regions. "
+        "Below: the share of units that are on before and after, which is less than 100 % without noise, too.",
     )
-    titles = {"data": "Around test images", "noise": "Around uniform noise"}
-    panels = {key: Panel(title, percent=True) for key, title in titles.items()}
-    points = [Point(method_of(row), row["around"], row["eps"], row["mean"]) for row in rows]
+    titles = {"mean": "Same state", "both_on": "On before and after"}
+    places = {"data": "around test images", "noise": "around uniform noise"}
+    panels = {
+        f"{key} {around}": Panel(f"{title}, {place}", percent=True)
+        for key, title in titles.items()
+        for around, place in places.items()
+    }
+    points = [
+        Point(method_of(row), f"{key} {row['around']}", row["eps"], row[key])
+        for row in rows
+        for key in titles
+    ]
     return draw_curves(points, methods, heading, panels, Axis("size of the noise (pixels are in [0, 1])"))

@@ -75,17 +75,20 @@ def activations(model: nn.Module, x: Tensor, mode: Mode = "eval") -> Pattern:
     )
 
 
-def shared_activations(a: Pattern, b: Pattern) -> Tensor:
+def shared_activations(a: Pattern, b: Pattern, on: bool = False) -> Tensor:
     """The share of units in the same state at both points, (B,) float64; max-pooling has no units.
+
+    With ``on``, the share of units that are on at both, m⁻¹ |φ(a) ∩ φ(b)|, which is below 1 at equal points, too.
 
     Raises:
         ModelError: there are no units.
 
-    Source: Roth, Kilcher & Hofmann 2020, Sec. 5.5 (where units that are both off count as shared, as units both on).
+    Source: Roth, Kilcher & Hofmann 2020, Sec. 5.5 (with ``on``).
     """
     if not a.units.shape[1]:
         raise ModelError("the network has no ReLU or other piecewise linear unit, so no activations to share")
-    return (a.units == b.units).double().mean(1)
+    shared = (a.units > 0) & (b.units > 0) if on else a.units == b.units
+    return shared.double().mean(1)
 
 
 def same_region(a: Pattern, b: Pattern) -> Tensor:

@@ -5,9 +5,10 @@ make its charts; :func:`write_page`, :func:`write_figures` and :func:`write_json
 torch, and altair is loaded when a chart is drawn.
 """
 
-from opnorm.report.charts import accuracy_against_eps, accuracy_against_norm, against_epoch, eps_axis
+from opnorm.report.charts import accuracy_against_eps, accuracy_against_norm, eps_axis
 from opnorm.report.curves import Axis, Heading, Panel, Point, draw_curves, method_of
 from opnorm.report.document import Cell, Chart, Column, Report, Stat, Table, known
+from opnorm.report.epochs import against_epoch, epoch_charts, layers_against_epoch, weights_against_epoch
 from opnorm.report.histograms import Sample, histogram_points
 from opnorm.report.page import write_figures, write_json, write_page
 from opnorm.report.theme import NORMS, norm_name, one_sentence, significant
@@ -29,13 +30,16 @@ __all__ = [
     "accuracy_against_norm",
     "against_epoch",
     "draw_curves",
+    "epoch_charts",
     "eps_axis",
     "histogram_points",
     "known",
+    "layers_against_epoch",
     "method_of",
     "norm_name",
     "one_sentence",
     "significant",
+    "weights_against_epoch",
     "write_figures",
     "write_json",
     "write_page",

@@ -1,14 +1,14 @@
-"""Charts that several pages share: accuracy against ε and against norms, and what changes from epoch to epoch."""
+"""Charts that several pages share: accuracy against ε and against norms."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from opnorm.report.curves import Axis, Heading, Panel, Point, Row, draw_curves, method_of
-from opnorm.report.document import Chart, Stat, known
-from opnorm.report.theme import NORMS, eps_text, norm_name, significant, stat_text
+from opnorm.report.document import Chart, Stat
+from opnorm.report.theme import eps_text, norm_name, significant, stat_text
 
-__all__ = ["accuracy_against_eps", "accuracy_against_norm", "against_epoch", "eps_axis"]
+__all__ = ["accuracy_against_eps", "accuracy_against_norm", "eps_axis"]
 
 AGAINST_EPS = Heading(
     "accuracy-against-eps",
@@ -22,7 +22,6 @@ AGAINST_NORM = Heading(
     "Each point is one method: further right, its layers can amplify a change more; further up, it is more robust. If "
     "large norms hurt, the points fall from left to right. Bars: one standard deviation over seeds.",
 )
-MAX_EPOCHS = 40  # points on one line; more cannot be distinguished and make the page slow
 
 
 def eps_axis(norm: str = "inf", eps: Sequence[float] = ()) -> Axis:
@@ -64,43 +63,6 @@ def accuracy_against_eps(
     }
     points = [Point(method_of(row), str(row["norm"]), row["eps"], row["accuracy"]) for row in rows]
     return draw_curves(points, methods, heading, panels)
-
-
-def against_epoch(rows: Sequence[Row], methods: Sequence[str] = ()) -> Chart:
-    """Test accuracy, training loss and the layers' geometric-mean norms against the epoch.
-
-    Args:
-        rows: the metrics of training with ``method`` and ``seed``: ``epoch`` and any of ``test_accuracy``, ``loss``,
-            ``norm_1``, ``norm_2``, ``norm_inf``; a quantity that no row has gets no panel.
-        methods: all methods in order, the baseline first.
-    """
-    epochs = sorted({row["epoch"] for row in rows})
-    step = max(1, math.ceil(len(epochs) / MAX_EPOCHS))
-    drawn = {*epochs[::-1][::step], *epochs[:1]}
-    few = len(drawn) <= 6  # few enough to mark each epoch with a dot
-    panels = {
-        "test_accuracy": Panel("Test accuracy", percent=True, zero=False, quantity="test accuracy"),
-        "loss": Panel("Training loss", zero=False, quantity="training loss"),
-    }
-    for norm, name in NORMS.items():
-        title = f"Mean {name} norm of the layers"
-        panels[f"norm_{norm}"] = Panel(f"{title} (log scale)", log=True, quantity=title.lower())
-    nth = {2: "second", 3: "third"}.get(step, f"{step}th")
-    thinned = f" Every {nth} epoch is drawn." if step > 1 else ""
-    heading = Heading(
-        "against-epoch",
-        "Accuracy, loss and norms during training",
-        "Accuracy on the test images, the loss that training minimized, and the layers' norms (the geometric mean over the "
-        f"layers) after each epoch. Pick a method to show its standard deviation over seeds.{thinned}",
-    )
-    points = [
-        Point(method_of(row), key, row["epoch"], row[key])
-        for row in rows
-        for key in panels
-        if row["epoch"] in drawn and known(row.get(key))
-    ]
-    x = Axis("epoch", zero=False, ticks=tuple(sorted(drawn)) if few else (), text="{:d}".format)
-    return draw_curves(points, methods, heading, panels, x, dots=few, band=True, columns=3)
 
 
 def accuracy_against_norm(

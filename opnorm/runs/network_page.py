@@ -11,7 +11,7 @@ from torch import nn
 from opnorm import spec
 from opnorm._core import files
 from opnorm.analyses import Analysis, Row
-from opnorm.report import Cell, Column, Report, Table, against_epoch, write_figures, write_json, write_page
+from opnorm.report import Cell, Column, Report, Table, epoch_charts, write_figures, write_json, write_page
 from opnorm.runs.training_run import environment
 
 __all__ = ["Network", "NetworkReport", "NetworkResults"]
@@ -115,8 +115,7 @@ class NetworkReport:
             analysis.chart(_labeled((r, r.find(name)) for r in self.results), labels)
             for name, analysis in analyses.items()
         ]
-        if epochs := _labeled((r, r.network.metrics) for r in self.results):
-            charts.append(against_epoch(epochs, labels))
+        charts += epoch_charts(_labeled((r, r.network.metrics) for r in self.results), labels)
         table = self._table(analyses)
         names = ", ".join(labels[:-1]) + f" and {labels[-1]}" if many else labels[0]
         return Report(

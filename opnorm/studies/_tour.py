@@ -10,7 +10,7 @@ from typing import Any
 
 from opnorm._core.settings import check_choice, check_count
 from opnorm.analyses import margins, norm_table, robust_accuracy
-from opnorm.report import Cell, Chart, Column, Report, Stat, Table, accuracy_against_norm, against_epoch
+from opnorm.report import Cell, Chart, Column, Report, Stat, Table, accuracy_against_norm, epoch_charts
 from opnorm.runs.run import Result, Run
 from opnorm.runs.runner import Study
 from opnorm.runs.training_run import environment
@@ -203,7 +203,7 @@ def _charts(results: Sequence[Result], methods: Sequence[str], table: Table) -> 
         robust_accuracy().chart(accuracies, methods),
         accuracy_against_norm(table.rows, methods, accuracy=key, accuracy_label=label),
         norm_table().chart(_labeled(results, "norm_table"), methods),
-        against_epoch([_label(r) | row for r in results for row in r.metrics], methods),
+        *epoch_charts([_label(r) | row for r in results for row in r.metrics], methods),
         margins().chart(_labeled(results, "margins"), methods),
     ]
     return [chart for chart in charts if chart is not None]

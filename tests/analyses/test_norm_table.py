@@ -67,6 +67,18 @@ def test_the_density_has_mass_one_and_marks_every_layer():
     assert norm_table().chart(norm_rows([0.0])).empty, "a norm of 0 has no logarithm"
 
 
+def test_the_density_counts_batch_norm_and_the_typical_norm_does_not():
+    rows = [*norm_rows([1, 4]), *norm_rows([9], kind="BatchNorm2d"), *norm_rows([7], kind="ReLU")]
+    for batch_norm, marked in ((True, [1, 4, 9]), (False, [1, 4])):
+        values = norm_table(batch_norm=batch_norm).chart(rows).spec["datasets"]["rows"]
+        assert [v["x"] for v in values if "rug" in v] == marked
+        assert [v["value"] for v in values if v["panel"] == "2"] == [1, 4]
+    assert {c.key: cell for c, cell in norm_table().columns(rows)}["norm_2"] == pytest.approx(2)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3)).eval()
+    drawn = norm_table((1,)).chart(norm_table((1,))(net, data())).spec["datasets"]["rows"]
+    assert sum("rug" in v for v in drawn) == 3
+
+
 def test_layers_are_in_the_order_of_the_network():
     rows = norm_rows([1, 2, 3, 4])
     for row, name in zip(rows, ["z", "b10", "b9", "a"], strict=True):

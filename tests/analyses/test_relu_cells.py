@@ -6,7 +6,7 @@ from torch import nn
 
 from opnorm.analyses import relu_cells
 from opnorm.data import Dataset, Split
-from tests.analyses.toys import SHAPE, two_class_network, two_classes
+from tests.analyses.toys import SHAPE, features_by_hand, sampled, two_class_network, two_classes
 
 NETWORK = two_class_network
 
@@ -34,14 +34,26 @@ def test_relu_cells_by_hand():
     small, large = relu_cells(4000, (0.09, 0.4))(model, toy)[:2]
     assert small["mean"] == 1
     assert large["mean"] == pytest.approx(1 - 0.3 / 0.8, abs=0.03)
+    assert (small["both_on"], large["both_on"]) == (small["mean"], large["mean"]), (
+        "the unit is on at all points"
+    )
+
+
+def test_the_intersection_of_the_paper_counts_units_that_are_on(model):
+    x, _ = sampled(30)
+    on = features_by_hand(model)(x)[2].double().mean()
+    still, moved = relu_cells(30, (0, 0.5))(model, two_classes())[:2]
+    assert still["mean"] == 1
+    assert still["both_on"] == pytest.approx(float(on), rel=1e-5)
+    assert moved["both_on"] < min(still["both_on"], moved["mean"])
 
 
 def test_a_chart_shows_means_over_seeds():
     rows = [
-        {"method": "plain", "seed": s, "around": "data", "eps": e, "mean": share, "sem": 0.0}
+        {"method": "plain", "seed": s, "around": "data", "eps": e, "mean": share, "both_on": share / 2}
         for s, shares in enumerate(([1.0, 0.5], [1.0, 0.7]))
         for e, share in zip((0, 0.1), shares, strict=True)
     ]
     values = relu_cells().chart(rows).spec["datasets"]["rows"]
-    assert [(v["x"], v["value"]) for v in values] == [(0, 1.0), (0.1, 0.6)]
+    assert [(v["x"], v["value"]) for v in values] == [(0, 1.0), (0.1, 0.6), (0, 0.5), (0.1, 0.3)]
     assert values[1]["text"] == "60.0 ± 14.1 % (2 seeds)"

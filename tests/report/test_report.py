@@ -23,6 +23,7 @@ from opnorm.report import (
     accuracy_against_norm,
     against_epoch,
     draw_curves,
+    epoch_charts,
     histogram_points,
     write_figures,
     write_json,
@@ -220,6 +221,30 @@ def test_long_training_is_thinned_and_says_so():
     assert len(epochs) <= 41
     assert {1, 200} <= epochs
     assert "Every 5th epoch is drawn." in chart.caption
+
+
+def test_energy_complexity_and_layers_against_the_epoch():
+    rows = [
+        {"method": m, "seed": 0, "epoch": e, "loss": 1.0, "weight_energy": 10.0**-e, "weight_complexity": 3.0 * e,
+         "layer_norms": {f"l{i}": i + e for i in range(30)}}
+        for m in ("plain", "b") for e in (1, 2, 3)
+    ]  # fmt: skip
+    loss, weights, layers = epoch_charts(rows, ["plain", "b"])
+    assert (loss.key, weights.key, layers.key) == (
+        "against-epoch",
+        "weights-against-epoch",
+        "layers-against-epoch",
+    )
+    found = {(v["panel"], v["method"], v["x"]): v["value"] for v in weights.spec["datasets"]["rows"]}
+    assert len(found) == 12
+    assert found["weight_energy", "b", 3] == pytest.approx(1e-3)
+    assert found["weight_complexity", "plain", 2] == 6
+    drawn = {v["panel"]: v["value"] for v in layers.spec["datasets"]["rows"] if v["x"] == 3}
+    assert len(drawn) == 24
+    assert (drawn["l0"], drawn["l29"]) == (3, 32)
+    assert "24 of the 30 layers" in layers.caption
+    assert [chart.key for chart in epoch_charts([{"epoch": 1, "loss": 1.0}])] == ["against-epoch"]
+    assert epoch_charts([]) == []
 
 
 def test_a_real_run_has_every_panel(tiny_run):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from opnorm._core.layers import LINEAR_OR_CONV, check_initialized
+from opnorm._core.layers import BATCH_NORM, LINEAR_OR_CONV, check_initialized
 from opnorm.analyses._shared.analysis import Row
 from opnorm.analyses._shared.points import batches
 from opnorm.data import Dataset
@@ -13,9 +13,10 @@ from opnorm.errors import ModelError
 from opnorm.norms.network.trace import LayerCall, trace
 from opnorm.report import method_of
 
-__all__ = ["KINDS", "names_in_order", "numbered", "weight_layers"]
+__all__ = ["BATCH_NORM_KINDS", "KINDS", "names_in_order", "numbered", "weight_layers"]
 
 KINDS = tuple(kind.__name__ for kind in LINEAR_OR_CONV)
+BATCH_NORM_KINDS = tuple(kind.__name__ for kind in BATCH_NORM)
 
 
 def weight_layers(model: nn.Module, data: Dataset) -> list[LayerCall]:
