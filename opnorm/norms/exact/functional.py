@@ -1,4 +1,10 @@
-"""Exact ℓ1 and ℓ∞ norms of weights, with the arguments of ``torch.nn.functional``."""
+"""Exact ℓ1 and ℓ∞ norms of weights, with the arguments of ``torch.nn.functional``.
+
+``weight`` is what ``conv2d``, ``conv_transpose2d`` or ``linear`` take, ``input_size`` the spatial size of the input, one
+entry per axis. The others are one number or one per axis, as there; ``padding`` of a convolution may also be "same", "valid"
+or a pair (before, after) per axis, and its ``padding_mode`` "zeros", "circular", "reflect" or "replicate". Float32 serves
+for weights of less precision. All are differentiable.
+"""
 
 from collections.abc import Sequence
 
@@ -32,20 +38,10 @@ def conv_l1(
     groups: int = 1,
     padding_mode: str = "zeros",
 ) -> Float[Tensor, ""]:
-    """Exact ℓ1→ℓ1 norm of a convolution, in 1, 2 or 3 dimensions; differentiable.
-
-    Args:
-        weight: kernel (C_out, C_in / groups, *kernel).
-        input_size: spatial size of the input, one entry per axis.
-        stride: as in ``torch.nn.functional.conv2d``; one number or one per axis.
-        padding: on both sides, or a pair (before, after) per axis, or "same" or "valid".
-        dilation: spacing of the taps.
-        groups: number of groups.
-        padding_mode: "zeros", "circular", "reflect" or "replicate".
+    """Exact ℓ1→ℓ1 norm of a convolution, in 1, 2 or 3 dimensions.
 
     Returns:
-        max_j max_h Σ_i Σ_o |Σ_{κ: (o,κ) reads h} K[i, j, κ]|: the largest ℓ1 norm of a column of the explicit matrix. In
-        float32 for weights of less precision.
+        max_j max_h Σ_i Σ_o |Σ_{κ: (o,κ) reads h} K[i, j, κ]|: the largest ℓ1 norm of a column of the explicit matrix.
 
     Raises:
         NormError: empty output, sizes that do not fit the kernel, padding that the mode does not allow.
@@ -85,19 +81,10 @@ def conv_transpose_l1(
     groups: int = 1,
     dilation: Size = 1,
 ) -> Float[Tensor, ""]:
-    """Exact ℓ1→ℓ1 norm of a transposed convolution, in 1, 2 or 3 dimensions; differentiable.
+    """Exact ℓ1→ℓ1 norm of a transposed convolution, in 1, 2 or 3 dimensions.
 
     It is the adjoint of the convolution with the same kernel from its output size to its input size, so this is that
     convolution's ℓ∞ norm.
-
-    Args:
-        weight: kernel (C_in, C_out / groups, *kernel).
-        input_size: spatial size of the input, one entry per axis.
-        stride: as in ``torch.nn.functional.conv_transpose2d``, and the others too; one number or one per axis.
-        padding: how much is cut off on both sides.
-        output_padding: how much is added after; below the stride or the dilation.
-        groups: number of groups.
-        dilation: spacing of the taps.
 
     Returns:
         max_i max_C Σ_j Σ_{κ ∈ C} |K[i, j, κ]|, i over the input channels.
@@ -130,12 +117,12 @@ def conv_transpose_linf(
 
 
 def linear_l1(weight: Float[Tensor, "out in"]) -> Float[Tensor, ""]:
-    """Exact ℓ1 norm of a matrix, its largest column sum max_j Σ_i |W[i, j]|; differentiable."""
+    """Exact ℓ1 norm of a matrix, its largest column sum max_j Σ_i |W[i, j]|."""
     return largest_sum(weight, linear_plan(0, weight.shape))
 
 
 def linear_linf(weight: Float[Tensor, "out in"]) -> Float[Tensor, ""]:
-    """Exact ℓ∞ norm of a matrix, its largest row sum max_i Σ_j |W[i, j]|; differentiable."""
+    """Exact ℓ∞ norm of a matrix, its largest row sum max_i Σ_j |W[i, j]|."""
     return largest_sum(weight, linear_plan(1, weight.shape))
 
 

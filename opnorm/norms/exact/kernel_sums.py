@@ -55,11 +55,6 @@ class Plan:
         """Whether every tap is a group of its own on every axis."""
         return all(a.single for a in self.axes)
 
-    @functools.cached_property
-    def whole(self) -> bool:
-        """Whether there is one pattern only, which has every tap once."""
-        return self.single and all(a.counts == ((1,) * len(a.groups),) for a in self.axes)
-
 
 @functools.lru_cache(maxsize=4096)
 def linear_plan(side: int, shape: Shape) -> Plan:
@@ -101,9 +96,8 @@ def check_axes(geometry: ConvGeometry, size: Shape) -> None:
 @torch.inference_mode(False)
 def _counts(plan: Plan, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(patterns, tap groups) of all axes together: how often each group occurs in each pattern."""
-    return functools.reduce(
-        torch.kron, (torch.tensor(a.counts, dtype=dtype, device=device) for a in plan.axes)
-    )
+    each = (torch.tensor(a.counts, dtype=dtype, device=device) for a in plan.axes)
+    return functools.reduce(torch.kron, each, torch.ones(1, 1, dtype=dtype, device=device))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -139,15 +133,8 @@ def largest_sum(weight: Tensor, plan: Plan) -> Tensor:
 def _sums(weight: Tensor, plan: Plan) -> Tensor:
     """The ℓ1 norms of the matrix's columns or rows, each kind once: (channels, patterns)."""
     S = _add_groups(weight, plan).abs()
-    if plan.side == 1:
-        if plan.whole:
-            return S.sum(tuple(range(1, S.ndim)))[:, None]
-        S = S.flatten(2).sum(1)
-    else:
-        S = S.sum(0) if plan.groups == 1 else S.unflatten(0, (plan.groups, -1)).sum(1).flatten(0, 1)
-        S = S.flatten(1) if plan.axes else S[:, None]
-    if plan.whole:
-        return S.sum(1, keepdim=True)
+    S = S.flatten(2) if plan.axes else S[:, :, None]  # (a, b, tap groups)
+    S = S.sum(1) if plan.side == 1 else S.unflatten(0, (plan.groups, -1)).sum(1).flatten(0, 1)
     return S @ _counts(plan, S.dtype, S.device).T
 
 
@@ -161,9 +148,8 @@ def _one_sum(weight: Tensor, plan: Plan, index: Tensor) -> Tensor:
         by_group = weight.unflatten(0, (plan.groups, -1))
         K = by_group[channel // plan.shape[1], :, channel % plan.shape[1]]
     S = _add_groups(K, plan).abs()  # (1, channels summed over, *tap groups)
-    if plan.whole:
-        return S.sum()
-    return (S.flatten(2).sum(1) @ _counts(plan, S.dtype, S.device)[pattern].T).sum()
+    S = S.flatten(2) if plan.axes else S[:, :, None]
+    return (S.sum(1) @ _counts(plan, S.dtype, S.device)[pattern].T).sum()
 
 
 def _add_groups(K: Tensor, plan: Plan) -> Tensor:
@@ -180,15 +166,9 @@ def _along(x: Tensor, matrix: Tensor, axis: int) -> Tensor:
 
 
 def pq_norm(weight: Tensor, plan: Plan, r: float) -> Tensor:
-    """The largest ℓr norm of a column or row, for r in [1, ∞], where every entry of them is one weight.
+    """The largest ℓr norm of a column (‖M‖_{1→r}) or row (‖M‖_{r*→∞}), for r in [1, ∞] and zero padding.
 
-    Args:
-        weight: the kernel.
-        plan: of the columns (‖M‖_{1→r}) or of the rows (‖M‖_{r*→∞}); zero padding.
-        r: the exponent.
-
-    Returns:
-        max_j max_R (Σ_i Σ_{κ ∈ R} |K[i, j, κ]|^r)^{1/r}, or with i and j exchanged; a 0-d tensor.
+    It is max_j max_R (Σ_i Σ_{κ ∈ R} |K[i, j, κ]|^r)^{1/r}, or with i and j exchanged; a 0-d tensor.
 
     Raises:
         NormError: taps that meet on one pixel, whose sums a larger pattern need not dominate.

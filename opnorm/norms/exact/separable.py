@@ -36,12 +36,7 @@ Axis = Callable[[Tensor], Tensor]  # (1, 1, 1, n) -> (1, 1, 1, m)
 
 
 def separable_norm(layer: nn.Module, in_shape: Shape, side: int) -> Tensor:
-    """The exact ℓ1 norm (side 0) or ℓ∞ norm (side 1) of a layer among ``SEPARABLE``, in float64.
-
-    Args:
-        layer: the layer.
-        in_shape: (C, *size) of one input.
-        side: 0 or 1.
+    """The exact ℓ1 norm (side 0) or ℓ∞ norm (side 1) of a layer among ``SEPARABLE`` for inputs (C, *size), in float64.
 
     Raises:
         NormError: the layer does not take such inputs, or interpolates with negative weights.

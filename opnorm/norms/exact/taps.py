@@ -58,15 +58,7 @@ def tap_patterns(
 ) -> tuple[Patterns, Patterns]:
     """The dominant patterns of the columns (for ℓ1) and of the rows (for ℓ∞) on one axis, in O(kernel (kernel + pad)).
 
-    Args:
-        kernel: number of taps.
-        size: input size n.
-        stride: s.
-        before: padding before the input.
-        after: padding after it.
-        dilation: d.
-        mode: of the padding: "zeros", "circular", "reflect" or "replicate".
-        outputs: how many outputs there are; by default as many as fit.
+    Without ``outputs``, there are as many as fit.
 
     Raises:
         NormError: the output would be empty, or the padding is more than the mode allows.
