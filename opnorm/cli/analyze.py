@@ -102,9 +102,7 @@ def _analyze(models: tuple[str, ...], options: AnalyzeOptions) -> None:
     check_device(o.device)
     named = [_named(text) for text in models]
     out = results_folder(tuple(model for _, model in named), o.out)
-    data = o.data
-    if not data:
-        data = data_of(next((m for _, m in named if run_folder(m, out)), named[0][1]), out)
+    data = o.data or _data_of_all([model for _, model in named], out)
     pairs = [_network(label, model, data, out) for label, model in named]
     networks, dataset = [network for network, _ in pairs], pairs[0][1]
     for network in networks:
@@ -118,6 +116,20 @@ def _analyze(models: tuple[str, ...], options: AnalyzeOptions) -> None:
         print_json({"page": str(page), "networks": found.as_dict()})
     else:
         print(page)
+
+
+def _data_of_all(models: list[str], out: Path) -> str:
+    """The data set of the runs among the networks; OpnormError where they differ."""
+    found = {model: data_of(model, out) for model in models if run_folder(model, out)}
+    if not found:
+        return data_of(models[0], out)
+    if len(set(found.values())) > 1:
+        raise OpnormError(
+            f"the runs have different data ({'; '.join(f'{model}: {data}' for model, data in found.items())}), and a page "
+            f"compares networks on the same points: add --data, such as --data '{next(iter(found.values()))}', or use opnorm "
+            "analyze on each"
+        )
+    return next(iter(found.values()))
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -141,4 +153,7 @@ def _network(label: str, model: str, data: str, out: Path) -> tuple[Any, Any]:
         return Network(label or call, network, call), dataset
     run = Run.from_dict(Store(out).read(folder)["run"])
     metrics = files.read_lines(folder / "metrics.jsonl")
-    return Network(label or run.label, network, f"run {model}: {run.model}, {run.label}", metrics), dataset
+    call = f"run {model}: {run.model}, {run.label}"
+    if run.data != data:
+        call += f", trained on {run.data}, not on the data of this page"
+    return Network(label or run.label, network, call, metrics), dataset

@@ -85,6 +85,39 @@ def test_a_run_knows_its_data_and_its_epochs(main):
     assert report["title"] == "Analyses of plain"
 
 
+def test_runs_of_different_data_are_compared_on_data_that_are_named(main, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "turned.py").write_text(
+        "from opnorm.data import Dataset, digits\n"
+        "def labels():\n"
+        "    d = digits()\n"
+        "    turn = lambda s: s._replace(labels=9 - s.labels)\n"
+        "    return Dataset('turned', turn(d.train), turn(d.test), d.classes)\n"
+    )
+    small = (
+        "--model",
+        "mlp(width=6, depth=1)",
+        "--epochs",
+        "1",
+        "--limit",
+        "60",
+        "--analyses",
+        "accuracy",
+        "--json",
+    )
+    keys = [
+        json.loads(main("train", *small, "--data", data)[1])["key"]
+        for data in ("digits()", "turned.labels()")
+    ]
+    status, out, err = main("compare", *keys, "--what", "accuracy")
+    assert (status, out) == (2, "")
+    assert f"{keys[1]}: turned.labels()" in err
+    assert "--data 'digits()'" in err
+    status, out, _ = main("compare", f"a={keys[0]}", f"b={keys[1]}", *DATA, "--what", "accuracy")
+    assert status == 0
+    assert "trained on turned.labels(), not on the data of this page" in Path(out.strip()).read_text()
+
+
 @pytest.mark.parametrize("command", [("analyze", "--what", "accuracy"), ("attack", "--attack", "fgsm")])
 def test_results_of_a_run_elsewhere_are_kept_there(main, tmp_path, command):
     settings = (
