@@ -126,8 +126,8 @@ def _data_of_all(models: list[str], out: Path) -> str:
     if len(set(found.values())) > 1:
         raise OpnormError(
             f"the runs have different data ({'; '.join(f'{model}: {data}' for model, data in found.items())}), and a page "
-            f"compares networks on the same points: add --data, such as --data '{next(iter(found.values()))}', or use opnorm "
-            "analyze on each"
+            f"compares networks on the same points: add --data, such as --data '{next(iter(found.values()))}', or use "
+            "opnorm analyze on each"
         )
     return next(iter(found.values()))
 
