@@ -1,13 +1,16 @@
 """What training minimizes: the loss of a batch, clean or attacked.
 
 The settings of an attack are those of :func:`opnorm.attacks.pgd`: ``eps`` and ``norm`` of the ball, ``steps`` and their
-length ``step`` (2.5 ε / steps when None), ``random_start`` (uniform in the ball) and ``mode``, that of the model during the
-attack: "eval", "train" or "as is". One that makes no sense raises AttackError, another setting SpecError.
+length ``step`` (2.5 ε / steps when None), the ``start`` ("uniform" in the ball, the "point" itself, or "gaussian": the point
+with noise of standard deviation 0.001) and ``mode``, that of the model during the attack: "eval", "train" or "as is". One
+that makes no sense raises AttackError, another setting SpecError.
 
 Attacks inside training leave the gradients of the weights, the batch-norm statistics and the global random state alone, and
-check pixels and labels in the first batch only. An objective that compares clean and attacked logits gets both from one
-forward pass over the two halves: both come from the same f, and batch norm updates its statistics once a step, over both.
-(TRADES as published passes clean inputs twice and attacked ones once, each normalized by itself.)
+check pixels and labels in the first batch only.
+
+An objective that compares clean and attacked logits takes so many forward ``passes``: 2, of the clean and of the attacked
+inputs, each normalized by its own batch statistics; 1, of both together, which share them; or 3, in which the clean inputs
+follow once more, so that the running statistics of batch norm, moved by each pass, are closer to theirs.
 """
 
 import math
@@ -19,8 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from opnorm._core.max_mahalanobis import CenterLayer, centers
 from opnorm._core.modes import Mode
-from opnorm._core.settings import check_number
+from opnorm._core.settings import check_choice, check_number
 from opnorm._core.surrogate import training_surrogate
 from opnorm.attacks._checks import check_inputs
 from opnorm.attacks._gradients import GradientMonitor
@@ -69,7 +73,7 @@ def plain(smoothing: float = 0.0) -> Objective:
 def fgsm_at(
     eps: float = 8 / 255,
     norm: float = math.inf,
-    random_start: bool = False,
+    start: Start = "point",
     mode: Mode = "eval",
     smoothing: float = 0.0,
 ) -> Objective:
@@ -77,7 +81,7 @@ def fgsm_at(
 
     Source: Goodfellow et al. 2015; Wen et al. 2020 and Liu et al. 2020 train with it.
     """
-    attack = PGD(norm, eps, 1, eps, start=_start(random_start), mode=mode)
+    attack = PGD(norm, eps, 1, eps, start=start, mode=mode)
     return _on_attacked(attack, _cross_entropy(smoothing))
 
 
@@ -87,7 +91,7 @@ def pgd_at(
     norm: float = math.inf,
     steps: int = 10,
     step: float | None = None,
-    random_start: bool = True,
+    start: Start = "uniform",
     mode: Mode = "eval",
     smoothing: float = 0.0,
 ) -> Objective:
@@ -97,7 +101,7 @@ def pgd_at(
 
     Source: Madry et al. 2018.
     """
-    attack = PGD(norm, eps, steps, step, start=_start(random_start), mode=mode)
+    attack = PGD(norm, eps, steps, step, start=start, mode=mode)
     return _on_attacked(attack, _cross_entropy(smoothing))
 
 
@@ -108,37 +112,60 @@ def mmc(
     norm: float = math.inf,
     steps: int = 10,
     step: float | None = None,
-    random_start: bool = True,
+    start: Start = "uniform",
     mode: Mode = "eval",
+    *,
+    on: str = "logits",
 ) -> Objective:
-    """Max-Mahalanobis center loss: mean_b ½ ‖f(x_b) - μ_{y_b}‖_2², with fixed centers μ_c.
+    """Max-Mahalanobis center loss: mean_b ½ ‖z_b - μ_{y_b}‖_2², with fixed centers μ_c.
 
-    The centers are the corners of a simplex around the origin of R^K, of the logits themselves: of norm C and with equal
-    inner products -C² / (K - 1), the smallest there can be,
+    The centers are the corners of a simplex around the origin: of norm C and with equal inner products -C² / (K - 1), the
+    smallest there can be. As published they are in the space of the last hidden features z, on="features", of a network with
+    the centers as its last layer: ``max_mahalanobis(vgg16())``, with the same radius. With on="logits" z are the logits of
+    any network, and
 
         μ_c = C sqrt(K / (K - 1)) (e_c - 1 / K).
 
-    So the nearest center is that of the largest logit, and everything that works on logits works here as ever. With
+    Either way the nearest center is that of the largest logit, and everything that works on logits works here as ever. With
     ``eps`` above 0 the inputs are attacked first, as in :func:`pgd_at`, on the log-odds of the largest logit.
 
-    The norm C is ``radius``; the first gradients grow with it, so it may ask for a smaller learning rate. A model with a
-    single logit is a ModelError in the first batch.
+    The norm C is ``radius``, 10 as published; the first gradients grow with it, so it may ask for a smaller learning rate. A
+    model with a single logit, or without that last layer, is a ModelError in the first batch.
 
     Source: Pang et al. 2020, Eq. 8; Liu et al. 2020, Table 4, train with it.
     """
     check_number("radius", radius, "the norm of the centers, above 0", above=0)
+    check_choice("on", on, ("logits", "features"))
+    adversary = _adversary(PGD(norm, eps, steps, step, start=start, mode=mode))
 
-    def loss(logits: Tensor, y: Tensor) -> Tensor:
-        return (wide(logits) - centers(y, logits.shape[1], radius)).square().sum(1).mean() / 2
+    def objective(model: nn.Module, x: Tensor, y: Tensor) -> Outcome:
+        points = adversary(model, x, y)
+        if on == "features":
+            logits, z, mu = _features(model, points, radius)
+        else:
+            z = logits = model(points)
+            mu = centers(logits.shape[1], radius).to(logits.device)
+        return Outcome((wide(z) - mu[y]).square().sum(1).mean() / 2, logits)
 
-    return _on_attacked(PGD(norm, eps, steps, step, start=_start(random_start), mode=mode), loss)
+    return objective
 
 
-def centers(y: Tensor, classes: int, radius: float) -> Tensor:
-    """Max-Mahalanobis centers (B, K) of the labels (B,), in float32: see :func:`mmc`."""
-    if classes < 2:
-        raise ModelError(f"the model has {classes} output; expected a logit for each of at least 2 classes")
-    return radius * math.sqrt(classes / (classes - 1)) * (F.one_hot(y, classes).float() - 1 / classes)
+def _features(model: nn.Module, x: Tensor, radius: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, the last hidden features, and the centers of a network with the centers as its last layer."""
+    layers = [module for module in model.modules() if isinstance(module, CenterLayer)]
+    if len(layers) != 1 or layers[0].radius != radius:
+        found = ", ".join(f"one of radius {layer.radius:g}" for layer in layers) or "none"
+        raise ModelError(
+            f"mmc(radius={radius:g}, on='features') wants a network with the centers as its last layer, such as "
+            f"max_mahalanobis(cnn(), radius={radius:g}); found {found}"
+        )
+    inputs: list[Tensor] = []
+    handle = layers[0].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    try:
+        logits = model(x)
+    finally:
+        handle.remove()
+    return logits, inputs[0], layers[0].weight
 
 
 # ---------------------------------------------------------------- clean and attacked inputs together
@@ -153,16 +180,20 @@ def trades(
     step: float | None = None,
     start: Start = "gaussian",
     mode: Mode = "eval",
+    *,
+    passes: int = 3,
 ) -> Objective:
     """TRADES: mean_b CE(f(x), y) + β KL(softmax f(x) ‖ softmax f(x*)), where x* ascends that divergence.
 
-    ``beta`` is the weight β of robustness, the paper's 1/λ; Liang & Huang 2021 use 1. The attack starts at x with noise of
-    standard deviation 0.001, start="gaussian", in eval mode, both as published; or at a "uniform" point of the ball. A batch
-    takes steps + 3 forward passes.
+    ``beta`` is the weight β of robustness, the paper's 1/λ. Start, mode and the three passes are those of its authors'
+    program, the third for the divergence; that of Liang & Huang 2021 takes β = 1 and two passes. A batch costs steps + 1
+    passes for the attack, and these.
 
     Source: Zhang et al. 2019, Eq. 5 and Algorithm 1.
     """
-    return _clean_plus("beta", beta, PGD(norm, eps, steps, step, start=start, loss="kl", mode=mode))
+    check_number("beta", beta, "a weight of at least 0", least=0)
+    attack = PGD(norm, eps, steps, step, start=start, loss="kl", mode=mode)
+    return _on_both(attack, _clean_plus(1, beta, attack), passes, most=3)
 
 
 @factory("objective")
@@ -174,17 +205,29 @@ def mixed(
     steps: int = 10,
     step: float | None = None,
     mode: Mode = "eval",
+    *,
+    clean: float = 1.0,
+    start: Start = "uniform",
+    passes: int = 2,
 ) -> Objective:
-    """Clean plus adversarial loss: mean_b ℓ(y, f(x)) + λ max_{x*} ℓ_adv(x, x*), with ℓ the cross-entropy.
+    """Clean plus adversarial loss: mean_b c ℓ(y, f(x)) + λ max_{x*} ℓ_adv(x, x*), with ℓ the cross-entropy.
 
-    x* is what projected gradient ascent on ℓ_adv finds from a uniform start in the ball; ``lam`` is λ. The ``loss`` ℓ_adv is
+    ``lam`` is λ and ``clean`` is c, 1 in the paper's equation; lam=1, clean=0 and loss="ce" is :func:`pgd_at`, and
+    lam=a, clean=1-a a share a of attacked points. x* is what projected gradient ascent on ℓ_adv finds. The ``loss`` ℓ_adv is
     "l1", "l2", "linf" for ‖f(x) - f(x*)‖_q on logits, "kl" for KL(f(x) ‖ f(x*)), or "ce" for the cross-entropy at x*.
 
     Source: Roth et al. 2020, Eq. 14 and Theorem 1.
     """
     if loss not in (known := (*AGAINST_CLEAN, "ce")):
         raise SpecError(f"loss={loss!r} is not known; expected one of {', '.join(known)}")
-    return _clean_plus("lam", lam, PGD(norm, eps, steps, step, loss=loss, mode=mode))
+    for name, weight in (("lam", lam), ("clean", clean)):
+        check_number(name, weight, "a weight of at least 0", least=0)
+    if not lam and not clean:
+        raise SpecError("lam=0 and clean=0: expected a weight above 0 for one of them")
+    attack = PGD(norm, eps, steps, step, start=start, loss=loss, mode=mode)
+    if not clean and loss not in AGAINST_CLEAN:
+        return _on_attacked(attack, lambda logits, y: lam * F.cross_entropy(logits, y))
+    return _on_both(attack, _clean_plus(clean, lam, attack), passes)
 
 
 @factory("objective")
@@ -194,34 +237,42 @@ def alp(
     norm: float = math.inf,
     steps: int = 10,
     step: float | None = None,
-    random_start: bool = True,
+    start: Start = "uniform",
     mode: Mode = "eval",
+    *,
+    passes: int = 2,
 ) -> Objective:
     """Adversarial logit pairing: ½ CE(f(x), y) + ½ CE(f(x*), y) + β mean_{b,i} (f(x) - f(x*))²_{b,i}, x* = PGD(x).
+
+    ``beta`` is β. Two passes are those of the program of Liang & Huang, which starts the attack with start="gaussian";
+    that of Kannan et al. takes one.
 
     Source: Kannan, Kurakin & Goodfellow 2018; Liang & Huang 2021 train with it.
     """
     check_number("beta", beta, "a weight of at least 0", least=0)
 
-    def loss(clean: Tensor, attacked: Tensor, y: Tensor) -> Tensor:
+    def loss(clean: Tensor, attacked: Tensor, again: Tensor, y: Tensor) -> Tensor:
         both = (F.cross_entropy(clean, y) + F.cross_entropy(attacked, y)) / 2
         return both + beta * F.mse_loss(clean, attacked)
 
-    return _on_both(PGD(norm, eps, steps, step, start=_start(random_start), mode=mode), loss)
+    return _on_both(PGD(norm, eps, steps, step, start=start, mode=mode), loss, passes)
 
 
-def _clean_plus(name: str, weight: float, attack: PGD) -> Objective:
-    """Cross-entropy on clean inputs plus ``weight`` times the loss that the attack climbs."""
-    check_number(name, weight, "a weight of at least 0", least=0)
+PairLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(clean logits, attacked logits, clean logits of the third pass or the same, labels) -> loss."""
 
-    def loss(clean: Tensor, attacked: Tensor, y: Tensor) -> Tensor:
+
+def _clean_plus(clean_weight: float, weight: float, attack: PGD) -> PairLoss:
+    """Weighted cross-entropy on clean inputs plus ``weight`` times the loss that the attack climbs."""
+
+    def loss(clean: Tensor, attacked: Tensor, again: Tensor, y: Tensor) -> Tensor:
         if attack.loss in AGAINST_CLEAN:
-            climbed = AGAINST_CLEAN[attack.loss](attacked, clean).mean()
+            climbed = AGAINST_CLEAN[attack.loss](attacked, again).mean()
         else:
             climbed = F.cross_entropy(attacked, y)
-        return F.cross_entropy(clean, y) + weight * climbed
+        return clean_weight * F.cross_entropy(clean, y) + weight * climbed
 
-    return _on_both(attack, loss)
+    return loss
 
 
 def _on_attacked(attack: PGD, loss: Callable[[Tensor, Tensor], Tensor]) -> Objective:
@@ -235,13 +286,19 @@ def _on_attacked(attack: PGD, loss: Callable[[Tensor, Tensor], Tensor]) -> Objec
     return objective
 
 
-def _on_both(attack: PGD, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Objective:
-    """The objective loss(f(x), f(x*), y), from one pass over both."""
+def _on_both(attack: PGD, loss: PairLoss, passes: int, most: int = 2) -> Objective:
+    """The objective loss(f(x), f(x*), f(x), y), from so many passes."""
+    check_choice("passes", passes, range(1, most + 1))
     adversary = _adversary(attack)
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Outcome:
-        clean, attacked = wide(model(torch.cat([x, adversary(model, x, y)]))).chunk(2)
-        return Outcome(loss(clean, attacked, y), attacked)
+        points = adversary(model, x, y)
+        if passes == 1:
+            clean, attacked = wide(model(torch.cat([x, points]))).chunk(2)
+        else:
+            clean, attacked = wide(model(x)), wide(model(points))
+        again = wide(model(x)) if passes == 3 else clean
+        return Outcome(loss(clean, attacked, again, y), attacked)
 
     return objective
 
@@ -260,10 +317,6 @@ def _adversary(attack: PGD) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
         return attack.ascend(training_surrogate(model, x, attack.mode), x, y, seed, monitor)
 
     return adversary
-
-
-def _start(random_start: bool) -> Start:
-    return "uniform" if random_start else "point"
 
 
 def _cross_entropy(smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:

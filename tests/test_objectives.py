@@ -13,6 +13,7 @@ from opnorm import objectives
 from opnorm.attacks import fgsm, pgd
 from opnorm.attacks._pgd import PGD
 from opnorm.errors import AttackError, ModelError, OpnormError, SpecError
+from opnorm.models import max_mahalanobis
 from opnorm.objectives import alp, centers, fgsm_at, mixed, mmc, pgd_at, plain, trades
 from opnorm.spec import full, names, spec_of
 
@@ -46,7 +47,8 @@ def test_every_objective(name, settings):
     outcome.loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert all(m.training for m in model.modules())
-    assert model[1].num_batches_tracked == 1, "batch norm moves once a step, the attack's passes never count"
+    passes = {"trades": 3, "alp": 2, "mixed": 2}.get(name, 1)
+    assert model[1].num_batches_tracked == passes, "the attack's passes never count"
     assert objective(model, X, Y).logits.requires_grad
 
 
@@ -100,7 +102,7 @@ def test_adversarial_training_is_cross_entropy_on_the_attack(norm, mode):
     for make, attack in (
         (lambda: fgsm_at(EPS, norm, mode=mode), fgsm(EPS, norm, mode=mode)),
         (
-            lambda: pgd_at(EPS, norm, 3, 0.05, False, mode),
+            lambda: pgd_at(EPS, norm, 3, 0.05, "point", mode),
             pgd(norm, EPS, 3, 0.05, random_start=False, mode=mode),
         ),
     ):
@@ -173,8 +175,10 @@ def test_passes_of_trades():
             return self.inner(x)
 
     model = Count()
-    trades(steps=10)(model, X, Y)
-    assert model.points == 13 * len(X)
+    for passes, points in ((1, 13), (2, 13), (3, 14)):
+        model.points = 0
+        trades(steps=10, passes=passes)(model, X, Y)
+        assert model.points == points * len(X)
 
 
 @pytest.mark.parametrize(("loss", "q"), [("l1", 1), ("l2", 2), ("linf", math.inf)])
@@ -209,32 +213,93 @@ def test_alp():
     assert torch.allclose(got.logits, model(z), atol=1e-6)
 
 
+SETTINGS = {trades: {"loss": "kl", "start": "gaussian"}, alp: {}, mixed: {"loss": "l2"}}
+
+
 @pytest.mark.parametrize("make", [trades, alp, mixed])
-def test_clean_and_attacked_inputs_share_one_pass_in_train_mode(make):
+def test_clean_and_attacked_inputs_may_share_one_pass_in_train_mode(make):
     a, b = net(), net()
-    outcome = evaluated(make(eps=EPS, steps=5), a)
-    settings = {trades: {"loss": "kl", "start": "gaussian"}, alp: {}, mixed: {"loss": "l2"}}[make]
-    want = b(torch.cat([X, adversary(b, **settings)]))[6:]
+    outcome = evaluated(make(eps=EPS, steps=5, passes=1), a)
+    want = b(torch.cat([X, adversary(b, **SETTINGS[make])]))[6:]
     assert torch.allclose(outcome.logits, want, atol=1e-6)
     assert torch.allclose(a[1].running_mean, b[1].running_mean)
+    assert a[1].num_batches_tracked == 1
+
+
+@pytest.mark.parametrize(("make", "passes"), [(trades, 3), (trades, 2), (alp, 2), (mixed, 2)])
+def test_as_published_each_half_has_its_own_batch_statistics(make, passes):
+    """The default; the loss and the running statistics are those of the passes one after another."""
+    default = 3 if make is trades else 2
+    settings = {"eps": EPS, "steps": 5} | ({} if passes == default else {"passes": passes})
+    a, b = net(), net()
+    outcome = evaluated(make(**settings), a)
+    z = adversary(b, **SETTINGS[make])
+    clean, attacked = b(X), b(z)
+    again = b(X) if passes == 3 else clean
+    assert torch.equal(outcome.logits, attacked)
+    if make is trades:
+        divergence = F.kl_div(attacked.log_softmax(1), again.softmax(1), reduction="batchmean")
+        want = F.cross_entropy(clean, Y) + 6 * divergence
+    elif make is alp:
+        want = (F.cross_entropy(clean, Y) + F.cross_entropy(attacked, Y)) / 2 + F.mse_loss(clean, attacked)
+    else:
+        want = F.cross_entropy(clean, Y) + (attacked - clean).norm(dim=1).mean()
+    assert torch.isclose(outcome.loss, want, rtol=1e-5)
+    for name, buffer in a.named_buffers():
+        assert torch.equal(buffer, dict(b.named_buffers())[name])
+    weights = [torch.autograd.grad(loss, list(m.parameters())) for loss, m in ((outcome.loss, a), (want, b))]
+    assert all(torch.allclose(p, q, atol=1e-5) for p, q in zip(*weights, strict=True))
+
+
+def test_mixed_reaches_both_ends():
+    """Without the clean loss it is adversarial training, statistics included; without the other one it is plain."""
+    a, b = net(), net()
+    got = evaluated(mixed(1, EPS, loss="ce", steps=5, clean=0), a)
+    want = evaluated(pgd_at(EPS, steps=5), b)
+    assert torch.equal(got.loss, want.loss)
+    assert all(map(torch.equal, a.buffers(), b.buffers()))
+    a, b = net(), net()
+    assert torch.equal(evaluated(mixed(0, EPS, steps=5), a).loss, plain()(b, X, Y).loss)
+    a, b = net().eval(), net().eval()
+    got = evaluated(mixed(0.3, EPS, loss="ce", steps=5, clean=0.7), a)
+    want = 0.7 * F.cross_entropy(b(X), Y) + 0.3 * F.cross_entropy(b(adversary(b)), Y)
+    assert torch.isclose(got.loss, want)
+    got = evaluated(mixed(0.3, EPS, steps=5, clean=0), a)
+    want = 0.3 * (b(adversary(b, loss="l2")) - b(X)).norm(dim=1).mean()
+    assert torch.isclose(got.loss, want)
+
+
+@pytest.mark.parametrize("make", [pgd_at, alp])
+def test_the_start_of_liangs_program(make):
+    model = net().eval()
+    got = evaluated(make(eps=EPS, steps=0, start="gaussian"), model)
+    torch.manual_seed(9)
+    seed = int(torch.randint(2**62, ()))
+    start = PGD(math.inf, EPS, 0, start="gaussian")(model, X, Y, seed=seed)
+    assert 0 < (start - X).abs().max() < 0.01
+    assert torch.equal(got.logits, model(start))
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10, 1000])
 def test_max_mahalanobis_centers(classes):
     radius = 7.0
-    mu = centers(torch.arange(classes), classes, radius).double()
-    want = torch.full((classes, classes), -(radius**2) / (classes - 1), dtype=torch.float64)
-    want.fill_diagonal_(radius**2)
-    assert torch.allclose(mu @ mu.T, want, atol=1e-4)
-    # no unit vectors have smaller largest inner products: |Σ μ|² ≥ 0, and here it is 0
-    assert torch.allclose(mu.sum(0), torch.zeros(classes, dtype=torch.float64), atol=1e-4)
+    for size in (None, classes - 1, classes, classes + 30):
+        mu = centers(classes, radius, size).double()
+        want = torch.full((classes, classes), -(radius**2) / (classes - 1), dtype=torch.float64)
+        want.fill_diagonal_(radius**2)
+        assert torch.allclose(mu @ mu.T, want, atol=1e-4)
+        # no unit vectors have smaller largest inner products: |Σ μ|² ≥ 0, and here it is 0
+        assert torch.allclose(mu.sum(0), torch.zeros(mu.shape[1], dtype=torch.float64), atol=1e-4)
+    if classes > 2:
+        with pytest.raises(ModelError, match=f"at least {classes - 1}"):
+            centers(classes, radius, classes - 2)
 
 
 def test_max_mahalanobis_loss():
     model = net().eval()
     z = model(X)
     got = mmc(3.0)(model, X, Y)
-    mu = centers(torch.arange(3), 3, 3.0)
+    mu = centers(3, 3.0)
     assert torch.isclose(got.loss, ((z - mu[Y]) ** 2).sum() / 12)
     assert torch.equal(got.logits, z), "the inputs are clean"
     far = 5 * torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
@@ -246,10 +311,56 @@ def test_max_mahalanobis_loss():
         mmc()(nn.Sequential(nn.Flatten(), nn.Linear(16, 1)), X, Y * 0)
 
 
+class WithFeatures(nn.Module):
+    """A network that shows its last hidden features."""
+
+    def __init__(self, radius=10.0):
+        super().__init__()
+        torch.manual_seed(0)
+        layers = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Tanh(), nn.Flatten()
+        self.body, self.last = nn.Sequential(*layers), nn.Linear(8, 3)
+        max_mahalanobis(self, radius)
+
+    def forward(self, x):
+        self.z = self.body(x)
+        return self.last(self.z)
+
+
+@pytest.mark.parametrize("eps", [0, EPS])
+def test_max_mahalanobis_loss_on_features(eps):
+    """As published: the features are pulled to the centers, which stay, and the nearest one is the largest logit."""
+    model = WithFeatures(4.0).eval()
+    mu = model.last.weight
+    assert torch.allclose(mu @ mu.T, 16 * (1.5 * torch.eye(3) - 0.5), atol=1e-5)
+    got = evaluated(mmc(4.0, eps, steps=5, on="features"), model)
+    logits = model(adversary(model) if eps else X)
+    assert torch.equal(got.logits, logits)
+    assert torch.isclose(got.loss, (model.z - mu[Y]).square().sum() / 12)
+    assert torch.equal(torch.cdist(model.z, mu).argmin(1), logits.argmax(1))
+    distances = -torch.cdist(model.z, mu).square() / 2
+    assert torch.allclose(distances.log_softmax(1), logits.log_softmax(1), atol=1e-5)
+    got.loss.backward()
+    assert mu.grad is None
+    assert all(p.grad.isfinite().all() for p in model.body.parameters())
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    before = mu.clone()
+    optimizer.step()
+    assert torch.equal(model.last.weight, before)
+
+
+def test_features_without_their_last_layer_are_an_error():
+    with pytest.raises(ModelError, match=r"such as max_mahalanobis\(cnn\(\), radius=10\); found none"):
+        mmc(on="features")(net(), X, Y)
+    with pytest.raises(ModelError, match="found one of radius 3"):
+        mmc(on="features")(WithFeatures(3.0), X, Y)
+    with pytest.raises(SpecError, match="on='layer': expected 'logits' or 'features'"):
+        mmc(on="layer")
+
+
 @pytest.mark.parametrize("name", ATTACKED)
 def test_random_starts_follow_the_global_seed_and_differ_from_step_to_step(name):
     make = getattr(objectives, name)
-    settings = {"eps": 0.2, "random_start": True, "steps": 1, "step": 1e-3}
+    settings = {"eps": 0.2, "start": "gaussian" if name == "trades" else "uniform", "steps": 1, "step": 1e-3}
     objective = make(**{k: v for k, v in settings.items() if k in inspect.signature(make).parameters})
 
     def losses():
@@ -333,6 +444,12 @@ def test_training_on_a_dead_network_is_quiet():
         (lambda: pgd_at(smoothing=-1), "smoothing=-1"),
         (lambda: trades(start="point"), "expected a random start"),
         (lambda: trades(start="x"), "start='x'"),
+        (lambda: mixed(start="point"), "expected a random start"),
+        (lambda: mixed(0, clean=0), "lam=0 and clean=0"),
+        (lambda: trades(passes=4), "passes=4: expected 1, 2 or 3"),
+        (lambda: alp(passes=3), "passes=3: expected 1 or 2"),
+        (lambda: mixed(passes=0), "passes=0: expected 1 or 2"),
+        *((lambda v=v: mixed(clean=v), "clean=") for v in (-1, math.nan, math.inf, True)),
     ],
 )
 def test_bad_settings(make, message):

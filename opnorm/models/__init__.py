@@ -12,6 +12,7 @@ kept: ``cnn(mean=0, std=1)`` gets the pixels as they are. Weights follow torch's
 """
 
 from opnorm.models.external import timm
+from opnorm.models.fixed_centers import max_mahalanobis
 from opnorm.models.loading import file, save
 from opnorm.models.modules import Normalize
 from opnorm.models.plain import cnn, cnn7, mlp, vgg11, vgg16
@@ -22,6 +23,7 @@ __all__ = [
     "cnn",
     "cnn7",
     "file",
+    "max_mahalanobis",
     "mlp",
     "regnetx_200mf",
     "resnet",

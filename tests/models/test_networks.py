@@ -37,6 +37,7 @@ from opnorm.spec import build, names, spec_of
 SMALL = {
     "cnn": "cnn(width=4)",
     "cnn7": "cnn7(width=2)",
+    "max_mahalanobis": "max_mahalanobis(cnn(width=4), radius=3)",
     "mlp": "mlp(width=8)",
     "regnet": "regnetx_200mf(width=1)",
     "resnet": "resnet(depth=8, width=4)",
@@ -411,7 +412,8 @@ def test_norms_and_bounds(text):
         (1, math.inf) if text.startswith(("regnet", "wrn50")) else (1, 2, math.inf)
     )  # ℓ2 takes seconds there
     table = measure(model, x, ords=ords)
-    known = [row for row in table.rows if row.kind in ("Conv2d", "Linear", "BatchNorm2d", "Normalize")]
+    kinds = "Conv2d", "Linear", "CenterLayer", "BatchNorm2d", "Normalize"
+    known = [row for row in table.rows if row.kind in kinds]
     assert len(weights(model)) + len(weights(model, nn.Linear)) == sum(row.has_weight for row in known)
     assert all(row.norms.keys() == set(ords) for row in known)
     assert not table.uncalled

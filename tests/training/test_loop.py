@@ -49,7 +49,7 @@ WAYS = {
     "bf16": EVERYTHING | {"precision": "bf16"},
     "channels_last": EVERYTHING | {"channels_last": True},
     "fgsm, l1 decay": {
-        "objective": objectives.fgsm_at(0.1, random_start=True),
+        "objective": objectives.fgsm_at(0.1, start="uniform"),
         "regularizers": [regularizers.norm_decay(1)],
     },
     "adam": {"optimizer": partial(torch.optim.Adam, lr=0.01)},
