@@ -1,10 +1,9 @@
 """Train and analyze a run, or find what its folder holds."""
 
-import math
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,22 +14,17 @@ from torch import Tensor, nn
 import opnorm
 from opnorm import spec
 from opnorm._core import files
-from opnorm._core.layers import LINEAR_OR_CONV
-from opnorm._core.linear_map import linear_map
 from opnorm._core.modes import evaluating
 from opnorm.data import Dataset
 from opnorm.data.dataset import as_pixels
 from opnorm.errors import TrainError
 from opnorm.models import save
-from opnorm.norms.exact.by_layer import l1, linf
-from opnorm.norms.network.trace import trace
-from opnorm.norms.spectral.interval import power_iteration
 from opnorm.runs.build import load_weights, make_data, make_model, training_settings
 from opnorm.runs.run import Result, Run
 from opnorm.runs.store import Entry, Store
-from opnorm.training import TrainingProgress, distributed, train
+from opnorm.training import TrainingProgress, distributed, train, weight_metrics
 
-__all__ = ["RunProgress", "environment", "find_result", "geometric_mean", "run_training"]
+__all__ = ["RunProgress", "environment", "find_result", "run_training"]
 
 
 class RunProgress(NamedTuple):
@@ -133,12 +127,8 @@ def _complete(
     entry.finish(sum(row["seconds"] for row in files.read_lines(entry.folder / "metrics.jsonl")))
 
 
-def _probe(model: nn.Module, example: Tensor, data: Dataset, points: int = 1000) -> dict[str, float]:
-    """Metrics after every epoch: test accuracy on the first ``points`` points, and typical layer norms.
-
-    norm_1, norm_2 and norm_inf are geometric means over the linear and convolutional layers; norm_2 is the lower bound
-    of 20 steps of power iteration.
-    """
+def _probe(model: nn.Module, example: Tensor, data: Dataset, points: int = 1000) -> dict[str, Any]:
+    """Metrics after every epoch: test accuracy on the first ``points`` points, and :func:`weight_metrics`."""
     images, labels = (tensor[:points].to(example.device) for tensor in data.test)
     with evaluating(model):
         logits = torch.cat([model(as_pixels(x)) for x in images.split(500)])
@@ -148,20 +138,7 @@ def _probe(model: nn.Module, example: Tensor, data: Dataset, points: int = 1000)
                 "a smaller learning rate or a weaker regularizer usually helps"
             )
         right = int((logits.argmax(1) == labels).sum())
-        layers = [v for v in trace(model, example) if isinstance(v.layer, LINEAR_OR_CONV)]
-        norms = {
-            "norm_1": [float(l1(v.layer, v.in_shape)) for v in layers],
-            "norm_2": [power_iteration(linear_map(v.layer, v.in_shape), 20) for v in layers],
-            "norm_inf": [float(linf(v.layer, v.in_shape)) for v in layers],
-        }
-    return {"test_accuracy": right / len(labels), **{k: geometric_mean(v) for k, v in norms.items()}}
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    """(∏ values)^(1 / count), by logarithms; 0 when one is 0, 1 when there are none."""
-    if any(v == 0 for v in values):
-        return 0.0
-    return math.exp(math.fsum(math.log(v) for v in values) / max(len(values), 1))
+    return {"test_accuracy": right / len(labels), **weight_metrics(model, example)}
 
 
 def environment() -> dict[str, Any]:
