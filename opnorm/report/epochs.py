@@ -70,7 +70,7 @@ def layers_against_epoch(rows: Sequence[Row], methods: Sequence[str] = ()) -> Ch
     """The norm of every layer against the epoch, one panel a layer; of more than 24 layers, 24 from the first to the last.
 
     Args:
-        rows: the metrics of training, with ``layer_norms``, {layer: norm} in the order of the network.
+        rows: the metrics of training, with ``layer_norms``, {layer: ℓ∞ norm} in the order of the network.
         methods: all methods in order, the baseline first.
 
     Source: Liang & Huang 2021, supplement.
@@ -82,8 +82,8 @@ def layers_against_epoch(rows: Sequence[Row], methods: Sequence[str] = ()) -> Ch
     some = f" {len(shown)} of the {len(layers)} layers are drawn." if len(shown) < len(layers) else ""
     heading = Heading(
         "layers-against-epoch",
-        "Norms of the layers during training",
-        f"The norm of each layer after each epoch, from the first layer to the last.{some}",
+        "ℓ∞ norms of the layers during training",
+        f"The ℓ∞ norm of each layer after each epoch, from the first layer to the last.{some}",
     )
     return _draw(rows, [row.get("layer_norms", {}) for row in rows], methods, heading, panels, columns=4)
 

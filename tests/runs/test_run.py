@@ -406,7 +406,7 @@ def test_what_is_written_is_plain(tiny, store):
     rows = read_lines(folder / "metrics.jsonl")
     assert rows[0].keys() == {
         "epoch", "lr", "loss", "train_accuracy", "seconds", "test_accuracy", "norm_1", "norm_2", "norm_inf",
-        "layer_norms", "weight_energy", "log10_weight_energy", "weight_complexity",
+        "layer_norms", "layer_norms_1", "layer_norms_2", "weight_energy", "log10_weight_energy", "weight_complexity",
     }  # fmt: skip
     for path in folder.glob("*.json"):
         json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(name))

@@ -22,9 +22,10 @@ __all__ = ["geometric_mean", "weight_metrics"]
 def weight_metrics(model: nn.Module, example: Tensor) -> Metrics:
     """Norms, weight energy and weight complexity of the linear and convolutional layers, ready for JSON.
 
-    - ``layer_norms``: {"1", "2", "inf": {name of the layer: norm}}, exact for 1 and inf; for 2 the lower bound of 20 steps
-      of power iteration. None where a norm is not known. Of a layer that is called at several sizes, the largest.
-    - ``norm_1``, ``norm_2``, ``norm_inf``: their geometric means over the calls whose norm is known.
+    - ``layer_norms``: {name of the layer: ℓ∞ norm}, exact; ``layer_norms_1``: the ℓ1 norms, exact; ``layer_norms_2``: of the
+      ℓ2 norms the lower bound of 20 steps of power iteration. None where a norm is not known; of a layer that is called at
+      several sizes, the largest.
+    - ``norm_inf``, ``norm_1``, ``norm_2``: their geometric means over the calls whose norm is known.
     - ``weight_energy``: ∏_l ‖W_l‖_2², of Frobenius norms, infinite (null in JSON) beyond 1e308; ``log10_weight_energy``: its
       logarithm, minus infinity (null) where a weight is all zeros. Tied weights count once.
     - ``weight_complexity``: Σ_l ‖W_l / ‖W_l‖_2‖_1, of sums of absolute values, without layers of zeros.
@@ -36,17 +37,16 @@ def weight_metrics(model: nn.Module, example: Tensor) -> Metrics:
     Source: Liang & Huang 2021, section 4 (norms against epoch); Liu et al. 2020, Eq. 13 and Fig. 2.
     """
     calls = [call for call in trace(model, example) if isinstance(call.layer, LINEAR_OR_CONV)]
-    layer_norms: dict[str, dict[str, float | None]] = {}
-    means: dict[str, float] = {}
+    found: Metrics = {}
     for ord in ("1", "2", "inf"):
-        norms = layer_norms[ord] = dict.fromkeys(call.name for call in calls)
+        norms: dict[str, float | None] = dict.fromkeys(call.name for call in calls)
         known = []
         for call in calls:
             value = _norm(call, ord)
             if value is not None:
                 known.append(value)
                 norms[call.name] = max(value, norms[call.name] or 0.0)
-        means[f"norm_{ord}"] = geometric_mean(known)
+        found |= {f"norm_{ord}": geometric_mean(known), f"layer_norms_{ord}".removesuffix("_inf"): norms}
     layers: dict[Any, None] = dict.fromkeys(call.layer for call in calls)
     tied = [
         layer.weight for layer in layers
@@ -56,8 +56,7 @@ def weight_metrics(model: nn.Module, example: Tensor) -> Metrics:
     parts = [float(weight.abs().sum()) / size for weight, size in zip(weights, sizes, strict=True) if size]
     logarithm = 2 * math.fsum(math.log10(size) if size else -math.inf for size in sizes)
     return {
-        **means,
-        "layer_norms": layer_norms,
+        **found,
         "weight_energy": 10**logarithm if logarithm < 308 else math.inf,
         "log10_weight_energy": logarithm,
         "weight_complexity": math.fsum(parts),
