@@ -17,12 +17,13 @@ import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opnorm._core.max_mahalanobis import CenterLayer, centers
+from opnorm._core.max_mahalanobis import centers, last_linear
 from opnorm._core.modes import Mode
 from opnorm._core.settings import check_choice, check_number
 from opnorm._core.surrogate import training_surrogate
@@ -137,11 +138,14 @@ def mmc(
     check_number("radius", radius, "the norm of the centers, above 0", above=0)
     check_choice("on", on, ("logits", "features"))
     adversary = _adversary(PGD(norm, eps, steps, step, start=start, mode=mode))
+    layers: WeakKeyDictionary[nn.Module, nn.Linear] = WeakKeyDictionary()  # checked once a model
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Outcome:
         points = adversary(model, x, y)
         if on == "features":
-            logits, z, mu = _features(model, points, radius)
+            layer = layers.get(model) or layers.setdefault(model, _layer_of_centers(model, radius))
+            logits, z = _features(model, points, layer)
+            mu = layer.weight
         else:
             z = logits = model(points)
             mu = centers(logits.shape[1], radius).to(logits.device)
@@ -150,22 +154,28 @@ def mmc(
     return objective
 
 
-def _features(model: nn.Module, x: Tensor, radius: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, the last hidden features, and the centers of a network with the centers as its last layer."""
-    layers = [module for module in model.modules() if isinstance(module, CenterLayer)]
-    if len(layers) != 1 or layers[0].radius != radius:
-        found = ", ".join(f"one of radius {layer.radius:g}" for layer in layers) or "none"
-        raise ModelError(
-            f"mmc(radius={radius:g}, on='features') wants a network with the centers as its last layer, such as "
-            f"max_mahalanobis(cnn(), radius={radius:g}); found {found}"
-        )
+def _features(model: nn.Module, x: Tensor, layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    """The logits, and what this layer was given."""
     inputs: list[Tensor] = []
-    handle = layers[0].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    handle = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     try:
         logits = model(x)
     finally:
         handle.remove()
-    return logits, inputs[0], layers[0].weight
+    return logits, inputs[0]
+
+
+def _layer_of_centers(model: nn.Module, radius: float) -> nn.Linear:
+    """The last linear layer, or ModelError where its weight is not the fixed centers of this radius."""
+    found = last_linear(model)
+    if found is not None and not (weight := found[1].weight).requires_grad and found[1].bias is None:
+        mu = centers(len(weight), radius, weight.shape[1]).to(weight)
+        if torch.allclose(weight, mu, atol=1e-2 * radius):
+            return found[1]
+    raise ModelError(
+        f"mmc(radius={radius:g}, on='features'): the last linear layer of {type(model).__name__} does not hold these "
+        f"centers, fixed and without a bias; expected max_mahalanobis(NETWORK, radius={radius:g})"
+    )
 
 
 # ---------------------------------------------------------------- clean and attacked inputs together

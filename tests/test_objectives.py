@@ -349,10 +349,11 @@ def test_max_mahalanobis_loss_on_features(eps):
 
 
 def test_features_without_their_last_layer_are_an_error():
-    with pytest.raises(ModelError, match=r"such as max_mahalanobis\(cnn\(\), radius=10\); found none"):
-        mmc(on="features")(net(), X, Y)
-    with pytest.raises(ModelError, match="found one of radius 3"):
-        mmc(on="features")(WithFeatures(3.0), X, Y)
+    trained = WithFeatures()
+    trained.last.weight.requires_grad_(True)
+    for model in (net(), WithFeatures(3.0), trained, nn.Flatten()):
+        with pytest.raises(ModelError, match=r"expected max_mahalanobis\(NETWORK, radius=10\)"):
+            mmc(on="features")(model, X, Y)
     with pytest.raises(SpecError, match="on='layer': expected 'logits' or 'features'"):
         mmc(on="layer")
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from opnorm.errors import ModelError
 
-__all__ = ["CenterLayer", "centers"]
+__all__ = ["center_layer", "centers", "last_linear"]
 
 
 def centers(classes: int, radius: float, size: int | None = None) -> Tensor:
@@ -37,10 +37,14 @@ def centers(classes: int, radius: float, size: int | None = None) -> Tensor:
     return scale * nn.functional.pad(basis, (0, size - classes + 1)).float()
 
 
-class CenterLayer(nn.Linear):
+def center_layer(size: int, classes: int, radius: float) -> nn.Linear:
     """A last layer with the centers as its fixed weight: the logit <z, μ_c> is largest for the nearest center of z."""
+    layer = nn.Linear(size, classes, bias=False)
+    layer.weight = nn.Parameter(centers(classes, radius, size), requires_grad=False)
+    return layer
 
-    def __init__(self, size: int, classes: int, radius: float) -> None:
-        super().__init__(size, classes, bias=False)
-        self.radius = radius
-        self.weight = nn.Parameter(centers(classes, radius, size), requires_grad=False)
+
+def last_linear(model: nn.Module) -> tuple[str, nn.Linear] | None:
+    """The name and the layer of the linear layer that a network has registered last."""
+    linear = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    return linear[-1] if linear else None

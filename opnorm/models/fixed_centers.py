@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from opnorm._core.max_mahalanobis import CenterLayer
+from opnorm._core.max_mahalanobis import center_layer, last_linear
 from opnorm._core.settings import check_number
 from opnorm.errors import ModelError
 from opnorm.spec import factory
@@ -30,10 +30,9 @@ def max_mahalanobis(model: nn.Module, radius: float = 10.0) -> nn.Module:
     check_number("radius", radius, "the norm of the centers, above 0", above=0, error=ModelError)
     if not isinstance(model, nn.Module):
         raise ModelError(f"model={model!r:.60}: expected a network, such as max_mahalanobis(vgg16())")
-    linear = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and name]
-    if not linear:
+    found = last_linear(model)
+    if found is None or not found[0]:
         raise ModelError(f"{type(model).__name__} has no linear layer whose place the centers could take")
-    name, last = linear[-1]
-    layer = CenterLayer(last.in_features, last.out_features, radius).to(last.weight)
-    model.set_submodule(name, layer)
+    name, last = found
+    model.set_submodule(name, center_layer(last.in_features, last.out_features, radius).to(last.weight))
     return model

@@ -412,7 +412,7 @@ def test_norms_and_bounds(text):
         (1, math.inf) if text.startswith(("regnet", "wrn50")) else (1, 2, math.inf)
     )  # ℓ2 takes seconds there
     table = measure(model, x, ords=ords)
-    kinds = "Conv2d", "Linear", "CenterLayer", "BatchNorm2d", "Normalize"
+    kinds = "Conv2d", "Linear", "BatchNorm2d", "Normalize"
     known = [row for row in table.rows if row.kind in kinds]
     assert len(weights(model)) + len(weights(model, nn.Linear)) == sum(row.has_weight for row in known)
     assert all(row.norms.keys() == set(ords) for row in known)
