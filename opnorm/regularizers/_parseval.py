@@ -72,7 +72,7 @@ def parseval(beta: float = 1e-4, output_decay: float = 1e-4) -> Regularizer:
                 for target, part in zip(group, new.chunk(len(group)), strict=True):
                     target.weight.copy_(part.reshape(target.weight.shape))
 
-        hooks = Hooks(penalty=penalty, after_step=orthogonalize)
+        hooks = Hooks(penalty=penalty, after_step=orthogonalize, constrain=lambda: orthogonalize(0.0))
         return bound(hooks, parameters_of(layers), "parseval")
 
     return bind

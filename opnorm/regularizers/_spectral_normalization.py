@@ -44,7 +44,7 @@ def spectral_normalization(sp: float = 1.0) -> Regularizer:
             )
 
         @torch.no_grad()
-        def after_epoch() -> None:
+        def normalize() -> None:
             check_finite(layers, "spectral_normalization")
             for target in layers:
                 margin = max(
@@ -53,6 +53,7 @@ def spectral_normalization(sp: float = 1.0) -> Regularizer:
                 while (upper := float(operator_norm(target.layer, 2, target.in_shape).upper)) > sp:
                     target.weight.mul_(sp / upper * (1 - margin))
 
-        return bound(Hooks(after_epoch=after_epoch), parameters_of(layers), "spectral_normalization")
+        hooks = Hooks(after_epoch=normalize, constrain=normalize)
+        return bound(hooks, parameters_of(layers), "spectral_normalization")
 
     return bind

@@ -76,14 +76,15 @@ def svc(
 
         parameters = parameters_of(layers)
         if not isinstance(every, int):
-            return bound(Hooks(after_epoch=clip_all), parameters, "svc")
+            return bound(Hooks(after_epoch=clip_all, constrain=clip_all), parameters, "svc")
         step = torch.zeros((), dtype=torch.int64)
 
         def after_step(lr: float) -> None:
             if step.add_(1) % every == 0:
                 clip_all()
 
-        return bound(Hooks(after_step=after_step, state={"step": step}), parameters, "svc")
+        hooks = Hooks(after_step=after_step, state={"step": step}, constrain=clip_all)
+        return bound(hooks, parameters, "svc")
 
     return bind
 

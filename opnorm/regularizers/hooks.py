@@ -33,6 +33,8 @@ class Hooks(NamedTuple):
         after_epoch: () -> None.
         state: the regularizer's tensors (momenta, warm starts), changed in place only, so that copying into them
             restores it.
+        constrain: () -> None, brings weights that were set otherwise, such as an average, under the constraint; what
+            keeps the weights within bounds by ``after_step`` or ``after_epoch`` fills it.
     """
 
     penalty: Callable[[nn.Module, Tensor, Tensor], Tensor] = _no_penalty
@@ -40,6 +42,7 @@ class Hooks(NamedTuple):
     after_step: Callable[[float], None] = _nothing
     after_epoch: Callable[[], None] = _nothing
     state: dict[str, Tensor] = {}  # noqa: RUF012 - the default is never written to
+    constrain: Callable[[], None] = _nothing
 
 
 def bound(hooks: Hooks, parameters: Iterable[Tensor], method: str) -> Hooks:
@@ -75,4 +78,5 @@ def chain(all_hooks: Sequence[Hooks]) -> Hooks:
         return call
 
     state = {f"{i}.{k}": v for i, hooks in enumerate(all_hooks) for k, v in hooks.state.items()}
-    return Hooks(penalty, each("edit_grads"), each("after_step"), each("after_epoch"), state)
+    names = ("edit_grads", "after_step", "after_epoch", "constrain")
+    return Hooks(penalty, state=state, **{name: each(name) for name in names})

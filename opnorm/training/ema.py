@@ -1,6 +1,6 @@
 """The exponential moving average of the weights."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -35,18 +35,20 @@ class Average:
             torch._foreach_lerp_(list(self.state.values()), self.weights, 1 - d)
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
+    def applied(self, constrain: Callable[[], None] = lambda: None) -> Iterator[None]:
         """The model has the averaged weights inside the block."""
         saved = [w.clone() for w in self.weights]
-        self.apply()
+        self.apply(constrain)
         try:
             yield
         finally:
             _copy(self.weights, saved)
 
-    def apply(self) -> None:
-        """The model has the averaged weights from now on."""
-        _copy(self.weights, list(self.state.values()))
+    def apply(self, constrain: Callable[[], None] = lambda: None) -> None:
+        """The model has the averaged weights from now on; ``constrain`` then clips or normalizes them in the model."""
+        if self.decay:
+            _copy(self.weights, list(self.state.values()))
+            constrain()
 
 
 def _copy(to: list[Tensor], values: list[Tensor]) -> None:

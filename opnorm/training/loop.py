@@ -77,12 +77,12 @@ def train(
                 row = {"epoch": epoch + 1, "lr": rate, **meter.result()}
                 row["seconds"] = time.perf_counter() - started
                 if probe and distributed.is_main_process():
-                    with state.average.applied():
+                    with state.average.applied(state.hooks.constrain):
                         row |= probe(model)
                 history.append(row)
                 if folder and distributed.is_main_process():
                     save_checkpoint(folder, state, history)
-    state.average.apply()
+    state.average.apply(state.hooks.constrain)
     return history
 
 

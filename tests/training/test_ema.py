@@ -1,8 +1,10 @@
 """The average of the weights: by its formula, measured by the probe, and left in the model at the end."""
 
+import pytest
 import torch
 from torch import nn
 
+from opnorm import regularizers
 from opnorm.data import digits
 from opnorm.models import cnn
 from opnorm.training import TrainingSettings, optimizers, train
@@ -72,3 +74,33 @@ def test_training_goes_on_with_the_weights_and_ends_with_the_average():
     plain = spy(None)
     train(plain, DATA, TrainingSettings(epochs=3, batch=25, optimizer=optimizers.sgd(0.05, momentum=0)))
     assert torch.equal(weights(plain), steps[-1]), "the average changes no step"
+
+
+@pytest.mark.parametrize(
+    ("bind", "most"),
+    [
+        (regularizers.svc(0.5), 0.5),
+        (regularizers.svc(0.5, every=3), 0.5),
+        (regularizers.spectral_normalization(0.5), 0.5),
+    ],
+)
+def test_averaged_weights_are_clipped_and_normalized_like_the_others(bind, most):
+    """1x1 kernels, for which clipping is exact; without it the average of the starts is above."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.Flatten(), nn.Linear(256, 10))
+    with torch.no_grad():
+        model[2].weight.mul_(20)
+    probed = []
+    settings = TrainingSettings(epochs=1, batch=50, ema=0.999, regularizers=[bind])
+    history = train(
+        model,
+        DATA,
+        settings,
+        probe=lambda m: probed.append(float(m[2].weight.detach().flatten(1).svd().S[0])) or {},
+    )
+    assert len(history) == 1
+    assert max(probed) <= most * (1 + 1e-5)
+    assert float(model[2].weight.detach().flatten(1).svd().S[0]) == probed[-1]
+    raw = Average({"w": torch.full((2,), 4.0)}, 0.5)
+    raw.apply(lambda: raw.weights[0].clamp_(max=1))
+    assert torch.equal(raw.state["w"], torch.full((2,), 4.0)), "the average itself is not changed"
