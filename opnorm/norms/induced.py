@@ -191,7 +191,7 @@ def _layer_ends(layer: nn.Module, linear: LinearMap) -> _Ends:
         def rows(p: float) -> float:
             return float(pq_norm(weight, by_row, conjugate(p))) if by_row else infinity  # ‖x‖_∞ <= ‖x‖_p
 
-        sigma = min(sigma, math.sqrt(one * infinity))
+        sigma = min(sigma, math.sqrt(one) * math.sqrt(infinity))
     n, m = math.prod(shape), math.prod(linear.out_shape)
     return _Ends(n, m, functools.cache(columns), functools.cache(rows), sigma)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from opnorm._core.convolution import ConvGeometry
 from opnorm._core.layers import Shape, check_weight
+from opnorm._core.lp import lp_norm
 from opnorm.errors import NormError
 from opnorm.norms.exact.taps import Patterns, tap_patterns
 
@@ -28,7 +29,7 @@ __all__ = ["Plan", "check_axes", "conv_l2_bound", "conv_plan", "largest_sum", "l
 
 def conv_l2_bound(K: Tensor, out_size: Shape) -> float:
     """sqrt(h_out w_out Σ K²), a cheap upper bound of a convolution's ℓ2 norm (Liang & Huang 2021, Thm 1)."""
-    return math.sqrt(math.prod(out_size)) * float(torch.linalg.vector_norm(K.detach().double()))
+    return math.sqrt(math.prod(out_size)) * float(lp_norm(K.detach().double()[None], 2))
 
 
 # ---------------------------------------------------------------- what depends on the sizes only

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor, nn
 from opnorm._core.frequencies import half_grid
 from opnorm._core.layers import CONV, LINEAR_OR_CONV, Shape
 from opnorm._core.linear_map import linear_map
+from opnorm._core.lp import dual, lp_norm, power_of_two
 from opnorm._core.rounding import PRODUCT
 from opnorm.errors import NormError
 from opnorm.norms.exact.kernel_sums import conv_l2_bound
 from opnorm.norms.norm import Norm
-from opnorm.norms.spectral.frequency_response import Gram, Polyphase, gram
+from opnorm.norms.spectral.frequency_response import Polyphase, gram
 from opnorm.norms.spectral.interval import polyphase_of, spectral_norm, sqrt_of_l1_linf
 
 __all__ = ["BOUNDS", "bound", "sgl_norm", "vs_norm"]
@@ -39,13 +41,13 @@ def vs_norm(layer: nn.Module, in_shape: Shape, iterations: int = 100, seed: int 
     x = x.to(weight.device, weight.dtype)
     with torch.no_grad():
         offset = layer(torch.zeros_like(x))
-    value = 0.0
+    x, value = dual(x, 2), 0.0
     for _ in range(iterations):
-        x = (x / torch.linalg.vector_norm(x)).requires_grad_()
+        x.requires_grad_()
         with torch.enable_grad():
-            out = torch.linalg.vector_norm(layer(x) - offset)
-            (x,) = torch.autograd.grad(out**2 / 2, x)
-        value = float(out.detach())
+            image = layer(x) - offset
+            (gradient,) = torch.autograd.grad(image, x, dual(image.detach(), 2))  # of ‖image‖_2
+        x, value = dual(gradient, 2, x.detach()), float(lp_norm(image.detach(), 2))
     return value
 
 
@@ -108,7 +110,7 @@ def _sedghi(layer: nn.Module, in_shape: Shape) -> Norm:
 def _gram_iteration(layer: nn.Module, in_shape: Shape) -> Norm:
     """On the circle that holds the convolution."""
     t = _symbol(layer, in_shape, "gram")
-    upper = _by_squaring(gram(t), _frequencies(t.period(), t), 6)
+    upper = _by_squaring(t, _frequencies(t.period(), t), 6)
     return Norm.of(0.0, upper * (1 + 1e-9), "upper bound by Gram iteration, 6 steps (Delattre et al. 2023)")
 
 
@@ -117,15 +119,16 @@ def _coarse(layer: nn.Module, in_shape: Shape) -> Norm:
     t = _symbol(layer, in_shape, "coarse")
     size = tuple(max(1, math.ceil(6 * d)) for d in t.degree)
     points = _frequencies(size, t, 0.5)
-    upper = _by_squaring(gram(t), points, 2) * between(t.degree, size)
+    upper = _by_squaring(t, points, 2) * between(t.degree, size)
     method = f"upper bound from {len(points)} frequencies (M. Riesz), any input size"
     return Norm.of(0.0, upper * (1 + 1e-9), method)
 
 
 @torch.no_grad()
-def _by_squaring(g: Gram, points: np.ndarray, steps: int) -> float:
+def _by_squaring(t: Polyphase, points: np.ndarray, steps: int) -> float:
     """The largest ‖A(ω)‖_2 ≤ ‖G^(2^t)‖_F^(1/2^(t+1)) after t steps of squaring, every G = A(ω)ᴴ A(ω) rescaled at each."""
-    best = -math.inf
+    unit = power_of_two(t.matrices.abs().amax())
+    g, best = gram(replace(t, matrices=t.matrices / unit)), -math.inf
     for some in np.array_split(points, -(-len(points) // 64)):
         for group in range(len(g.even)):
             G = g.at(some, group)
@@ -137,7 +140,7 @@ def _by_squaring(g: Gram, points: np.ndarray, steps: int) -> float:
                     G = G / size.clamp(min=1e-300)[:, None, None]
                     G = G @ G
             best = max(best, float(log.max()))
-    return math.exp(best / 2)
+    return math.exp(best / 2) * float(unit)
 
 
 def between(degree: tuple[float, ...], size: Shape) -> float:

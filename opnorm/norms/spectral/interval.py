@@ -8,6 +8,7 @@ layers get a lower bound by Lanczos iteration and an upper one from their exact 
 import functools
 import math
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from opnorm._core.batch_norm import batch_norm_scale
 from opnorm._core.convolution import ConvGeometry, conv_geometry, pad_index, transpose_geometry
 from opnorm._core.lanczos import lanczos as krylov_maximizer
 from opnorm._core.lanczos import steps_for
-from opnorm._core.layers import CONV, TRANSPOSED, Shape, in_float64, overrides
+from opnorm._core.layers import CONV, TRANSPOSED, WEIGHTED, Shape, in_float64, is_standard, overrides, unwrap
 from opnorm._core.linear_map import LinearMap, linear_map
 from opnorm._core.rounding import PRODUCT
 from opnorm.errors import NormError
@@ -41,6 +42,9 @@ DENSE = 512  # up to this many rows or columns, the whole matrix is diagonalized
 # places along the shorter side, up to which the border is too large a part for the frequency response
 SMALL_MAP = 12
 TINY = 1e-6  # relative widths below which a Lanczos iteration would take longer than a diagonalization
+SMALLEST = (
+    1e-100  # maps that are shorter or longer than this are scaled: their Gram matrices would leave float64
+)
 MANY = 1000  # steps of a Lanczos iteration that runs until it has converged
 
 
@@ -73,7 +77,13 @@ def spectral_norm(
     Source: methods in :mod:`opnorm.norms.spectral.upper_bound`; probability: Kuczyński & Woźniakowski 1992, Theorem 4.2.
     """
     check_interval(relative_width, failure_probability)
-    linear, t = linear_map(layer, in_shape), polyphase_of(layer, in_shape)
+    linear = linear_map(layer, in_shape)
+    unit = float(lp.power_of_two(lp.lp_norm(linear @ _random_start(linear, 0), 2)))
+    if not SMALLEST < unit < 1 / SMALLEST:
+        divided = _divided(unwrap(layer), unit)
+        found = spectral_norm(divided, in_shape, relative_width, failure_probability, effort)
+        return Norm(found.lower * unit, found.upper * unit, found.method)
+    t = polyphase_of(layer, in_shape)
     norm = (
         _convolution(linear, t, relative_width, effort)
         if t
@@ -84,6 +94,25 @@ def spectral_norm(
     if norm.relative_width > relative_width:
         norm = norm._replace(method=f"{norm.method}; relative width {norm.relative_width:.1e}")
     return norm
+
+
+def _divided(layer: nn.Module, unit: float) -> nn.Module:
+    """A layer in float64 whose map is that of the layer over a power of two."""
+    copy = in_float64(layer)
+    if is_standard(layer, *WEIGHTED):
+        weight: Any = copy.weight
+        weight.data.div_(unit)
+        return copy
+    return _Divided(copy, unit)
+
+
+class _Divided(nn.Module):
+    def __init__(self, layer: nn.Module, unit: float) -> None:
+        super().__init__()
+        self.layer, self.unit = layer, unit
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.layer(x) - self.layer(torch.zeros_like(x))) / self.unit
 
 
 def check_interval(relative_width: float = 5e-3, failure_probability: float = 0.0) -> None:
@@ -182,10 +211,10 @@ def sqrt_of_l1_linf(layer: nn.Module, linear: LinearMap) -> float:
     double = in_float64(layer)
     try:
         with torch.no_grad():
-            product = float(l1(double, linear.in_shape)) * float(linf(double, linear.in_shape))
+            one, infinity = float(l1(double, linear.in_shape)), float(linf(double, linear.in_shape))
     except NormError:
         return math.inf
-    return math.sqrt(product) * (1 + PRODUCT)
+    return math.sqrt(one) * math.sqrt(infinity) * (1 + PRODUCT)
 
 
 def padding_bound(
