@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from opnorm._core.layers import TRANSPOSED
 from opnorm._core.linear_map import LinearMap
+from opnorm._core.lp import dual
 from opnorm._core.settings import check_choice, check_count, check_number
 from opnorm.jacobian import Matrices
 from opnorm.regularizers.hooks import Hooks, Regularizer, bound
@@ -67,7 +68,7 @@ def global_snr(lam: float = 0.01, steps: int = 1, operator: str = "reshaped") ->
             operators[name] = _matrices(group) if reshaped(group[0]) else _convolutions(group)
             shape = (len(group), *operators[name]().out_shape)
             u = torch.randn(shape, generator=generator, dtype=torch.float64).to(weight.detach())
-            vectors[name] = _unit(u, u)
+            vectors[name] = dual(u, 2)
 
         def penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             with torch.autocast(x.device.type, enabled=False):
@@ -84,18 +85,12 @@ def _squares(A: LinearMap, u: Tensor, steps: int) -> Tensor:
     start = u
     with torch.no_grad():
         for step in range(steps):
-            v = _unit(A.T @ u, torch.zeros(()))
+            v = dual(A.T @ u, 2)
             if step < steps - 1:
-                u = _unit(A @ v, u)
+                u = dual(A @ v, 2, u)
     image = A @ v  # u is its direction, so ‖W v‖² has the value σ² and the gradient 2 σ u vᵀ
-    start.copy_(_unit(image.detach(), u))
+    start.copy_(dual(image.detach(), 2, u))
     return image.flatten(1).square().sum(1)
-
-
-def _unit(x: Tensor, otherwise: Tensor) -> Tensor:
-    """Each row with length 1; a zero row has no direction and is replaced."""
-    length = torch.linalg.vector_norm(x.flatten(1), dim=1).view(-1, *[1] * (x.ndim - 1))
-    return torch.where(length > 0, x / length, otherwise.to(x))
 
 
 def _matrices(group: list[TargetLayer]) -> Operator:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.layers import check_initialized
-from opnorm._core.lp import conjugate, dual, lp_norm, power_iteration, random_start
+from opnorm._core.lp import conjugate, dual, lp_norm, per_row, power_iteration, power_of_two, random_start
 from opnorm._core.settings import check_choice, check_count, check_number
 from opnorm.errors import ModelError
 from opnorm.jacobian import Jacobian, Matrices, linearized
@@ -133,7 +133,8 @@ def _of_matrices(A: Tensor, v: Tensor, p: float, q: float) -> tuple[Tensor, Tens
     """The exact maximizer for A (B, K, n), on the side of the start v; that of an iteration where it is NP-hard."""
     J, each = Matrices(A), torch.arange(len(A), device=A.device)
     if p == q == 2:
-        gram = (A @ A.mT).double().nan_to_num(0, 0, 0)  # a diverged network's NaN are in the loss anyway
+        unit = A / per_row(power_of_two(lp_norm(A, math.inf)), A)  # so that no square leaves the range
+        gram = (unit @ unit.mT).double().nan_to_num(0, 0, 0)  # a diverged network's NaN are in the loss anyway
         u = torch.linalg.eigh(gram).eigenvectors[:, :, -1].to(A.dtype)
         side = torch.where((u * (J @ v)).sum(1) < 0, -1.0, 1.0).to(A.dtype)
         u = u * side[:, None]

@@ -284,3 +284,16 @@ def test_a_diverged_network_gives_nan_and_no_error_of_its_own(case):
     with torch.no_grad():
         model[1].weight.fill_(math.nan)
     assert hooks.penalty(model, x, y).isnan()
+
+
+@pytest.mark.parametrize(("p", "q"), [c for c in CELLS if c not in HARD])
+@pytest.mark.parametrize("exponent", [-700, -90, 90, 500])
+def test_the_norm_follows_the_scale_of_the_weights(p, q, exponent):
+    """2^-90 and 2^90 in float32, whose squares leave its range; the others in float64."""
+    dtype = torch.float32 if abs(exponent) < 100 else torch.float64
+    torch.manual_seed(0)
+    model, x = nn.Linear(12, 5, bias=False, dtype=dtype), torch.rand(3, 12, dtype=dtype)
+    W = model.weight.detach().double()
+    model.weight.data = torch.ldexp(model.weight.data, torch.tensor(float(exponent)))
+    penalty = dd_onr(1.0, p, q)(model, x).penalty(model, x, torch.tensor([0, 1, 2]))
+    assert math.ldexp(float(penalty.detach()), -exponent) == pytest.approx(float(brute(W, p, q)), rel=1e-5)

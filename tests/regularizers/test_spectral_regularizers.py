@@ -262,3 +262,16 @@ def test_weights_that_are_not_finite_are_an_error():
         TrainError, match="spectral_normalization: the weight of layer '' is no longer finite"
     ):
         hooks.after_epoch()
+
+
+@pytest.mark.parametrize("exponent", [-80, 60])
+def test_the_singular_vectors_do_not_depend_on_the_scale(exponent):
+    """The gradient λ σ u vᵀ has the length λ σ, also where σ² leaves the range of float32."""
+    torch.manual_seed(0)
+    layer = nn.Linear(7, 5, bias=False)
+    sigma = float(torch.linalg.matrix_norm(layer.weight.detach().double(), 2))
+    layer.weight.data = torch.ldexp(layer.weight.data, torch.tensor(float(exponent)))
+    hooks = global_snr(2.0, steps=100)(layer, torch.rand(1, 7))
+    (gradient,) = torch.autograd.grad(hooks.penalty(layer, torch.rand(1, 7), None), layer.weight)
+    found = math.ldexp(float(torch.linalg.matrix_norm(gradient.double(), 2)), -exponent)
+    assert found == pytest.approx(2 * sigma, rel=1e-4)
