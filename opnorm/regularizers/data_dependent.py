@@ -134,7 +134,8 @@ def _of_matrices(A: Tensor, v: Tensor, p: float, q: float) -> tuple[Tensor, Tens
     J, each = Matrices(A), torch.arange(len(A), device=A.device)
     if p == q == 2:
         unit = A / per_row(power_of_two(lp_norm(A, math.inf)), A)  # so that no square leaves the range
-        gram = (unit @ unit.mT).double().nan_to_num(0, 0, 0)  # a diverged network's NaN are in the loss anyway
+        # a diverged network's NaN are in the loss anyway
+        gram = (unit @ unit.mT).double().nan_to_num(0, 0, 0)
         u = torch.linalg.eigh(gram).eigenvectors[:, :, -1].to(A.dtype)
         side = torch.where((u * (J @ v)).sum(1) < 0, -1.0, 1.0).to(A.dtype)
         u = u * side[:, None]
