@@ -6,6 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.derived_weights import weight_of
 from opnorm._core.layers import ConvLayer, ConvTransposeLayer, check_forward, check_weight
 from opnorm.errors import NormError
 
@@ -29,11 +30,12 @@ def batch_norm_scale(layer: nn.modules.batchnorm._BatchNorm) -> Tensor:
     check_forward(layer, nn.BatchNorm2d, nn.SyncBatchNorm)
     if layer.running_var is None:
         raise NormError(f"{type(layer).__name__} keeps no running statistics, so it is not linear")
-    for name in ("running_var", "weight"):
-        if (tensor := getattr(layer, name)) is not None:
+    weight = weight_of(layer)
+    for name, tensor in (("running_var", layer.running_var), ("weight", weight)):
+        if tensor is not None:
             check_weight(tensor, name)
     scale = channel_scale(layer.running_var.double(), layer.eps)
-    return scale if layer.weight is None else scale.to(layer.weight.dtype) * layer.weight
+    return scale if weight is None else scale.to(weight.dtype) * weight
 
 
 # torch.nn.utils.fusion gives parameters without a history, and ignores the groups of transposed convolutions
@@ -55,12 +57,12 @@ def fold_batch_norm(layer: nn.Module, norm: nn.modules.batchnorm._BatchNorm) -> 
     """
     if not isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
         raise NormError(f"a batch norm folds into Linear and convolutions, not into {type(layer).__name__}")
-    check_weight(layer.weight)
+    weight = weight_of(layer)
+    check_weight(weight)
     scale = batch_norm_scale(norm)
     channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
     if len(scale) != channels:
         raise NormError(f"the layer has {channels} output channels and the batch norm {len(scale)}")
-    weight = layer.weight
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):  # (C_in, C_out / groups, *kernel)
         groups = layer.groups
         by_group = scale.view(groups, 1, -1, *(1,) * (weight.ndim - 2))

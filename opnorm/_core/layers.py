@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from opnorm._core.derived_weights import computed_tensors, use_computed
 from opnorm.errors import ModelError, NormError
 
 __all__ = [
@@ -69,14 +70,18 @@ def unwrap(layer: nn.Module) -> nn.Module:
 
 
 def in_float64(layer: Layer) -> Layer:
-    """A copy in float64 and eval mode, without gradients; weights that are computed from others (pruned ones) too."""
+    """A copy in float64 and eval mode, without gradients; weights that are computed from others have their values now."""
     double: dict[int, Tensor] = {}  # what deepcopy takes in the place of each tensor
     for module in layer.modules():
         for t in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
             if isinstance(t, Tensor) and not is_lazy(t):
                 value = t.detach().to(torch.float64 if t.is_floating_point() else t.dtype, copy=True)
                 double[id(t)] = nn.Parameter(value, False) if isinstance(t, nn.Parameter) else value
-    return copy.deepcopy(layer, double).eval().requires_grad_(False)
+    twin = copy.deepcopy(layer, double).eval().requires_grad_(False)
+    for module, copied in list(zip(layer.modules(), twin.modules(), strict=True)):
+        if values := computed_tensors(module):
+            use_computed(copied, {name: value.double() for name, value in values.items()})
+    return twin
 
 
 def overrides(layer: nn.Module, *bases: type[nn.Module]) -> bool:
@@ -158,7 +163,14 @@ def check_weights(layer: nn.Module) -> None:
             check_weight(tensor, name)
         elif reason := missing_values(tensor):
             raise NormError(f"{name} {reason}")
-        if bad := int((~torch.isfinite(tensor)).sum()):
-            raise NormError(
-                f"{name} has {bad} of {tensor.numel()} entries that are NaN or infinite; diverged training?"
-            )
+        _check_finite(name, tensor)
+    for path, module in layer.named_modules():
+        for name, tensor in computed_tensors(module).items():
+            _check_finite(f"{path}.{name}".removeprefix("."), tensor)
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    if bad := int((~torch.isfinite(tensor)).sum()):
+        raise NormError(
+            f"{name} has {bad} of {tensor.numel()} entries that are NaN or infinite; diverged training?"
+        )

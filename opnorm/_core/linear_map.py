@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import grad as conv_grad
 
 from opnorm._core.convolution import ConvGeometry, conv_geometry, padding_maps, transpose_geometry
+from opnorm._core.derived_weights import weight_of
 from opnorm._core.layers import (
     CONV,
     LINEAR,
@@ -195,9 +196,10 @@ def _check_affine(apply: Callable[[Tensor], Tensor], zero: Tensor, name: str) ->
 def _(layer: nn.Linear, in_shape: Shape) -> LinearMap:
     if overrides(layer, *LINEAR):
         return through_autograd(layer, in_shape)
-    check_weight(layer.weight)
+    weight = weight_of(layer)
+    check_weight(weight)
     check_features(layer, in_shape)
-    W = layer.weight.detach().double()
+    W = weight.detach().double()
     out_shape = (*in_shape[:-1], layer.out_features)
     return LinearMap(lambda v: v @ W.T, lambda u: u @ W, in_shape, out_shape, W.device)
 
@@ -208,9 +210,10 @@ def _(layer: nn.Linear, in_shape: Shape) -> LinearMap:
 def _(layer: ConvLayer, in_shape: Shape) -> LinearMap:
     if overrides(layer, *CONV):
         return through_autograd(layer, in_shape)
-    check_weight(layer.weight)
+    weight = weight_of(layer)
+    check_weight(weight)
     check_channels(layer, in_shape)
-    return convolution_map(layer.weight.detach().double(), conv_geometry(layer), in_shape[1:])
+    return convolution_map(weight.detach().double(), conv_geometry(layer), in_shape[1:])
 
 
 @linear_map.register(nn.ConvTranspose1d)
@@ -219,10 +222,11 @@ def _(layer: ConvLayer, in_shape: Shape) -> LinearMap:
 def _(layer: ConvTransposeLayer, in_shape: Shape) -> LinearMap:
     if overrides(layer, *TRANSPOSED):
         return through_autograd(layer, in_shape)
-    check_weight(layer.weight)
+    weight = weight_of(layer)
+    check_weight(weight)
     check_channels(layer, in_shape)
     geometry, out_size = transpose_geometry(layer, in_shape[1:])
-    A = convolution_map(layer.weight.detach().double(), geometry, out_size)
+    A = convolution_map(weight.detach().double(), geometry, out_size)
     pads: list[int] = []
     for n, m in zip(reversed(in_shape), reversed(A.out_shape), strict=True):
         pads += [0, m - n]

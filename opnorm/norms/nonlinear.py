@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.batch_norm import channel_scale
+from opnorm._core.derived_weights import weight_of
 from opnorm._core.layers import IDENTITY, Shape, is_standard, overrides
 from opnorm.errors import NormError
 from opnorm.norms.exact.separable import PADDING
@@ -84,7 +85,7 @@ ELEMENTWISE: dict[type[nn.Module], float | Callable[[Any], float | str]] = {
     nn.GELU: lambda layer: GELU[layer.approximate],
     nn.LeakyReLU: lambda layer: max(1.0, abs(layer.negative_slope)),
     nn.RReLU: lambda layer: max(1.0, abs(layer.lower + layer.upper) / 2),  # the slope of eval mode
-    nn.PReLU: lambda layer: max(1.0, float(layer.weight.detach().abs().max())),
+    nn.PReLU: lambda layer: max(1.0, float(weight_of(layer).detach().abs().max())),
     nn.ELU: lambda layer: max(1.0, abs(layer.alpha)),  # α e^x left of 0
     # e^{x/α} left of 0
     nn.CELU: lambda layer: f"with alpha={layer.alpha} grows without bound" if layer.alpha < 0 else 1.0,
@@ -206,21 +207,22 @@ def normalizing(eps: float | None, weight: Tensor | None, ord: float, kind: str)
 @lipschitz.register(nn.GroupNorm)
 @lipschitz.register(nn.RMSNorm)
 def _(layer: Any, ord: float, in_shape: Shape) -> float:
-    eps = layer.eps
+    eps, weight = layer.eps, weight_of(layer)
     if eps is None:  # RMSNorm takes that of a type it computes in, which is at least this
-        double = layer.weight is None or layer.weight.dtype == torch.float64
+        double = weight is None or weight.dtype == torch.float64
         eps = torch.finfo(torch.float64 if double else torch.float32).eps
-    return normalizing(eps, layer.weight, ord, type(layer).__name__)
+    return normalizing(eps, weight, ord, type(layer).__name__)
 
 
 @lipschitz.register(nn.InstanceNorm1d)
 @lipschitz.register(nn.InstanceNorm2d)
 @lipschitz.register(nn.InstanceNorm3d)
 def _(layer: Any, ord: float, in_shape: Shape) -> float:
+    weight = weight_of(layer)
     if layer.track_running_stats and layer.running_var is not None:  # a diagonal map in eval mode
-        weight = None if layer.weight is None else layer.weight.detach()
+        weight = None if weight is None else weight.detach()
         return float(channel_scale(layer.running_var.double(), layer.eps, weight).abs().max())
-    return normalizing(layer.eps, layer.weight, ord, type(layer).__name__)
+    return normalizing(layer.eps, weight, ord, type(layer).__name__)
 
 
 # ---------------------------------------------------------------- linear maps that only copy

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from opnorm._core.batch_norm import batch_norm_scale
 from opnorm._core.convolution import conv_geometry, transpose_geometry
+from opnorm._core.derived_weights import weight_of
 from opnorm._core.layers import (
     BATCH_NORM,
     CONV,
@@ -82,7 +83,7 @@ def _unknown(norm: Callable[[nn.Module, Shape], Tensor], layer: nn.Module, in_sh
 def _weight(layer: nn.Module, *bases: type[nn.Module]) -> Tensor:
     """The weight of a layer that does what its base does."""
     check_forward(layer, *bases)
-    weight: Tensor = layer.weight  # type: ignore[assignment]  # computed at each access by some parametrizations: read once
+    weight = weight_of(layer)
     check_weight(weight)
     return weight
 

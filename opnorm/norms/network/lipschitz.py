@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from opnorm._core.layers import missing_values, unwrap
 from opnorm._core.modes import evaluating
@@ -24,7 +24,16 @@ from opnorm.norms._operator_norm import check_ords
 from opnorm.norms.layer_table import measure
 from opnorm.norms.network.graph import forward_graph, no_random_numbers, same_output, shifted
 from opnorm.norms.network.interpreter import BoundInterpreter, KnownFactors, NodeBound
-from opnorm.norms.network.trace import Example, arguments, eagerly, first_line, layers, map_tensors, trace
+from opnorm.norms.network.trace import (
+    Example,
+    arguments,
+    eagerly,
+    first_line,
+    has_formula,
+    layers,
+    map_tensors,
+    trace,
+)
 from opnorm.norms.norm import Product
 from opnorm.norms.number_text import magnitude
 from opnorm.norms.table import NormTable
@@ -98,6 +107,10 @@ def _propagated(
     for name, t in (*model.named_parameters(), *model.named_buffers()):
         if reason := missing_values(t):
             raise BoundError(f"{name} {reason}")
+    if has_formula(model) and isinstance(example, Tensor):
+        model = nn.Sequential(
+            model
+        )  # in the graph of a layer itself, hooks that compute its weight are not seen
     with evaluating(model):
         graph, values = forward_graph(model, example)
         interpreter = BoundInterpreter(graph, ord, _known_factors(model, table), nodes)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.derived_weights import weight_of
 from opnorm._core.frequencies import half_grid
 from opnorm._core.layers import CONV, LINEAR_OR_CONV, Shape
 from opnorm._core.linear_map import linear_map
@@ -77,7 +78,7 @@ def _thm1(layer: nn.Module, in_shape: Shape) -> Norm:
     if not isinstance(layer, LINEAR_OR_CONV):
         raise NormError(f"the bound 'thm1' is defined for Linear and Conv layers, got {type(layer).__name__}")
     positions = linear_map(layer, in_shape).out_shape[1:] if isinstance(layer, CONV) else ()
-    upper = conv_l2_bound(layer.weight, positions) * (1 + PRODUCT)
+    upper = conv_l2_bound(weight_of(layer), positions) * (1 + PRODUCT)
     return Norm.of(0.0, upper, "upper bound sqrt(h_out w_out Σ K²), Liang & Huang 2021, Thm 1")
 
 
@@ -98,7 +99,7 @@ def _sedghi(layer: nn.Module, in_shape: Shape) -> Norm:
         raise NormError(f"SGL is for circular padding, got {layer.padding_mode!r}")
     linear_map(layer, in_shape)  # checks the layer and the shape
     size = tuple(in_shape[1:])
-    value = sgl_norm(layer.weight, size)
+    value = sgl_norm(weight_of(layer), size)
     factor = between(tuple((k - 1) / 2 for k in layer.kernel_size), size)
     return Norm.of(
         0.0,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from opnorm._core import lp
 from opnorm._core.batch_norm import batch_norm_scale
 from opnorm._core.convolution import ConvGeometry, conv_geometry, pad_index, transpose_geometry
+from opnorm._core.derived_weights import weight_of
 from opnorm._core.lanczos import lanczos as krylov_maximizer
 from opnorm._core.lanczos import steps_for
 from opnorm._core.layers import CONV, TRANSPOSED, WEIGHTED, Shape, in_float64, is_standard, overrides, unwrap
@@ -228,7 +229,7 @@ def padding_bound(
     if not isinstance(layer, CONV) or overrides(layer, *CONV) or layer.padding_mode == "zeros":
         return math.inf, ""
     geometry, size = conv_geometry(layer), tuple(in_shape[1:])
-    K, bare = layer.weight.detach(), geometry._replace(padding=((0, 0),) * len(size), mode="zeros")
+    K, bare = weight_of(layer).detach(), geometry._replace(padding=((0, 0),) * len(size), mode="zeros")
     circle = tuple(n // s for n, s in zip(size, geometry.stride, strict=True))
     closed = all(m * s == n for m, s, n in zip(geometry.out_size(size), geometry.stride, size, strict=True))
     if geometry.mode == "circular" and closed:
@@ -256,7 +257,7 @@ def polyphase_of(layer: nn.Module, in_shape: Shape) -> Polyphase | None:
 def _(layer: nn.Linear, in_shape: Shape) -> Polyphase | None:
     if overrides(layer, nn.Linear):
         return None
-    W = layer.weight.detach()
+    W = weight_of(layer).detach()
     return polyphase(W[:, :, None], ConvGeometry((1,), (1,), ((0, 0),), (1,), 1), (1,))
 
 
@@ -264,7 +265,7 @@ def _(layer: nn.Linear, in_shape: Shape) -> Polyphase | None:
 def _(layer: nn.modules.conv._ConvNd, in_shape: Shape) -> Polyphase | None:
     if layer.padding_mode != "zeros" or overrides(layer, *CONV):
         return None
-    return polyphase(layer.weight.detach(), conv_geometry(layer), tuple(in_shape[1:]))
+    return polyphase(weight_of(layer).detach(), conv_geometry(layer), tuple(in_shape[1:]))
 
 
 @polyphase_of.register(nn.modules.conv._ConvTransposeNd)
@@ -273,7 +274,7 @@ def _(layer: nn.modules.conv._ConvTransposeNd, in_shape: Shape) -> Polyphase | N
     if overrides(layer, *TRANSPOSED):
         return None
     geometry, out_size = transpose_geometry(layer, tuple(in_shape[1:]))
-    return polyphase(layer.weight.detach(), geometry, out_size, tuple(in_shape[1:]))
+    return polyphase(weight_of(layer).detach(), geometry, out_size, tuple(in_shape[1:]))
 
 
 @spectral_norm.register(nn.modules.batchnorm._BatchNorm)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.convolution import conv_geometry
+from opnorm._core.derived_weights import weight_of
 from opnorm._core.frequencies import half_grid
 from opnorm._core.layers import Shape, overrides
 from opnorm._core.linear_map import linear_map
@@ -100,7 +101,7 @@ def singular_values(layer: nn.Module, in_shape: Shape) -> Spectrum:
     """
     own = overrides(layer, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     if isinstance(layer, nn.Linear) and not own:
-        values = torch.linalg.svdvals(layer.weight.detach().double())
+        values = torch.linalg.svdvals(weight_of(layer).detach().double())
         values = values.repeat_interleave(math.prod(in_shape[:-1]))
         return Spectrum(values, 0.0, "singular value decomposition")
     circle = None
@@ -140,7 +141,7 @@ def _circle(layer: nn.modules.conv._ConvNd, in_shape: Shape) -> _Circle | None:
     each = zip(size, stride, geometry.kernel, geometry.dilation, geometry.padding, strict=True)
     wide = tuple(n + s * (k * d + max(p)) for n, s, k, d, p in each)
     count = min(math.prod(in_shape), layer.out_channels * math.prod(out))
-    return _Circle(polyphase(layer.weight.detach(), geometry, wide, out), out, count)
+    return _Circle(polyphase(weight_of(layer).detach(), geometry, wide, out), out, count)
 
 
 def _of_symbol(circle: _Circle) -> Tensor:
