@@ -21,7 +21,7 @@ Files = list[tuple[str, Path]]  # class, file
 
 
 @factory("data set")
-def folder(path: str, size: int | None = None) -> Dataset:
+def folder(path: str, size: int | None = None, center_crop: int | None = None) -> Dataset:
     """Read image files from class folders: ``path/train/cat/1.png`` and ``path/test/cat/2.png``.
 
     Without a ``train`` folder the class folders are those of ``path`` itself. Without a test part (``test``, else
@@ -32,6 +32,7 @@ def folder(path: str, size: int | None = None) -> Dataset:
     Args:
         path: the folder.
         size: resize to a short side of this many pixels and crop the center; needed if the images differ in size.
+        center_crop: evaluations see only the central square of this many pixels; see :meth:`Dataset.center_crop`.
 
     Returns:
         A data set of uint8 (N, C, H, W) images; C is 1 if all are gray, else 3. Its name is the folder's.
@@ -56,7 +57,7 @@ def folder(path: str, size: int | None = None) -> Dataset:
         }
         return DecodedSplits.decoded(labelled, size, root.name, tuple(classes))
 
-    return Dataset(root.resolve().name, *cached(key, read))
+    return Dataset(root.resolve().name, *cached(key, read)).center_crop(center_crop)
 
 
 def _find_parts(root: Path) -> dict[str, Files]:

@@ -19,6 +19,7 @@ def hf(
     image: str | None = None,
     label: str | None = None,
     size: int | None = None,
+    center_crop: int | None = None,
 ) -> Dataset:
     """Download a data set's parquet files from the Hugging Face hub and read them as :func:`opnorm.data.parquet` does.
 
@@ -33,6 +34,7 @@ def hf(
         image: the image column; found from the schema if there is only one.
         label: the label column; found from the schema if there is only one.
         size: resize to a short side of this many pixels and crop the center.
+        center_crop: evaluations see only the central square of this many pixels; see :meth:`Dataset.center_crop`.
 
     Returns:
         A data set of uint8 (N, C, H, W) images, named ``repo``, or ``repo/config``.
@@ -53,7 +55,8 @@ def hf(
             f"hf({repo!r}): no parquet files in {searched}. Likely cause: a wrong config, or a set stored in another "
             "format; revision='refs/convert/parquet' is the hub's own parquet copy of most sets"
         )
-    return read_parquet(root, image, label, size, name=f"{repo}/{config}" if config else repo)
+    name = f"{repo}/{config}" if config else repo
+    return read_parquet(root, image, label, size, name).center_crop(center_crop)
 
 
 def _download(repo: str, config: str | None, revision: str | None) -> Path:

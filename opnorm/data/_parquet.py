@@ -26,7 +26,11 @@ TWO_SETS = "Likely cause: files of several data sets in one folder"
 
 @factory("data set")
 def parquet(
-    path: str, image: str | None = None, label: str | None = None, size: int | None = None
+    path: str,
+    image: str | None = None,
+    label: str | None = None,
+    size: int | None = None,
+    center_crop: int | None = None,
 ) -> Dataset:
     """Read images from parquet files in the layout of the Hugging Face hub.
 
@@ -40,6 +44,7 @@ def parquet(
         image: the image column; found from the schema if there is only one.
         label: the label column, of integers or strings; found from the schema if there is only one.
         size: resize to a short side of this many pixels and crop the center; needed if the images differ in size.
+        center_crop: evaluations see only the central square of this many pixels; see :meth:`Dataset.center_crop`.
 
     Returns:
         A data set of uint8 (N, C, H, W) images; C is 1 if all are gray, else 3. The classes have the names of the
@@ -50,7 +55,7 @@ def parquet(
             is null, damaged or out of range (with file and row), different sizes and no ``size``.
     """
     check_size(size)
-    return read_parquet(existing_path(path, EXPECTED), image, label, size)
+    return read_parquet(existing_path(path, EXPECTED), image, label, size).center_crop(center_crop)
 
 
 def read_parquet(

@@ -12,6 +12,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from opnorm._core.random import permutation
+from opnorm._core.settings import check_count
 from opnorm.errors import DataError
 
 __all__ = ["Dataset", "Split", "as_pixels"]
@@ -40,9 +41,10 @@ class Dataset:
 
     Attributes:
         name: for tables.
-        train: the training split.
+        train: the training split, as evaluations see it.
         test: the test split, images of the same shape.
         classes: the name of every class, in the order of the labels.
+        uncropped: the training split of a cropped set before cropping, for the training loop; see :meth:`center_crop`.
 
     Raises:
         DataError: a wrong dtype, NaN or infinite pixels, a wrong or different shape, labels that are missing
@@ -53,6 +55,7 @@ class Dataset:
     train: Split
     test: Split
     classes: tuple[str, ...]
+    uncropped: Split | None = None
 
     def __post_init__(self) -> None:
         """Check everything, so that nothing later has to."""
@@ -74,13 +77,18 @@ class Dataset:
             )
 
     @property
+    def for_training(self) -> Split:
+        """The training split as augmentations get it: before cropping."""
+        return self.uncropped or self.train
+
+    @property
     def num_classes(self) -> int:
         """How many classes there are."""
         return len(self.classes)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of every image."""
+        """(C, H, W) of every image, as evaluations see it."""
         _, c, h, w = self.train.images.shape
         return c, h, w
 
@@ -96,12 +104,13 @@ class Dataset:
 
     @functools.cached_property
     def _moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        channels = self.image_shape[0]
+        images = self.for_training.images
+        channels = images.shape[1]
         counts = np.zeros((channels, 256), np.int64)  # whole numbers, so that no order of summing matters
-        for chunk in self.train.images.split(256):
+        for chunk in images.split(256):
             for c in range(channels):
                 counts[c] += np.bincount(chunk[:, c].reshape(-1).cpu().numpy(), minlength=256)
-        n = self.train.images.numel() // channels
+        n = images.numel() // channels
         level = np.arange(256)
         total, squares = (counts @ level).tolist(), (counts @ level**2).tolist()
         mean = tuple(s / (255 * n) for s in total)
@@ -126,7 +135,29 @@ class Dataset:
             rows = torch.from_numpy(chosen).to(split.labels.device)
             return Split(split.images[rows], split.labels[rows])
 
-        return Dataset(self.name, some(self.train, 0), some(self.test, 1), self.classes)
+        train, test = some(self.train, 0), some(self.test, 1)
+        return Dataset(self.name, train, test, self.classes, self.uncropped and some(self.uncropped, 0))
+
+    def center_crop(self, size: int | None) -> "Dataset":
+        """The same set, of which evaluations see the central size x size pixels of each image; None leaves it as it is.
+
+        Training draws from the whole images, for an augmentation such as ``random_resized_crop(size)``. The test images,
+        ``train`` and ``image_shape`` are cropped, without a copy; mean and std remain those of the whole images.
+
+        Raises:
+            DataError: images smaller than ``size``, or a size that is no whole number of at least 1.
+
+        Source: Wen et al. 2020, Appendix D.2: Tiny-ImageNet with a single central crop of 56 x 56.
+        """
+        if size is None:
+            return self
+        check_count("center_crop", size, unit="pixels", error=DataError)
+        if size > min(self.image_shape[1:]):
+            raise DataError(
+                f"center_crop={size}: the images of {self.name} are {_by(self.image_shape)}; expected fewer pixels"
+            )
+        train, test = _central(self.train, size), _central(self.test, size)
+        return Dataset(self.name, train, test, self.classes, uncropped=self.for_training)
 
     def describe(self) -> dict[str, Any]:
         """The name, the counts, the image shape and the number of classes, ready for JSON."""
@@ -136,11 +167,13 @@ class Dataset:
             "test": len(self.test.labels),
             "image_shape": list(self.image_shape),
             "classes": self.num_classes,
-        }
+        } | ({} if self.uncropped is None else {"uncropped_shape": list(self.uncropped.images.shape[1:])})
 
     def __repr__(self) -> str:
         """One line, without the tensors."""
         inside = f"{len(self.train.labels)} train, {len(self.test.labels)} test, {_by(self.image_shape)}"
+        if self.uncropped is not None:
+            inside += f" (of {_by(tuple(self.uncropped.images.shape[1:]))})"
         return f"Dataset({self.name!r}: {inside}, {self.num_classes} classes)"
 
 
@@ -158,6 +191,12 @@ def hold_out(images: Tensor, labels: Tensor) -> tuple[Split, Split]:
     is_test = torch.zeros(len(labels), dtype=torch.bool)
     is_test[torch.from_numpy(rows)] = True
     return Split(images[~is_test], labels[~is_test]), Split(images[is_test], labels[is_test])
+
+
+def _central(split: Split, size: int) -> Split:
+    """The central size x size pixels of each image, as views."""
+    top, left = ((n - size) // 2 for n in split.images.shape[2:])
+    return Split(split.images[:, :, top : top + size, left : left + size], split.labels)
 
 
 def _by(shape: tuple[int, ...]) -> str:

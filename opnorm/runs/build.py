@@ -40,15 +40,14 @@ def make_model(run: Run, data: Dataset) -> nn.Module:
         )
     if not isinstance(model, nn.Module):
         raise ModelError(f"{run.model} gave {type(model).__name__}; expected a torch.nn.Module")
-    images = data.train.images[:1]
+    images = data.test.images[:1]
     check_model(model, as_pixels(images), data.num_classes, run.model)
-    changed = images
+    changed = data.for_training.images[:1]
     for augment in run.augment:
         changed = spec.build(augment, "augmentation")(changed, torch.Generator().manual_seed(0))
     if changed.shape != images.shape:
-        check_model(
-            model, as_pixels(changed), data.num_classes, f"{run.model} after {', '.join(run.augment)}"
-        )
+        name = f"{run.model} after {', '.join(run.augment) or 'no augmentation'}"
+        check_model(model, as_pixels(changed), data.num_classes, name)
     return model
 
 

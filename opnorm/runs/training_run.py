@@ -113,7 +113,7 @@ def _complete(
         try:
             train(
                 model, data, settings, device=device, folder=entry.folder,
-                probe=partial(_probe, example=as_pixels(data.train.images[:1]).to(device), data=data),
+                probe=partial(_probe, example=as_pixels(data.test.images[:1]).to(device), data=data),
                 progress=lambda step: report(RunProgress("train", step)),
             )  # fmt: skip
         except TrainError as e:

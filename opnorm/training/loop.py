@@ -61,7 +61,7 @@ def train(
     """
     device = torch.device(device)
     state, loss = _prepare(model, data, settings, device)
-    train_data = Split(data.train.images.to(device), data.train.labels.to(device))
+    train_data = Split(*(tensor.to(device) for tensor in data.for_training))
     history: list[Metrics] = []
     if saved := distributed.broadcast_from_main(partial(read_checkpoint, folder)):
         restore(saved, state, folder)
@@ -148,7 +148,7 @@ def _prepare(
     model.to(device)
     model.to(memory_format=_memory_format(settings))  # type: ignore[call-overload] # torch's stubs leave it out
     batch = min(settings.batch, len(data.train.images))
-    example = as_pixels(data.train.images[: min(batch, 32)].to(device))
+    example = _example(data.for_training.images[: min(batch, 32)].to(device), settings)
     hooks = chain([bind(model, example) for bind in settings.regularizers])
     if batch % distributed.world_size():
         raise TrainError(
@@ -163,6 +163,14 @@ def _prepare(
         group["initial_lr"] = group["lr"]
     loss = distributed.data_parallel(_TrainingLoss(model, settings, hooks, device))
     return TrainingState(model, optimizer, hooks, Average(weights, settings.ema)), loss
+
+
+def _example(images: Tensor, settings: TrainingSettings) -> Tensor:
+    """Pixels for regularizers to be bound with, of the shape that training sees; augmented only where that changes it."""
+    augmented = images
+    for augment in settings.augment:
+        augmented = augment(augmented, torch.Generator().manual_seed(settings.seed))
+    return as_pixels(images if augmented.shape == images.shape else augmented)
 
 
 def _memory_format(settings: TrainingSettings) -> torch.memory_format:

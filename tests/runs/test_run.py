@@ -15,6 +15,7 @@ from torch import nn
 
 from opnorm import models, regularizers, spec
 from opnorm._core.files import read_json, read_lines, read_tensors
+from opnorm.data import digits
 from opnorm.errors import ModelError, OpnormError, RunError, SpecError, TrainError
 from opnorm.models import cnn
 from opnorm.runs import training_run
@@ -222,6 +223,32 @@ def test_damaged_weights_are_refused_when_they_are_needed(tiny, store, how):
     run_training(tiny, store)
     with pytest.raises(RunError, match=r"weights\.safetensors"):
         run_training(replace(tiny, analyses=("margins()",)), store)
+
+
+def test_a_cropped_set_is_evaluated_on_the_center(store):
+    """As Wen trains on Tiny-ImageNet: random crops in training, the central one wherever the network is evaluated."""
+    model = "resnet(depth=8, width=2)"
+    run = Run(
+        model, __name__ + ".cropped()", augment=("random_resized_crop(6)",), epochs=1, limit=50,
+        analyses=("accuracy()", "norm_table()", "generalization_gap()"), regularizers=("spectral_normalization()",),
+    )  # fmt: skip
+    result = run_training(run, store)
+    assert make_data(run).image_shape == (1, 6, 6)
+    assert read_json(result.folder / "run.json")["data"]["uncropped_shape"] == [1, 8, 8]
+    assert result.find("norm_table")[0]["in_shape"] == [1, 6, 6]
+    network = make_model(run, make_data(run))
+    network.load_state_dict(read_tensors(result.folder / "weights.safetensors")[0])
+    network.eval()
+    right = (
+        (network(make_data(run).test.images.float() / 255).argmax(1) == make_data(run).test.labels)
+        .float()
+        .mean()
+    )
+    assert result.find("accuracy")[0]["accuracy"] == pytest.approx(float(right))
+
+
+def cropped():
+    return digits().center_crop(6)
 
 
 # ---------------------------------------------------------------- being killed
