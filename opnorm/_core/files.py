@@ -54,7 +54,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what a process that was killed while writing has left; the caller must hold the folder's lock."""
+    """Remove the temporary files of a process that was killed; the caller must hold the folder's lock."""
     for part in folder.glob(".*.part"):
         with suppress(OSError):
             part.unlink()

@@ -226,21 +226,19 @@ def _(layer: ConvTransposeLayer, in_shape: Shape) -> LinearMap:
     check_weight(weight)
     check_channels(layer, in_shape)
     geometry, out_size = transpose_geometry(layer, in_shape[1:])
-    A = convolution_map(weight.detach().double(), geometry, out_size)
-    pads: list[int] = []
-    for n, m in zip(reversed(in_shape), reversed(A.out_shape), strict=True):
-        pads += [0, m - n]
-    return LinearMap(
-        lambda v: A.T @ F.pad(v, pads),
-        lambda u: F.pad(A @ u, [-p for p in pads]),
-        in_shape,
-        A.in_shape,
-        A.device,
-    )
+    return convolution_map(weight.detach().double(), geometry, out_size, in_shape[1:]).T
 
 
-def convolution_map(K: Tensor, geometry: ConvGeometry, in_size: Shape) -> LinearMap:
+def convolution_map(
+    K: Tensor, geometry: ConvGeometry, in_size: Shape, out_size: Shape | None = None
+) -> LinearMap:
     """The convolution with kernel (C_out, C_in / groups, *kernel), in the kernel's precision.
+
+    Args:
+        K: the kernel.
+        geometry: stride, padding, dilation and groups.
+        in_size: input size per axis.
+        out_size: of the output positions only the first so many count, per axis; all by default.
 
     Raises:
         NormError: the kernel does not fit the padded input, or there is more padding than its mode allows.
@@ -248,15 +246,23 @@ def convolution_map(K: Tensor, geometry: ConvGeometry, in_size: Shape) -> Linear
     axes = len(in_size)
     conv = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
     conv_input = (conv_grad.conv1d_input, conv_grad.conv2d_input, conv_grad.conv3d_input)[axes - 1]
-    in_shape = (K.shape[1] * geometry.groups, *in_size)
-    out_shape = (K.shape[0], *geometry.out_size(in_size))
+    in_shape, whole = (K.shape[1] * geometry.groups, *in_size), geometry.out_size(in_size)
     padded = tuple(n + sum(p) for n, p in zip(in_size, geometry.padding, strict=True))
     pad, unpad = padding_maps(geometry, in_size, K.device)
     options = geometry.stride, 0, geometry.dilation, geometry.groups
+    crop: list[int] = []
+    for n, m in zip(reversed(whole), reversed(out_size or whole), strict=True):
+        crop += [0, m - n]
 
     def adjoint(u: Tensor) -> Tensor:
+        u = F.pad(u, [-c for c in crop])
         return unpad(conv_input((len(u), in_shape[0], *padded), K, u, *options))
 
     return LinearMap(
-        lambda v: conv(pad(v), K, None, *options), adjoint, in_shape, out_shape, K.device, dtype=K.dtype
+        lambda v: F.pad(conv(pad(v), K, None, *options), crop),
+        adjoint,
+        in_shape,
+        (K.shape[0], *(out_size or whole)),
+        K.device,
+        dtype=K.dtype,
     )

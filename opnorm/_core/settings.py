@@ -1,4 +1,4 @@
-"""Checks of settings: every message names the value and what was expected."""
+"""Checks of settings: every message names the value and the expected form."""
 
 import math
 from collections.abc import Sequence

@@ -21,7 +21,9 @@ from opnorm.norms.nonlinear import lipschitz
 from opnorm.norms.norm import Norm, Product
 from opnorm.norms.spectral.cheap_bounds import BOUNDS, bound, sgl_norm, vs_norm
 from opnorm.norms.spectral.interval import lanczos, power_iteration, spectral_norm
+from opnorm.norms.spectral.singular_value_spread import Spread, singular_value_spread
 from opnorm.norms.spectral.singular_values import Spectrum, singular_values
+from opnorm.norms.spectral.smallest_singular_value import smallest_singular_value
 from opnorm.norms.table import LayerNorms, NormTable
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "NormTable",
     "Product",
     "Spectrum",
+    "Spread",
     "Summary",
     "bound",
     "compare",
@@ -59,7 +62,9 @@ __all__ = [
     "operator_norm",
     "power_iteration",
     "sgl_norm",
+    "singular_value_spread",
     "singular_values",
+    "smallest_singular_value",
     "spectral_complexity",
     "spectral_norm",
     "trace",

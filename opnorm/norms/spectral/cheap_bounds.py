@@ -92,7 +92,7 @@ def _virmaux_scaman(layer: nn.Module, in_shape: Shape) -> Norm:
 
 
 def _sedghi(layer: nn.Module, in_shape: Shape) -> Norm:
-    """The norm with circular padding; for zeros, that times what the response can rise between the grid's points."""
+    """The norm with circular padding; for zeros, that times the largest rise of the response between the grid's points."""
     if not isinstance(layer, CONV) or layer.groups > 1 or max(*layer.stride, *layer.dilation) > 1:
         raise NormError("SGL is defined for convolutions of stride 1, dilation 1 and one group")
     if layer.padding_mode not in ("zeros", "circular"):

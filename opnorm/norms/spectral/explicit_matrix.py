@@ -68,7 +68,7 @@ def _rounding(G: Tensor, terms: int) -> float:
 
 
 def _gram_of_map(linear: LinearMap) -> Tensor:
-    """M Mᵀ or Mᵀ M, whichever is smaller, without the matrix M: its columns by one product with each."""
+    """The smaller of M Mᵀ and Mᵀ M, without the matrix M: its columns by one product with each."""
     rows, columns = linear.shape
     shape = linear.out_shape if rows <= columns else linear.in_shape
     first, second = (linear.T, linear) if rows <= columns else (linear, linear.T)
@@ -83,7 +83,7 @@ def _gram_of_map(linear: LinearMap) -> Tensor:
 
 
 def gram_matrix(t: Polyphase, group: int) -> Tensor:
-    """The lower triangle of MᵀM, or of M Mᵀ where that is smaller, for one group; what lies above it means nothing.
+    """The lower triangle of MᵀM, or of M Mᵀ where that is smaller, for one group; the entries above it are not set.
 
     Rows are ordered by position, then channel. Output o reads x = o + σ and y = o + τ, so block (x, y) of MᵀM is the sum of
     A_σᵀ A_τ over all o. Places that a short phase does not have are rows of zeros there, and not summed over in M Mᵀ.

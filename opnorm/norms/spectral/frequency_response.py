@@ -2,11 +2,11 @@
 
 Every convolution, whatever its stride, dilation and groups, is brought to stride 1 first (its polyphase form): a strided
 one reads ∏ s interleaved phases of its input, which are stacked as channels, and a dilated one is a sum over fewer offsets.
-What is left is y(o) = Σ_τ A_τ x(o + τ), with its symbol  A(ω) = Σ_τ A_τ exp(i ω·τ)  and the Gram symbol
+The result is y(o) = Σ_τ A_τ x(o + τ), with its symbol  A(ω) = Σ_τ A_τ exp(i ω·τ)  and the Gram symbol
 
     G(ω) = A(ω)ᴴ A(ω)  or  A(ω) A(ω)ᴴ  =  Σ_δ H_δ exp(i ω·δ),     H_{-δ} = H_δᵀ,
 
-on whichever side has fewer channels. Norms of the convolution are norms of these small matrices (see ``upper_bound.py``).
+on the side with fewer channels. Norms of the convolution are norms of these small matrices (see ``upper_bound.py``).
 """
 
 import itertools
@@ -35,8 +35,8 @@ class Polyphase:
     Attributes:
         offsets: (T, axes) whole numbers τ, relative to the output position, in lexicographic order.
         matrices: (groups, T, c_out, c_in) float64, A_τ for each offset.
-        whole: how many input positions every phase really has, per axis: what a lower bound may use.
-        reach: how many the longest phase has: what an upper bound must allow for.
+        whole: number of input positions that every phase has, per axis; lower bounds use these.
+        reach: number of input positions of the longest phase; upper bounds allow for these.
         out_size: output positions per axis.
         short: (c_in, axes), whether a column's phase has no last place on an axis, as some have not where a stride does not
             divide the input; None where all have.
@@ -82,7 +82,7 @@ class Polyphase:
         where: tuple[Any, ...] = (..., *(torch.from_numpy(p) for p in ((self.offsets - low) // steps).T))
         K[where] = A.permute(1, 2, 0).to(dtype)
         sizes = zip(self.whole, self.out_size, low.tolist(), high.tolist(), strict=True)
-        # negative ones cut off what no output reads
+        # negative ones cut off inputs that no output depends on
         pads = tuple((-first, m - 1 + last - (n - 1)) for n, m, first, last in sizes)
         geometry = ConvGeometry(tuple(K.shape[2:]), (1,) * len(low), pads, tuple(steps), 1)
         return convolution_map(K, geometry, self.whole)
@@ -95,8 +95,8 @@ def polyphase(K: Tensor, geometry: ConvGeometry, in_size: Shape, out_size: Shape
         K: the kernel.
         geometry: everything else about the convolution.
         in_size: input size per axis.
-        out_size: output size per axis, where it is not what follows from the rest (the adjoint of a transposed
-            convolution can have fewer).
+        out_size: output size per axis; by default that of the convolution (the adjoint of a transposed convolution can
+            have fewer).
 
     Raises:
         NormError: the output would be empty.
@@ -214,7 +214,7 @@ def gram(t: Polyphase) -> Gram:
     deltas = deltas[len(deltas) // 2 :]  # 0, and one of each pair
     angles = torch.from_numpy(deltas @ grid.T).to(t.matrices.device)
     weights = torch.from_numpy(2 * counts / math.prod(sizes)).to(angles)
-    # A(ω) A(ω)ᴴ is the conjugate of what the transposes give: norms do not see the difference
+    # the transposes give the conjugate of A(ω) A(ω)ᴴ, of the same norm
     A = t.matrices if t.matrices.shape[-1] <= t.matrices.shape[-2] else t.matrices.mT
     if len(grid) == 1:  # real, as for Linear layers: a quarter of the work
         even = A.mT @ A

@@ -63,7 +63,7 @@ def spectral_norm(
         layer: any affine module; a bias does not matter.
         in_shape: shape of one input, without the batch axis.
         relative_width: upper / lower - 1 to aim at. Where the frequency response would leave more, layers of up to
-            ``effort`` rows or columns are factorized as a whole; otherwise ``method`` says what was reached.
+            ``effort`` rows or columns are factorized as a whole; otherwise ``method`` states the width reached.
         failure_probability: with which the upper end may be wrong, such as 1e-9: allows a Lanczos certificate from a
             random start, for large layers with narrow intervals. 0 excludes such steps.
         effort: the largest matrix side to factorize for the sake of ``relative_width``. Time grows with its cube, memory

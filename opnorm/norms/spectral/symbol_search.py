@@ -46,7 +46,7 @@ class SymbolSearch:
         self.test = CholeskyTest(t, g)
 
     def target(self) -> float:
-        """The least θ for which the interval is as narrow as it shall be, but for a little room."""
+        """The least θ for which the interval is as narrow as asked for, with a little to spare."""
         return self.lower * (1 + 0.995 * self.relative_width)
 
     # ------------------------------------------------------------ small matrices

@@ -158,7 +158,7 @@ def _averaged(s: SymbolSearch, circle: tuple[int, ...]) -> float:
 
     ‖M x‖² is the mean of ‖A(ω_j) X(ω_j)‖² over the circle, X the transform of x; so at most the mean of f_j ‖X(ω_j)‖² with
     f_j = λ_max(G(ω_j)), and that is Σ_channels x_cᵀ T x_c for the scalar Toeplitz matrix T of the map with symbol f. Its top
-    eigenvalue bounds ‖M‖². What is lost is only that the best channels differ from one frequency to the next.
+    eigenvalue bounds ‖M‖². The bound is too large only as far as the best channels differ between frequencies.
     """
     points = half_grid(circle)[0]
     places = np.round(points * np.array(circle) / (2 * math.pi)).astype(int)
