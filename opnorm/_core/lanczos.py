@@ -17,8 +17,8 @@ def lanczos(A: LinearMap, start: Tensor, *, steps: int, tolerance: float = 0.0, 
     """For each row, the unit v of the Krylov space of AᵀA from ``start`` with the largest ‖A v‖_2, (B, *in).
 
     With full reorthogonalization, in float32 at least. The image of a basis vector is normalized before Aᵀ is applied, so
-    the scale of A does not matter. Where the space is exhausted, its next vector being rounding compared with the largest so far,
-    it goes on with a random vector orthogonal to it: rounding that hides the way to a larger value ends nothing.
+    the scale of A does not matter. Where the space is exhausted, its next vector being rounding compared with the largest
+    so far, it goes on with a random vector orthogonal to it: rounding that hides a larger value ends nothing.
 
     Args:
         A: one map for every row, or one for each.

@@ -1,6 +1,7 @@
 """The standard deviation of each layer's singular values."""
 
 import statistics
+from collections.abc import Sequence
 
 from torch import nn
 

@@ -171,7 +171,7 @@ def test_spread_without_a_decomposition(layer, in_shape, monkeypatch):
 
 
 def test_spread_intervals_fail_as_rarely_as_they_say(monkeypatch):
-    """At 0.2 a look and in sum, over 100 seeds: more than 35 failures have a probability below 1e-3, none below 1e-9."""
+    """More than 35 failures of 100, at 0.2 each, have a probability below 1e-3."""
     torch.manual_seed(0)
     layer, in_shape = nn.Conv2d(4, 4, 3, padding=1), (4, 8, 8)
     std = float(truth(layer, in_shape).std(correction=0))
