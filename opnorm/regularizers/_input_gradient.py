@@ -1,12 +1,14 @@
 """Input-gradient regularization, also known as double backpropagation (Drucker & LeCun 1992)."""
 
 import math
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opnorm._core.layers import check_initialized
+from opnorm._core.modes import Mode
 from opnorm._core.settings import check_choice, check_number
 from opnorm.jacobian import linearized, lp_norm
 from opnorm.regularizers.batch_statistics import point_by_point
@@ -17,16 +19,17 @@ __all__ = ["input_gradient"]
 
 
 @factory("regularizer")
-def input_gradient(lam: float = 1e-2, q: float = 2, power: float = 2) -> Regularizer:
+def input_gradient(lam: float = 1e-2, q: float = 2, power: float = 2, *, mode: Mode = "as is") -> Regularizer:
     """λ E‖∇_x ℓ(y, f(x))‖_q^r, ℓ the cross-entropy of each point by itself.
 
-    ``lam`` is λ, in which Drucker & LeCun's factor 1/2 is; ``power`` is r, at least 1; q is 1, 2 or inf. Batch norm and
-    dropout are treated as in :func:`opnorm.regularizers.dd_onr`.
+    ``lam`` is λ, in which Drucker & LeCun's factor 1/2 is; ``power`` is r, at least 1; q is 1, 2 or inf. The ``mode`` of
+    batch norm, and dropout, are as in :func:`opnorm.regularizers.dd_onr`.
 
     Source: Drucker & LeCun 1992; Ross & Doshi-Velez 2018, q = power = 2.
     """
     check_number("lam", lam, "a strength of at least 0", least=0)
     check_choice("q", q, (1, 2, math.inf))
+    check_choice("mode", mode, get_args(Mode))
     check_number("power", power, "an exponent of at least 1", least=1)
 
     def bind(model: nn.Module, example: Tensor) -> Hooks:
@@ -35,7 +38,7 @@ def input_gradient(lam: float = 1e-2, q: float = 2, power: float = 2) -> Regular
             pass
 
         def penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-            with point_by_point(model, x) as f:
+            with point_by_point(model, x, mode) as f:
                 inputs = x.detach().clone().requires_grad_()
                 loss = F.cross_entropy(f(inputs), y, reduction="sum")
                 (gradient,) = torch.autograd.grad(loss, inputs, create_graph=True)

@@ -10,26 +10,27 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from opnorm._core.batch_norm import channel_scale
-from opnorm._core.modes import evaluating
+from opnorm._core.modes import Mode, evaluating
 from opnorm.norms.network.trace import eagerly
 
 __all__ = ["point_by_point"]
 
 
 @contextmanager
-def point_by_point(model: nn.Module, x: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
+def point_by_point(model: nn.Module, x: Tensor, mode: Mode = "as is") -> Iterator[Callable[[Tensor], Tensor]]:
     """The function in training, with statistics of the batch that do not depend on the inputs.
 
-    Batch norms in train mode normalize by the mean and variance of the batch x, whatever the later inputs: so every point
-    has a Jacobian of its own, and the running statistics, which lag behind and may be far off in the first steps, have no
-    influence and do not change. As functions of the weights the statistics are differentiated: the scale of a convolution
-    before batch norm has no effect, and gets no gradient. Frozen batch norms (in eval mode) keep their running
-    statistics, and dropout is off.
+    Batch norms in train mode, all of them where ``mode`` is "train" and none where it is "eval", normalize by the mean and
+    variance of the batch x, whatever the later inputs: so every point has a Jacobian of its own, and the running statistics,
+    which lag behind and may be far off in the first steps, have no influence and do not change. As functions of the weights
+    the statistics are differentiated: the scale of a convolution before batch norm has no effect, and gets no gradient.
+    Batch norms in eval mode keep their running statistics, and dropout is off.
 
     The function takes z of the shape of x, without autocast, with gradients unless they are switched off.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    statistics = _Statistics({id(m.running_mean) for m in norms if not m.training})
+    frozen = {"as is": [m for m in norms if not m.training], "train": [], "eval": norms}[mode]
+    statistics = _Statistics({id(m.running_mean) for m in frozen})
     with (
         evaluating(model),
         eagerly(),

@@ -1,27 +1,42 @@
 """Norms of the network's Jacobian at the training points as penalties (Roth, Kilcher & Hofmann 2020).
 
-With at most 2 ``steps`` logits the Jacobians are made explicit, by a backward pass a logit, which is faster than ``steps``
-iterations; u and v are then exact, but for the NP-hard norms (2→1, ∞→1, ∞→2), which get 30 iterations from one start. With
-more logits they come from ``steps`` iterations from a random start, new for each point and each step: batches are drawn
-again, so the last step's vectors belong to other images. The products J v in the iterations are differences of logits over
-a length of about 1e-3 (in float32); uᵀ J v itself is exact, so still a true lower bound. One iteration costs a forward
-and a backward pass to the inputs, as a PGD step does.
+As published, u and v come from ``steps`` iterations of Eq. 11 or 12 from a random start, new for each point and each step:
+batches are drawn again, so the last step's vectors belong to other images. The products J v in the iterations are
+differences of logits over a length of about 1e-3 (in float32); uᵀ J v itself is exact, so still a true lower bound. One
+iteration costs a forward and a backward pass to the inputs, as a PGD step does. With at most 2 ``steps`` logits, unless
+exact=False or α is finite, the Jacobians are made explicit instead, by a backward pass a logit, which is faster; u and v are
+then exact, but for the norms without a closed form (p = q = 2, p = 1 and q = inf have one), which get 30 iterations.
 
-Batch norm in train mode would couple the points, and the paper says nothing of it. Here it normalizes by the statistics
-of the clean batch, constant in the input but not in the weights; with running statistics instead, which lag behind,
-training converges to weights that behave differently in eval mode. Running statistics do not change, and dropout is off.
+Batch norm in train mode would couple the points, and the paper says nothing of it. The ``mode``, with the words of an
+attack's, says how it normalizes: "train" by the statistics of the clean batch, constant in the input but not in the weights;
+"eval" by the running statistics, which lag behind, so that training may converge to weights that behave differently in eval
+mode; "as is" by either, as each layer's own mode has it, in training by those of the batch but for frozen layers. Running
+statistics do not change, and dropout is off.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from opnorm._core.layers import check_initialized
-from opnorm._core.lp import conjugate, dual, lp_norm, per_row, power_iteration, power_of_two, random_start
+from opnorm._core.lp import (
+    check_orders,
+    conjugate,
+    dual,
+    lp_norm,
+    on_sphere,
+    per_row,
+    power_iteration,
+    power_of_two,
+    random_start,
+)
+from opnorm._core.modes import Mode
 from opnorm._core.settings import check_choice, check_count, check_number
-from opnorm.errors import ModelError
+from opnorm.errors import ModelError, NormError, SpecError
 from opnorm.jacobian import Jacobian, Matrices, linearized
 from opnorm.regularizers.batch_statistics import point_by_point
 from opnorm.regularizers.hooks import Hooks, Regularizer
@@ -33,7 +48,15 @@ EXPLICIT_STEPS = 30  # iterations on explicit Jacobians, where they are cheap
 
 
 @factory("regularizer")
-def dd_snr(lam: float = 1e-2, form: str = "difference", eps: float = 0.1, steps: int = 10) -> Regularizer:
+def dd_snr(
+    lam: float = 1e-2,
+    form: str = "difference",
+    eps: float = 0.1,
+    steps: int = 10,
+    *,
+    exact: bool = True,
+    mode: Mode = "as is",
+) -> Regularizer:
     """Data-dependent spectral norm regularization: (λ̃ / 2) E[σ(J(x))²], J the Jacobian of the logits.
 
     u and v, the first singular vectors at each point, are constants; at the maximum this is the gradient of σ².
@@ -45,55 +68,111 @@ def dd_snr(lam: float = 1e-2, form: str = "difference", eps: float = 0.1, steps:
             in the linear region of x.
         eps: ε, ℓ2 length in pixel values of [0, 1]; used by "difference" alone.
         steps: power iterations.
+        exact: take exact u and v where that is faster; False iterates as published.
+        mode: of batch norm: "as is", "train" or "eval".
 
     Source: Roth, Kilcher & Hofmann 2020, Eqs. 6 and 7 and the paragraph after them.
     """
     check_choice("form", form, ("difference", "uJv"))
     check_number("eps", eps, "a length above 0 in pixel values of [0, 1], such as 0.1", above=0)
-    return _regularizer("dd_snr", lam, 2, 2, steps=steps, power=2, eps=eps if form == "difference" else 0.0)
+    search = _Search("dd_snr", 2, 2, steps, exact, mode)
+    return _regularizer(search, lam, power=2, eps=eps if form == "difference" else 0.0)
 
 
 @factory("regularizer")
-def dd_onr(lam: float = 1e-2, p: float = 2, q: float = 2, steps: int = 10, power: float = 1) -> Regularizer:
+def dd_onr(
+    lam: float = 1e-2,
+    p: float = 2,
+    q: float = 2,
+    steps: int = 10,
+    power: float = 1,
+    *,
+    alpha: float = math.inf,
+    exact: bool = True,
+    mode: Mode = "as is",
+) -> Regularizer:
     """Data-dependent operator norm regularization: λ̃ E[‖J(x)‖_{p→q}^r / r], J the Jacobian of the logits.
 
     As uᵀ J v, with ‖v‖_p = 1, ‖u‖_{q*} = 1 and both constant; at the maximum this is the gradient of the norm.
 
     Args:
         lam: λ̃.
-        p: 1, 2 or inf, of the input.
-        q: 1, 2 or inf, of the logits.
-        steps: power iterations.
+        p: of the input, in [1, inf].
+        q: of the logits, in [1, inf].
+        steps: iterations.
         power: r, at least 1; Roth's remark takes r = q.
+        alpha: α of Eq. 11, above 0; inf is the power method, Eq. 12. A finite one needs p = 1, 2 or inf, and is iterated.
+        exact: take exact u and v where that is faster; False iterates as published.
+        mode: of batch norm: "as is", "train" or "eval".
 
-    Source: Roth, Kilcher & Hofmann 2020, Eqs. 12 and 13 and the paragraph after them.
+    Source: Roth, Kilcher & Hofmann 2020, Eqs. 11 to 13 and the paragraph after them.
     """
-    check_choice("p", p, (1, 2, math.inf))
-    check_choice("q", q, (1, 2, math.inf))
-    return _regularizer("dd_onr", lam, p, q, steps=steps, power=power, eps=0.0)
+    return _regularizer(_Search("dd_onr", p, q, steps, exact, mode, alpha), lam, power=power, eps=0.0)
 
 
-def _regularizer(
-    method: str, lam: float, p: float, q: float, *, steps: int, power: float, eps: float
-) -> Regularizer:
+@dataclass(frozen=True)
+class _Search:
+    """How the u and v of a method are found."""
+
+    method: str
+    p: float
+    q: float
+    steps: int
+    exact: bool
+    mode: Mode
+    alpha: float = math.inf
+
+    def __post_init__(self) -> None:
+        check_count("steps", self.steps)
+        check_choice("mode", self.mode, get_args(Mode))
+        if isinstance(self.alpha, bool) or not isinstance(self.alpha, int | float) or not self.alpha > 0:
+            raise SpecError(
+                f"alpha={self.alpha!r}: expected a step length above 0, or inf for the power method"
+            )
+        try:
+            check_orders(self.p, self.q)
+            if self.alpha < math.inf:
+                on_sphere(torch.ones(1, 1), self.p)
+        except NormError as e:
+            raise SpecError(str(e)) from None
+
+    def maximizer(self, f: Callable[[Tensor], Tensor], J: Jacobian, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The u (B, K) and v (B, *in) with uᵀ J v as large as was found, from a start v."""
+        logits = J.outputs.detach()
+        if self.exact and self.alpha == math.inf and logits.shape[1] <= 2 * self.steps:
+            basis = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)
+            A = torch.stack([(J.T @ e.expand_as(logits)).flatten(1) for e in basis], 1)
+            with torch.no_grad():
+                u, found = _of_matrices(A, v.flatten(1), self.p, self.q)
+                return u, found.view_as(v)
+        for _ in range(self.steps):
+            u = dual(_difference(f, J.inputs.detach(), v, logits), self.q)
+            ascent = J.T @ u
+            limit = self.alpha == math.inf
+            v = dual(ascent, conjugate(self.p), v) if limit else on_sphere(v + self.alpha * ascent, self.p)
+        return u, v
+
+
+def _regularizer(search: _Search, lam: float, *, power: float, eps: float) -> Regularizer:
+    """λ̃ E[s^r / r] with s = uᵀ J v, or with ``eps`` the length of the difference over ε."""
     check_number("lam", lam, "a strength of at least 0", least=0)
-    check_count("steps", steps)
     check_number("power", power, "an exponent of at least 1", least=1)
 
     def bind(model: nn.Module, example: Tensor) -> Hooks:
-        check_initialized(model, method)
+        check_initialized(model, search.method)
         with linearized(model, example[:1]) as J:  # errors come before training
             if J.outputs.ndim != 2:
+                shape = tuple(J.outputs.shape)
                 raise ModelError(
-                    f"{method}: the model returns shape {tuple(J.outputs.shape)}; expected logits (B, classes)"
+                    f"{search.method}: the model returns shape {shape}; expected logits (B, classes)"
                 )
 
         def penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             seed = int(torch.randint(2**62, ()))  # from the run's own random state, as the attacks' starts
-            with point_by_point(model, x) as f:
+            with point_by_point(model, x, search.mode) as f:
                 inputs = x.detach().clone().requires_grad_()
                 J = Jacobian(inputs, f(inputs))
-                u, v = _maximizer(f, J, random_start(x, p, seed), p, q, steps)
+                u, v = search.maximizer(f, J, random_start(x, search.p, seed))
                 if eps:
                     slope = lp_norm(f(x.detach() + eps * v) - J.outputs, 2) / eps
                 else:
@@ -103,23 +182,6 @@ def _regularizer(
         return Hooks(penalty=penalty)
 
     return bind
-
-
-def _maximizer(
-    f: Callable[[Tensor], Tensor], J: Jacobian, v: Tensor, p: float, q: float, steps: int
-) -> tuple[Tensor, Tensor]:
-    """The u (B, K) and v (B, *in) with uᵀ J v as large as was found."""
-    logits = J.outputs.detach()
-    if logits.shape[1] <= 2 * steps:
-        basis = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)
-        A = torch.stack([(J.T @ e.expand_as(logits)).flatten(1) for e in basis], 1)
-        with torch.no_grad():
-            u, found = _of_matrices(A, v.flatten(1), p, q)
-            return u, found.view_as(v)
-    for _ in range(steps):
-        u = dual(_difference(f, J.inputs.detach(), v, logits), q)
-        v = dual(J.T @ u, conjugate(p), v)
-    return u, v
 
 
 @torch.no_grad()

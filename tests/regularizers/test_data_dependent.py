@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from opnorm.errors import ModelError, SpecError
+from opnorm.jacobian import dual, on_sphere, random_start
 from opnorm.regularizers import dd_onr, dd_snr, input_gradient
 from opnorm.spec import build, spec_of
 
@@ -105,6 +106,27 @@ def test_onr_is_that_of_the_explicit_matrix(p, q, power):
     same(ours, 0.3 / power * norms.pow(power).mean(), model)
 
 
+@pytest.mark.parametrize("r", [1.5, 3, 4])
+def test_onr_of_general_orders(r):
+    """Columns and rows have closed forms; the others are lower bounds that no random vector exceeds."""
+    model, x = net(), points()
+    A = jacobians(model, x)
+    columns = torch.linalg.vector_norm(A, r, 1).amax(1)
+    same(dd_onr(0.3, 1, r)(model, x).penalty(model, x, Y), 0.3 * columns.mean(), model)
+    rows = torch.linalg.vector_norm(A, r / (r - 1), 2).amax(1)
+    same(dd_onr(0.3, r, INF)(model, x).penalty(model, x, Y), 0.3 * rows.mean(), model)
+    v = torch.randn(20_000, 36, generator=torch.Generator().manual_seed(0)).double()
+    v /= torch.linalg.vector_norm(v, r, 1, keepdim=True)
+    for q in (1, 2, 2.5):
+        value = float(dd_onr(1.0, r, q)(model, x).penalty(model, x, Y).detach())
+        seen = torch.linalg.vector_norm(A.detach() @ v.T, q, 1).amax(1)
+        spectral = torch.linalg.svdvals(A.detach())[:, 0]
+        most = (
+            spectral * 36 ** max(0, 1 / 2 - 1 / r) * 4 ** max(0, 1 / q - 1 / 2)
+        )  # ‖·‖_2 against ‖·‖_r and ‖·‖_q
+        assert float(seen.mean()) < value <= float(most.mean())
+
+
 @pytest.mark.parametrize(("p", "q"), HARD)
 def test_onr_of_hard_cells_is_a_lower_bound_and_close(p, q):
     model, x = net(), points(1)
@@ -131,6 +153,51 @@ def test_without_explicit_jacobians_it_converges_to_the_same():
         ours = dd_snr(0.3, form, eps=1e-5, steps=20)(model, x).penalty(model, x, Y)
         same(ours, 0.15 * sigma.square().mean(), model, 1e-6)
     same(dd_onr(0.3, steps=20)(model, x).penalty(model, x, Y), 0.3 * sigma.mean(), model, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "alpha"), [*((*cell, alpha) for cell in CELLS for alpha in (0.1, 2.0, INF)), (3, 1.5, INF)]
+)
+def test_it_iterates_as_published(p, q, alpha):
+    """Eqs. 11 and 12 written out for the explicit Jacobians, step by step, from the same start."""
+    model, x = net(frozen=True), points()
+    A = jacobians(model, x).detach()
+    for steps in (1, 2, 5):
+        settings = {"exact": False} if alpha == INF else {"alpha": alpha}
+        hooks = dd_onr(1.0, p, q, steps, **settings)(model, x)
+        torch.manual_seed(5)
+        value = float(hooks.penalty(model, x, Y).detach())
+        torch.manual_seed(5)
+        v = random_start(x, p, int(torch.randint(2**62, ()))).flatten(1)
+        for _ in range(steps):
+            u = dual(torch.einsum("bkn,bn->bk", A, v), q)
+            ascent = torch.einsum("bkn,bk->bn", A, u)
+            star = {1: INF, INF: 1}.get(p) or p / (p - 1)
+            v = dual(ascent, star) if alpha == INF else on_sphere(v + alpha * ascent, p)
+        assert value == pytest.approx(float(torch.einsum("bk,bkn,bn->b", u, A, v).mean()), rel=1e-5)
+        if steps == 5 and (p, q) == (2, 2):
+            assert value < 0.999 * float(torch.linalg.svdvals(A)[:, 0].mean()), "not the exact one"
+
+
+@pytest.mark.parametrize(
+    ("mode", "training"), [("eval", (False, False)), ("train", (True, True)), ("as is", (True, False))]
+)
+def test_the_mode_of_batch_norm(mode, training):
+    for frozen, batch in zip((False, True), training, strict=True):
+        model, x = net(frozen=frozen), points()
+        hooks = [
+            make(model, x)
+            for make in (dd_snr(0.3, "uJv", mode=mode), dd_onr(0.3, mode=mode), input_gradient(mode=mode))
+        ]
+        values = [h.penalty(model, x, Y).detach() for h in hooks]
+        assert model.bn.training is not frozen
+        model.bn.train(batch)
+        sigma = torch.linalg.svdvals(jacobians(model, x))[:, 0].detach()
+        z = x.clone().requires_grad_()
+        loss = F.cross_entropy(logits(model, z, x), Y, reduction="sum")
+        gradient = torch.autograd.grad(loss, z)[0].flatten(1)
+        want = 0.15 * sigma.square().mean(), 0.3 * sigma.mean(), 0.01 * gradient.square().sum(1).mean()
+        assert torch.allclose(torch.stack(values), torch.stack(want), rtol=1e-9)
 
 
 @pytest.mark.parametrize(("p", "q"), CELLS)
@@ -200,6 +267,8 @@ def test_the_model_stays_as_it_was(steps):
         ("dd_snr(steps=10)", 20, 2),
         ('dd_snr(form="uJv", steps=10)', 21, 11),
         ("dd_snr(steps=10)", 21, 12),
+        ("dd_snr(steps=10, exact=False)", 4, 12),
+        ("dd_onr(steps=10, alpha=2)", 4, 11),
     ],
 )
 def test_what_it_costs(call, classes, forward):
@@ -250,8 +319,15 @@ def test_a_zero_jacobian_has_penalty_and_gradient_zero():
         (lambda: dd_snr(eps=math.nan), SpecError, "eps=nan"),
         (lambda: dd_snr(steps=0), SpecError, "steps=0: expected a whole number, at least 1"),
         (lambda: dd_snr(steps=2.0), SpecError, "steps=2.0"),
-        (lambda: dd_onr(p=3), SpecError, "p=3: expected 1, 2 or inf"),
+        (lambda: dd_onr(p=0.5), SpecError, "p=0.5: expected a number of at least 1"),
         (lambda: dd_onr(q=True), SpecError, "q=True"),
+        (lambda: dd_onr(q=math.nan), SpecError, "q=nan"),
+        (lambda: dd_onr(alpha=0), SpecError, "alpha=0: expected a step length above 0"),
+        (lambda: dd_onr(alpha=math.nan), SpecError, "alpha=nan"),
+        (lambda: dd_onr(alpha="1"), SpecError, "alpha='1'"),
+        (lambda: dd_onr(p=3, alpha=1), SpecError, "p=3: the closest point of the sphere is known for"),
+        (lambda: dd_snr(mode="test"), SpecError, "mode='test': expected 'eval', 'train' or 'as is'"),
+        (lambda: input_gradient(mode="test"), SpecError, "mode='test'"),
         (lambda: dd_onr(power=0.5), SpecError, "power=0.5: expected an exponent of at least 1"),
         (lambda: dd_onr(power=math.inf), SpecError, "power=inf"),
         (lambda: dd_snr()(nn.Flatten(0), points()), ModelError, r"gives shape \(36,\) for 1 points"),
