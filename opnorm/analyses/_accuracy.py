@@ -2,11 +2,12 @@
 
 from torch import nn
 
+from opnorm._core.confidence import confidence_interval
 from opnorm._core.settings import check_choice
 from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
 from opnorm.analyses._shared.points import SPLITS, logits_of
 from opnorm.data import Dataset
-from opnorm.report import Column
+from opnorm.report import Column, Stat
 
 
 @register("accuracy and robustness")
@@ -14,7 +15,7 @@ def accuracy(split: str = "test") -> Analysis:
     """The share of points whose largest logit is that of the right class.
 
     Returns:
-        One row: split, accuracy, correct, points.
+        One row: split, accuracy, correct, points, chance (the share of the most frequent class).
     """
     check_choice("split", split, tuple(SPLITS))
 
@@ -22,14 +23,26 @@ def accuracy(split: str = "test") -> Analysis:
         chosen = getattr(data, split)
         correct = sum(int((logits.argmax(1) == y).sum()) for _, y, logits in logits_of(model, chosen))
         points = len(chosen.labels)
-        return [{"split": split, "accuracy": correct / points, "correct": correct, "points": points}]
+        row = {"split": split, "accuracy": correct / points, "correct": correct, "points": points}
+        return [row | {"chance": int(chosen.labels.bincount().max()) / points}]
 
-    return Analysis(rows, sentence, columns)
+    return Analysis(rows, sentence, columns, caution=caution)
 
 
 def sentence(rows: Rows) -> str:
     parts = [f"{row['accuracy']:.1%} of the {row['points']} {SPLITS[row['split']]} images" for row in rows]
     return f"It classifies {' and '.join(parts)} correctly."
+
+
+def caution(rows: Rows) -> str:
+    for row in rows:
+        if confidence_interval(row["correct"], row["points"])[0] <= row["chance"]:
+            return (
+                f"an accuracy of {row['accuracy']:.1%} on {row['points']} images is not distinguishable from naming the "
+                f"most frequent class for all ({row['chance']:.1%}); an untrained or diverged network has no robustness to "
+                "measure."
+            )
+    return ""
 
 
 def columns(rows: Rows) -> Cells:
@@ -38,5 +51,6 @@ def columns(rows: Rows) -> Cells:
         help = f"Share of the {SPLITS[row['split']]} images classified correctly."
         clean = Column("accuracy_test", "clean", "percent", "high", help)
         training = Column("accuracy_train", "training", "percent", None, help)
-        found.append((clean if row["split"] == "test" else training, row["accuracy"]))
+        column = clean if row["split"] == "test" else training
+        found.append((column, Stat.share(row["correct"], row["points"])))
     return found

@@ -10,7 +10,7 @@ from opnorm.analyses._shared.points import batches, check_points, first
 from opnorm.attacks import AutoAttack
 from opnorm.attacks.gradient_masking import check_gradient_masking
 from opnorm.data import Dataset
-from opnorm.report import Column, norm_name
+from opnorm.report import Column, Stat, norm_name
 
 
 @register("accuracy and robustness")
@@ -46,7 +46,7 @@ def autoattack_accuracy(
         row |= {"masking_passed": masking.passed, "masking": masking.summary, "notes": list(result.notes)}
         return [row]
 
-    return Analysis(rows, sentence, columns)
+    return Analysis(rows, sentence, columns, caution=caution)
 
 
 def sentence(rows: Rows) -> str:
@@ -57,10 +57,19 @@ def sentence(rows: Rows) -> str:
     )
 
 
+def caution(rows: Rows) -> str:
+    found = [row for row in rows if not row["masking_passed"] or row["notes"]]
+    if not found:
+        return ""
+    signs = "; ".join([*(row["masking"] for row in found if not row["masking_passed"]), *found[0]["notes"]])
+    return f"the accuracy under AutoAttack may be too high: {signs.rstrip('.')}."
+
+
 def columns(rows: Rows) -> Cells:
     found: Cells = []
     for row in rows:
         label = f"AutoAttack {norm_name(row['norm'])} {row['eps']:.3g}"
         help = f"Share of {row['points']} test images that are robust to AutoAttack of that size."
-        found.append((Column(f"autoattack_{row['norm']}", label, "percent", "high", help), row["accuracy"]))
+        column = Column(f"autoattack_{row['norm']}", label, "percent", "high", help)
+        found.append((column, Stat.share(row["correct"], row["points"])))
     return found

@@ -46,7 +46,7 @@ def liu_robust_accuracy(
 
 def sentence(rows: Rows) -> str:
     parts = [f"{row['accuracy']:.1%} after {row['attack']} at ε = {row['eps']:.3g}" for row in rows]
-    return f"Still classified correctly: {', '.join(parts)}."
+    return f"Of {rows[0]['points']} images, still classified correctly: {', '.join(parts)}."
 
 
 def chart(rows: Rows, methods: Methods = ()) -> Chart:

@@ -11,7 +11,7 @@ from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, registe
 from opnorm.analyses._shared.points import amounts, check_points, correct_after, first, logits_of
 from opnorm.attacks import Attack, AutoAttack, autoattack, pgd
 from opnorm.data import Dataset
-from opnorm.report import Column, accuracy_against_eps, norm_name
+from opnorm.report import Column, Stat, accuracy_against_eps, norm_name
 
 APGD = ("apgd-ce", "apgd-t")
 NAMES = {
@@ -104,7 +104,7 @@ def _correct(
 
 def sentence(rows: Rows) -> str:
     parts = [f"{row['accuracy']:.1%} at {norm_name(row['norm'])} ε = {row['eps']:.3g}" for row in rows]
-    return f"Still classified correctly after {rows[0]['attack']}: {', '.join(parts)}."
+    return f"Of {rows[0]['points']} images, still classified correctly after {rows[0]['attack']}: {', '.join(parts)}."
 
 
 def columns(rows: Rows) -> Cells:
@@ -114,5 +114,6 @@ def columns(rows: Rows) -> Cells:
     for norm, row in largest.items():
         label = f"{row['attack'].replace('-', ' ').split()[0]} {norm_name(norm)} {row['eps']:.3g}"
         help = f"Share of {row['points']} test images still classified correctly after {row['attack']}; an upper bound."
-        found.append((Column(f"robust_{norm}", label, "percent", "high", help), row["accuracy"]))
+        share = Stat.share(row["correct"], row["points"])
+        found.append((Column(f"robust_{norm}", label, "percent", "high", help), share))
     return found

@@ -8,7 +8,7 @@ from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, registe
 from opnorm.analyses._shared.points import check_points, count_correct, first
 from opnorm.attacks import pgd
 from opnorm.data import Dataset
-from opnorm.report import Column
+from opnorm.report import Column, Stat
 
 
 @register("accuracy and robustness")
@@ -55,4 +55,4 @@ def columns(rows: Rows) -> Cells:
         f"at ℓ∞ ε = {row['eps']:.3g}."
     )
     label = f"{row['attack']}, of the correct ones"
-    return [(Column("wen", label, "percent", "high", help), row["accuracy"])]
+    return [(Column("wen", label, "percent", "high", help), Stat.share(row["correct"], row["points"]))]

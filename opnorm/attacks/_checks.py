@@ -11,7 +11,7 @@ from opnorm._core.modes import Mode
 from opnorm._core.settings import check_choice, check_count
 from opnorm.errors import AttackError
 
-__all__ = ["check_inputs", "check_logits", "check_settings", "is_amount", "logits_notes"]
+__all__ = ["are_probabilities", "check_inputs", "check_logits", "check_settings", "is_amount", "logits_notes"]
 
 COUNTS = {"steps": 0, "queries": 0, "targets": 0, "restarts": 1, "batch": 1}  # and the least of each
 
@@ -109,10 +109,15 @@ def check_logits(logits: object, y: Tensor) -> None:
         )
 
 
+def are_probabilities(logits: Tensor) -> bool:
+    """Whether all outputs (B, K) are from 0 on, with the sum 1 at each point."""
+    return bool((logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-3).all())
+
+
 def logits_notes(logits: Tensor, attacks: Collection[str], *, random: bool) -> list[str]:
     """Remarks on the clean logits (B, K) of a model that the named attacks are run on, each a sentence."""
     notes, classes = [], logits.shape[1]
-    if not random and bool((logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-3).all()):
+    if not random and are_probabilities(logits):
         notes.append(
             "the model seems to return probabilities, not logits: their gradients vanish where it is sure, "
             "and a robust accuracy from them is too high"

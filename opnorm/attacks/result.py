@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["AttackResult", "StageResult", "confidence_interval", "gradient_warnings"]
+from opnorm._core.confidence import confidence_interval
+
+__all__ = ["AttackResult", "StageResult", "gradient_warnings"]
 
 
 class StageResult(NamedTuple):
@@ -85,19 +87,6 @@ class AttackResult:
 
 def _share(mask: Tensor) -> float:
     return float(mask.double().mean())
-
-
-def confidence_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share; (0, 1) without trials.
-
-    Source: Wilson 1927.
-    """
-    from scipy.stats import binomtest  # takes 0.5 s to import
-
-    if trials == 0:
-        return 0.0, 1.0
-    low, high = binomtest(successes, trials).proportion_ci(0.95, "wilson")
-    return float(low), float(high)
 
 
 def gradient_warnings(stages: Sequence[StageResult], unit: str = "points") -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeGuard
 
+from opnorm._core.confidence import confidence_interval
 from opnorm.errors import OpnormError
 
 __all__ = ["Cell", "Chart", "Column", "Report", "Stat", "Table", "known"]
@@ -24,21 +25,49 @@ class Stat:
         mean: The mean.
         std: The sample standard deviation (divided by n - 1); 0 where n = 1.
         n: How many values went in.
+        points: Where the value is a share of points: of how many, the same in every seed.
     """
 
     mean: float
     std: float
     n: int
+    points: int | None = None
 
     @classmethod
-    def of(cls, values: Iterable[float | None]) -> "Stat | None":
-        """The mean and spread of the values that are known; None where none is.
+    def share(cls, correct: int, points: int) -> "Stat | None":
+        """The share of ``correct`` points of ``points``; None where there are none.
+
+        Example:
+            >>> Stat.share(45, 50)
+            Stat(mean=0.9, std=0.0, n=1, points=50)
+        """
+        return cls(correct / points, 0.0, 1, points) if points else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Wilson's 95 % interval of a share over other points of the same kind; None where it is no share.
+
+        Seeds do not narrow it, since they share the points.
+
+        Example:
+            >>> [round(end, 3) for end in Stat.share(45, 50).interval]
+            [0.786, 0.957]
+        """
+        if self.points is None:
+            return None
+        correct = self.mean * self.points  # a whole number for one seed, to rounding
+        low, _ = confidence_interval(math.floor(correct + 1e-6), self.points)
+        return low, confidence_interval(math.ceil(correct - 1e-6), self.points)[1]
+
+    @classmethod
+    def of(cls, values: Iterable[float | None], points: int | None = None) -> "Stat | None":
+        """The mean and spread of the values that are known, shares of ``points`` where that is given; None where none is.
 
         Example:
             >>> Stat.of([0.5, 0.75, 1.0])
-            Stat(mean=0.75, std=0.25, n=3)
-            >>> Stat.of([2.0, None, float("nan")])
-            Stat(mean=2.0, std=0.0, n=1)
+            Stat(mean=0.75, std=0.25, n=3, points=None)
+            >>> Stat.of([2.0, None, float("nan")]).n
+            1
             >>> Stat.of([]) is None
             True
         """
@@ -47,7 +76,7 @@ class Stat:
             return None
         mean = math.fsum(xs) / len(xs)
         var = math.fsum((x - mean) ** 2 for x in xs) / (len(xs) - 1) if len(xs) > 1 else 0.0
-        return cls(mean, math.sqrt(var), len(xs))
+        return cls(mean, math.sqrt(var), len(xs), points)
 
     @classmethod
     def from_cell(cls, value: Any) -> "Stat | None":
@@ -133,6 +162,7 @@ class Report:
         settings: Code version, git commit, data, network, time taken, machine, command ..., in order.
         runs: The runs behind it: ``key``, ``label``, ``seed`` and ``seconds`` (None where not known).
         highlight: The methods that the charts begin with; all where none is named.
+        appendix: Further tables by title, after the charts.
     """
 
     title: str
@@ -143,6 +173,7 @@ class Report:
     settings: dict[str, str] = field(default_factory=dict)
     runs: list[dict[str, Any]] = field(default_factory=list)
     highlight: list[str] = field(default_factory=list)
+    appendix: dict[str, Table] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         keys = [chart.key for chart in self.charts]

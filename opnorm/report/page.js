@@ -135,7 +135,7 @@
 
   pick(JSON.parse(document.getElementById("highlight").textContent)); // nothing is drawn yet; what will be, follows
 
-  for (const button of document.querySelectorAll("#table thead button")) {
+  for (const button of document.querySelectorAll("thead button")) {
     button.addEventListener("click", () => {
       const head = button.closest("th");
       const flip = { ascending: "descending", descending: "ascending" };

@@ -5,6 +5,7 @@ import copy
 import functools
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
@@ -22,6 +23,7 @@ __all__ = ["write_figures", "write_json", "write_page"]
 
 FIGURE_WIDTH = 640
 PANEL_WIDTH = 300
+INVISIBLE = r'<path [^>]*\bopacity="0(\.00\d*)?"[^>]*/>'
 
 
 def write_page(report: Report, path: Path) -> Path:
@@ -40,6 +42,8 @@ def write_page(report: Report, path: Path) -> Path:
     )
     template = env.from_string((source / "page.html.jinja").read_text(encoding="utf-8"))
     charts = [chart for chart in report.charts if not chart.empty]
+    tables = [report.table, *report.appendix.values()]
+    rows, *further = (table_rows(table) for table in tables)
     html = template.render(
         report=report,
         hashes=[_sha256(_library()), _sha256(script)],
@@ -49,9 +53,14 @@ def write_page(report: Report, path: Path) -> Path:
         specs=Markup(_inside_script({chart.key: chart.spec for chart in charts})),
         highlight=Markup(_inside_script(report.highlight)),
         theme=Markup(_inside_script({"ink": INK, "note": NOTE, "paper": PAPER})),
+        figures={chart.key: _picture(chart.spec, report.highlight) for chart in charts},
         columns=report.table.columns,
-        rows=table_rows(report.table),
+        rows=rows,
+        appendix=[
+            (title, r, t.columns) for (title, t), r in zip(report.appendix.items(), further, strict=True)
+        ],
         one_seed=any(isinstance(c, Stat) and c.n == 1 for row in report.table.rows for c in row.values()),
+        shares=any(cell["interval"] for row in rows for cell in row["cells"]),
         runs=[{**run, "time": duration_text(run.get("seconds"))} for run in report.runs],
         total=duration_text(math.fsum(run["seconds"] for run in report.runs if known(run.get("seconds")))),
     )
@@ -66,19 +75,33 @@ def write_json(report: Report, path: Path) -> Path:
 
 def write_figures(report: Report, folder: Path, format: str = "svg") -> list[Path]:
     """Write each chart that has something to draw as ``folder/KEY.FORMAT``, svg, pdf or png; black on white, for a paper."""
+    check_choice("format", format, ("svg", "pdf", "png"), OpnormError)
+    return [
+        _write(folder / f"{chart.key}.{format}", _drawn(chart.spec, report.highlight, format))
+        for chart in report.charts
+        if not chart.empty
+    ]
+
+
+def _drawn(spec: Mapping[str, Any], highlight: Sequence[str], format: str) -> bytes:
     import vl_convert
 
-    check_choice("format", format, ("svg", "pdf", "png"), OpnormError)
     draw = getattr(vl_convert, f"vegalite_to_{format}")
     scale = {"scale": 2} if format == "png" else {}
-    paths = []
-    for chart in report.charts:
-        if not chart.empty:
-            spec = _figure(chart.spec, report.highlight)
-            data = draw(spec, config=PAPER, allowed_base_urls=[], **scale)
-            data = data.encode() if isinstance(data, str) else data
-            paths.append(_write(folder / f"{chart.key}.{format}", data))
-    return paths
+    data = draw(_figure(spec, highlight), config=PAPER, allowed_base_urls=[], **scale)
+    return data.encode() if isinstance(data, str) else data
+
+
+def _picture(spec: Mapping[str, Any], highlight: Sequence[str]) -> str:
+    """An SVG in base64 for readers without JavaScript, without its invisible marks, labels of marks and third decimals."""
+    svg = _drawn(spec, highlight, "svg").decode()
+    for what, short in (
+        (INVISIBLE, ""),
+        (r' (aria-[a-z-]+|role|class)="[^"]*"', ""),
+        (r"(\.\d\d)\d+", r"\1"),
+    ):
+        svg = re.sub(what, short, svg)
+    return base64.b64encode(svg.encode()).decode()
 
 
 def _figure(spec: Mapping[str, Any], highlight: Sequence[str]) -> dict[str, Any]:

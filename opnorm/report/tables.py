@@ -19,19 +19,21 @@ def table_rows(table: Table) -> list[dict[str, Any]]:
 
 
 def _cell(value: Cell, column: Column) -> dict[str, Any]:
-    """One cell: ``text``, ``spread`` (or ""), ``sort`` (None where not known) and ``title``."""
-    if isinstance(value, str):
-        return {"text": value, "spread": "", "sort": value, "title": ""}
+    """One cell: ``text`` and ``sort`` (None where not known), ``spread``, ``interval`` and ``title`` (or "")."""
+    cell = {"text": None, "sort": None, "spread": "", "interval": "", "title": ""}
     stat = Stat.from_cell(value)
-    if stat is None:
-        return {"text": None, "spread": "", "sort": None, "title": ""}
-    scale, digits = (100, 1) if column.kind == "percent" else (1, _digits(stat.mean))
-    text, spread, title = _number(scale * stat.mean, digits), "", "1 seed"
-    if stat.n > 1:
-        spread = f"±\u2009{_number(scale * stat.std, digits)}"
-        title = f"mean ± standard deviation, {stat.n} seeds"
-    title = title if isinstance(value, Stat) else ""
-    return {"text": text, "spread": spread, "sort": repr(stat.mean), "title": title}
+    if isinstance(value, str):
+        cell |= {"text": value, "sort": value}
+    elif stat is not None:
+        scale, digits = (100, 1) if column.kind == "percent" else (1, _digits(stat.mean))
+        cell |= {"text": _number(scale * stat.mean, digits), "sort": repr(stat.mean)}
+        if stat.n > 1:
+            cell["spread"] = f"±\u2009{_number(scale * stat.std, digits)}"
+            cell["title"] = f"mean ± standard deviation, {stat.n} seeds"
+        if stat.interval is not None:
+            low, high = (_number(100 * end, 1) for end in stat.interval)
+            cell["interval"] = f"{low}–{high}, n\u00a0=\u00a0{stat.points:,}"
+    return cell
 
 
 def _digits(x: float) -> int | None:
@@ -52,7 +54,7 @@ def _number(x: float, digits: int | None) -> str:
 
 
 def _best(table: Table, column: Column) -> set[int]:
-    """The rows with the best value and those within one standard deviation of it.
+    """The rows with the best value and those within one standard deviation of it, or, of shares with one seed, the interval.
 
     None is marked where that is every row, or where there is one row only.
     """
@@ -62,8 +64,15 @@ def _best(table: Table, column: Column) -> set[int]:
         return set()
     sign = 1.0 if column.better == "high" else -1.0
     top = max(stats.values(), key=lambda stat: sign * stat.mean)
-    tied = {n for n, stat in stats.items() if abs(top.mean - stat.mean) <= max(top.std, stat.std)}
+    tied = {n for n, stat in stats.items() if abs(top.mean - stat.mean) <= max(_margin(top), _margin(stat))}
     return set() if len(tied) == len(stats) else tied
+
+
+def _margin(stat: Stat) -> float:
+    """The standard deviation over seeds; half the interval of a share with one seed."""
+    if stat.n > 1 or stat.interval is None:
+        return stat.std
+    return (stat.interval[1] - stat.interval[0]) / 2
 
 
 def duration_text(seconds: float | None) -> str:

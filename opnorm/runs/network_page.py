@@ -11,8 +11,21 @@ from torch import nn
 from opnorm import spec
 from opnorm._core import files
 from opnorm.analyses import Analysis, Row
-from opnorm.report import Cell, Column, Report, Table, epoch_charts, write_figures, write_json, write_page
+from opnorm.report import (
+    Cell,
+    Chart,
+    Column,
+    Report,
+    Stat,
+    Table,
+    epoch_charts,
+    write_figures,
+    write_json,
+    write_page,
+)
 from opnorm.runs.training_run import environment
+
+LISTED = 4  # values of a list in a cell
 
 __all__ = ["Network", "NetworkReport", "NetworkResults"]
 
@@ -111,10 +124,14 @@ class NetworkReport:
         """The page's content; the first network is drawn in black."""
         labels, many = [r.network.label for r in self.results], len(self.results) > 1
         analyses = self._analyses()
-        charts = [
-            analysis.chart(_labeled((r, r.find(name)) for r in self.results), labels)
-            for name, analysis in analyses.items()
-        ]
+        charts, shown = list[Chart](), set[str]()
+        for name, analysis in analyses.items():
+            chart = analysis.chart(_labeled((r, r.find(name)) for r in self.results), labels)
+            if chart is not None and not chart.empty:
+                charts.append(chart)
+                shown.add(name)
+            if any(analysis.columns(rows) for r in self.results if (rows := r.find(name))):
+                shown.add(name)
         charts += epoch_charts(_labeled((r, r.network.metrics) for r in self.results), labels)
         table = self._table(analyses)
         names = ", ".join(labels[:-1]) + f" and {labels[-1]}" if many else labels[0]
@@ -124,10 +141,15 @@ class NetworkReport:
                 f"How accurate and how robust {'are these networks' if many else 'is this network'} on {self.data['name']}, "
                 "how large are the norms of the layers, and how does the output respond to small changes of an image?"
             ),
-            findings=[*self._findings(analyses, table), *self._impossible()],
+            findings=[*self._cautions(analyses), *self._findings(analyses, table), *self._impossible()],
             table=table,
-            charts=[chart for chart in charts if chart is not None and not chart.empty],
+            charts=charts,
             settings=self._settings(),
+            appendix={
+                f"Rows of {name}": _rows_table((r, r.find(name)) for r in self.results)
+                for name, analysis in analyses.items()
+                if name not in shown
+            },
             runs=[
                 {"key": r.key, "label": r.network.label, "seed": "", "seconds": sum(r.seconds.values())}
                 for r in self.results
@@ -161,13 +183,11 @@ class NetworkReport:
         found = []
         for column in table.columns:
             values = {
-                str(r["method"]): float(v)
-                for r in table.rows
-                if isinstance(v := r.get(column.key), int | float)
+                str(r["method"]): stat for r in table.rows if (stat := Stat.from_cell(r.get(column.key)))
             }
             if column.better and len(values) > 1:
-                ranked = sorted(values, key=lambda m: values[m], reverse=column.better == "high")
-                text = ", ".join(f"{method} {values[method]:.1%}" for method in ranked)
+                ranked = sorted(values, key=lambda m: values[m].mean, reverse=column.better == "high")
+                text = ", ".join(f"{method} {_share(values[method])}" for method in ranked)
                 found.append(f"{column.label[:1].upper()}{column.label[1:]}, the best first: {text}.")
         for other in others:
             for name, analysis in analyses.items():
@@ -175,6 +195,16 @@ class NetworkReport:
                 if a and b:
                     found.append(analysis.compare(a, b, first.network.label, other.network.label))
         return [sentence for sentence in found if sentence]
+
+    def _cautions(self, analyses: Mapping[str, Analysis]) -> list[str]:
+        """What would mislead a reader, network by network."""
+        found = [
+            f"Caution, {r.network.label}: {text}"
+            for r in self.results
+            for name, analysis in analyses.items()
+            if (rows := r.find(name)) and (text := analysis.caution(rows))
+        ]
+        return list(dict.fromkeys(found))
 
     def _impossible(self) -> list[str]:
         return [
@@ -208,6 +238,31 @@ class NetworkReport:
             f"{n:,} in {', '.join(dict.fromkeys(names))}" for n, names in sorted(used.items(), reverse=True)
         ]
         return "; ".join(parts) or "none"
+
+
+def _share(stat: Stat) -> str:
+    """A share with its interval and number of images; a difference of shares alone."""
+    if stat.interval is None:
+        return f"{stat.mean:.1%}"
+    low, high = stat.interval
+    return f"{stat.mean:.1%} ({100 * low:.1f} to {100 * high:.1f} of {stat.points:,} images)"
+
+
+def _rows_table(pairs: Iterable[tuple[NetworkResults, Sequence[Row]]]) -> Table:
+    """The rows themselves, one column a key; long lists by their beginning."""
+    rows = [{"network": r.network.label, **row} for r, rows in pairs for row in rows]
+    columns = [
+        Column(str(key), str(key), "text") for key in dict.fromkeys(key for row in rows for key in row)
+    ]
+    return Table(columns, [{str(key): _as_cell(value) for key, value in row.items()} for row in rows])
+
+
+def _as_cell(value: Any) -> Cell:
+    if isinstance(value, list | tuple) and len(value) > LISTED:
+        return f"{', '.join(map(str, value[:LISTED]))}, … ({len(value):,} values)"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return None if value is None else str(value)
 
 
 def _labeled(pairs: Iterable[tuple[NetworkResults, Sequence[Row]]]) -> list[Row]:

@@ -181,15 +181,16 @@ def _row(label: str, group: Sequence[Result]) -> dict[str, Cell]:
     good = [r for r in group if not r.failure]
     if not good:
         return {"method": label, "_failed": group[0].failure}
-    values = defaultdict[str, list[Any]](list)
+    values, points = defaultdict[str, list[Any]](list), dict[str, int]()
     for r in good:
-        values["clean"].append(r.find("accuracy")[0]["accuracy"])
         values["seconds"].append(r.seconds)
-        for attacked in r.find("robust_accuracy"):
-            values[_robust_key(attacked["eps"], attacked["norm"])].append(attacked["accuracy"])
         for column, cell in norm_table().columns(r.find("norm_table")):
             values[column.key].append(cell)
-    return {"method": label} | {key: Stat.of(of_seeds) for key, of_seeds in values.items()}
+        shares = {_robust_key(row["eps"], row["norm"]): row for row in r.find("robust_accuracy")}
+        for key, row in {"clean": r.find("accuracy")[0], **shares}.items():
+            values[key].append(row["accuracy"])
+            points[key] = row["points"]
+    return {"method": label} | {key: Stat.of(v, points.get(key)) for key, v in values.items()}
 
 
 # ---------------------------------------------------------------- the charts

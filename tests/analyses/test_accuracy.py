@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 from torch import nn
 
 from opnorm.analyses import accuracy, margins, robust_accuracy
@@ -19,8 +20,22 @@ def test_accuracy_by_hand(model, split):
     x, y = pixels(getattr(toy, split))
     right = int((model(x).argmax(1) == y).sum())
     (row,) = accuracy(split)(model, toy)
-    assert row == {"split": split, "accuracy": right / len(y), "correct": right, "points": len(y)}
+    chance = max(y.tolist().count(c) for c in range(3)) / len(y)
+    assert row == {
+        "split": split, "accuracy": right / len(y), "correct": right, "points": len(y), "chance": chance
+    }  # fmt: skip
     assert 0 < right < len(y) or split == "train"
+    ((_, cell),) = accuracy().columns([row])
+    assert (cell.mean, cell.points) == (row["accuracy"], row["points"])
+
+
+def test_a_network_that_is_no_better_than_one_class_for_all_is_named():
+    toy = data()
+    torch.manual_seed(0)
+    untrained = mlp((1, 4, 4), 3, 4, 1).eval()
+    text = accuracy().caution(accuracy()(untrained, toy))
+    assert "not distinguishable from naming the most frequent class" in text
+    assert accuracy().caution(accuracy()(trained().eval(), toy)) == ""
 
 
 @pytest.mark.parametrize("analysis", [accuracy(), margins(), robust_accuracy(steps=2)])

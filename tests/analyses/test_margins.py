@@ -3,8 +3,9 @@
 import math
 
 import pytest
+from torch import nn
 
-from opnorm.analyses import accuracy, margins
+from opnorm.analyses import accuracy, margins, predictions
 from tests.analyses.toys import data, pixels, trained
 
 NETWORK = trained
@@ -21,6 +22,21 @@ def test_margins_features_by_hand(model):
     (accuracy_row,) = accuracy()(model, toy)
     assert sum(m > 0 for m in row["margins"]) == accuracy_row["correct"]
     assert len(margins("train")(model, toy)[0]["margins"]) == 50
+
+
+@pytest.mark.parametrize("analysis", [margins(), predictions()])
+def test_outputs_that_are_probabilities_are_named(model, analysis):
+    logits, softmax = (analysis(net, data()) for net in (model, nn.Sequential(model, nn.Softmax(1)).eval()))
+    assert (logits[0]["outputs"], softmax[0]["outputs"]) == ("logits", "probabilities")
+    assert analysis.caution(logits) == ""
+    assert analysis.caution(softmax).startswith("its outputs are probabilities, not logits")
+
+
+def test_probabilities_need_no_second_softmax(model):
+    softmax = nn.Sequential(model, nn.Softmax(1)).eval()
+    (of_logits,), (of_softmax,) = (predictions()(net, data()) for net in (model, softmax))
+    assert of_softmax["probabilities"] == pytest.approx(of_logits["probabilities"], rel=1e-4, abs=1e-6)
+    assert of_softmax["losses"] == pytest.approx(of_logits["losses"], rel=1e-3, abs=1e-5)
 
 
 def shares(chart, panel, method):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from opnorm._core.confidence import confidence_interval
 from opnorm.analyses import accuracy, robust_accuracy
 from opnorm.attacks import AutoAttack, pgd
 from opnorm.data import Dataset, Split
@@ -134,4 +135,5 @@ def test_a_column_of_robust_accuracy_names_its_attack(attack):
     assert column.label in {"PGD ℓ∞ 0.1", "APGD ℓ∞ 0.1", "AutoAttack ℓ∞ 0.1"}
     assert attack.startswith(column.label.split()[0])
     assert attack in column.help
-    assert cell == 0.6
+    assert (cell.mean, cell.points) == (0.6, 10)
+    assert cell.interval == confidence_interval(6, 10)

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from opnorm._core import surrogate as surrogates
+from opnorm._core.confidence import confidence_interval
 from opnorm.attacks._autoattack import AutoAttack, autoattack
 from opnorm.attacks._batching import Options, Problem, Searches, SearchResult
 from opnorm.attacks._randomized import MeanProbabilities
 from opnorm.attacks._square import Square
 from opnorm.attacks.losses import margin
-from opnorm.attacks.result import AttackResult, confidence_interval
+from opnorm.attacks.result import AttackResult
 from opnorm.errors import AttackError
 from opnorm.spec import build, spec_of
 from tests.attacks.test_batching import Shift

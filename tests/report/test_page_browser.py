@@ -244,12 +244,19 @@ def test_in_the_dark(open_page, tmp_path):
     assert len(shot) > 100_000
 
 
-def test_without_javascript_the_table_is_there(browser, url):
+def test_without_javascript_the_table_and_the_figures_are_there(browser, url, report):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(url)
     assert page.locator("#table tbody tr").count() == 9
-    assert page.locator("noscript").is_visible()
+    assert page.locator("header noscript").is_visible()
+    figures = page.locator("img.figure")
+    assert figures.count() == len(report.charts)
+    widths = [
+        figures.nth(i).evaluate("async e => { await e.decode(); return e.naturalWidth }") for i in range(5)
+    ]
+    assert min(widths) > 300, "each is a picture that the browser can draw"
+    assert not page.locator(".plot, .save").first.is_visible()
     context.close()
 
 

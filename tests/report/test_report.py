@@ -92,6 +92,19 @@ def test_a_cell_as_text(kind, value, text, spread):
     assert (cell["text"], cell["spread"]) == (text, spread)
 
 
+def test_a_share_has_its_interval_and_its_number_of_points():
+    table = Table(
+        [Column("a", "A", "percent", "high")], [{"a": Stat.share(45, 50)}, {"a": Stat.share(440, 500)}]
+    )
+    first, second = (row["cells"][0] for row in table_rows(table))
+    assert (first["text"], first["interval"]) == ("90.0", "78.6–95.7, n\u00a0=\u00a050")
+    assert (second["text"], second["interval"]) == ("88.0", "84.9–90.6, n\u00a0=\u00a0500")
+    assert not first["best"], "2 points are within the interval of 50 images"
+    assert Stat.share(0, 0) is None
+    seeds = Stat.of([0.9, 0.8], points=100).interval
+    assert seeds == Stat.share(85, 100).interval, "seeds share the points"
+
+
 def test_the_best_of_a_column_and_what_ties_with_it():
     def best(better, *cells, failed=()):
         rows = [{"a": cell} | ({"_failed": "no"} if i in failed else {}) for i, cell in enumerate(cells)]
@@ -289,7 +302,7 @@ def test_page(report, tmp_path):
     path = write_page(report, tmp_path / "new" / "report.html")
     assert [p.name for p in path.parent.iterdir()] == ["report.html"], "no temporary file is left"
     html = path.read_text(encoding="utf-8")
-    assert path.stat().st_size < 1.5e6
+    assert path.stat().st_size < 2.5e6
     for text in [report.question, *report.settings.values(), "not known", "failed: the loss was not finite"]:
         assert text.replace("'", "&#39;") in html
     assert embedded_specs(html).keys() == {chart.key for chart in report.charts}
@@ -354,6 +367,18 @@ def test_a_page_is_replaced_whole(report, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_further_tables_are_on_the_page(tmp_path):
+    more = {
+        "Rows of mine": Table(
+            [Column("network", "network", "text"), Column("n", "n")], [{"network": "a", "n": 77.0}]
+        )
+    }
+    report = Report("t", "q", [], Table([Column("method", "m", "text")], [{"method": "a"}]), appendix=more)
+    html = write_page(report, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<h2>Rows of mine</h2>" in html
+    assert ">77.0</td>" in html
+
+
 def test_json(report, tmp_path):
     content = json.loads(write_json(report, tmp_path / "r.json").read_text(encoding="utf-8"))
     assert list(content) == [
@@ -365,8 +390,9 @@ def test_json(report, tmp_path):
         "settings",
         "runs",
         "highlight",
+        "appendix",
     ]
-    assert content["table"]["rows"][0]["clean"].keys() == {"mean", "std", "n"}
+    assert content["table"]["rows"][0]["clean"].keys() == {"mean", "std", "n", "points"}
     assert list(content["settings"]) == list(report.settings)
     odd = Report("t", "q", [], Table([], [{"a": math.nan, "b": math.inf}]))
     assert json.loads(write_json(odd, tmp_path / "o.json").read_text())["table"]["rows"] == [

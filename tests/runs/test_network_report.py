@@ -105,7 +105,8 @@ def test_one_call_without_a_store(tmp_path):
 
 def test_one_network_is_described_in_words(two, tmp_path):
     made = analyze(two[:1], data(), CHEAP, store=Store(tmp_path)).report()
-    assert len(made.findings) == len(CHEAP)
+    assert len(made.findings) == len(CHEAP) + 1
+    assert made.findings[0].startswith("Caution, first: an accuracy of ")
     assert all(re.search(r"\d", line) for line in made.findings)
 
 
@@ -155,12 +156,18 @@ def test_an_analysis_of_the_user_is_shown_too(monkeypatch, tmp_path):
         "def count():\n"
         "    return Analysis(lambda model, data: [{'n': 3}], lambda rows: f'There are {rows[0][\"n\"]}.')\n"
         "def bare():\n"
-        "    return lambda model, data: [{'n': 4}]\n"
+        "    return lambda model, data: [{'n': 4, 'long': list(range(9))}]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     done = analyze(network(), data(), ["own_analyses.count()", "own_analyses.bare()", "accuracy"])
-    assert done.report().findings[1:] == ["There are 3."]
-    assert done.results[0].find("own_analyses.bare") == [{"n": 4}]
+    assert done.report().findings[-1] == "There are 3."
+    assert done.results[0].find("own_analyses.bare") == [{"n": 4, "long": list(range(9))}]
+    tables = done.report().appendix
+    assert list(tables) == ["Rows of own_analyses.count", "Rows of own_analyses.bare"]
+    (row,) = tables["Rows of own_analyses.bare"].rows
+    assert row == {"network": "Sequential", "n": "4", "long": "0, 1, 2, 3, … (9 values)"}
+    page = done.write(tmp_path).read_text(encoding="utf-8")
+    assert "0, 1, 2, 3, … (9 values)" in page
 
 
 def test_errors_name_the_networks(two, tmp_path):

@@ -37,7 +37,7 @@ def test_settings_that_make_no_sense(settings, message):
 def result(run, scale):
     norms = {p: {"lower": scale, "upper": 1.01 * scale} for p in ("1", "2", "inf")}
     robust = [
-        {"norm": norm, "eps": eps, "accuracy": 0.8 - eps / 2, "attack": "APGD"}
+        {"norm": norm, "eps": eps, "accuracy": 0.8 - eps / 2, "points": 200, "attack": "APGD"}
         for norm, radii in (("inf", (0.05, 0.1, 0.15, 0.2)), ("2", (0.25, 0.5, 1.0)))
         for eps in radii
     ]
@@ -58,8 +58,8 @@ def test_the_report_of_the_tour():
     report = study.report(results)
     assert report.table.rows[0]["method"] == "plain"
     first = report.table.rows[0]
-    assert first["clean"] == Stat(0.9, 0.0, 2)
-    assert first[KEY] == Stat(0.75, 0.0, 2)
+    assert first["clean"] == Stat(0.9, 0.0, 2, points=10)
+    assert first[KEY] == Stat(0.75, 0.0, 2, points=200)
     assert first["norm_inf"].mean == pytest.approx(1)
     assert report.table.rows[-1]["_failed"] == "diverged"
     assert {column.key for column in report.table.columns} <= first.keys()

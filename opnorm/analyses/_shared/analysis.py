@@ -42,6 +42,7 @@ class Analysis:
         chart: (rows, methods) -> a chart of the rows of one network or of several, then each with its ``method`` and
             ``seed``; ``methods`` are all of them in order, the baseline first.
         compare: (rows of the baseline, rows of another network, their names) -> a sentence on the difference, or "".
+        caution: the rows of one network -> what would mislead a reader who does not know it, as a sentence, or "".
     """
 
     rows: Callable[[nn.Module, Dataset], list[Row]]
@@ -49,6 +50,7 @@ class Analysis:
     columns: Callable[[Rows], Cells] = lambda rows: []
     chart: Callable[..., Chart | None] = lambda rows, methods=(): None
     compare: Callable[[Rows, Rows, str, str], str] = lambda first, other, a, b: ""
+    caution: Callable[[Rows], str] = lambda rows: ""
 
     def __call__(self, model: nn.Module, data: Dataset) -> list[Row]:
         """The rows."""
