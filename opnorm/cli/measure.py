@@ -161,11 +161,11 @@ def _shape(text: str) -> tuple[int, ...]:
 def _input_shape(call: Any) -> tuple[Any, ...]:
     """The in_shape that the model was made with, anywhere in the call, or in the file that the call names."""
     from opnorm import spec
-    from opnorm.models.loading import SPEC_KEY, read_tensors
+    from opnorm.models.loading import SPEC_KEY, read_state_dicts
 
     calls = list(spec.calls_in(spec.full(call, "model")))
     for part in [c for c in calls if c.name == "file"]:
-        _, metadata = read_tensors(str(dict(part.kwargs)["path"]))
+        _, metadata = read_state_dicts(str(dict(part.kwargs)["path"]))
         if SPEC_KEY in metadata:
             calls += spec.calls_in(spec.full(metadata[SPEC_KEY], "model"))
     for part in reversed(calls):

@@ -1,5 +1,6 @@
 """Weights in files: opnorm's own, which record their network, and state dicts of others."""
 
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -8,32 +9,39 @@ from torch import Tensor, nn
 
 from opnorm import spec
 from opnorm._core import files
-from opnorm.errors import ModelError, RunError, SpecError, did_you_mean
+from opnorm._core.layers import unwrap
+from opnorm.errors import ModelError, SpecError, did_you_mean
+from opnorm.models.state_dicts import fill, plain_state_dict, state_dicts_in
 
-__all__ = ["SPEC_KEY", "file", "read_tensors", "save"]
+__all__ = ["SPEC_KEY", "file", "read_state_dicts", "save"]
 
 SPEC_KEY = "opnorm.model"
 """Metadata entry of a safetensors file: the call that builds the network the weights belong to."""
 
 
 @spec.factory("model")
-def file(path: str, arch: nn.Module | None = None) -> nn.Module:
+def file(path: str, arch: nn.Module | None = None, key: str | None = None, strict: bool = True) -> nn.Module:
     """A network with the weights of a file: ``file("weights.safetensors", arch=resnet(depth=20))``.
 
+    The state dict is found in a checkpoint by its names, whatever holds it ("state_dict", "model", "ema", ...) and whatever
+    prefixes its names have (``torch.compile``, ``DataParallel``, Lightning, timm). Beside an average the plain weights are
+    taken, with a warning.
+
     Args:
-        path: a ``.safetensors`` file, or a ``.pt`` / ``.pth`` file holding a state dict, which is read without
-            unpickling anything but tensors.
+        path: a ``.safetensors`` file, or a file of ``torch.save``, which is read without unpickling anything but tensors.
         arch: the network to fill; not needed for files that opnorm wrote, which record it.
+        key: the place of the state dict in the file, where several fit: "state_dict_ema".
+        strict: False also takes weights some of whose names are missing or left over, with a warning.
 
     Raises:
         ModelError: no such file, a damaged one, no ``arch`` where it is needed, or weights of another network.
     """
-    state, metadata = read_tensors(path)
+    found, metadata = read_state_dicts(path)
     if arch is None:
         arch = _recorded_network(path, metadata)
     if not isinstance(arch, nn.Module):
         raise ModelError(f"arch={arch!r:.60}: expected a network, such as arch=resnet(depth=20)")
-    _load(arch, state, path)
+    fill(arch, found, path, key, strict)
     return arch
 
 
@@ -51,59 +59,55 @@ def _recorded_network(path: str, metadata: dict[str, str]) -> nn.Module:
     return network
 
 
-def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file and its metadata (empty for .pt files). Nothing is unpickled but tensors.
+def read_state_dicts(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
+    """The state dicts of a file by their places, and its metadata (empty but for safetensors). Only tensors are unpickled.
 
     Raises:
-        ModelError: no such file, or one that cannot be read.
+        ModelError: no such file, or one that cannot be read, or holds no state dict.
     """
     path = Path(path)
     if not path.is_file():
         siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, siblings, f"searched in {path.parent.resolve()}")
         raise ModelError(f"no file {path}{hint}")
-    if path.suffix == ".safetensors":
-        try:
-            return files.read_tensors(path)
-        except RunError as e:
-            raise ModelError(str(e)) from e
     try:
+        if path.suffix == ".safetensors":
+            tensors, metadata = files.read_tensors(path)
+            return {"": tensors}, metadata
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
-        raise ModelError(
-            f"{path} cannot be read as weights: {(str(e) or type(e).__name__).splitlines()[0]}; "
-            "truncated, or of another format?"
-        ) from e
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ModelError(f"{path} cannot be read as weights: {_cause(path, e)}") from e
+    found = dict(state_dicts_in(loaded))
+    if not found:
         raise ModelError(
             f"{path} has a {type(loaded).__name__}, expected a state dict of tensors; save model.state_dict()"
         )
-    return {k.removeprefix("module."): v for k, v in state.items()}, {}
+    return found, {}
 
 
-def _load(arch: nn.Module, state: dict[str, Tensor], path: str) -> None:
-    own = arch.state_dict()
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    wrong = [
-        f"{k} is {tuple(state[k].shape)}, expected {tuple(v.shape)}"
-        for k, v in own.items()
-        if k in state and state[k].shape != v.shape
-    ]
-    if missing or extra or wrong:
-        parts = [f"missing {_some(missing)}"] * bool(missing) + [f"unexpected {_some(extra)}"] * bool(extra)
-        raise ModelError(
-            f"{path} has the weights of another network than arch: {'; '.join(parts + wrong[:3])}"
+def _cause(path: Path, error: Exception) -> str:
+    """The likely cause why a file holds no weights, in one line."""
+    with path.open("rb") as f:
+        start = f.read(200).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer; git lfs pull fetches the file itself"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return (
+            "it is a web page; likely cause: the address of a page about the file instead of the file's own"
         )
-    arch.load_state_dict(state)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    if other := re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error)):
+        return (
+            f"it also holds a {other[1]}, and only tensors are unpickled, because anything else can run code; the program "
+            "that wrote it can save the weights alone: torch.save(model.state_dict(), path)"
+        )
+    text = str(error).rpartition("WeightsUnpickler error: ")[2].strip() or type(error).__name__
+    return f"{text.splitlines()[0]:.200}; truncated, or of another format?"
 
 
 def save(model: nn.Module, path: str | Path, call: str | spec.Call | None = None) -> None:
     """Write weights as safetensors, with the call that rebuilds the network, so that ``file(path)`` needs no ``arch``.
+
+    Names are those of the network without ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel`` around it.
 
     Args:
         model: any network.
@@ -118,6 +122,6 @@ def save(model: nn.Module, path: str | Path, call: str | spec.Call | None = None
         raise ModelError(f"{path}: expected a name that ends in .safetensors")
     if call is None:
         with suppress(SpecError):  # the user's own network, built in Python: the file then needs arch=...
-            call = spec.spec_of(model)
+            call = spec.spec_of(unwrap(model))
     metadata = {"format": "pt"} | ({SPEC_KEY: str(call)} if call is not None else {})
-    files.write_tensors(Path(path), model.state_dict(), metadata)
+    files.write_tensors(Path(path), plain_state_dict(model), metadata)

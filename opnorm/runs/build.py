@@ -11,6 +11,7 @@ from opnorm._core.modes import evaluating
 from opnorm.data import Dataset
 from opnorm.data.dataset import as_pixels
 from opnorm.errors import ModelError, OpnormError, RunError
+from opnorm.models.state_dicts import fill
 from opnorm.runs.run import Run
 from opnorm.training import TrainingSettings
 
@@ -88,8 +89,8 @@ def training_settings(run: Run) -> TrainingSettings:
 def load_weights(model: nn.Module, path: Path) -> None:
     """Fill a run's network with the weights that it ended with; RunError when they are of another one."""
     try:
-        model.load_state_dict(files.read_tensors(path)[0])
-    except RuntimeError as e:
+        fill(model, {"": files.read_tensors(path)[0]}, path)
+    except ModelError as e:
         raise RunError(
             f"{path} does not hold the weights of this run: {e}; delete its folder to start over"
         ) from e

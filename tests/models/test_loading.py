@@ -1,11 +1,13 @@
 """Weights in files."""
 
+import argparse
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from opnorm.errors import ModelError, OpnormError, SpecError
@@ -177,3 +179,162 @@ def test_save_with_a_call(tmp_path):
     save(model, tmp_path / "w.safetensors", "resnet(depth=8)")
     with pytest.raises(ModelError, match="another network"):
         file(str(tmp_path / "w.safetensors"))
+
+
+# ---------------------------------------------------------------- checkpoints as people have them
+
+
+def renamed(state, prefix):
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def nested_wrappers(state):
+    return {"features.module._orig_mod." + name if name[0] in "12" else name: t for name, t in state.items()}
+
+
+STATE = small().state_dict()
+FORMS = {
+    "compiled in parallel": renamed(STATE, "module._orig_mod."),
+    "parallel in compiled": renamed(STATE, "_orig_mod.module."),
+    "thrice": renamed(STATE, "module.module._orig_mod."),
+    "average": renamed(STATE, "module.") | {"n_averaged": torch.tensor(3)},
+    "Lightning": {"state_dict": renamed(STATE, "model.") | {"criterion.weight": torch.ones(3)}, "epoch": 3},
+    "Lightning, compiled": {"state_dict": renamed(STATE, "net._orig_mod.")},
+    "net": {"net": STATE, "acc": 93.2},
+    "model": {
+        "model": STATE,
+        "optimizer": {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": []},
+    },
+    "model_state_dict": {"model_state_dict": renamed(STATE, "module."), "loss": torch.tensor(1.0)},
+    "only an average": {"state_dict_ema": STATE},
+    "deep": {"checkpoint": {"ema": {"model": renamed(STATE, "module.")}}},
+}
+
+
+def same(model, state):
+    return all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_checkpoints_are_matched_with_the_network(tmp_path, form):
+    torch.save(FORMS[form], tmp_path / "w.pt")
+    assert same(file(str(tmp_path / "w.pt"), arch=small(seed=1)), STATE)
+
+
+class Holder(nn.Module):
+    """A network with a part of its own called "module"."""
+
+    def __init__(self, twice=False):
+        super().__init__()
+        self.module, self.head = nn.Linear(4, 3), nn.Linear(3, 2)
+        if twice:
+            self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return self.head(self.module(x))
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda m: m, nn.DataParallel, torch.compile, lambda m: torch.compile(nn.DataParallel(m))]
+)
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_part_called_module_and_wrappers(tmp_path, wrap, twice):
+    net = Holder(twice)
+    torch.save(wrap(net).state_dict(), tmp_path / "w.pt")
+    assert same(file(str(tmp_path / "w.pt"), arch=Holder(twice)), net.state_dict())
+    assert same(file(str(tmp_path / "w.pt"), arch=wrap(Holder(twice))), wrap(net).state_dict())
+    save(wrap(net), tmp_path / "w.safetensors")
+    assert load_file(tmp_path / "w.safetensors").keys() == net.state_dict().keys(), "unwrapped names"
+    assert same(file(str(tmp_path / "w.safetensors"), arch=Holder(twice)), net.state_dict())
+
+
+def test_wrapped_parts_of_a_network(tmp_path):
+    def parts():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2, 2))
+
+    net, wrapped = parts(), parts()
+    wrapped[0], wrapped[2] = nn.DataParallel(wrapped[0]), torch.compile(wrapped[2])
+    save(wrapped, tmp_path / "w.safetensors")
+    assert load_file(tmp_path / "w.safetensors").keys() == net.state_dict().keys()
+    torch.save(wrapped.state_dict(), tmp_path / "w.pt")
+    assert same(
+        file(str(tmp_path / "w.pt"), arch=nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2, 2))),
+        net.state_dict(),
+    )
+
+
+def test_a_wrapped_network_of_ours_comes_back(tmp_path):
+    save(nn.DataParallel(small()), tmp_path / "w.safetensors")
+    assert same(file(str(tmp_path / "w.safetensors")), STATE)
+
+
+def test_several_that_fit(tmp_path):
+    other = {name: tensor + 1 for name, tensor in STATE.items()}
+    path = str(tmp_path / "w.pt")
+    torch.save({"state_dict": STATE, "state_dict_ema": other}, path)
+    with pytest.warns(
+        UserWarning, match="and not the average at state_dict_ema; key='state_dict_ema' takes that"
+    ):
+        assert same(file(path, arch=small(1)), STATE)
+    assert same(file(path, arch=small(1), key="state_dict_ema"), other)
+    torch.save({"student": STATE, "teacher": other}, path)
+    with pytest.raises(
+        ModelError, match=r"several state dicts.*at student, teacher; expected one. Name it: key='student'"
+    ):
+        file(path, arch=small(1))
+    assert same(file(path, arch=small(1), key="teacher"), other)
+    with pytest.raises(
+        ModelError, match="no weights of this network at 'pupil'; its state dicts are at student, teacher"
+    ):
+        file(path, arch=small(1), key="pupil")
+    torch.save(renamed(STATE, "student.") | renamed(other, "teacher."), path)
+    with pytest.raises(ModelError, match="several state dicts"):
+        file(path, arch=small(1))
+    assert same(file(path, arch=small(1), key="teacher"), other)
+
+
+def test_weights_in_part(tmp_path):
+    path = str(tmp_path / "w.pt")
+    part = {name: tensor for name, tensor in STATE.items() if not name.startswith("9.")}
+    torch.save(renamed(part, "module.") | {"module.extra": torch.ones(1)}, path)
+    with pytest.raises(ModelError, match=r"missing 9\.bias, 9\.weight; unexpected module\.extra"):
+        file(path, arch=small(1))
+    network = small(1)
+    with pytest.warns(
+        UserWarning, match=r"loaded in part: missing 9\.bias, 9\.weight; unexpected module\.extra"
+    ):
+        file(path, arch=network, strict=False)
+    assert torch.equal(network[1].weight, STATE["1.weight"])
+    assert not torch.equal(network[9].weight, STATE["9.weight"])
+    torch.save({"a": torch.ones(1)}, path)
+    with pytest.raises(ModelError, match="another network"):
+        file(path, arch=small(1), strict=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a Git LFS pointer; git lfs pull"),
+        (b"<!DOCTYPE html>\n<html><head>", "a web page"),
+        (b"  <html>", "a web page"),
+    ],
+)
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+def test_what_people_take_for_weights(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelError, match=message):
+        file(str(tmp_path / name), arch=small())
+
+
+@pytest.mark.parametrize(
+    ("other", "named"), [(np.float64(0.9), "scalar"), (argparse.Namespace(lr=1), "argparse.Namespace")]
+)
+def test_what_cannot_be_read_beside_weights_is_named(tmp_path, other, named):
+    torch.save({"state_dict": STATE, "other": other}, tmp_path / "w.pt")
+    with pytest.raises(
+        ModelError, match=rf"holds a [\w.]*{named}, .*torch\.save\(model\.state_dict\(\), path\)"
+    ) as error:
+        file(str(tmp_path / "w.pt"), arch=small())
+    assert "weights_only" not in str(error.value)
+    assert "\x1b" not in str(error.value)

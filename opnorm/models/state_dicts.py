@@ -1,0 +1,158 @@
+"""State dicts as files have them: nested in checkpoints, named by wrappers, matched against the names of a network."""
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from opnorm.errors import ModelError
+
+__all__ = ["fill", "plain_state_dict", "state_dicts_in"]
+
+State = Mapping[str, Tensor]
+
+WRAPPER_NAMES = ({"_orig_mod", "module"}, {"_orig_mod"}, set[str]())
+"""Parts of names that ``torch.compile``, ``DataParallel`` and averages add: the first of these sets without which all names
+of a state dict still differ is left out of them. A network may have a layer called "module" itself."""
+
+AVERAGES = {"ema", "average", "averaged", "swa"}
+"""Words in the place of averaged weights."""
+
+
+class _Match(NamedTuple):
+    """The state dict at a place of a file, compared with a network; ``pairs``: its names -> those of the file."""
+
+    place: str
+    state: State
+    pairs: dict[str, str]
+    missing: list[str]
+    unexpected: list[str]
+    wrong: list[str]
+
+    @property
+    def fits(self) -> bool:
+        return not (self.missing or self.unexpected or self.wrong)
+
+
+def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """A state dict without what wrappers (also of parts) add to the names: torch.compile, DataParallel and its kind."""
+    inside = set()
+    for name, module in model.named_modules(remove_duplicate=False):
+        if "_orig_mod" in module._modules:
+            inside.add(f"{name}._orig_mod".removeprefix("."))
+        elif isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inside.add(f"{name}.module".removeprefix("."))
+    state = {}
+    for name, tensor in model.state_dict().items():
+        parts = name.split(".")
+        state[".".join(p for i, p in enumerate(parts) if ".".join(parts[: i + 1]) not in inside)] = tensor
+    return state
+
+
+def state_dicts_in(value: Any, place: str = "", depth: int = 3) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The dicts of named tensors in a checkpoint with their places, such as "ema.model"; "" is the checkpoint itself."""
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        return
+    if tensors := {name: member for name, member in value.items() if isinstance(member, Tensor)}:
+        yield place, tensors
+    for name, member in value.items() if depth else ():
+        yield from state_dicts_in(member, f"{place}.{name}".removeprefix("."), depth - 1)
+
+
+def fill(
+    network: nn.Module, found: Mapping[str, State], path: object, key: str | None = None, strict: bool = True
+) -> None:
+    """Load the state dict that has the network's names, under any prefix, into the network.
+
+    Args:
+        network: unchanged when an error is raised.
+        found: the state dicts of a file by their places.
+        path: of the file, for messages.
+        key: the place of the one to take, with the prefix of its names, if any; None for the only one that fits, or the
+            only one that is no average, of which a warning tells.
+        strict: False takes what there is, and warns of names that are missing or left over.
+
+    Raises:
+        ModelError: none fits, or several do.
+    """
+    own = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+    matches = [match for place, state in found.items() for match in _matches(own, state, place)]
+    if key is not None:
+        matches = [match for match in matches if match.place == key]
+    fitting = {match.place: match for match in matches if match.fits}
+    plain = [place for place in fitting if AVERAGES.isdisjoint(re.split(r"[._]", place.lower()))]
+    if len(fitting) > 1 and len(plain) != 1:
+        raise ModelError(
+            f"{path} has several state dicts for this network, at {_some(fitting)}; expected one. Name it: "
+            f"key={next(iter(fitting))!r}"
+        )
+    if fitting:
+        place = plain[0] if plain else next(iter(fitting))
+        if others := [other for other in fitting if other != place]:
+            warnings.warn(
+                f"{path}: the weights at {place or 'the top'} are taken, and not the average at {others[0]}; "
+                f"key={others[0]!r} takes that",
+                stacklevel=3,
+            )
+        chosen = fitting[place]
+    else:
+        if not matches:
+            places = _some([place or "the top" for place in found])
+            raise ModelError(
+                f"{path} has no weights of this network at {key!r}; its state dicts are at {places}"
+            )
+        chosen = max(matches, key=lambda match: (len(match.pairs), -len(match.unexpected)))
+        lacking = [f"missing {_some(chosen.missing)}"] * bool(chosen.missing)
+        lacking += [f"unexpected {_some(chosen.unexpected)}"] * bool(chosen.unexpected)
+        if strict or chosen.wrong or not chosen.pairs:
+            raise ModelError(
+                f"{path} has the weights of another network than arch: {'; '.join(lacking + chosen.wrong[:3])}"
+            )
+        warnings.warn(f"{path} was loaded in part: {'; '.join(lacking)}", stacklevel=3)
+    network.load_state_dict(
+        {name: chosen.state[theirs] for name, theirs in chosen.pairs.items()}, strict=False
+    )
+
+
+def _matches(own: State, state: State, place: str) -> Iterator[_Match]:
+    """A comparison for each prefix under which some of the network's names stand in a state dict."""
+    mine, theirs = next(
+        (mine, theirs)
+        for mine, theirs in ((_shortened(own, parts), _shortened(state, parts)) for parts in WRAPPER_NAMES)
+        if len(mine) == len(own) and len(theirs) == len(state)
+    )
+    prefixes: Counter[str] = Counter({"": 0})
+    for name in theirs:
+        parts = name.split(".")
+        prefixes.update(".".join(parts[:i]) for i in range(len(parts)) if ".".join(parts[i:]) in mine)
+    for prefix, count in prefixes.items():
+        if count < max(prefixes.values()):
+            continue
+        start = f"{prefix}." if prefix else ""
+        under = {name.removeprefix(start): theirs[name] for name in theirs if name.startswith(start)}
+        pairs = {mine[name]: under[name] for name in mine if name in under}
+        yield _Match(
+            f"{place}.{prefix}".strip("."),
+            state,
+            pairs,
+            missing=sorted(name for name in own if name not in pairs),
+            unexpected=sorted(under[name] for name in under if name not in mine and name != "n_averaged"),
+            wrong=[
+                f"{name} is {tuple(state[other].shape)}, expected {tuple(own[name].shape)}"
+                for name, other in pairs.items()
+                if state[other].shape != own[name].shape
+            ],
+        )
+
+
+def _shortened(names: Collection[str], dropped: set[str]) -> dict[str, str]:
+    """Names without some of their parts -> names."""
+    return {".".join(part for part in name.split(".") if part not in dropped): name for name in names}
+
+
+def _some(names: Collection[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
