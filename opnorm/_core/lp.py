@@ -8,10 +8,12 @@ from torch import Tensor
 
 from opnorm._core.linear_map import LinearMap
 from opnorm._core.random import normal, point_keys
+from opnorm._core.settings import check_count
 from opnorm.errors import NormError
 
 __all__ = [
     "Maximizer",
+    "check_alpha",
     "check_orders",
     "conjugate",
     "dual",
@@ -143,6 +145,14 @@ def random_start(x: Tensor, p: float, seed: int = 0, stream: int = 0) -> Tensor:
     return draw / per_row(lp_norm(draw, p), draw)
 
 
+def check_alpha(alpha: float, p: float) -> None:
+    """NormError unless α is above 0, and inf where the sphere of p has no simple projection."""
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not alpha > 0:
+        raise NormError(f"alpha={alpha!r}: expected a step length above 0, or inf for the power method")
+    if alpha < math.inf:
+        _check_sphere(p)
+
+
 class Maximizer(NamedTuple):
     """The result of a power iteration.
 
@@ -189,12 +199,8 @@ def power_iteration(
     Source: Roth, Kilcher & Hofmann 2020, Eqs. 11 and 12.
     """
     check_orders(p, q)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise NormError(f"steps={steps!r}: expected a whole number of at least 0")
-    if isinstance(alpha, bool) or not alpha > 0:
-        raise NormError(f"alpha={alpha!r}: expected a step length above 0, or inf for the power method")
-    if alpha < math.inf:
-        _check_sphere(p)
+    check_count("steps", steps, 0, error=NormError)
+    check_alpha(alpha, p)
     image = A @ v
     value = lp_norm(image, q)
     for _ in range(steps):

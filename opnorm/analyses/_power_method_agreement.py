@@ -1,12 +1,14 @@
 """Adversarial ascent beside the power method: how far Theorem 1 of Roth et al. holds."""
 
 import itertools
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
-from opnorm._core.lp import check_orders
+from opnorm._core.lp import check_alpha, check_orders
 from opnorm._core.settings import check_count
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
 from opnorm.analyses._shared.points import amounts, check_points, in_double, sample, summary
@@ -25,27 +27,30 @@ def power_method_agreement(
     steps: int = 10,
     points: int | None = 100,
     seed: int = 0,
+    alpha: float = math.inf,
 ) -> Analysis:
     """How far Theorem 1 holds on this network: adversarial ascent beside the power method, as ε grows.
 
     Both start at the same random place and take ``steps`` steps: ascent on ‖f(x') - f(x)‖_q within ℓp distance ε of a random
-    test point x, and the power method for ‖J(x)‖_{p→q}. Within one linear region they are the same. In float64; f are the
+    test point x, and the power method for ‖J(x)‖_{p→q}. Within one linear region they are the same in the limit of long
+    steps, ``alpha=inf``; a finite step length α is that of Eq. 11, in units of ε for the ascent. In float64; f are the
     logits.
 
     Returns:
-        One row a radius: p, q, eps, steps, points; cosine and cosine_sem (of the last directions); first_cosine (of those
-        after one step); slope (of the ascent's secant over the power method's gain, mean); same_region (the share of points
-        whose whole ascent stays in the linear region of x) and worst_inside (the smallest cosine of any step at those, which
-        is 1 by the theorem; None where there are none).
+        One row a radius: p, q, alpha, eps, steps, points; cosine and cosine_sem (of the last directions); first_cosine (of
+        those after one step); slope (of the ascent's secant over the power method's gain, mean); same_region (the share of
+        points whose whole ascent stays in the linear region of x) and worst_inside (the smallest cosine of any step at
+        those, which is 1 by the theorem; None where there are none).
 
     Raises:
-        NormError: p or q below 1.
+        NormError: p or q below 1, or another α.
 
     Source: Roth, Kilcher & Hofmann 2020, Theorem 1.
     """
     check_points(points)
     check_count("steps", steps)
     check_orders(p, q)
+    check_alpha(alpha, p)
     radii = amounts("eps", eps, zero=False)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
@@ -53,12 +58,14 @@ def power_method_agreement(
         double, x = in_double(model), x.double()
         found = []
         for radius in radii:
-            parts = [theorem_1(double, part, radius, p, q, steps=steps, seed=seed) for part in x.split(BATCH)]
+            settings: dict[str, Any] = {"steps": steps, "seed": seed, "alpha": alpha}
+            parts = [theorem_1(double, part, radius, p, q, **settings) for part in x.split(BATCH)]
             cosine = torch.cat([part.cosine for part in parts], 1)
             slope = torch.cat([part.slope / part.gain.clamp(min=1e-300) for part in parts])
             inside = torch.cat([part.same_region for part in parts])
             last = summary(cosine[-1])
-            row = {"p": f"{p:g}", "q": f"{q:g}", "eps": radius, "steps": steps, "points": len(x)}
+            row: Row = {"p": f"{p:g}", "q": f"{q:g}", "alpha": f"{alpha:g}"}
+            row |= {"eps": radius, "steps": steps, "points": len(x)}
             row |= {"cosine": last["mean"], "cosine_sem": last["sem"]}
             row |= {"first_cosine": summary(cosine[0])["mean"], "slope": summary(slope)["mean"]}
             row["same_region"] = float(inside.double().mean())

@@ -11,6 +11,7 @@ from opnorm._core.lanczos import lanczos, upper_factor
 from opnorm._core.linear_map import LinearMap
 from opnorm._core.lp import (
     Maximizer,
+    check_alpha,
     check_orders,
     conjugate,
     dual,
@@ -74,6 +75,7 @@ def jacobian_norm(
     steps: int = 40,
     restarts: int = 8,
     seed: int = 0,
+    alpha: float | None = None,
 ) -> PointNorms:
     """The largest ‖J(x_b) v‖_q over ‖v‖_p = 1 at each point, and that v.
 
@@ -93,9 +95,12 @@ def jacobian_norm(
         steps: of an iteration.
         restarts: of the power iteration, in NP-hard cells.
         seed: of random starts; each point has its own, whatever batch it is in.
+        alpha: None for the above. A number: the iteration of Eq. 11 with this step length α in every cell, even where a
+            formula is known, and from below alone; inf is its limit, the power method of Eq. 12. As published it is
+            ``alpha=math.inf, steps=10, restarts=1``. A finite α is for p = 1, 2 and inf.
 
     Raises:
-        NormError: p, q, steps or restarts below 1; ModelError as :func:`opnorm.jacobian.linearized`.
+        NormError: p, q, steps or restarts below 1, or another α; ModelError as :func:`opnorm.jacobian.linearized`.
 
     Source: Roth, Kilcher & Hofmann 2020, Table 1, Eqs. 11 and 12; probability: Kuczyński & Woźniakowski 1992.
     """
@@ -103,6 +108,8 @@ def jacobian_norm(
     check_orders(p, q)
     for name, value in (("steps", steps), ("restarts", restarts)):
         check_count(name, value, error=NormError)
+    method = _PowerMethod(p, q, steps, restarts, seed, math.inf if alpha is None else alpha)
+    check_alpha(method.alpha, p)
     x = x.detach()
     with linearized(model, x[:1]) as J:
         outputs, inputs = J.shape
@@ -110,9 +117,10 @@ def jacobian_norm(
     size = outputs * inputs * 8
     small = min(outputs, inputs) <= most and size <= BYTES
 
-    method = _PowerMethod(p, q, steps, restarts, seed)
-
     def solve(part: Tensor) -> PointNorms:
+        if alpha is not None:
+            with linearized(model, part) as J:
+                return _iterated(J, part, method)
         if p == 1:
             return _columns(model, part, q)
         if q == math.inf:
@@ -122,7 +130,9 @@ def jacobian_norm(
         with linearized(model, part) as J:
             return _by_products(J, part, method)
 
-    at_once = max(1, min(points_at_once(x), BYTES // size)) if small else points_at_once(x)
+    at_once = points_at_once(x)
+    if small and alpha is None:
+        at_once = max(1, min(at_once, BYTES // size))
     return _concatenate([solve(part) for part in x.split(at_once)])
 
 
@@ -134,12 +144,15 @@ class _PowerMethod(NamedTuple):
     steps: int
     restarts: int
     seed: int
+    alpha: float
 
     def __call__(self, A: LinearMap, x: Tensor) -> Maximizer:
         """The best that is found from all starts at the points x, to which the maps belong."""
         starts = [random_start(x.to(A.dtype), self.p, self.seed, i) for i in range(self.restarts)]
         best, *others = (
-            power_iteration(A, start.view(-1, *A.in_shape), self.p, self.q, steps=self.steps)
+            power_iteration(
+                A, start.view(-1, *A.in_shape), self.p, self.q, steps=self.steps, alpha=self.alpha
+            )
             for start in starts
         )
         for other in others:
@@ -274,8 +287,16 @@ def _by_products(J: Jacobian, x: Tensor, method: _PowerMethod) -> PointNorms:
     how = f"Lanczos, {method.steps} steps: upper end right with probability 1 - {FAILURE_PROBABILITY:g}"
     if method.p == method.q == 2:
         return PointNorms(sigma, upper, v, residual, how)
-    found = method(J, x)
-    value = lp_norm((J @ found.v).double(), method.q) / lp_norm(found.v.double(), method.p)
+    found = _iterated(J, x, method)
     upper = upper * inputs ** max(0.0, 0.5 - 1 / method.p) * outputs ** max(0.0, 1 / method.q - 0.5)
     how = f"{HARD} with {method.restarts} restarts, upper by norm equivalence with 2→2 ({how})"
-    return _exact(torch.minimum(value, upper), found.v, how)._replace(upper=upper)
+    return found._replace(lower=torch.minimum(found.lower, upper), upper=upper, method=how)
+
+
+def _iterated(J: Jacobian, x: Tensor, method: _PowerMethod) -> PointNorms:
+    """The iteration alone, which bounds the norm from below."""
+    v = method(J, x).v
+    value = lp_norm((J @ v).double(), method.q) / lp_norm(v.double(), method.p)
+    step = "" if method.alpha == math.inf else f" with α = {method.alpha:g}"
+    how = f"power iteration{step}, {method.steps} steps from {method.restarts} starts: a lower bound"
+    return _exact(value, v, how)._replace(upper=torch.full_like(value, math.inf))

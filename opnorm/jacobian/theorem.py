@@ -1,12 +1,23 @@
 """Adversarial ascent on the outputs is the power method on the Jacobian (Roth, Kilcher & Hofmann 2020, Theorem 1)."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.lp import check_orders, conjugate, dual, lp_norm, random_start
+from opnorm._core.lp import (
+    check_alpha,
+    check_orders,
+    conjugate,
+    dual,
+    lp_norm,
+    on_sphere,
+    per_row,
+    power_iteration,
+    random_start,
+)
 from opnorm._core.settings import check_count, check_number
 from opnorm.errors import NormError
 from opnorm.jacobian.linear_regions import activations, same_region
@@ -19,7 +30,7 @@ class Secant(NamedTuple):
     """One iterate of an ascent.
 
     Attributes:
-        v: (B, *in), (x_k - x) / ε, of ℓp norm 1.
+        v: (B, *in), (x_k - x) / ε, of ℓp norm 1, or at most 1 for a finite α.
         slope: (B,), ‖f(x_k) - f(x)‖_q / ε: no Lipschitz constant of f from ℓp to ℓq is below it.
     """
 
@@ -54,10 +65,11 @@ def secant_ascent(
     q: float = 2,
     *,
     steps: int = 10,
+    alpha: float = math.inf,
 ) -> Iterator[Secant]:
-    """ℓp-constrained projected gradient ascent on ‖f(x') - f(x)‖_q over ‖x' - x‖_p <= ε, in the limit of long steps.
+    """ℓp-constrained projected gradient ascent on ‖f(x') - f(x)‖_q over ‖x' - x‖_p <= ε.
 
-        x_k = Π(x_{k-1} + α ψ_{p*}(g)),  g = ∇‖f(x_{k-1}) - f(x)‖_q;  for α → ∞:  x_k = x + ε ψ_{p*}(g)
+        x_k = Π(x_{k-1} + ε α g),  g = ∇‖f(x_{k-1}) - f(x)‖_q;  for α → ∞:  x_k = x + ε ψ_{p*}(g)
 
     Pixels are not held in [0, 1]: the theorem has no box. Yields ``steps`` + 1 iterates, the start first.
 
@@ -69,6 +81,7 @@ def secant_ascent(
         p: of the ball.
         q: of the loss.
         steps: at least 0.
+        alpha: α, above 0, of the length of Eq. 11; inf for its limit. A finite α is for p = 1, 2 and inf.
 
     Raises:
         NormError: a setting out of its range.
@@ -79,14 +92,19 @@ def secant_ascent(
     check_orders(p, q)
     check_number("eps", eps, "a radius above 0", above=0, error=NormError)
     check_count("steps", steps, 0, error=NormError)
+    check_alpha(alpha, p)
     with linearized(model, x) as J:
         here = J.outputs.detach()
     for k in range(steps + 1):
         with linearized(model, x + eps * v) as J:
             change = J.outputs.detach() - here
-            back = J.T @ dual(change, q) if k < steps else v
+            ascent = J.T @ dual(change, q) if k < steps else v
         yield Secant(v, lp_norm(change, q) / eps)
-        v = dual(back, conjugate(p), v)
+        if alpha == math.inf:
+            v = dual(ascent, conjugate(p), v)
+        else:
+            far = v + alpha * ascent
+            v = torch.where(per_row(lp_norm(far, p) > 1, far), on_sphere(far, p), far)
 
 
 def theorem_1(
@@ -98,12 +116,13 @@ def theorem_1(
     *,
     steps: int = 10,
     seed: int = 0,
+    alpha: float = math.inf,
 ) -> Agreement:
     """Projected gradient ascent and the power method from the same random start, step by step.
 
     Theorem: where the ℓp ball of radius ε around x lies in one linear region of f, both take the same steps, for
-    v_k = (x_k - x) / ε. Elsewhere the result measures how far they differ. In float32 a small ε leaves them apart by
-    rounding.
+    v_k = (x_k - x) / ε, in the limit α → ∞. Elsewhere the result measures how far they differ, and for a finite α, with
+    which ascent may stop inside of the ball. In float32 a small ε leaves them apart by rounding.
 
     Arguments and errors are those of :func:`secant_ascent`; ``steps`` is at least 1, ``seed`` is that of the start.
 
@@ -111,14 +130,15 @@ def theorem_1(
     """
     check_orders(p, q)
     check_count("steps", steps, error=NormError)
+    check_alpha(alpha, p)
     v = start = random_start(x, p, seed)
     powers = []
     with linearized(model, x) as J:
         for _ in range(steps):
-            v = dual(J.T @ dual(J @ v, q), conjugate(p), v)
+            v = power_iteration(J, v, p, q, steps=1, alpha=alpha).v
             powers.append(v)
         gain = lp_norm(J @ v, q)
-    secants = list(secant_ascent(model, x, start, eps, p, q, steps=steps))
+    secants = list(secant_ascent(model, x, start, eps, p, q, steps=steps, alpha=alpha))
     home = activations(model, x)
     inside = [same_region(home, activations(model, x + eps * secant.v)) for secant in secants]
     pairs = [

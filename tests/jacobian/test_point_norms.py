@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from opnorm.errors import ModelError, NormError
-from opnorm.jacobian import features, jacobian_norm, linearized, lp_norm
+from opnorm.jacobian import features, jacobian_norm, linearized, lp_norm, random_start
 from opnorm.jacobian import point_norms as module
 from tests.jacobian.maps import CELLS, INF, brute, gauss, nets, points, truth
 
@@ -158,6 +158,44 @@ def test_memory_does_not_grow_with_the_batch():
     model.stem.register_forward_pre_hook(lambda m, args: most.append(len(args[0])))
     jacobian_norm(model, points(200))
     assert max(most) <= 64
+
+
+# ---------------------------------------------------------------- the iteration as published
+
+
+@pytest.mark.parametrize(("p", "q"), CELLS)
+def test_the_iteration_of_any_step_length_stays_below_and_converges(p, q):
+    """Roth's Eq. 11 by hand, and its limit; even where a formula is known."""
+    model, x = nets()["residual"].double(), points(4)
+    want = jacobian_norm(model, x, p, q).upper
+    for alpha in (1e-2, 1.0, INF):
+        found = jacobian_norm(model, x, p, q, alpha=alpha, steps=3, restarts=1)
+        assert (found.lower <= want * (1 + 1e-12)).all()
+        assert found.upper.isinf().all()
+        assert torch.allclose(amplified(model, x, found, p, q), found.lower, rtol=1e-11)
+        assert ("α" in found.method) == (alpha < INF)
+    if p == q == 2:
+        far = jacobian_norm(model, x, alpha=INF, steps=500, restarts=1)
+        assert torch.allclose(far.lower, want, rtol=1e-6)
+        A, v = truth(model, x), random_start(x, 2).flatten(1)
+        for _ in range(3):
+            u = torch.nn.functional.normalize((A @ v[:, :, None]).squeeze(2))
+            v = torch.nn.functional.normalize(v + 0.1 * (A.mT @ u[:, :, None]).squeeze(2))
+        found = jacobian_norm(model, x, alpha=0.1, steps=3, restarts=1)
+        assert torch.allclose(found.v.flatten(1), v, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"alpha": 0}, "alpha=0: expected a step length"),
+        ({"alpha": True}, "alpha=True"),
+        ({"alpha": 1, "p": 3}, "p=3"),
+    ],
+)
+def test_bad_step_lengths(given, message):
+    with pytest.raises(NormError, match=message):
+        jacobian_norm(nets()["linear"].double(), points(2), **given)
 
 
 # ---------------------------------------------------------------- every scale

@@ -62,6 +62,24 @@ def test_the_steps_are_those_of_projected_gradient_ascent_by_autograd(p, q):
         z = ball(x, eps, p).ascend(z.detach(), grad, 1e4)
 
 
+@pytest.mark.parametrize("p", [1, 2, INF])
+def test_a_finite_step_length(p):
+    """Both take the same steps as long as ascent is on the sphere, always for p = 2; long steps tend to the limit."""
+    model, x = nets()["linear"].double(), inner(20)
+    limit = theorem_1(model, x, EPS[p], p, 2, steps=4)
+    near = theorem_1(model, x, EPS[p], p, 2, steps=4, alpha=1e9)
+    assert torch.allclose(near.gain, limit.gain, rtol=1e-6)
+    short = theorem_1(model, x, EPS[p], p, 2, steps=4, alpha=0.1)
+    if p == 2:
+        assert (short.cosine > 1 - 1e-9).all()
+        assert (short.gain < limit.gain).all()
+    v = random_start(x, p)
+    for secant in secant_ascent(model, x, v, EPS[p], p, 2, steps=4, alpha=0.1):
+        assert (lp_norm(secant.v, p) <= 1 + 1e-12).all()
+    with pytest.raises(NormError, match="alpha=-1"):
+        theorem_1(model, x, EPS[p], p, alpha=-1)
+
+
 def test_far_away_they_part_and_it_is_seen():
     model, x = nets()["residual"].double(), inner(20)
     near, far = theorem_1(model, x, 1e-4), theorem_1(model, x, 3.0)

@@ -1,0 +1,101 @@
+"""The operator norm of the Jacobian at each of some points, for any pair of norms."""
+
+import math
+import statistics
+
+import torch
+from torch import nn
+
+from opnorm._core.lp import check_alpha, check_orders
+from opnorm._core.settings import check_count
+from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
+from opnorm.analyses._shared.points import check_points, sample, six_digits
+from opnorm.data import Dataset
+from opnorm.jacobian import jacobian_norm
+from opnorm.report import Axis, Chart, Heading, Panel, Sample, draw_curves, histogram_points, method_of
+
+BATCH = 100
+
+
+@register("neighborhood of the data")
+def jacobian_norms(
+    p: float = 2,
+    q: float = 2,
+    points: int | None = 100,
+    steps: int = 40,
+    restarts: int = 8,
+    alpha: float | None = None,
+    seed: int = 0,
+) -> Analysis:
+    """‖J(x)‖_{p→q} of the logits at random test points, each as an interval.
+
+    ``steps``, ``restarts`` and ``alpha`` as of :func:`opnorm.jacobian_norm`: with α = None each pair of norms goes the way
+    that is exact for it or has a bound from above; a number is the step length of Roth's iteration, from below alone, with
+    ``alpha=inf, steps=10, restarts=1`` as published.
+
+    Returns:
+        One row: p, q, alpha, steps, restarts, points, algorithm; lower and upper (lists, one value a point; None for an
+        upper end that is not known).
+
+    Raises:
+        NormError: p or q below 1, or another α.
+
+    Source: Roth, Kilcher & Hofmann 2020, Table 1, Eqs. 8 to 12.
+    """
+    check_points(points)
+    check_count("steps", steps)
+    check_count("restarts", restarts)
+    check_orders(p, q)
+    if alpha is not None:
+        check_alpha(alpha, p)
+
+    def rows(model: nn.Module, data: Dataset) -> list[Row]:
+        x, _ = sample(model, data, points, seed)
+        parts = [
+            jacobian_norm(model, part, p, q, steps=steps, restarts=restarts, seed=seed, alpha=alpha)
+            for part in x.split(BATCH)
+        ]
+        lower, upper = (six_digits(torch.cat(ends)) for ends in list(zip(*parts, strict=True))[:2])
+        row: Row = {"p": f"{p:g}", "q": f"{q:g}", "alpha": None if alpha is None else f"{alpha:g}"}
+        row |= {"steps": steps, "restarts": restarts, "points": len(x), "algorithm": parts[0].method}
+        return [row | {"lower": lower, "upper": [end if math.isfinite(end) else None for end in upper]}]
+
+    return Analysis(rows, sentence, chart=chart)
+
+
+def sentence(rows: Rows) -> str:
+    (row,) = rows
+    mean, most = statistics.fmean(row["lower"]), max(row["lower"])
+    above = [end for end in row["upper"] if end is not None]
+    bound = (
+        f"and at most {statistics.fmean(above):.4g}"
+        if len(above) == len(row["upper"])
+        else "not bounded above"
+    )
+    return (
+        f"The {_name(row)} norm of the Jacobian of the logits is at least {mean:.4g} on average over {row['points']} test "
+        f"images ({most:.4g} at the largest), {bound} ({row['algorithm']})."
+    )
+
+
+def _name(row: Row) -> str:
+    return f"{row['p']}→{row['q']}".replace("inf", "∞")
+
+
+def chart(rows: Rows, methods: Methods = ()) -> Chart:
+    names = sorted({_name(row) for row in rows})
+    heading = Heading(
+        "jacobian-norms",
+        f"Norms of the Jacobian, {', '.join(names)}" if names else "Norms of the Jacobian",
+        "The largest amplification of a small change of the image in the logits: the share of test images (per bin) at each "
+        "value, from below and, where a bound is known, from above. Further left is a less sensitive network.",
+    )
+    panels = {
+        end: Panel(f"Share of the images, {side}", percent=True, quantity="images here")
+        for end, side in (("lower", "lower end"), ("upper", "upper end"))
+    }
+    samples = [
+        Sample(method_of(row), end, [v for v in row[end] if v is not None]) for row in rows for end in panels
+    ]
+    x = Axis("operator norm (log scale)", log=True)
+    return draw_curves(histogram_points(samples, log=True), methods, heading, panels, x, dots=False)
