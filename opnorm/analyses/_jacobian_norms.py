@@ -8,11 +8,21 @@ from torch import nn
 
 from opnorm._core.lp import check_alpha, check_orders
 from opnorm._core.settings import check_count
-from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
+from opnorm.analyses._shared.analysis import Analysis, Cells, Methods, Row, Rows, register
 from opnorm.analyses._shared.points import check_points, sample, six_digits
 from opnorm.data import Dataset
 from opnorm.jacobian import jacobian_norm
-from opnorm.report import Axis, Chart, Heading, Panel, Sample, draw_curves, histogram_points, method_of
+from opnorm.report import (
+    Axis,
+    Chart,
+    Column,
+    Heading,
+    Panel,
+    Sample,
+    draw_curves,
+    histogram_points,
+    method_of,
+)
 
 BATCH = 100
 
@@ -60,22 +70,29 @@ def jacobian_norms(
         row |= {"steps": steps, "restarts": restarts, "points": len(x), "algorithm": parts[0].method}
         return [row | {"lower": lower, "upper": [end if math.isfinite(end) else None for end in upper]}]
 
-    return Analysis(rows, sentence, chart=chart)
+    return Analysis(rows, sentence, columns, chart)
 
 
 def sentence(rows: Rows) -> str:
     (row,) = rows
-    mean, most = statistics.fmean(row["lower"]), max(row["lower"])
-    above = [end for end in row["upper"] if end is not None]
-    bound = (
-        f"and at most {statistics.fmean(above):.4g}"
-        if len(above) == len(row["upper"])
-        else "not bounded above"
-    )
+    lower, most = statistics.fmean(row["lower"]), max(row["lower"])
+    if row["lower"] == row["upper"]:
+        size = f"{lower:.4g}"
+    elif None in row["upper"]:
+        size = f"at least {lower:.4g}"
+    else:
+        size = f"between {lower:.4g} and {statistics.fmean(row['upper']):.4g}"
     return (
-        f"The {_name(row)} norm of the Jacobian of the logits is at least {mean:.4g} on average over {row['points']} test "
-        f"images ({most:.4g} at the largest), {bound} ({row['algorithm']})."
+        f"The {_name(row)} norm of the Jacobian of the logits is {size} on average over {row['points']} test images, at least "
+        f"{most:.4g} at the largest ({row['algorithm']})."
     )
+
+
+def columns(rows: Rows) -> Cells:
+    (row,) = rows
+    label = f"Jacobian norm {_name(row)}"
+    help = "Largest amplification of a small change of an image in the logits, from below; average over test images."
+    return [(Column("jacobian_norm", label, "number", "low", help), statistics.fmean(row["lower"]))]
 
 
 def _name(row: Row) -> str:

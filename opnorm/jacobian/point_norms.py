@@ -108,32 +108,16 @@ def jacobian_norm(
     check_orders(p, q)
     for name, value in (("steps", steps), ("restarts", restarts)):
         check_count(name, value, error=NormError)
-    method = _PowerMethod(p, q, steps, restarts, seed, math.inf if alpha is None else alpha)
-    check_alpha(method.alpha, p)
+    check_alpha(math.inf if alpha is None else alpha, p)
     x = x.detach()
     with linearized(model, x[:1]) as J:
         outputs, inputs = J.shape
     most = min(SIDE, 4 * steps) if p == q == 2 else SIDE  # a step costs about four rows
     size = outputs * inputs * 8
     small = min(outputs, inputs) <= most and size <= BYTES
-
-    def solve(part: Tensor) -> PointNorms:
-        if alpha is not None:
-            with linearized(model, part) as J:
-                return _iterated(J, part, method)
-        if p == 1:
-            return _columns(model, part, q)
-        if q == math.inf:
-            return _rows(model, part, p)
-        if small:
-            return _of_matrices(explicit(model, part).flatten(2).double(), part, method)
-        with linearized(model, part) as J:
-            return _by_products(J, part, method)
-
-    at_once = points_at_once(x)
-    if small and alpha is None:
-        at_once = max(1, min(at_once, BYTES // size))
-    return _concatenate([solve(part) for part in x.split(at_once)])
+    at_once = max(1, min(points_at_once(x), BYTES // size if small else BYTES))
+    method = _PowerMethod(p, q, steps, restarts, seed, alpha)
+    return _concatenate([_solved(model, part, method, small) for part in x.split(at_once)])
 
 
 class _PowerMethod(NamedTuple):
@@ -144,22 +128,33 @@ class _PowerMethod(NamedTuple):
     steps: int
     restarts: int
     seed: int
-    alpha: float
+    alpha: float | None
 
     def __call__(self, A: LinearMap, x: Tensor) -> Maximizer:
         """The best that is found from all starts at the points x, to which the maps belong."""
         starts = [random_start(x.to(A.dtype), self.p, self.seed, i) for i in range(self.restarts)]
+        alpha = math.inf if self.alpha is None else self.alpha
         best, *others = (
-            power_iteration(
-                A, start.view(-1, *A.in_shape), self.p, self.q, steps=self.steps, alpha=self.alpha
-            )
-            for start in starts
+            power_iteration(A, v.view(-1, *A.in_shape), self.p, self.q, steps=self.steps, alpha=alpha)
+            for v in starts
         )
         for other in others:
             better = other.value > best.value
             pairs = zip(other, best, strict=True)
             best = Maximizer(*(torch.where(per_row(better, a), a, b) for a, b in pairs))
         return best
+
+
+def _solved(model: nn.Module, x: Tensor, method: _PowerMethod, small: bool) -> PointNorms:
+    if method.alpha is None:
+        if method.p == 1:
+            return _columns(model, x, method.q)
+        if method.q == math.inf:
+            return _rows(model, x, method.p)
+        if small:
+            return _of_matrices(explicit(model, x).flatten(2).double(), x, method)
+    with linearized(model, x) as J:
+        return (_by_products if method.alpha is None else _iterated)(J, x, method)
 
 
 def _concatenate(parts: Sequence[PointNorms]) -> PointNorms:
@@ -297,6 +292,6 @@ def _iterated(J: Jacobian, x: Tensor, method: _PowerMethod) -> PointNorms:
     """The iteration alone, which bounds the norm from below."""
     v = method(J, x).v
     value = lp_norm((J @ v).double(), method.q) / lp_norm(v.double(), method.p)
-    step = "" if method.alpha == math.inf else f" with α = {method.alpha:g}"
+    step = "" if method.alpha in (None, math.inf) else f" with α = {method.alpha:g}"
     how = f"power iteration{step}, {method.steps} steps from {method.restarts} starts: a lower bound"
     return _exact(value, v, how)._replace(upper=torch.full_like(value, math.inf))

@@ -32,7 +32,9 @@ def test_the_iteration_as_published_and_of_a_finite_step(model):
     assert published["upper"] == [None] * 30
     assert all(s < p for s, p in zip(short["lower"], published["lower"], strict=True))
     assert (exact["alpha"], published["alpha"], short["alpha"]) == (None, "inf", "0.001")
-    assert "not bounded above (power iteration with α = 0.001" in jacobian_norms().sentence([short])
+    sentence = jacobian_norms().sentence([short])
+    assert "logits is at least" in sentence
+    assert "(power iteration with α = 0.001, 2 steps from 8 starts: a lower bound)" in sentence
 
 
 def test_pairs_and_what_is_refused(model):
