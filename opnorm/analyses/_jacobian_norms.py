@@ -83,8 +83,8 @@ def sentence(rows: Rows) -> str:
     else:
         size = f"between {lower:.4g} and {statistics.fmean(row['upper']):.4g}"
     return (
-        f"The {_name(row)} norm of the Jacobian of the logits is {size} on average over {row['points']} test images, at least "
-        f"{most:.4g} at the largest ({row['algorithm']})."
+        f"The {_name(row)} norm of the Jacobian of the logits is {size} on average over {row['points']} test images, at "
+        f"least {most:.4g} at the largest ({row['algorithm']})."
     )
 
 
