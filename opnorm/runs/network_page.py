@@ -188,7 +188,10 @@ class NetworkReport:
             if column.better and len(values) > 1:
                 ranked = sorted(values, key=lambda m: values[m].mean, reverse=column.better == "high")
                 text = ", ".join(f"{method} {_share(values[method])}" for method in ranked)
-                found.append(f"{column.label[:1].upper()}{column.label[1:]}, the best first: {text}.")
+                ends = [stat.interval for stat in values.values() if stat.interval]
+                alike = len(ends) == len(values) and max(e[0] for e in ends) <= min(e[1] for e in ends)
+                chance = "; all intervals overlap, so the order may be chance" if alike else ""
+                found.append(f"{column.label[:1].upper()}{column.label[1:]}, the best first: {text}{chance}.")
         for other in others:
             for name, analysis in analyses.items():
                 a, b = first.find(name), other.find(name)

@@ -1,3 +1,4 @@
+import base64
 import json
 import math
 import re
@@ -306,6 +307,13 @@ def test_page(report, tmp_path):
     for text in [report.question, *report.settings.values(), "not known", "failed: the loss was not finite"]:
         assert text.replace("'", "&#39;") in html
     assert embedded_specs(html).keys() == {chart.key for chart in report.charts}
+    folder = tmp_path / "figures"
+    write_figures(report, folder)
+    pictures = re.findall(r"image/svg\+xml;base64,([^\"]*)", html)
+    for chart, picture in zip(report.charts, pictures, strict=True):
+        both = base64.b64decode(picture).decode(), (folder / f"{chart.key}.svg").read_text(encoding="utf-8")
+        small, whole = (re.findall(r">([^<]+)</text>", svg) for svg in both)
+        assert small == whole != [], "a smaller picture has the same labels"
     own = html.replace(re.search(r"<script>(.*?)</script>", html, re.S)[1], "")
     assert not re.search(r"(src|href)=[\"']?(https?:)?//|@import|url\(", own)
     assert "default-src 'none'" in own
