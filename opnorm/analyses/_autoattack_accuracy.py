@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
-from opnorm.analyses._shared.points import batches, check_points, first
-from opnorm.attacks import AutoAttack
+from opnorm.analyses._shared.points import attack_label, batches, check_points, first
+from opnorm.attacks import autoattack
 from opnorm.attacks.gradient_masking import check_gradient_masking
+from opnorm.attacks.result import attack_call
 from opnorm.data import Dataset
 from opnorm.report import Column, Stat, norm_name
 
@@ -23,7 +24,8 @@ def autoattack_accuracy(
 ) -> Analysis:
     """The share of test points that are robust to AutoAttack, and signs of masked gradients, which would make it too high.
 
-    Of the first ``points``; ``version`` is "standard", "plus" or "rand", see :func:`opnorm.attacks.autoattack`.
+    Of the first ``points``; ``version`` is "standard" (as published), "plus", "rand" or "fast", see
+    :func:`opnorm.attacks.autoattack`.
 
     Returns:
         One row: norm, eps, clean_accuracy, accuracy, low and high (the 95 % interval of accuracy), correct, points,
@@ -31,7 +33,7 @@ def autoattack_accuracy(
 
     Source: Croce & Hein 2020 (ICML).
     """
-    attack = AutoAttack(norm, eps, version, seed=seed)
+    attack = autoattack(norm, eps, version=version, seed=seed)
     check_points(points)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
@@ -41,7 +43,7 @@ def autoattack_accuracy(
         low, high = result.interval
         row = {"norm": f"{norm:g}", "eps": eps, "clean_accuracy": result.clean_accuracy}
         row |= {"accuracy": result.robust_accuracy, "low": low, "high": high}
-        row |= {"correct": int(result.robust.sum()), "points": len(y), "attack": f"AutoAttack {version}"}
+        row |= {"correct": int(result.robust.sum()), "points": len(y), "attack": attack_call(attack)}
         row["misclassified"] = {stage.name: stage.misclassified for stage in result.stages}
         row |= {"masking_passed": masking.passed, "masking": masking.summary, "notes": list(result.notes)}
         return [row]
@@ -52,8 +54,8 @@ def autoattack_accuracy(
 def sentence(rows: Rows) -> str:
     row = rows[0]
     return (
-        f"{row['accuracy']:.1%} of {row['points']} test images are robust to {row['attack']} at {norm_name(row['norm'])} "
-        f"ε = {row['eps']:.3g} (95 % interval {row['low']:.1%} to {row['high']:.1%}); {row['masking'].rstrip('.')}."
+        f"{row['accuracy']:.1%} of {row['points']} test images are robust to {row['attack']} "
+        f"(95 % interval {row['low']:.1%} to {row['high']:.1%}); {row['masking'].rstrip('.')}."
     )
 
 
@@ -68,8 +70,8 @@ def caution(rows: Rows) -> str:
 def columns(rows: Rows) -> Cells:
     found: Cells = []
     for row in rows:
-        label = f"AutoAttack {norm_name(row['norm'])} {row['eps']:.3g}"
-        help = f"Share of {row['points']} test images that are robust to AutoAttack of that size."
+        label = f"{attack_label(row['attack'])} {norm_name(row['norm'])} {row['eps']:.3g}"
+        help = f"Share of {row['points']} test images that are robust to {row['attack']}."
         column = Column(f"autoattack_{row['norm']}", label, "percent", "high", help)
         found.append((column, Stat.share(row["correct"], row["points"])))
     return found

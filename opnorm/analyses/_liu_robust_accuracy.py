@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from torch import nn
 
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
-from opnorm.analyses._shared.points import amounts, check_points, count_correct, first
+from opnorm.analyses._shared.points import amounts, attack_label, check_points, count_correct, first
 from opnorm.attacks import fgsm, pgd
+from opnorm.attacks.result import attack_call
 from opnorm.data import Dataset
 from opnorm.report import Chart, Heading, Panel, Point, draw_curves, eps_axis, method_of
 
@@ -29,15 +30,15 @@ def liu_robust_accuracy(
 
     Source: Liu et al. 2020, Tables 1 to 4: ε = 0.03 for MNIST; 0.05, 0.03, 0.01 (FGSM) and 0.03, 0.01 (PGD10) for CIFAR-10.
     """
-    attacks = [("FGSM", eps, fgsm(eps)) for eps in amounts("fgsm_eps", fgsm_eps)]
-    attacks += [("PGD10", eps, pgd(math.inf, eps, 10, seed=seed)) for eps in amounts("pgd_eps", pgd_eps)]
+    attacks = [(eps, fgsm(eps)) for eps in amounts("fgsm_eps", fgsm_eps)]
+    attacks += [(eps, pgd(math.inf, eps, 10, seed=seed)) for eps in amounts("pgd_eps", pgd_eps)]
     check_points(points)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         split, found = first(data, points), []
-        for name, eps, attack in attacks:
+        for eps, attack in attacks:
             (_, correct), total = count_correct(model, split, attack), len(split.labels)
-            row = {"attack": name, "eps": eps, "accuracy": correct / total, "correct": correct}
+            row = {"attack": attack_call(attack), "eps": eps, "accuracy": correct / total, "correct": correct}
             found.append(row | {"points": total})
         return found
 
@@ -45,7 +46,7 @@ def liu_robust_accuracy(
 
 
 def sentence(rows: Rows) -> str:
-    parts = [f"{row['accuracy']:.1%} after {row['attack']} at ε = {row['eps']:.3g}" for row in rows]
+    parts = [f"{row['accuracy']:.1%} after {row['attack']}" for row in rows]
     return f"Of {rows[0]['points']} images, still classified correctly: {', '.join(parts)}."
 
 
@@ -56,6 +57,6 @@ def chart(rows: Rows, methods: Methods = ()) -> Chart:
         "The share of test images still classified correctly after one step of the attack (FGSM) and after ten (PGD), at "
         "each size of the change.",
     )
-    panels = {"FGSM": Panel("After FGSM", percent=True), "PGD10": Panel("After PGD, 10 steps", percent=True)}
-    points = [Point(method_of(row), row["attack"], row["eps"], row["accuracy"]) for row in rows]
+    panels = {"FGSM": Panel("After FGSM", percent=True), "PGD": Panel("After PGD, 10 steps", percent=True)}
+    points = [Point(method_of(row), attack_label(row["attack"]), row["eps"], row["accuracy"]) for row in rows]
     return draw_curves(points, methods, heading, panels, eps_axis())

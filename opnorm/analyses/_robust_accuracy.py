@@ -8,17 +8,21 @@ from torch import Tensor, nn
 
 from opnorm._core.settings import check_choice
 from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
-from opnorm.analyses._shared.points import amounts, check_points, correct_after, first, logits_of
+from opnorm.analyses._shared.points import (
+    amounts,
+    at_any_radius,
+    attack_label,
+    check_points,
+    correct_after,
+    first,
+    logits_of,
+)
 from opnorm.attacks import Attack, AutoAttack, autoattack, pgd
+from opnorm.attacks.result import attack_call
 from opnorm.data import Dataset
 from opnorm.report import Column, Stat, accuracy_against_eps, norm_name
 
 APGD = ("apgd-ce", "apgd-t")
-NAMES = {
-    "pgd": "PGD-{steps}, {restarts} start{s}",
-    "apgd": "APGD-CE, APGD-T",
-    "autoattack": "AutoAttack standard",
-}
 
 
 @register("accuracy and robustness", "robust_accuracy()", "robust_accuracy(norm=2, eps=(0.25, 0.5, 1))")
@@ -26,10 +30,11 @@ def robust_accuracy(
     norm: float = math.inf,
     eps: Sequence[float] = (2 / 255, 4 / 255, 8 / 255),
     steps: int = 20,
-    restarts: int = 1,
+    restarts: int | None = None,
     points: int | None = 500,
     seed: int = 0,
     attack: str = "pgd",
+    version: str = "standard",
     largest_first: bool = False,
 ) -> Analysis:
     """The share of test points that no attack of radius ε changes to a wrong class, for several ε.
@@ -41,12 +46,13 @@ def robust_accuracy(
         norm: of the ball: 2 or inf.
         eps: radii, in pixel values of [0, 1].
         steps: of PGD at each radius, on cross-entropy.
-        restarts: random starts of PGD at each radius.
+        restarts: random starts of PGD or APGD-CE at each radius; when None, 1 of PGD, and as the version of AutoAttack does.
         points: the first so many test points; all when None.
         seed: of the random starts.
         attack: "pgd"; "apgd", the gradient attacks of AutoAttack (APGD-CE, then APGD-T against 9 classes), which are
             stronger; or "autoattack", with FAB-T and Square after them, which cost most and hardly ever find more unless
             gradients are masked.
+        version: of AutoAttack, "standard" (as published) or "fast", see :func:`opnorm.attacks.autoattack`.
         largest_first: a point that is robust at one ε counts as robust at every smaller one, and is not attacked there. That
             saves a third or more of the passes and is still an upper bound of the truth, but a higher one where an attack
             misses in a large ball what it finds in a small one, as happens with masked gradients.
@@ -57,17 +63,16 @@ def robust_accuracy(
     Source: Madry et al. 2018 (PGD); Croce & Hein 2020 (AutoAttack).
     """
     check_points(points)
-    check_choice("attack", attack, tuple(NAMES))
+    check_choice("attack", attack, ("pgd", "apgd", "autoattack"))
 
     def of_radius(eps: float) -> Attack:
         if attack == "pgd":
-            return pgd(norm, eps, steps, restarts=restarts, stop_at_success=True, seed=seed)
-        if attack == "apgd":
-            return autoattack(norm, eps, attacks=APGD, restarts=1, seed=seed)  # one start, as published
-        return autoattack(norm, eps, seed=seed)
+            starts = 1 if restarts is None else restarts
+            return pgd(norm, eps, steps, restarts=starts, stop_at_success=True, seed=seed)
+        some = APGD if attack == "apgd" else None
+        return autoattack(norm, eps, version=version, attacks=some, restarts=restarts, seed=seed)
 
     attacks = {radius: of_radius(radius) for radius in amounts("eps", eps)}
-    name = NAMES[attack].format(steps=steps, restarts=restarts, s="s" * (restarts > 1))
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         split, correct = first(data, points), Counter[float]()
@@ -77,7 +82,7 @@ def robust_accuracy(
         total, found = len(split.labels), []
         for radius, n in sorted(correct.items()):
             row = {"norm": f"{norm:g}", "eps": radius, "accuracy": n / total, "correct": n}
-            found.append(row | {"points": total, "attack": name})
+            found.append(row | {"points": total, "attack": attack_call(attacks[radius])})
         return found
 
     return Analysis(rows, sentence, columns, accuracy_against_eps)
@@ -104,7 +109,8 @@ def _correct(
 
 def sentence(rows: Rows) -> str:
     parts = [f"{row['accuracy']:.1%} at {norm_name(row['norm'])} ε = {row['eps']:.3g}" for row in rows]
-    return f"Of {rows[0]['points']} images, still classified correctly after {rows[0]['attack']}: {', '.join(parts)}."
+    attack, points = at_any_radius(rows[0]["attack"]), rows[0]["points"]
+    return f"Of {points} images, still classified correctly after {attack}: {', '.join(parts)}."
 
 
 def columns(rows: Rows) -> Cells:
@@ -112,7 +118,7 @@ def columns(rows: Rows) -> Cells:
     largest = {row["norm"]: row for row in sorted(rows, key=lambda row: row["eps"])}
     found: Cells = []
     for norm, row in largest.items():
-        label = f"{row['attack'].replace('-', ' ').split()[0]} {norm_name(norm)} {row['eps']:.3g}"
+        label = f"{attack_label(row['attack'])} {norm_name(norm)} {row['eps']:.3g}"
         help = f"Share of {row['points']} test images still classified correctly after {row['attack']}; an upper bound."
         share = Stat.share(row["correct"], row["points"])
         found.append((Column(f"robust_{norm}", label, "percent", "high", help), share))

@@ -9,9 +9,10 @@ from torch import nn
 
 from opnorm._core.settings import check_count
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
-from opnorm.analyses._shared.points import amounts, batches, check_points, first
+from opnorm.analyses._shared.points import amounts, at_any_radius, batches, check_points, first
 from opnorm.attacks import Attack, pgd
 from opnorm.attacks.minimum_norm import accuracy_curve, minimal_eps
+from opnorm.attacks.result import attack_call
 from opnorm.data import Dataset
 from opnorm.errors import SpecError
 from opnorm.report import Chart, Heading, accuracy_against_eps, norm_name
@@ -47,13 +48,13 @@ def robustness_curve(
     def attack(radius: float) -> Attack:
         return pgd(norm, radius, steps, stop_at_success=True, seed=seed)
 
-    attack(radii[-1])  # raises what is wrong with the settings
+    call = at_any_radius(attack_call(attack(radii[-1])))  # raises what is wrong with the settings
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         parts = batches(first(data, points), model)
         found = [minimal_eps(model, x, y, attack, norm, radii[-1], halvings).distance for x, y in parts]
         distance = torch.cat(found)
-        row = {"norm": f"{norm:g}", "attack": f"PGD-{steps}, bisection", "points": len(distance)}
+        row = {"norm": f"{norm:g}", "attack": f"{call} with ε by bisection", "points": len(distance)}
         row["minimal_eps"] = [d if d < math.inf else None for d in distance.tolist()]
         return [row | {"eps": radii, "accuracy": accuracy_curve(distance, radii).tolist()}]
 

@@ -5,8 +5,9 @@ import math
 from torch import nn
 
 from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
-from opnorm.analyses._shared.points import check_points, count_correct, first
+from opnorm.analyses._shared.points import attack_label, check_points, count_correct, first
 from opnorm.attacks import pgd
+from opnorm.attacks.result import attack_call
 from opnorm.data import Dataset
 from opnorm.report import Column, Stat
 
@@ -33,7 +34,7 @@ def wen_robust_accuracy(
         split = first(data, points)
         clean, correct = count_correct(model, split, attack)
         row = {"eps": eps, "accuracy": correct / clean if clean else None, "correct": correct}
-        return [row | {"points": clean, "of": len(split.labels), "attack": f"PGD-{steps}"}]
+        return [row | {"points": clean, "of": len(split.labels), "attack": attack_call(attack)}]
 
     return Analysis(rows, sentence, columns)
 
@@ -44,15 +45,15 @@ def sentence(rows: Rows) -> str:
         return f"None of {row['of']} test images is classified correctly, so there is nothing to attack."
     return (
         f"Of the {row['points']} test images that it classifies correctly, {row['accuracy']:.1%} stay correct after "
-        f"{row['attack']} at ℓ∞ ε = {row['eps']:.3g}."
+        f"{row['attack']}."
     )
 
 
 def columns(rows: Rows) -> Cells:
     row = rows[0]
     help = (
-        f"Of the {row['points']} test images that are classified correctly, the share that still are after {row['attack']} "
-        f"at ℓ∞ ε = {row['eps']:.3g}."
+        f"Of the {row['points']} test images that are classified correctly, the share that still are after "
+        f"{row['attack']}."
     )
-    label = f"{row['attack']}, of the correct ones"
+    label = f"{attack_label(row['attack'])} ℓ∞ {row['eps']:.3g}, of the correct ones"
     return [(Column("wen", label, "percent", "high", help), Stat.share(row["correct"], row["points"]))]

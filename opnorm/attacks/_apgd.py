@@ -11,7 +11,8 @@ from opnorm._core.modes import Mode
 from opnorm.attacks._batching import SearchAttack
 from opnorm.attacks._checks import check_settings
 from opnorm.attacks._pgd import Attack
-from opnorm.attacks._search import Batch, Response, Search, State, column, where
+from opnorm.attacks._rows import column, where
+from opnorm.attacks._search import Batch, Response, Search, State
 from opnorm.attacks.losses import AGAINST_LABELS, towards
 from opnorm.attacks.projections import ball
 from opnorm.spec import factory
@@ -44,18 +45,9 @@ def apgd(
     if the loss rose in fewer than 75 % of the interval's steps, or if neither η nor the best loss has changed in it.
     For ℓ1 see :class:`SparseAPGD`.
 
-    Args:
-        norm: of the ball: 1, 2 or inf.
-        eps: radius, in pixel values of [0, 1]; ``8/255``.
-        steps: gradient steps.
-        loss: "ce" (cross-entropy), "dlr" (difference of logits ratio) or "cw" (largest wrong logit minus right logit).
-            DLR needs 3 classes, and 4 with targets; with fewer, it is the difference of logits alone.
-        restarts: random starts of each point and target.
-        targets: 0, or the number of wrong classes to go to, one after another, those with the largest clean logits first.
-        stop_at_success: a point is done as soon as it is misclassified, also without an attack: for evaluation. Otherwise
-            its result is the end with the largest margin max_{i≠y} z_i - z_y.
-        mode: of the model during the attack: "eval", "train" or "as is".
-        seed: of the random starts; they depend on the point, not on its batch.
+    ``loss`` is "ce" (cross-entropy), "dlr" (difference of logits ratio) or "cw" (largest wrong logit minus right logit). DLR
+    needs 3 classes, and 4 with targets; with fewer, it is the difference of logits alone. Without ``stop_at_success`` the
+    result is the end with the largest margin max_{i≠y} z_i - z_y. Other settings are those of :mod:`opnorm.attacks`.
 
     Returns:
         An attack; it warns of points where the gradient is zero, NaN or infinite.
@@ -77,9 +69,7 @@ def apgd_search(
     norm: float, steps: int = 100, loss: str = "ce", *, targeted: bool = False, patience: float = math.inf
 ) -> "APGD":
     """The search for a norm; its name, such as APGD-DLR or APGD-T, contains loss and target."""
-    if norm == 1:
-        return SparseAPGD(steps, loss, targeted)
-    return APGD(steps, loss, targeted, patience)
+    return SparseAPGD(steps, loss, targeted) if norm == 1 else APGD(steps, loss, targeted, patience)
 
 
 @dataclass
@@ -145,10 +135,7 @@ class APGD(Search[APGDState]):
     def start(self, batch: Batch) -> APGDState:
         """Uniform in the ball."""
         self.windows = self.windows.to(batch.x.device)
-        return self._start(batch.ball.start(batch.keys), batch)
-
-    @staticmethod
-    def _start(z: Tensor, batch: Batch) -> APGDState:
+        z = batch.ball.start(batch.keys)
         never = torch.full_like(batch.y, -math.inf, dtype=torch.promote_types(z.dtype, torch.float32))
         k, no = torch.zeros_like(batch.y), torch.zeros_like(batch.y, dtype=torch.bool)
         return APGDState(
@@ -165,11 +152,14 @@ class APGD(Search[APGDState]):
 
     def advance(self, batch: Batch, state: APGDState, response: Response) -> APGDState:
         """Update the best point, halve η at a checkpoint where the search stalls, and take the step."""
+        assert response.grad is not None, "it evaluates forward and backward"
         s, project = keep_best(state, response), batch.ball.project
         z, grad, k = s.z, response.grad, s.k.clamp(max=self.steps - 1)
-        assert grad is not None, "it evaluates forward and backward"
         s.k = s.k + 1
-        self._stop(batch, s, response)
+        if self.patience < math.inf:
+            bound = response.loss + self.patience * batch.ball.gain(z, grad)
+            s.bound = torch.where(s.k % STOP_STEPS == 1, bound, torch.maximum(bound, s.bound))
+            s.stopped = s.stopped | ((s.k % STOP_STEPS == 0) & (s.k > STOP_STEPS) & (s.bound < 0))
         s.rises = s.rises + (response.loss > s.loss)
         s.loss, window = response.loss, self.windows[k]
         checkpoint = window > 0
@@ -185,14 +175,6 @@ class APGD(Search[APGDState]):
         weight = column(1 - (1 - MOMENTUM) * (k > 0), z)  # the first step has no momentum
         s.z, s.previous = project(torch.lerp(2 * z - s.previous, u, weight)), z
         return s
-
-    def _stop(self, batch: Batch, s: APGDState, response: Response) -> None:
-        if self.patience == math.inf:
-            return
-        assert response.grad is not None, "it evaluates forward and backward"
-        bound = response.loss + self.patience * batch.ball.gain(s.z, response.grad)
-        s.bound = torch.where(s.k % STOP_STEPS == 1, bound, torch.maximum(bound, s.bound))
-        s.stopped = s.stopped | ((s.k % STOP_STEPS == 0) & (s.k > STOP_STEPS) & (s.bound < 0))
 
     def final_iterate(self, batch: Batch, state: APGDState) -> Tensor:
         """The point with the largest loss."""
@@ -257,7 +239,8 @@ class SparseAPGD(APGD):
         for name in ("factor", "windows", "first"):
             setattr(self, name, getattr(self, name).to(batch.x.device))
         largest = ball(batch.x, self.factor[0] * batch.ball.eps, 1)
-        s = self._start(largest.start(batch.keys), batch)
+        s = super().start(replace(batch, ball=largest))
+        s.step = 2 * batch.ball.eps.to(s.step.dtype)
         return SparseState(**vars(s), changed=s.best_loss, count=torch.zeros_like(batch.y))
 
     def feasible(self, batch: Batch, state: APGDState) -> Tensor:

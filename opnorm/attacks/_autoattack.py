@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,8 @@ from opnorm.attacks._apgd import apgd_search
 from opnorm.attacks._batching import Options, Problem, Searches, SearchResult, run_searches
 from opnorm.attacks._checks import check_inputs, check_logits, check_settings, logits_notes
 from opnorm.attacks._fab import FAB
-from opnorm.attacks._pgd import Attack
 from opnorm.attacks._randomized import MeanProbabilities, is_random, seed_global
-from opnorm.attacks._search import column
+from opnorm.attacks._rows import where
 from opnorm.attacks._square import FULL, Square
 from opnorm.attacks.losses import wide
 from opnorm.attacks.result import AttackResult, StageResult, gradient_warnings
@@ -27,14 +26,37 @@ from opnorm.spec import factory
 
 __all__ = ["AutoAttack", "Certificate", "autoattack"]
 
-VERSIONS: dict[str, tuple[str, ...]] = {
-    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
-    "plus": ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square", "fab"),
-    "rand": ("apgd-ce", "apgd-dlr"),
+
+class Version(NamedTuple):
+    """What a version of AutoAttack runs.
+
+    Attributes:
+        attacks: cheapest first; the order does not change which points are misclassified.
+        restarts: of APGD-CE and APGD-DLR.
+        patience: see :func:`autoattack`.
+        bf16: search on a bfloat16 copy of the model.
+        rescale: the schedule of Square is that of 10,000 queries, shrunk to its 5,000.
+    """
+
+    attacks: tuple[str, ...]
+    restarts: int
+    patience: float = math.inf
+    bf16: bool = False
+    rescale: bool = False
+
+
+STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+VERSIONS = {
+    "standard": Version(STANDARD, restarts=1),
+    "plus": Version(("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square", "fab"), restarts=5),
+    "rand": Version(("apgd-ce", "apgd-dlr"), restarts=1),
+    "fast": Version(STANDARD, restarts=3, patience=3, bf16=True, rescale=True),
 }
-"""The attacks of each version, cheapest first; the order does not change which points are misclassified."""
 
 GRADIENT_PASSES, VERDICT_PASSES = 20, 100  # of a randomized model
+RANDOM = (
+    'two passes over the same points differ: the model is random; only version="rand" averages over passes'
+)
 
 Progress = Callable[[str, int, int], None]
 
@@ -56,43 +78,41 @@ def autoattack(
     attacks: tuple[str, ...] | None = None,
     certify: Certificate | None = None,
     batch: int = 128,
-    bf16: bool = True,
     mode: Mode = "eval",
     seed: int = 0,
-    patience: float = 3,
+    bf16: bool | None = None,
+    patience: float | None = None,
     restarts: int | None = None,
-) -> Attack:
+) -> "AutoAttack":
     """AutoAttack: points that are robust to APGD-CE go to APGD-T, then to FAB-T, then to Square.
 
-    - "standard": APGD-CE, APGD-T (targeted DLR, 9 targets), FAB-T (9 targets), Square (5,000 queries). For ℓ1, APGD-CE has
-      5 restarts and APGD-T 5 targets.
-    - "plus": APGD-CE and APGD-DLR (5 restarts each), APGD-T, FAB-T, Square, FAB (5 restarts).
+    - "standard", as published: APGD-CE from one random start, APGD-T (targeted DLR, 9 targets), FAB-T (9 targets), Square
+      (5,000 queries, its schedule not rescaled), all in the model's own precision, each search to its last step. For ℓ1,
+      APGD-CE has 5 restarts and APGD-T 5 targets.
+    - "plus", as published: APGD-CE and APGD-DLR (5 restarts each), APGD-T, FAB-T, Square, FAB (5 restarts).
     - "rand", for models that draw random numbers: APGD-CE and APGD-DLR, whose gradients are those of the mean of the
       class probabilities over 20 passes; the mean over 100 other passes decides whether a point is misclassified.
+    - "fast", not published: the attacks of "standard" with ``patience=3``, ``bf16=True``, 3 random starts of APGD-CE and
+      the schedule of Square rescaled to its queries, at a fraction of the cost.
 
     All with 100 steps. Each APGD begins on the last points of the one before, except after the first attack if there is a
     certificate. A misclassified point is not attacked further, neither is a misclassified clean point. Robust points are
     returned as they are.
 
-    Args:
-        norm: of the ball: 1, 2 or inf.
-        eps: radius, in pixel values of [0, 1]; ``8/255``.
-        version: "standard", "plus" or "rand".
-        attacks: only these of the version's, such as ``("apgd-ce", "apgd-t")``; all when None.
-        certify: removes points that are robust to the first attack and that it proves robust; the true robust accuracy
-            is between the share of certified points and that of robust ones.
-        batch: points that the model evaluates at once.
-        bf16: search on a bfloat16 copy where the hardware has bfloat16 and the copy agrees with the model; only the model
-            decides whether a point is misclassified. Not for float64 models.
-        mode: of the model during the attack: "eval", "train" or "as is".
-        seed: of all random numbers; each depends on a point, an attack, a target and a restart, not on a batch.
-        patience: how unlikely a success must be for a job (a point, a target, a restart) to end before its last step: it
-            ends if it would not succeed even with so many times the progress that is extrapolated: for APGD its
-            Frank-Wolfe gap, for FAB and Square the progress of the last doubling of the steps, for each doubling
-            that is left. Square also ends if that progress itself would not reach the margin of the attacks before. inf
-            runs every job to its last step, as published, at many times the cost. ℓ1 APGD always does.
-        restarts: random starts of APGD-CE and APGD-DLR. None: as published, but 3 of APGD-CE in "standard" where
-            ``patience`` is finite: most of them end early, and some points are misclassified from some starts only.
+    Settings beside those of :mod:`opnorm.attacks`; the last three are the version's own when None:
+
+    - ``attacks``: only these of the version's, such as ``("apgd-ce", "apgd-t")``; all when None.
+    - ``certify``: removes points that are robust to the first attack and that it proves robust; the true robust accuracy
+      is between the share of certified points and that of robust ones.
+    - ``batch``: points that the model evaluates at once.
+    - ``bf16``: search on a bfloat16 copy where the hardware has bfloat16 and the copy agrees with the model; only the model
+      decides whether a point is misclassified. Not for float64 models.
+    - ``patience``: how unlikely a success must be for a job (a point, a target, a restart) to end before its last step: it
+      ends if it would not succeed even with so many times the progress that is extrapolated: for APGD its Frank-Wolfe gap,
+      for FAB and Square the progress of the last doubling of the steps, for each doubling that is left. Square also ends if
+      that progress itself would not reach the margin of the attacks before. inf runs every job to its last step. ℓ1 APGD
+      always does.
+    - ``restarts``: random starts of APGD-CE and APGD-DLR.
 
     Returns:
         An :class:`AutoAttack`; its ``evaluate`` returns more than the points.
@@ -102,7 +122,7 @@ def autoattack(
 
     Source: Croce & Hein 2020 (ICML); ℓ1: Croce & Hein 2021.
     """
-    return AutoAttack(norm, eps, version, attacks, certify, batch, bf16, mode, seed, patience, restarts)
+    return AutoAttack(norm, eps, version, attacks, certify, batch, mode, seed, bf16, patience, restarts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,16 +139,17 @@ class AutoAttack:
     attacks: tuple[str, ...] | None = None
     certify: Certificate | None = None
     batch: int = 128
-    bf16: bool = True
     mode: Mode = "eval"
     seed: int = 0
-    patience: float = 3
+    bf16: bool | None = None
+    patience: float | None = None
     restarts: int | None = None
 
     def __post_init__(self) -> None:
-        settings = {k: v for k, v in vars(self).items() if k != "restarts" or v is not None}
+        optional = ("patience", "restarts")
+        settings = {k: v for k, v in vars(self).items() if k not in optional or v is not None}
         check_settings({"version": VERSIONS}, **settings)
-        known = VERSIONS[self.version]
+        known = VERSIONS[self.version].attacks
         if isinstance(self.attacks, str) or not set(self.names) <= set(known) or not self.names:
             raise AttackError(
                 f"attacks={self.attacks!r}: expected some of {known}, the attacks of version {self.version!r}"
@@ -139,7 +160,12 @@ class AutoAttack:
     @property
     def names(self) -> tuple[str, ...]:
         """The attacks that run, in their order."""
-        return VERSIONS[self.version] if self.attacks is None else tuple(dict.fromkeys(self.attacks))
+        return tuple(dict.fromkeys(self._choice("attacks")))
+
+    def _choice(self, name: str) -> Any:
+        """A setting, or that of the version where it is None."""
+        own = getattr(self, name)
+        return getattr(VERSIONS[self.version], name) if own is None else own
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int | None = None) -> Tensor:
         """The points of :meth:`evaluate`; each of its notes is a warning."""
@@ -153,14 +179,8 @@ class AutoAttack:
     ) -> AttackResult:  # fmt: skip
         """Attack every point, and return the verdicts and the work of each attack.
 
-        Points do not depend on each other, so a long evaluation may be cut into parts of any size.
-
-        Args:
-            model: gives logits (B, K); comes back as it was.
-            x: (B, C, H, W) in [0, 1].
-            y: labels (B,).
-            seed: instead of the attack's own.
-            progress: called with (attack, points settled, points attacked) again and again.
+        Points do not depend on each other, so a long evaluation may be cut into parts of any size. ``progress`` is called
+        with (attack, points settled, points attacked) again and again; ``seed`` replaces the attack's own.
 
         Raises:
             AttackError: an invalid input or output of the model.
@@ -174,13 +194,6 @@ class AutoAttack:
 
         A point that is robust at one radius counts as robust at every smaller one, and is not attacked there. ``eps`` is
         not used. Every note is a warning.
-
-        Args:
-            model: gives logits (B, K); comes back as it was.
-            x: (B, C, H, W) in [0, 1].
-            y: labels (B,).
-            radii: in pixel values of [0, 1], in any order.
-            seed: instead of the attack's own.
 
         Returns:
             (radii, B), in the order of ``radii``: whether the point is classified correctly and robust.
@@ -223,7 +236,7 @@ class AutoAttack:
                     surrogate = MeanProbabilities(model, GRADIENT_PASSES)
                 elif is_random(model, x[: self.batch], logits):
                     notes.append(RANDOM)
-                elif self.bf16 and self.mode == "eval":
+                elif self._choice("bf16") and self.mode == "eval":
                     surrogate = evaluation_surrogate(model, x[correct][:16], y[correct][:16])
             problem, correct = self._problem(verdicts, x, y, logits, radii), correct.repeat(several)
             result, certified = SearchResult.start(problem.x, correct.clone()), torch.zeros_like(correct)
@@ -236,11 +249,9 @@ class AutoAttack:
                 if number == 0:  # the cheapest attack leaves fewer points to prove
                     certified[left] = self._certified(model, problem.x[left], problem.y[left])
                     result.attacked &= ~certified
-                if not (left & ~certified).any():
-                    break
         notes += gradient_warnings(stages, "points" if several == 1 else "pairs of a point and a radius")
         misclassified = result.misclassified
-        points = torch.where(column(misclassified, x), result.points, problem.x)
+        points = where(misclassified, result.points, problem.x)
         return AttackResult(
             points, correct, certified, misclassified, result.search, tuple(stages), tuple(notes)
         )
@@ -288,18 +299,17 @@ class AutoAttack:
 
     def _searches(self) -> list[Searches]:
         """The searches, with the numbers of targets and restarts of the version."""
-        norm, patience, standard = self.norm, self.patience, self.version == "standard"
-        restarts = 5 if self.version == "plus" or (standard and norm == 1) else 1
-        if standard and norm != 1 and patience < math.inf:
-            restarts = 3
-        restarts = restarts if self.restarts is None else self.restarts
+        norm, version, patience = self.norm, VERSIONS[self.version], self._choice("patience")
+        sparse = norm == 1 and version.attacks == STANDARD
+        restarts = 5 if sparse and self.restarts is None else self._choice("restarts")
         dlr = apgd_search(norm, loss="dlr", targeted=True, patience=patience)
+        square = Square(norm, patience=patience, full=min(FULL, self.batch), rescale=version.rescale)
         every = {
             "apgd-ce": Searches(apgd_search(norm, patience=patience), restarts=restarts),
             "apgd-dlr": Searches(apgd_search(norm, loss="dlr", patience=patience), restarts=restarts),
-            "apgd-t": Searches(dlr, targets=5 if standard and norm == 1 else 9),
+            "apgd-t": Searches(dlr, targets=5 if sparse else 9),
             "fab-t": Searches(FAB(norm, targeted=True, patience=patience), targets=9),
-            "square": Searches(Square(norm, patience=patience, full=min(FULL, self.batch))),
+            "square": Searches(square),
             "fab": Searches(FAB(norm, targeted=False, patience=patience), restarts=5),
         }
         return [every[name] for name in self.names]
@@ -333,8 +343,3 @@ def run_round(
                 int(zero.sum()), int(record.gradients.nonfinite.sum()), record.counts,
             ))  # fmt: skip
     return stages
-
-
-RANDOM = (
-    'two passes over the same points differ: the model is random, and only version="rand" averages that out'
-)

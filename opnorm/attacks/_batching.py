@@ -20,7 +20,8 @@ from opnorm._core.random import point_keys
 from opnorm.attacks._checks import check_inputs, check_logits
 from opnorm.attacks._extrapolation import FIRST_STEPS
 from opnorm.attacks._gradients import GradientMonitor
-from opnorm.attacks._search import Batch, Response, Search, State, concatenate, evaluate, select
+from opnorm.attacks._rows import concatenate, select
+from opnorm.attacks._search import Batch, Response, Search, State, evaluate
 from opnorm.attacks.losses import margin, rank_targets, wide
 from opnorm.attacks.projections import ball
 
@@ -52,11 +53,6 @@ class Problem:
     eps: float | Tensor
     norm: float
     after: Tensor | None = None
-
-    @property
-    def radii(self) -> Tensor:
-        """(B,), float64."""
-        return torch.as_tensor(self.eps, dtype=torch.float64, device=self.x.device).expand(len(self.x))
 
 
 class Searches(NamedTuple):
@@ -149,10 +145,11 @@ def run_searches(
     if result is None:
         result = SearchResult.start(problem.x, torch.ones_like(problem.y, dtype=torch.bool))
     groups, rows = [_Group(problem, options, result, part) for part in searches], options.batch
+    network = options.surrogate or problem.model
     points = int((result.attacked & ~result.misclassified).sum())
     while True:
         free = rows - sum(len(group.point) for group in groups)
-        for group, before in zip(groups, [None, *groups], strict=False):
+        for group, before in zip(groups, [None, *groups[:-1]], strict=True):
             free -= group.start_jobs(free, before)
         active = [group for group in groups if len(group.point)]
         if not active:
@@ -164,17 +161,13 @@ def run_searches(
         for _ in range(FIRST_STEPS):
             if sum(int(group.ended().sum()) for group in active) >= refill:
                 break
-            _step(options.surrogate or problem.model, active)
+            jobs = [(group.search, group.batch, group.state) for group in active]
+            (search, batch, state), *others = jobs
+            responses = evaluate(network, jobs) if others else [search.query(network, batch, state)]
+            for group, response in zip(active, responses, strict=True):
+                group.step(response)
         for group in active:
-            group.free_rows()
-
-
-def _step(network: nn.Module, groups: Sequence["_Group"]) -> None:
-    jobs = [(group.search, group.batch, group.state) for group in groups]
-    (search, batch, state), *others = jobs
-    responses = evaluate(network, jobs) if others else [search.query(network, batch, state)]
-    for group, response in zip(groups, responses, strict=True):
-        group.step(response)
+            group.keep(~group.ended())
 
 
 class _Group:
@@ -186,8 +179,9 @@ class _Group:
     def __init__(self, problem: Problem, options: Options, result: SearchResult, searches: Searches) -> None:
         self.problem, self.options, self.result = problem, options, result
         self.search, y = searches.search, problem.y
-        targets = rank_targets(problem.logits, y, searches.targets) if searches.targets else None
-        self.targets = torch.full_like(y, -1)[:, None] if targets is None else targets
+        self.targets = torch.full_like(y, -1)[:, None]
+        if searches.targets:
+            self.targets = rank_targets(problem.logits, y, searches.targets)
         per_point = searches.restarts * self.targets.shape[1]
         self.index = len(result.records)
         self.record = Record(self.search.name, torch.zeros_like(y), per_point, GradientMonitor.of(y))
@@ -204,8 +198,6 @@ class _Group:
 
     def ended(self) -> Tensor:
         """Which rows have no further step to make."""
-        if not len(self.point):
-            return self.settled(self.point)
         return self.state.stopped | (self.state.k >= self.search.steps) | self.settled(self.point)
 
     def unfinished(self) -> Tensor:
@@ -233,7 +225,8 @@ class _Group:
         target = self.targets[point, job % self.targets.shape[1]]
         x = problem.x[point]
         keys = job_keys(x, self.options.seed, self.search.name, target, restart)
-        balls = ball(x, problem.radii[point], problem.norm)
+        eps = problem.eps[point] if isinstance(problem.eps, Tensor) else problem.eps
+        balls = ball(x, eps, problem.norm)
         batch = Batch(x, problem.y[point], target, restart, keys, result.margin[point], balls)
         state = self.search.start(batch)
         if len(self.point):
@@ -261,22 +254,18 @@ class _Group:
         if over.any():
             self.confirm(over, search.final_iterate(batch, state))
 
-    def free_rows(self) -> None:
-        """Remove the rows that have ended."""
-        kept = ~self.ended()
-        if not kept.all():
-            self.batch, self.state, self.point = (
-                select(self.batch, kept),
-                select(self.state, kept),
-                self.point[kept],
-            )
+    def keep(self, rows: Tensor) -> None:
+        """Remove all other rows."""
+        if not rows.all():
+            self.batch, self.state = select(self.batch, rows), select(self.state, rows)
+            self.point = self.point[rows]
 
     def confirm(self, rows: Tensor, z: Tensor) -> int:
         """Project some rows' points exactly, and evaluate them by the model as given; how many it misclassifies."""
         if not rows.any():
             return 0
         point, y, result, counts = self.point[rows], self.batch.y[rows], self.result, self.record.counts
-        candidates = self.batch.ball.select(rows).project(z[rows])
+        candidates = select(self.batch.ball, rows).project(z[rows])
         with torch.no_grad():
             logits = wide(self.problem.model(candidates))
         valid = logits.isfinite().all(1)

@@ -1,14 +1,14 @@
 """Checks of settings, inputs and outputs of an attack; errors name the likely cause."""
 
 import math
-from collections.abc import Collection, Mapping
-from typing import get_args
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from opnorm._core.modes import Mode
-from opnorm._core.settings import check_choice, check_count
+from opnorm._core.settings import check_choice, check_count, is_number
 from opnorm.errors import AttackError
 
 __all__ = ["are_probabilities", "check_inputs", "check_logits", "check_settings", "is_amount", "logits_notes"]
@@ -17,39 +17,40 @@ COUNTS = {"steps": 0, "queries": 0, "targets": 0, "restarts": 1, "batch": 1}  # 
 
 
 def is_amount(value: object) -> bool:
-    """A number from 0 on, finite; True and False are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    """A finite number from 0 on."""
+    return is_number(value) and value >= 0
+
+
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "eps": (is_amount, "a radius of at least 0 in pixel values of [0, 1], such as 8/255"),
+    "step": (lambda value: value is None or is_amount(value), "a length of at least 0 in pixel values"),
+    "seed": (
+        lambda value: isinstance(value, int) and abs(value) < 2**63 and is_number(value),
+        "a whole number of at most 63 bits",
+    ),
+    "patience": (
+        lambda value: value == math.inf or (is_number(value) and value > 0),
+        "a factor above 0, such as 3, or inf",
+    ),
+}
 
 
 def check_settings(choices: Mapping[str, Collection[str]] | None = None, **settings: object) -> None:
-    """Check settings by their names: norm, eps, step, seed, patience, mode, those of ``COUNTS`` and of ``choices``.
-
-    Args:
-        choices: the words that further settings may be.
-        settings: those of an attack; names that are not known here are not checked.
+    """Check settings by their names: norm, mode, those of ``COUNTS``, ``RANGES`` and ``choices``; others are not checked.
 
     Raises:
         AttackError: with the value, what was expected, and where possible the likely cause.
     """
     choices = {"mode": get_args(Mode), **(choices or {})}
     for name, value in settings.items():
-        expected, number = None, isinstance(value, int | float) and not isinstance(value, bool)
         if name in COUNTS:
             check_count(name, value, COUNTS[name], error=AttackError)
         elif name in choices:
             check_choice(name, value, tuple(choices[name]), AttackError)
         elif name == "norm":
             check_choice(name, value, (1, 2, math.inf), AttackError)
-        elif name == "eps" and not is_amount(value):
-            expected = "a radius of at least 0 in pixel values of [0, 1], such as 8/255"
-        elif name == "step" and not (value is None or is_amount(value)):
-            expected = "a length of at least 0 in pixel values"
-        elif name == "seed" and not (number and isinstance(value, int) and abs(value) < 2**63):
-            expected = "a whole number of at most 63 bits"
-        elif name == "patience" and not (number and isinstance(value, int | float) and value > 0):
-            expected = "a factor above 0, such as 3, or inf"
-        if expected:
-            raise AttackError(f"{name}={value!r}: expected {expected}")
+        elif name in RANGES and not RANGES[name][0](value):
+            raise AttackError(f"{name}={value!r}: expected {RANGES[name][1]}")
     norm, eps = settings.get("norm"), settings.get("eps")
     if norm == math.inf and isinstance(eps, int | float) and eps > 1:
         raise AttackError(

@@ -37,14 +37,10 @@ class Extrapolation:
         """The history of searches that have made no step."""
         return torch.full_like(value, -math.inf)[:, None].repeat(1, PER_DOUBLING)
 
-    def _checks(self, device: torch.device) -> Tensor:
-        checks = {
-            round(self.steps * 2 ** (-j / PER_DOUBLING)) for j in range(1, PER_DOUBLING * DOUBLINGS + 1)
-        }
-        return torch.tensor(sorted(checks), device=device)
-
     def until_check(self, k: Tensor) -> Tensor:
         """The number of steps from k (R,) to the next check or the end."""
+        if self.patience == math.inf:
+            return self.steps - k
         ends = torch.cat([_checks(self.steps, k.device), k.new_tensor([self.steps])])
         return ends[torch.searchsorted(ends, k, right=True).clamp(max=len(ends) - 1)] - k
 
@@ -56,9 +52,7 @@ class Extrapolation:
             return torch.zeros_like(k, dtype=torch.bool), history
         now = (k[:, None] == _checks(self.steps, k.device)).any(1)
         doublings = (self.steps / k.clamp(min=1)).log2().to(value.dtype)
-        progress = (
-            value - history[:, 0]
-        ) * doublings  # NaN, where nothing was found yet, falls short of nothing
+        progress = (value - history[:, 0]) * doublings  # NaN, where nothing was found yet: not short
         short = (value + self.patience * progress < 0) | (value + progress < bar)
         new = torch.cat([history[:, 1:], value[:, None]], 1)
         return now & (k > FIRST_STEPS) & short, torch.where(now[:, None], new, history)

@@ -12,7 +12,8 @@ from opnorm.attacks._batching import SearchAttack
 from opnorm.attacks._checks import check_inputs, check_logits, check_settings
 from opnorm.attacks._extrapolation import Extrapolation
 from opnorm.attacks._gradients import GradientMonitor, input_gradient
-from opnorm.attacks._search import Batch, Response, Search, State, evaluate, where
+from opnorm.attacks._rows import where
+from opnorm.attacks._search import Batch, Response, Search, State, evaluate
 from opnorm.attacks.hyperplanes import step_to_plane
 from opnorm.attacks.losses import rank_targets, wide
 from opnorm.attacks.minimum_norm import Closest, tighten
@@ -44,15 +45,9 @@ def fab(
 
     and a point on the other side is kept if none was closer, and then moved back, z ← x + 0.9 (z - x).
 
-    Args:
-        norm: of the distance: 1, 2 or inf.
-        eps: radius, in pixel values of [0, 1], within which a point counts as misclassified; ``8/255``.
-        steps: linearizations of each point and target.
-        restarts: of each point and target, first from the point itself and then from uniformly random points within ε / 2.
-        targets: the number of wrong classes to go to, one after another, those with the largest clean logits first, with
-            one backward pass a step (FAB-T); 0 for the one whose hyperplane is closest, with a backward pass a class.
-        mode: of the model during the attack: "eval", "train" or "as is".
-        seed: of the random starts.
+    A point within ``eps`` counts as misclassified. The first search begins at the point itself, ``restarts`` at uniformly
+    random points within ε / 2. With ``targets`` a step takes one backward pass (FAB-T); with 0 it goes to the class whose
+    hyperplane is closest, with a backward pass a class. Other settings are those of :mod:`opnorm.attacks`.
 
     Returns:
         A :class:`BoundaryAttack`: an attack, whose ``closest`` measures distances.
@@ -88,9 +83,9 @@ class BoundaryAttack(SearchAttack):
             logits = model(x)
             check_logits(logits, y)
             rows = (logits.argmax(1) == y).nonzero().squeeze(1)
-            targets = (
-                rank_targets(logits, y, self.targets) if self.targets else torch.full_like(y, -1)[:, None]
-            )
+            targets = torch.full_like(y, -1)[:, None]
+            if self.targets:
+                targets = rank_targets(logits, y, self.targets)
             x, y, targets, best = x[rows], y[rows], targets[rows], None
             never = torch.full_like(y, -math.inf, dtype=torch.float32)
             for restart in range(self.restarts if len(rows) else 0):
@@ -99,8 +94,8 @@ class BoundaryAttack(SearchAttack):
                     batch = Batch(x, y, target, restarts, keys, never, ball(x, self.eps, self.norm))
                     best = self._run(model, batch, best, monitor, rows)
             if best is not None:
-                found = tighten(model, x, y, best.best, best.distance < math.inf, self.norm)
-                points[rows], distance[rows] = found
+                found = best.distance < math.inf
+                points[rows], distance[rows] = tighten(model, x, y, best.best, found, self.norm)
         monitor.warn()
         return Closest(points, distance)
 
@@ -149,7 +144,9 @@ class FAB(Search[FABState]):
     steps: int = 100
     patience: float = math.inf
 
-    low_precision = False  # near the boundary, where it searches, 16 bits do not tell the sides apart
+    low_precision = (
+        False  # near the boundary, where it searches, 16 bits do not resolve on which side a point is
+    )
 
     def __post_init__(self) -> None:
         self.name = "FAB-T" if self.targeted else "FAB"

@@ -1,7 +1,6 @@
 """Projected gradient ascent on the inputs: FGSM and PGD."""
 
 import math
-from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
@@ -13,6 +12,7 @@ from opnorm._core.random import normal, point_keys
 from opnorm._core.surrogate import evaluation_surrogate
 from opnorm.attacks._checks import check_inputs, check_logits, check_settings
 from opnorm.attacks._gradients import GradientMonitor, input_gradient
+from opnorm.attacks._rows import select
 from opnorm.attacks.losses import AGAINST_CLEAN, AGAINST_LABELS, LOSSES, Loss, rank_targets, towards, wide
 from opnorm.attacks.projections import Ball, ball
 from opnorm.errors import AttackError
@@ -50,14 +50,8 @@ def fgsm(
 ) -> Attack:
     """The fast gradient sign method: one step of length ε.
 
-    x* = Π(x_0 + ε · direction(∇ CE(f(x_0), y))), with x_0 = x, or uniform in the ball with ``random_start``.
-
-    Args:
-        eps: radius, in pixel values of [0, 1]; ``8/255``.
-        norm: of the ball: 1, 2 or inf.
-        random_start: begin at a random point of the ball.
-        mode: of the model during the attack: "eval", "train" or "as is".
-        seed: of the random start.
+    x* = Π(x_0 + ε · direction(∇ CE(f(x_0), y))), with x_0 = x, or uniform in the ball with ``random_start``. All settings
+    are those of :mod:`opnorm.attacks`.
 
     Raises:
         AttackError: an invalid setting or input.
@@ -94,24 +88,16 @@ def pgd(
     (‖f(x_k) - f(x)‖_q, the ascent of Roth's Theorem 1). Towards a target class t: "ce" is the log-odds of t, "cw" z_t - z_y,
     "dlr" that over z_1 - (z_3 + z_4) / 2, logits sorted.
 
-    Args:
-        norm: of the ball: 1, 2 or inf.
-        eps: radius, in pixel values of [0, 1]; ``8/255``.
-        steps: gradient steps.
-        step: their length; 2.5 ε / steps when None (Madry et al.).
-        restarts: of each point (and target), until it is misclassified; otherwise its result has the largest loss.
-        random_start: begin uniformly in the ball, not at the point itself, where losses against f(x) have no gradient.
-        loss: one of those above.
-        stop_at_success: a point leaves the batch as soon as it is misclassified: for evaluation.
-        mode: of the model during the attack: "eval", "train" or "as is".
-        seed: of the random starts; they depend on the point, not on its batch.
-        bf16: take gradients of losses against the label from a bfloat16 copy, if there are 10 steps or more, the hardware
-            has bfloat16, all is in float32, and the copy agrees with the model. The model itself decides whether a
-            point is misclassified.
-        targets: 0, or the number of wrong classes to go to, one after another, those with the largest clean logits first;
-            a loss against the label is needed. A point is misclassified in any wrong class.
-        step_rule: "constant"; "linear" or "cosine" reduce the step from ``step`` towards 0. For steps that depend on the
-            loss see :func:`opnorm.attacks.apgd`.
+    Settings beside those of :mod:`opnorm.attacks`:
+
+    - ``step``: the length of a step; 2.5 ε / steps when None (Madry et al.). By ``step_rule`` it is "constant", or falls
+      towards 0: "linear", "cosine". For steps that depend on the loss see :func:`opnorm.attacks.apgd`.
+    - ``random_start``: begin uniformly in the ball, not at the point itself, where losses against f(x) have no gradient.
+    - ``restarts``: until a point is misclassified; otherwise its result has the largest loss. ``targets`` need a loss
+      against the label.
+    - ``bf16``: take gradients of losses against the label from a bfloat16 copy, if there are 10 steps or more, the hardware
+      has bfloat16, all is in float32, and the copy agrees with the model. The model itself decides whether a point is
+      misclassified.
 
     Returns:
         An attack; it warns of points where the gradient is zero, NaN or infinite.
@@ -128,8 +114,13 @@ def pgd(
 
 
 Rows = Tensor | slice
-_Objective = Callable[[Tensor, Rows], Tensor]
-"""(logits (R, K), indices of the points) -> loss (R,)."""
+
+
+class _Objective(NamedTuple):
+    """A loss, and what it compares with: labels (B,), clean logits (B, K), or pairs of label and target (B, 2)."""
+
+    loss: Loss
+    reference: Tensor
 
 
 class _Call(NamedTuple):
@@ -141,6 +132,26 @@ class _Call(NamedTuple):
     y: Tensor
     seed: int
     monitor: GradientMonitor | None
+
+    def logits(self, network: nn.Module, z: Tensor, rows: Rows = slice(None)) -> Tensor:
+        logits = network(z)
+        if self.monitor is not None:
+            check_logits(logits, self.y[rows])
+        return wide(logits)
+
+    def evaluate(
+        self, network: nn.Module, z: Tensor, objective: _Objective, rows: Rows = slice(None), *, backward: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Each point's gradient (zero where it is not finite), its loss, and whether it is misclassified."""
+        with torch.set_grad_enabled(backward):
+            z = z.detach().requires_grad_(backward)
+            logits = self.logits(network, z, rows)
+            loss = objective.loss(logits, objective.reference[rows])
+            grad = input_gradient(loss, z) if backward else torch.zeros_like(z)
+        misclassified = logits.detach().argmax(1) != self.y[rows]
+        if self.monitor and backward:
+            self.monitor.record(rows, grad, misclassified)
+        return torch.nan_to_num(grad, 0.0, 0.0, 0.0), loss.detach().float(), misclassified
 
 
 @dataclass(frozen=True, eq=False)  # two attacks with equal settings are two objects, each with its own call
@@ -187,11 +198,11 @@ class PGD:
             return x.clone()
         seed, monitor = self.seed if seed is None else seed, GradientMonitor.of(y)
         with model_state_preserved(model, self.mode), torch.no_grad():
-            network = self._surrogate(model, x, y)
+            call = _Call(model, self._surrogate(model, x, y), x, y, seed, monitor)
             if self.restarts == 1 and not self.stop_at_success and not self.targets:
-                points = self.ascend(network, x, y, seed, monitor)  # without a pass for the end
+                points = self._last_iterate(call)  # without a pass for the end
             else:
-                points = self._restarts(_Call(model, network, x, y, seed, monitor))
+                points = self._best_of_restarts(call)
         monitor.warn()
         return points
 
@@ -206,25 +217,27 @@ class PGD:
         if self.eps == 0:
             return x
         with model_state_preserved(model, self.mode), torch.no_grad():
-            call = _Call(model, model, x, y, seed, monitor)
-            region, objective = ball(x, self.eps, self.norm), self._objective(call)
-            z = self._start(region, seed)
-            for k in range(self.steps):
-                z = region.ascend(z, _evaluate(call, model, z, objective).grad, self._length(k))
-            return z
+            return self._last_iterate(_Call(model, model, x, y, seed, monitor))
 
-    def _restarts(self, call: _Call) -> Tensor:
+    def _last_iterate(self, call: _Call) -> Tensor:
+        region, objective = ball(call.x, self.eps, self.norm), self._objective(call)
+        z = self._start(region, call.seed)
+        for k in range(self.steps):
+            grad, _, _ = call.evaluate(call.network, z, objective)
+            z = region.ascend(z, grad, self._length(k))
+        return z
+
+    def _best_of_restarts(self, call: _Call) -> Tensor:
         """The first misclassified point, or the one with the largest loss, of all restarts and targets."""
         model, x, y = call.model, call.x, call.y
         objectives = [self._objective(call)]
         points, largest = x.clone(), torch.full((len(x),), -math.inf, device=x.device)
         rows = torch.arange(len(x), device=x.device)
         if self.stop_at_success:  # a misclassified clean point stays
-            rows = rows[~_evaluate(call, model, x, objectives[0], backward=False).misclassified]
+            rows = rows[call.logits(model, x).argmax(1) == y]
         if self.targets:
-            ranked = rank_targets(_logits(model, x, y), y, self.targets)
-            pairs = [torch.stack([y, target], 1) for target in ranked.unbind(1)]
-            objectives = [_against(towards(self.loss), pair) for pair in pairs]
+            ranked = rank_targets(call.logits(model, x), y, self.targets)
+            objectives = [_Objective(towards(self.loss), torch.stack([y, t], 1)) for t in ranked.unbind(1)]
         for job, objective in enumerate(objectives * self.restarts):
             if not len(rows):
                 break
@@ -249,17 +262,17 @@ class PGD:
         for k in range(self.steps + 1):
             last, at = k == self.steps, rows[active]
             network = call.model if last else call.network
-            grad, loss, wrong = _evaluate(call, network, z, objective, at, backward=not last)
+            grad, loss, wrong = call.evaluate(network, z, objective, at, backward=not last)
             if self.stop_at_success and network is not call.model and wrong.any():
                 found = wrong.nonzero().squeeze(1)  # the model itself decides
-                _, loss[found], wrong[found] = _evaluate(
-                    call, call.model, z[found], objective, at[found], backward=False
+                _, loss[found], wrong[found] = call.evaluate(
+                    call.model, z[found], objective, at[found], backward=False
                 )
             leaving = torch.ones_like(wrong) if last else wrong & self.stop_at_success
             out, kept = active[leaving], ~leaving
             end[out], losses[out], misclassified[out] = z[leaving], loss[leaving], wrong[leaving]
             if leaving.any():
-                active, z, grad, region = active[kept], z[kept], grad[kept], region.select(kept)
+                active, z, grad, region = active[kept], z[kept], grad[kept], select(region, kept)
             if not len(active):
                 break
             z = region.ascend(z, grad, self._length(k))
@@ -275,12 +288,8 @@ class PGD:
     def _length(self, k: int) -> float:
         """Of step k."""
         first, share = 2.5 * self.eps / self.steps if self.step is None else self.step, k / self.steps
-        match self.step_rule:
-            case "linear":
-                return first * (1 - share)
-            case "cosine":
-                return first * (1 + math.cos(math.pi * share)) / 2
-        return first
+        factor = {"constant": 1.0, "linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}
+        return first * factor[self.step_rule]
 
     def _start(self, region: Ball, seed: int, job: int = 0) -> Tensor:
         if self.start == "point":
@@ -293,42 +302,5 @@ class PGD:
 
     def _objective(self, call: _Call) -> _Objective:
         if self.loss in AGAINST_LABELS:
-            return _against(AGAINST_LABELS[self.loss], call.y)
-        return _against(
-            AGAINST_CLEAN[self.loss], _logits(call.model, call.x, call.y, call.monitor is not None)
-        )
-
-
-def _against(loss: Loss, reference: Tensor) -> _Objective:
-    """The loss against labels (B,), clean logits (B, K), or pairs of label and target (B, 2)."""
-    return lambda logits, rows: loss(logits, reference[rows])
-
-
-class _Evaluation(NamedTuple):
-    """Of each point: the gradient of its loss (zero where it is not finite), the loss, and whether it is misclassified."""
-
-    grad: Tensor
-    loss: Tensor
-    misclassified: Tensor
-
-
-def _evaluate(
-    call: _Call, network: nn.Module, z: Tensor, objective: _Objective, rows: Rows = slice(None), *, backward: bool = True
-) -> _Evaluation:  # fmt: skip
-    y = call.y[rows]
-    with torch.set_grad_enabled(backward):
-        z = z.detach().requires_grad_(backward)
-        logits = _logits(network, z, y, call.monitor is not None)
-        loss = objective(logits, rows)
-        grad = input_gradient(loss, z) if backward else torch.zeros_like(z)
-    misclassified = logits.detach().argmax(1) != y
-    if call.monitor and backward:
-        call.monitor.record(rows, grad, misclassified)
-    return _Evaluation(torch.nan_to_num(grad, 0.0, 0.0, 0.0), loss.detach().float(), misclassified)
-
-
-def _logits(model: nn.Module, x: Tensor, y: Tensor, check: bool = True) -> Tensor:
-    logits = model(x)
-    if check:
-        check_logits(logits, y)
-    return wide(logits)
+            return _Objective(AGAINST_LABELS[self.loss], call.y)
+        return _Objective(AGAINST_CLEAN[self.loss], call.logits(call.model, call.x))

@@ -1,13 +1,13 @@
 """The protocol of attacks that run in one batch, each row at an iteration of its own.
 
 A job is one search from one start: of a point, a restart and, for targeted losses, a wrong class. The jobs under way are
-the rows of a :class:`Batch`. An attack implements :class:`Search`: where a job starts, the loss at the points that it
-asks the model about, and the step that follows. :mod:`opnorm.attacks._batching` runs the jobs.
+the rows of a :class:`Batch`. An attack implements :class:`Search`: where a job starts, the loss at the points that the
+model evaluates, and the step that follows. :mod:`opnorm.attacks._batching` runs the jobs.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -17,7 +17,7 @@ from opnorm.attacks._gradients import input_gradient
 from opnorm.attacks.losses import wide
 from opnorm.attacks.projections import Ball
 
-__all__ = ["Batch", "Response", "Search", "State", "column", "concatenate", "evaluate", "select", "where"]
+__all__ = ["Batch", "Response", "Search", "State", "evaluate"]
 
 
 @dataclass
@@ -75,7 +75,6 @@ class Response(NamedTuple):
 
 
 S = TypeVar("S", bound=State)
-T = TypeVar("T")
 
 
 class Search(ABC, Generic[S]):
@@ -126,48 +125,10 @@ def evaluate(model: nn.Module, jobs: Sequence[tuple[Search[Any], Batch, Any]]) -
     points = [state.z for _, _, state in jobs]
     sizes = [len(z) for z in points]
     with torch.enable_grad():
-        z = (points[0] if len(points) == 1 else torch.cat(points)).detach().requires_grad_()
+        z = torch.cat(points).detach().requires_grad_()
         logits = wide(model(z))
-        losses = [
-            search.loss(batch, state, part)
-            for (search, batch, state), part in zip(jobs, logits.split(sizes), strict=True)
-        ]
-        loss = torch.cat(losses)
+        parts = zip(jobs, logits.split(sizes), strict=True)
+        loss = torch.cat([search.loss(batch, state, part) for (search, batch, state), part in parts])
         grad = input_gradient(loss, z)
-    parts = zip(*(t.detach().split(sizes) for t in (logits, loss, grad)), strict=True)
-    return [Response(z, value, slope, len(z)) for z, value, slope in parts]
-
-
-# ---------------------------------------------------------------- rows
-
-
-def select(rows: T, kept: Tensor) -> T:
-    """Some rows of a dataclass of tensors, also of dataclasses within it."""
-    return _map(lambda value: value[kept], rows)
-
-
-def concatenate(first: T, second: T) -> T:
-    """The rows of two dataclasses of one kind."""
-    return _map(lambda a, b: torch.cat([a, b]), first, second)
-
-
-def _map(function: Any, *rows: Any) -> Any:
-    changed = {}
-    for field in fields(rows[0]):
-        values = [getattr(r, field.name) for r in rows]
-        if isinstance(values[0], Tensor):
-            changed[field.name] = function(*values)
-        elif is_dataclass(values[0]):
-            changed[field.name] = _map(function, *values)
-    return replace(rows[0], **changed)
-
-
-def column(values: Tensor, z: Tensor) -> Tensor:
-    """One value a row (R,), or a row and channel (R, C), in the type of the images z and a shape that broadcasts."""
-    values = values.to(z.dtype) if values.is_floating_point() else values
-    return values.reshape(*values.shape, *[1] * (z.ndim - values.ndim))
-
-
-def where(rows: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    """Images of ``yes`` where the row is true, otherwise of ``no``."""
-    return torch.where(column(rows, yes), yes, no)
+    results = zip(*(t.detach().split(sizes) for t in (logits, loss, grad)), strict=True)
+    return [Response(z, value, slope, len(z)) for z, value, slope in results]

@@ -12,7 +12,8 @@ from opnorm.attacks._batching import SearchAttack
 from opnorm.attacks._checks import check_settings
 from opnorm.attacks._extrapolation import Extrapolation
 from opnorm.attacks._pgd import Attack
-from opnorm.attacks._search import Batch, Response, Search, State, column, select, where
+from opnorm.attacks._rows import column, select, where
+from opnorm.attacks._search import Batch, Response, Search, State
 from opnorm.attacks.losses import margin, wide
 from opnorm.attacks.projections import LinfBall
 from opnorm.spec import factory
@@ -23,10 +24,10 @@ SHARE = 0.8
 """The share of the image that the first squares cover: p_init of the paper."""
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""After so many of 10,000 queries (or the same share of fewer) the squares have half the area."""
+"""After so many queries, or so many of 10,000, the squares have half the area."""
 
 FULL = 64
-"""Points in a batch, up to which several queries of a row are evaluated at a time; more would be made in vain."""
+"""Points in a batch, up to which several queries of a row are evaluated at a time; more would mostly be wasted."""
 
 RARE = 32
 """One in so many of the queries made so far is evaluated at a time: the later, the fewer succeed."""
@@ -38,6 +39,7 @@ def square(
     eps: float = 8 / 255,
     queries: int = 5000,
     *,
+    rescale_schedule: bool = True,
     restarts: int = 1,
     stop_at_success: bool = True,
     mode: Mode = "eval",
@@ -46,8 +48,8 @@ def square(
     """Square: propose a change in a random square of the image, and keep it if the margin rises.
 
     The margin is max_{i≠y} z_i - z_y. Squares cover 80 % of the image at first, and have half the area after 10, 50, 200,
-    500, 1000, 2000, 4000, 6000 and 8000 of 10,000 queries, or after these shares of fewer. Every position in the image is
-    equally likely, and every point has squares of its own.
+    500, 1000, 2000, 4000, 6000 and 8000 queries, or after these shares of 10,000. Every position in the image is equally
+    likely, and every point has squares of its own.
 
     - ℓ∞: the search begins with vertical stripes x ± ε, and a proposal sets each channel of a square to x + ε or x - ε,
       but not to what it is already.
@@ -55,15 +57,9 @@ def square(
       3 pixels wide where the image is 5) and restores another one, whose length ‖δ‖ the first one gets, together with
       what is left of ε.
 
-    Args:
-        norm: of the ball: 1, 2 or inf.
-        eps: radius, in pixel values of [0, 1]; ``8/255``.
-        queries: of the model for each point and restart.
-        restarts: random starts of each point.
-        stop_at_success: a point is done as soon as it is misclassified, also without an attack. Otherwise its result is
-            the point with the largest margin.
-        mode: of the model during the attack: "eval", "train" or "as is".
-        seed: of the search; random numbers depend on the point, not on its batch.
+    ``queries`` are evaluations of the model for each point and restart. With ``rescale_schedule`` the area is halved after
+    shares of them, as in the paper; otherwise after the numbers above, as AutoAttack does with its 5,000 queries. Without
+    ``stop_at_success`` the result is the point with the largest margin. Other settings are those of :mod:`opnorm.attacks`.
 
     Raises:
         AttackError: an invalid setting or input.
@@ -71,7 +67,7 @@ def square(
     Source: Andriushchenko et al. 2020, Algorithms 1 to 3; ℓ1: Croce & Hein 2021.
     """
     check_settings(norm=norm, eps=eps, queries=queries, restarts=restarts, mode=mode, seed=seed)
-    search = Square(norm, queries)
+    search = Square(norm, queries, rescale=rescale_schedule)
     return SearchAttack(search, norm, eps, restarts, stop_at_success=stop_at_success, mode=mode, seed=seed)
 
 
@@ -103,6 +99,7 @@ class Square(Search[SquareState]):
     steps: int = 5000
     patience: float = math.inf
     full: int = FULL
+    rescale: bool = True
     name = "Square"
 
     low_precision = False  # a square changes the margin by less than 16 bits resolve
@@ -187,7 +184,7 @@ class Square(Search[SquareState]):
 
     def side(self, k: Tensor, height: int, width: int) -> Tensor:
         """The width of the square of query k (R,); odd for ℓ2 and ℓ1, so that its bumps have a middle."""
-        done = k * 10000 // self.steps
+        done = k * 10000 // self.steps if self.rescale else k
         halvings = (done[:, None] > torch.tensor(HALVINGS, device=k.device)).sum(1)
         side = (SHARE * height * width * 0.5**halvings).sqrt().round().long()
         if self.norm != math.inf:

@@ -1,13 +1,12 @@
 """Indicators of gradient masking: whether the robust accuracy of an attack may be far too high.
 
 An attack that finds nothing may have met a robust model, or a model whose gradients are useless: rounded inputs, a
-saturated softmax, random layers. Each indicator is a small experiment on some of the points, cheap beside the attack.
+saturated softmax, random layers. Each indicator is a small experiment on some of the points, cheap compared to the attack.
 
 Source: Athalye, Carlini & Wagner 2018; Carlini et al. 2019; Croce et al. 2022 (checks of AutoAttack).
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -19,10 +18,11 @@ from torch import Tensor, nn
 from opnorm._core.modes import Mode, model_state_preserved
 from opnorm.attacks._apgd import apgd_search
 from opnorm.attacks._batching import Options, Problem, Searches, run_searches
+from opnorm.attacks._checks import are_probabilities
 from opnorm.attacks._pgd import pgd
 from opnorm.attacks._search import Search
 from opnorm.attacks._square import Square
-from opnorm.attacks.losses import log_odds, margin, wide
+from opnorm.attacks.losses import Loss, log_odds, margin, wide
 from opnorm.attacks.projections import ball
 from opnorm.attacks.result import AttackResult, StageResult
 
@@ -98,26 +98,22 @@ def check_gradient_masking(
     if not result.correct.any():
         text = "it classifies no clean point correctly: wrong labels, other pixels or a diverged training?"
         return GradientMaskingReport((Indicator("the model", True, text),))
-    indicators: list[Indicator | None] = []
+    indicators: list[Indicator] = []
     with model_state_preserved(model, mode), torch.no_grad():
         for experiments, mask in ((CORRECT, result.correct), (ROBUST, result.robust)):
             if mask.any():
                 some = _sample(mask)
                 points = _Points(model, x[some], y[some], norm, eps, random, result.stages)
-                indicators += [experiment(points) for experiment in experiments]
-    return GradientMaskingReport(tuple(i for i in indicators if i is not None))
+                for component, functions in experiments.items():
+                    outcomes = [experiment(points) for experiment in functions]
+                    indicators += [_indicator(component, outcome) for outcome in outcomes if outcome]
+    return GradientMaskingReport(tuple(indicators))
 
 
 def check_transfer(
-    model: nn.Module,
-    other: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    result: AttackResult,
-    norm: float,
-    eps: float,
-    mode: Mode = "eval",
-) -> Indicator | None:
+    model: nn.Module, other: nn.Module, x: Tensor, y: Tensor, result: AttackResult,
+    norm: float, eps: float, mode: Mode = "eval",
+) -> Indicator | None:  # fmt: skip
     """Whether PGD on another model finds adversarial points that the attack on the model itself did not find.
 
     None where the attack left no robust point. Arguments as for :func:`check_gradient_masking`; ``other`` is a model for
@@ -129,7 +125,12 @@ def check_transfer(
     points = pgd(norm, eps, STEPS)(other, x[some], y[some])
     with model_state_preserved(model, mode), torch.no_grad():
         found = int((wide(model(points)).argmax(1) != y[some]).sum())
-    return _other_attack("PGD on the surrogate", found, len(some))
+    return _indicator("the attack", _other_attack("PGD on the surrogate", found, len(some)))
+
+
+def _indicator(component: str, outcome: "Outcome") -> Indicator:
+    suspicious, bad, fine = outcome
+    return Indicator(component, suspicious, bad if suspicious else fine)
 
 
 def _sample(mask: Tensor) -> Tensor:
@@ -168,13 +169,13 @@ class _Points:
     @cached_property
     def gradient(self) -> Tensor:
         """Of the log-odds (B, C, H, W)."""
-        return self.gradient_of(lambda logits: log_odds(logits, self.y))
+        return self.gradient_of(log_odds)
 
-    def gradient_of(self, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    def gradient_of(self, loss: Loss) -> Tensor:
         """Of each point's loss (B, C, H, W)."""
         with torch.enable_grad():
             z = self.x.detach().requires_grad_()
-            return torch.autograd.grad(loss(self.compute(z)).sum(), z)[0]
+            return torch.autograd.grad(loss(self.compute(z), self.y).sum(), z)[0]
 
     def misclassified_by(self, search: Search[Any], eps: float) -> int:
         """Number of points for which a search finds an adversarial one."""
@@ -194,87 +195,75 @@ def _size(grad: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------- experiments on correct points
 
-
-def _probabilities(points: _Points) -> Indicator:
-    logits = points.logits
-    if bool((logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-3).all()):
-        text = "its rows are probabilities, not logits, whose gradients vanish where the model is sure: remove the softmax"
-        return Indicator("the output", True, text)
-    return Indicator("the output", False, "its rows are logits, not probabilities")
+Outcome = tuple[bool, str, str]
+"""Whether it is suspicious, the observation if it is, and if it is not."""
 
 
-def _second_pass(points: _Points) -> Indicator:
+def _probabilities(points: _Points) -> Outcome:
+    bad = "its rows are probabilities, not logits, whose gradients vanish where the model is sure: remove the softmax"
+    return are_probabilities(points.logits), bad, "its rows are logits, not probabilities"
+
+
+def _second_pass(points: _Points) -> Outcome:
     total = len(points.x)
-    if not points.changed:
-        return Indicator("the random layers", False, f"two passes over the same {total} points agree")
-    text = f"two passes over the same points differ for {points.changed} of {total}"
-    advice = "" if points.random else ': the attack meets another model at each step; use version="rand"'
-    return Indicator("the random layers", not points.random, text + advice)
+    differ = f"two passes over the same points differ for {points.changed} of {total}"
+    bad = f'{differ}: the attack meets another model at each step; use version="rand"'
+    fine = differ if points.changed else f"two passes over the same {total} points agree"
+    return points.changed > 0 and not points.random, bad, fine
 
 
-def _other_batch(points: _Points) -> Indicator | None:
+def _other_batch(points: _Points) -> Outcome | None:
     if points.changed:
         return None
     total = len(points.x)
     parts = torch.cat([points.compute(part) for part in points.x.split(max(total // 4, 1))])
-    if differ := _differ(points.logits, parts):
-        text = f"the logits of {differ} of {total} points depend on the batch: batch norm in train mode?"
-        return Indicator("the mode", True, text)
-    return Indicator("the mode", False, "the logits of a point do not depend on its batch")
+    differ = _differ(points.logits, parts)
+    bad = f"the logits of {differ} of {total} points depend on the batch: batch norm in train mode?"
+    return differ > 0, bad, "the logits of a point do not depend on its batch"
 
 
-def _small_change(points: _Points) -> Indicator:
+def _small_change(points: _Points) -> Outcome:
     """Logits of float32 change with pixels by 1e-5; those of half precision need not."""
-    component, total = "the input layer", len(points.x)
+    total = len(points.x)
     dtypes = {t.dtype for t in (points.x, *points.model.parameters()) if t.is_floating_point()}
     if not dtypes <= {torch.float32, torch.float64}:
-        return Indicator(component, False, "not examined: the model is in half precision")
+        return False, "", "not examined: the model is in half precision"
     moved = points.x + torch.where(points.x < 0.5, 1e-5, -1e-5)
     same = int((points.logits == points.compute(moved)).all(1).sum())
-    if same > total * TOLERATED:
-        text = (
-            f"the logits of {same} of {total} points stay the same when every pixel changes by 0.00001: rounding there, or "
-            "saturation after it, leaves no gradient or an artificial one"
-        )
-        return Indicator(component, True, text)
-    return Indicator(
-        component, False, f"a change of 0.00001 changes the logits of {total - same} of {total} points"
+    bad = (
+        f"the logits of {same} of {total} points stay the same when every pixel changes by 0.00001: rounding there, or "
+        "saturation after it, leaves no gradient or an artificial one"
     )
+    fine = f"a change of 0.00001 changes the logits of {total - same} of {total} points"
+    return same > total * TOLERATED, bad, fine
 
 
-def _finite_gradient(points: _Points) -> Indicator:
+def _finite_gradient(points: _Points) -> Outcome:
     size, total = _size(points.gradient), len(points.x)
     nonfinite, zero = int((~(size < math.inf)).sum()), int((size == 0).sum())
     faults = [(nonfinite, total, "NaN or infinite"), (zero, total, "exactly zero")]
-    for stage in points.stages:
-        faults += [
-            (stage.nonfinite_gradients, stage.attacked, f"NaN or infinite in {stage.name}"),
-            (stage.zero_gradients, stage.attacked, f"exactly zero at the end of {stage.name}"),
-        ]
-    texts = [
-        f"it is {fault} for {count} of {of} points" for count, of, fault in faults if count > of * TOLERATED
-    ]
+    for s in points.stages:
+        faults.append((s.nonfinite_gradients, s.attacked, f"NaN or infinite in {s.name}"))
+        faults.append((s.zero_gradients, s.attacked, f"exactly zero at the end of {s.name}"))
+    texts = [f"it is {fault} for {n} of {of} points" for n, of, fault in faults if n > of * TOLERATED]
     fine = f"it is finite and not zero for {total - nonfinite - zero} of {total} points"
-    return Indicator("the gradient", bool(texts), "; ".join(texts) or fine)
+    return bool(texts), "; ".join(texts), fine
 
 
-def _saturation(points: _Points) -> Indicator:
+def _saturation(points: _Points) -> Outcome:
     """Whether the gradient of cross-entropy vanishes where that of the log-odds does not."""
     total, lead = len(points.x), -float(margin(points.logits, points.y).median())
-    grad = points.gradient_of(lambda logits: F.cross_entropy(logits, points.y, reduction="none"))
+    grad = points.gradient_of(lambda logits, y: F.cross_entropy(logits, y, reduction="none"))
     zero = int(((_size(grad) == 0) & (_size(points.gradient) > 0)).sum())
-    if zero > total * TOLERATED:
-        text = (
-            f"it is saturated (the right logit leads by {lead:.4g}): the gradient of cross-entropy is exactly zero for "
-            f"{zero} of {total} points; opnorm's log-odds loss avoids this, other tools do not"
-        )
-        return Indicator("the softmax", True, text)
-    return Indicator(
-        "the softmax", False, f"it is not saturated: the right logit leads by {lead:.4g} at the median"
+    bad = (
+        f"it is saturated (the right logit leads by {lead:.4g}): the gradient of cross-entropy is exactly zero for "
+        f"{zero} of {total} points; opnorm's log-odds loss avoids this, other tools do not"
     )
+    fine = f"it is not saturated: the right logit leads by {lead:.4g} at the median"
+    return zero > total * TOLERATED, bad, fine
 
 
-def _ascent(points: _Points) -> Indicator | None:
+def _ascent(points: _Points) -> Outcome | None:
     """A tenth of the radius along the gradient; points that cannot move, in a corner of the box, do not count."""
     if points.random:
         return None
@@ -283,28 +272,24 @@ def _ascent(points: _Points) -> Indicator | None:
     moved = (z != points.x).flatten(1).any(1)
     rose = log_odds(points.compute(z), points.y) > log_odds(points.logits, points.y)
     flat, total = int((moved & ~rose).sum()), int(moved.sum())
-    if flat > max(total, 1) * 4 * TOLERATED:
-        text = (
-            f"it does not rise along its gradient, over a tenth of the radius, for {flat} of {total} points"
-        )
-        return Indicator("the loss", True, text)
-    return Indicator("the loss", False, f"it rises along its gradient for {total - flat} of {total} points")
+    bad = f"it does not rise along its gradient, over a tenth of the radius, for {flat} of {total} points"
+    fine = f"it rises along its gradient for {total - flat} of {total} points"
+    return flat > max(total, 1) * 4 * TOLERATED, bad, fine
 
 
-def _large_radius(points: _Points) -> Indicator:
+def _large_radius(points: _Points) -> Outcome:
     """When pixels may change by 0.5, all points can become the same gray image, which has one class."""
     total, size = len(points.x), points.x[0].numel()
     eps = max(points.eps, 0.5 * (size ** (1 / points.norm) if points.norm < math.inf else 1))
     robust = total - points.misclassified_by(apgd_search(points.norm, STEPS), eps)
-    suspicious = robust > total * TOLERATED
-    text = f"at ε = {eps:.4g}, where all points can become one gray image, {robust} of {total} are robust"
-    return Indicator("the large radius", suspicious, text + ("; expected none" if suspicious else ""))
+    fine = f"at ε = {eps:.4g}, where all points can become one gray image, {robust} of {total} are robust"
+    return robust > total * TOLERATED, f"{fine}; expected none", fine
 
 
 # ---------------------------------------------------------------- experiments on robust points
 
 
-def _square(points: _Points) -> Indicator | None:
+def _square(points: _Points) -> Outcome | None:
     """An attack without gradients; its result is known where AutoAttack ran it."""
     for stage in points.stages:
         if stage.name == "Square":
@@ -315,7 +300,7 @@ def _square(points: _Points) -> Indicator | None:
     return _other_attack(f"Square, which uses no gradients, with {QUERIES} queries", found, len(points.x))
 
 
-def _apgd(points: _Points) -> Indicator | None:
+def _apgd(points: _Points) -> Outcome | None:
     """An attack with better steps, where AutoAttack did not run it."""
     if points.random or any(stage.name.startswith("APGD") for stage in points.stages):
         return None
@@ -323,14 +308,20 @@ def _apgd(points: _Points) -> Indicator | None:
     return _other_attack(f"APGD with {STEPS} steps", found, len(points.x))
 
 
-def _other_attack(name: str, found: int, attacked: int) -> Indicator:
-    suspicious = found > max(attacked * TOLERATED, 1)
-    text = f"{name} finds adversarial points for {found} of {attacked} points that were robust before"
-    reason = ": it is too weak here, or its gradients are masked" if suspicious else ""
-    return Indicator("the attack", suspicious, text + reason)
+def _other_attack(name: str, found: int, attacked: int) -> Outcome:
+    fine = f"{name} finds adversarial points for {found} of {attacked} points that were robust before"
+    bad = f"{fine}: it is too weak here, or its gradients are masked"
+    return found > max(attacked * TOLERATED, 1), bad, fine
 
 
-CORRECT = (
-    _probabilities, _second_pass, _other_batch, _small_change, _finite_gradient, _saturation, _ascent, _large_radius,
-)  # fmt: skip
-ROBUST = (_square, _apgd)
+CORRECT = {
+    "the output": (_probabilities,),
+    "the random layers": (_second_pass,),
+    "the mode": (_other_batch,),
+    "the input layer": (_small_change,),
+    "the gradient": (_finite_gradient,),
+    "the softmax": (_saturation,),
+    "the loss": (_ascent,),
+    "the large radius": (_large_radius,),
+}
+ROBUST = {"the attack": (_square, _apgd)}

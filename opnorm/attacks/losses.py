@@ -1,7 +1,7 @@
-"""What attacks climb: one number a point, larger where the model is more wrong, or further from its clean answer.
+"""The losses that attacks maximize: (logits (B, K), reference) -> (B,).
 
-Logits (B, K) come in float32 at least. A loss is held against the labels (B,), or against the model's own logits at the
-clean points (B, K); the latter kind has a zero gradient at the clean point itself, so it needs a random start.
+Logits are in float32 at least. The reference is the labels (B,), or the model's own logits at the clean points (B, K), for
+which the gradient at the clean point itself is zero, so that a random start is needed.
 """
 
 import math
@@ -34,8 +34,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def log_odds(logits: Tensor, y: Tensor) -> Tensor:
     """The log-odds m = log Σ_{i≠y} exp(z_i) - z_y of being wrong, of which cross-entropy is log(1 + exp(m)).
 
-    So both climb in the same direction, and rank points alike, but the gradient of m does not vanish in float
-    arithmetic when the model is sure, as that of cross-entropy does from odds of about 1e7 on.
+    Both have the same direction and order of points, but the gradient of m does not vanish in float arithmetic where the
+    model is confident, as that of cross-entropy does from odds of about 1e7 on.
     """
     return _others(logits, y).logsumexp(1) - _right(logits, y)
 
@@ -74,15 +74,11 @@ def distance(q: float) -> Loss:
 
     Source: Roth et al. 2020, Theorem 1.
     """
-
-    def loss(logits: Tensor, clean: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(logits - clean, q, dim=1)
-
-    return loss
+    return lambda logits, clean: torch.linalg.vector_norm(logits - clean, q, dim=1)
 
 
 def towards(loss: str) -> Loss:
-    """A loss against pairs (B, 2) of label y and target t, larger the more the model is at t.
+    """A loss with pairs (B, 2) of label y and target t as reference, larger the closer the prediction is to t.
 
     "cw" is z_t - z_y, "ce" the log-odds of t, and "dlr" (z_t - z_y) / (z_1 - (z_3 + z_4) / 2) with z_1 ≥ z_2 ≥ ... sorted;
     with fewer than 4 classes that is z_t - z_y alone.
@@ -90,7 +86,7 @@ def towards(loss: str) -> Loss:
     Source: Croce & Hein 2020, Eq. 7.
     """
 
-    def climb(logits: Tensor, pair: Tensor) -> Tensor:
+    def value(logits: Tensor, pair: Tensor) -> Tensor:
         y, target = pair.unbind(1)
         if loss == "ce":
             return -log_odds(logits, target)
@@ -100,7 +96,7 @@ def towards(loss: str) -> Loss:
         top = logits.topk(4, dim=1).values
         return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
-    return climb
+    return value
 
 
 def rank_targets(logits: Tensor, y: Tensor, count: int) -> Tensor:
@@ -111,13 +107,12 @@ def rank_targets(logits: Tensor, y: Tensor, count: int) -> Tensor:
     """
     if logits.shape[1] < 2:
         raise AttackError("the model has 1 class: there is no other one to mistake a point for")
-    return _others(logits, y).argsort(dim=1, descending=True, stable=True)[
-        :, : min(count, logits.shape[1] - 1)
-    ]
+    ranked = _others(logits, y).argsort(dim=1, descending=True, stable=True)
+    return ranked[:, : min(count, logits.shape[1] - 1)]
 
 
 def wide(logits: Tensor) -> Tensor:
-    """In float32 at least, as all of these losses want their logits."""
+    """In float32 at least."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

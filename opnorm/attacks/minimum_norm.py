@@ -1,6 +1,6 @@
 """The distance of each point to its closest misclassified point, found by attacks: upper bounds.
 
-Distances are in pixel values of [0, 1], in some norm, and computed in float64 from the very points that were found.
+Distances are in pixel values of [0, 1], in some norm, and computed in float64 from the points that were found.
 """
 
 import math
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from opnorm._core.modes import Mode, model_state_preserved
 from opnorm.attacks._checks import check_inputs, check_logits, is_amount
 from opnorm.attacks._pgd import Attack
+from opnorm.attacks._rows import column, where
 from opnorm.errors import AttackError
 
 __all__ = ["Closest", "accuracy_curve", "gaps", "minimal_eps", "tighten"]
@@ -78,8 +79,8 @@ def minimal_eps(
     while (open_ := high - low > 1).any():
         middle = (low + high) // 2
         for at in middle[open_].unique().tolist():
-            here = (open_ & (middle == at)).nonzero().squeeze(1)
-            found, eps = attack(at / cells * highest)(model, x[here], y[here]), at / cells * highest
+            here, eps = (open_ & (middle == at)).nonzero().squeeze(1), at / cells * highest
+            found = attack(eps)(model, x[here], y[here])
             far = gaps(x[here], found, norm)
             if (far > eps * (1 + 1e-6)).any():
                 raise AttackError(
@@ -116,27 +117,20 @@ def gaps(x: Tensor, z: Tensor, norm: float) -> Tensor:
 
 
 def tighten(model: nn.Module, x: Tensor, y: Tensor, points: Tensor, found: Tensor, norm: float) -> Closest:
-    """Draw misclassified points towards the clean ones, as far as the model stays wrong on the way.
+    """Move misclassified points towards the clean ones, by bisection, as far as they stay misclassified.
 
-    Args:
-        model: in the mode that it is to be judged in.
-        x: clean points (B, C, H, W), classified correctly.
-        y: labels (B,).
-        points: (B, C, H, W), where it was seen to be wrong.
-        found: (B,), of which points there is one at all.
-        norm: of the distance.
+    ``found`` (B,) says for which of the correctly classified points x there is a misclassified one in ``points``.
     """
     best, low = points, torch.zeros_like(y, dtype=x.dtype)
     high = torch.ones_like(low)
-    shape = (-1, *[1] * (x.ndim - 1))
     for _ in range(BISECTIONS if found.any() else 0):
         middle = (low + high) / 2
-        z = torch.lerp(x, points, middle.view(shape)).clamp_(0, 1)
+        z = torch.lerp(x, points, column(middle, x)).clamp_(0, 1)
         logits = model(z)
         wrong = found & (logits.argmax(1) != y) & logits.isfinite().all(1)
-        best = torch.where(wrong.view(shape), z, best)
+        best = where(wrong, z, best)
         low, high = torch.where(wrong, low, middle), torch.where(wrong, middle, high)
-    best = torch.where(found.view(shape), best, x)
+    best = where(found, best, x)
     return Closest(best, gaps(x, best, norm).where(found, math.inf))
 
 

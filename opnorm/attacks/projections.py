@@ -1,55 +1,58 @@
 """Balls around a point, cut with the box [0, 1], exact in float arithmetic.
 
-A ball is a small object made once for a batch of centers ``x``: it draws a random start, moves any point back inside,
-and turns a gradient into a step. What it returns lies in the ball and in the box not up to rounding but exactly:
-the peers' points overstep a decimal ε by about 2e-8.
+A ball is a small object made once for a batch of centers ``x``: it draws a random start, projects any point, and turns a
+gradient into a step. What it returns lies in the ball and in the box not up to rounding but exactly.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from opnorm._core import random
+from opnorm.attacks._rows import column
+from opnorm.attacks.losses import wide
 from opnorm.errors import AttackError
 
 __all__ = ["Ball", "L1Ball", "L2Ball", "LinfBall", "ball"]
 
 
-@runtime_checkable
-class Ball(Protocol):
-    """The points of [0, 1]^(C, H, W) within some distance of each center, in some norm."""
+@dataclass(frozen=True)
+class Ball(ABC):
+    """The points of [0, 1]^(C, H, W) within some distance of each center, in some norm.
 
-    @property
-    def x(self) -> Tensor:
-        """The centers (B, C, H, W)."""
+    Attributes:
+        x: centers (B, C, H, W).
+        eps: radii (B,), float64.
+    """
 
-    @property
-    def eps(self) -> Tensor:
-        """The radii (B,), float64."""
+    x: Tensor
+    eps: Tensor
+    dual: ClassVar[float]
 
+    @abstractmethod
     def start(self, keys: Tensor) -> Tensor:
         """Uniformly random points, one for each key; see :mod:`opnorm._core.random`."""
 
+    @abstractmethod
     def project(self, z: Tensor) -> Tensor:
         """The closest points inside (B, C, H, W)."""
 
+    @abstractmethod
     def direction(self, grad: Tensor) -> Tensor:
-        """The unit step that climbs fastest along the gradient (Roth et al. 2020, Eq. 17)."""
+        """The unit step along which a linear function with this gradient rises fastest (Roth et al. 2020, Eq. 17)."""
 
     def ascend(self, z: Tensor, grad: Tensor, step: float) -> Tensor:
-        """Where a step of that length leads from z inside: back inside, by projection."""
+        """Π(z + step · direction(grad))."""
+        return self.project(z + step * self.direction(grad))
 
     def gain(self, z: Tensor, grad: Tensor) -> Tensor:
-        """What a linear function with this gradient gains from z to its maximum in the ball, at most (B,).
-
-        sup ⟨grad, z' - z⟩, the Frank-Wolfe gap; in ℓ1 and ℓ2 of the ball without the box.
-        """
-
-    def select(self, kept: Tensor) -> "Ball":
-        """The balls of some of the points."""
+        """The Frank-Wolfe gap sup ⟨grad, z' - z⟩ over z' in the ball, at most (B,); in ℓ1 and ℓ2 without the box."""
+        steepest = torch.linalg.vector_norm(grad.flatten(1), self.dual, dim=1)
+        return self.eps.to(grad.dtype) * steepest - (grad * (z - self.x)).flatten(1).sum(1)
 
 
 def ball(x: Tensor, eps: float | Tensor, norm: float) -> Ball:
@@ -66,26 +69,22 @@ def ball(x: Tensor, eps: float | Tensor, norm: float) -> Ball:
     eps = torch.as_tensor(eps, dtype=torch.float64, device=x.device).expand(len(x))
     if norm == math.inf:
         return LinfBall.around(x, eps)
-    if norm == 2:
-        return L2Ball(x, eps)
-    if norm == 1:
-        return L1Ball(x, eps)
-    raise AttackError(f"norm={norm!r} is not known here; expected 1, 2 or inf")
+    if norm not in (1, 2):
+        raise AttackError(f"norm={norm!r} is not known here; expected 1, 2 or inf")
+    return L2Ball(x, eps) if norm == 2 else L1Ball(x, eps)
 
 
 @dataclass(frozen=True)
-class LinfBall:
+class LinfBall(Ball):
     """The ℓ∞ ball cut with the box: a box itself, from ``low`` to ``high``."""
 
-    x: Tensor
-    eps: Tensor
     low: Tensor
     high: Tensor
 
     @staticmethod
     def around(x: Tensor, eps: Tensor) -> "LinfBall":
         """Ends rounded inward: in float64 by one step, since x ± ε itself rounds, then to the type of x."""
-        center, radius = x.double(), eps.view(-1, *[1] * (x.ndim - 1))
+        center, radius = x.double(), column(eps, x.double())
         low = torch.nextafter(center - radius, torch.full_like(center, math.inf)).clamp(min=0)
         high = torch.nextafter(center + radius, torch.full_like(center, -math.inf)).clamp(max=1)
         low, high = _round(low, x.dtype, up=True), _round(high, x.dtype, up=False)
@@ -105,17 +104,9 @@ class LinfBall:
         """Its sign."""
         return grad.sign()
 
-    def ascend(self, z: Tensor, grad: Tensor, step: float) -> Tensor:
-        """Π(z + step · sign(grad))."""
-        return self.project(z + step * self.direction(grad))
-
     def gain(self, z: Tensor, grad: Tensor) -> Tensor:
         """Σ_i |g_i| times the way that is left upward or downward."""
         return (grad * (torch.where(grad > 0, self.high, self.low) - z)).flatten(1).sum(1)
-
-    def select(self, kept: Tensor) -> "LinfBall":
-        """The balls of some of the points."""
-        return LinfBall(self.x[kept], self.eps[kept], self.low[kept], self.high[kept])
 
 
 def _round(value: Tensor, dtype: torch.dtype, *, up: bool) -> Tensor:
@@ -139,22 +130,11 @@ def _land(x: Tensor, delta: Tensor, eps: Tensor, norm: float) -> Tensor:
     return torch.where(over, torch.nextafter(point, x), point)
 
 
-def _wide(value: Tensor) -> Tensor:
-    """In float32 at least: squares of 16-bit floats overflow and vanish."""
-    return value.to(torch.promote_types(value.dtype, torch.float32))
-
-
-def _gain(x: Tensor, eps: Tensor, z: Tensor, grad: Tensor, dual: float) -> Tensor:
-    steepest = torch.linalg.vector_norm(grad.flatten(1), dual, dim=1)
-    return eps.to(grad.dtype) * steepest - (grad * (z - x)).flatten(1).sum(1)
-
-
 @dataclass(frozen=True)
-class L2Ball:
+class L2Ball(Ball):
     """The ℓ2 ball cut with the box."""
 
-    x: Tensor
-    eps: Tensor
+    dual = 2
 
     def start(self, keys: Tensor) -> Tensor:
         """Uniform in the ball, then projected on the box."""
@@ -170,7 +150,7 @@ class L2Ball:
         It is x + clip(t (z - x)) for the largest t ≤ 1 that fits: coordinates that meet the box stop there, and the
         others share what is left of ε². Each pass finds t for the coordinates known to have stopped; the set only grows.
         """
-        x, z = _wide(self.x).flatten(1), _wide(z).flatten(1)
+        x, z = wide(self.x).flatten(1), wide(z).flatten(1)
         delta = z - x
         room = torch.where(delta > 0, 1 - x, x)
         size = delta.abs()
@@ -184,41 +164,24 @@ class L2Ball:
         return _land(self.x, torch.minimum(size * t, room) * delta.sign(), self.eps, 2)
 
     def _scale(self, size: Tensor, room: Tensor, free: Tensor) -> Tensor:
-        left = self.eps[:, None].square().to(size.dtype) - torch.where(free, 0, room).square().sum(
-            1, keepdim=True
-        )
+        used = torch.where(free, 0, room).square().sum(1, keepdim=True)
+        left = (self.eps[:, None].square().to(size.dtype) - used).clamp(min=0)
         moving = torch.where(free, size, 0).square().sum(1, keepdim=True)
-        return (
-            (left.clamp(min=0) / moving.clamp(min=1e-300 if size.dtype == torch.float64 else 1e-38))
-            .sqrt()
-            .clamp(max=1)
-        )
+        least = 1e-300 if size.dtype == torch.float64 else 1e-38
+        return (left / moving.clamp(min=least)).sqrt().clamp(max=1)
 
     def direction(self, grad: Tensor) -> Tensor:
         """The gradient over its ℓ2 norm; zero where the gradient is."""
-        shape = (-1, *[1] * (grad.ndim - 1))
-        unit = _wide(grad) / _wide(grad).flatten(1).abs().amax(1).clamp(min=1e-38).view(shape)
-        return (unit / unit.flatten(1).norm(dim=1).clamp(min=1e-38).view(shape)).to(grad.dtype)
-
-    def ascend(self, z: Tensor, grad: Tensor, step: float) -> Tensor:
-        """Π(z + step · grad / ‖grad‖_2)."""
-        return self.project(z + step * self.direction(grad))
-
-    def gain(self, z: Tensor, grad: Tensor) -> Tensor:
-        """ε ‖g‖_2 - ⟨g, z - x⟩."""
-        return _gain(self.x, self.eps, z, grad, 2)
-
-    def select(self, kept: Tensor) -> "L2Ball":
-        """The balls of some of the points."""
-        return L2Ball(self.x[kept], self.eps[kept])
+        flat = wide(grad).flatten(1)
+        unit = flat / flat.abs().amax(1, keepdim=True).clamp(min=1e-38)
+        return (unit / unit.norm(dim=1, keepdim=True).clamp(min=1e-38)).view_as(grad).to(grad.dtype)
 
 
 @dataclass(frozen=True)
-class L1Ball:
+class L1Ball(Ball):
     """The ℓ1 ball cut with the box."""
 
-    x: Tensor
-    eps: Tensor
+    dual = math.inf
 
     def start(self, keys: Tensor) -> Tensor:
         """Uniform in the ball, then projected on the box.
@@ -259,7 +222,7 @@ class L1Ball:
 
     def direction(self, grad: Tensor) -> Tensor:
         """All weight on the largest coordinate, shared where several are; zero where the gradient is."""
-        flat = _wide(grad).flatten(1)
+        flat = wide(grad).flatten(1)
         top = (flat.abs() == flat.abs().amax(1, keepdim=True)) * flat.sign()
         return (top / top.abs().sum(1, keepdim=True).clamp(min=1)).view_as(grad).to(grad.dtype)
 
@@ -270,7 +233,7 @@ class L1Ball:
         step · direction; at the box, that direction would be cut off there and no other coordinate would ever move.
         No two points of the ball are further apart than 2 ε, so a longer step is that long.
         """
-        flat, slope = _wide(z).flatten(1), _wide(grad).flatten(1)
+        flat, slope = wide(z).flatten(1), wide(grad).flatten(1)
         room = torch.where(slope > 0, 1 - flat, flat) * (slope != 0)
         order = slope.abs().argsort(dim=1, descending=True, stable=True)
         most = room.gather(1, order).double()
@@ -278,11 +241,3 @@ class L1Ball:
         filled = ((2 * self.eps).clamp(max=step)[:, None] - before).clamp(min=0).minimum(most).to(flat.dtype)
         v = torch.zeros_like(flat).scatter_(1, order, filled) * slope.sign()
         return self.project((flat + v).view_as(z))
-
-    def gain(self, z: Tensor, grad: Tensor) -> Tensor:
-        """ε ‖g‖_inf - ⟨g, z - x⟩."""
-        return _gain(self.x, self.eps, z, grad, math.inf)
-
-    def select(self, kept: Tensor) -> "L1Ball":
-        """The balls of some of the points."""
-        return L1Ball(self.x[kept], self.eps[kept])

@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from opnorm import spec
 from opnorm._core.confidence import confidence_interval
+from opnorm.errors import SpecError
 
-__all__ = ["AttackResult", "StageResult", "gradient_warnings"]
+__all__ = ["AttackResult", "StageResult", "attack_call", "gradient_warnings"]
 
 
 class StageResult(NamedTuple):
@@ -19,8 +21,7 @@ class StageResult(NamedTuple):
         searches: for each point: restarts times targets.
         attacked: number of points; an attack may begin on the last points of the one before.
         misclassified: number of points that it made misclassified.
-        cpu_seconds: attacks that share a batch share its time by their passes.
-        wall_seconds: likewise.
+        cpu_seconds, wall_seconds: attacks that share a batch share its time by their passes.
         zero_gradients: number of robust points whose last gradient was exactly zero.
         nonfinite_gradients: number of points with a NaN or infinite gradient.
         counts: of passes through the model, and of searches that ended early.
@@ -67,17 +68,17 @@ class AttackResult:
     @property
     def clean_accuracy(self) -> float:
         """The share of correct points."""
-        return _share(self.correct)
+        return float(self.correct.double().mean())
 
     @property
     def robust_accuracy(self) -> float:
         """The share of robust points, an upper bound of the true one."""
-        return _share(self.robust)
+        return float(self.robust.double().mean())
 
     @property
     def certified_accuracy(self) -> float:
         """The share of certified points, a lower bound of the true robust accuracy."""
-        return _share(self.certified)
+        return float(self.certified.double().mean())
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -85,8 +86,22 @@ class AttackResult:
         return confidence_interval(int(self.robust.sum()), len(self.robust))
 
 
-def _share(mask: Tensor) -> float:
-    return float(mask.double().mean())
+def attack_call(attack: object) -> str:
+    """The call that makes an attack, such as ``autoattack(norm=inf, eps=8/255, version="standard")``.
+
+    Norm, radius, steps and version are always written out, other settings where they differ from their defaults. "" for an
+    object of the user's own that has no call.
+    """
+    try:
+        made_by = spec.spec_of(attack)
+    except SpecError:
+        return ""
+    named = {"norm", "eps", "steps", "version", *dict(spec.short(made_by).kwargs)}
+    every = spec.full(made_by)
+    return str(spec.Call(every.name, every.args, tuple((k, v) for k, v in every.kwargs if k in named)))
+
+
+FAULTS = ("exactly zero", "NaN or infinite")
 
 
 def gradient_warnings(stages: Sequence[StageResult], unit: str = "points") -> list[str]:
@@ -95,9 +110,6 @@ def gradient_warnings(stages: Sequence[StageResult], unit: str = "points") -> li
         f"the gradient of {stage.name} is {fault} for {count} of {stage.attacked} {unit}: the attack has no direction "
         "there, and a robust accuracy from it is too high"
         for stage in stages
-        for fault, count in (
-            ("exactly zero", stage.zero_gradients),
-            ("NaN or infinite", stage.nonfinite_gradients),
-        )
+        for count, fault in zip((stage.zero_gradients, stage.nonfinite_gradients), FAULTS, strict=True)
         if count
     ]

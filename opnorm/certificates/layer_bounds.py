@@ -10,6 +10,7 @@ Linear layers, convolutions, ReLU, pooling, Flatten, dropout and batch norm have
 """
 
 import functools
+import inspect
 import math
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -24,17 +25,9 @@ from opnorm._core.linear_map import LinearMap, linear_map
 from opnorm.errors import NormError
 
 __all__ = [
-    "UNIT",
-    "Affine",
-    "LayerBounds",
-    "NoBoundsError",
-    "Reshape",
-    "diagonal",
-    "layer_bounds",
-    "lower_sum",
-    "network_bounds",
-    "sequential_layers",
-]
+    "UNIT", "Affine", "LayerBounds", "NoBoundsError", "Reshape", "diagonal", "layer_bounds", "lower_sum",
+    "network_bounds", "sequential_layers",
+]  # fmt: skip
 
 UNIT = 2.0**-24
 TF32 = 2.0**-9  # twice the relative error of a product whose factors are rounded to 11 bits
@@ -61,15 +54,9 @@ class LayerBounds(Protocol):
         """Bounds on the outputs from bounds on the inputs."""
 
     def backward(self, A: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """A', c with <A, layer(x)> >= <A', x> + c for all x between the bounds.
+        """A' (B, R, *in_shape) and c (B, R) with <A, layer(x)> >= <A', x> + c for all x between the bounds.
 
-        Args:
-            A: (B, R, *out_shape), R functionals for each point.
-            low: (B, *in_shape).
-            high: (B, *in_shape).
-
-        Returns:
-            A' (B, R, *in_shape) and c (B, R).
+        A (B, R, *out_shape) holds R functionals for each point.
         """
 
 
@@ -289,40 +276,28 @@ def _(layer: nn.modules.batchnorm._BatchNorm, in_shape: Shape) -> LayerBounds:
         raise NoBoundsError("no bounds are known for it")
     if layer.running_mean is None or layer.running_var is None:
         raise NoBoundsError("it normalizes by the batch's own statistics")
-    axes = (-1, *(1,) * (len(in_shape) - 1))
     weight = None if layer.weight is None else layer.weight.detach()
     gain = channel_scale(layer.running_var.double(), layer.eps, weight)
     shift = layer.running_mean.double() * gain
     bias = torch.zeros_like(shift) if layer.bias is None else layer.bias.detach().double()
-    size = bias.abs() + shift.abs()
-    return diagonal(in_shape, gain.view(axes), (bias - shift).view(axes), size.view(axes))
+    terms = (gain, bias - shift, bias.abs() + shift.abs())
+    return diagonal(in_shape, *(t.view(-1, *(1,) * (len(in_shape) - 1)) for t in terms))
 
 
 @layer_bounds.register
 def _(layer: nn.Linear | ConvLayer, in_shape: Shape) -> LayerBounds:
     W = layer.weight.detach()  # may be computed by a parametrization, so |W| needs a plain layer of its own
-    magnitude: nn.Module
-    if isinstance(layer, nn.Linear):
-        magnitude = nn.Linear(layer.in_features, layer.out_features, device="meta")
-    else:
-        base: Any = next(kind for kind in CONV if isinstance(layer, kind))
-        names = (
-            "in_channels",
-            "out_channels",
-            "kernel_size",
-            "stride",
-            "padding",
-            "dilation",
-            "groups",
-            "padding_mode",
-        )
-        magnitude = base(**{name: getattr(layer, name) for name in names}, device="meta")
+    base: Any = next(kind for kind in (nn.Linear, *CONV) if isinstance(layer, kind))
+    settings = {
+        name: getattr(layer, name) for name in inspect.signature(base).parameters if name in vars(layer)
+    }
+    magnitude = base(**settings | {"bias": False, "device": "meta"})
     magnitude.weight = nn.Parameter(W.abs(), requires_grad=False)
     exact, size = linear_map(layer, in_shape), linear_map(magnitude, in_shape)
     bias = torch.zeros(len(W), dtype=torch.float64, device=W.device)
     if layer.bias is not None:
         bias = layer.bias.detach().double()
-    if not isinstance(layer, nn.Linear):
+    if base is not nn.Linear:
         bias = bias.view(-1, *(1,) * (len(in_shape) - 1))
     terms = W[0].numel()
     return Affine(exact, size, bias, bias.abs(), terms + 2, math.prod(exact.out_shape) * terms)

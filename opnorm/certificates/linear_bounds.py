@@ -9,7 +9,7 @@ from torch import Tensor
 
 from opnorm.certificates.layer_bounds import Affine, LayerBounds, Reshape, lower_sum
 
-__all__ = ["Balls", "crown_work", "intervals", "lower_bound", "tightened"]
+__all__ = ["Balls", "crown_work", "intervals", "lower_bound", "propagated_rounding", "tightened"]
 
 Box = tuple[Tensor, Tensor]
 
@@ -60,7 +60,7 @@ def intervals(layers: Sequence[LayerBounds], balls: Balls) -> list[Box]:
     boxes = [balls.box()]
     for layer in layers:
         boxes.append(layer.interval(*boxes[-1]))
-    first = next((i for i, s in enumerate(layers) if not isinstance(s, Affine | Reshape)), len(layers))
+    first = next(iter(_nonlinear(layers)), len(layers))
     if balls.norm == math.inf or first == 0:
         return boxes
     rows = math.prod(layers[first - 1].out_shape)
@@ -68,16 +68,32 @@ def intervals(layers: Sequence[LayerBounds], balls: Balls) -> list[Box]:
         return boxes
     center, off = balls.x, torch.zeros_like(balls.x)
     for layer, box in zip(layers[:first], boxes, strict=False):
-        if isinstance(layer, Affine):
-            center, off = layer.map @ center + layer.bias, layer.size @ off + layer.rounding(*box)
-        else:
-            center, off = layer.interval(center, off)
+        off = propagated_rounding(layer, off, box)
+        center = (
+            layer.map @ center + layer.bias
+            if isinstance(layer, Affine)
+            else layer.interval(center, center)[0]
+        )
     radius = off + balls.eps * (1 + 1e-9) * _row_norms(layers[:first], balls)
     low, high = boxes[first]
     boxes[first:] = [(torch.maximum(low, center - radius), torch.minimum(high, center + radius))]
     for layer in layers[first:]:
         boxes.append(layer.interval(*boxes[-1]))
     return boxes
+
+
+def _nonlinear(layers: Sequence[LayerBounds]) -> list[int]:
+    return [k for k, layer in enumerate(layers) if not isinstance(layer, Affine | Reshape)]
+
+
+def propagated_rounding(layer: LayerBounds, off: Tensor, box: Box) -> Tensor:
+    """The largest error of a layer's outputs, if its inputs, within the box, have errors of at most ``off``.
+
+    Other layers than affine ones, such as max(x, 0), change by no more than their inputs.
+    """
+    if isinstance(layer, Affine):
+        return layer.size @ off + layer.rounding(*box)
+    return layer.interval(off, off)[1]
 
 
 def _row_norms(layers: Sequence[LayerBounds], balls: Balls) -> Tensor:
@@ -115,29 +131,19 @@ def lower_bound(layers: Sequence[LayerBounds], boxes: Sequence[Box], balls: Ball
     return torch.cat(bounds)
 
 
-def tightened(layers: Sequence[LayerBounds], boxes: Sequence[Box], balls: Balls) -> list[Box]:
-    """Tighter intervals: those before each nonlinear layer that contain 0, by backward propagation to the inputs.
-
-    One point at a time, each with rows of its own.
-    """
+def tightened(layers: Sequence[LayerBounds], boxes: Sequence[Box], ball: Balls) -> list[Box]:
+    """Tighter intervals of one point: those before each nonlinear layer that contain 0, by backward propagation."""
     boxes = list(boxes)
-    for k in range(1, len(layers)):
-        if isinstance(layers[k], Affine | Reshape) or not any(
-            not isinstance(s, Affine | Reshape) for s in layers[:k]
-        ):
-            continue
-        low, high = (t.flatten(1).clone() for t in boxes[k])
-        for i in range(len(low)):
-            own = balls.select(torch.tensor([i], device=low.device))
-            mine = [(a[i : i + 1], b[i : i + 1]) for a, b in boxes[:k]]
-            open_ = ((low[i] < 0) & (high[i] > 0)).nonzero().squeeze(1)
-            for rows in open_.split(512) if len(open_) else ():
-                A = torch.zeros(1, len(rows), low.shape[1], dtype=low.dtype, device=low.device)
-                A[0, torch.arange(len(rows)), rows] = 1
-                A = A.unflatten(2, boxes[k][0].shape[1:])
-                ends = lower_bound(layers[:k], mine, own, torch.cat([A, -A], 1))[0]
-                low[i, rows] = torch.maximum(low[i, rows], ends[: len(rows)])
-                high[i, rows] = torch.minimum(high[i, rows], -ends[len(rows) :])
+    for k in _nonlinear(layers)[1:]:
+        low, high = (t.flatten().clone() for t in boxes[k])
+        open_ = ((low < 0) & (high > 0)).nonzero().squeeze(1)
+        for rows in open_.split(512) if len(open_) else ():
+            A = torch.zeros(1, len(rows), len(low), dtype=low.dtype, device=low.device)
+            A[0, torch.arange(len(rows)), rows] = 1
+            A = A.unflatten(2, boxes[k][0].shape[1:])
+            ends = lower_bound(layers[:k], boxes[:k], ball, torch.cat([A, -A], 1))[0]
+            low[rows] = torch.maximum(low[rows], ends[: len(rows)])
+            high[rows] = torch.minimum(high[rows], -ends[len(rows) :])
         boxes[k] = low.view_as(boxes[k][0]), high.view_as(boxes[k][0])
         for j in range(k, len(layers)):
             again = layers[j].interval(*boxes[j])
@@ -147,11 +153,8 @@ def tightened(layers: Sequence[LayerBounds], boxes: Sequence[Box], balls: Balls)
 
 def crown_work(layers: Sequence[LayerBounds], boxes: Sequence[Box]) -> Tensor:
     """The number of multiplications in :func:`tightened` for each point, (B,)."""
-    work, before, nonlinear = torch.zeros(len(boxes[0][0]), device=boxes[0][0].device), 0, False
-    for layer, (low, high) in zip(layers, boxes, strict=False):
-        if not isinstance(layer, Affine | Reshape):
-            if nonlinear:
-                work += 2 * before * ((low < 0) & (high > 0)).flatten(1).sum(1)
-            nonlinear = True
-        before += layer.work
+    work = torch.zeros(len(boxes[0][0]), device=boxes[0][0].device)
+    for k in _nonlinear(layers)[1:]:
+        low, high = boxes[k]
+        work += 2 * sum(s.work for s in layers[:k]) * ((low < 0) & (high > 0)).flatten(1).sum(1)
     return work

@@ -11,13 +11,12 @@ from opnorm._core.settings import check_choice
 from opnorm.attacks._checks import check_inputs, check_logits
 from opnorm.attacks.losses import wide
 from opnorm.certificates.layer_bounds import (
-    Affine,
     LayerBounds,
     NoBoundsError,
     network_bounds,
     sequential_layers,
 )
-from opnorm.certificates.linear_bounds import DUAL, Balls, intervals
+from opnorm.certificates.linear_bounds import DUAL, Balls, intervals, propagated_rounding
 from opnorm.errors import AttackError
 from opnorm.norms.network.lipschitz import lipschitz_bound
 
@@ -95,9 +94,5 @@ def _logit_rounding(layers: Sequence[LayerBounds], x: Tensor) -> Tensor:
     balls = Balls(torch.full_like(x[:1], 0.5, dtype=torch.float64), 0.5, math.inf)
     off = torch.zeros_like(balls.x)
     for layer, box in zip(layers, intervals(layers, balls), strict=False):
-        if isinstance(layer, Affine):
-            off = layer.size @ off
-            off = off + layer.rounding(*box)
-        else:  # max(x, 0) and the largest of a window change by no more than their inputs
-            off = layer.interval(off, off)[1]
+        off = propagated_rounding(layer, off, box)
     return off

@@ -23,8 +23,8 @@ class AttackOptions:
     attack: str = (
         "autoattack"  # as a call: 'autoattack', 'pgd(steps=40, restarts=5, stop_at_success=True)', 'fgsm'
     )
-    version: Literal["standard", "plus", "rand"] | None = (
-        None  # of AutoAttack; rand is for models that draw random numbers
+    version: Literal["standard", "plus", "rand", "fast"] | None = (
+        None  # of AutoAttack: standard as published; rand for models that draw random numbers; fast costs less
     )
     limit: int | None = None  # attack at most so many test points, a fixed random choice
     seed: int | None = None  # of the attack's random numbers

@@ -27,7 +27,7 @@ from opnorm.attacks.gradient_masking import (
     check_transfer,
 )
 from opnorm.attacks.minimum_norm import gaps
-from opnorm.attacks.result import AttackResult, StageResult, gradient_warnings
+from opnorm.attacks.result import AttackResult, StageResult, attack_call, gradient_warnings
 from opnorm.errors import AttackError, SpecError
 from opnorm.runs.evaluation import Evaluation
 from opnorm.runs.store import FORMAT, Store
@@ -90,7 +90,7 @@ def evaluate(
     norm, eps, mode = _terms(attack)
     _check(x, eps, norm, part)
     check_inputs(x, y)
-    text = _text(attack)
+    text = attack_call(attack)
     work = _Work(model, x, y, attack, text, norm, eps, mode, part, progress)
     if store is None:
         return _evaluate(work, None, surrogate)
@@ -261,13 +261,6 @@ def _key(work: _Work) -> str:
 
 
 # ---------------------------------------------------------------- settings
-
-
-def _text(attack: Attack) -> str:
-    try:
-        return str(spec.short(spec.spec_of(attack)))
-    except SpecError:  # the user's own object has no call
-        return ""
 
 
 def _terms(attack: Attack) -> tuple[float, float, Mode]:

@@ -21,6 +21,7 @@ def test_autoattack_accuracy(model):
     assert row["accuracy"] == result.robust_accuracy
     assert (row["low"], row["high"]) == result.interval
     assert row["points"] == 3
+    assert row["attack"] == 'autoattack(norm=inf, eps=4/255, version="rand")'
     assert row["misclassified"] == {stage.name: stage.misclassified for stage in result.stages}
     assert isinstance(row["masking_passed"], bool)
     json.dumps(row, allow_nan=False)

@@ -15,8 +15,9 @@ def test_liu_is_each_attack_features_by_hand(model):
     attacks = [fgsm(e) for e in (0.01, 0.03, 0.05)] + [pgd(math.inf, e, 10) for e in (0.01, 0.03)]
     right = model(x).argmax(1) == y
     assert [(r["attack"], r["eps"]) for r in rows] == [
-        ("FGSM", 0.01), ("FGSM", 0.03), ("FGSM", 0.05), ("PGD10", 0.01), ("PGD10", 0.03)
-    ]  # fmt: skip
+        *((f"fgsm(eps={e}, norm=inf)", e) for e in (0.01, 0.03, 0.05)),
+        *((f"pgd(norm=inf, eps={e}, steps=10)", e) for e in (0.01, 0.03)),
+    ]
     for row, attack in zip(rows, attacks, strict=True):
         held = int((right & after(model, attack, x, y)).sum())
         assert row["correct"] == held

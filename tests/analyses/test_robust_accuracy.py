@@ -40,7 +40,8 @@ def test_robust_accuracy_against_stronger_attacks(model):
         assert by_name[attack]["correct"] == int(result.robust.sum())
     (weak,) = robust_accuracy(math.inf, (0.05,), 1, points=60)(model, toy)
     assert by_name["autoattack"]["correct"] <= by_name["apgd"]["correct"] <= weak["correct"]
-    assert (weak["attack"], by_name["apgd"]["attack"]) == ("PGD-1, 1 start", "APGD-CE, APGD-T")
+    assert weak["attack"] == "pgd(norm=inf, eps=0.05, steps=1, stop_at_success=True)"
+    assert by_name["autoattack"]["attack"] == 'autoattack(norm=inf, eps=0.05, version="standard")'
 
 
 @pytest.mark.parametrize("norm", [2, math.inf])
@@ -100,17 +101,18 @@ def test_a_point_that_is_misclassified_at_one_radius_is_so_at_larger_ones(attack
     images = torch.full_like(toy.test.images, 128)
     images[:, 0, 0, 0] = torch.arange(40) % 3 + 127
     toy = Dataset("grey", toy.train, Split(images, torch.zeros(40).long()), toy.classes)
-    small, large = robust_accuracy(math.inf, (0.05, 0.5), 1, attack=attack)(Moat(), toy)
-    (alone,) = robust_accuracy(math.inf, (0.5,), 1, attack=attack)(Moat(), toy)
+    settings = {"attack": attack, "version": "fast"}
+    small, large = robust_accuracy(math.inf, (0.05, 0.5), 1, **settings)(Moat(), toy)
+    (alone,) = robust_accuracy(math.inf, (0.5,), 1, **settings)(Moat(), toy)
     assert alone["correct"] > 0
     assert (small["correct"], large["correct"]) == (0, 0)
-    small, large = robust_accuracy(math.inf, (0.05, 0.5), 1, attack=attack, largest_first=True)(Moat(), toy)
+    small, large = robust_accuracy(math.inf, (0.05, 0.5), 1, **settings, largest_first=True)(Moat(), toy)
     assert (small["correct"], large["correct"]) == (alone["correct"], alone["correct"])
 
 
 def test_points_robust_at_the_largest_radius_are_not_attacked_again(model):
     toy, radii = data(), (0.02, 0.05, 0.1)
-    every = {"points": 150, "attack": "apgd"}
+    every = {"points": 150, "attack": "apgd", "version": "fast", "restarts": 1}
     rows = robust_accuracy(math.inf, radii, **every, largest_first=True)(model, toy)
     assert rows == robust_accuracy(math.inf, radii, **every)(model, toy)
     assert rows == [robust_accuracy(math.inf, (eps,), **every)(model, toy)[0] for eps in radii]
@@ -128,12 +130,32 @@ def test_points_robust_at_the_largest_radius_are_not_attacked_again(model):
     assert quick < 0.8 * (sum(asked) - quick)
 
 
-@pytest.mark.parametrize("attack", ["PGD-20, 1 start", "APGD-CE, APGD-T", "AutoAttack standard"])
-def test_a_column_of_robust_accuracy_names_its_attack(attack):
+@pytest.mark.parametrize("version", ["standard", "fast"])
+def test_the_version_is_the_one_that_runs(model, version):
+    toy = data()
+    x, y = (t[:40] for t in pixels(toy.test))
+    names = ("apgd-ce", "apgd-t")
+    (row,) = robust_accuracy(2, (0.3,), points=40, attack="apgd", version=version)(model, toy)
+    result = AutoAttack(2, 0.3, version, attacks=names).evaluate(model, x, y)
+    assert row["correct"] == int(result.robust.sum())
+    call = f'autoattack(norm=2, eps=0.3, version="{version}", attacks=("apgd-ce", "apgd-t"))'
+    assert row["attack"] == call
+    assert f"APGD {version}" in robust_accuracy().columns([row])[0][0].label
+
+
+@pytest.mark.parametrize(
+    ("attack", "label"),
+    [
+        ("pgd(norm=inf, eps=0.1, steps=20, stop_at_success=True)", "PGD ℓ∞ 0.1"),
+        ('autoattack(norm=inf, eps=0.1, version="fast", attacks=("apgd-ce", "apgd-t"))', "APGD fast ℓ∞ 0.1"),
+        ('autoattack(norm=inf, eps=0.1, version="standard")', "AutoAttack standard ℓ∞ 0.1"),
+    ],
+)
+def test_a_column_of_robust_accuracy_names_its_attack(attack, label):
     row = {"norm": "inf", "eps": 0.1, "accuracy": 0.6, "correct": 6, "points": 10, "attack": attack}
     ((column, cell),) = robust_accuracy().columns([row])
-    assert column.label in {"PGD ℓ∞ 0.1", "APGD ℓ∞ 0.1", "AutoAttack ℓ∞ 0.1"}
-    assert attack.startswith(column.label.split()[0])
+    assert column.label == label
     assert attack in column.help
     assert (cell.mean, cell.points) == (0.6, 10)
     assert cell.interval == confidence_interval(6, 10)
+    assert attack.replace("eps=0.1, ", "") in robust_accuracy().sentence([row])

@@ -66,7 +66,7 @@ def test_what_it_claims_is_so(norm):
     low, high = result.interval
     assert low < result.robust_accuracy < high
     assert [stage.name for stage in result.stages] == ["APGD-CE", "APGD-T"]
-    assert [stage.searches for stage in result.stages] == [5 if norm == 1 else 3, 4]
+    assert [stage.searches for stage in result.stages] == [5 if norm == 1 else 1, 4]
 
 
 def test_the_attack_is_its_points():
@@ -129,7 +129,7 @@ def test_square_gets_the_margins_of_the_attacks_before_it(monkeypatch):
             seen.append((batch.x, batch.margin))
             return super().start(batch)
 
-    monkeypatch.setattr(module, "Square", lambda norm, patience, full: Spy(norm, 20, patience, full))
+    monkeypatch.setattr(module, "Square", lambda norm, **settings: Spy(norm, 20, **settings))
     result = AutoAttack(eps=EPS[math.inf]).evaluate(model, x, y)
     points, margins = (torch.cat(part) for part in zip(*seen, strict=True))
     assert len(points) == result.stages[-1].attacked > 0
@@ -264,7 +264,7 @@ def test_a_surrogate_never_changes_who_is_right(monkeypatch):
     for surrogate in (Lies(model), net(3, 5).eval(), Rounded(model)):
         surrogate.precise_logits = True
         monkeypatch.setattr(module, "evaluation_surrogate", lambda *_, surrogate=surrogate: surrogate)
-        result = AutoAttack(math.inf, 0.05, attacks=GRADIENTS).evaluate(model, x, y)
+        result = AutoAttack(math.inf, 0.05, "fast", attacks=GRADIENTS).evaluate(model, x, y)
         assert torch.equal(result.misclassified, (model(result.points).argmax(1) != y) & result.correct)
         assert sum(stage.counts["confirmations"] for stage in result.stages) > 0
 
@@ -282,8 +282,8 @@ class Rounded(nn.Module):
 
 def test_bf16_finds_about_as_much():
     model, x, y = trained()
-    fp32 = AutoAttack(math.inf, 0.1, attacks=GRADIENTS, bf16=False).evaluate(model, x, y)
-    bf16 = AutoAttack(math.inf, 0.1, attacks=GRADIENTS).evaluate(model, x, y)
+    fp32 = AutoAttack(math.inf, 0.1, "fast", attacks=GRADIENTS, bf16=False).evaluate(model, x, y)
+    bf16 = AutoAttack(math.inf, 0.1, "fast", attacks=GRADIENTS).evaluate(model, x, y)
     assert torch.equal(bf16.misclassified, (model(bf16.points).argmax(1) != y) & bf16.correct)
     assert abs(int(bf16.misclassified.sum()) - int(fp32.misclassified.sum())) <= 2
 
@@ -494,7 +494,7 @@ def test_no_points_and_no_radius():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"version": "custom"}, "version='custom': expected 'standard', 'plus' or 'rand'"),
+        ({"version": "custom"}, "version='custom': expected 'standard', 'plus', 'rand' or 'fast'"),
         ({"attacks": ("pgd",)}, r"attacks=\('pgd',\): expected some of"),
         ({"attacks": ()}, r"attacks=\(\)"),
         ({"version": "rand", "attacks": ("square",)}, "attacks of version 'rand'"),
@@ -572,7 +572,7 @@ def test_a_verdict_is_a_record():
 
 
 def test_how_often_apgd_starts():
-    """Three times where searches may end early, as published where they may not, and as often as asked for."""
+    """As published, three times where searches may end early, and as often as a setting says."""
     model, (x, y) = net(2).eval(), images(6)
     y = model(x).argmax(1)
 
@@ -584,6 +584,6 @@ def test_how_often_apgd_starts():
             .searches
         )
 
-    assert [jobs(), jobs(patience=math.inf), jobs(restarts=2), jobs(version="plus")] == [3, 1, 2, 5]
+    assert [jobs(), jobs(version="fast"), jobs(restarts=2), jobs(version="plus")] == [1, 3, 2, 5]
     with pytest.raises(AttackError, match="restarts=0"):
         AutoAttack(restarts=0)

@@ -9,7 +9,8 @@ from torch import nn
 from opnorm.attacks._apgd import apgd_search
 from opnorm.attacks._batching import Options, Problem, Searches, job_keys, run_searches
 from opnorm.attacks._fab import FAB
-from opnorm.attacks._search import Batch, Search, State, concatenate, select
+from opnorm.attacks._rows import concatenate, select
+from opnorm.attacks._search import Batch, Search, State
 from opnorm.attacks._square import Square
 from opnorm.attacks.projections import ball
 from opnorm.errors import AttackError

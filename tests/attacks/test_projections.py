@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opnorm._core.random import normal, point_keys, uniform
+from opnorm.attacks._rows import select
 from opnorm.attacks.projections import ball
 from opnorm.errors import AttackError
 
@@ -107,7 +108,7 @@ def test_a_radius_of_each_point_is_a_ball_of_its_own(norm, dtype):
         ):
             assert mine.dtype == dtype
             assert torch.allclose(mine, its, rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-12)
-        assert together.eps[i] == together.select(keys == i).eps == eps
+        assert together.eps[i] == select(together, keys == i).eps == eps
 
 
 @pytest.mark.parametrize("norm", [1, 2, math.inf])

@@ -12,7 +12,8 @@ from torch import nn
 
 from opnorm._core.random import point_keys
 from opnorm.attacks._autoattack import AutoAttack
-from opnorm.attacks._search import Batch, Response, select
+from opnorm.attacks._rows import select
+from opnorm.attacks._search import Batch, Response
 from opnorm.attacks._square import Square, _Window, square
 from opnorm.attacks.projections import ball
 from opnorm.errors import AttackError

@@ -61,7 +61,7 @@ def test_a_run_is_attacked_and_found_again(cli, key, tiny, tmp_path):
     status, out, err = cli(key, *PGD)
     assert status == 0
     assert err == "0 of 40 points done\n40 of 40 points done\n"
-    assert out.startswith("attack            pgd(eps=0.05, steps=3), ℓ∞ ε = 0.05\n")
+    assert out.startswith("attack            pgd(norm=inf, eps=0.05, steps=3), ℓ∞ ε = 0.05\n")
     assert re.search(r"^accuracy +\d+\.\d\d%  \(\d+ of 40 test points\)$", out, re.M)
     assert re.search(r"^robust accuracy +\d.*\(\d+ of 40; 95 % interval \d.*% to \d.*%\)$", out, re.M)
     assert re.search(r"^(gradient masking: none|check )", out, re.M)
@@ -106,10 +106,15 @@ def test_autoattack_and_its_versions(cli, key):
     call = ("--attack", "autoattack(attacks=('apgd-ce',))", "--limit", "40")
     status, out, _ = cli(key, *call, "--json")
     assert status == 0
-    assert json.loads(out)["attack"] == 'autoattack(attacks=("apgd-ce",))'
+    assert json.loads(out)["attack"] == (
+        'autoattack(norm=inf, eps=8/255, version="standard", attacks=("apgd-ce",))'
+    )
     assert json.loads(out)["eps"] == pytest.approx(8 / 255)
     status, out, _ = cli(key, *call, "--version", "plus", "--json")
     assert (status, json.loads(out)["stages"][0]["searches"]) == (0, 5)
+    status, out, _ = cli(key, *call, "--version", "fast")
+    assert status == 0
+    assert 'autoattack(norm=inf, eps=8/255, version="fast", attacks=("apgd-ce",))' in out
 
 
 def test_what_is_proved_is_said(cli, key):

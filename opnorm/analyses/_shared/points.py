@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ __all__ = [
     "ROTH_ATTACK",
     "SPLITS",
     "amounts",
+    "at_any_radius",
+    "attack_label",
     "attacked",
     "batches",
     "by_rank",
@@ -41,6 +44,18 @@ BATCH = 500
 ROTH_ATTACK = pgd(norm=2, eps=0.5)
 RANKS = 40  # points on a line
 SPLITS = {"train": "training", "test": "test"}  # and their names in a sentence
+
+
+def attack_label(call: str) -> str:
+    """The short name of an attack for a column: "PGD", "APGD" or "AutoAttack", with the version; its help has the call."""
+    name = {"pgd": "PGD", "fgsm": "FGSM", "autoattack": "AutoAttack"}.get(call.partition("(")[0], call)
+    version = re.search(r'version="(\w+)"', call)
+    return ("APGD" if "attacks=" in call else name) + (f" {version[1]}" if version else "")
+
+
+def at_any_radius(call: str) -> str:
+    """The call of an attack without its radius, for rows at several of them."""
+    return re.sub(r"\beps=[^,)]*(, )?", "", call)
 
 
 def check_points(points: int | None) -> None:
