@@ -33,6 +33,7 @@ def robust_accuracy(
     restarts: int | None = None,
     points: int | None = 500,
     seed: int = 0,
+    *,
     attack: str = "pgd",
     version: str = "standard",
     largest_first: bool = False,
@@ -42,20 +43,14 @@ def robust_accuracy(
     Of the first ``points``. A point that is misclassified at one ε counts as misclassified at every larger one: the balls
     contain each other. Points that are misclassified without an attack count as not robust.
 
-    Args:
-        norm: of the ball: 2 or inf.
-        eps: radii, in pixel values of [0, 1].
-        steps: of PGD at each radius, on cross-entropy.
-        restarts: random starts of PGD or APGD-CE at each radius; when None, 1 of PGD, and as the version of AutoAttack does.
-        points: the first so many test points; all when None.
-        seed: of the random starts.
-        attack: "pgd"; "apgd", the gradient attacks of AutoAttack (APGD-CE, then APGD-T against 9 classes), which are
-            stronger; or "autoattack", with FAB-T and Square after them, which cost most and hardly ever find more unless
-            gradients are masked.
-        version: of AutoAttack, "standard" (as published) or "fast", see :func:`opnorm.attacks.autoattack`.
-        largest_first: a point that is robust at one ε counts as robust at every smaller one, and is not attacked there. That
-            saves a third or more of the passes and is still an upper bound of the truth, but a higher one where an attack
-            misses in a large ball what it finds in a small one, as happens with masked gradients.
+    ``attack`` is "pgd", with ``steps`` at each radius on cross-entropy; "apgd", the gradient attacks of AutoAttack (APGD-CE,
+    then APGD-T against 9 classes), which are stronger; or "autoattack", with FAB-T and Square after them, which cost most
+    and hardly ever find more unless gradients are masked. ``version`` is "standard" (AutoAttack as published) or "fast", see
+    :func:`opnorm.attacks.autoattack`. ``restarts`` are random starts of PGD (1 when None) or APGD-CE (the version's own).
+
+    ``largest_first``: a point that is robust at one ε counts as robust at every smaller one, and is not attacked there. That
+    saves a third or more of the passes and is still an upper bound of the truth, but a higher one where an attack misses in
+    a large ball what it finds in a small one, as happens with masked gradients.
 
     Returns:
         One row a radius, the smallest first: norm, eps, accuracy, correct, points, attack.
