@@ -1,6 +1,7 @@
 """Folders of image files, one folder for each class."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,22 +18,37 @@ __all__ = ["folder"]
 TRAIN, TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")
 EXPECTED = "a folder with train/CLASS/*.png (test/ or val/ beside it) or with CLASS/*.png (or .jpg, ...)"
 
+ANNOTATIONS = "val_annotations.txt"
+"""A list of files in images/ with their classes, one a line: the validation part of Tiny-ImageNet as published."""
+
+HIDDEN = (".", "__")
+"""Beginnings of the names of files and folders that are left out at any depth, such as .ipynb_checkpoints, __MACOSX."""
+
 Files = list[tuple[str, Path]]  # class, file
 
 
 @factory("data set")
-def folder(path: str, size: int | None = None, center_crop: int | None = None) -> Dataset:
+def folder(
+    path: str,
+    size: int | None = None,
+    *,
+    center_crop: int | None = None,
+    train: str | None = None,
+    test: str | None = None,
+) -> Dataset:
     """Read image files from class folders: ``path/train/cat/1.png`` and ``path/test/cat/2.png``.
 
     Without a ``train`` folder the class folders are those of ``path`` itself. Without a test part (``test``, else
     ``val``, ``valid`` or ``validation``) a fixed stratified fifth is held out. The classes are the sorted names of the
-    folders; images may lie in their subfolders, and other files are ignored. Decoded images are cached in
+    folders; images may lie in their subfolders, and other files and hidden ones are ignored. Decoded images are cached in
     ``$OPNORM_CACHE`` (else ``~/.cache/opnorm``) and decoded again when a file changes.
 
     Args:
         path: the folder.
         size: resize to a short side of this many pixels and crop the center; needed if the images differ in size.
         center_crop: evaluations see only the central square of this many pixels; see :meth:`Dataset.center_crop`.
+        train: the name of the folder with the training part; None for the usual names.
+        test: the name of the folder with the test part, such as "val"; None for the usual names.
 
     Returns:
         A data set of uint8 (N, C, H, W) images; C is 1 if all are gray, else 3. Its name is the folder's.
@@ -45,9 +61,9 @@ def folder(path: str, size: int | None = None, center_crop: int | None = None) -
     root = existing_path(path, EXPECTED)
     if not root.is_dir():
         raise DataError(f"{path!r} is a file; expected {EXPECTED}")
-    parts = _find_parts(root)
-    files = [file for part in parts.values() for _, file in part]
-    key = {"reader": "folder", "size": size, "files": fingerprint(files, root)}
+    parts = _find_parts(root, train, test)
+    prints = {part: fingerprint([file for _, file in files], root) for part, files in parts.items()}
+    key = {"reader": "folder", "size": size, "files": prints}
 
     def read() -> DecodedSplits:
         classes = sorted({name for name, _ in parts["train"]})
@@ -60,40 +76,54 @@ def folder(path: str, size: int | None = None, center_crop: int | None = None) -
     return Dataset(root.resolve().name, *cached(key, read)).center_crop(center_crop)
 
 
-def _find_parts(root: Path) -> dict[str, Files]:
+def _find_parts(root: Path, train: str | None, test: str | None) -> dict[str, Files]:
     """The images of "train" and, where there is one, "test", by class."""
     parts = {child.name.lower(): child for child in _folders(root) if _folders(child)}
-    train = next((parts[name] for name in TRAIN if name in parts), None)
-    test = next((parts[name] for name in TEST if name in parts), None)
-    if train is None and test is not None:
-        raise DataError(f"{str(root)!r} has {test.name}/ but no train/; expected {EXPECTED}")
-    found = _images(train or root, may_be_empty=False)
-    if train is None or test is None:
+    for name in filter(None, (train, test)):
+        if name.lower() not in parts:
+            hint = did_you_mean(name, parts, "expected the name of a folder with class folders")
+            raise DataError(f"{str(root)!r} has no part {name!r}{hint}")
+    training = next(
+        (parts[name.lower()] for name in ([train] if train else TRAIN) if name.lower() in parts), None
+    )
+    tests = [parts[name.lower()] for name in ([test] if test else TEST) if name.lower() in parts]
+    if training is None and tests:
+        raise DataError(f"{str(root)!r} has {tests[0].name}/ but no train/; expected {EXPECTED}")
+    found = _images(training or root, may_be_empty=False)
+    if training is None or not tests:
         return {"train": found}
-    held_out = _images(test, may_be_empty=True)
     classes = {name for name, _ in found}
+    held_out = _images(tests[0], may_be_empty=True)
+    if len(tests) > 1 and classes.isdisjoint(name for name, _ in held_out):
+        warnings.warn(
+            f"{root.name}: {tests[0].name}/ has no labels (no folder of a class), so {tests[1].name}/ is taken",
+            stacklevel=3,
+        )
+        held_out = _images(tests[1], may_be_empty=True)
     for name, file in held_out:
         if name not in classes:
             hint = did_you_mean(name, classes, "Likely cause: test images not in class folders")
             raise DataError(
-                f"{file}: the class {name!r} is not in {train.name}/; expected one of its {len(classes)}{hint}"
+                f"{file}: the class {name!r} is not in {training.name}/; expected one of its {len(classes)}{hint}"
             )
     return {"train": found, "test": held_out}
 
 
 def _folders(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
+    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(HIDDEN))
 
 
 def _images(path: Path, may_be_empty: bool) -> Files:
     found: Files = []
+    if (listed := path / ANNOTATIONS).is_file():
+        rows = [line.split("\t") for line in listed.read_text(encoding="utf-8").splitlines()]
+        return sorted((row[1], path / "images" / row[0]) for row in rows if len(row) > 1)
     for class_folder in _folders(path):
-        files = [
-            Path(where, name)
-            for where, _, names in os.walk(class_folder)
-            for name in names
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
-        ]
+        files = []
+        for where, folders, names in os.walk(class_folder):
+            folders[:] = [name for name in folders if not name.startswith(HIDDEN)]
+            names = [name for name in names if not name.startswith(HIDDEN)]
+            files += [Path(where, name) for name in names if Path(name).suffix.lower() in SUFFIXES]
         if not files and not may_be_empty:
             raise DataError(
                 f"{str(class_folder)!r} holds no images ({', '.join(sorted(SUFFIXES))}); expected "

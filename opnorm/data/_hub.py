@@ -19,7 +19,10 @@ def hf(
     image: str | None = None,
     label: str | None = None,
     size: int | None = None,
+    *,
     center_crop: int | None = None,
+    train: str | None = None,
+    test: str | None = None,
 ) -> Dataset:
     """Download a data set's parquet files from the Hugging Face hub and read them as :func:`opnorm.data.parquet` does.
 
@@ -35,6 +38,8 @@ def hf(
         label: the label column; found from the schema if there is only one.
         size: resize to a short side of this many pixels and crop the center.
         center_crop: evaluations see only the central square of this many pixels; see :meth:`Dataset.center_crop`.
+        train: the name of the training part, as of :func:`opnorm.data.parquet`.
+        test: the name of the test part, such as "validation".
 
     Returns:
         A data set of uint8 (N, C, H, W) images, named ``repo``, or ``repo/config``.
@@ -56,7 +61,7 @@ def hf(
             "format; revision='refs/convert/parquet' is the hub's own parquet copy of most sets"
         )
     name = f"{repo}/{config}" if config else repo
-    return read_parquet(root, image, label, size, name).center_crop(center_crop)
+    return read_parquet(root, name, (image, label), size, (train, test)).center_crop(center_crop)
 
 
 def _download(repo: str, config: str | None, revision: str | None) -> Path:

@@ -1,7 +1,8 @@
 """Parquet files in the Hugging Face hub's layout: an image column of encoded bytes and a label column."""
 
 import json
-import re
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opnorm.data._parquet_files import EXPECTED, find_parts
 from opnorm.data.cache import DecodedSplits, cached, fingerprint
 from opnorm.data.dataset import Dataset
 from opnorm.data.decode import CHUNK, Encoded, check_size, existing_path
@@ -19,8 +21,6 @@ from opnorm.spec import factory
 
 __all__ = ["parquet"]
 
-EXPECTED = "a .parquet file, or a folder with train-*.parquet and test-*.parquet (or valid-*, val-*)"
-PART = re.compile(r"(?:^|[^a-z])(train|test|val)")  # also training, testing, valid, validation
 TWO_SETS = "Likely cause: files of several data sets in one folder"
 
 
@@ -30,7 +30,10 @@ def parquet(
     image: str | None = None,
     label: str | None = None,
     size: int | None = None,
+    *,
     center_crop: int | None = None,
+    train: str | None = None,
+    test: str | None = None,
 ) -> Dataset:
     """Read images from parquet files in the layout of the Hugging Face hub.
 
@@ -45,6 +48,9 @@ def parquet(
         label: the label column, of integers or strings; found from the schema if there is only one.
         size: resize to a short side of this many pixels and crop the center; needed if the images differ in size.
         center_crop: evaluations see only the central square of this many pixels; see :meth:`Dataset.center_crop`.
+        train: the name of the training part, of its files or their folder, such as "train_small"; None as above.
+        test: the name of the test part, such as "validation"; None as above, but the validation part, with a warning,
+            where every test label is -1 (hidden).
 
     Returns:
         A data set of uint8 (N, C, H, W) images; C is 1 if all are gray, else 3. The classes have the names of the
@@ -55,26 +61,34 @@ def parquet(
             is null, damaged or out of range (with file and row), different sizes and no ``size``.
     """
     check_size(size)
-    return read_parquet(existing_path(path, EXPECTED), image, label, size).center_crop(center_crop)
+    root = existing_path(path, EXPECTED)
+    name = root.resolve().name if root.is_dir() else root.stem
+    return read_parquet(root, name, (image, label), size, (train, test)).center_crop(center_crop)
 
 
 def read_parquet(
-    root: Path, image: str | None, label: str | None, size: int | None, name: str | None = None
+    root: Path,
+    name: str,
+    columns_wanted: tuple[str | None, str | None],
+    size: int | None,
+    parts_wanted: tuple[str | None, str | None],
 ) -> Dataset:
-    """As :func:`parquet`, of an existing path; ``name`` replaces the data set's name."""
-    parts = _find_parts(root)
-    files = [file for part in parts.values() for file in part]
-    name = name or (root.resolve().name if root.is_dir() else root.stem)
-    key = {
-        "reader": "parquet",
-        "image": image,
-        "label": label,
-        "size": size,
-        "files": fingerprint(files, root),
-    }
+    """As :func:`parquet`, of an existing path: a data set called ``name``."""
+    image, label = columns_wanted
+    parts = find_parts(root, *parts_wanted)
+    if spare := parts.pop("spare", None):
+        _, label_column, _ = _common_columns(parts["test"], image, label)
+        if all((labels == -1).all() for labels in _labels(parts["test"], label_column)):
+            warnings.warn(
+                f"{name}: every label of the test part is -1 (hidden), so the validation part is taken",
+                stacklevel=3,
+            )
+            parts["test"] = spare
+    files = {part: fingerprint(own, root) for part, own in parts.items()}
+    key = {"reader": "parquet", "image": image, "label": label, "size": size, "files": files}
 
     def read() -> DecodedSplits:
-        columns = _common_columns(files, image, label)
+        columns = _common_columns([file for own in parts.values() for file in own], image, label)
         labels = {part: _labels(own, columns.label) for part, own in parts.items()}
         classes = columns.classes or tuple(map(str, np.unique(np.concatenate(labels["train"]))))
         numbers = {  # before the images, which take longer
@@ -88,49 +102,6 @@ def read_parquet(
 
 
 # ---------------------------------------------------------------- files
-
-
-def _find_parts(root: Path) -> dict[str, list[Path]]:
-    """The files of "train" and, where there is one, "test"."""
-    if root.is_file():
-        return {"train": [root]}
-    files = {file.relative_to(root): file for file in sorted(root.rglob("*.parquet")) if file.is_file()}
-    files = {place: file for place, file in files.items() if not any(p[0] in "._" for p in place.parts)}
-    if not files:
-        inside = sorted(p.name + "/" * p.is_dir() for p in root.iterdir())
-        listed = ", ".join(inside[:8]) + (", ..." if len(inside) > 8 else "") or "nothing"
-        raise DataError(f"{str(root)!r} holds no .parquet files but {listed}; expected {EXPECTED}")
-    parts: dict[str, list[Path]] = {}
-    for place in files:
-        parts.setdefault(_part(place), []).append(place)
-    if set(parts) == {""}:
-        train, test = parts[""], []
-    elif "train" in parts:
-        train, test = parts["train"], parts.get("test") or parts.get("val") or []
-    else:
-        known = ", ".join(str(place) for places in parts.values() for place in places[:3])
-        raise DataError(f"{str(root)!r} has no training part but {known}; expected {EXPECTED}")
-    configs = sorted({_config(place) for place in train + test})
-    if len(configs) > 1:
-        raise DataError(
-            f"{str(root)!r} holds several data sets, in the folders {', '.join(configs)}; expected one. "
-            f"Read one of them: parquet({str(root / configs[-1])!r}), or hf(..., config={configs[-1]!r})"
-        )
-    chosen = {"train": train, "test": test} if test else {"train": train}
-    return {part: [files[place] for place in places] for part, places in chosen.items()}
-
-
-def _part(place: Path) -> str:
-    """The part that a file belongs to: "train", "test", "val", or "" where neither its name nor a folder's has one."""
-    words = (PART.search(name.lower()) for name in (place.stem, *reversed(place.parent.parts)))
-    return next((word[1] for word in words if word), "")
-
-
-def _config(place: Path) -> str:
-    """The folder of one of several data sets (the hub's "config"): the parents above the one that names a part."""
-    parents = list(place.parent.parts)
-    named = next((i for i, name in enumerate(parents) if PART.search(name.lower())), len(parents))
-    return "/".join(parents[:named]) or "."
 
 
 @contextmanager
@@ -184,6 +155,10 @@ def _columns(schema: Any, where: str, image: str | None, label: str | None) -> C
     import pyarrow.types as t
 
     features = _features(schema)
+    if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
+        raise DataError(
+            f"{where} has several columns called {twice[0]!r}; expected one; rename or drop the others"
+        )
 
     def candidates(feature: str, *fits: Callable[[Any], bool]) -> list[str]:
         """The columns that the metadata name, else those of the first kind of type that occurs."""
@@ -257,7 +232,7 @@ def _features(schema: Any) -> dict[str, dict[str, Any]]:
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return {}
 
 
@@ -317,6 +292,10 @@ def _class_numbers(labels: np.ndarray, file: Path, classes: tuple[str, ...], col
     numbers, known = labels, f"0 to {len(classes) - 1}"
     if labels.dtype == object:
         number = {name: k for k, name in enumerate(classes)}
+        if len(number) < len(classes):
+            raise DataError(
+                f"{file}: the labels are names, and two classes of the metadata have the same; expected others"
+            )
         numbers = np.array([number.get(value, -1) for value in labels], dtype=np.int64)
         known = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
     wrong = np.flatnonzero((numbers < 0) | (numbers >= len(classes)))

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -39,8 +40,9 @@ def decode(
 ) -> UInt8[Tensor, "N C H W"]:
     """Decode images on all cores, with a progress bar when stderr is a terminal.
 
-    C is 1 if all images are gray; one color image makes all RGB. Palettes are resolved, transparency is dropped, 16-bit
-    gray is divided by 257, and a photo is turned as its EXIF data demand.
+    C is 1 if all images are gray; one color image makes all RGB. Palettes are resolved, transparency is dropped, and a photo
+    is turned as its EXIF data demand. Of more than 8 bits a pixel, gray is divided by 257 and color keeps the high byte;
+    one warning says so.
 
     Args:
         chunks: the images in order, best about ``CHUNK`` at a time.
@@ -60,9 +62,10 @@ def decode(
     out = np.empty((0, 1, 1, 1), np.uint8)
     sizes: Counter[tuple[int, ...]] = Counter()
     row = 0
+    deep: list[str] = []  # images of more than 8 bits a pixel
     with progress_bar() as bar:
         task = bar.add_task(f"decoding {name}", total=total, note="")
-        for images in _in_order(lambda chunk: [_decode(*image, size) for image in chunk], chunks):
+        for images in _in_order(lambda chunk: [_decode(*image, size, deep) for image in chunk], chunks):
             sizes.update(image.shape[:2] for image in images)
             if len(sizes) > 1:
                 raise _different_sizes(name, sizes)
@@ -76,6 +79,12 @@ def decode(
             bar.advance(task, len(images))
     if not row:
         raise DataError(f"{name}: no images; expected at least 1. Likely cause: an empty file or split")
+    if deep:
+        warnings.warn(
+            f"{name}: {len(deep)} images have more than 8 bits a pixel, such as {min(deep)}; gray was divided by 257 (65535 "
+            "becomes 255), of color the high byte was kept",
+            stacklevel=2,
+        )
     return torch.from_numpy(out)
 
 
@@ -114,8 +123,8 @@ def existing_path(path: str, expected: str) -> Path:
 # ---------------------------------------------------------------- one image
 
 
-def _decode(where: str, source: bytes | Path | None, size: int | None) -> np.ndarray:
-    """One image as uint8: (H, W) in gray, (H, W, 3) in color."""
+def _decode(where: str, source: bytes | Path | None, size: int | None, deep: list[str]) -> np.ndarray:
+    """One image as uint8: (H, W) in gray, (H, W, 3) in color; ``where`` is added to ``deep`` if it had more than 8 bits."""
     import PIL.Image
 
     if source is None:
@@ -126,6 +135,8 @@ def _decode(where: str, source: bytes | Path | None, size: int | None) -> np.nda
     try:
         file = io.BytesIO(source) if isinstance(source, bytes) else source
         with PIL.Image.open(file, formats=FORMATS) as image:
+            if image.mode.startswith("I") or ";16" in str(image.tile):
+                deep.append(where)
             return _pixels(image, where, size)
     except DataError:
         raise

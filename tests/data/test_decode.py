@@ -2,9 +2,11 @@ import io
 import os
 import pty
 import random
+import struct
 import subprocess
 import sys
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -48,8 +50,25 @@ class TestPixels:
 
     def test_16_bit_grey(self, tmp_path, png):
         levels = np.array([[0, 128, 129, 257, 32896, 65535]], np.uint16)
-        images = self.read(tmp_path, [png(levels), png(levels)])
+        with pytest.warns(
+            UserWarning, match=r"train: 2 images have more than 8 bits a pixel, such as .*row 0; gray was"
+        ):
+            images = self.read(tmp_path, [png(levels), png(levels)])
         assert images[0].tolist() == [[[0, 0, 1, 1, 128, 255]]]
+
+    def test_16_bit_color(self, tmp_path):
+        """Written by hand: Pillow has no such images."""
+        pixels = np.array([[[0x0102, 0x8001, 0xFFFE], [0x7FFF, 0x00FF, 0x1234]]], ">u2")
+        header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+
+        def chunk(kind, data):
+            return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+        row = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+        row += chunk(b"IDAT", zlib.compress(b"\0" + pixels.tobytes())) + chunk(b"IEND", b"")
+        with pytest.warns(UserWarning, match="of color the high byte was kept"):
+            images = self.read(tmp_path, [row, row])
+        assert torch.equal(images[0].permute(1, 2, 0), torch.from_numpy((pixels >> 8).astype(np.uint8)))
 
     def test_1_bit(self, tmp_path, png):
         row = png(Image.fromarray(np.array([[0, 255, 255, 0]], np.uint8)).convert("1"))

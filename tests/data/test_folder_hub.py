@@ -60,6 +60,45 @@ class TestFolder:
             (tmp_path / hidden).mkdir()
         assert len(folder(str(tmp_path)).train.labels) == 6
 
+    def test_hidden_names_at_any_depth(self, tmp_path, png, pictures):
+        fill(tmp_path / "train", png, pictures, ["a", "b"], 3)
+        fill(tmp_path / "val", png, pictures, ["a", "b"], 2)
+        for hidden in (
+            "train/a/.ipynb_checkpoints",
+            "train/b/deep/.cache/x",
+            "val/a/__MACOSX/a",
+            ".git/a",
+            "train/a/x/.y",
+        ):
+            fill(tmp_path, png, pictures, [hidden], 1)
+        (tmp_path / "train/b/.cache").mkdir()
+        (tmp_path / "train/b/.cache/broken.png").write_bytes(b"no image")
+        data = folder(str(tmp_path))
+        assert (len(data.train.labels), len(data.test.labels)) == (6, 4)
+
+    def test_parts_by_name(self, tmp_path, png, pictures):
+        for part, n in (("train", 4), ("test", 2), ("val", 3), ("extra", 5)):
+            fill(tmp_path / part, png, pictures, ["a", "b"], n)
+        assert len(folder(str(tmp_path), test="val").test.labels) == 6
+        data = folder(str(tmp_path), train="Extra", test="train")
+        assert (len(data.train.labels), len(data.test.labels)) == (10, 8)
+        with pytest.raises(DataError, match="has no part 'tset'; did you mean 'test'"):
+            folder(str(tmp_path), test="tset")
+
+    def test_tiny_imagenet_as_published(self, tmp_path, png, pictures):
+        """Test images without labels, and a list of the validation images with theirs."""
+        fill(tmp_path / "train", png, pictures, ["n01/images", "n02/images"], 3, suffix=".JPEG")
+        fill(tmp_path / "test", png, pictures, ["images"], 5, suffix=".JPEG")
+        fill(tmp_path / "val", png, pictures, ["images"], 3, suffix=".JPEG")
+        lines = ["002.JPEG\tn01\t0\t0\t62\t62", "000.JPEG\tn02\t1\t2\t3\t4", "001.JPEG\tn02\t1\t2\t3\t4"]
+        (tmp_path / "val/val_annotations.txt").write_text("\n".join(lines) + "\n")
+        with pytest.warns(UserWarning, match=r"test/ has no labels .*, so val/ is taken"):
+            data = folder(str(tmp_path))
+        assert data.classes == ("n01", "n02")
+        assert data.test.labels.tolist() == [0, 1, 1]
+        own = pictures(3)
+        assert torch.equal(data.test.images[:, 0], torch.from_numpy(own[[2, 0, 1]]))
+
     def test_color_and_size(self, tmp_path, png, pictures):
         fill(tmp_path / "train", png, pictures, ["a", "b"], 3)
         fill(tmp_path / "test", png, pictures, ["a", "b"], 3, color=True)

@@ -47,6 +47,65 @@ class TestLayout:
         for part, i in ((data.train, train), (data.test, test)):
             assert torch.equal(part.images[:, 0], torch.from_numpy(pictures(3 + i, seed=i)))
 
+    @pytest.mark.parametrize(
+        ("wanted", "train", "test"),
+        [
+            ({"test": "validation"}, 0, 1),
+            ({"test": "valid"}, 0, 1),
+            ({"train": "extra"}, 3, 2),
+            ({"train": "Test", "test": "train"}, 2, 0),
+            ({"train": "validation", "test": "extra"}, 1, 3),
+        ],
+    )
+    def test_parts_by_name(self, tmp_path, png, pictures, wanted, train, test):
+        for i, file in enumerate(["train-0", "valid-0", "test-0", "extra-0"]):
+            rows = [png(p) for p in pictures(3 + i, seed=i)]
+            write(tmp_path / f"data/{file}.parquet", rows, [0, 1, 2, 0, 1, 2][: 3 + i], features())
+        for _ in range(2):  # also from the cache
+            data = parquet(str(tmp_path), **wanted)
+            for part, i in ((data.train, train), (data.test, test)):
+                assert torch.equal(part.images[:, 0], torch.from_numpy(pictures(3 + i, seed=i)))
+        with pytest.raises(DataError, match=r"no part 'tset'; its files are data/extra-0\.parquet, "):
+            parquet(str(tmp_path), test="tset")
+        with pytest.raises(DataError, match="is one file; train= and test= name parts of a folder"):
+            parquet(str(tmp_path / "data/test-0.parquet"), test="test")
+
+    def test_columns_of_one_name_and_classes_of_one_name(self, tmp_path, png, pictures):
+        rows = [png(p) for p in pictures(4)]
+        file = write(tmp_path / "a.parquet", rows, ["x", "y", "x", "y"], features(names=("x", "y", "x")))
+        with pytest.raises(DataError, match="two classes of the metadata have the same"):
+            parquet(str(file))
+        table = pa.Table.from_arrays(
+            [pa.array(rows), pa.array([0, 1, 0, 1]), pa.array([0, 1, 1, 1])], ["i", "l", "l"]
+        )
+        pq.write_table(table, file)
+        for label in (None, "l"):
+            with pytest.raises(DataError, match="several columns called 'l'; expected one"):
+                parquet(str(file), label=label)
+
+    @pytest.mark.parametrize(("opened", "closed"), [("[", "]"), ('{"info":', "}")])
+    def test_metadata_of_great_depth_are_left_out(self, tmp_path, png, pictures, opened, closed):
+        deep = {"huggingface": opened * 100_000 + "1" + closed * 100_000}
+        rows = [png(p) for p in pictures(10)]
+        assert parquet(str(write(tmp_path / "a.parquet", rows, [0, 1] * 5, deep))).classes == ("0", "1")
+
+    def test_hidden_labels_of_the_test_part(self, tmp_path, png, pictures):
+        for i, (file, labels) in enumerate(
+            (("train", [0, 1, 2]), ("validation", [2, 1, 0]), ("test", [-1, -1, -1]))
+        ):
+            write(tmp_path / f"{file}-0.parquet", [png(p) for p in pictures(3, seed=i)], labels, features())
+        for _ in range(2):  # also from the cache
+            with pytest.warns(
+                UserWarning, match=r"every label of the test part is -1 .* validation part is taken"
+            ):
+                data = parquet(str(tmp_path))
+            assert data.test.labels.tolist() == [2, 1, 0]
+        with pytest.raises(DataError, match="is -1"):
+            parquet(str(tmp_path), test="test")
+        write(tmp_path / "test-0.parquet", [png(p) for p in pictures(3, seed=2)], [-1, 0, -1], features())
+        with pytest.raises(DataError, match="is -1"):
+            parquet(str(tmp_path))
+
     @pytest.mark.parametrize("name", ["all.parquet", "train-0.parquet", "test-0.parquet"])
     @pytest.mark.parametrize("as_file", [True, False])
     def test_no_test_part_holds_out_a_fifth(self, tmp_path, png, pictures, name, as_file):
