@@ -28,10 +28,11 @@ from torch import Tensor, nn
 
 from opnorm._core.lp import dual, lp_norm
 from opnorm._core.settings import check_choice, check_count, check_number
+from opnorm.data import Dataset
 from opnorm.errors import SpecError
 from opnorm.norms.display import label
 
-__all__ = ["ACTIVATIONS", "large_norms_zero_lipschitz", "memorizer"]
+__all__ = ["ACTIVATIONS", "large_norms_zero_lipschitz", "memorizer", "memorizer_of"]
 
 ROUNDED_UNITS = 16  # allowed for rounding: units in the last place of the largest value in the first layer
 MAX_WEIGHTS = 2**27  # 1 GiB in float64
@@ -216,6 +217,32 @@ def memorizer(
     logits = _linear(*step.after(sums, sums.new_zeros(len(sums))))
     layers = (first_layer, step.activation, second_layer, step.activation, logits)
     return nn.Sequential(nn.Flatten(), *layers).to(points)
+
+
+def memorizer_of(
+    data: Dataset,
+    limit: int = 40,
+    eps: float = 0.05,
+    norm: float = math.inf,
+    activation: str = "relu",
+    lipschitz: float = 0.0,
+) -> nn.Sequential:
+    """The :func:`memorizer` of the test points that ``data.limit(limit)`` takes, as commands do with ``--limit``.
+
+    Pixels are in [0, 1]. A class without a point among them has the logit 0, below the right one.
+
+    Example:
+        >>> from opnorm.data import digits
+        >>> memorizer_of(digits(), limit=5)(torch.zeros(1, 1, 8, 8)).shape
+        torch.Size([1, 10])
+    """
+    check_count("limit", limit)
+    images, labels = data.limit(limit).test
+    *body, last = memorizer(images.float() / 255, labels, eps, norm, activation, lipschitz)
+    assert isinstance(last, nn.Linear), "a memorizer ends with a linear layer"
+    weight, bias = torch.zeros(len(data.classes), last.in_features), torch.zeros(len(data.classes))
+    weight[: last.out_features], bias[: last.out_features] = last.weight.detach(), last.bias.detach()
+    return nn.Sequential(*body, _linear(weight, bias))
 
 
 def _separating_hyperplanes(

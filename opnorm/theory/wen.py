@@ -3,8 +3,8 @@
 It assumes: a ReLU and max-pooling network that is ε_0-adversarially robust with ε ≤ ε_0; data on a k-dimensional regular
 manifold with covering number at most (C_X/ε)^k; a margin that decreases monotonically from a point to the nearest one of the
 decision boundary; and, in the proof, a path between them orthogonal to the null spaces of the layers. A model shows none of
-this: it is the caller's claim. σ_min is the last of min(rows, columns) singular values of the layer's whole matrix; where
-only an approximation is known, a lower bound of it.
+this: it is the caller's claim. σ_min is the last of min(rows, columns) singular values of the layer's whole matrix, from
+below (:func:`opnorm.norms.smallest_singular_value`).
 """
 
 import math
@@ -18,7 +18,7 @@ from opnorm._core.layers import LINEAR_OR_CONV, is_standard
 from opnorm._core.settings import check_count, check_number
 from opnorm.errors import ModelError
 from opnorm.models.modules import Normalize
-from opnorm.norms.spectral.singular_values import singular_values
+from opnorm.norms.spectral.smallest_singular_value import smallest_singular_value
 from opnorm.theory.chain import ChainLayer, chain_layers
 
 __all__ = ["Covering", "GeneralizationBound", "generalization_bound"]
@@ -54,7 +54,7 @@ class GeneralizationBound:
     """max{0, 1 - u_min/γ} + sqrt(2 log(2) C_X^k / (ε^k m) + 2 log(1/η) / m), with each of its terms.
 
     Attributes:
-        smallest: the layers before the last one, in order, with σ_min^i of each.
+        smallest: the layers before the last one, in order, with a lower bound of σ_min^i of each.
         row_gap: min_{y ≠ ŷ} ‖w_y - w_ŷ‖_2 over the rows of the last layer.
 
     The others are arguments of :func:`generalization_bound`.
@@ -152,7 +152,7 @@ def generalization_bound(
 
 
 def _smallest(place: ChainLayer) -> float:
-    """σ_min of a layer's whole matrix, or a lower bound of it."""
+    """A lower bound of σ_min of a layer's whole matrix."""
     module = place.module
     if type(module) is Normalize:
         return float((1 / module.std.double()).min())
@@ -161,6 +161,4 @@ def _smallest(place: ChainLayer) -> float:
             f"{place.name} is a {type(module).__name__}; expected linear and convolutional layers with ReLU and max "
             "pooling, the networks of the theorem"
         )
-    spectrum = singular_values(module, place.in_shape)
-    # a root mean square error e of n values leaves each of them within e sqrt(n)
-    return max(0.0, float(spectrum.values[-1]) - spectrum.error * math.sqrt(len(spectrum.values)))
+    return float(smallest_singular_value(module, place.in_shape).lower)

@@ -10,6 +10,7 @@ from opnorm import attacks, measure
 from opnorm.data import digits
 from opnorm.errors import SpecError
 from opnorm.norms import lipschitz_bound
+from opnorm.spec import build
 from opnorm.theory import ACTIVATIONS, large_norms_zero_lipschitz, memorizer
 from opnorm.theory.liang import SOFT_STEPS
 
@@ -207,6 +208,16 @@ class TestMemorizer:
         net = memorizer(x, torch.tensor([0, 0, 2, 2, 2, 0]), eps=0)
         assert net(x).shape == (6, 3)
         assert net(x).dtype == torch.float64
+
+    def test_by_a_call_on_the_points_that_a_command_takes(self):
+        net = build("opnorm.theory.memorizer_of(digits(), limit=6, eps=0.05)", "model")
+        x, y = digits().limit(6).test
+        x = x.float() / 255
+        assert net(x).shape == (6, 10)
+        assert margins(net, x, y).min() > 0.74
+        assert margins(net, (x + 0.05 * torch.randn(x.shape).sign()), y).min() > 0.74
+        zero = build("opnorm.theory.large_norms_zero_lipschitz(1e6)", "model", in_shape=(1, 8, 8), classes=3)
+        assert torch.equal(zero(x), torch.zeros(6, 3))
 
     @pytest.mark.parametrize(
         ("change", "message"),
