@@ -64,7 +64,7 @@ def caution(rows: Rows) -> str:
     if not found:
         return ""
     signs = "; ".join([*(row["masking"] for row in found if not row["masking_passed"]), *found[0]["notes"]])
-    return f"the accuracy under AutoAttack may be too high: {signs.rstrip('.?')}."
+    return f"the accuracy under AutoAttack may mislead: {signs.rstrip('.?')}."
 
 
 def columns(rows: Rows) -> Cells:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from opnorm._core.confidence import confidence_interval
 from opnorm._core.modes import Mode, model_state_preserved
 from opnorm.attacks._apgd import apgd_search
 from opnorm.attacks._batching import Options, Problem, Searches, run_searches
@@ -98,7 +99,7 @@ def check_gradient_masking(
     if not result.correct.any():
         text = "it classifies no clean point correctly: wrong labels, other pixels or a diverged training?"
         return GradientMaskingReport((Indicator("the model", True, text),))
-    indicators: list[Indicator] = []
+    indicators = [_guessing(int(result.correct.sum()), y)]
     with model_state_preserved(model, mode), torch.no_grad():
         for experiments, mask in ((CORRECT, result.correct), (ROBUST, result.robust)):
             if mask.any():
@@ -108,6 +109,16 @@ def check_gradient_masking(
                     outcomes = [experiment(points) for experiment in functions]
                     indicators += [_indicator(component, outcome) for outcome in outcomes if outcome]
     return GradientMaskingReport(tuple(indicators))
+
+
+def _guessing(correct: int, y: Tensor) -> Indicator:
+    """Whether the accuracy is that of guessing among the classes of the points, as of an untrained model."""
+    classes = len(y.unique())
+    low, _ = confidence_interval(correct, len(y))
+    text = f"it classifies {correct} of {len(y)} clean points of {classes} classes correctly"
+    if classes == 1 or low > 1 / classes:
+        return Indicator("the model", False, text)
+    return Indicator("the model", True, f"{text}, which may be guessing: is it trained?")
 
 
 def check_transfer(

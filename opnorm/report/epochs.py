@@ -48,13 +48,13 @@ def weights_against_epoch(rows: Sequence[Row], methods: Sequence[str] = ()) -> C
     """Weight energy and complexity against the epoch.
 
     Args:
-        rows: the metrics of training, with ``weight_energy`` and ``weight_complexity``.
+        rows: the metrics of training, with ``log10_weight_energy`` and ``weight_complexity``.
         methods: all methods in order, the baseline first.
 
     Source: Liu et al. 2020, Fig. 2.
     """
     panels = {
-        "weight_energy": Panel("Weight energy (log scale)", log=True, quantity="weight energy"),
+        "log10_weight_energy": Panel("log₁₀ of the weight energy", zero=False, quantity="log₁₀ energy"),
         "weight_complexity": Panel("Weight complexity", zero=False, quantity="weight complexity"),
     }
     heading = Heading(

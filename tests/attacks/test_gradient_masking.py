@@ -159,6 +159,12 @@ def test_a_model_that_knows_nothing():
     assert report.summary.startswith("check the model: it classifies no clean point correctly")
 
 
+def test_an_untrained_model_is_not_cleared():
+    torch.manual_seed(0)
+    _, bad = judged(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval(), pgd(eps=0.01), n=100)
+    assert "which may be guessing: is it trained?" in bad["the model"]
+
+
 def test_half_precision_is_not_taken_for_rounding():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).bfloat16()
     x, _ = points(40)

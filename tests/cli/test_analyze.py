@@ -79,7 +79,8 @@ def test_a_run_knows_its_data_and_its_epochs(main):
     status, out, _ = main("analyze", key, "--limit", "60", "--what", "accuracy")
     assert status == 0
     report = json.loads((Path(out.strip()).parent / "report.json").read_text())
-    (chart,) = report["charts"]
+    chart, *weights = report["charts"]
+    assert [of["key"] for of in weights] == ["weights-against-epoch", "layers-against-epoch"]
     titles = [panel["title"]["text"] for panel in chart["spec"]["vconcat"][0]["concat"]]
     assert titles[:2] == ["Test accuracy", "Training loss"]
     assert report["title"] == "Analyses of plain"

@@ -239,7 +239,7 @@ def test_long_training_is_thinned_and_says_so():
 
 def test_energy_complexity_and_layers_against_the_epoch():
     rows = [
-        {"method": m, "seed": 0, "epoch": e, "loss": 1.0, "weight_energy": 10.0**-e, "weight_complexity": 3.0 * e,
+        {"method": m, "seed": 0, "epoch": e, "loss": 1.0, "log10_weight_energy": -1.0 * e, "weight_complexity": 3.0 * e,
          "layer_norms": {f"l{i}": i + e for i in range(30)}}
         for m in ("plain", "b") for e in (1, 2, 3)
     ]  # fmt: skip
@@ -251,7 +251,7 @@ def test_energy_complexity_and_layers_against_the_epoch():
     )
     found = {(v["panel"], v["method"], v["x"]): v["value"] for v in weights.spec["datasets"]["rows"]}
     assert len(found) == 12
-    assert found["weight_energy", "b", 3] == pytest.approx(1e-3)
+    assert found["log10_weight_energy", "b", 3] == -3
     assert found["weight_complexity", "plain", 2] == 6
     drawn = {v["panel"]: v["value"] for v in layers.spec["datasets"]["rows"] if v["x"] == 3}
     assert len(drawn) == 24
@@ -262,6 +262,8 @@ def test_energy_complexity_and_layers_against_the_epoch():
 
 
 def test_a_real_run_has_every_panel(tiny_run):
+    keys = [chart.key for chart in epoch_charts(tiny_run.metrics)]
+    assert keys == ["against-epoch", "weights-against-epoch", "layers-against-epoch"]
     spec = against_epoch(tiny_run.metrics).spec
     titles = [panel["title"]["text"] for panel in spec["vconcat"][0]["concat"]]
     assert titles[:2] == ["Test accuracy", "Training loss"]
