@@ -118,22 +118,40 @@ for _kind, _constant in ELEMENTWISE.items():
 # ---------------------------------------------------------------- softmax
 
 
-@lipschitz.register(nn.Softmax)
-@lipschitz.register(nn.Softmax2d)
-@lipschitz.register(nn.Softmin)
-def _(layer: nn.Module, ord: float, in_shape: Shape) -> float:
-    # J = diag(s) - s sᵀ is symmetric; row i sums to 2 s_i (1 - s_i) ≤ 1/2 in absolute value: ‖J‖_1 = ‖J‖_∞ ≤ 1/2, and
-    # ‖J‖_2 ≤ sqrt(‖J‖_1 ‖J‖_∞). Reached at s = (1/2, 1/2).
-    return 0.5
+SOFTMAX = (nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax)
 
 
-@lipschitz.register
-def _(layer: nn.LogSoftmax, ord: float, in_shape: Shape) -> float:
-    # J = I - 1 sᵀ. Rows: 2 (1 - s_i) → 2. Columns: 1 + (n - 2) s_j → n - 1. 1 sᵀ is a projection (sᵀ1 = 1), and
-    # ‖I - P‖_2 = ‖P‖_2 = √n ‖s‖_2 → √n for projections other than 0 and I.
-    if layer.dim is None:
-        raise NormError("LogSoftmax without dim chooses its axis by the input; give it dim")
-    n = (1, *in_shape)[layer.dim]
+def _softmax(layer: nn.Module, ord: float, in_shape: Shape) -> float:
+    if softmax_axis(layer, 1 + len(in_shape)) == 0:
+        raise NormError(f"{type(layer).__name__} acts along the batch axis: it mixes the points of a batch")
+    return softmax_constant(layer, ord, (1, *in_shape))
+
+
+for _kind in SOFTMAX:
+    lipschitz.register(_kind, _softmax)
+
+
+def softmax_axis(layer: Any, axes: int) -> int:
+    """The axis of a tensor with so many axes that a softmax or log-softmax acts along."""
+    if isinstance(layer, nn.Softmax2d):
+        return axes - 3
+    if layer.dim is None:  # as torch chooses it
+        return 0 if axes in (0, 1, 3) else 1
+    return int(layer.dim) % max(1, axes)
+
+
+def softmax_constant(layer: nn.Module, ord: float, shape: Shape) -> float:
+    """The constant for a tensor of this shape, the batch axis included.
+
+    Softmax: J = diag(s) - s sᵀ is symmetric; row i sums to 2 s_i (1 - s_i) ≤ 1/2 in absolute value: ‖J‖_1 = ‖J‖_∞ ≤ 1/2, and
+    ‖J‖_2 ≤ sqrt(‖J‖_1 ‖J‖_∞). Reached at s = (1/2, 1/2).
+
+    Log-softmax: J = I - 1 sᵀ. Rows: 2 (1 - s_i) → 2. Columns: 1 + (n - 2) s_j → n - 1. 1 sᵀ is a projection (sᵀ1 = 1), and
+    ‖I - P‖_2 = ‖P‖_2 = √n ‖s‖_2 → √n for projections other than 0 and I.
+    """
+    if not isinstance(layer, nn.LogSoftmax):
+        return 0.5
+    n = shape[softmax_axis(layer, len(shape))] if shape else 1
     if n == 1:
         return 0.0
     return {1: float(max(1, n - 1)), 2: math.sqrt(n), math.inf: 2.0}[ord]

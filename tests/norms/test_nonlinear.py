@@ -142,7 +142,11 @@ def test_window_counts_are_torchs(n, k, s, d, ceil, data):
         (nn.Threshold(0.5, 1.0), "jumps"),
         (nn.Softplus(threshold=1.0), "jump"),
         (nn.CELU(-1.0), "without bound"),
-        (nn.LogSoftmax(), "without dim"),
+        (nn.LogSoftmax(), "mixes the points"),  # as torch chooses the axis of a tensor with three
+        (nn.LogSoftmax(-3), "mixes the points"),
+        (nn.Softmax(0), "mixes the points"),
+        (nn.Softmin(-3), "mixes the points"),
+        (nn.Softmax2d(), "mixes the points"),  # of a point with channels and one more axis
         (nn.MaxPool1d(2, return_indices=True), "indices"),
         (nn.LayerNorm(4, eps=0.0), "no Lipschitz constant"),
         (nn.Linear(2, 2), "no Lipschitz constant of Linear"),

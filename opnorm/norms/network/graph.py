@@ -13,10 +13,17 @@ from torch import Tensor, fx, nn
 from opnorm._core.layers import overrides, unwrap
 from opnorm.errors import BoundError
 from opnorm.norms.exact.by_layer import l1
-from opnorm.norms.network.trace import Example, arguments, eagerly, first_line, tensors_in, trace
+from opnorm.norms.network.trace import Example, arguments, eagerly, first_line, map_tensors, tensors_in, trace
 from opnorm.norms.nonlinear import is_copying, is_nonlinear
 
-__all__ = ["forward_graph", "no_random_numbers", "same_output", "shifted"]
+__all__ = [
+    "attributes_restored",
+    "forward_graph",
+    "mixes_points",
+    "no_random_numbers",
+    "same_output",
+    "shifted",
+]
 
 
 class _Tracer(fx.Tracer):
@@ -56,7 +63,14 @@ def forward_graph(model: nn.Module, example: Example) -> tuple[fx.GraphModule, l
     tracer = _Tracer()
     try:
         with no_random_numbers(), _traceable(model):
-            graph = tracer.trace(model, None if isinstance(model, fx.GraphModule) else fixed or None)
+            with attributes_restored(model):  # a forward may assign a value, which is fx's proxy, to a module
+                graph = tracer.trace(model, None if isinstance(model, fx.GraphModule) else fixed or None)
+            for (
+                tensor,
+                name,
+            ) in tracer.tensor_attrs.items():  # constants of the forward, which fx adds to the model
+                if not name.rpartition(".")[0] and not hasattr(model, name):
+                    setattr(model, name, tensor)
             return fx.GraphModule(tracer.root, graph), list(values.values())
     except BoundError:
         raise
@@ -78,31 +92,78 @@ def no_random_numbers() -> Iterator[None]:
 @contextmanager
 def _traceable(model: nn.Module) -> Iterator[None]:
     """Compiled modules inside the model are replaced by the original ones; jaxtyping would refuse fx's proxies."""
-    compiled = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent._modules.items()
-        if child is not None and unwrap(child) is not child
-    ]
     checking = jaxtyping_config.jaxtyping_disable
-    for parent, name, child in compiled:
-        parent._modules[name] = unwrap(child)
-    jaxtyping_config.update("jaxtyping_disable", True)
-    try:
-        with eagerly():
+    with attributes_restored(model), eagerly():
+        for parent in list(model.modules()):
+            for name, child in parent._modules.items():
+                parent._modules[name] = child if child is None else unwrap(child)
+        jaxtyping_config.update("jaxtyping_disable", True)
+        try:
             yield
+        finally:
+            jaxtyping_config.update("jaxtyping_disable", checking)
+
+
+@contextmanager
+def attributes_restored(model: nn.Module) -> Iterator[None]:
+    """Whatever the block assigns to a module, or writes into its buffers, is as before afterwards."""
+    kept = []
+    for module in model.modules():
+        attributes = dict(vars(module))
+        kept.append(
+            (module, attributes, {k: dict(attributes[k]) for k in ("_parameters", "_buffers", "_modules")})
+        )
+    buffers = [(b, b._version, b.clone()) for b in model.buffers()]
+    try:
+        yield
     finally:
-        jaxtyping_config.update("jaxtyping_disable", checking)
-        for parent, name, child in compiled:
-            parent._modules[name] = child
+        for module, attributes, registered in kept:
+            for name, entries in registered.items():
+                attributes[name].clear()
+                attributes[name].update(entries)
+            vars(module).clear()
+            vars(module).update(attributes)
+        for buffer, version, value in buffers:
+            if buffer._version != version:
+                with torch.no_grad():
+                    buffer.copy_(value)
 
 
-def shifted(t: Tensor) -> Tensor:
+def shifted(t: Tensor, seed: int = 0) -> Tensor:
     """The tensor plus fixed random numbers in [0, 1): examples are often zeros, which hide differences."""
     if not t.is_floating_point():
         return t.clone()
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     return t + torch.rand(t.shape, generator=generator).to(t)
+
+
+def mixes_points(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an output depends on two points of a batch, as it does after a softmax along the batch axis.
+
+    A batch is run with another one behind it; then the first of the two is changed, and the second one. No number of the
+    outputs may change both times. A model that takes no second batch has none to mix.
+    """
+    sizes = [len(t) for t in tensors_in((args, kwargs)) if t.is_floating_point() and t.ndim]
+
+    def outputs(first: int, second: int) -> list[Tensor]:
+        def joined(t: Tensor) -> Tensor:
+            is_batch = t.ndim > 0 and len(t) == sizes[0]
+            return torch.cat([shifted(t, first), shifted(t, second)]) if is_batch else shifted(t)
+
+        return tensors_in(model(*map_tensors(args, joined), **map_tensors(kwargs, joined)))
+
+    if not sizes:
+        return False
+    try:
+        both, other_first, other_second = outputs(1, 2), outputs(3, 2), outputs(1, 3)
+    except Exception:  # noqa: BLE001 - of the user's own network, which need not take such a batch
+        return False
+    changes = zip(both, other_first, other_second, strict=True)
+    return any(bool((_changed(a, b) & _changed(a, c)).any()) for a, b, c in changes)
+
+
+def _changed(a: Tensor, b: Tensor) -> Tensor:
+    return (a != b) & ~(a.isnan() & b.isnan())
 
 
 def same_output(a: Any, b: Any) -> bool:

@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
 
-from opnorm._core.layers import Shape
+from opnorm._core.layers import Shape, is_standard
 from opnorm.errors import BoundError, NormError
 from opnorm.norms import display
 from opnorm.norms.layer_table import layer_norms
 from opnorm.norms.network.layer_rules import RULES  # those of rules.py and its own
 from opnorm.norms.network.rules import FunctionCall, constant, depends, p_norm
-from opnorm.norms.network.trace import leaves, tensors_in
+from opnorm.norms.network.trace import first_line, leaves, tensors_in
+from opnorm.norms.nonlinear import SOFTMAX, softmax_constant
 
 __all__ = ["BoundInterpreter", "KnownFactors", "NodeBound", "changed_by_hooks"]
 
@@ -65,7 +66,10 @@ class BoundInterpreter(fx.Interpreter):
         """The value of the node; its bound is kept in ``bounds``."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         versions = [(t, t._version) for t in tensors_in((*self.env.values(), args, kwargs))]
-        output = super().run_node(n)
+        try:
+            output = super().run_node(n)
+        except Exception as e:  # of the user's own network
+            raise BoundError(f"its graph fails where the model need not, at {n.name}: {first_line(e)}") from e
         bound = self.bounds[n] = self._bound(n, args, kwargs, output)
         written = {t.untyped_storage().data_ptr() for t, version in versions if t._version != version}
         for m, value in self.env.items() if written else ():
@@ -131,13 +135,15 @@ class BoundInterpreter(fx.Interpreter):
         x, bound = call.only_input()
         if not isinstance(call.output, Tensor):
             raise BoundError(f"returns {type(call.output).__name__}, not one tensor")
-        return bound * self.factor(layer, tuple(x.shape[1:]))
+        return bound * self.factor(layer, tuple(x.shape))
 
     def factor(self, layer: nn.Module, shape: Shape) -> float:
-        """An upper bound on a layer's Lipschitz constant, or BoundError."""
-        key = (layer, shape, self.ord)
+        """An upper bound on a layer's Lipschitz constant for a tensor of this shape, or BoundError."""
+        if is_standard(layer, *SOFTMAX):  # the first axis may be any, where a permutation came before
+            return softmax_constant(layer, self.ord, shape)
+        key = (layer, shape[1:], self.ord)
         if key not in self.known:
-            norms, constants, note = layer_norms(layer, shape, (self.ord,))
+            norms, constants, note = layer_norms(layer, shape[1:], (self.ord,))
             upper = constants.get(self.ord, float(norms[self.ord].upper) if self.ord in norms else math.inf)
             self.known[key] = (upper, note)
         upper, note = self.known[key]

@@ -31,7 +31,7 @@ def as_layer(names: str, build: Callable[..., nn.Module]) -> None:
             layer = build(*call.args[1:], **settings)
         except (TypeError, ValueError) as e:  # of torch's own constructors
             raise BoundError(f"there is no layer with these settings ({e})") from e
-        return bound * call.factor(layer, tuple(x.shape[1:]))
+        return bound * call.factor(layer, tuple(x.shape))
 
 
 for _kind in (
@@ -82,7 +82,7 @@ def layer_factor(call: FunctionCall, kind: Any, weight: Tensor, *arguments: Any,
     """The constant of a layer of this kind with the weight."""
     layer = kind(*arguments, bias=False, device="meta", **settings)
     layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    return call.factor(layer, tuple(call.argument(0, "input").shape[1:]))
+    return call.factor(layer, tuple(call.argument(0, "input").shape))
 
 
 @rule("matmul mm imatmul")

@@ -22,7 +22,14 @@ from opnorm.errors import BoundError, NormError
 from opnorm.norms import display
 from opnorm.norms._operator_norm import check_ords
 from opnorm.norms.layer_table import measure
-from opnorm.norms.network.graph import forward_graph, no_random_numbers, same_output, shifted
+from opnorm.norms.network.graph import (
+    attributes_restored,
+    forward_graph,
+    mixes_points,
+    no_random_numbers,
+    same_output,
+    shifted,
+)
 from opnorm.norms.network.interpreter import BoundInterpreter, KnownFactors, NodeBound
 from opnorm.norms.network.trace import (
     Example,
@@ -108,26 +115,27 @@ def _propagated(
         if reason := missing_values(t):
             raise BoundError(f"{name} {reason}")
     if has_formula(model) and isinstance(example, Tensor):
-        model = nn.Sequential(
-            model
-        )  # in the graph of a layer itself, hooks that compute its weight are not seen
-    with evaluating(model):
+        # the graph of a layer itself would not show the hooks that compute its weight
+        model = nn.Sequential(model)
+    with attributes_restored(model), evaluating(model):
         graph, values = forward_graph(model, example)
         interpreter = BoundInterpreter(graph, ord, _known_factors(model, table), nodes)
-        try:
-            with no_random_numbers(), eagerly():
-                result = interpreter.run(*(map_tensors(v, shifted) for v in values))
-                args, kwargs = (map_tensors(v, shifted) for v in arguments(model, example))
+        with no_random_numbers(), eagerly():
+            args, kwargs = (map_tensors(v, shifted) for v in arguments(model, example))
+            try:
                 output = model(*args, **kwargs)
-                same = same_output(result, output)
-        except BoundError:
-            raise
-        except Exception as e:  # whatever the user's own network raises
-            trace(model, example)  # raises if the model itself does not take the example
-            raise BoundError(f"its graph fails where the model does not: {first_line(e)}") from e
-    if not same:
+            except Exception as e:  # whatever the user's own network raises
+                trace(model, example)  # raises if the model itself does not take the example
+                raise BoundError(f"its forward fails for other numbers: {first_line(e)}") from e
+            result = interpreter.run(*(map_tensors(v, shifted) for v in values))
+            mixed = mixes_points(model, *arguments(model, example))
+    if not same_output(result, output):
         raise BoundError("its graph gives another output than the model: control flow by the data?")
     value = interpreter.output_bound() * (1 + PRODUCT * (1 + len(graph.graph.nodes)))
+    if mixed:
+        raise BoundError(
+            "an output depends on several points of a batch; its first axis is taken for the batch"
+        )
     if not math.isfinite(value):
         raise BoundError("the product of the norms is too large for a number")
     return value

@@ -31,7 +31,9 @@ class FunctionCall(NamedTuple):
     kwarg_bounds: dict[str, Any]
     output: Any
     ord: float
-    factor: Callable[[nn.Module, Shape], float]  # an upper bound of a layer's constant, or BoundError
+    factor: Callable[
+        [nn.Module, Shape], float
+    ]  # of a layer's constant for a tensor of a shape: upper bound or BoundError
 
     def operand(self, position: int, name: str) -> tuple[Any, Any]:
         """An argument by position or name, and its bound; BoundError where it is missing."""
