@@ -6,7 +6,8 @@
 
 composition multiplies, a sum adds, a concatenation takes the ℓp norm of the bounds (‖(a, b)‖_p^p = ‖a‖_p^p + ‖b‖_p^p),
 and an input that is copied to m places counts m^(1/p). An operation without a rule is "not known", with its name and the
-reason, and is never taken for 1. The bound holds for one input at a time, in eval mode.
+reason, and is never taken for 1. The bound holds for one input at a time, in eval mode; a network whose output for one point
+depends on the other points of a batch, the first axis, is not known.
 """
 
 import math

@@ -13,6 +13,7 @@ from torch import nn
 from opnorm.errors import NormError, OpnormError
 from opnorm.models import cnn, resnet
 from opnorm.norms import NetworkBound, lipschitz_bound, measure, operator_norm, spectral_complexity
+from opnorm.norms.network.layer_rules import RULES
 from tests.norms import nets
 
 ORDS = (1, 2, math.inf)
@@ -94,6 +95,23 @@ BY_HAND = {
     "broadcast": (lambda s, x: x[:, :1] + s.a(x), lambda p: 2 ** (1 / p) + W[p]),
     "expand": (lambda s, x: s.a(x)[:, :, None].expand(-1, -1, 3), lambda p: W[p] * 3 ** (1 / p)),
     "repeat": (lambda s, x: s.a(x).repeat(1, 4), lambda p: W[p] * 4 ** (1 / p)),
+    "repeated as often as a tensor says": (
+        lambda s, x: s.a(x).repeat_interleave(torch.tensor([1, 4]), 1),
+        lambda p: W[p] * 4 ** (1 / p),
+    ),
+    "repeated in another order": (
+        lambda s, x: torch.repeat_interleave(s.a(x), repeats=torch.tensor([0, 3]), dim=-1),
+        lambda p: W[p] * 3 ** (1 / p),
+    ),
+    "log-softmax of what squeeze left": (
+        lambda s, x: F.log_softmax(s.a(x).squeeze(), -1),
+        lambda p: W[p] * {1: 1.0, 2: math.sqrt(2), math.inf: 2.0}[p],
+    ),
+    "log-softmax along a moved axis": (
+        lambda s, x: F.log_softmax(s.a(x).transpose(0, 1), 0).transpose(0, 1),
+        lambda p: W[p] * {1: 1.0, 2: math.sqrt(2), math.inf: 2.0}[p],
+    ),
+    "arguments by name": (lambda s, x: torch.add(input=F.relu(input=s.a(x)), other=x), lambda p: W[p] + 1),
     "picked twice": (lambda s, x: s.a(x)[:, [0, 1, 1, 1]], lambda p: W[p] * 3 ** (1 / p)),
     "moved": (lambda s, x: s.a(x).view(x.size(0), 1, -1).transpose(1, 2).flip(1).flatten(1), lambda p: W[p]),
     "split": (lambda s, x: (lambda halves: halves[0] + halves[1])(s.a(x).chunk(2, 1)), lambda p: 2 * W[p]),
@@ -306,7 +324,27 @@ def set_item(s, x):
     return y
 
 
+def written_split(s, x):
+    first, second = s.a(x).split(1, 1)
+    first.mul_(10)
+    return torch.cat([first, second], 1)
+
+
+def written_view(s, x):
+    y = s.a(x)
+    part = y.unbind(1)[0]
+    torch.add(part, part, out=part)
+    return y
+
+
 UNKNOWN = {
+    "softmax of the batch after a permutation": (Net(lambda s, x: x.permute(1, 0).softmax(1)), "several points of a batch"),
+    "log-softmax of the batch": (Net(lambda s, x: 9 * x.t().log_softmax(-1).t()), "several points of a batch"),
+    "softmax module of the batch": (Net(lambda s, x: s.m(x), m=nn.Softmax(0)), "several points of a batch"),
+    "one logit of each point": (Net(lambda s, x: F.log_softmax(x[:, 0], -1)), "several points of a batch"),
+    "mean of the batch": (Net(lambda s, x: x - x.mean(0, keepdim=True)), "several points of a batch"),
+    "written into a view of a split": (Net(written_split, a=w()), "writes into"),
+    "written into a view by out": (Net(written_view, a=w()), "writes"),
     "control flow": (Control(), "control flow"),
     "in place behind fx's back": (Hidden(), "another output than the model"),
     "asks for the type": (Isinstance(), "another output than the model"),
@@ -364,6 +402,47 @@ def test_hooks_make_a_layer_unknown():
 def test_a_value_that_nothing_is_made_of_may_be_unknown():
     model = Net(lambda s, x: (x * x, s.a(x))[1], a=w())
     assert lipschitz_bound(model, torch.zeros(1, 2), 1).value == pytest.approx(6)
+
+
+def test_the_error_of_a_rule_is_no_bound_that_is_not_known(monkeypatch):
+    def slip(call):
+        return call.bounds[0] / 0
+
+    monkeypatch.setitem(RULES, torch.sin, slip)
+    with pytest.raises(ZeroDivisionError):
+        lipschitz_bound(Net(lambda s, x: torch.sin(x)), torch.zeros(1, 2), 1)
+
+
+def test_an_unbatched_module_mixes_the_points():
+    for model in (nn.Softmax(0), nn.LogSoftmax(0), Net(lambda s, x: x.softmax(0))):
+        bound = lipschitz_bound(model, torch.zeros(5), 2)
+        assert bound.value is None
+        assert "points of a batch" in bound.reason
+
+
+class Remembers(nn.Module):
+    """Assigns a buffer, an attribute and a count in its forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.last = w(), None
+        self.register_buffer("kept", torch.zeros(1, 2))
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        self.kept = 2 * self.a(x)
+        self.last = self.kept + 1
+        self.count += 1
+        return self.kept + x
+
+
+def test_what_a_forward_assigns_is_taken_back():
+    model = Remembers()
+    kept = model.kept
+    assert lipschitz_bound(model, torch.zeros(1, 2), 1).value == pytest.approx(13)
+    assert model.kept is kept
+    assert (model.last, float(model.count), float(kept.sum())) == (None, 0, 0)
+    assert not [name for name in vars(model) if "constant" in name]
 
 
 def test_a_shortcut_that_was_changed_in_place_counts_as_changed():
