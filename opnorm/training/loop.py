@@ -24,7 +24,15 @@ from opnorm.regularizers import Hooks, chain
 from opnorm.training import distributed
 from opnorm.training.checkpoint import TrainingState, read_checkpoint, restore, save_checkpoint
 from opnorm.training.ema import Average
-from opnorm.training.metrics import Meter, Metrics, Progress, diverged, explained_errors, not_finite
+from opnorm.training.metrics import (
+    Meter,
+    Metrics,
+    Progress,
+    StalledCheck,
+    diverged,
+    explained_errors,
+    not_finite,
+)
 from opnorm.training.training_settings import TrainingSettings
 
 __all__ = ["train"]
@@ -66,6 +74,7 @@ def train(
     if saved := distributed.broadcast_from_main(partial(read_checkpoint, folder)):
         restore(saved, state, folder)
         history = saved.history
+    stalled = StalledCheck(train_data.labels)
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(cuda), distributed.synchronized_batch_norm(model):
         for epoch in range(len(history), settings.epochs):
@@ -74,6 +83,7 @@ def train(
             meter = Meter(epoch, settings.epochs, steps, progress, every=25 if cuda else 1)
             rate = _train_epoch(state, loss, train_data, settings, meter)
             with distributed.synchronized_errors():
+                stalled.see(meter)
                 row = {"epoch": epoch + 1, "lr": rate, **meter.result()}
                 row["seconds"] = time.perf_counter() - started
                 if probe and distributed.is_main_process():

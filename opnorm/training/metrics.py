@@ -1,6 +1,7 @@
 """Loss and accuracy of an epoch, and where a training has diverged."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -12,7 +13,16 @@ from opnorm._core.modes import evaluating
 from opnorm.errors import AttackError, TrainError
 from opnorm.training import distributed
 
-__all__ = ["Meter", "Metrics", "Progress", "TrainingProgress", "diverged", "explained_errors", "not_finite"]
+__all__ = [
+    "Meter",
+    "Metrics",
+    "Progress",
+    "StalledCheck",
+    "TrainingProgress",
+    "diverged",
+    "explained_errors",
+    "not_finite",
+]
 
 Metrics = dict[str, Any]
 
@@ -40,12 +50,17 @@ class Meter:
         self.mean, self.accuracy = 0.0, 0.0
         self.loss: Tensor | float = 0.0
         self.correct: Tensor | int = 0
+        self.answers: Tensor | None = None  # how often each class was predicted
 
     def add(self, loss: Tensor, logits: Tensor, y: Tensor, where: Callable[[], str]) -> None:
         """Count a step, before the weights take it; TrainError when the loss is no longer finite."""
         self.step, self.points = self.step + 1, self.points + len(y)
         self.loss = self.loss + loss * len(y)
-        self.correct = self.correct + (logits.argmax(1) == y).sum()
+        predicted = logits.argmax(1)
+        self.correct = self.correct + (predicted == y).sum()
+        if self.answers is None:
+            self.answers = torch.zeros(logits.shape[1], device=logits.device)
+        self.answers.scatter_add_(0, predicted, torch.ones_like(predicted, dtype=torch.float32))
         if self.step % self.every and self.step < self.steps:
             return
         loss_sum, correct, points = distributed.all_reduce_sum(
@@ -62,6 +77,39 @@ class Meter:
     def result(self) -> Metrics:
         """Means over the epoch."""
         return {"loss": self.mean, "train_accuracy": self.accuracy}
+
+    def only_answer(self) -> int | None:
+        """The class that was predicted for at least 99 % of the epoch's points of this process; None if there is none."""
+        if self.answers is None or float(self.answers.max()) < 0.99 * float(self.answers.sum()):
+            return None
+        return int(self.answers.argmax())
+
+
+class StalledCheck:
+    """Says once that a network gives the same class for all images, for two epochs of together at least 20 steps.
+
+    Without a word for data of which one class has 90 %.
+    """
+
+    def __init__(self, labels: Tensor) -> None:
+        self.largest_share = float(labels.bincount().max()) / len(labels)
+        self.epochs, self.steps, self.said = 0, 0, False
+
+    def see(self, meter: Meter) -> None:
+        """Count an epoch that has ended."""
+        answer = meter.only_answer()
+        if answer is None or self.largest_share > 0.9:
+            self.epochs, self.steps = 0, 0
+            return
+        self.epochs, self.steps = self.epochs + 1, self.steps + meter.steps
+        if self.epochs >= 2 and self.steps >= 20 and not self.said:
+            self.said = True
+            warnings.warn(
+                f"after epoch {meter.epoch + 1} the network gives class {answer} for at least 99 % of the training images "
+                f"(loss {meter.mean:.3g}): it has stopped learning, as with dead ReLUs; a smaller learning rate, a warm-up "
+                "(cosine(warmup=2)), a smaller eps of the attack or a weaker regularizer usually helps",
+                stacklevel=3,
+            )
 
 
 # ---------------------------------------------------------------- divergence

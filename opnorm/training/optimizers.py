@@ -1,29 +1,73 @@
-"""Optimizers by name."""
+"""Optimizers by name: torch's, with torch's defaults, but for SGD's rate and momentum.
+
+A learning rate that is not above 0, or a setting outside of its range, is a SpecError. Weight decay is a regularizer
+(``weight_decay(lam, decoupled=...)``), and an option of AdamW alone, whose definition includes it.
+"""
 
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
 
+from opnorm._core.settings import check_number
 from opnorm.errors import SpecError
 from opnorm.spec import factory
 
-__all__ = ["sgd"]
+__all__ = ["adam", "adamw", "rmsprop", "sgd"]
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 @factory("optimizer")
 def sgd(lr: float = 0.1, momentum: float = 0.9, nesterov: bool = False) -> MakeOptimizer:
-    """Stochastic gradient descent: v ← momentum v + g, W ← W - lr v. Weight decay is a regularizer, not an option here.
-
-    Raises:
-        SpecError: lr is not positive or momentum is outside [0, 1).
-    """
-    if not 0 < lr < float("inf"):
-        raise SpecError(f"lr={lr!r}: expected a learning rate above 0")
-    if not 0 <= momentum < 1 or (nesterov and momentum == 0):
+    """Stochastic gradient descent: v ← momentum v + g, W ← W - lr v."""
+    _check(lr, momentum=momentum)
+    if nesterov and momentum == 0:
         raise SpecError(
-            f"momentum={momentum!r}, nesterov={nesterov!r}: expected a momentum in [0, 1), above 0 for nesterov"
+            f"momentum={momentum!r}, nesterov={nesterov!r}: expected a momentum above 0 for nesterov"
         )
     return lambda parameters: torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov)
+
+
+@factory("optimizer")
+def adam(lr: float = 1e-3, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> MakeOptimizer:
+    """Adam: m ← β₁ m + (1 - β₁) g, v ← β₂ v + (1 - β₂) g², W ← W - lr m̂ / (√v̂ + eps), m̂ and v̂ without their bias.
+
+    Source: Kingma & Ba 2015, Algorithm 1.
+    """
+    _check(lr, beta1=beta1, beta2=beta2)
+    check_number("eps", eps, "a number above 0", above=0)
+    return lambda parameters: torch.optim.Adam(parameters, lr=lr, betas=(beta1, beta2), eps=eps)
+
+
+@factory("optimizer")
+def adamw(
+    lr: float = 1e-3, weight_decay: float = 0.01, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8
+) -> MakeOptimizer:
+    """Adam after W ← (1 - lr weight_decay) W, of all weights that are trained.
+
+    Source: Loshchilov & Hutter 2019, Algorithm 2.
+    """
+    _check(lr, beta1=beta1, beta2=beta2)
+    check_number("weight_decay", weight_decay, "a strength of at least 0", least=0)
+    check_number("eps", eps, "a number above 0", above=0)
+    return lambda parameters: torch.optim.AdamW(
+        parameters, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay
+    )
+
+
+@factory("optimizer")
+def rmsprop(lr: float = 1e-2, alpha: float = 0.99, momentum: float = 0.0, eps: float = 1e-8) -> MakeOptimizer:
+    """RMSprop: v ← alpha v + (1 - alpha) g², b ← momentum b + g / (√v + eps), W ← W - lr b.
+
+    Source: Tieleman & Hinton 2012, lecture 6.5.
+    """
+    _check(lr, alpha=alpha, momentum=momentum)
+    check_number("eps", eps, "a number above 0", above=0)
+    return lambda parameters: torch.optim.RMSprop(parameters, lr=lr, alpha=alpha, momentum=momentum, eps=eps)
+
+
+def _check(lr: float, **shares: float) -> None:
+    check_number("lr", lr, "a learning rate above 0", above=0)
+    for name, share in shares.items():
+        check_number(name, share, "a number in [0, 1)", least=0, below=1)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from torch import nn
 
 from opnorm import objectives, regularizers, training
 from opnorm._core.files import read_tensors
-from opnorm.data import augmentations, digits
-from opnorm.errors import ModelError, RunError, TrainError
+from opnorm.data import Dataset, Split, augmentations, digits
+from opnorm.errors import ModelError, RunError, SpecError, TrainError
 from opnorm.models import cnn
 from opnorm.models.modules import Normalize
 from opnorm.training import TrainingSettings, optimizers, schedules
@@ -52,7 +53,9 @@ WAYS = {
         "objective": objectives.fgsm_at(0.1, start="uniform"),
         "regularizers": [regularizers.norm_decay(1)],
     },
-    "adam": {"optimizer": partial(torch.optim.Adam, lr=0.01)},
+    "adam": {"optimizer": optimizers.adam(0.01)},
+    "adamw, averaged": {"optimizer": optimizers.adamw(0.01), "ema": 0.9},
+    "rmsprop": {"optimizer": optimizers.rmsprop(0.001, momentum=0.5)},
     "averaged": EVERYTHING | {"ema": 0.9},
 }  # fmt: skip
 
@@ -358,3 +361,92 @@ def test_a_batch_of_one_with_batch_norm_says_what_is_wrong(objective):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 10))
     with pytest.raises(TrainError, match="batch=1: batch norm cannot normalize 1 point"):
         train(model, DATA, objective=getattr(objectives, objective)(), batch=1, epochs=1)
+
+
+class Dead(nn.Module):
+    """Gives the same class for all images until a number of epochs have been seen; then it learns."""
+
+    def __init__(self, lives_from):
+        super().__init__()
+        self.linear, self.steps, self.lives_from = nn.Linear(64, 10), 0, lives_from
+
+    def forward(self, x):
+        if self.training:
+            self.steps += 1
+        alive = self.steps > self.lives_from
+        return self.linear(x.flatten(1)) + (0.0 if alive else 1e3) * torch.arange(10)
+
+
+@pytest.mark.parametrize(
+    ("lives_from", "epochs", "batch", "told"),
+    [
+        (1000, 2, 10, True),
+        (1000, 1, 10, False),
+        (10, 3, 10, False),
+        (1000, 4, 50, False),
+        (1000, 30, 50, True),
+        (20, 5, 10, True),
+    ],
+)
+def test_a_network_that_does_not_learn_is_noticed(lives_from, epochs, batch, told):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(Dead(lives_from), DATA, epochs=epochs, batch=batch, optimizer=optimizers.sgd(0.01))
+    found = [str(w.message) for w in caught if "stopped learning" in str(w.message)]
+    assert len(found) == told, "once, or not at all"
+    if told:
+        assert "gives class 9 for at least 99 % of the training images" in found[0]
+
+
+def test_one_class_in_nearly_all_labels_is_no_sign():
+    labels = torch.zeros(100, dtype=torch.int64)
+    labels[0] = 1
+    split = Split(DATA.train.images[:100], labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(
+            Dead(1000),
+            Dataset("one", split, split, tuple("0123456789")),
+            epochs=3,
+            batch=10,
+            optimizer=optimizers.sgd(0.01),
+        )
+
+
+@pytest.mark.parametrize(
+    ("make", "reference"),
+    [
+        (
+            optimizers.adam(0.01, beta1=0.8, eps=1e-6),
+            partial(torch.optim.Adam, lr=0.01, betas=(0.8, 0.999), eps=1e-6),
+        ),
+        (optimizers.adamw(0.01, 0.1), partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)),
+        (optimizers.rmsprop(0.001, momentum=0.5), partial(torch.optim.RMSprop, lr=0.001, momentum=0.5)),
+        (optimizers.sgd(0.1), partial(torch.optim.SGD, lr=0.1, momentum=0.9)),
+    ],
+)
+def test_optimizers_are_torchs(make, reference):
+    ends = []
+    for optimizer in (make, reference):
+        model = network()
+        train(model, DATA, epochs=2, batch=32, optimizer=optimizer)
+        ends.append(model.state_dict())
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: optimizers.sgd(0), "lr=0: expected a learning rate above 0"),
+        (lambda: optimizers.sgd(momentum=1), r"momentum=1: expected a number in \[0, 1\)"),
+        (lambda: optimizers.sgd(momentum=0.0, nesterov=True), "expected a momentum above 0 for nesterov"),
+        (lambda: optimizers.adam(math.inf), "lr=inf"),
+        (lambda: optimizers.adam(beta2=1.0), "beta2=1.0"),
+        (lambda: optimizers.adamw(weight_decay=-1), "weight_decay=-1"),
+        (lambda: optimizers.rmsprop(alpha=-0.1), "alpha=-0.1"),
+        (lambda: optimizers.rmsprop(eps=0), "eps=0"),
+    ],
+)
+def test_optimizers_that_make_no_sense(make, message):
+    with pytest.raises(SpecError, match=message):
+        make()
