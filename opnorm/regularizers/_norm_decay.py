@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.convolution import conv_geometry
-from opnorm._core.derived_weights import present_weight
 from opnorm._core.layers import BATCH_NORM, CONV, LINEAR
 from opnorm._core.settings import check_choice, check_number
 from opnorm.errors import ModelError, NormError
@@ -70,13 +69,16 @@ def norm_decay(
             raise ModelError('norm_decay(form="code") finds no layer that its authors\' program treats')
         if others := untreated_weights(model, layers, left_out):
             warnings.warn(f"norm_decay leaves these weights as they are: {', '.join(others)}", stacklevel=2)
-        decay = _Decay(
-            layers, p, beta / len(layers) if normalize and form == "algorithm" else beta, gamma, form
-        )
+        divisor = len(layers) if normalize and form == "algorithm" else 1
+        decay = _Decay(layers, p, beta / divisor, gamma, form)
         hooks = Hooks(edit_grads=decay.edit_grads, state=decay.momentum)
         return bound(hooks, decay.parameters, "norm_decay")
 
     return bind
+
+
+Version = tuple["weakref.ref[Tensor]", int]
+"""A tensor, and how often it had been changed in place."""
 
 
 class _Decay:
@@ -88,19 +90,12 @@ class _Decay:
         self.parameters = parameters_of(layers)
         names = [f"{t.name}.{n}".removesuffix(".weight") for t in layers for n in t.parameters]
         self.momentum = {n: torch.zeros_like(p) for n, p in zip(names, self.parameters, strict=True)}
-        self.left: list[
-            tuple[weakref.ref[Tensor], int]
-        ] = []  # the gradients after the last edit, and their versions
+        self.left: list[Version] = []  # the gradients as the last edit left them
         for target in layers:
             try:
-                self.value(target)
+                self.norm(target.layer, target.in_shape)
             except NormError as e:  # before training
                 raise NormError(f"norm_decay cannot treat layer {target.name!r}: {e}") from None
-
-    def value(self, target: TargetLayer) -> Tensor:
-        """The norm of a layer, differentiable in its parameters."""
-        with present_weight(target.layer):
-            return self.norm(target.layer, target.in_shape)
 
     def edit_grads(self) -> None:
         """The algorithm's lines 4 to 6."""
@@ -110,7 +105,7 @@ class _Decay:
                 "of the model that it was bound to and no copy"
             )
         with torch.enable_grad():
-            total = torch.stack([self.value(target) for target in self.layers]).sum()
+            total = torch.stack([self.norm(t.layer, t.in_shape) for t in self.layers]).sum()
         gradients = torch.autograd.grad(total, self.parameters, materialize_grads=True)
         for weight, p, h in zip(self.parameters, gradients, self.momentum.values(), strict=True):
             h.mul_(self.gamma)
@@ -123,7 +118,7 @@ class _Decay:
         self.left = [(weakref.ref(w.grad), w.grad._version) for w in self.parameters if w.grad is not None]
 
 
-def _unchanged(weight: Tensor, left: tuple["weakref.ref[Tensor]", int]) -> bool:
+def _unchanged(weight: Tensor, left: Version) -> bool:
     return weight.grad is not None and weight.grad is left[0]() and weight.grad._version == left[1]
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.derived_weights import is_computed, present_weight, weight_parameters
+from opnorm._core.derived_weights import is_computed, weight_of, weight_parameters
 from opnorm._core.layers import LINEAR, WEIGHTED, Shape, check_initialized, is_standard
 from opnorm.errors import ModelError, NormError, TrainError
 from opnorm.norms.network.trace import trace
@@ -39,10 +39,7 @@ class TargetLayer(NamedTuple):
     @property
     def weight(self) -> Tensor:
         """The weight itself where it is a parameter, otherwise as its parameters give it now."""
-        if "weight" in self.parameters:
-            return self.parameters["weight"]
-        with present_weight(self.layer):
-            return self.layer.weight  # type: ignore[return-value]
+        return weight_of(self.layer)
 
 
 def trainable_layers(
