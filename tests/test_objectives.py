@@ -311,47 +311,37 @@ def test_max_mahalanobis_loss():
         mmc()(nn.Sequential(nn.Flatten(), nn.Linear(16, 1)), X, Y * 0)
 
 
-class WithFeatures(nn.Module):
-    """A network that shows its last hidden features."""
-
-    def __init__(self, radius=10.0):
-        super().__init__()
-        torch.manual_seed(0)
-        layers = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Tanh(), nn.Flatten()
-        self.body, self.last = nn.Sequential(*layers), nn.Linear(8, 3)
-        max_mahalanobis(self, radius)
-
-    def forward(self, x):
-        self.z = self.body(x)
-        return self.last(self.z)
+def with_features(radius=10.0):
+    return max_mahalanobis(net(), radius, features=6)
 
 
 @pytest.mark.parametrize("eps", [0, EPS])
 def test_max_mahalanobis_loss_on_features(eps):
     """As published: the features are pulled to the centers, which stay, and the nearest one is the largest logit."""
-    model = WithFeatures(4.0).eval()
-    mu = model.last.weight
+    model = with_features(4.0).eval()
+    features, mu = nn.Sequential(*model[:-1], model[-1][0]), model[-1][1].weight
     assert torch.allclose(mu @ mu.T, 16 * (1.5 * torch.eye(3) - 0.5), atol=1e-5)
     got = evaluated(mmc(4.0, eps, steps=5, on="features"), model)
-    logits = model(adversary(model) if eps else X)
+    points = adversary(model) if eps else X
+    z, logits = features(points), model(points)
     assert torch.equal(got.logits, logits)
-    assert torch.isclose(got.loss, (model.z - mu[Y]).square().sum() / 12)
-    assert torch.equal(torch.cdist(model.z, mu).argmin(1), logits.argmax(1))
-    distances = -torch.cdist(model.z, mu).square() / 2
+    assert torch.isclose(got.loss, (z - mu[Y]).square().sum() / 12)
+    assert torch.equal(torch.cdist(z, mu).argmin(1), logits.argmax(1))
+    distances = -torch.cdist(z, mu).square() / 2
     assert torch.allclose(distances.log_softmax(1), logits.log_softmax(1), atol=1e-5)
     got.loss.backward()
     assert mu.grad is None
-    assert all(p.grad.isfinite().all() for p in model.body.parameters())
+    assert all(p.grad.isfinite().all() for p in features.parameters())
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     before = mu.clone()
     optimizer.step()
-    assert torch.equal(model.last.weight, before)
+    assert torch.equal(model[-1][1].weight, before)
 
 
 def test_features_without_their_last_layer_are_an_error():
-    trained = WithFeatures()
-    trained.last.weight.requires_grad_(True)
-    for model in (net(), WithFeatures(3.0), trained, nn.Flatten()):
+    trained = with_features()
+    trained[-1][1].weight.requires_grad_(True)
+    for model in (net(), with_features(3.0), trained, nn.Flatten()):
         with pytest.raises(ModelError, match=r"expected max_mahalanobis\(NETWORK, radius=10\)"):
             mmc(on="features")(model, X, Y)
     with pytest.raises(SpecError, match="on='layer': expected 'logits' or 'features'"):
@@ -464,11 +454,15 @@ def test_every_objective_teaches():
     y = torch.arange(60) % 3
     x = (0.5 + 0.2 * F.one_hot(y, 3).float() @ torch.randn(3, 16, generator=generator)).clamp(0, 1)
     x = (x + 0.05 * torch.randn(60, 16, generator=generator)).clamp(0, 1).view(60, 1, 4, 4)
-    for name in names("objective"):
-        make = getattr(objectives, name)
-        known = inspect.signature(make).parameters
-        objective = make(**{k: v for k, v in {"eps": 0.05, "steps": 2}.items() if k in known})
-        model = net()
+    published = mmc(3, on="features"), max_mahalanobis(net(), 3)
+    for name in (*names("objective"), published):
+        if name is published:
+            objective, model = published
+        else:
+            make = getattr(objectives, name)
+            known = inspect.signature(make).parameters
+            objective = make(**{k: v for k, v in {"eps": 0.05, "steps": 2}.items() if k in known})
+            model = net()
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         losses = []
         for _ in range(25):

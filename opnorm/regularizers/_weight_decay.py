@@ -27,7 +27,8 @@ def weight_decay(
             as Liu et al. write it.
         biases: decay biases, batch norms and other vectors, too.
 
-    Source: Krogh & Hertz 1992; Liu et al. 2020, Eq. 6; decoupled: Loshchilov & Hutter 2019.
+    Source: Krogh & Hertz 1992; Liu et al. 2020, Eq. 6; λ = 5e-4: Zagoruyko & Komodakis 2016; decoupled: Loshchilov & Hutter
+        2019.
     """
     check_number("lam", lam, "a strength of at least 0", least=0)
     check_choice("form", form, ("torch", "squares"))

@@ -63,7 +63,7 @@ def weissi(
         layers = trainable_layers(model, example, LINEAR_OR_CONV, "weissi", sized=False, derived=True)
         output = output_layer(model, example, "weissi(form='cnn')") if form == "cnn" else nn.Identity()
         own = {id(p) for p in weight_parameters(output).values()}
-        last = next((i for i, t in enumerate(layers) if own & {*map(id, t.parameters.values())}), None)
+        last = next((i for i, t in enumerate(layers) if own & {id(p) for p in t.parameters.values()}), None)
         settings.check_finite([target.weight for target in layers], last, example.dtype)
         if reasons := _reasons(model, example, untreated_weights(model, layers)):
             warnings.warn(f"weissi: {reasons}", stacklevel=2)

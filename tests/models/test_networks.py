@@ -37,7 +37,7 @@ from opnorm.spec import build, names, spec_of
 SMALL = {
     "cnn": "cnn(width=4)",
     "cnn7": "cnn7(width=2)",
-    "max_mahalanobis": "max_mahalanobis(cnn(width=4), radius=3)",
+    "max_mahalanobis": "max_mahalanobis(cnn(width=4), radius=3, features=7)",
     "mlp": "mlp(width=8)",
     "regnet": "regnetx_200mf(width=1)",
     "resnet": "resnet(depth=8, width=4)",
