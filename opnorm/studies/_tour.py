@@ -221,8 +221,9 @@ def _labeled(results: Sequence[Result], analysis: str) -> list[dict[str, Any]]:
 
 
 def _accuracies(result: Result) -> list[dict[str, Any]]:
-    """The rows of robust accuracy, with the clean accuracy at ε = 0."""
-    clean = result.find("accuracy")[0]["accuracy"]
+    """The rows of robust accuracy, with the clean accuracy of the same points at ε = 0."""
+    attacked = result.find("margins")[0]["margins"][:ATTACKED]
+    clean = sum(margin > 0 for margin in attacked) / len(attacked)
     at_zero = [{"norm": norm, "eps": 0.0, "accuracy": clean} for norm in ("inf", "2")]
     return [_label(result) | row for row in [*at_zero, *result.find("robust_accuracy")]]
 

@@ -74,6 +74,7 @@ def test_the_report_of_the_tour():
     assert not any(chart.empty for chart in report.charts)
     at_zero = [v for v in report.charts[0].spec["datasets"]["rows"] if v["x"] == 0]
     assert {v["panel"] for v in at_zero} == {"2", "inf"}, "the clean accuracy begins every curve"
+    assert {v["value"] for v in at_zero} == {0.66667}, "of the points that are attacked"
 
 
 def cells(clean, robust, norm, n=3):
