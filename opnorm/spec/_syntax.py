@@ -2,6 +2,7 @@
 
 import ast
 import math
+import operator
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ __all__ = ["Call", "Value", "calls_in", "map_calls", "parse", "to_text"]
 Value = Union[None, bool, int, float, str, tuple["Value", ...], "Call"]
 
 MAX_TEXT, MAX_DEPTH, MAX_NUMBER = 20_000, 40, 1e308
+OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.Pow: operator.pow,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,6 @@ def parse(text: str | Call) -> Call:
 def _to_ast(text: str) -> ast.expr:
     if len(text) > MAX_TEXT:
         raise SpecError(f"a call of {len(text):,} characters is too long; at most {MAX_TEXT:,}")
-    if max(text.count("("), text.count("[")) > 10 * MAX_DEPTH or _longest_sign_run(text) > MAX_DEPTH:
-        raise SpecError(f"{_quote(text)} is nested too deeply")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "\d" in a string is no concern of this library
@@ -101,17 +103,10 @@ def _to_ast(text: str) -> ast.expr:
         raise SpecError(
             f"{_quote(text)} cannot be read{where}: {e.msg}; expected name(key=value, ...)"
         ) from None
-    except (ValueError, RecursionError, MemoryError, OverflowError) as e:
-        raise SpecError(f"{_quote(text)} cannot be read: {e or type(e).__name__}") from None
-
-
-def _longest_sign_run(text: str) -> int:
-    """The longest run of prefix operators: the one nesting of the grammar that needs no bracket."""
-    longest = run = 0
-    for char in text:
-        run = run + 1 if char in "+-~" else run if char.isspace() else 0
-        longest = max(longest, run)
-    return longest
+    except (RecursionError, MemoryError):  # of the parser's own stack
+        raise SpecError(f"{_quote(text)} is nested too deeply") from None
+    except (ValueError, OverflowError) as e:
+        raise SpecError(f"{_quote(text)} cannot be read: {e}") from None
 
 
 def _value(node: ast.expr, text: str, depth: int) -> Value:
@@ -130,10 +125,9 @@ def _value(node: ast.expr, text: str, depth: int) -> Value:
             return Call(_name(node, text))
         case ast.Tuple(elts=items) | ast.List(elts=items):
             return tuple(_value(item, text, depth + 1) for item in items)
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_operand(operand, text, depth)
-        case ast.UnaryOp(op=ast.UAdd(), operand=operand):
-            return _operand(operand, text, depth)
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=operand):
+            value = _operand(operand, text, depth)
+            return -value if isinstance(sign, ast.USub) else value
         case ast.BinOp(left=left, op=op, right=right):
             return _arithmetic(_operand(left, text, depth), op, _operand(right, text, depth), text)
         case ast.Call():
@@ -177,23 +171,14 @@ def _operand(node: ast.expr, text: str, depth: int) -> int | float:
 
 
 def _arithmetic(a: int | float, op: ast.operator, b: int | float, text: str) -> int | float:
+    too_large = isinstance(op, ast.Pow) and (abs(a) > 1e6 or abs(b) > 64)  # 9**9**9 must not hang
     try:
-        match op:
-            case ast.Add():
-                return _checked(a + b, text)
-            case ast.Sub():
-                return _checked(a - b, text)
-            case ast.Mult():
-                return _checked(a * b, text)
-            case ast.Div():
-                return _checked(a / b, text)
-            case ast.Pow() if abs(a) <= 1e6 and abs(b) <= 64:  # 9**9**9 must not hang
-                power = a**b
-                if isinstance(power, int | float):  # (-1)**0.5 is complex
-                    return _checked(power, text)
+        result = None if too_large or type(op) not in OPERATORS else OPERATORS[type(op)](a, b)
     except (ZeroDivisionError, OverflowError) as e:
         raise SpecError(f"{_quote(text)}: {e}") from None
-    raise SpecError(f"{_quote(text)}: expected +, -, *, / or a small power between numbers")
+    if not isinstance(result, int | float):  # (-1)**0.5 is complex
+        raise SpecError(f"{_quote(text)}: expected +, -, *, / or a small power between numbers")
+    return _checked(result, text)
 
 
 def _checked(value: int | float, text: str) -> int | float:
@@ -217,30 +202,18 @@ def to_text(value: Value) -> str:
         case None | bool() | int() | Call():
             return str(value)
         case float():
-            return _float_text(value)
-        case str():
-            return _str_text(value)
+            if value != value:
+                raise SpecError("nan is not a setting; expected a number")
+            levels = value * 255  # fractions of 255 as the field writes them: 8/255
+            short = abs(levels) >= 255 or len(repr(value)) <= 5 or round(levels) / 255 != value
+            return repr(value) if short else f"{round(levels)}/255"
+        case str():  # in double quotes, so that a whole call fits into a shell's single quotes
+            escaped = "".join(
+                c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
+                for c in value.replace("\\", "\\\\")
+            )
+            return '"' + escaped.replace('"', '\\"').replace("'", "\\x27") + '"'
         case tuple() | list():
             inner = ", ".join(to_text(v) for v in value)
             return f"({inner},)" if len(value) == 1 else f"({inner})"
     raise SpecError(f"{value!r:.60} has no place in a call; expected a number, text, tuple or call")
-
-
-def _float_text(value: float) -> str:
-    """The shortest exact text; fractions of 255 as the field writes them (``8/255``)."""
-    if value != value:
-        raise SpecError("nan is not a setting; expected a number")
-    text = repr(value)
-    levels = value * 255
-    if value and abs(levels) < 255 and len(text) > 5 and round(levels) / 255 == value:
-        return f"{round(levels)}/255"
-    return text
-
-
-def _str_text(value: str) -> str:
-    """A literal in double quotes, so that a whole call fits into a shell's single quotes."""
-    escaped = "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
-        for c in value.replace("\\", "\\\\")
-    )
-    return '"' + escaped.replace('"', '\\"').replace("'", "\\x27") + '"'
