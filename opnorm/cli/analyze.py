@@ -9,6 +9,7 @@ from tyro.conf import Positional, arg
 
 import opnorm
 from opnorm.cli.options import (
+    Again,
     DataOfRun,
     Device,
     Figures,
@@ -49,6 +50,7 @@ class AnalyzeOptions:
     limit: Limit = None
     seed: int = 0  # of the choice of points and of attacks
     out: Results = None
+    again: Again = False
     device: Device = "cpu"
     figures: Figures = None
     json: Json = False
@@ -110,7 +112,7 @@ def _analyze(models: tuple[str, ...], options: AnalyzeOptions) -> None:
     store = Store(out / "analyses")
     with AnalyzeBar("all analyses") as progress:
         dataset = dataset if o.limit is None else dataset.limit(o.limit)
-        found = analyze(networks, dataset, calls, store=store, progress=progress)
+        found = analyze(networks, dataset, calls, store=store, again=o.again, progress=progress)
     page = found.write(store.root / found.name, o.figures)
     if o.json:
         print_json({"page": str(page), "networks": found.as_dict()})

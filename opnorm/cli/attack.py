@@ -6,7 +6,18 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from opnorm.cli.options import DataOfRun, Device, Json, ModelOrRun, Results, check_device, number, print_json
+from opnorm.cli.options import (
+    Again,
+    DataOfRun,
+    Device,
+    Json,
+    ModelOrRun,
+    Results,
+    check_device,
+    number,
+    print_json,
+    say_found,
+)
 from opnorm.cli.subjects import data_of, network_and_data, results_folder
 from opnorm.errors import OpnormError
 
@@ -34,6 +45,7 @@ class AttackOptions:
     save: Path | None = None  # write the perturbed points here, a .safetensors file
     sheet: Path | None = None  # draw adversarial points: clean, perturbed, difference; a .png file
     out: Results = None
+    again: Again = False
     device: Device = "cpu"
     json: Json = False
 
@@ -77,8 +89,9 @@ def attack(
     with AttackBar() as progress:
         done = evaluate(
             network.to(o.device), x, y, chosen,
-            store=Store(out / "attacks"), surrogate=surrogate, progress=progress,
+            store=Store(out / "attacks"), surrogate=surrogate, again=o.again, progress=progress,
         )  # fmt: skip
+    say_found(done.found)
     if o.save is not None:
         save_points(o.save, done)
     if o.sheet is not None:

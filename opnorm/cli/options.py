@@ -1,5 +1,6 @@
 """What the commands share: options, and what is read from them and printed."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +31,7 @@ Results = Annotated[
 ]
 Limit = Annotated[int | None, arg(help="use at most so many training and test points")]
 Device = Annotated[str, arg(help="cpu, cuda, cuda:1, mps")]
+Again = Annotated[bool, arg(help="make everything anew, also what is kept")]
 Figures = Annotated[Literal["svg", "pdf", "png"] | None, arg(help="also write every figure in this format")]
 Json = Annotated[bool, arg(help="print the result as JSON on standard output")]
 
@@ -56,6 +58,12 @@ def check_device(device: str) -> None:
     except Exception as e:  # torch raises whatever its backends do
         why = str(e).splitlines()[0].partition(". ")[0]
         raise OpnormError(f"--device {device}: {why}; expected one that this machine has, such as cpu") from e
+
+
+def say_found(when: str) -> None:
+    """Say that a result had been made before, on standard error; nothing where it is new."""
+    if when:
+        print(f"found, of {when}; --again makes it anew", file=sys.stderr)
 
 
 def print_json(value: Any) -> None:

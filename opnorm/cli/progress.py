@@ -89,7 +89,7 @@ def _outcome(event: StudyProgress) -> str:
     """One run's time and accuracy, or why it failed."""
     result = event.result
     assert result is not None, "only of runs that have ended"
-    found = "found, " if event.text == "found" else f"{result.seconds:.1f} s, "
+    found = f"found, of {result.ended}, " if result.found else f"{result.seconds:.1f} s, "
     if result.failure:
         return f"{found}failed: {result.failure}"
     accuracy = result.find("accuracy")
@@ -126,6 +126,6 @@ class AnalyzeBar(Bar):
             note = f"{event.label}: {event.call.partition('(')[0]}"
             return self.update(event.done, note, event.total)
         self.update(event.done + 1, "", event.total)
-        took = "found" if event.found else f"{event.seconds:.1f} s"
+        took = f"found, of {event.found}" if event.found else f"{event.seconds:.1f} s"
         outcome = f"not possible: {event.failure}" if event.failure else took
         return self.line(f"[{event.done + 1}/{event.total}] {event.label}: {event.call}: {outcome}")

@@ -8,7 +8,19 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from opnorm.cli.options import Data, Device, Figures, Json, Limit, Model, Runs, check_device, print_json
+from opnorm.cli.options import (
+    Again,
+    Data,
+    Device,
+    Figures,
+    Json,
+    Limit,
+    Model,
+    Runs,
+    check_device,
+    print_json,
+    say_found,
+)
 from opnorm.errors import OpnormError
 
 __all__ = ["ls", "study", "train"]
@@ -38,6 +50,7 @@ class TrainOptions:
         str, ...
     ] = ()  # what to find out afterwards; accuracy, robustness, norms, margins when left out
     out: Runs = Path("runs")
+    again: Again = False
     device: Device = "cpu"
     json: Json = False
 
@@ -62,9 +75,10 @@ def train(options: Annotated[TrainOptions, arg(name="")] = TrainOptions()) -> No
         with distributed.synchronized_errors():
             check_device(device)
         with TrainBar(run.label) if distributed.is_main_process() else nullcontext() as bar:
-            result = run_training(run, Store(options.out), device=device, progress=bar)
+            result = run_training(run, Store(options.out), device=device, again=options.again, progress=bar)
         if not distributed.is_main_process():
             return
+    say_found(result.ended if result.found else "")
     if options.json:
         folder = str(result.folder)
         print_json({"key": run.key, "folder": folder, "run": run.as_dict(), "results": result.rows})
@@ -95,6 +109,7 @@ class StudyOptions:
     limit: Limit = None
     size: str | None = None  # 'laptop' (minutes) or 'smoke' (seconds, to see that all works)
     out: Runs = Path("runs")
+    again: Again = False
     jobs: int | None = None  # processes side by side; the number of cores, at most 8, when left out
     device: Device = "cpu"
     figures: Figures = None
@@ -128,7 +143,7 @@ def study(
         return _print_plan([row | {"finished": store.finished(row["key"])} for row in about], o.json)
     check_device(o.device)
     with StudyBar([f"{r.label}, seed {r.seed}" for r in built.runs]) as bar:
-        results = run_study(built, store, jobs=o.jobs, device=o.device, progress=bar)
+        results = run_study(built, store, jobs=o.jobs, device=o.device, again=o.again, progress=bar)
     page = write_study(built, results, store, o.figures)
     if o.json:
         found = [

@@ -47,9 +47,8 @@ def data_of(model: str, out: Path) -> str:
 
 def network_and_data(model: str, data: str, out: Path) -> tuple[Any, Any]:
     """A network, from a call or from a run, and a data set that it was checked against."""
-    from dataclasses import replace
-
-    from opnorm.runs.build import load_weights, make_data, make_model
+    from opnorm.data.dataset import as_pixels
+    from opnorm.runs.build import check_model, make_data, make_model, restore
     from opnorm.runs.run import Run
     from opnorm.runs.store import Store
 
@@ -57,12 +56,11 @@ def network_and_data(model: str, data: str, out: Path) -> tuple[Any, Any]:
     if folder is None:
         _check_network(model, out)
         run = Run(model, data)
-    else:
-        run = replace(Run.from_dict(Store(out).read(folder)["run"]), data=data, limit=None)
-    dataset = make_data(run)
-    network = make_model(run, dataset)
-    if folder is not None:
-        load_weights(network, folder / "weights.safetensors")
+        dataset = make_data(run)
+        return make_model(run, dataset), dataset
+    run = Run.from_dict(Store(out).read(folder)["run"])
+    network, dataset = restore(run, folder), make_data(Run(run.model, data))
+    check_model(network, as_pixels(dataset.test.images[:1]), dataset.num_classes, f"run {model}")
     return network, dataset
 
 

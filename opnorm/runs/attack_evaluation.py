@@ -1,5 +1,6 @@
 """Attacks on many points, part by part: each part is stored when it ends, and a stopped evaluation resumes."""
 
+import hashlib
 import itertools
 import json
 import math
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 
 from opnorm import spec
 from opnorm._core import files
-from opnorm._core.fingerprint import add_tensor, of_network
 from opnorm._core.modes import Mode, model_state_preserved
 from opnorm.attacks._autoattack import AutoAttack
 from opnorm.attacks._checks import check_inputs, check_logits, is_amount
@@ -30,6 +30,7 @@ from opnorm.attacks.minimum_norm import gaps
 from opnorm.attacks.result import AttackResult, StageResult, attack_call, gradient_warnings
 from opnorm.errors import AttackError, SpecError
 from opnorm.runs.evaluation import Evaluation
+from opnorm.runs.identity import add_tensor, hash_of, identity, network_identity, outputs
 from opnorm.runs.store import FORMAT, Store
 
 __all__ = ["EvaluationProgress", "evaluate"]
@@ -64,13 +65,14 @@ def evaluate(
     store: Store | None = None,
     part: int = 256,
     surrogate: nn.Module | None = None,
+    again: bool = False,
     progress: Callable[[EvaluationProgress], None] | None = None,
 ) -> Evaluation:
     """Attack many points, part by part, and check for gradient masking.
 
     With a store, every part is written when it ends, and the same call resumes there, also after a kill. The same call
-    has the same attack, points and labels, and a model with the same text and weights; the rest of its code is not
-    compared.
+    has the same attack, points, labels, weights, arguments of the model, source of the user's modules in both, and version
+    of opnorm; and the model gives the same outputs on fixed inputs.
 
     Args:
         model: gives logits (B, K); its state is preserved.
@@ -81,6 +83,7 @@ def evaluate(
         store: for the results; needs an attack that was made by a call.
         part: points of a part.
         surrogate: another model for the same classes, for :func:`opnorm.attacks.gradient_masking.check_transfer`.
+        again: delete what the store has of this evaluation first.
         progress: called with the numbers of points.
 
     Raises:
@@ -98,13 +101,17 @@ def evaluate(
         raise AttackError(
             "an evaluation is stored under the attack's call; expected an attack made by a factory"
         )
-    with store.open(_key(work)) as entry:
-        if not entry.finished:
+    with store.open(_key(work), again=again, outputs=outputs(model, x.shape[1:])) as entry:
+        found = entry.finished
+        if not found:
             entry.begin({"attack": text, "model": type(model).__name__, "points": len(x)})
         evaluation = _evaluate(work, entry.folder, surrogate)
-        if not entry.finished:
+        if not found:
             entry.finish(evaluation.seconds)
-    return replace(evaluation, seconds=store.seconds(entry.key), folder=entry.folder)
+    about = store.about(entry.key)
+    return replace(
+        evaluation, seconds=about["seconds"], folder=entry.folder, found=about["ended"] if found else ""
+    )
 
 
 @dataclass(frozen=True)
@@ -231,7 +238,7 @@ def _check_masking(
     work: _Work, result: AttackResult, folder: Path | None, surrogate: nn.Module | None
 ) -> GradientMaskingReport:
     """The indicators, read where they are stored."""
-    suffix = "" if surrogate is None else "-" + of_network(surrogate).hexdigest()[:12]
+    suffix = "" if surrogate is None else "-" + network_identity(surrogate)
     path = None if folder is None else folder / f"gradient_masking{suffix}.json"
     if path is not None and path.exists():
         indicators = files.read_json(path)["indicators"]
@@ -249,15 +256,13 @@ def _check_masking(
 
 
 def _key(work: _Work) -> str:
-    """Twelve hex digits that name an evaluation."""
-    digest = of_network(work.model)
-    # with every default, so that another version's defaults make another evaluation
-    call = str(spec.full(spec.spec_of(work.attack)))
+    """Names an evaluation: a hash of all that it depends on."""
+    attack = identity(spec.full(spec.spec_of(work.attack)))
     modes = [m.training for m in work.model.modules()] if work.mode == "as is" else []
-    digest.update(json.dumps([FORMAT, call, work.part, modes]).encode())
+    points = hashlib.sha256()
     for tensor in (work.x, work.y):
-        add_tensor(digest, tensor)
-    return str(digest.hexdigest()[:12])
+        add_tensor(points, tensor)
+    return hash_of(FORMAT, network_identity(work.model), attack, work.part, modes, points.hexdigest())
 
 
 # ---------------------------------------------------------------- settings

@@ -12,10 +12,11 @@ from opnorm.data import Dataset
 from opnorm.data.dataset import as_pixels
 from opnorm.errors import ModelError, OpnormError, RunError
 from opnorm.models.state_dicts import fill
+from opnorm.runs.identity import outputs, same_outputs
 from opnorm.runs.run import Run
 from opnorm.training import TrainingSettings
 
-__all__ = ["check_model", "load_weights", "make_data", "make_model", "training_settings"]
+__all__ = ["check_model", "make_data", "make_model", "restore", "training_settings"]
 
 
 def make_data(run: Run) -> Dataset:
@@ -86,11 +87,26 @@ def training_settings(run: Run) -> TrainingSettings:
     )
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Fill a run's network with the weights that it ended with; RunError when they are of another one."""
+def restore(run: Run, folder: Path) -> nn.Module:
+    """The network of a run as it was after its training, in eval mode.
+
+    Raises:
+        RunError: the weights are of another network, or it gives other outputs than then.
+    """
+    about = files.read_json(folder / "run.json")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        model = spec.build(about["network"], "model").eval()
+    path, shape = folder / "weights.safetensors", about["data"]["image_shape"]
     try:
         fill(model, {"": files.read_tensors(path)[0]}, path)
     except ModelError as e:
         raise RunError(
             f"{path} does not hold the weights of this run: {e}; delete its folder to start over"
         ) from e
+    if not same_outputs(about.get("outputs"), outputs(model, shape)):
+        raise RunError(
+            f"the network of {folder} gives other outputs than after its training: its code, or a file that it reads, has "
+            "changed since; restore it, or train again with --again"
+        )
+    return model

@@ -29,6 +29,7 @@ class Evaluation:
         masking: the indicators of gradient masking.
         seconds: wall-clock time of all sessions.
         folder: where it is stored, if it is.
+        found: when it was made, if it had been made before; else empty.
     """
 
     attack: str
@@ -41,6 +42,7 @@ class Evaluation:
     masking: GradientMaskingReport
     seconds: float
     folder: Path | None = None
+    found: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without those of single points."""

@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 from opnorm import spec
-from opnorm._core.fingerprint import add_tensor, of_network
 from opnorm.analyses import Analysis, all_analyses
 from opnorm.data import Dataset
 from opnorm.data.dataset import as_pixels
 from opnorm.errors import ModelError, OpnormError, SpecError
 from opnorm.runs.build import check_model
+from opnorm.runs.identity import add_tensor, hash_of, network_identity, outputs
 from opnorm.runs.network_page import Network, NetworkReport, NetworkResults
 from opnorm.runs.store import FORMAT, Entry, Store
 
@@ -39,7 +39,7 @@ class AnalysisProgress(NamedTuple):
         label: of the network.
         call: of the analysis.
         seconds: that it took.
-        found: whether it had been made before.
+        found: when it was made, if it had been made before; else empty.
         failure: why it is not possible; empty when it is.
     """
 
@@ -48,7 +48,7 @@ class AnalysisProgress(NamedTuple):
     label: str
     call: str
     seconds: float | None = None
-    found: bool = False
+    found: str = ""
     failure: str = ""
 
 
@@ -98,6 +98,7 @@ def analyze(
     points: int | None = None,
     seed: int = 0,
     store: Store | None = None,
+    again: bool = False,
     progress: Callable[[AnalysisProgress], None] | None = None,
 ) -> "NetworkReport":
     """Apply every analysis to every network, or find the results of an earlier call.
@@ -112,6 +113,7 @@ def analyze(
         points: test points of each analysis that takes a sample of them, in place of its default.
         seed: of the choice of points and of attacks.
         store: where rows are kept and found again; nowhere when None.
+        again: make all of them anew, also those that are kept.
         progress: called before and after each analysis.
 
     Returns:
@@ -124,22 +126,27 @@ def analyze(
     """
     if store is None:
         with tempfile.TemporaryDirectory() as folder:
-            settings: dict[str, Any] = {"points": points, "seed": seed, "progress": progress}
-            return analyze(networks, data, analyses, store=Store(folder), **settings)
+            return analyze(
+                networks, data, analyses, points=points, seed=seed, store=Store(folder), progress=progress
+            )
+    report = progress or (lambda state: None)
     calls, networks = analysis_calls(analyses, points=points, seed=seed), _networks(networks)
     _check(networks, data, calls)
-    data_digest, results = _digest(data), list[NetworkResults]()
+    images = hashlib.sha256()
+    for tensor in (*data.train, *data.test):
+        add_tensor(images, tensor)
+    results: list[NetworkResults] = []
     for network in networks:
-        digest = of_network(network.model)
-        digest.update(data_digest)
-        results.append(NetworkResults(network, digest.hexdigest()[:12]))
+        key = hash_of(FORMAT, network_identity(network.model), images.hexdigest())
+        results.append(NetworkResults(network, key))
         before, total = (len(results) - 1) * len(calls), len(networks) * len(calls)
-        with store.open(results[-1].key) as entry:
+        with store.open(key, outputs=outputs(network.model, data.image_shape)) as entry:
             if not entry.finished:
                 entry.begin({"model": network.call, "data": data.describe()})
             for i, call in enumerate(calls):
                 state = AnalysisProgress(before + i, total, network.label, call)
-                _analyze(results[-1], entry, data, state, progress or (lambda state: None))
+                report(state)
+                report(_analyze(results[-1], entry, data, state, again))
             if not entry.finished:
                 entry.finish()
     if not any(result.rows for result in results):
@@ -147,30 +154,20 @@ def analyze(
     return NetworkReport(results, data.describe())
 
 
-def _digest(data: Dataset) -> bytes:
-    digest = hashlib.sha256(str(FORMAT).encode())
-    for tensor in (data.train.images, data.train.labels, data.test.images, data.test.labels):
-        add_tensor(digest, tensor)
-    return digest.digest()
-
-
 def _analyze(
-    result: NetworkResults,
-    entry: Entry,
-    data: Dataset,
-    state: AnalysisProgress,
-    progress: Callable[[AnalysisProgress], None],
-) -> None:
-    """Apply one analysis to one network, or find its rows."""
-    progress(state)
-    call, started, found = state.call, time.perf_counter(), state.call in entry.results
+    result: NetworkResults, entry: Entry, data: Dataset, state: AnalysisProgress, again: bool
+) -> AnalysisProgress:
+    """Apply one analysis to one network, or find its rows; the state afterwards."""
+    call, started, found = state.call, time.perf_counter(), ""
     try:
         compute = partial(spec.build(call, "analysis"), result.network.model, data)
-        result.rows[call], result.seconds[call], _ = entry.get_or_compute(call, compute)
+        saved = entry.get_or_compute(call, compute, again=again)
+        result.rows[call], result.seconds[call] = saved.rows, saved.seconds
+        found = saved.made if saved.found else ""
     except OpnormError as e:
         result.failures[call] = str(e)
     seconds, failure = time.perf_counter() - started, result.failures.get(call, "")
-    progress(state._replace(seconds=seconds, found=found, failure=failure))
+    return state._replace(seconds=seconds, found=found, failure=failure)
 
 
 def _networks(networks: nn.Module | Mapping[str, nn.Module] | Sequence[Network]) -> Sequence[Network]:

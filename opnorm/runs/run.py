@@ -1,14 +1,14 @@
 """A run: one network trained on one data set in one way with one seed; and its result."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from opnorm import spec
 from opnorm.errors import RunError, SpecError
+from opnorm.runs.identity import hash_of, identity, with_full_paths
 from opnorm.runs.store import FORMAT
 from opnorm.training.training_settings import Precision, check_settings
 
@@ -79,18 +79,21 @@ class Run:
                 self, name, tuple(_canonical(v, kind) for v in value) if many else _canonical(value, kind)
             )
 
-    @property
+    @cached_property
     def key(self) -> str:
-        """Twelve hex digits that name the run: a hash of every setting, defaults included, but not of the analyses."""
+        """Twelve hex digits that name the run: a hash of all that its network depends on, but not of the analyses.
+
+        That is every setting, defaults included; the source of the user's modules that the calls reach; the files that they
+        name; and the version of opnorm.
+        """
         settings = {name: value for name, value in self.as_dict().items() if name != "analyses"}
         # what the data decide is not the same as a stated default
-        settings["model"] = str(spec.fill(spec.parse(self.model), **_FROM_DATA))
+        settings["model"] = spec.fill(spec.parse(self.model), **_FROM_DATA)
         for name in settings.keys() & _KINDS.keys():
             value, kind = settings[name], _KINDS[name]
-            many = isinstance(value, tuple)
-            settings[name] = [str(spec.full(v, kind)) for v in value] if many else str(spec.full(value, kind))
-        text = json.dumps({"format": FORMAT, **settings}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+            calls = value if isinstance(value, tuple) else (value,)
+            settings[name] = [identity(spec.full(call, kind)) for call in calls]
+        return hash_of(FORMAT, settings)
 
     @property
     def label(self) -> str:
@@ -126,7 +129,7 @@ def method_label(objective: str, regularizers: Sequence[str], ema: float = 0.0) 
 
 def _canonical(value: Any, kind: str) -> str:
     call = value if isinstance(value, str | spec.Call) else spec.spec_of(value)
-    return str(spec.short(call, kind) if kind == "analysis" else spec.stated(call, kind))
+    return str(spec.short(call, kind) if kind == "analysis" else with_full_paths(spec.stated(call, kind)))
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,8 @@ class Result:
         seconds: of all epochs and analyses, in all sessions.
         failure: why there are no rows; empty when all went well.
         folder: the folder with its files.
+        ended: when its training ended.
+        found: whether nothing had to be done for it.
     """
 
     run: Run
@@ -148,6 +153,8 @@ class Result:
     seconds: float
     failure: str = ""
     folder: Path | None = None
+    ended: str = ""
+    found: bool = field(default=False, compare=False)
 
     def find(self, name: str) -> list[dict[str, Any]]:
         """The rows of all analyses of that name: ``find("robust_accuracy")``."""

@@ -8,6 +8,7 @@ A folder gets its final name by one rename, at the end; a process that is killed
 next one resumes.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,20 +17,23 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from opnorm import spec
 from opnorm._core import files
 from opnorm.errors import RunError
+from opnorm.runs.identity import hash_of, identity, same_outputs
 
 __all__ = ["FORMAT", "Entry", "Saved", "Store"]
 
-FORMAT = 2
+FORMAT = 3
 """The version of what is written in a folder; raised when older folders can no longer be read."""
 
 
 class Saved(NamedTuple):
-    """What an analysis found, the seconds that it took, and whether it was found in the folder."""
+    """The rows of an analysis, the seconds that it took, when it was made, and whether it was found in the folder."""
 
     rows: list[dict[str, Any]]
     seconds: float
+    made: str
     found: bool
 
 
@@ -44,7 +48,9 @@ class Store:
         self.root = Path(root)
 
     @contextmanager
-    def open(self, key: str) -> Iterator["Entry"]:
+    def open(
+        self, key: str, *, again: bool = False, outputs: list[list[float]] | None = None
+    ) -> Iterator["Entry"]:
         """Lock the folder of a key, find what it holds, and write what is missing.
 
             with store.open(key) as entry:
@@ -56,6 +62,11 @@ class Store:
 
         The lock keeps other processes out and is released even when this process is killed. Whatever interrupts the
         block, all that was written is found by the next call.
+
+        Args:
+            key: names the folder.
+            again: remove what it holds first.
+            outputs: of the network on fixed inputs; what the folder holds is removed if it was made with others.
 
         Raises:
             RunError: another process holds the lock, nothing can be written here, or the folder is of another format.
@@ -74,8 +85,12 @@ class Store:
                 f"cannot write in {self.root}: {e.strerror or e}; expected a folder that can be written"
             ) from e
         try:
-            files.remove_partial_files(self.folder(key))
-            yield Entry(self, key)
+            folder = self.folder(key)
+            files.remove_partial_files(folder)
+            kept = (folder / "run.json").exists()
+            if again or (kept and not same_outputs(self.read(folder).get("outputs"), outputs)):
+                shutil.rmtree(folder, ignore_errors=True)
+            yield Entry(self, key, outputs)
         finally:
             lock.release()
 
@@ -118,9 +133,13 @@ class Store:
         path = self.folder(key) / "failure.json"
         return str(files.read_json(path).get("failure") or "not known") if path.exists() else ""
 
-    def seconds(self, key: str) -> float:
-        """How long a finished run took."""
-        return float(self.read(self.root / key).get("seconds", 0))
+    def about(self, key: str) -> dict[str, Any]:
+        """The run.json of a key."""
+        return self.read(self.folder(key))
+
+    def has(self, key: str, call: str) -> bool:
+        """Whether the rows of an analysis are there, made by the same code with the same settings."""
+        return self.results(key).get(call, {}).get("version") == _version(call)
 
     def ls(self) -> list[dict[str, Any]]:
         """The run.json of every folder, with its state ("finished", "partial" or what is wrong) and its folder."""
@@ -144,16 +163,12 @@ class Entry:
     Attributes:
         finished: whether it was finished before.
         failure: why it cannot end well, as :meth:`fail` has written it; empty when no reason is known.
-        results: by analysis, its rows and the seconds it took.
     """
 
-    def __init__(self, store: Store, key: str) -> None:
-        self.store, self.key = store, key
-        self.finished, self.failure, self.results = (
-            store.finished(key),
-            store.failure(key),
-            store.results(key),
-        )
+    def __init__(self, store: Store, key: str, outputs: list[list[float]] | None = None) -> None:
+        self.store, self.key, self.outputs = store, key, outputs
+        self.finished, self.failure = store.finished(key), store.failure(key)
+        self.results = store.results(key)
 
     @property
     def folder(self) -> Path:
@@ -166,28 +181,46 @@ class Entry:
         if (folder / "run.json").exists():
             self.store.read(folder)
             return
-        begun = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        files.write_json(folder / "run.json", {"format": FORMAT, "key": self.key, "begun": begun, **about})
+        begun = {"format": FORMAT, "key": self.key, "begun": _now(), "outputs": self.outputs}
+        files.write_json(folder / "run.json", begun | about)
 
-    def get_or_compute(self, call: str, compute: Callable[[], list[dict[str, Any]]]) -> Saved:
-        """The rows of an analysis: found, or computed by ``compute()`` and written at once."""
-        found = call in self.results
+    def get_or_compute(
+        self, call: str, compute: Callable[[], list[dict[str, Any]]], *, again: bool = False
+    ) -> Saved:
+        """The rows of an analysis: found, or computed by ``compute()`` and written at once; ``again`` computes always."""
+        found = not again and self.store.has(self.key, call)
         if not found:
             started = time.perf_counter()
             rows = compute()
-            self.results[call] = {"rows": rows, "seconds": round(time.perf_counter() - started, 3)}
+            seconds = round(time.perf_counter() - started, 3)
+            about = {"rows": rows, "seconds": seconds, "made": _now(), "version": _version(call)}
+            self.results[call] = about
             files.write_json(self.folder / "results.json", {"format": FORMAT, "analyses": self.results})
-        return Saved(self.results[call]["rows"], self.results[call]["seconds"], found)
+        saved = self.results[call]
+        return Saved(saved["rows"], saved["seconds"], saved["made"], found)
 
     def fail(self, reason: str) -> None:
         """Write down why the run cannot end well."""
         files.write_json(self.folder / "failure.json", {"failure": reason})
 
+    def note(self, **about: Any) -> None:
+        """Add to the run.json."""
+        files.write_json(self.folder / "run.json", self.store.read(self.folder) | about)
+
     def finish(self, seconds: float = 0.0) -> None:
         """Give the folder its final name; its time is ``seconds`` and that of all analyses."""
         folder, done = self.folder, self.store.root / self.key
         seconds += sum(r["seconds"] for r in self.results.values())
-        files.write_json(folder / "run.json", self.store.read(folder) | {"seconds": round(seconds, 3)})
+        self.note(ended=self.store.read(folder).get("ended", _now()), seconds=round(seconds, 3))
         if folder != done:
             folder.rename(done)
         (done / "checkpoint.safetensors").unlink(missing_ok=True)  # not before: until then it is what we have
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _version(call: str) -> str:
+    """A hash of what the rows of an analysis depend on besides network and data."""
+    return hash_of(identity(spec.full(call, "analysis")))

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,8 @@ from opnorm.data import Dataset
 from opnorm.data.dataset import as_pixels
 from opnorm.errors import TrainError
 from opnorm.models import save
-from opnorm.runs.build import load_weights, make_data, make_model, training_settings
+from opnorm.runs.build import make_data, make_model, restore, training_settings
+from opnorm.runs.identity import outputs
 from opnorm.runs.run import Result, Run
 from opnorm.runs.store import Entry, Store
 from opnorm.training import TrainingProgress, distributed, train, weight_metrics
@@ -39,6 +41,7 @@ def run_training(
     store: Store,
     *,
     device: torch.device | str = "cpu",
+    again: bool = False,
     progress: Callable[[RunProgress], None] | None = None,
 ) -> Result:
     """Train and analyze, or find the result of a run.
@@ -50,10 +53,12 @@ def run_training(
         run: the settings.
         store: where results are written and found.
         device: where to train.
+        again: delete what the store has of this run first.
         progress: called after every training step and before every analysis.
 
     Raises:
-        RunError: another process is at this run, its folder is of another format, or the disk is full.
+        RunError: another process is at this run, its folder is of another format, or the disk is full; or the network of a
+            finished run gives other outputs than after its training.
         TrainError: the training diverged. The next call raises the same again, without training.
         OpnormError: whatever is wrong with model, data or settings.
     """
@@ -66,27 +71,32 @@ def run_training(
         return Result(run, metrics, {}, 0.0)
     with distributed.start_signal() as start_others:
         # without a lock, so that results are found in a folder that cannot be written
-        if result := find_result(run, store):
+        if not again and (result := find_result(run, store)):
             return result
-        with store.open(run.key) as entry:
+        with store.open(run.key, again=again) as entry:
             if not _is_done(run, store):
                 _complete(run, entry, device, report, start_others)
         return _load(run, store)
 
 
 def find_result(run: Run, store: Store) -> Result | None:
-    """The result of a run, if it is finished and has all its analyses."""
-    return _load(run, store) if _is_done(run, store) else None
+    """The result of a run, if it is finished and has all its analyses; the user's own network is checked as well."""
+    if not _is_done(run, store):
+        return None
+    if "." in run.model.partition("(")[0]:
+        restore(run, store.folder(run.key))
+    return replace(_load(run, store), found=True)
 
 
 def _is_done(run: Run, store: Store) -> bool:
-    return store.finished(run.key) and store.results(run.key).keys() >= set(run.analyses)
+    return store.finished(run.key) and all(store.has(run.key, call) for call in run.analyses)
 
 
 def _load(run: Run, store: Store) -> Result:
-    folder = store.folder(run.key)
+    folder, about = store.folder(run.key), store.about(run.key)
     rows = {a: saved["rows"] for a, saved in store.results(run.key).items() if a in run.analyses}
-    return Result(run, files.read_lines(folder / "metrics.jsonl"), rows, store.seconds(run.key), "", folder)
+    metrics = files.read_lines(folder / "metrics.jsonl")
+    return Result(run, metrics, rows, float(about.get("seconds", 0)), "", folder, about.get("ended", ""))
 
 
 def _complete(
@@ -100,15 +110,16 @@ def _complete(
     if entry.failure:
         raise TrainError(f"{entry.failure} (remembered; delete {entry.folder} to try again)")
     # all calls are built first, so that what is wrong with them is raised before training
-    analyses = {a: spec.build(a, "analysis") for a in run.analyses if a not in entry.results}
+    missing = [call for call in run.analyses if not entry.store.has(entry.key, call)]
+    analyses = {call: spec.build(call, "analysis") for call in missing}
     settings = training_settings(run)
     data = make_data(run)
-    model = make_model(run, data)
     if entry.finished:
-        load_weights(model, entry.folder / "weights.safetensors")
-        model.to(device)
+        model = restore(run, entry.folder).to(device)
     else:
-        entry.begin({"run": run.as_dict(), "data": data.describe(), "where": environment()})
+        model = make_model(run, data)
+        about = {"run": run.as_dict(), "network": str(spec.spec_of(model)), "data": data.describe()}
+        entry.begin(about | {"where": environment()})
         start_others()
         try:
             train(
@@ -120,6 +131,7 @@ def _complete(
             entry.fail(str(e))
             raise
         save(model, entry.folder / "weights.safetensors")
+        entry.note(outputs=outputs(model, data.image_shape))
     for call, analysis in analyses.items():
         report(RunProgress(call))
         entry.get_or_compute(call, partial(analysis, model, data))

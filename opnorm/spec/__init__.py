@@ -21,7 +21,7 @@ from opnorm.spec._registry import (
     spec_of,
     stated,
 )
-from opnorm.spec._syntax import Call, calls_in, parse
+from opnorm.spec._syntax import Call, calls_in, map_calls, parse
 
 __all__ = [
     "FAMILIES",
@@ -31,6 +31,7 @@ __all__ = [
     "factory",
     "fill",
     "full",
+    "map_calls",
     "names",
     "parse",
     "resolve",

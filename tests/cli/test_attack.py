@@ -13,7 +13,7 @@ from opnorm._core.files import read_tensors
 from opnorm.attacks import pgd
 from opnorm.cli import main
 from opnorm.runs.attack_evaluation import evaluate
-from opnorm.runs.build import load_weights, make_data, make_model
+from opnorm.runs.build import make_data, restore
 
 MODULE = """
 import torch
@@ -67,7 +67,10 @@ def test_a_run_is_attacked_and_found_again(cli, key, tiny, tmp_path):
     assert re.search(r"^(gradient masking: none|check )", out, re.M)
     again = cli(key, *PGD)
     assert again[:2] == (0, out)
-    assert again[2] == ""
+    assert re.fullmatch(r"found, of \d{4}-\d\d-\d\d \d\d:\d\d:\d\d; --again makes it anew\n", again[2])
+    anew = cli(key, *PGD, "--again")
+    assert anew[2].endswith("40 of 40 points done\n")
+    assert "found" not in anew[2]
     folder = Path(out.split()[-1])
     assert folder.parts[:2] == ("runs", "attacks")
     for model in (str(tmp_path / "runs" / key), f'file("runs/{key}/weights.safetensors")'):
@@ -82,8 +85,7 @@ def test_json_is_one_object_with_what_the_library_says(cli, key, tiny):
     test = make_data(tiny).test  # of 100 points, as the tiny run has it
     data = make_data(type(tiny)(tiny.model, tiny.data)).limit(40).test
     assert len(test.labels) == 100
-    model = make_model(tiny, make_data(tiny))
-    load_weights(model, Path("runs") / key / "weights.safetensors")
+    model = restore(tiny, Path("runs") / key)
     done = evaluate(model, data.images.float() / 255, data.labels, pgd(2, 0.05, 3, seed=3))
     want = json.loads(json.dumps(done.as_dict()))
     for timed in (want, said):

@@ -101,12 +101,16 @@ def test_train_then_ls_then_found(cli, here):
     assert "\r" not in err
 
     status, again, err = cli("train", *TINY)
-    assert (status, again, err) == (0, out, ""), "found, not trained again"
+    assert (status, again) == (0, out)
+    assert re.fullmatch(r"found, of [-\d]{10} [:\d]{8}; --again makes it anew\n", err), "not trained again"
+    status, again, err = cli("train", *TINY, "--again")
+    assert (status, again, err.count("epoch")) == (0, out, 2)
 
     status, out, err = cli("ls")
     assert status == 0
     assert re.fullmatch(
-        rf"{folder.name}  finished  \S{{19}}  +\d+\.\d s  plain, seed 0: cnn\(width=4\) on digits\(\)\n", out
+        rf"{folder.name}  finished  [-\d]{{10}} [:\d]{{8}}  +\d+\.\d s  plain, seed 0: cnn\(width=4\) on digits\(\)\n",
+        out,
     )
     rows = json.loads(cli("ls", "--json")[1])
     assert [(r["key"], r["state"]) for r in rows] == [(folder.name, "finished")]

@@ -121,7 +121,7 @@ def test_results_are_found_again_and_belong_to_the_weights(two, tmp_path):
     again = one(analyses=["accuracy", "margins"], progress=states.append)
     assert again.key == first.key
     assert again.rows["accuracy()"] == first.rows["accuracy()"]
-    assert [s.found for s in states if s.seconds is not None] == [True, False]
+    assert [bool(s.found) for s in states if s.seconds is not None] == [True, False]
     assert one(29, analyses="accuracy").key != first.key
     with torch.no_grad():
         next(two[0].model.parameters()).add_(1)
@@ -138,7 +138,7 @@ def test_what_was_made_before_a_stop_is_kept(two, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         analyze(two[:1], data(), ["accuracy", "margins"], store=store, progress=stop)
     analyze(two[:1], data(), ["accuracy", "margins"], store=store, progress=states.append)
-    assert [s.found for s in states if s.seconds is not None] == [True, False]
+    assert [bool(s.found) for s in states if s.seconds is not None] == [True, False]
 
 
 def test_an_analysis_that_is_not_possible_hides_no_other():

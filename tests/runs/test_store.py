@@ -5,6 +5,7 @@ import json
 import math
 import os
 import stat
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -99,9 +100,9 @@ def test_a_folder_gets_its_name_at_the_end(store):
     assert store.finished("abc")
     assert not folder.exists()
     assert sorted(p.name for p in (store.root / "abc").iterdir()) == ["run.json"]
-    assert store.seconds("abc") == 2.0
+    assert store.about("abc")["seconds"] == 2.0
     finish(store, "abc", 1.5)
-    assert store.seconds("abc") == 1.5
+    assert store.about("abc")["seconds"] == 1.5
     about = store.read(store.root / "abc")
     assert about["format"] == FORMAT
     assert about["run"] == {"model": "m"}
@@ -159,15 +160,43 @@ def test_results_are_written_at_once_and_found_again(store):
         raise ZeroDivisionError
 
     with suppress(ZeroDivisionError), store.open("abc") as entry:
-        assert entry.get_or_compute("a()", lambda: [{"x": 1}]).found is False
-        entry.get_or_compute("b()", fails)
+        assert entry.get_or_compute("accuracy()", lambda: [{"x": 1}]).found is False
+        entry.get_or_compute("margins()", fails)
     with store.open("abc") as entry:
-        rows, seconds, found = entry.get_or_compute("a()", fails)
+        rows, seconds, made, found = entry.get_or_compute("accuracy()", fails)
         assert (rows, found) == ([{"x": 1}], True)
-        entry.get_or_compute("b()", lambda: [])
+        time.strptime(made, "%Y-%m-%d %H:%M:%S")
+        entry.get_or_compute("margins()", lambda: [])
+        assert entry.get_or_compute("margins()", lambda: [{"y": 2}], again=True).rows == [{"y": 2}]
         entry.finish(10.0)
-    assert store.results("abc").keys() == {"a()", "b()"}
-    assert store.seconds("abc") == pytest.approx(10 + seconds, abs=0.1)
+    assert store.results("abc").keys() == {"accuracy()", "margins()"}
+    assert store.about("abc")["seconds"] == pytest.approx(10 + seconds, abs=0.1)
+
+
+def test_what_is_begun_again_is_empty(store):
+    for finished in (False, True):
+        folder = begun(store, a=1)
+        (folder / "part").touch()
+        if finished:
+            finish(store, "abc", 1.0)
+        with store.open("abc", again=True) as entry:
+            assert not entry.finished
+            entry.begin({"a": 2})
+            assert [p.name for p in entry.folder.iterdir()] == ["run.json"]
+        assert store.about("abc")["a"] == 2
+
+
+@pytest.mark.parametrize(
+    ("now", "kept"),
+    [([[1.0, -2.0]], True), ([[1.0001, -2.0]], True), ([[1.1, -2.0]], False), ([[1.0, math.nan]], False),
+     ([[1.0, -2.0, 0.0]], False), (None, True)],
+)  # fmt: skip
+def test_results_belong_to_the_outputs_of_the_network(store, now, kept):
+    with store.open("abc", outputs=[[1.0, -2.0]]) as entry:
+        entry.begin({})
+        (entry.folder / "part").touch()
+    with store.open("abc", outputs=now) as entry:
+        assert (entry.folder / "part").exists() == kept
 
 
 def test_failures_are_remembered(store):
