@@ -101,17 +101,7 @@ def evaluate(
         raise AttackError(
             "an evaluation is stored under the attack's call; expected an attack made by a factory"
         )
-    with store.open(_key(work), again=again, outputs=outputs(model, x.shape[1:])) as entry:
-        found = entry.finished
-        if not found:
-            entry.begin({"attack": text, "model": type(model).__name__, "points": len(x)})
-        evaluation = _evaluate(work, entry.folder, surrogate)
-        if not found:
-            entry.finish(evaluation.seconds)
-    about = store.about(entry.key)
-    return replace(
-        evaluation, seconds=about["seconds"], folder=entry.folder, found=about["ended"] if found else ""
-    )
+    return _find_or_evaluate(work, store, again, surrogate)
 
 
 @dataclass(frozen=True)
@@ -147,6 +137,19 @@ class _Part(NamedTuple):
     stages: tuple[StageResult, ...]
     notes: tuple[str, ...]
     seconds: float
+
+
+def _find_or_evaluate(work: _Work, store: Store, again: bool, surrogate: nn.Module | None) -> Evaluation:
+    with store.open(_key(work), again=again, outputs=outputs(work.model, work.x.shape[1:])) as entry:
+        found = entry.finished
+        if not found:
+            entry.begin({"attack": work.text, "model": type(work.model).__name__, "points": len(work.x)})
+        evaluation = _evaluate(work, entry.folder, surrogate)
+        if not found:
+            entry.finish(evaluation.seconds)
+    about = store.about(entry.key)
+    ended = about["ended"] if found else ""
+    return replace(evaluation, seconds=about["seconds"], folder=entry.folder, found=ended)
 
 
 def _evaluate(work: _Work, folder: Path | None, surrogate: nn.Module | None) -> Evaluation:

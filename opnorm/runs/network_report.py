@@ -132,12 +132,10 @@ def analyze(
     report = progress or (lambda state: None)
     calls, networks = analysis_calls(analyses, points=points, seed=seed), _networks(networks)
     _check(networks, data, calls)
-    images = hashlib.sha256()
-    for tensor in (*data.train, *data.test):
-        add_tensor(images, tensor)
     results: list[NetworkResults] = []
+    images = _digest(data)
     for network in networks:
-        key = hash_of(FORMAT, network_identity(network.model), images.hexdigest())
+        key = hash_of(FORMAT, network_identity(network.model), images)
         results.append(NetworkResults(network, key))
         before, total = (len(results) - 1) * len(calls), len(networks) * len(calls)
         with store.open(key, outputs=outputs(network.model, data.image_shape)) as entry:
@@ -152,6 +150,13 @@ def analyze(
     if not any(result.rows for result in results):
         raise OpnormError(f"no analysis was possible: {next(iter(results[0].failures.values()))}")
     return NetworkReport(results, data.describe())
+
+
+def _digest(data: Dataset) -> str:
+    digest = hashlib.sha256()
+    for tensor in (*data.train, *data.test):
+        add_tensor(digest, tensor)
+    return digest.hexdigest()
 
 
 def _analyze(
