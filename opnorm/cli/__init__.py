@@ -11,6 +11,9 @@ __all__ = ["main"]
 RESUMING = ("analyze", "attack", "compare", "study", "train")
 """Commands that keep what they have done, and go on from there."""
 
+SEVERAL = ("--analyses", "--augment", "--eps", "--regularizers", "--what")
+"""Options that take several values, which may also be given one by one."""
+
 
 def main(args: list[str] | None = None) -> None:
     """Entry point of ``opnorm``: 0 when all went well, 2 for what the user can mend, 130 after Ctrl-C, 1 for the rest."""
@@ -26,6 +29,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         from opnorm.cli.commands import app  # here, so that Ctrl-C while it is loaded is handled below
 
+        args = _each_option_once(args)
         app.cli(
             prog="opnorm",
             description="Operator norms of neural networks: measure them, train with them kept small, see what they did. "
@@ -47,6 +51,25 @@ def main(args: list[str] | None = None) -> None:
         if not (foreseen and int(os.environ.get("RANK", "0"))):  # torchrun's first process says it for all
             print("opnorm:", " ".join(text.split()), file=sys.stderr)
         sys.exit(2 if foreseen else 1)
+
+
+def _each_option_once(args: list[str]) -> list[str]:
+    """The values of a repeated option together where it takes several; OpnormError where it takes one."""
+    groups: dict[str, list[str]] = {"": []}  # by option: its tokens
+    name = ""
+    for token in args:
+        option, equals, value = token.partition("=")
+        if not option.startswith("--"):
+            groups[name].append(token)
+            continue
+        name = option.replace("_", "-")
+        if name not in groups:
+            groups[name] = [option, value] if equals else [option]
+        elif name in SEVERAL:
+            groups[name] += [value] if equals else []
+        else:
+            raise OpnormError(f"{option} is given twice; expected one value")
+    return [token for group in groups.values() for token in group]
 
 
 def _wait_briefly() -> None:

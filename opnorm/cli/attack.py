@@ -30,7 +30,9 @@ class AttackOptions:
 
     data: DataOfRun = ""
     norm: str = ""  # of the ball: 1, 2 or inf; inf when left out
-    eps: str = ""  # its radius in pixel values of [0, 1], such as 0.1; 8/255 when left out
+    eps: tuple[
+        str, ...
+    ] = ()  # its radius in pixel values of [0, 1], such as 0.1, or several; 8/255 when left out
     attack: str = (
         "autoattack"  # as a call: 'autoattack', 'pgd(steps=40, restarts=5, stop_at_success=True)', 'fgsm'
     )
@@ -77,30 +79,34 @@ def attack(
     o, out = options, results_folder((model,), options.out)
     _check_file("--save", o.save, ".safetensors")
     _check_file("--sheet", o.sheet, ".png")
-    radius = {k: number(f"--{k}", v) for k, v in (("norm", o.norm), ("eps", o.eps)) if v}
-    call = spec.parse(o.attack).with_arguments(**radius, version=o.version, seed=o.seed)
-    chosen = spec.build(call, "attack")
+    if len(o.eps) > 1 and (o.save or o.sheet):
+        raise OpnormError(f"--eps {' '.join(o.eps)}: --save and --sheet write the points of one radius")
+    norm = number("--norm", o.norm) if o.norm else None
+    radii = [number("--eps", eps) for eps in o.eps] or [None]
+    call = spec.parse(o.attack).with_arguments(norm=norm, version=o.version, seed=o.seed)
+    attacks = [spec.build(call.with_arguments(eps=eps), "attack") for eps in radii]
     check_device(o.device)
     data = o.data or data_of(model, out)
     network, dataset = network_and_data(model, data, out)
     surrogate = network_and_data(o.surrogate, data, out)[0].to(o.device) if o.surrogate else None
     test = (dataset if o.limit is None else dataset.limit(o.limit)).test
     x, y = as_pixels(test.images).to(o.device), test.labels.to(o.device)
-    with AttackBar() as progress:
-        done = evaluate(
-            network.to(o.device), x, y, chosen,
-            store=Store(out / "attacks"), surrogate=surrogate, again=o.again, progress=progress,
-        )  # fmt: skip
-    say_found(done.found)
-    if o.save is not None:
-        save_points(o.save, done)
-    if o.sheet is not None:
-        contact_sheet(o.sheet, x, done, dataset.classes)
-    if o.json:
+    network, store, found = network.to(o.device), Store(out / "attacks"), []
+    for chosen in attacks:
+        with AttackBar() as progress:
+            settings: dict[str, Any] = {"surrogate": surrogate, "again": o.again, "progress": progress}
+            done = evaluate(network, x, y, chosen, store=store, **settings)
+        say_found(done.found)
+        if o.save is not None:
+            save_points(o.save, done)
+        if o.sheet is not None:
+            contact_sheet(o.sheet, x, done, dataset.classes)
+        if not o.json:
+            _print_evaluation(done)
         about = {"model": model, "data": data, "limit": o.limit}
-        print_json({**about, **done.as_dict(), "folder": str(done.folder)})
-    else:
-        _print_evaluation(done)
+        found.append(about | done.as_dict() | {"folder": str(done.folder)})
+    if o.json:
+        print_json(found[0] if len(found) == 1 else found)
 
 
 def _check_file(option: str, path: Path | None, suffix: str) -> None:

@@ -93,11 +93,10 @@ def evaluate(
     norm, eps, mode = _terms(attack)
     _check(x, eps, norm, part)
     check_inputs(x, y)
-    text = attack_call(attack)
-    work = _Work(model, x, y, attack, text, norm, eps, mode, part, progress)
+    work = _Work(model, x, y, attack, attack_call(attack), norm, eps, mode, part, progress)
     if store is None:
         return _evaluate(work, None, surrogate)
-    if not text:
+    if not work.text:
         raise AttackError(
             "an evaluation is stored under the attack's call; expected an attack made by a factory"
         )
