@@ -109,10 +109,10 @@ def _analyze(models: tuple[str, ...], options: AnalyzeOptions) -> None:
     networks, dataset = [network for network, _ in pairs], pairs[0][1]
     for network in networks:
         network.model.to(o.device).eval()
-    store = Store(out / "analyses")
+    store = Store(out / "analyses", again=o.again)
     with AnalyzeBar("all analyses") as progress:
         dataset = dataset if o.limit is None else dataset.limit(o.limit)
-        found = analyze(networks, dataset, calls, store=store, again=o.again, progress=progress)
+        found = analyze(networks, dataset, calls, store=store, progress=progress)
     page = found.write(store.root / found.name, o.figures)
     if o.json:
         print_json({"page": str(page), "networks": found.as_dict()})

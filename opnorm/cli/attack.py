@@ -91,11 +91,10 @@ def attack(
     surrogate = network_and_data(o.surrogate, data, out)[0].to(o.device) if o.surrogate else None
     test = (dataset if o.limit is None else dataset.limit(o.limit)).test
     x, y = as_pixels(test.images).to(o.device), test.labels.to(o.device)
-    network, store, found = network.to(o.device), Store(out / "attacks"), []
+    network, store, found = network.to(o.device), Store(out / "attacks", again=o.again), []
     for chosen in attacks:
         with AttackBar() as progress:
-            settings: dict[str, Any] = {"surrogate": surrogate, "again": o.again, "progress": progress}
-            done = evaluate(network, x, y, chosen, store=store, **settings)
+            done = evaluate(network, x, y, chosen, store=store, surrogate=surrogate, progress=progress)
         say_found(done.found)
         if o.save is not None:
             save_points(o.save, done)

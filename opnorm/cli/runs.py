@@ -71,11 +71,12 @@ def train(options: Annotated[TrainOptions, arg(name="")] = TrainOptions()) -> No
 
     settings = {field.name: getattr(options, field.name) for field in fields(Run)}
     run = Run(**settings | {"analyses": options.analyses or DEFAULT_ANALYSES})
+    store = Store(options.out, again=options.again)
     with distributed.process_group(options.device) as device:
         with distributed.synchronized_errors():
             check_device(device)
         with TrainBar(run.label) if distributed.is_main_process() else nullcontext() as bar:
-            result = run_training(run, Store(options.out), device=device, again=options.again, progress=bar)
+            result = run_training(run, store, device=device, progress=bar)
         if not distributed.is_main_process():
             return
     say_found(result.ended if result.found else "")
@@ -132,7 +133,7 @@ def study(
     from opnorm.runs.runner import Study, run_study, write_study
     from opnorm.runs.store import Store
 
-    o, store = options, Store(options.out)
+    o, store = options, Store(options.out, again=options.again)
     settings = {"data": o.data, "model": o.model, "seeds": o.seeds, "limit": o.limit, "size": o.size}
     call = spec.parse(name).with_arguments(**settings)
     built = spec.build(call, "study")
@@ -143,7 +144,7 @@ def study(
         return _print_plan([row | {"finished": store.finished(row["key"])} for row in about], o.json)
     check_device(o.device)
     with StudyBar([f"{r.label}, seed {r.seed}" for r in built.runs]) as bar:
-        results = run_study(built, store, jobs=o.jobs, device=o.device, again=o.again, progress=bar)
+        results = run_study(built, store, jobs=o.jobs, device=o.device, progress=bar)
     page = write_study(built, results, store, o.figures)
     if o.json:
         found = [

@@ -65,7 +65,6 @@ def evaluate(
     store: Store | None = None,
     part: int = 256,
     surrogate: nn.Module | None = None,
-    again: bool = False,
     progress: Callable[[EvaluationProgress], None] | None = None,
 ) -> Evaluation:
     """Attack many points, part by part, and check for gradient masking.
@@ -83,7 +82,6 @@ def evaluate(
         store: for the results; needs an attack that was made by a call.
         part: points of a part.
         surrogate: another model for the same classes, for :func:`opnorm.attacks.gradient_masking.check_transfer`.
-        again: delete what the store has of this evaluation first.
         progress: called with the numbers of points.
 
     Raises:
@@ -100,7 +98,7 @@ def evaluate(
         raise AttackError(
             "an evaluation is stored under the attack's call; expected an attack made by a factory"
         )
-    return _find_or_evaluate(work, store, again, surrogate)
+    return _find_or_evaluate(work, store, surrogate)
 
 
 @dataclass(frozen=True)
@@ -138,8 +136,8 @@ class _Part(NamedTuple):
     seconds: float
 
 
-def _find_or_evaluate(work: _Work, store: Store, again: bool, surrogate: nn.Module | None) -> Evaluation:
-    with store.open(_key(work), again=again, outputs=outputs(work.model, work.x.shape[1:])) as entry:
+def _find_or_evaluate(work: _Work, store: Store, surrogate: nn.Module | None) -> Evaluation:
+    with store.open(_key(work), outputs=outputs(work.model, work.x.shape[1:])) as entry:
         found = entry.finished
         if not found:
             entry.begin({"attack": work.text, "model": type(work.model).__name__, "points": len(work.x)})

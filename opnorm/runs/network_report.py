@@ -98,7 +98,6 @@ def analyze(
     points: int | None = None,
     seed: int = 0,
     store: Store | None = None,
-    again: bool = False,
     progress: Callable[[AnalysisProgress], None] | None = None,
 ) -> "NetworkReport":
     """Apply every analysis to every network, or find the results of an earlier call.
@@ -113,7 +112,6 @@ def analyze(
         points: test points of each analysis that takes a sample of them, in place of its default.
         seed: of the choice of points and of attacks.
         store: where rows are kept and found again; nowhere when None.
-        again: make all of them anew, also those that are kept.
         progress: called before and after each analysis.
 
     Returns:
@@ -138,13 +136,13 @@ def analyze(
         key = hash_of(FORMAT, network_identity(network.model), images)
         results.append(NetworkResults(network, key))
         before, total = (len(results) - 1) * len(calls), len(networks) * len(calls)
-        with store.open(key, outputs=outputs(network.model, data.image_shape)) as entry:
+        with store.open(key, outputs=outputs(network.model, data.image_shape), keep=True) as entry:
             if not entry.finished:
                 entry.begin({"model": network.call, "data": data.describe()})
             for i, call in enumerate(calls):
                 state = AnalysisProgress(before + i, total, network.label, call)
                 report(state)
-                report(_analyze(results[-1], entry, data, state, again))
+                report(_analyze(results[-1], entry, data, state))
             if not entry.finished:
                 entry.finish()
     if not any(result.rows for result in results):
@@ -160,13 +158,13 @@ def _digest(data: Dataset) -> str:
 
 
 def _analyze(
-    result: NetworkResults, entry: Entry, data: Dataset, state: AnalysisProgress, again: bool
+    result: NetworkResults, entry: Entry, data: Dataset, state: AnalysisProgress
 ) -> AnalysisProgress:
     """Apply one analysis to one network, or find its rows; the state afterwards."""
     call, started, found = state.call, time.perf_counter(), ""
     try:
         compute = partial(spec.build(call, "analysis"), result.network.model, data)
-        saved = entry.get_or_compute(call, compute, again=again)
+        saved = entry.get_or_compute(call, compute)
         result.rows[call], result.seconds[call] = saved.rows, saved.seconds
         found = saved.made if saved.found else ""
     except OpnormError as e:

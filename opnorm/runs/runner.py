@@ -72,7 +72,6 @@ def run_study(
     *,
     jobs: int | None = None,
     device: str = "cpu",
-    again: bool = False,
     progress: Progress | None = None,
 ) -> list[Result]:
     """Run what has not been run yet, and return all results in the order of the study.
@@ -82,7 +81,6 @@ def run_study(
         store: where results are written and found.
         jobs: parallel processes; one a core, at most 8, when None; 1 on a GPU.
         device: where to train.
-        again: run all of them anew, also what has been run.
         progress: called every few steps, in this process.
 
     Returns:
@@ -97,16 +95,16 @@ def run_study(
     report = progress or (lambda event: None)
     results: dict[int, Result] = {}
     for i, run in enumerate(study.runs):
-        if not again and (found := find_result(run, store)):
+        if found := find_result(run, store):
             results[i] = found
             report(StudyProgress(i, 1.0, "found", found))
     missing = [i for i in range(len(study.runs)) if i not in results]
     jobs = min(jobs or default_jobs(device), max(len(missing), 1))
     if jobs > 1:
-        results |= _run_in_processes(study, store, missing, jobs, device, again, report)
+        results |= _run_in_processes(study, store, missing, jobs, device, report)
     else:
         for i in missing:
-            results[i] = _run_one(i, study.runs[i], store, device, again, report)
+            results[i] = _run_one(i, study.runs[i], store, device, report)
             report(StudyProgress(i, 1.0, "done", results[i]))
     return [results[i] for i in range(len(study.runs))]
 
@@ -116,7 +114,7 @@ def default_jobs(device: str) -> int:
     return min(available_cores(), 8) if device == "cpu" else 1
 
 
-def _run_one(index: int, run: Run, store: Store, device: str, again: bool, report: Progress) -> Result:
+def _run_one(index: int, run: Run, store: Store, device: str, report: Progress) -> Result:
     """One run; a diverged training is a result, any other error is raised."""
 
     def progress(event: RunProgress) -> None:
@@ -127,7 +125,7 @@ def _run_one(index: int, run: Run, store: Store, device: str, again: bool, repor
         report(StudyProgress(index, share, text))
 
     try:
-        return run_training(run, store, device=device, again=again, progress=progress)
+        return run_training(run, store, device=device, progress=progress)
     except TrainError as e:
         return Result(run, [], {}, 0.0, str(e), store.folder(run.key))
 
@@ -136,7 +134,7 @@ def _run_one(index: int, run: Run, store: Store, device: str, again: bool, repor
 
 
 def _run_in_processes(
-    study: Study, store: Store, missing: list[int], jobs: int, device: str, again: bool, report: Progress
+    study: Study, store: Store, missing: list[int], jobs: int, device: str, report: Progress
 ) -> dict[int, Result]:
     context = multiprocessing.get_context("spawn")  # fork is not safe once torch has threads
     events = context.Queue()
@@ -148,8 +146,7 @@ def _run_in_processes(
     try:
         with _workers_without_sigint():
             futures = {
-                pool.submit(_run_in_worker, i, study.runs[i].as_dict(), str(store.root), device, again): i
-                for i in missing
+                pool.submit(_run_in_worker, i, study.runs[i].as_dict(), store, device): i for i in missing
             }
         while len(results) < len(missing):
             for future, i in futures.items():
@@ -208,14 +205,14 @@ def _exit_with_parent(worker_end: Connection) -> None:
     os._exit(1)
 
 
-def _run_in_worker(index: int, run: dict[str, Any], root: str, device: str, again: bool) -> Result:
+def _run_in_worker(index: int, run: dict[str, Any], store: Store, device: str) -> Result:
     def report(event: StudyProgress) -> None:
         now = time.monotonic()
         if now - _worker["last"] > 0.2:
             _worker["last"] = now
             _worker["events"].put(event)
 
-    return _run_one(index, Run.from_dict(run), Store(Path(root)), device, again, report)
+    return _run_one(index, Run.from_dict(run), store, device, report)
 
 
 # ---------------------------------------------------------------- the page

@@ -42,14 +42,15 @@ class Store:
 
     Args:
         root: made when first written to.
+        again: nothing that it holds is found; it is made anew.
     """
 
-    def __init__(self, root: str | Path = "runs") -> None:
-        self.root = Path(root)
+    def __init__(self, root: str | Path = "runs", *, again: bool = False) -> None:
+        self.root, self.again = Path(root), again
 
     @contextmanager
     def open(
-        self, key: str, *, again: bool = False, outputs: list[list[float]] | None = None
+        self, key: str, *, outputs: list[list[float]] | None = None, keep: bool = False
     ) -> Iterator["Entry"]:
         """Lock the folder of a key, find what it holds, and write what is missing.
 
@@ -65,8 +66,8 @@ class Store:
 
         Args:
             key: names the folder.
-            again: remove what it holds first.
             outputs: of the network on fixed inputs; what the folder holds is removed if it was made with others.
+            keep: what it holds stays when the store makes things anew, for :meth:`Entry.get_or_compute` to replace.
 
         Raises:
             RunError: another process holds the lock, nothing can be written here, or the folder is of another format.
@@ -88,7 +89,9 @@ class Store:
             folder = self.folder(key)
             files.remove_partial_files(folder)
             kept = (folder / "run.json").exists()
-            if again or (kept and not same_outputs(self.read(folder).get("outputs"), outputs)):
+            if (self.again and not keep) or (
+                kept and not same_outputs(self.read(folder).get("outputs"), outputs)
+            ):
                 shutil.rmtree(folder, ignore_errors=True)
             yield Entry(self, key, outputs)
         finally:
@@ -184,11 +187,9 @@ class Entry:
         begun = {"format": FORMAT, "key": self.key, "begun": _now(), "outputs": self.outputs}
         files.write_json(folder / "run.json", begun | about)
 
-    def get_or_compute(
-        self, call: str, compute: Callable[[], list[dict[str, Any]]], *, again: bool = False
-    ) -> Saved:
-        """The rows of an analysis: found, or computed by ``compute()`` and written at once; ``again`` computes always."""
-        found = not again and self.store.has(self.key, call)
+    def get_or_compute(self, call: str, compute: Callable[[], list[dict[str, Any]]]) -> Saved:
+        """The rows of an analysis: found, or computed by ``compute()`` and written at once."""
+        found = not self.store.again and self.store.has(self.key, call)
         if not found:
             started = time.perf_counter()
             rows = compute()

@@ -41,7 +41,6 @@ def run_training(
     store: Store,
     *,
     device: torch.device | str = "cpu",
-    again: bool = False,
     progress: Callable[[RunProgress], None] | None = None,
 ) -> Result:
     """Train and analyze, or find the result of a run.
@@ -53,7 +52,6 @@ def run_training(
         run: the settings.
         store: where results are written and found.
         device: where to train.
-        again: delete what the store has of this run first.
         progress: called after every training step and before every analysis.
 
     Raises:
@@ -71,9 +69,9 @@ def run_training(
         return Result(run, metrics, {}, 0.0)
     with distributed.start_signal() as start_others:
         # without a lock, so that results are found in a folder that cannot be written
-        if not again and (result := find_result(run, store)):
+        if result := find_result(run, store):
             return result
-        with store.open(run.key, again=again) as entry:
+        with store.open(run.key) as entry:
             if not _is_done(run, store):
                 _complete(run, entry, device, report, start_others)
         return _load(run, store)
@@ -81,7 +79,7 @@ def run_training(
 
 def find_result(run: Run, store: Store) -> Result | None:
     """The result of a run, if it is finished and has all its analyses; the user's own network is checked as well."""
-    if not _is_done(run, store):
+    if store.again or not _is_done(run, store):
         return None
     if "." in run.model.partition("(")[0]:
         restore(run, store.folder(run.key))

@@ -78,6 +78,18 @@ def test_a_run_is_attacked_and_found_again(cli, key, tiny, tmp_path):
         assert cli(model, *extra, *PGD)[1] == out, "the same weights, the same evaluation"
 
 
+@pytest.mark.parametrize("radii", [("--eps", "0.05", "0.1"), ("--eps", "0.05", "--eps", "0.1")])
+def test_several_radii(cli, key, radii):
+    args = (key, "--attack", "fgsm", "--limit", "40")
+    each = [json.loads(cli(*args, "--eps", eps, "--json")[1]) for eps in ("0.05", "0.1")]
+    status, out, err = cli(*args, *radii, "--json")
+    assert (status, json.loads(out), err.count("found, of")) == (0, each, 2)
+    status, out, _ = cli(*args, *radii)
+    assert [line.split()[-1] for line in out.splitlines() if line.startswith("attack ")] == ["0.05", "0.1"]
+    status, _, err = cli(*args, *radii, "--save", "points.safetensors")
+    assert (status, "one radius" in err) == (2, True)
+
+
 def test_json_is_one_object_with_what_the_library_says(cli, key, tiny):
     status, out, _ = cli(key, *PGD, "--json", "--norm", "2", "--seed", "3")
     said = json.loads(out)

@@ -128,6 +128,25 @@ def test_train_json_is_all_there_is_on_stdout(cli):
     assert found["results"]["accuracy()"][0]["points"] == 100
 
 
+@pytest.mark.parametrize(
+    "options",
+    [("--regularizers", "norm_decay(1)", "weight_decay"), ("--regularizers", "norm_decay(1)", "--regularizers", "weight_decay"),
+     ("--regularizers=norm_decay(1)", "--regularizers", "weight_decay")],
+)  # fmt: skip
+def test_repeated_options_add_up(cli, options):
+    run = json.loads(cli("train", *options, *TINY, "--json")[1])["run"]
+    assert run["regularizers"] == ["norm_decay(p=1)", "weight_decay()"]
+    assert run["epochs"] == 2
+
+
+@pytest.mark.parametrize("options", [("--seed", "1", "--seed", "1"), ("--channels-last", "--channels_last"),
+                                     ("--model=cnn", "--model", "mlp")])  # fmt: skip
+def test_other_repeated_options_are_refused(cli, options):
+    status, out, err = cli("train", *options)
+    assert (status, out) == (2, "")
+    assert re.fullmatch(r"opnorm: --\S+ is given twice; expected one value\n", err)
+
+
 def test_ls_of_nothing(cli):
     assert cli("ls") == (0, "", "no runs in runs\n")
     assert json.loads(cli("ls", "--json")[1]) == []

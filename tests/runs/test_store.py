@@ -167,10 +167,19 @@ def test_results_are_written_at_once_and_found_again(store):
         assert (rows, found) == ([{"x": 1}], True)
         time.strptime(made, "%Y-%m-%d %H:%M:%S")
         entry.get_or_compute("margins()", lambda: [])
-        assert entry.get_or_compute("margins()", lambda: [{"y": 2}], again=True).rows == [{"y": 2}]
+        assert entry.get_or_compute("margins()", fails).rows == []
         entry.finish(10.0)
     assert store.results("abc").keys() == {"accuracy()", "margins()"}
     assert store.about("abc")["seconds"] == pytest.approx(10 + seconds, abs=0.1)
+
+
+def test_single_rows_are_made_again(store):
+    begun(store)
+    for again, made, rows in ((False, [1], [1]), (True, [2], [2]), (False, [3], [2])):
+        with Store(store.root, again=again).open("abc", keep=True) as entry:
+            assert entry.get_or_compute("margins()", lambda made=made: made).rows == rows
+            entry.get_or_compute("accuracy()", list)
+            assert store.results("abc").keys() == {"accuracy()", "margins()"}
 
 
 def test_what_is_begun_again_is_empty(store):
@@ -179,7 +188,7 @@ def test_what_is_begun_again_is_empty(store):
         (folder / "part").touch()
         if finished:
             finish(store, "abc", 1.0)
-        with store.open("abc", again=True) as entry:
+        with Store(store.root, again=True).open("abc") as entry:
             assert not entry.finished
             entry.begin({"a": 2})
             assert [p.name for p in entry.folder.iterdir()] == ["run.json"]
