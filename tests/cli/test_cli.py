@@ -130,7 +130,8 @@ def test_train_json_is_all_there_is_on_stdout(cli):
 
 @pytest.mark.parametrize(
     "options",
-    [("--regularizers", "norm_decay(1)", "weight_decay"), ("--regularizers", "norm_decay(1)", "--regularizers", "weight_decay"),
+    [("--regularizers", "norm_decay(1)", "weight_decay"),
+     ("--regularizers", "norm_decay(1)", "--regularizers", "weight_decay"),
      ("--regularizers=norm_decay(1)", "--regularizers", "weight_decay")],
 )  # fmt: skip
 def test_repeated_options_add_up(cli, options):
