@@ -1,9 +1,11 @@
 """Regularizers: functions returning Hooks that any training loop can call.
 
 Binding one to a model with an example batch raises ModelError where there is nothing to treat or the model is not
-differentiable, and NormError where a weight is computed from other parameters; one warning names the weights that it leaves
-alone. Biases and frozen weights are never changed. A setting out of its range raises SpecError, a weight that has become
-infinite or NaN in training TrainError.
+differentiable; one warning names the weights that it leaves alone. Frozen weights are never changed, nor are biases unless
+asked for. A weight that is computed from other parameters is trained through them by a penalty or a gradient, and raises
+NormError where the weight itself would be set. The ``penalty`` of a model without the weights that hooks were bound to, such
+as a copy, raises ModelError. A setting out of its range raises SpecError, a weight that has become infinite or NaN in
+training TrainError.
 """
 
 from opnorm.regularizers._global_snr import global_snr

@@ -36,9 +36,7 @@ def norm_decay(
 
         h_l ← γ h_l + (1 - γ) p_l,        g_l ← g_l + (β / N) h_l.
 
-    ``beta`` is β, ``gamma`` is γ in [0, 1). The layers are fully connected ones, convolutions and, by their running
-    statistics, batch norms, where ``linear``, ``conv`` and ``batch_norm`` say so; a weight that is computed from other
-    parameters (weight_norm, pruning) is trained through them. One warning names weights left alone. Binding it raises
+    A weight that is computed from other parameters (weight_norm, pruning) is trained through them. Binding it raises
     NormError for a layer without a known norm.
 
     Args:
@@ -47,7 +45,7 @@ def norm_decay(
         gamma: momentum γ in [0, 1).
         linear: treat fully connected layers.
         conv: treat convolutions.
-        batch_norm: treat batch norms.
+        batch_norm: treat batch norms, by their running statistics.
         form: "algorithm", as above; or "code", as the program with which Table 2 was made: h_l ← γ h_l, overwritten by p_l
             where that is not 0, and never divided by N, which makes the same β N to N / (1 - γ) times as strong. It leaves
             out convolutions with groups, dilations or other padding than zeros, and those whose input is too small for the
