@@ -92,6 +92,17 @@ PUBLISHED: list[tuple[str, str, Any, str]] = [
     ("random_resized_crop", "size", 56, WEN),
     ("random_resized_crop", "scale", (0.08, 1.0), "Szegedy et al. 2015, section 5"),
     ("random_resized_crop", "ratio", (3 / 4, 4 / 3), "Szegedy et al. 2015, section 5"),
+    # analyses
+    ("wen_robust_accuracy", "eps", 8 / 255, "Wen et al. 2020, section 4"),
+    ("wen_robust_accuracy", "step", 2 / 255, "Wen et al. 2020, section 4"),
+    ("wen_robust_accuracy", "steps", 10, "Wen et al. 2020, section 4"),
+    ("loss_variation", "eps", (1 / 255, 2 / 255, 4 / 255), "Wen et al. 2020, Appendix B.5 and Table 1"),
+    ("liu_robust_accuracy", "fgsm_eps", (0.01, 0.03, 0.05), "Liu et al. 2020, Tables 2 and 3"),
+    ("liu_robust_accuracy", "pgd_eps", (0.01, 0.03), "Liu et al. 2020, Tables 2 and 3"),
+    ("jacobian_spectrum", "points", 200, "Roth et al. 2020, Fig. 2"),
+    ("singular_alignment", "points", 200, "Roth et al. 2020, Fig. 2"),
+    ("power_method_agreement", "alpha", math.inf, "Roth et al. 2020, Theorem 1"),
+    ("power_method_agreement", "steps", 10, "Roth et al. 2020, section 5.1"),
     # objectives
     ("trades", "beta", 6.0, "Zhang et al. 2019, 1/λ = 6 for CIFAR-10; default of their CIFAR-10 program"),
     (
