@@ -48,7 +48,7 @@ class Case(NamedTuple):
 
 SETS = {  # training images, epochs, learning rate
     "digits": (1300, 12, 0.05),
-    "mnist": (4000, 3, 0.05),
+    "mnist": (4000, 3, 0.02),
     "cifar10": (5000, 5, 0.02),
 }
 MODELS = {

@@ -372,7 +372,7 @@ def test_settings_are_those_of_the_attack(name):
     for settings, message in (
         ({"eps": -1}, "eps=-1"),
         ({"eps": math.nan}, "eps=nan"),
-        ({"norm": 3}, "norm=3"),
+        ({"norm": 0.5}, r"norm=0\.5"),
         ({"mode": "x"}, "mode='x'"),
     ):
         with pytest.raises(AttackError, match=message):

@@ -31,7 +31,7 @@ def liu_robust_accuracy(
     Source: Liu et al. 2020, Tables 1 to 4: ε = 0.03 for MNIST; 0.05, 0.03, 0.01 (FGSM) and 0.03, 0.01 (PGD10) for CIFAR-10.
     """
     attacks = [(eps, fgsm(eps)) for eps in amounts("fgsm_eps", fgsm_eps)]
-    attacks += [(eps, pgd(math.inf, eps, 10, seed=seed)) for eps in amounts("pgd_eps", pgd_eps)]
+    attacks += [(eps, pgd(math.inf, eps, 10, seed=seed, bf16=False)) for eps in amounts("pgd_eps", pgd_eps)]
     check_points(points)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:

@@ -2,7 +2,8 @@
 
 Settings that attacks share:
 
-- ``norm``, ``eps``: of the ball, 1, 2 or inf, and its radius in pixel values of [0, 1], such as ``8/255``.
+- ``norm``, ``eps``: of the ball, 1, 2 or inf (PGD and FGSM: any number from 1 on), and its radius in pixel values of [0, 1],
+  such as ``8/255``.
 - ``steps``: gradient steps of each search.
 - ``restarts``: searches from random starts for each point (and target).
 - ``targets``: 0, or the number of wrong classes to go to, one after another, those with the largest clean logits first; a

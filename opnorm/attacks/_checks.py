@@ -35,8 +35,12 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def check_settings(choices: Mapping[str, Collection[str]] | None = None, **settings: object) -> None:
+def check_settings(
+    choices: Mapping[str, Collection[str]] | None = None, *, any_norm: bool = False, **settings: object
+) -> None:
     """Check settings by their names: norm, mode, those of ``COUNTS``, ``RANGES`` and ``choices``; others are not checked.
+
+    The norm is 1, 2 or inf, or any number from 1 on with ``any_norm``.
 
     Raises:
         AttackError: with the value, what was expected, and where possible the likely cause.
@@ -47,8 +51,10 @@ def check_settings(choices: Mapping[str, Collection[str]] | None = None, **setti
             check_count(name, value, COUNTS[name], error=AttackError)
         elif name in choices:
             check_choice(name, value, tuple(choices[name]), AttackError)
-        elif name == "norm":
+        elif name == "norm" and not any_norm:
             check_choice(name, value, (1, 2, math.inf), AttackError)
+        elif name == "norm" and not (value == math.inf or (is_number(value) and value >= 1)):
+            raise AttackError(f"norm={value!r}: expected a number from 1 on, such as 1, 2 or inf")
         elif name in RANGES and not RANGES[name][0](value):
             raise AttackError(f"{name}={value!r}: expected {RANGES[name][1]}")
     norm, eps = settings.get("norm"), settings.get("eps")

@@ -18,10 +18,12 @@ from opnorm.attacks.projections import Ball, ball
 from opnorm.errors import AttackError
 from opnorm.spec import factory
 
-__all__ = ["PGD", "Attack", "Start", "StepRule", "fgsm", "pgd"]
+__all__ = ["PGD", "Ascent", "Attack", "Start", "StepRule", "fgsm", "pgd"]
 
 Start = Literal["point", "uniform", "gaussian"]
 """The start: the point itself, uniform in the ball, or the point with Gaussian noise of standard deviation 0.001."""
+Ascent = Literal["box", "roth"]
+"""The direction of a step: Roth's Eq. 17, "roth", or in ℓ1 the best step that stays in [0, 1], "box"."""
 StepRule = Literal["constant", "linear", "cosine"]
 """The factor of the length of step k = 0, 1, ... of K: 1, 1 - k / K, or (1 + cos(π k / K)) / 2."""
 
@@ -45,21 +47,22 @@ def fgsm(
     norm: float = math.inf,
     *,
     random_start: bool = False,
+    ascent: Ascent = "box",
     mode: Mode = "eval",
     seed: int = 0,
 ) -> Attack:
     """The fast gradient sign method: one step of length ε.
 
-    x* = Π(x_0 + ε · direction(∇ CE(f(x_0), y))), with x_0 = x, or uniform in the ball with ``random_start``. All settings
-    are those of :mod:`opnorm.attacks`.
+    x* = Π(x_0 + ε · direction(∇ CE(f(x_0), y))), with x_0 = x, or uniform in the ball with ``random_start``. For ``ascent``
+    see :func:`pgd`; other settings are those of :mod:`opnorm.attacks`.
 
     Raises:
         AttackError: an invalid setting or input.
 
-    Source: Goodfellow, Shlens & Szegedy 2015; ℓ1 and ℓ2 steps as Roth et al. 2020, Eq. 17.
+    Source: Goodfellow, Shlens & Szegedy 2015; other norms as Roth et al. 2020, Eq. 17.
     """
     start: Start = "uniform" if random_start else "point"
-    return PGD(norm, eps, steps=1, step=eps, start=start, mode=mode, seed=seed)
+    return PGD(norm, eps, steps=1, step=eps, start=start, ascent=ascent, mode=mode, seed=seed)
 
 
 @factory("attack")
@@ -78,10 +81,14 @@ def pgd(
     bf16: bool = True,
     targets: int = 0,
     step_rule: StepRule = "constant",
+    ascent: Ascent = "box",
 ) -> Attack:
-    """Projected gradient ascent on a loss.
+    """Projected gradient ascent on a loss, in any norm p from 1 on.
 
-    x_k = Π(x_{k-1} + step · direction(∇ℓ(f(x_{k-1}), y))), Π the projection on the ball of radius ε cut with [0, 1].
+    x_k = Π(x_{k-1} + step · v), v = sign(g) ⊙ |g|^{p*-1} / ‖g‖_{p*}^{p*-1}, g = ∇ℓ(f(x_{k-1}), y), Π the projection on
+    the ball of radius ε cut with [0, 1], 1/p + 1/p* = 1. So for ℓ1 all weight is on the largest coordinate, which may be at
+    the end of its range already: there ``ascent="box"`` takes the best step of that length that stays in [0, 1] instead,
+    and ``ascent="roth"`` the published one.
 
     Losses against the label: "ce" (cross-entropy), "cw" (largest wrong logit minus right logit), "dlr" (that over the gap
     between the first and the third logit). Against f(x), label or not: "kl" (KL(f(x) ‖ f(x_k))), and "l1", "l2", "linf"
@@ -110,6 +117,7 @@ def pgd(
     return PGD(
         norm, eps, steps=steps, step=step, restarts=restarts, start="uniform" if random_start else "point", loss=loss,
         stop_at_success=stop_at_success, mode=mode, seed=seed, bf16=bf16, targets=targets, step_rule=step_rule,
+        ascent=ascent,
     )  # fmt: skip
 
 
@@ -176,10 +184,12 @@ class PGD:
     bf16: bool = True
     targets: int = 0
     step_rule: StepRule = "constant"
+    ascent: Ascent = "box"
 
     def __post_init__(self) -> None:
-        words = {"loss": LOSSES, "start": get_args(Start), "step_rule": get_args(StepRule)}
-        check_settings(words, **vars(self))
+        words = {"start": Start, "step_rule": StepRule, "ascent": Ascent}
+        choices = {name: get_args(word) for name, word in words.items()}
+        check_settings({"loss": LOSSES, **choices}, any_norm=True, **vars(self))
         if self.loss in AGAINST_CLEAN and self.targets:
             raise AttackError(
                 f"loss={self.loss!r} has no target classes; expected one of {', '.join(AGAINST_LABELS)}"
@@ -224,7 +234,7 @@ class PGD:
         z = self._start(region, call.seed)
         for k in range(self.steps):
             grad, _, _ = call.evaluate(call.network, z, objective)
-            z = region.ascend(z, grad, self._length(k))
+            z = self._ascend(region, z, grad, k)
         return z
 
     def _best_of_restarts(self, call: _Call) -> Tensor:
@@ -275,7 +285,7 @@ class PGD:
                 active, z, grad, region = active[kept], z[kept], grad[kept], select(region, kept)
             if not len(active):
                 break
-            z = region.ascend(z, grad, self._length(k))
+            z = self._ascend(region, z, grad, k)
         return end, losses, misclassified
 
     def _surrogate(self, model: nn.Module, x: Tensor, y: Tensor) -> nn.Module:
@@ -285,11 +295,12 @@ class PGD:
         check_logits(model(x[:16]), y[:16])
         return evaluation_surrogate(model, x[:16], y[:16]) or model
 
-    def _length(self, k: int) -> float:
-        """Of step k."""
+    def _ascend(self, region: Ball, z: Tensor, grad: Tensor, k: int) -> Tensor:
+        """Step k."""
         first, share = 2.5 * self.eps / self.steps if self.step is None else self.step, k / self.steps
         factor = {"constant": 1.0, "linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}
-        return first * factor[self.step_rule]
+        move = region.ascend if self.ascent == "roth" else region.ascend_in_box
+        return move(z, grad, first * factor[self.step_rule])
 
     def _start(self, region: Ball, seed: int, job: int = 0) -> Tensor:
         if self.start == "point":

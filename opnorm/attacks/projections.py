@@ -7,17 +7,17 @@ gradient into a step. What it returns lies in the ball and in the box not up to 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from opnorm._core import random
+from opnorm._core.lp import conjugate, dual, lp_norm
 from opnorm.attacks._rows import column
 from opnorm.attacks.losses import wide
 from opnorm.errors import AttackError
 
-__all__ = ["Ball", "L1Ball", "L2Ball", "LinfBall", "ball"]
+__all__ = ["Ball", "L1Ball", "L2Ball", "LinfBall", "LpBall", "ball"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,6 @@ class Ball(ABC):
 
     x: Tensor
     eps: Tensor
-    dual: ClassVar[float]
 
     @abstractmethod
     def start(self, keys: Tensor) -> Tensor:
@@ -41,37 +40,53 @@ class Ball(ABC):
     def project(self, z: Tensor) -> Tensor:
         """The closest points inside (B, C, H, W)."""
 
+    @property
     @abstractmethod
+    def norm(self) -> float:
+        """1, 2, inf or another number above 1."""
+
     def direction(self, grad: Tensor) -> Tensor:
-        """The unit step along which a linear function with this gradient rises fastest (Roth et al. 2020, Eq. 17)."""
+        """sign(g) ⊙ |g|^{p*-1} / ‖g‖_{p*}^{p*-1}: along this unit step a linear function with gradient g rises fastest.
+
+        p = inf: the signs; p = 1: all weight on the largest coordinate, shared where several are. Zero where g is.
+
+        Source: Roth et al. 2020, Eq. 17.
+        """
+        return dual(wide(grad), conjugate(self.norm)).to(grad.dtype)
 
     def ascend(self, z: Tensor, grad: Tensor, step: float) -> Tensor:
-        """Π(z + step · direction(grad))."""
+        """Π(z + step · direction(grad)), as published (Roth et al. 2020, Eq. 17)."""
         return self.project(z + step * self.direction(grad))
 
+    def ascend_in_box(self, z: Tensor, grad: Tensor, step: float) -> Tensor:
+        """The same; in ℓ1, where a step along few coordinates ends at the box, see :class:`L1Ball`."""
+        return self.ascend(z, grad, step)
+
     def gain(self, z: Tensor, grad: Tensor) -> Tensor:
-        """The Frank-Wolfe gap sup ⟨grad, z' - z⟩ over z' in the ball, at most (B,); in ℓ1 and ℓ2 without the box."""
-        steepest = torch.linalg.vector_norm(grad.flatten(1), self.dual, dim=1)
+        """The Frank-Wolfe gap sup ⟨grad, z' - z⟩ over z' in the ball, at most (B,); without the box, but for ℓ∞."""
+        steepest = torch.linalg.vector_norm(grad.flatten(1), conjugate(self.norm), dim=1)
         return self.eps.to(grad.dtype) * steepest - (grad * (z - self.x)).flatten(1).sum(1)
 
 
 def ball(x: Tensor, eps: float | Tensor, norm: float) -> Ball:
-    """The ball of radius ``eps`` (in pixel values, [0, 1]) around each point of a batch, for ``norm`` 1, 2 or inf.
+    """The ball of radius ``eps`` (in pixel values, [0, 1]) around each point of a batch.
 
     Args:
         x: centers (B, C, H, W).
         eps: one radius for all, or one for each (B,).
-        norm: of the distance.
+        norm: of the distance, from 1 on.
 
     Raises:
-        AttackError: another norm.
+        AttackError: a norm below 1.
     """
     eps = torch.as_tensor(eps, dtype=torch.float64, device=x.device).expand(len(x))
     if norm == math.inf:
         return LinfBall.around(x, eps)
-    if norm not in (1, 2):
-        raise AttackError(f"norm={norm!r} is not known here; expected 1, 2 or inf")
-    return L2Ball(x, eps) if norm == 2 else L1Ball(x, eps)
+    if not norm >= 1:
+        raise AttackError(f"norm={norm!r}: expected a number from 1 on, such as 1, 2 or inf")
+    if norm in (1, 2):
+        return L1Ball(x, eps) if norm == 1 else L2Ball(x, eps)
+    return LpBall(x, eps, norm)
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,7 @@ class LinfBall(Ball):
 
     low: Tensor
     high: Tensor
+    norm = math.inf
 
     @staticmethod
     def around(x: Tensor, eps: Tensor) -> "LinfBall":
@@ -100,10 +116,6 @@ class LinfBall(Ball):
         """Clip coordinate by coordinate."""
         return torch.clamp(z, self.low, self.high)
 
-    def direction(self, grad: Tensor) -> Tensor:
-        """Its sign."""
-        return grad.sign()
-
     def gain(self, z: Tensor, grad: Tensor) -> Tensor:
         """Σ_i |g_i| times the way that is left upward or downward."""
         return (grad * (torch.where(grad > 0, self.high, self.low) - z)).flatten(1).sum(1)
@@ -122,7 +134,7 @@ def _land(x: Tensor, delta: Tensor, eps: Tensor, norm: float) -> Tensor:
     The length is the only sum here, and a float64 one is right to a few 1e-13; single differences are right to 1e-16.
     """
     center, delta = x.double(), delta.view_as(x)
-    length = torch.linalg.vector_norm(delta.flatten(1), norm, dim=1, dtype=torch.float64)
+    length = lp_norm(delta.flatten(1).double(), norm)
     shrink = (eps * (1 - 1e-12) / length.clamp(min=1e-300)).clamp(max=1)
     delta = delta * shrink.view(-1, *[1] * (x.ndim - 1))
     point = (center + delta).to(x.dtype).clamp_(0, 1)
@@ -134,7 +146,7 @@ def _land(x: Tensor, delta: Tensor, eps: Tensor, norm: float) -> Tensor:
 class L2Ball(Ball):
     """The ℓ2 ball cut with the box."""
 
-    dual = 2
+    norm = 2
 
     def start(self, keys: Tensor) -> Tensor:
         """Uniform in the ball, then projected on the box."""
@@ -170,18 +182,12 @@ class L2Ball(Ball):
         least = 1e-300 if size.dtype == torch.float64 else 1e-38
         return (left / moving.clamp(min=least)).sqrt().clamp(max=1)
 
-    def direction(self, grad: Tensor) -> Tensor:
-        """The gradient over its ℓ2 norm; zero where the gradient is."""
-        flat = wide(grad).flatten(1)
-        unit = flat / flat.abs().amax(1, keepdim=True).clamp(min=1e-38)
-        return (unit / unit.norm(dim=1, keepdim=True).clamp(min=1e-38)).view_as(grad).to(grad.dtype)
-
 
 @dataclass(frozen=True)
 class L1Ball(Ball):
     """The ℓ1 ball cut with the box."""
 
-    dual = math.inf
+    norm = 1
 
     def start(self, keys: Tensor) -> Tensor:
         """Uniform in the ball, then projected on the box.
@@ -220,13 +226,7 @@ class L1Ball(Ball):
         inside = torch.minimum((size - theta).clamp(min=0), room) * delta.sign()
         return _land(self.x, inside, self.eps, 1)
 
-    def direction(self, grad: Tensor) -> Tensor:
-        """All weight on the largest coordinate, shared where several are; zero where the gradient is."""
-        flat = wide(grad).flatten(1)
-        top = (flat.abs() == flat.abs().amax(1, keepdim=True)) * flat.sign()
-        return (top / top.abs().sum(1, keepdim=True).clamp(min=1)).view_as(grad).to(grad.dtype)
-
-    def ascend(self, z: Tensor, grad: Tensor, step: float) -> Tensor:
+    def ascend_in_box(self, z: Tensor, grad: Tensor, step: float) -> Tensor:
         """Π(z + v), v the best of all steps with ‖v‖_1 ≤ step that stay in the box.
 
         It fills the coordinates in the order of |grad|, each as far as the box lets it. Away from the box that is
@@ -241,3 +241,70 @@ class L1Ball(Ball):
         filled = ((2 * self.eps).clamp(max=step)[:, None] - before).clamp(min=0).minimum(most).to(flat.dtype)
         v = torch.zeros_like(flat).scatter_(1, order, filled) * slope.sign()
         return self.project((flat + v).view_as(z))
+
+
+@dataclass(frozen=True)
+class LpBall(Ball):
+    """The ball of any other norm above 1, cut with the box."""
+
+    p: float
+
+    @property
+    def norm(self) -> float:
+        """P."""
+        return self.p
+
+    def start(self, keys: Tensor) -> Tensor:
+        """Uniform in the ball, then projected on the box.
+
+        Coordinates with density proportional to exp(-|t|^p) point in a direction of the cone measure; U^{1/n} is the radius.
+
+        Source: Barthe, Guédon, Mendelson & Naor 2005.
+        """
+        from scipy.special import gammaincinv  # takes 0.2 s to import
+
+        count = self.x[0].numel()
+        u = 2 * random.uniform(keys, count) - 1
+        size = torch.as_tensor(gammaincinv(1 / self.p, u.abs().cpu().numpy()) ** (1 / self.p)).to(u)
+        radius = random.uniform(keys ^ 1, 1) ** (1 / count) * self.eps[:, None]
+        delta = u.sign() * size / lp_norm(size, self.p)[:, None] * radius
+        return self.project(self.x + delta.to(self.x.dtype).view_as(self.x))
+
+    def project(self, z: Tensor) -> Tensor:
+        """The closest point of the intersection.
+
+        It is x + sign(z - x) min(u, room), with u + θ u^{p-1} = |z - x| in each coordinate, for the smallest θ ≥ 0 that
+        fits. All lengths are over ε here, so that the length sought is 1. It falls with θ, and is below 1 at ‖z - x‖_{p*};
+        Newton's steps end at θ, and the bracket around it keeps them there.
+        """
+        x, delta, p = self.x.flatten(1).double(), (z.double() - self.x).flatten(1), self.p
+        eps = self.eps[:, None].clamp(min=1e-300)
+        size, room = delta.abs() / eps, torch.where(delta > 0, 1 - x, x) / eps
+        low = theta = torch.zeros_like(eps)
+        high = lp_norm(size, conjugate(p))[:, None]
+        for _ in range(100):
+            u = self._shrunk(size, theta)
+            excess = (torch.minimum(u, room) ** p).sum(1, keepdim=True) - 1
+            settled = (excess.abs() <= 1e-13) | (high - low <= 1e-15 * high) | ((theta == 0) & (excess <= 0))
+            if settled.all():
+                break
+            low, high = torch.where(excess > 0, theta, low), torch.where(excess > 0, high, theta)
+            v = u.clamp(min=1e-150)
+            falling = p * v ** (2 * p - 2) / (1 + theta * (p - 1) * v ** (p - 2)) * (u < room)
+            new = theta + excess / falling.sum(1, keepdim=True).clamp(min=1e-300)
+            new = torch.where((new > low) & (new < high), new, (low + high) / 2)
+            theta = torch.where(settled, theta, new)  # the same in any batch
+        return _land(self.x, torch.minimum(u, room) * eps * delta.sign(), self.eps, p)
+
+    def _shrunk(self, size: Tensor, theta: Tensor) -> Tensor:
+        """The u of u + θ u^{p-1} = size, by Newton's steps from above, which fall to it: in u, or in u^{p-1} if p < 2."""
+        power = max(self.p - 1, 1 / (self.p - 1))
+        a, b = (theta, torch.ones_like(theta)) if self.p > 2 else (torch.ones_like(theta), theta)
+        w = torch.minimum(size / b.clamp(min=1e-300), (size / a.clamp(min=1e-300)) ** (1 / power))
+        for _ in range(50):
+            new = w - (a * w**power + b * w - size) / (a * power * w ** (power - 1) + b).clamp(min=1e-300)
+            falls = new < w * (1 - 1e-14)
+            if not falls.any():
+                break
+            w = torch.where(falls, new.clamp(min=0), w)  # the same in any batch
+        return w if self.p > 2 else w**power

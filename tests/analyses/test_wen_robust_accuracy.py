@@ -19,7 +19,7 @@ def test_wen_counts_only_points_that_are_classified_correctly(model):
     held = int(after(model, pgd(math.inf, 8 / 255, 10, 2 / 255), x[right], y[right]).sum())
     assert row == {
         "eps": 8 / 255, "accuracy": held / int(right.sum()), "correct": held, "points": int(right.sum()), "of": len(y),
-        "attack": "pgd(norm=inf, eps=8/255, steps=10, step=2/255)",
+        "attack": "pgd(norm=inf, eps=8/255, steps=10, step=2/255, bf16=False)",
     }  # fmt: skip
     assert held < int(right.sum()) < len(y)
 

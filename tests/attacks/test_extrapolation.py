@@ -29,7 +29,7 @@ def test_no_point_of_the_ball_gains_more(norm):
     for seed in range(50):
         other = region.start(torch.arange(6) + 100 * seed)
         assert ((grad * (other - z)).flatten(1).sum(1) <= gain).all()
-    best = region.ascend(z, grad, 1e3)
+    best = region.ascend_in_box(z, grad, 1e3)
     if norm == math.inf:  # the ball cut with the box is a box, of which this is the corner
         assert torch.allclose((grad * (best - z)).flatten(1).sum(1), gain)
     inside = ball(x * 0.2 + 0.4, EPS[norm], norm)  # far from the box, where nothing is lost

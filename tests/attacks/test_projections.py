@@ -80,7 +80,37 @@ def test_linf_and_box(size, eps, seed):
     assert np.allclose(got, np.clip(np.clip(z, x - eps, x + eps), 0, 1), atol=1e-12)
 
 
-@pytest.mark.parametrize("norm", [1, 2, math.inf])
+def furthest_in_lp_and_box(x, direction, eps, p):
+    """max <direction, w - x> over the ball cut with the box, by bisection: w = x + min(t |direction|^(p* - 1), room)."""
+    room = np.where(direction > 0, 1 - x, x)
+    speed = (np.abs(direction) / np.abs(direction).max()) ** (1 / (p - 1))
+    low, high = 0.0, 1e9
+    for _ in range(200):
+        t = (low + high) / 2
+        short = (np.minimum(t * speed, room) ** p).sum() <= eps**p
+        low, high = (t, high) if short else (low, t)
+    return np.abs(direction) @ np.minimum(low * speed, room)
+
+
+@given(st.integers(1, 40), st.floats(-3, 1), st.floats(-3, 2), st.floats(1.1, 12), st.integers(0, 10**6))
+@settings(max_examples=200, deadline=None)
+def test_lp_and_box(size, log_eps, log_spread, p, seed):
+    """A point is the projection of z on a convex set if and only if no w in the set has <z - point, w - point> > 0."""
+    rng = np.random.default_rng(seed)
+    x, eps = rng.random(size), 10**log_eps
+    x[rng.random(size) < 0.3] = rng.integers(0, 2)
+    z = x + 10**log_spread * rng.standard_normal(size) * rng.random(size) ** 3
+    point = ball(torch.tensor(x)[None], eps, p).project(torch.tensor(z)[None])[0].numpy()
+    assert (np.abs(point - x) ** p).sum() <= eps**p * (1 + 1e-12)
+    assert point.min() >= 0
+    assert point.max() <= 1
+    rest = z - point
+    if np.abs(rest).max() > 1e-9:
+        furthest, reached = furthest_in_lp_and_box(x, rest, eps, p), rest @ (point - x)
+        assert furthest - reached <= np.abs(rest).sum() * (1e-7 * eps + 1e-12)
+
+
+@pytest.mark.parametrize("norm", [1, 1.5, 2, 3, math.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_points_inside_are_left_alone_and_projecting_twice_is_once(norm, dtype):
     x = torch.rand(20, 1, 5, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -92,7 +122,7 @@ def test_points_inside_are_left_alone_and_projecting_twice_is_once(norm, dtype):
     assert torch.allclose(region.project(far), far, atol=1e-6)
 
 
-@pytest.mark.parametrize("norm", [1, 2, math.inf])
+@pytest.mark.parametrize("norm", [1, 1.5, 2, 3, math.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_radius_of_each_point_is_a_ball_of_its_own(norm, dtype):
     x, z, grad = (torch.rand(3, 5, 1, 4, 4, generator=torch.Generator().manual_seed(0))).to(dtype)
@@ -103,7 +133,7 @@ def test_a_radius_of_each_point_is_a_ball_of_its_own(norm, dtype):
         for mine, its in (
             (together.start(keys)[one], alone.start(keys[one])),
             (together.project(z)[one], alone.project(z[one])),
-            (together.ascend(x, grad, 0.15)[one], alone.ascend(x[one], grad[one], 0.15)),
+            (together.ascend_in_box(x, grad, 0.15)[one], alone.ascend_in_box(x[one], grad[one], 0.15)),
             (together.gain(x, grad)[one], alone.gain(x[one], grad[one])),
         ):
             assert mine.dtype == dtype
@@ -111,7 +141,7 @@ def test_a_radius_of_each_point_is_a_ball_of_its_own(norm, dtype):
         assert together.eps[i] == select(together, keys == i).eps == eps
 
 
-@pytest.mark.parametrize("norm", [1, 2, math.inf])
+@pytest.mark.parametrize("norm", [1, 1.5, 2, 3, math.inf])
 def test_directions_are_unit_steps(norm):
     grad = torch.randn(5, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     grad[1] *= 1e-12
@@ -119,8 +149,8 @@ def test_directions_are_unit_steps(norm):
     step = ball(torch.zeros_like(grad), 1, norm).direction(grad)
     assert torch.allclose(step.flatten(1).norm(norm, dim=1), torch.tensor([1.0, 1, 0, 1, 1]))
     gain = (step * grad).flatten(1).sum(1)  # Hölder: no unit step climbs faster
-    dual = {1: math.inf, 2: 2, math.inf: 1}[norm]
-    assert torch.allclose(gain, grad.flatten(1).norm(dual, dim=1), rtol=1e-5, atol=0)
+    dual = {1: math.inf, 1.5: 3, 2: 2, 3: 1.5, math.inf: 1}[norm]
+    assert torch.allclose(gain.double(), grad.double().flatten(1).norm(dual, dim=1), rtol=1e-5, atol=0)
 
 
 def test_l1_directions_share_what_is_equal():
@@ -133,19 +163,21 @@ def test_l1_steps_go_where_the_box_lets_them():
     x = torch.tensor([0.5, 0.9, 0.0, 0.5]).view(1, 1, 2, 2)
     grad = torch.tensor([1.0, 3, -4, 2]).view(1, 1, 2, 2)
     region = ball(x, 0.25, 1)
-    moved = region.ascend(x, grad, 0.25) - x  # the steepest pixel is black already, the next has 0.1 left
+    moved = (
+        region.ascend_in_box(x, grad, 0.25) - x
+    )  # the steepest pixel is black already, the next has 0.1 left
     assert torch.allclose(moved.flatten(), torch.tensor([0.0, 0.1, 0, 0.15]), atol=1e-6)
-    assert torch.equal(region.ascend(x, torch.zeros_like(x), 0.25), x)
+    assert torch.equal(region.ascend_in_box(x, torch.zeros_like(x), 0.25), x)
     inner = ball(torch.full_like(x, 0.5), 0.1, 1)
     z = inner.project(inner.x + torch.tensor([-0.04, 0.0, 0.02, 0.04]).view_as(x))
     for far in (0.2, 1e6):  # α → ∞: all of ε on the steepest coordinate, wherever the step began
-        moved = inner.ascend(z, grad, far) - inner.x
+        moved = inner.ascend_in_box(z, grad, far) - inner.x
         assert torch.allclose(moved.flatten(), torch.tensor([0.0, 0, -0.1, 0]), atol=1e-6)
 
 
 def test_unknown_norm():
-    with pytest.raises(AttackError, match="norm=3 is not known here; expected 1, 2 or inf"):
-        ball(torch.zeros(1, 1, 1, 1), 0.1, 3)
+    with pytest.raises(AttackError, match=r"norm=0\.5: expected a number from 1 on, such as 1, 2 or inf"):
+        ball(torch.zeros(1, 1, 1, 1), 0.1, 0.5)
 
 
 def ks(values, cdf):
@@ -189,6 +221,18 @@ def test_l1_starts_are_uniform():
     share = np.abs(gaps[:, 0]) / radius
     assert ks(share, lambda u: np.clip(u, 0, 1)) < 1.95
     assert abs(np.corrcoef(radius, share)[0, 1]) < 0.06
+    quadrant = (gaps[:, 0] > 0) * 2 + (gaps[:, 1] > 0)
+    assert np.abs(np.bincount(quadrant) / 1000 - 1).max() < 0.12
+
+
+def test_lp_starts_are_uniform():
+    x = 0.4 + 0.2 * torch.rand(4000, 1, 1, 2, generator=torch.Generator().manual_seed(0))
+    gaps = ((ball(x, 0.3, 3).start(point_keys(x, seed=1)) - x) / 0.3).flatten(1).numpy()
+    assert ks((np.abs(gaps) ** 3).sum(axis=1) ** (1 / 3), lambda r: np.clip(r, 0, 1) ** 2) < 1.95
+    grid = np.linspace(-1, 1, 20001)
+    below = np.cumsum((1 - np.abs(grid) ** 3) ** (1 / 3))  # a coordinate's density is the length of the rest
+    for axis in range(2):
+        assert ks(gaps[:, axis], lambda t: np.interp(t, grid, below / below[-1])) < 1.95
     quadrant = (gaps[:, 0] > 0) * 2 + (gaps[:, 1] > 0)
     assert np.abs(np.bincount(quadrant) / 1000 - 1).max() < 0.12
 

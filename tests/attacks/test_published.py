@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from opnorm.attacks import autoattack
-from tests.attacks.victims import images
+from opnorm.attacks import autoattack, pgd
+from tests.attacks.victims import Linear, images
 
 
 class Robust(nn.Module):
@@ -72,6 +72,28 @@ def test_queries_and_squares_of_autoattack():
     ) in sides:  # side = round(32 √(0.8 / 2^j)) after j of 10, 50, 200, 500, 1000, 2000, 4000 queries
         assert set(changed[first:last].tolist()) == {side}
         first = last
+
+
+def test_the_step_of_roth():
+    """Eq. 17: x + α sign(g) |g|^(p* - 1) / ‖g‖_p*^(p* - 1), projected; for p = 1 all weight on the largest coordinates."""
+    g = torch.tensor([0.5, -2.0, 1.0, 2.0]).view(1, 1, 2, 2)
+    x = torch.tensor([0.5, 0.5, 0.5, 0.99]).view(1, 1, 2, 2)
+    y = torch.zeros(1, dtype=torch.long)
+    model, alpha = Linear(g), 0.1
+    steps = {
+        1: [0, -0.05, 0, 0.01],  # half a step each way; what leaves the box is lost
+        math.inf: [0.1, -0.1, 0.1, 0.01],
+    }
+    g = g.flatten().double()
+    power = g.sign() * g.abs() ** 0.5 / (g.abs() ** 1.5).sum() ** (1 / 3)  # p = 3: p* = 1.5
+    steps[3] = (alpha * power).tolist()
+    steps[3][3] = 0.01
+    for p, step in steps.items():
+        attack = pgd(p, 0.3, steps=1, step=alpha, random_start=False, ascent="roth")
+        moved = (attack(model, x, y) - x).flatten().double()
+        assert torch.allclose(moved, torch.tensor(step, dtype=torch.float64), atol=1e-6)
+    box = pgd(1, 0.3, steps=1, step=alpha, random_start=False)(model, x, y) - x
+    assert torch.allclose(box.flatten(), torch.tensor([0, -0.1, 0, 0.0]), atol=1e-6)
 
 
 def test_iterates_of_fab():

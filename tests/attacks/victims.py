@@ -10,24 +10,37 @@ from torch import nn
 from opnorm import attacks
 from opnorm.spec import names
 
-EPS = {math.inf: 8 / 255, 2: 0.25, 1: 0.35}
+EPS = {math.inf: 8 / 255, 3: 0.2, 2: 0.25, 1: 0.35}
 
 # Every registered attack, with each of its norms, is in every test of this folder that is parametrized over all attacks.
-# Not in them, and with tests of their own: attacks that leave misclassified or robust points as they are, and attacks
-# without gradients, which do not come near the optimum and do not notice a model that gives none.
-OTHERS = ("autoattack", "fab", "square")
-ATTACKS = list(itertools.product([a for a in names("attack") if a not in OTHERS], (math.inf, 2, 1)))
+# The others leave misclassified or robust points as they are, or take no gradients, so that they do not come near the
+# optimum and do not notice a model that gives none: they pass the tests of the ball, the box, the model's state and seeds.
+OTHERS = {
+    "autoattack": {"version": "fast", "attacks": ("apgd-ce", "fab-t")},
+    "fab": {"steps": 5},
+    "square": {"queries": 30, "stop_at_success": False},
+}
+"""And settings that make them short."""
+NORMS = (math.inf, 2, 1)
+ATTACKS = list(itertools.product([a for a in names("attack") if a not in OTHERS], NORMS))
+ATTACKS += [("fgsm", 3), ("pgd", 3)]
 
 
 def make(name, norm, **settings):
     """The attack with the settings that it has; others are left out."""
     factory = getattr(attacks, name)
     known = inspect.signature(factory).parameters
-    return factory(**{"norm": norm, "eps": EPS[norm]} | {k: v for k, v in settings.items() if k in known})
+    chosen = {"norm": norm, "eps": EPS[norm], **OTHERS.get(name, {})}
+    return factory(**chosen | {k: v for k, v in settings.items() if k in known})
 
 
 def on_all_attacks(parametrize):
     return parametrize("name, norm", ATTACKS, ids=[f"{a}-{n:g}" for a, n in ATTACKS])
+
+
+def on_the_others(parametrize):
+    every = list(itertools.product(OTHERS, NORMS))
+    return parametrize("name, norm", every, ids=[f"{a}-{n:g}" for a, n in every])
 
 
 def images(n=8, shape=(1, 4, 4), seed=0, low=0.0, high=1.0, dtype=torch.float32):
