@@ -149,34 +149,74 @@ def linear_map(layer: nn.Module, in_shape: Shape) -> LinearMap:
     return through_autograd(layer, in_shape) if inner is layer else linear_map(inner, in_shape)
 
 
+MATRIX = 2**24  # entries of the matrix of a layer whose gradient is not its adjoint: 128 MiB
+
+
 def through_autograd(layer: nn.Module, in_shape: Shape) -> LinearMap:
-    """Any affine layer; arguments and errors as :func:`linear_map`."""
+    """Any affine layer; arguments and errors as :func:`linear_map`.
+
+    The adjoint is the gradient, where ⟨Mv, u⟩ = ⟨v, Mᵀu⟩ for random vectors. A part without gradients (``no_grad``,
+    ``detach``, numpy) breaks that: then it is the transposed matrix, which must be small enough.
+    """
     check_lazy(layer)
-    layer = in_float64(layer)
+    layer, name = in_float64(layer), type(layer).__name__
     first = next((t for t in (*layer.parameters(), *layer.buffers()) if t.is_floating_point()), None)
     device = first.device if first is not None else torch.device("cpu")
     zero = torch.zeros(1, *in_shape, dtype=torch.float64, device=device)
     try:
-        offset = layer(zero)
+        offset = layer(zero.clone())
     except Exception as e:  # whatever the user's own layer raises
-        raise NormError(f"{type(layer).__name__} does not take an input of shape {in_shape}: {e}") from e
+        raise NormError(f"{name} does not take an input of shape {in_shape}: {e}") from e
     if not isinstance(offset, Tensor):
-        raise NormError(f"{type(layer).__name__} returns {type(offset).__name__}; expected one tensor")
+        raise NormError(f"{name} returns {type(offset).__name__}; expected one tensor")
+    if offset.shape[:1] != (1,):
+        raise NormError(f"{name} returns {tuple(offset.shape)} for one input; expected the batch axis first")
 
     def apply(v: Tensor) -> Tensor:
-        return layer(v) - offset
+        return layer(v.clone()) - offset
 
-    _check_affine(apply, zero, type(layer).__name__)
+    _check_affine(apply, zero, name)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(zero.shape, generator=generator, dtype=zero.dtype).to(device)  # at 0 may be a kink
 
     def adjoint(u: Tensor) -> Tensor:
-        pull_back = torch.func.vjp(apply, zero.expand(len(u), *in_shape))[1]
+        pull_back = torch.func.vjp(apply, x.expand(len(u), *in_shape))[1]
         return pull_back(u)[0]
 
-    return LinearMap(apply, adjoint, in_shape, offset.shape[1:], device)
+    linear = LinearMap(apply, adjoint, in_shape, offset.shape[1:], device)
+    if _is_adjoint(linear):
+        return linear
+    try:
+        M = linear.to_dense(MATRIX)
+    except NormError as e:
+        raise NormError(f"the gradient of {name} is not its adjoint, and {e}") from e
+    return LinearMap(
+        lambda v: (v.reshape(len(v), -1) @ M.T).view(-1, *linear.out_shape),
+        lambda u: (u.reshape(len(u), -1) @ M).view(-1, *linear.in_shape),
+        in_shape,
+        linear.out_shape,
+        device,
+    )
+
+
+def _is_adjoint(linear: LinearMap) -> bool:
+    """Whether ⟨Mv, u⟩ = ⟨v, Mᵀu⟩ for random vectors, up to rounding."""
+    generator = torch.Generator().manual_seed(2)
+    v, u = (
+        torch.randn(3, *shape, generator=generator, dtype=linear.dtype).to(linear.device)
+        for shape in (linear.in_shape, linear.out_shape)
+    )
+    try:
+        back = (linear.T @ u).reshape(3, -1)
+    except RuntimeError:  # a part of the layer has no gradient at all
+        return False
+    ahead, v, u = (linear @ v).reshape(3, -1), v.reshape(3, -1), u.reshape(3, -1)
+    scale = ahead.norm(dim=1) * u.norm(dim=1) + v.norm(dim=1) * back.norm(dim=1)
+    return bool((((ahead * u).sum(1) - (v * back).sum(1)).abs() <= 1e-12 * scale).all())
 
 
 def _check_affine(apply: Callable[[Tensor], Tensor], zero: Tensor, name: str) -> None:
-    """NormError unless f(a + b) = f(a) + f(b) for random pairs near zero and far from it."""
+    """NormError unless f(a + b) = f(a) + f(b) for random pairs near zero and far from it, each point for itself."""
     generator = torch.Generator().manual_seed(0)
     for scale in (1e-3, 1.0, 1e3, 1e6):
         a, b = (
@@ -184,10 +224,13 @@ def _check_affine(apply: Callable[[Tensor], Tensor], zero: Tensor, name: str) ->
             for _ in "ab"
         )
         with torch.no_grad():
-            image_of_sum, sum_of_images = apply(a + b), apply(a) + apply(b)
+            image, one_by_one = apply(a), torch.cat([apply(point[None]) for point in a])
+            image_of_sum, sum_of_images = apply(a + b), image + apply(b)
         if not torch.isfinite(sum_of_images).all():
             raise NormError(f"{name} gives NaN or infinite values; are its weights finite?")
         atol = 1e-9 * float(sum_of_images.abs().max().clamp(min=1e-300))
+        if image.shape != one_by_one.shape or not torch.allclose(image, one_by_one, rtol=1e-9, atol=atol):
+            raise NormError(f"{name} mixes the points of a batch")
         if not torch.allclose(image_of_sum, sum_of_images, rtol=1e-9, atol=atol):
             raise NormError(f"{name} is not linear")
 

@@ -1,5 +1,7 @@
 """A layer as a linear map: its adjoint, its matrix, and layers that only look linear."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 from opnorm._core.layers import overrides
 from opnorm._core.linear_map import LinearMap, linear_map
 from opnorm.errors import NormError
+from opnorm.norms import operator_norm
 from tests.norms.cases import (
     PADDED_CASES,
     TRANSPOSED_CASES,
@@ -202,3 +205,72 @@ def test_dense_refuses_what_would_fill_the_memory():
 def test_inputs_that_do_not_fit(layer, shape, message):
     with pytest.raises(NormError, match=message):
         linear_map(layer, shape)
+
+
+# ---------------------------------------------------------------- a gradient that is not the adjoint
+
+
+class WithoutGradient(nn.Module):
+    def forward(self, x):
+        with torch.no_grad():
+            return F.conv2d(x, torch.ones(1, 1, 3, 3).to(x) / 9, padding=1)
+
+
+class HalfDetached(nn.Module):
+    def forward(self, x):
+        return x + 2 * x.flip(-1).detach()
+
+
+class ByNumpy(nn.Module):
+    def forward(self, x):
+        return torch.from_numpy(x.detach().numpy()[..., ::-1].copy()) * 3
+
+
+class OneEntryDetached(nn.Module):
+    def forward(self, x):
+        return torch.cat([x[..., :-1], 5 * x[..., -1:].detach()], -1)
+
+
+class ScaledGradient(nn.Module):
+    """A forward of 4 and a gradient of 0.5, as of a gradient that is reversed or scaled on purpose."""
+
+    def forward(self, x):
+        return (4 * x).detach() + 0.5 * (x - x.detach())
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (1, 9, 7)])
+@pytest.mark.parametrize(
+    "layer",
+    [WithoutGradient(), HalfDetached(), ByNumpy(), OneEntryDetached(), ScaledGradient(), nn.LPPool2d(1, 2)],
+)
+def test_the_adjoint_is_not_taken_from_a_gradient_that_is_not(layer, shape):
+    A = linear_map(layer, shape)
+    basis = torch.eye(math.prod(shape), dtype=torch.float64).view(-1, *shape)
+    M = layer(basis).detach().flatten(1).T
+    assert torch.allclose(A.to_dense(), M)
+    assert torch.allclose(A.T.to_dense(), M.T)
+    truth = float(torch.linalg.matrix_norm(M, 2))
+    for ord, exact in ((1, M.abs().sum(0).max()), (2, truth), (math.inf, M.abs().sum(1).max())):
+        norm = operator_norm(layer, ord, shape)
+        assert norm.lower * (1 - 1e-12) <= exact <= norm.upper * (1 + 1e-12)
+        assert norm.upper <= exact * (1 + 1e-2)
+
+
+def test_a_large_layer_without_an_adjoint_is_refused():
+    with pytest.raises(NormError, match="gradient of WithoutGradient is not its adjoint"):
+        linear_map(WithoutGradient(), (1, 80, 80))
+
+
+def test_a_layer_that_mixes_the_points_of_a_batch_is_refused():
+    class Centered(nn.Module):
+        def forward(self, x):
+            return x - x.mean(0)
+
+    class Flat(nn.Module):
+        def forward(self, x):
+            return x.flatten()
+
+    with pytest.raises(NormError, match="Centered mixes the points"):
+        linear_map(Centered(), (3,))
+    with pytest.raises(NormError, match="expected the batch axis first"):
+        linear_map(Flat(), (3,))

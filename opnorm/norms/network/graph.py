@@ -141,14 +141,15 @@ def mixes_points(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     """Whether an output depends on two points of a batch, as it does after a softmax along the batch axis.
 
     A batch is run with another one behind it; then the first of the two is changed, and the second one. No number of the
-    outputs may change both times. A model that takes no second batch has none to mix.
+    outputs may change both times, and each change must be as large as that of a batch alone. A model that takes no second
+    batch has none to mix.
     """
     sizes = [len(t) for t in tensors_in((args, kwargs)) if t.is_floating_point() and t.ndim]
 
-    def outputs(first: int, second: int) -> list[Tensor]:
+    def outputs(*seeds: int) -> list[Tensor]:
         def joined(t: Tensor) -> Tensor:
             is_batch = t.ndim > 0 and len(t) == sizes[0]
-            return torch.cat([shifted(t, first), shifted(t, second)]) if is_batch else shifted(t)
+            return torch.cat([shifted(t, seed) for seed in seeds]) if is_batch else shifted(t)
 
         return tensors_in(model(*map_tensors(args, joined), **map_tensors(kwargs, joined)))
 
@@ -156,10 +157,21 @@ def mixes_points(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         return False
     try:
         both, other_first, other_second = outputs(1, 2), outputs(3, 2), outputs(1, 3)
+        alone, other = outputs(1), outputs(3)
     except Exception:  # noqa: BLE001 - of the user's own network, which need not take such a batch
         return False
-    changes = zip(both, other_first, other_second, strict=True)
-    return any(bool((_changed(a, b) & _changed(a, c)).any()) for a, b, c in changes)
+    for i, out in enumerate(both):
+        if bool((_changed(out, other_first[i]) & _changed(out, other_second[i])).any()):
+            return True
+        change, change_alone = _distance(out, other_first[i]), _distance(alone[i], other[i])
+        rounding = 1e-5 * math.sqrt(out.numel()) * float(out.nan_to_num().abs().max()) if out.numel() else 0.0
+        if abs(change - change_alone) > 1e-4 * change_alone + rounding:
+            return True
+    return False
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).nan_to_num().norm())
 
 
 def _changed(a: Tensor, b: Tensor) -> Tensor:
