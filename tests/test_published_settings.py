@@ -148,6 +148,7 @@ PUBLISHED: list[tuple[str, str, Any, str]] = [
     ("mixed", "start", "uniform", "Roth et al. 2020, Eq. 15"),
     ("mmc", "radius", 10.0, "Pang et al. 2018 and 2020: C = 10 (mean_var = 100 in their program)"),
     ("max_mahalanobis", "radius", 10.0, "Pang et al. 2018 and 2020: C = 10"),
+    ("max_mahalanobis", "features", 256, "Pang et al. 2018, program: 256 linear features before the centers"),
     # regularizers
     ("weight_decay", "lam", 5e-4, "Zagoruyko & Komodakis 2016: weight decay 0.0005, torch's form"),
     ("weight_decay", "form", "torch", "Liang & Huang 2021, program: torch.optim.SGD(weight_decay)"),

@@ -379,6 +379,8 @@ def calls(draw, kind, wild=False):
         if draw(st.booleans()) and p.default is not p.empty:
             continue
         default = 1 if p.default is p.empty else p.default
+        if type(default) not in _pool:  # an attack, as the call that makes it
+            default = spec_of(default)
         kinds = _pool.get(type(default), st.none())
         pairs.append((p.name, draw(st.one_of(*_pool.values()) if wild else kinds | st.just(default))))
     return Call(name, (), tuple(pairs))
