@@ -78,7 +78,9 @@ def layers_against_epoch(rows: Sequence[Row], methods: Sequence[str] = ()) -> Ch
     layers = list(dict.fromkeys(layer for row in rows for layer in row.get("layer_norms", ())))
     count = min(len(layers), MAX_LAYERS)
     shown = [layers[round(i * (len(layers) - 1) / max(count - 1, 1))] for i in range(count)]
-    panels = {layer: Panel(f"{layer or '(model)'} (log scale)", log=True, quantity="norm") for layer in shown}
+    panels = {
+        layer: Panel(f"Layer {layer or '(model)'} (log scale)", log=True, quantity="norm") for layer in shown
+    }
     some = f" {len(shown)} of the {len(layers)} layers are drawn." if len(shown) < len(layers) else ""
     heading = Heading(
         "layers-against-epoch",
@@ -103,7 +105,9 @@ def _draw(
     few = len(drawn) <= 6  # few enough to mark each epoch with a dot
     nth = {2: "second", 3: "third"}.get(step, f"{step}th")
     thinned = f" Every {nth} epoch is drawn." if step > 1 else ""
-    caption = f"{heading.caption} Pick a method to show its standard deviation over seeds.{thinned}"
+    seeds = len({row.get("seed") for row in rows}) > 1
+    pick = " Pick a method to show its standard deviation over seeds." if seeds else ""
+    heading = heading._replace(caption=f"{heading.caption}{pick}{thinned}")
     points = [
         Point(method_of(row), key, row["epoch"], of_row.get(key))
         for row, of_row in zip(rows, values, strict=True)
@@ -111,5 +115,4 @@ def _draw(
         if row["epoch"] in drawn
     ]
     x = Axis("epoch", zero=False, ticks=tuple(sorted(drawn)) if few else (), text="{:d}".format)
-    heading = heading._replace(caption=caption)
     return draw_curves(points, methods, heading, panels, x, dots=few, band=True, columns=columns)

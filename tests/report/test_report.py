@@ -235,6 +235,9 @@ def test_long_training_is_thinned_and_says_so():
     assert len(epochs) <= 41
     assert {1, 200} <= epochs
     assert "Every 5th epoch is drawn." in chart.caption
+    assert "over seeds" not in chart.caption
+    two = [row | {"seed": seed} for row in rows for seed in (0, 1)]
+    assert "over seeds" in against_epoch(two, ["plain"]).caption
 
 
 def test_energy_complexity_and_layers_against_the_epoch():
