@@ -4,6 +4,7 @@ import json
 import math
 import os
 import uuid
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +26,10 @@ __all__ = [
     "write_lines",
     "write_tensors",
 ]
+
+
+CHECKSUM = "opnorm.checksum"
+"""Metadata entry of the safetensors files that are written here."""
 
 
 @contextmanager
@@ -115,25 +120,45 @@ def _objects(path: Path, split: Callable[[str], list[str]]) -> list[dict[str, An
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> None:
-    """Write tensors as safetensors, all or nothing."""
+    """Write tensors as safetensors, all or nothing, with a checksum in the metadata."""
     from safetensors.torch import save
 
+    copies = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     # through bytes, so that a full disk is an OSError like any other
-    whole = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, dict(metadata))
+    whole = save(copies, {**metadata, CHECKSUM: _checksum(copies, metadata)})
     with atomic_write(path) as part:
         part.write_bytes(whole)
 
 
-def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
-    """The tensors of a safetensors file and its metadata.
+def read_tensors(path: Path, checked: bool = False) -> "tuple[dict[str, Tensor], dict[str, str]]":
+    """The tensors of a safetensors file and its metadata, compared with its checksum; ``checked`` files must have one.
 
     Raises:
-        RunError: it cannot be read.
+        RunError: it cannot be read, or has changed since it was written.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as f:
-            return {k: f.get_tensor(k) for k in f.keys()}, dict(f.metadata() or {})  # noqa: SIM118 - not a dict
+            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 - not a dict
+            metadata = dict(f.metadata() or {})
     except (OSError, SafetensorError) as e:
         raise RunError(f"cannot read {path}: {e}; damaged, or not a safetensors file?") from e
+    checksum = metadata.pop(CHECKSUM, None)
+    if (checked or checksum is not None) and checksum != _checksum(tensors, metadata):
+        raise RunError(
+            f"cannot read {path}: its contents differ from its checksum; a damaged disk or copy, or another program has "
+            "changed it and kept the metadata"
+        )
+    return tensors, metadata
+
+
+def _checksum(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> str:
+    """CRC-32 of names, types, shapes, values and metadata."""
+    import torch
+
+    checksum = zlib.crc32(json.dumps(sorted(metadata.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        checksum = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), checksum)
+        checksum = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, checksum)
+    return f"{checksum:08x}"

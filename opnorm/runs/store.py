@@ -215,7 +215,8 @@ class Entry:
         self.note(ended=self.store.read(folder).get("ended", _now()), seconds=round(seconds, 3))
         if folder != done:
             folder.rename(done)
-        (done / "checkpoint.safetensors").unlink(missing_ok=True)  # not before: until then it is what we have
+        for checkpoint in done.glob("checkpoint*.safetensors"):  # not before: until then it is what we have
+            checkpoint.unlink()
 
 
 def _now() -> str:

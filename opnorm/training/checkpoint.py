@@ -1,5 +1,7 @@
 """The state of a training after its last whole epoch, in one safetensors file; nothing is ever unpickled."""
 
+import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +18,8 @@ from opnorm.training.metrics import Metrics
 __all__ = ["Checkpoint", "TrainingState", "read_checkpoint", "restore", "save_checkpoint"]
 
 CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
+NEXT = "checkpoint.next.safetensors"  # until it takes the place of the last one
+PREVIOUS = "checkpoint.previous.safetensors"  # of the epoch before, for when the last one is damaged
 
 
 @dataclass(frozen=True)
@@ -44,25 +48,59 @@ def save_checkpoint(folder: Path, state: TrainingState, history: list[Metrics]) 
     tensors |= {f"average/{k}": v for k, v in state.average.state.items()}
     for i, slots in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{i}/{k}": v for k, v in slots.items() if isinstance(v, Tensor)}
-    files.write_tensors(folder / CHECKPOINT, tensors, {"epoch": str(len(history))})
+    metadata = {"epoch": str(len(history)), "metrics": _checksum(history)}
+    files.write_tensors(folder / NEXT, tensors, metadata)  # beside the last one, in case the disk is full
+    if (folder / CHECKPOINT).exists():
+        (folder / CHECKPOINT).replace(folder / PREVIOUS)
+    (folder / NEXT).replace(folder / CHECKPOINT)
+
+
+def _checksum(history: list[Metrics]) -> str:
+    text = "".join(files.to_json(row, None) + "\n" for row in history)
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def read_checkpoint(folder: Path | None) -> Checkpoint | None:
-    """What was saved in a folder; None when there is nothing.
+    """What was saved last in a folder, or, with a warning, what was saved before it if that is damaged; None without any.
 
     Raises:
-        RunError: it is damaged.
+        RunError: both are damaged.
     """
-    if folder is None or not (folder / CHECKPOINT).exists():
+    if folder is None:
         return None
-    tensors, metadata = files.read_tensors(folder / CHECKPOINT)
-    history, epochs = files.read_lines(folder / METRICS), metadata.get("epoch", "")
+    found = [folder / name for name in (CHECKPOINT, PREVIOUS) if (folder / name).exists()]
+    damage: RunError | None = None
+    for path in found:
+        try:
+            saved = _read(path, folder / METRICS)
+        except RunError as e:
+            damage = damage or e
+            continue
+        if damage:
+            warnings.warn(
+                f"{damage}. The training goes on from the checkpoint before, of epoch {saved.epochs}",
+                stacklevel=2,
+            )
+        return saved
+    if damage:
+        raise damage
+    return None
+
+
+def _read(path: Path, metrics: Path) -> Checkpoint:
+    tensors, metadata = files.read_tensors(path, checked=True)
+    history, epochs = files.read_lines(metrics), metadata.get("epoch", "")
     if not epochs.isdecimal() or int(epochs) > len(history):
         raise RunError(
-            f"the checkpoint in {folder} is of epoch {epochs or '?'}, and {METRICS} ends at epoch {len(history)}; "
+            f"the checkpoint {path} is of epoch {epochs or '?'}, and {metrics.name} ends at epoch {len(history)}; "
             "delete the folder to start over"
         )
-    return Checkpoint(tensors, int(epochs), history[: int(epochs)])
+    history = history[: int(epochs)]
+    if metadata.get("metrics") != _checksum(history):
+        raise RunError(
+            f"{metrics} has changed since the checkpoint was written; delete the folder to start over"
+        )
+    return Checkpoint(tensors, int(epochs), history)
 
 
 def restore(saved: Checkpoint, state: TrainingState, folder: Path | None) -> None:

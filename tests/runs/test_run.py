@@ -23,6 +23,7 @@ from opnorm.runs.build import make_data, make_model
 from opnorm.runs.run import Run
 from opnorm.runs.store import Store
 from opnorm.runs.training_run import run_training
+from opnorm.training.checkpoint import read_checkpoint
 from tests.runs import processes
 from tests.runs.processes import timeless
 
@@ -290,8 +291,7 @@ def test_kills_at_random_moments_lose_at_most_the_epoch_under_way(tiny, finished
             break
         assert process.exitcode == -signal.SIGPROF
         killed += 1
-        checkpoint = store.root / f"{tiny.key}.partial" / "checkpoint.safetensors"
-        epochs = int(read_tensors(checkpoint)[1]["epoch"])
+        epochs = read_checkpoint(store.root / f"{tiny.key}.partial").epochs
         assert epochs > kept
         assert epochs >= int(diary.read_text()) - 1, "more was lost than the epoch under way"
         kept = epochs
@@ -308,7 +308,7 @@ def test_a_full_disk(tiny, finished, store, tmp_path, same):
     process.join()
     assert process.exitcode == 2
     assert "cannot write" in err.read_text()
-    assert "checkpoint.safetensors" in err.read_text()
+    assert "checkpoint.next.safetensors" in err.read_text()
     folder = store.root / f"{tiny.key}.partial"
     assert not list(folder.glob(".*"))
 

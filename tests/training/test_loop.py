@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import warnings
 from functools import partial
 from pathlib import Path
@@ -315,6 +316,15 @@ def spoil(folder: Path, how: str) -> None:
             state.write_bytes(state.read_bytes()[:-10])
         case "empty":
             state.write_bytes(b"")
+        case "bit":
+            content = state.read_bytes()
+            state.write_bytes(content[:-100] + bytes([content[-100] ^ 1]) + content[-99:])
+        case "gone":
+            state.unlink()
+        case "first line" | "last line":
+            rows = [json.loads(line) for line in lines.read_text().splitlines()]
+            rows[0 if how == "first line" else -1]["loss"] += 0.125
+            lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
         case "text":
             state.write_text("hello")
         case "no metrics":
@@ -330,16 +340,51 @@ def spoil(folder: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "how",
-    ["truncated", "empty", "text", "no metrics", "metrics cut", "metrics half a line", "metrics not objects",
-     "metrics not text"],
-)  # fmt: skip
+    "how", ["no metrics", "metrics half a line", "metrics not objects", "metrics not text", "first line"]
+)
 def test_a_damaged_folder_is_refused(tmp_path, how):
     with pytest.raises(Stop):
         train(network(), DATA, epochs=3, batch=32, folder=tmp_path, progress=stop_in(3))
     spoil(tmp_path, how)
     with pytest.raises(RunError, match=f"{tmp_path}.*"):
         train(network(), DATA, epochs=3, batch=32, folder=tmp_path)
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "text", "bit", "metrics cut", "last line", "gone"])
+def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path, how):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "spoiled").mkdir()
+    whole = end(tmp_path / "whole", **EVERYTHING)
+    with pytest.raises(Stop):
+        end(tmp_path / "spoiled", progress=stop_in(3), **EVERYTHING)
+    spoil(tmp_path / "spoiled", how)
+    begun = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        again = end(tmp_path / "spoiled", progress=lambda event: begun.append(event.epoch), **EVERYTHING)
+    assert again == whole
+    assert begun[0] == 2
+    said = [
+        str(w.message)
+        for w in caught
+        if "The training goes on from the checkpoint before, of epoch 1" in str(w.message)
+    ]
+    assert len(said) == (how != "gone"), "a kill between two renames is no damage"
+
+
+def test_any_flipped_bit_of_a_checkpoint_is_noticed(tmp_path):
+    train(network(), DATA, epochs=1, folder=tmp_path)
+    path = tmp_path / "checkpoint.safetensors"
+    content = path.read_bytes()
+    chance = random.Random(0)
+    for place in [*range(8, 400, 3), *(chance.randrange(len(content)) for _ in range(100))]:
+        path.write_bytes(
+            content[:place] + bytes([content[place] ^ 1 << chance.randrange(8)]) + content[place + 1 :]
+        )
+        with pytest.raises(RunError, match=r"checkpoint\.safetensors"):
+            train(network(), DATA, epochs=1, folder=tmp_path)
+    path.write_bytes(content)
+    assert train(network(), DATA, epochs=1, folder=tmp_path)
 
 
 def test_the_checkpoint_of_another_network_is_refused(tmp_path):
@@ -450,3 +495,24 @@ def test_optimizers_are_torchs(make, reference):
 def test_optimizers_that_make_no_sense(make, message):
     with pytest.raises(SpecError, match=message):
         make()
+
+
+def test_accumulation_over_parts_of_a_batch_is_one_step():
+    """The order that the documentation states: the gradients are edited once, on the sum of the parts."""
+    x, y = DATA.train.images[:20].float() / 255, DATA.train.labels[:20]
+    ends = []
+    for parts in (1, 2, 4):
+        model = network().eval()
+        hooks = regularizers.chain(
+            [regularizers.norm_decay(math.inf, 0.5)(model, x), regularizers.weight_decay(0.1)(model, x)]
+        )
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for x_part, y_part in zip(x.chunk(parts), y.chunk(parts), strict=True):
+            loss = objectives.plain()(model, x_part, y_part).loss + hooks.penalty(model, x_part, y_part)
+            (loss / parts).backward()
+        hooks.edit_grads()
+        optimizer.step()
+        hooks.after_step(0.1)
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(ends[1], ends[0])
+    torch.testing.assert_close(ends[2], ends[0])
