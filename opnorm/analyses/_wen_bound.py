@@ -32,7 +32,7 @@ def wen_bound(
     The covering numbers of the data, at most (C_X/ε)^k, are a claim of the caller: the defaults are an example. With
     ``v_min=None`` the distance to the decision boundary is bounded from below: the smallest certified ℓ2 radius of all
     training points (:func:`opnorm.certificates.lipschitz_radius`; 0 if one is misclassified) less 2ε, at least 0. For
-    networks of linear and convolutional layers with ReLU and max pooling.
+    networks of linear and convolutional layers, batch norm and average pooling, with ReLU and max pooling, without branches.
 
     Args:
         gamma: γ > 0 of the ramp loss, in units of the logits.

@@ -4,7 +4,8 @@ It assumes: a ReLU and max-pooling network that is ε_0-adversarially robust wit
 manifold with covering number at most (C_X/ε)^k; a margin that decreases monotonically from a point to the nearest one of the
 decision boundary; and, in the proof, a path between them orthogonal to the null spaces of the layers. A model shows none of
 this: it is the caller's claim. σ_min is the last of min(rows, columns) singular values of the layer's whole matrix, from
-below (:func:`opnorm.norms.smallest_singular_value`).
+below (:func:`opnorm.norms.smallest_singular_value`). Batch norm in eval mode is a diagonal layer: of a convolution and its
+batch norm as one layer, σ_min is at least the product of the two.
 """
 
 import math
@@ -14,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.layers import LINEAR_OR_CONV, is_standard
+from opnorm._core.batch_norm import batch_norm_scale
+from opnorm._core.layers import AVERAGE_POOL, BATCH_NORM, LINEAR_OR_CONV, in_float64, is_standard
 from opnorm._core.settings import check_count, check_number
 from opnorm.errors import ModelError
 from opnorm.models.modules import Normalize
@@ -28,6 +30,7 @@ WEIGHTLESS = (
     nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
 )  # fmt: skip
 """Allowed between the weights: ReLU and max pooling, and layers that do nothing in eval mode."""
+LINEAR_MAPS = (*LINEAR_OR_CONV, *BATCH_NORM, *AVERAGE_POOL, Normalize)
 
 
 class Covering(NamedTuple):
@@ -118,8 +121,8 @@ def generalization_bound(
     The assumptions are at the head of :mod:`opnorm.theory.wen`. For images it is vacuous in practice (k in the tens).
 
     Args:
-        model: nested ``nn.Sequential`` of linear and convolutional layers with ReLU and max pooling, that ends with a linear
-            layer of at least 2 rows; taken in eval mode.
+        model: nested ``nn.Sequential`` of linear and convolutional layers, batch norm and average pooling, with ReLU and max
+            pooling, that ends with a linear layer of at least 2 rows; taken in eval mode.
         example: a batch that it takes.
         v_min: the smallest distance, in ℓ2, of a point in the covering balls that hold training points to the decision
             boundary; ≥ 0. An attack's smallest perturbation is an upper bound of a point's.
@@ -146,6 +149,12 @@ def generalization_bound(
             f"the network ends with {head.module}; expected a linear layer of at least 2 outputs"
         )
     weighted = [place for place in body if not is_standard(place.module, *WEIGHTLESS)]
+    for place in weighted:
+        if not is_standard(place.module, *LINEAR_MAPS):
+            raise ModelError(
+                f"{place.name} is a {type(place.module).__name__}; expected linear and convolutional layers, batch norm and "
+                "average pooling, with ReLU and max pooling, the networks of the theorem"
+            )
     smallest = tuple((place.name, _smallest(place)) for place in weighted)
     row_gap = float(torch.pdist(head.module.weight.detach().double()).min())
     return GeneralizationBound(smallest, row_gap, v_min, gamma, covering, samples, eta)
@@ -154,11 +163,8 @@ def generalization_bound(
 def _smallest(place: ChainLayer) -> float:
     """A lower bound of σ_min of a layer's whole matrix."""
     module = place.module
-    if type(module) is Normalize:
+    if isinstance(module, Normalize):
         return float((1 / module.std.double()).min())
-    if not is_standard(module, *LINEAR_OR_CONV):
-        raise ModelError(
-            f"{place.name} is a {type(module).__name__}; expected linear and convolutional layers with ReLU and max "
-            "pooling, the networks of the theorem"
-        )
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return float(batch_norm_scale(in_float64(module)).abs().min())
     return float(smallest_singular_value(module, place.in_shape).lower)

@@ -190,6 +190,20 @@ class TestGeneralization:
         gaps = (rows[:, None] - rows[None]).norm(dim=2) + 9 * torch.eye(4)
         assert found.row_gap == pytest.approx(float(gaps.min()), rel=1e-9)
 
+    def test_batch_norm_and_average_pooling_are_linear_layers(self):
+        """The product of the bounds is one for the convolution with its batch norm folded in."""
+        torch.manual_seed(0)
+        conv, bn, pool = nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.AvgPool2d(2)
+        bn.running_var.uniform_(0.5, 2)
+        net = nn.Sequential(conv, bn, nn.ReLU(), pool, nn.Flatten(), nn.Linear(32, 3)).eval()
+        smallest = dict(generalization_bound(net, torch.zeros(1, 1, 8, 8), **GIVEN).smallest)
+        assert list(smallest) == ["0", "1", "3"]
+        scale = (bn.weight / (bn.running_var + bn.eps).sqrt()).detach().double()
+        assert smallest["1"] == pytest.approx(float(scale.abs().min()))
+        assert smallest["3"] == pytest.approx(0.5)
+        folded = linear_map(conv, (1, 8, 8)).to_dense() * scale.repeat_interleave(64)[:, None]
+        assert 0 < smallest["0"] * smallest["1"] <= float(torch.linalg.svdvals(folded)[-1])
+
     def test_the_smallest_singular_value_of_a_large_convolution_is_bounded_from_below(self):
         conv = nn.Conv2d(1, 1, 3, padding=1, bias=False)
         torch.manual_seed(0)
@@ -221,7 +235,7 @@ class TestGeneralization:
     @pytest.mark.parametrize(
         ("net", "message"),
         [
-            (models.resnet18((1, 8, 8), width=4), "bn is a BatchNorm2d"),
+            (models.resnet18((1, 8, 8), width=4), "is a Residual; expected"),
             (nn.Sequential(nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 2)), "1 is a Tanh"),
             (nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), "at least 2 outputs"),
         ],
