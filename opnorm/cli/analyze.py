@@ -17,10 +17,11 @@ from opnorm.cli.options import (
     Limit,
     ModelOrRun,
     Results,
+    Trust,
     check_device,
     print_json,
 )
-from opnorm.cli.subjects import data_of, network_and_data, results_folder, run_folder
+from opnorm.cli.subjects import data_of, network_and_data, results_folder, run_folder, run_of, trust_runs
 from opnorm.errors import OpnormError
 
 __all__ = ["ANALYSES", "analyze", "compare"]
@@ -51,6 +52,7 @@ class AnalyzeOptions:
     seed: int = 0  # of the choice of points and of attacks
     out: Results = None
     again: Again = False
+    trust: Trust = False
     device: Device = "cpu"
     figures: Figures = None
     json: Json = False
@@ -104,6 +106,8 @@ def _analyze(models: tuple[str, ...], options: AnalyzeOptions) -> None:
     check_device(o.device)
     named = [_named(text) for text in models]
     out = results_folder(tuple(model for _, model in named), o.out)
+    if o.trust:
+        trust_runs(tuple(model for _, model in named), out)
     data = o.data or _data_of_all([model for _, model in named], out)
     pairs = [_network(label, model, data, out) for label, model in named]
     networks, dataset = [network for network, _ in pairs], pairs[0][1]
@@ -145,15 +149,13 @@ def _network(label: str, model: str, data: str, out: Path) -> tuple[Any, Any]:
     from opnorm import spec
     from opnorm._core import files
     from opnorm.runs.network_report import Network
-    from opnorm.runs.run import Run
-    from opnorm.runs.store import Store
 
     network, dataset = network_and_data(model, data, out)
     folder = run_folder(model, out)
     if folder is None:
         call = str(spec.short(model, "model"))
         return Network(label or call, network, call), dataset
-    run = Run.from_dict(Store(out).read(folder)["run"])
+    run = run_of(folder)
     metrics = files.read_lines(folder / "metrics.jsonl")
     call = f"run {model}: {run.model}, {run.label}"
     if run.data != data:

@@ -13,12 +13,13 @@ from opnorm.cli.options import (
     Json,
     ModelOrRun,
     Results,
+    Trust,
     check_device,
     number,
     print_json,
     say_found,
 )
-from opnorm.cli.subjects import data_of, network_and_data, results_folder
+from opnorm.cli.subjects import data_of, network_and_data, results_folder, trust_runs
 from opnorm.errors import OpnormError
 
 __all__ = ["attack"]
@@ -48,6 +49,7 @@ class AttackOptions:
     sheet: Path | None = None  # draw adversarial points: clean, perturbed, difference; a .png file
     out: Results = None
     again: Again = False
+    trust: Trust = False
     device: Device = "cpu"
     json: Json = False
 
@@ -86,6 +88,8 @@ def attack(
     call = spec.parse(o.attack).with_arguments(norm=norm, version=o.version, seed=o.seed)
     attacks = [spec.build(call.with_arguments(eps=eps), "attack") for eps in radii]
     check_device(o.device)
+    if o.trust:
+        trust_runs((model, *([o.surrogate] if o.surrogate else [])), out)
     data = o.data or data_of(model, out)
     network, dataset = network_and_data(model, data, out)
     surrogate = network_and_data(o.surrogate, data, out)[0].to(o.device) if o.surrogate else None

@@ -32,6 +32,10 @@ Results = Annotated[
 Limit = Annotated[int | None, arg(help="use at most so many training and test points")]
 Device = Annotated[str, arg(help="cpu, cuda, cuda:1, mps")]
 Again = Annotated[bool, arg(help="make everything anew, also what is kept")]
+Trust = Annotated[
+    bool,
+    arg(help="run the code of own modules that the folder of a run from elsewhere names; read it before"),
+]
 Figures = Annotated[Literal["svg", "pdf", "png"] | None, arg(help="also write every figure in this format")]
 Json = Annotated[bool, arg(help="print the result as JSON on standard output")]
 

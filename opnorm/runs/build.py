@@ -1,6 +1,7 @@
 """From the settings of a run to its data, its network and the settings of its training."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from opnorm.runs.identity import outputs, same_outputs
 from opnorm.runs.run import Run
 from opnorm.training import TrainingSettings
 
-__all__ = ["check_model", "make_data", "make_model", "restore", "training_settings"]
+__all__ = ["check_model", "known_of", "make_data", "make_model", "restore", "training_settings"]
 
 
 def make_data(run: Run) -> Dataset:
@@ -27,6 +28,12 @@ def make_data(run: Run) -> Dataset:
     return data if run.limit is None else data.limit(run.limit)
 
 
+def known_of(data: Dataset) -> dict[str, Any]:
+    """What the data know of a network: the arguments that its call may leave out."""
+    std = tuple(s if s > 0 else 1.0 for s in data.std)
+    return {"in_shape": data.image_shape, "classes": data.num_classes, "mean": data.mean, "std": std}
+
+
 def make_model(run: Run, data: Dataset) -> nn.Module:
     """The run's network, initialized from its seed, with what the data knows filled in.
 
@@ -34,12 +41,9 @@ def make_model(run: Run, data: Dataset) -> nn.Module:
         ModelError: it is no network, does not take such images (also as the augmentations leave them), or has another
             number of outputs than there are classes.
     """
-    std = tuple(s if s > 0 else 1.0 for s in data.std)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
-        model = spec.build(
-            run.model, "model", in_shape=data.image_shape, classes=data.num_classes, mean=data.mean, std=std
-        )
+        model = spec.build(run.model, "model", **known_of(data))
     if not isinstance(model, nn.Module):
         raise ModelError(f"{run.model} gave {type(model).__name__}; expected a torch.nn.Module")
     images = data.test.images[:1]
@@ -96,8 +100,9 @@ def restore(run: Run, folder: Path) -> nn.Module:
     about = files.read_json(folder / "run.json")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
-        model = spec.build(about["network"], "model").eval()
-    path, shape = folder / "weights.safetensors", about["data"]["image_shape"]
+        known = {k: tuple(v) if isinstance(v, list) else v for k, v in about["known"].items()}
+        model = spec.build(run.model, "model", **known).eval()
+    path, shape = folder / "weights.safetensors", known["in_shape"]
     try:
         fill(model, {"": files.read_tensors(path)[0]}, path)
     except ModelError as e:

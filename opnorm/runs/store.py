@@ -156,6 +156,7 @@ class Store:
             except RunError as e:
                 about, state = {}, str(e)
             key = folder.name.removesuffix(".partial")
+            about.pop("outputs", None)  # long, and of no use to a reader
             found.append({**about, "key": key, "state": state, "folder": str(folder)})
         return sorted(found, key=lambda about: str(about.get("begun", "")))
 

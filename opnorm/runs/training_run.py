@@ -20,10 +20,11 @@ from opnorm.data import Dataset
 from opnorm.data.dataset import as_pixels
 from opnorm.errors import TrainError
 from opnorm.models import save
-from opnorm.runs.build import make_data, make_model, restore, training_settings
+from opnorm.runs.build import known_of, make_data, make_model, restore, training_settings
 from opnorm.runs.identity import outputs
 from opnorm.runs.run import Result, Run
 from opnorm.runs.store import Entry, Store
+from opnorm.runs.trust import trust
 from opnorm.training import TrainingProgress, distributed, train, weight_metrics
 
 __all__ = ["RunProgress", "environment", "find_result", "run_training"]
@@ -61,6 +62,7 @@ def run_training(
         OpnormError: whatever is wrong with model, data or settings.
     """
     report = progress or (lambda event: None)
+    trust(run.as_dict())
     if not distributed.is_main_process():
         metrics: list[dict[str, Any]] = []
         if distributed.broadcast_from_main(bool):
@@ -116,7 +118,7 @@ def _complete(
         model = restore(run, entry.folder).to(device)
     else:
         model = make_model(run, data)
-        about = {"run": run.as_dict(), "network": str(spec.spec_of(model)), "data": data.describe()}
+        about = {"run": run.as_dict(), "known": known_of(data), "data": data.describe()}
         entry.begin(about | {"where": environment()})
         start_others()
         try:

@@ -1,0 +1,94 @@
+"""A run folder from elsewhere runs no code of its own choice."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from opnorm.cli import main
+
+EVIL = """
+from pathlib import Path
+Path("ran").touch()
+from opnorm.data import digits
+from opnorm.models import cnn
+from opnorm.objectives import plain
+def net(in_shape=(1, 8, 8), classes=10):
+    return cnn(in_shape, classes, width=2)
+def data():
+    return digits()
+def objective():
+    return plain()
+def attack():
+    return None
+"""
+TINY = ("--epochs", "1", "--limit", "60", "--analyses", "accuracy")
+COMMANDS = [("analyze", "--what", "accuracy"), ("attack", "--attack", "fgsm", "--limit", "20")]
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("OPNORM_CACHE", str(tmp_path / "cache"))
+
+    def call(*args):
+        status = 0
+        sys.modules.pop("evil", None)
+        Path("ran").unlink(missing_ok=True)
+        try:
+            main(list(args))
+        except SystemExit as e:
+            status = e.code or 0
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def key(cli, tmp_path):
+    (tmp_path / "evil.py").write_text(EVIL)
+    return json.loads(cli("train", "--model", "cnn(width=2)", *TINY, "--json")[1])["key"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "change",
+    [{"model": "evil.net()"}, {"data": "evil.data()"}, {"objective": "evil.objective()"},
+     {"analyses": ["robust_accuracy(attack=evil.attack())"]}],
+)  # fmt: skip
+def test_code_that_a_folder_names_is_not_run(cli, key, command, change):
+    path = Path("runs", key, "run.json")
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps(about | {"run": about["run"] | change}))
+    status, out, err = cli(command[0], key, *command[1:])
+    assert (status, out) == (2, "")
+    assert "would run code: evil." in err
+    assert "--trust" in err
+    assert not Path("ran").exists()
+    status, _, err = cli(command[0], key, *command[1:], "--trust")
+    assert status == 0, err
+    assert Path("ran").exists()
+    assert cli(command[0], key, *command[1:])[0] == 0, "trusted once"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_own_runs_need_no_trust_and_moved_to_another_user_they_do(cli, tmp_path, key, command, monkeypatch):
+    trained = json.loads(cli("train", "--model", "evil.net()", *TINY, "--json")[1])["key"]
+    assert cli(command[0], trained, *command[1:])[0] == 0
+    shutil.copytree(tmp_path / "runs" / trained, tmp_path / "elsewhere" / trained)
+    assert cli(command[0], f"elsewhere/{trained}", *command[1:])[0] == 0
+    monkeypatch.setenv("OPNORM_CACHE", str(tmp_path / "other"))
+    assert cli(command[0], f"elsewhere/{trained}", *command[1:])[0] == 2
+    assert cli("ls", "--out", "elsewhere")[0] == 0
+    assert not Path("ran").exists()
+
+
+def test_a_run_json_without_settings(cli, key):
+    path = Path("runs", key, "run.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"run": [3]}))
+    for extra in ((), ("--trust",)):
+        status, _, err = cli("analyze", key, *extra)
+        assert (status, "no settings of a run" in err) == (2, True), err
