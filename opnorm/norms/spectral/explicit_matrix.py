@@ -6,6 +6,8 @@ that of any other linear map from products with unit vectors.
 
 import itertools
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,20 +17,18 @@ from opnorm._core.linear_map import LinearMap
 from opnorm._core.rounding import unit_roundoff
 from opnorm.norms.spectral.frequency_response import Polyphase
 
-__all__ = ["diagonalized", "first_upper_bound", "gram_matrix", "side_of"]
+__all__ = ["diagonalized", "first_upper_bound", "gram_matrices"]
 
-
-def side_of(t: Polyphase) -> int:
-    """Rows of the smaller Gram matrix of one group."""
-    c_out, c_in = t.matrices.shape[-2:]
-    return min(math.prod(t.reach) * c_in, math.prod(t.out_size) * c_out)
+ENTRIES = 2**25  # of the Gram matrices that are held at once
+MANY_ENTRIES = 150  # of a kernel, above which M itself is multiplied instead of all pairs of entries
 
 
 @torch.no_grad()
-def diagonalized(linear: LinearMap) -> tuple[float, float]:
-    """‖M‖_2 as an interval as narrow as rounding, from all eigenvalues of the smaller Gram matrix in float64."""
-    G = _gram_of_map(linear)
-    top, error = float(torch.linalg.eigvalsh(G)[-1]), _rounding(G, sum(linear.shape))
+def diagonalized(M: LinearMap | Polyphase) -> tuple[float, float]:
+    """‖M‖_2 as an interval as narrow as rounding, from all eigenvalues of the smaller Gram matrices in float64."""
+    top = error = 0.0
+    for G in _grams(M):
+        top, error = max(top, float(torch.linalg.eigvalsh(G).max())), max(error, _rounding(M, G))
     return math.sqrt(max(top - error, 0.0)), math.sqrt(max(top + error, 0.0))
 
 
@@ -43,28 +43,34 @@ def first_upper_bound(M: LinearMap | Polyphase, candidates: list[float]) -> floa
     Returns:
         That number, infinite if none is a bound.
     """
-    if isinstance(M, Polyphase):
-        terms = M.matrices.shape[-1] * math.prod(M.reach) + M.matrices.shape[-2] * math.prod(M.out_size)
-        grams = (gram_matrix(M, group) for group in range(len(M.matrices)))
-    else:
-        terms, grams = sum(M.shape), (G for G in [_gram_of_map(M)])
     left = list(candidates)
-    for G in grams:
-        error, shift = _rounding(G, terms), 0.0
+    for G in _grams(M):
+        error, shift = _rounding(M, G), 0.0
         G.neg_()
         while left:
-            G.diagonal().add_(left[0] ** 2 - error - shift)
+            G.diagonal(dim1=1, dim2=2).add_(left[0] ** 2 - error - shift)
             # the sums on the diagonal round by a unit of the numbers themselves, far less than ``error``
             shift = left[0] ** 2 - error
-            if int(torch.linalg.cholesky_ex(G)[1]) == 0:
+            if not torch.linalg.cholesky_ex(G).info.any():
                 break
             left.pop(0)
     return left[0] if left else math.inf
 
 
-def _rounding(G: Tensor, terms: int) -> float:
+def _grams(M: LinearMap | Polyphase) -> Iterator[Tensor]:
+    """The smaller Gram matrices of some groups at a time, (groups, n, n); the upper triangles may not be set."""
+    if isinstance(M, LinearMap):
+        yield _gram_of_map(M)[None]
+        return
+    step = max(1, ENTRIES // min(M.shape) ** 2)
+    for i in range(0, len(M.matrices), step):
+        yield gram_matrices(replace(M, matrices=M.matrices[i : i + step]))
+
+
+def _rounding(M: LinearMap | Polyphase, G: Tensor) -> float:
     """A bound of the rounding error in an eigenvalue of a Gram matrix: a few n u trace, u the unit roundoff."""
-    return 8 * terms * unit_roundoff(torch.float64) * float(G.diagonal().abs().sum())
+    terms = sum(M.shape)
+    return 8 * terms * unit_roundoff(torch.float64) * float(G.diagonal(dim1=1, dim2=2).abs().sum(1).max())
 
 
 def _gram_of_map(linear: LinearMap) -> Tensor:
@@ -82,56 +88,67 @@ def _gram_of_map(linear: LinearMap) -> Tensor:
     return G
 
 
-def gram_matrix(t: Polyphase, group: int) -> Tensor:
-    """The lower triangle of MᵀM, or of M Mᵀ where that is smaller, for one group; the entries above it are not set.
+def gram_matrices(t: Polyphase) -> Tensor:
+    """The lower triangles of MᵀM, or of M Mᵀ where that is smaller, for each group; the entries above are not set.
 
     Rows are ordered by position, then channel. Output o reads x = o + σ and y = o + τ, so block (x, y) of MᵀM is the sum of
     A_σᵀ A_τ over all o. Places that a short phase does not have are rows of zeros there, and not summed over in M Mᵀ.
     """
-    A, axes = t.matrices[group], len(t.reach)
+    A, axes = t.matrices, len(t.reach)
+    rows, columns = t.shape
     short = np.zeros((A.shape[-1], axes), dtype=bool) if t.short is None else t.short
-    if math.prod(t.reach) * A.shape[-1] <= math.prod(t.out_size) * A.shape[-2]:
-        G = A.new_zeros(*t.reach, A.shape[-1], *t.reach, A.shape[-1])
+    ends = np.array(t.reach) - 1 == np.indices(t.reach).reshape(axes, -1).T
+    missing = torch.from_numpy((ends[:, None] & short).any(-1).ravel())
+    if A.shape[1] > MANY_ENTRIES:
+        M = A.new_zeros(len(A), *t.out_size, A.shape[-2], *t.reach, A.shape[-1])
+        for offset, block in zip(t.offsets.tolist(), A.unbind(1), strict=True):
+            _add_blocks(M, [0] * axes, offset, [(0, m) for m in t.out_size], block)
+        M = M.view(len(A), rows, columns)
+        M[:, :, missing] = 0
+        return M.mT @ M if columns <= rows else M @ M.mT
+    if columns <= rows:
+        G = A.new_zeros(len(A), *t.reach, A.shape[-1], *t.reach, A.shape[-1])
         _add_products(G, A, t.offsets, [(0, m) for m in t.out_size])
-        G = G.flatten(axes + 1).flatten(0, axes)
-        ends = np.array(t.reach) - 1 == np.indices(t.reach).reshape(axes, -1).T
-        missing = torch.from_numpy((ends[:, None] & short).any(-1).ravel())
-        if missing.any():
-            G[missing], G[:, missing] = 0, 0
+        G = G.view(len(A), columns, columns)
+        G[:, missing], G[:, :, missing] = 0, 0
         return G
-    G = A.new_zeros(*t.out_size, A.shape[-2], *t.out_size, A.shape[-2])
+    G = A.new_zeros(len(A), *t.out_size, A.shape[-2], *t.out_size, A.shape[-2])
     # the last place on an axis has fewer columns where phases are short there
     lacking = [bool(short[:, axis].any()) for axis in range(axes)]
     parts = [[(0, n - 1), (n - 1, n)] if lack else [(0, n)] for n, lack in zip(t.reach, lacking, strict=True)]
     for box in itertools.product(*parts):
         last = np.array([first == n - 1 for (first, _), n in zip(box, t.reach, strict=True)])
-        columns = torch.from_numpy(~(short & last).any(1)).to(A.device)
-        _add_products(G, A[..., columns].mT, -t.offsets, list(box))
-    return G.flatten(axes + 1).flatten(0, axes)
+        there = torch.from_numpy(~(short & last).any(1)).to(A.device)
+        _add_products(G, A[..., there].mT, -t.offsets, list(box))
+    return G.view(len(A), rows, rows)
 
 
 def _add_products(G: Tensor, A: Tensor, offsets: np.ndarray, box: list[tuple[int, int]]) -> None:
-    """G[o + σ, :, o + τ, :] += A_σᵀ A_τ for the places o of a box and all σ not before τ, as far as both are in the map.
-
-    Args:
-        G: (*size, channels, *size, channels).
-        A: (T, ..., channels).
-        offsets: (T, axes).
-        box: from which place o to which, per axis.
-    """
-    axes = len(box)
+    """G[:, o + σ, :, o + τ, :] += A_σᵀ A_τ for the places o of a box and all σ not before τ."""
     in_order = sorted(range(len(offsets)), key=lambda i: tuple(offsets[i]))
     for first, second in itertools.combinations_with_replacement(in_order, 2):
-        x, y = offsets[second].tolist(), offsets[first].tolist()
-        each = list(zip(box, x, y, G.shape[:axes], strict=True))
-        low = [max(a, -i, -j) for (a, _), i, j, _ in each]
-        counts = [min(b, n - i, n - j) - a for a, ((_, b), i, j, n) in zip(low, each, strict=True)]
-        if min(counts) <= 0:
-            continue
-        strides = G.stride()
-        along, across, channels = strides[:axes], strides[axes + 1 : -1], (strides[axes], strides[-1])
-        start = sum((a + i) * s + (a + j) * r for a, i, j, s, r in zip(low, x, y, along, across, strict=True))
-        blocks = G.as_strided(
-            (*counts, *(A.shape[-1],) * 2), (*map(sum, zip(along, across, strict=True)), *channels), start
-        )
-        blocks += A[second].mT @ A[first]
+        block = A[:, second].mT @ A[:, first]
+        _add_blocks(G, offsets[second].tolist(), offsets[first].tolist(), box, block)
+
+
+def _add_blocks(G: Tensor, x: list[int], y: list[int], box: list[tuple[int, int]], block: Tensor) -> None:
+    """G[:, o + x, :, o + y, :] += block for the places o of a box, as far as both are in the map.
+
+    Args:
+        G: (groups, *size, channels, *size, channels).
+        x: offset per axis.
+        y: offset per axis.
+        box: from which place o to which, per axis.
+        block: (groups, channels, channels).
+    """
+    axes, strides = len(box), G.stride()
+    along, across = strides[1 : axes + 1], strides[axes + 2 : -1]
+    each = list(zip(box, x, y, G.shape[1 : axes + 1], G.shape[axes + 2 : -1], strict=True))
+    low = [max(a, -i, -j) for (a, _), i, j, _, _ in each]
+    counts = [min(b, n - i, m - j) - a for a, ((_, b), i, j, n, m) in zip(low, each, strict=True)]
+    if min(counts) <= 0:
+        return
+    start = sum((a + i) * s + (a + j) * r for a, i, j, s, r in zip(low, x, y, along, across, strict=True))
+    steps = strides[0], *map(sum, zip(along, across, strict=True)), strides[axes + 1], strides[-1]
+    blocks = G.as_strided((len(G), *counts, *block.shape[1:]), steps, start)
+    blocks += block[(slice(None), *[None] * axes)]

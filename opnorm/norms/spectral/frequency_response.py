@@ -54,6 +54,12 @@ class Polyphase:
         """Half the spread of the offsets per axis: the degree of the symbol once it is centered."""
         return tuple((self.offsets.max(0) - self.offsets.min(0)) / 2)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the matrix of one group, all phases as long as the longest."""
+        c_out, c_in = self.matrices.shape[-2:]
+        return math.prod(self.out_size) * c_out, math.prod(self.reach) * c_in
+
     def period(self) -> Shape:
         """The smallest circulant that holds the convolution, per axis.
 

@@ -19,13 +19,24 @@ from opnorm._core.convolution import ConvGeometry, conv_geometry, pad_index, tra
 from opnorm._core.derived_weights import weight_of
 from opnorm._core.lanczos import lanczos as krylov_maximizer
 from opnorm._core.lanczos import steps_for
-from opnorm._core.layers import CONV, TRANSPOSED, WEIGHTED, Shape, in_float64, is_standard, overrides, unwrap
+from opnorm._core.layers import (
+    CONV,
+    IDENTITY,
+    TRANSPOSED,
+    WEIGHTED,
+    Shape,
+    check_forward,
+    in_float64,
+    is_standard,
+    overrides,
+    unwrap,
+)
 from opnorm._core.linear_map import LinearMap, linear_map
 from opnorm._core.rounding import PRODUCT
 from opnorm.errors import NormError
 from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.norms.norm import Norm
-from opnorm.norms.spectral.explicit_matrix import diagonalized, first_upper_bound, side_of
+from opnorm.norms.spectral.explicit_matrix import diagonalized, first_upper_bound
 from opnorm.norms.spectral.frequency_response import Polyphase, polyphase
 from opnorm.norms.spectral.upper_bound import certify, circular_bound
 
@@ -43,9 +54,9 @@ DENSE = 512  # up to this many rows or columns, the whole matrix is diagonalized
 # places along the shorter side, up to which the border is too large a part for the frequency response
 SMALL_MAP = 12
 TINY = 1e-6  # relative widths below which a Lanczos iteration would take longer than a diagonalization
-SMALLEST = (
-    1e-100  # maps that are shorter or longer than this are scaled: their Gram matrices would leave float64
-)
+# maps that are shorter or longer than this are scaled: their Gram matrices would leave float64
+SMALLEST = 1e-100
+NOTHING = Norm.of(0.0, math.inf, "not known")
 MANY = 1000  # steps of a Lanczos iteration that runs until it has converged
 
 
@@ -126,11 +137,11 @@ def check_interval(relative_width: float = 5e-3, failure_probability: float = 0.
 
 def _convolution(linear: LinearMap, t: Polyphase, relative_width: float, effort: int) -> Norm:
     """By the frequency response; small maps rather as a whole, where the border is too large a part of them."""
-    norm = Norm.of(0.0, math.inf, "not known")
+    norm = NOTHING
     side = min((n for n, d in zip(t.reach, t.degree, strict=True) if d), default=SMALL_MAP)
     small = side < SMALL_MAP and min(linear.shape) > DENSE and relative_width >= TINY and _cost(t) <= effort
     if small:
-        norm = _factorized(linear, t, norm, relative_width)
+        norm = _whole_matrix(linear, t, norm, relative_width, effort)
         if norm.relative_width <= relative_width:
             return norm
     certified = certify(t, relative_width)
@@ -147,7 +158,7 @@ def _convolution(linear: LinearMap, t: Polyphase, relative_width: float, effort:
 def _other(layer: nn.Module, linear: LinearMap, relative_width: float, effort: int) -> Norm:
     """A map without a polyphase form."""
     if min(linear.shape) <= DENSE:
-        return _diagonalized(linear)
+        return _whole_matrix(linear, None, NOTHING, relative_width, 0)
     lower = lanczos(linear, 40)
     bounds = (
         (sqrt_of_l1_linf(layer, linear), "sqrt(ℓ1 · ℓ∞)"),
@@ -165,33 +176,29 @@ def _other(layer: nn.Module, linear: LinearMap, relative_width: float, effort: i
 def _whole_matrix(
     linear: LinearMap, t: Polyphase | None, norm: Norm, relative_width: float, effort: int
 ) -> Norm:
-    side = min(linear.shape)
-    if side <= DENSE or (2 * side <= effort and relative_width < TINY):
-        return _diagonalized(linear)
-    cost = (
-        2 * side if t is None else _cost(t)
-    )  # without a polyphase form, making the matrix takes longer still
-    return _factorized(linear, t, norm, relative_width) if cost <= effort else norm
+    """Diagonalized where that is quick or must be, else factorized; the groups of a convolution one by one."""
+    M = t or linear
+    side = min(M.shape)
+    # without a polyphase form, making the matrix takes longer than its factorization
+    cost = 2 * side if isinstance(M, LinearMap) else _cost(M)
+    if (side <= DENSE and cost <= 4 * DENSE) or (2 * side <= effort and relative_width < TINY):
+        return Norm.of(*diagonalized(M), f"diagonalized {side} x {side}, to rounding")
+    return _factorized(linear, M, norm, relative_width) if cost <= effort else norm
 
 
 def _cost(t: Polyphase) -> float:
     """The side of a matrix whose factorization takes as long as those of all groups."""
-    return side_of(t) * len(t.matrices) ** (1 / 3)
+    return min(t.shape) * len(t.matrices) ** (1 / 3)
 
 
-def _diagonalized(linear: LinearMap) -> Norm:
-    side = min(linear.shape)
-    return Norm.of(*diagonalized(linear), f"diagonalized {side} x {side}, to rounding")
-
-
-def _factorized(linear: LinearMap, t: Polyphase | None, norm: Norm, relative_width: float) -> Norm:
+def _factorized(linear: LinearMap, M: LinearMap | Polyphase, norm: Norm, relative_width: float) -> Norm:
     """The lower end by Lanczos, the upper one by a Cholesky factorization of θ² I - MᵀM."""
     lower = max(float(norm.lower), lanczos(linear, MANY, tolerance=relative_width / 50))
     candidates = [lower * (1 + 0.99 * relative_width * factor) for factor in (1, 4)]
-    upper = first_upper_bound(linear if t is None else t, [c for c in candidates if c < norm.upper])
+    upper = first_upper_bound(M, [c for c in candidates if c < norm.upper])
     if upper == math.inf:
         return norm._replace(lower=torch.tensor(lower, dtype=torch.float64))
-    side = min(linear.shape) if t is None else side_of(t)
+    side = min(M.shape)
     return Norm.of(lower, upper, f"one factorization of {side} x {side}")
 
 
@@ -281,6 +288,15 @@ def _(layer: nn.modules.conv._ConvTransposeNd, in_shape: Shape) -> Polyphase | N
 def _(layer: nn.modules.batchnorm._BatchNorm, in_shape: Shape, *args: float, **kwargs: float) -> Norm:
     gain = batch_norm_scale(in_float64(layer)).abs().max()
     return Norm.of(gain, gain, "exact: a diagonal map")
+
+
+def _identity(layer: nn.Module, in_shape: Shape, *args: float, **kwargs: float) -> Norm:
+    check_forward(layer, *IDENTITY)
+    return Norm.of(1.0, 1.0, "exact: rearranges its input")
+
+
+for _kind in IDENTITY:
+    spectral_norm.register(_kind, _identity)
 
 
 # ---------------------------------------------------------------- iterations

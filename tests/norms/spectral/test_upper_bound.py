@@ -14,7 +14,7 @@ from opnorm._core.linear_map import linear_map
 from opnorm.errors import NormError
 from opnorm.norms.spectral import lower_bound as module
 from opnorm.norms.spectral.cheap_bounds import BOUNDS, bound, sgl_norm, vs_norm
-from opnorm.norms.spectral.explicit_matrix import first_upper_bound, gram_matrix, side_of
+from opnorm.norms.spectral.explicit_matrix import first_upper_bound, gram_matrices
 from opnorm.norms.spectral.frequency_response import gram, polyphase
 from opnorm.norms.spectral.interval import (
     lanczos,
@@ -360,12 +360,10 @@ def test_gram_matrices(case):
     if not assume_fits(layer, in_shape):
         return
     t = polyphase_of(layer, in_shape)
-    tops = []
-    for group in range(len(t.matrices)):
-        G = gram_matrix(t, group)
-        assert len(G) == side_of(t)
-        tops.append(float(torch.linalg.eigvalsh(G.tril() + G.tril(-1).mT)[-1]))
-    top, true = math.sqrt(max(0.0, *tops)), truth(layer, in_shape)
+    G = gram_matrices(t)
+    assert G.shape == (len(t.matrices), min(t.shape), min(t.shape))
+    tops = torch.linalg.eigvalsh(G.tril() + G.tril(-1).mT)
+    top, true = math.sqrt(max(0.0, float(tops.max()))), truth(layer, in_shape)
     assert top == pytest.approx(true, rel=1e-9)
 
 
@@ -375,7 +373,7 @@ def test_places_that_a_short_phase_does_not_have(channels):
     torch.manual_seed(0)
     layer = nn.Conv2d(*channels, 3, stride=2, padding=1)
     nn.init.ones_(layer.weight)  # so that what is read in vain would count
-    G = gram_matrix(polyphase_of(layer, (channels[0], 5, 5)), 0)
+    G = gram_matrices(polyphase_of(layer, (channels[0], 5, 5)))[0]
     top = float(torch.linalg.eigvalsh(G.tril() + G.tril(-1).mT)[-1])
     assert math.sqrt(top) == pytest.approx(truth(layer, (channels[0], 5, 5)), rel=1e-12)
 
@@ -397,7 +395,7 @@ def test_one_factorization_shows_the_norm_and_no_less(groups):
     [
         (nn.Conv2d(48, 48, 3, padding=1), (48, 4, 4)),
         (nn.Conv2d(40, 60, 3, stride=2, padding=1), (40, 5, 7)),
-        (nn.Conv2d(66, 66, 3, padding=1, groups=3), (66, 4, 4)),
+        (nn.Conv2d(150, 150, 3, padding=1, groups=3), (150, 4, 4)),
         (nn.ConvTranspose2d(60, 30, 4, stride=2, padding=1), (60, 4, 4)),
         (nn.Conv1d(70, 75, 9, padding=4), (70, 8)),
     ],
@@ -410,6 +408,22 @@ def test_small_maps_of_many_channels_are_factorized_as_a_whole(layer, shape):
     loose = spectral_norm(layer, shape, effort=0)
     assert loose.relative_width > 5e-3
     assert "relative width" in loose.method
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(20, 20, 5, padding=2, groups=20), (20, 7, 7)),
+        (nn.Conv2d(20, 40, 3, stride=2, padding=1, groups=10), (20, 9, 7)),
+        (nn.ConvTranspose2d(36, 36, 4, stride=2, padding=1, groups=18), (36, 4, 4)),
+        (nn.Conv2d(1, 1, 13, padding=6), (1, 24, 24)),
+        (nn.Conv1d(70, 70, 161, padding=80, groups=70), (70, 9)),
+    ],
+)
+def test_small_groups_and_large_kernels(layer, shape):
+    norm, true = spectral_norm(layer, shape, relative_width=1e-3), truth(layer, shape)
+    assert float(norm.lower) <= true * (1 + 1e-12) <= float(norm.upper) * (1 + 1e-12)
+    assert norm.relative_width <= 1e-3
 
 
 def test_bad_settings():
