@@ -70,14 +70,18 @@ class ConvolutionMatrix(NamedTuple):
             counts = torch.kron(counts, torch.from_numpy(same.sum(-1)).to(counts))
         return float((taps @ taps.mT * counts.to(taps.device)).sum())
 
+    def scaled(self) -> tuple["ConvolutionMatrix", float]:
+        """The convolution over a power of two, so that no square overflows or underflows, and that power."""
+        scale = math.ldexp(1.0, math.frexp(float(self.K.abs().max()))[1])
+        return self._replace(K=self.K / scale), scale
+
     def distance_from_circular(self) -> float:
-        """‖M - M'‖_F² for this matrix and that with circular padding; 0 where rounding alone is left."""
-        own, other = (
-            self.inner_product(self.geometry.mode, self.geometry.mode),
-            self.inner_product("circular", "circular"),
-        )
-        distance = own - 2 * self.inner_product(self.geometry.mode, "circular") + other
-        return distance if distance > 1e-13 * (own + other) else 0.0
+        """‖M - M'‖_F for this matrix and that with circular padding; 0 where only rounding is left."""
+        one, scale = self.scaled()
+        mode = one.geometry.mode
+        squares = one.inner_product(mode, mode) + one.inner_product("circular", "circular")
+        distance = squares - 2 * one.inner_product(mode, "circular")
+        return scale * math.sqrt(distance) if distance > 1e-13 * squares else 0.0
 
     def _reads(self, axis: int, mode: str) -> np.ndarray:
         """The input position that each kernel entry reads for each output position, (kernel, out); -1 for a zero."""

@@ -116,13 +116,9 @@ def singular_value_spread(
             f"the singular values of {type(layer).__name__} at {tuple(in_shape)} are not known: its matrix has more than "
             "2,048 rows and columns, and it is no convolution"
         )
-    largest = float(convolution.K.abs().max())
-    if largest == 0:
+    if not convolution.K.any():
         return Spread(0.0, 0.0, 0.0, 0.0, min(convolution.linear().shape), 0.0, "all weights are zero")
-    scale = 2.0 ** math.frexp(largest)[1]  # a power of two, so that no square overflows or underflows
-    return _estimate(
-        convolution._replace(K=convolution.K / scale), scale, relative_error, failure_probability, seed
-    )
+    return _estimate(*convolution.scaled(), relative_error, failure_probability, seed)
 
 
 def _estimate(

@@ -53,7 +53,8 @@ class Spectrum:
     @property
     def std(self) -> float:
         """Their standard deviation (Wen et al. 2020 follow it layer by layer); off by at most ``error``."""
-        return float(self.values.std(correction=0))
+        largest = float(self.values[0])  # divided by, so that no square underflows or overflows
+        return largest * float((self.values / largest).std(correction=0)) if largest else 0.0
 
     @property
     def condition(self) -> float:
@@ -114,7 +115,7 @@ def singular_values(layer: nn.Module, in_shape: Shape, circular: bool = False) -
         return spectrum
     if convolution is not None and convolution.closes and convolution.geometry.mode == "zeros":
         values = _of_symbol(convolution)
-        error = math.sqrt(convolution.distance_from_circular() / len(values))
+        error = convolution.distance_from_circular() / math.sqrt(len(values))
         return Spectrum(values, error, "circular convolution in place of the zero-padded one")
     raise NormError(
         f"the singular values of {type(layer).__name__} at {tuple(in_shape)} are not known: its matrix has more than "

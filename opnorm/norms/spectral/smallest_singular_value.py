@@ -60,11 +60,10 @@ def smallest_singular_value(layer: nn.Module, in_shape: Shape) -> Norm:
         return Norm.of(max(value - error, 0.0), value + error, f"{spectrum.method}, to rounding")
     convolution = as_convolution(layer, in_shape)
     if convolution is not None:
-        largest = float(convolution.K.abs().max())
-        if largest == 0:
+        if not convolution.K.any():
             return Norm.of(0.0, 0.0, "all weights are zero")
-        scale = 2.0 ** math.frexp(largest)[1]
-        blocks = _Blocks.of(convolution._replace(K=convolution.K / scale))
+        scaled, scale = convolution.scaled()
+        blocks = _Blocks.of(scaled)
         if blocks is not None:
             lower, upper = blocks.interval()
             side = max(len(D) for D in blocks.diagonal)
@@ -83,8 +82,9 @@ def _by_bidiagonalization(linear: LinearMap) -> float:
         if L.shape[2] >= min(STEPS, A.shape[0]):
             break
     values = torch.linalg.svdvals(L[0, :-1])
+    largest, smallest = float(values[0]), float(values[-1])
     # rounding moves the values of A Aᵀ by far less than k³ units of its norm
-    return math.sqrt(float(values[-1]) ** 2 + L.shape[2] ** 3 * UNIT * float(values[0]) ** 2)
+    return largest * math.sqrt((smallest / largest) ** 2 + L.shape[2] ** 3 * UNIT) if largest else 0.0
 
 
 class _Blocks:

@@ -7,7 +7,13 @@ import torch
 from torch import nn
 
 from opnorm.errors import NormError
-from opnorm.norms import induced_norm, singular_values, spectral_norm
+from opnorm.norms import (
+    induced_norm,
+    singular_value_spread,
+    singular_values,
+    smallest_singular_value,
+    spectral_norm,
+)
 from opnorm.norms.spectral.cheap_bounds import BOUNDS, bound, vs_norm
 
 
@@ -35,6 +41,10 @@ LAYERS = {
 MEASURED = {
     "spectral_norm": spectral_norm,
     "singular_values": lambda layer, shape: singular_values(layer, shape).values[[0, -1]],
+    "singular_value_spread": lambda layer, shape: (lambda s: [s.lower, s.std, s.upper])(
+        singular_value_spread(layer, shape)
+    ),
+    "smallest_singular_value": smallest_singular_value,
     "induced_norm": lambda layer, shape: induced_norm(layer, math.inf, 2, shape),
     "vs_norm": vs_norm,
     **{name: lambda layer, shape, name=name: bound(layer, shape, name) for name in BOUNDS},
