@@ -64,13 +64,13 @@ def train(options: Annotated[TrainOptions, arg(name="")] = TrainOptions()) -> No
     opnorm train --objective 'pgd_at(eps=0.1)' --regularizers 'norm_decay(p=inf, beta=0.01)' --epochs 20
     """
     from opnorm.cli.progress import TrainBar
-    from opnorm.runs.run import DEFAULT_ANALYSES, Run
+    from opnorm.runs.run import Run, analyses_after
     from opnorm.runs.store import Store
     from opnorm.runs.training_run import run_training
     from opnorm.training import distributed
 
     settings = {field.name: getattr(options, field.name) for field in fields(Run)}
-    run = Run(**settings | {"analyses": options.analyses or DEFAULT_ANALYSES})
+    run = Run(**settings | {"analyses": options.analyses or analyses_after(options.objective)})
     store = Store(options.out, again=options.again)
     with distributed.process_group(options.device) as device:
         with distributed.synchronized_errors():

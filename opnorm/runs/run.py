@@ -1,5 +1,6 @@
 """A run: one network trained on one data set in one way with one seed; and its result."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -7,14 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from opnorm import spec
+from opnorm._core.settings import is_number
 from opnorm.errors import RunError, SpecError
 from opnorm.runs.identity import hash_of, identity, with_full_paths
 from opnorm.runs.store import FORMAT
 from opnorm.training.training_settings import Precision, check_settings
 
-__all__ = ["DEFAULT_ANALYSES", "Result", "Run", "method_label"]
+__all__ = ["DEFAULT_ANALYSES", "Result", "Run", "analyses_after", "method_label"]
 
 DEFAULT_ANALYSES = ("accuracy()", "robust_accuracy()", "norm_table()", "margins()")
+
+
+def analyses_after(objective: str) -> tuple[str, ...]:
+    """The default analyses of a training, with robust accuracy also at the radius of the objective's attack, if any."""
+    settings = dict(spec.full(objective, "objective").kwargs)
+    eps, norm = settings.get("eps"), settings.get("norm", math.inf)
+    if not is_number(eps) or eps <= 0:
+        return DEFAULT_ANALYSES
+    radii = sorted({*(n / 255 for n in (2, 4, 8)), eps} if norm == math.inf else {eps / 2, eps})
+    robust = f"robust_accuracy(norm={norm}, eps=({', '.join(map(repr, radii))}))"
+    return tuple(robust if call == "robust_accuracy()" else call for call in DEFAULT_ANALYSES)
+
 
 _KINDS = {
     "model": "model",

@@ -20,7 +20,7 @@ from opnorm.errors import ModelError, OpnormError, RunError, SpecError, TrainErr
 from opnorm.models import cnn
 from opnorm.runs import training_run
 from opnorm.runs.build import make_data, make_model
-from opnorm.runs.run import Run
+from opnorm.runs.run import DEFAULT_ANALYSES, Run, analyses_after
 from opnorm.runs.store import Store
 from opnorm.runs.training_run import run_training
 from opnorm.training.checkpoint import read_checkpoint
@@ -250,6 +250,21 @@ def test_a_cropped_set_is_evaluated_on_the_center(store):
 
 def cropped():
     return digits().center_crop(6)
+
+
+@pytest.mark.parametrize(
+    ("objective", "eps"),
+    [
+        ("pgd_at(eps=0.1)", (2 / 255, 4 / 255, 8 / 255, 0.1)),
+        ("trades(beta=6, eps=4/255)", (2 / 255, 4 / 255, 8 / 255)),
+        ("mixed(norm=2, eps=0.5)", (0.25, 0.5)),
+    ],
+)
+def test_robustness_is_measured_at_the_radius_of_training(objective, eps):
+    (call,) = (c for c in map(spec.parse, analyses_after(objective)) if c.name == "robust_accuracy")
+    assert dict(call.kwargs)["eps"] == eps
+    assert Run("cnn(width=2)", "digits()", objective=objective, analyses=analyses_after(objective))
+    assert analyses_after("plain(smoothing=0.1)") == analyses_after("mmc()") == DEFAULT_ANALYSES
 
 
 # ---------------------------------------------------------------- being killed
