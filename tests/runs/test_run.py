@@ -252,6 +252,23 @@ def cropped():
     return digits().center_crop(6)
 
 
+def test_the_weights_of_a_wrapped_network_come_back(store):
+    run = Run(__name__ + ".wrapped()", "digits()", epochs=1, limit=50, analyses=())
+    folder = run_training(run, store).folder
+    assert (
+        read_tensors(folder / "weights.safetensors")[0].keys() == cnn(in_shape=(1, 8, 8)).state_dict().keys()
+    )
+    (row,) = run_training(replace(run, analyses=("accuracy()",)), store).find("accuracy")
+    plain = models.file(str(folder / "weights.safetensors"), arch=cnn(in_shape=(1, 8, 8), width=2))
+    test = make_data(run).test
+    right = (plain(test.images.float() / 255).argmax(1) == test.labels).float().mean()
+    assert row["accuracy"] == pytest.approx(float(right))
+
+
+def wrapped():
+    return nn.DataParallel(cnn(in_shape=(1, 8, 8), width=2))
+
+
 @pytest.mark.parametrize(
     ("objective", "eps"),
     [
