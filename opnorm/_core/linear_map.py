@@ -175,12 +175,17 @@ def through_autograd(layer: nn.Module, in_shape: Shape) -> LinearMap:
     def apply(v: Tensor) -> Tensor:
         return layer(v.clone()) - offset
 
-    _check_affine(apply, zero, name)
+    try:
+        _check_affine(apply, zero, name)
+    except NormError:
+        raise
+    except Exception as e:  # whatever the user's own layer raises
+        raise NormError(f"{name} does not take several inputs of shape {in_shape} at once: {e}") from e
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(zero.shape, generator=generator, dtype=zero.dtype).to(device)  # at 0 may be a kink
 
     def adjoint(u: Tensor) -> Tensor:
-        pull_back = torch.func.vjp(apply, x.expand(len(u), *in_shape))[1]
+        pull_back = torch.func.vjp(apply, x.expand(len(u), *in_shape).contiguous())[1]
         return pull_back(u)[0]
 
     linear = LinearMap(apply, adjoint, in_shape, offset.shape[1:], device)

@@ -11,7 +11,7 @@ from opnorm._core.layers import BATCH_NORM, Shape, check_weights, in_float64, un
 from opnorm._core.linear_map import linear_map
 from opnorm.errors import NormError
 from opnorm.norms.exact.by_layer import l1, linf
-from opnorm.norms.nonlinear import copying_norm, is_copying, is_nonlinear
+from opnorm.norms.nonlinear import copying_norm, is_copying, is_nonlinear, known_base
 from opnorm.norms.norm import Norm
 from opnorm.norms.spectral.interval import spectral_norm
 
@@ -106,7 +106,7 @@ def norm_of(layer: nn.Module, ord: Order, shape: Shape, settings: dict[str, Any]
     """As :func:`operator_norm`, without its checks; ``settings`` are those of an ℓ2 interval."""
     if isinstance(ord, tuple) and ord[0] == ord[1]:
         ord = ord[0]
-    known = l1.dispatch(type(layer)) is not l1.dispatch(object)
+    known = known_base(layer, l1.registry) is not None or unwrap(layer) is not layer
     if is_copying(layer) and not isinstance(ord, tuple):
         value = copying_norm(layer, ord, shape)
         return Norm.of(value, value, "exact: every output is one of the inputs")

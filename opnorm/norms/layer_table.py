@@ -4,14 +4,16 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from opnorm._core.layers import BATCH_NORM, Shape, check_weights, unwrap
 from opnorm.errors import NormError
 from opnorm.norms._operator_norm import Order, check_ords, interval_settings, norm_of
+from opnorm.norms.exact.by_layer import l1
 from opnorm.norms.network.trace import Example, LayerCall, first_line, layers, trace
-from opnorm.norms.nonlinear import is_nonlinear, lipschitz
+from opnorm.norms.nonlinear import is_nonlinear, known_base, lipschitz
 from opnorm.norms.norm import Norm
 from opnorm.norms.spectral.interval import check_interval
 from opnorm.norms.table import LayerNorms, NormTable, matching
@@ -74,16 +76,33 @@ def _rows(
     owners: dict[int, str] = {}  # parameter -> the first layer that has it
     known: dict[tuple[nn.Module, Shape, str], tuple[dict[Order, Norm], dict[Order, float], str]] = {}
     rows: list[LayerNorms] = []
+    listed = {call.layer for call in calls}
     for call in _with_bar(calls) if progress else calls:
         name, layer, in_shape, out_shape, note = call
         key = (layer, in_shape, note)
         if key not in known:
-            known[key] = ({}, {}, note) if note else layer_norms(layer, in_shape, ords, settings)
+            known[key] = ({}, {}, note) if note else _norms_or_error(layer, in_shape, ords, settings)
         norms, constants, note = known[key]
         tags = _tags(call, owners, repeated=any(r.layer == name for r in rows))
-        size = sum(p.numel() for p in layer.parameters() if not is_lazy(p))
+        size = sum(p.numel() for p in _own_parameters(layer, listed) if not is_lazy(p))
         rows.append(LayerNorms(name, _kind(layer), in_shape, out_shape, size, norms, note, constants, tags))
     return rows
+
+
+def _norms_or_error(
+    layer: nn.Module, shape: Shape, ords: Sequence[Order], settings: dict[str, Any]
+) -> tuple[dict[Order, Norm], dict[Order, float], str]:
+    """As :func:`layer_norms`; an error, such as of a user's own norm, is a row that does not hide the others."""
+    try:
+        return layer_norms(layer, shape, ords, settings)
+    except Exception as e:  # noqa: BLE001
+        return {}, {}, f"error in the computation of its norms: {first_line(e)}"
+
+
+def _own_parameters(layer: nn.Module, listed: set[nn.Module]) -> list[nn.Parameter]:
+    """The parameters of a layer without those of layers inside it that have rows of their own."""
+    inner = {p for m in layer.modules() if m is not layer and m in listed for p in m.parameters()}
+    return [p for p in layer.parameters() if p not in inner]
 
 
 def _uncalled(model: nn.Module, calls: Sequence[LayerCall]) -> tuple[str, ...]:
@@ -98,9 +117,17 @@ def _uncalled(model: nn.Module, calls: Sequence[LayerCall]) -> tuple[str, ...]:
 
 
 def layer_norms(
-    layer: nn.Module, shape: Shape, ords: Sequence[Order], settings: dict[str, Any] | None = None
+    layer: nn.Module,
+    shape: Shape,
+    ords: Sequence[Order],
+    settings: dict[str, Any] | None = None,
 ) -> tuple[dict[Order, Norm], dict[Order, float], str]:
-    """The norms of one layer, its Lipschitz constants where it is not linear, and why some are missing."""
+    """The norms of one layer, its Lipschitz constants where it is not linear, and why some are missing.
+
+    A layer without a formula is followed into its forward.
+    """
+    from opnorm.norms.network.lipschitz import lipschitz_bound  # which needs this module
+
     norms: dict[Order, Norm] = {}
     constants: dict[Order, float] = {}
     reasons: list[str] = []
@@ -115,9 +142,17 @@ def layer_norms(
             else:
                 norms[ord] = norm_of(layer, ord, shape, settings or {})
         except NormError as e:
-            reasons.append(str(e))
-        except Exception as e:  # noqa: BLE001 - a row that failed must not hide the others
-            reasons.append(first_line(e))
+            reason, bound = str(e), None
+            if (
+                not isinstance(ord, tuple)
+                and known_base(layer, l1.registry) is None
+                and not is_nonlinear(layer)
+            ):
+                bound = lipschitz_bound(layer, torch.zeros(1, *shape), ord).value
+            if bound is not None:
+                constants[ord] = bound
+                reason += "; the figure after ≤ is a Lipschitz constant, from its forward"
+            reasons.append(reason)
     if is_nonlinear(layer) and not reasons:
         reasons.append("not linear; the figure after ≤ is its Lipschitz constant")
     return norms, constants, "; ".join(dict.fromkeys(reasons))

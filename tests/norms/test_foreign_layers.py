@@ -1,0 +1,136 @@
+"""Layers as other packages write them, with forwards of their own: what they are known to do is found in those."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from opnorm.norms import lipschitz_bound, measure, operator_norm
+from tests.norms.network.test_lipschitz import steepest
+
+
+class ChannelNorm(nn.LayerNorm):
+    """A layer norm of the channels of an image."""
+
+    def forward(self, x):
+        return F.layer_norm(
+            x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps
+        ).permute(0, 3, 1, 2)
+
+
+class FastLayerNorm(nn.LayerNorm):
+    def forward(self, x):
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+class NormAct(nn.BatchNorm2d):
+    """A batch norm and its activation."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        x = F.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training,
+            self.momentum,
+            self.eps,
+        )
+        return self.act(x)
+
+
+class Gelu(nn.Module):
+    def forward(self, x):
+        return F.gelu(x)
+
+
+class DropWholePath(nn.Module):
+    def forward(self, x):
+        if not self.training:
+            return x
+        return x * x.new_empty(len(x)).bernoulli_(0.5)
+
+
+class TransposedLinear(nn.Module):
+    """A linear layer with the weight (inputs, outputs), by ``addmm`` on a view."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs)), nn.Parameter(torch.ones(outputs))
+
+    def forward(self, x):
+        y = torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight)
+        return y.view(*x.shape[:-1], len(self.bias))
+
+
+class CastLinear(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, self.weight.to(x.dtype), self.bias)
+
+
+NONLINEAR = [
+    (ChannelNorm(3, eps=0.1), (3, 2, 2), 2),
+    (FastLayerNorm(4, eps=0.04), (4,), 2),
+    (NormAct(2), (2, 3, 3), 1),
+    (Gelu(), (5,), math.inf),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape", "ord"), NONLINEAR)
+def test_constants_of_layers_that_are_not_linear(layer, shape, ord):
+    row = measure(nn.Sequential(nn.Identity(), layer), torch.zeros(1, *shape), ords=(ord,)).rows[1]
+    assert not row.norms
+    assert "Lipschitz constant" in row.note
+    slope = steepest(layer, shape, ord, tries=50)
+    assert slope <= row.lipschitz[ord] * (1 + 1e-9)
+    assert lipschitz_bound(layer, torch.zeros(1, *shape), ord).value == pytest.approx(row.lipschitz[ord])
+
+
+@pytest.mark.parametrize("layer", [TransposedLinear(4, 3), CastLinear(4, 3)])
+@pytest.mark.parametrize("shape", [(4,), (2, 4)])
+def test_affine_layers(layer, shape):
+    basis = torch.eye(math.prod(shape)).view(-1, *shape)
+    with torch.no_grad():
+        M = (layer(basis) - layer(0 * basis[:1])).flatten(1).T.double()
+    for ord in (1, 2, math.inf):
+        norm = operator_norm(layer, ord, shape)
+        truth = float(torch.linalg.matrix_norm(M, ord))
+        assert norm.lower * (1 - 1e-5) <= truth <= norm.upper * (1 + 1e-5)
+        assert norm.upper <= norm.lower * 1.01
+
+
+def test_an_identity_in_eval_mode_has_norm_1():
+    for ord in (1, 2, math.inf):
+        assert float(operator_norm(DropWholePath(), ord, (3,)).upper) == pytest.approx(1, rel=1e-9)
+
+
+def test_layers_alone_have_the_bound_that_their_row_has():
+    for layer, shape in (
+        (nn.BatchNorm2d(2), (2, 3, 3)),
+        (nn.Softmax2d(), (2, 3, 3)),
+        (nn.RMSNorm(3, eps=0.1), (3,)),
+    ):
+        row = measure(layer, torch.zeros(1, *shape), ords=(2,)).rows[0]
+        known = row.lipschitz.get(2) or float(row.norms[2].upper)
+        assert lipschitz_bound(layer, torch.zeros(1, *shape), 2).value == pytest.approx(known)
+
+
+def test_parameters_of_layers_inside_layers_are_counted_once():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.inner = nn.Parameter(torch.zeros(5)), nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.inner(x) + self.table.sum()
+
+    model = nn.Sequential(Block(), nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
+    table = measure(model, torch.zeros(1, 3), ords=(1,))
+    assert sum(row.parameters for row in table.rows) == sum(p.numel() for p in model.parameters())
