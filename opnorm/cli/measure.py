@@ -161,15 +161,20 @@ def _shape(text: str) -> tuple[int, ...]:
 def _input_shape(call: Any) -> tuple[Any, ...]:
     """The in_shape that the model was made with, anywhere in the call, or in the file that the call names."""
     from opnorm import spec
-    from opnorm.models.loading import SPEC_KEY, read_state_dicts
+    from opnorm.models.loading import SPEC_KEY, read_state_dicts, recorded_call
 
     calls = list(spec.calls_in(spec.full(call, "model")))
-    for part in [c for c in calls if c.name == "file"]:
-        _, metadata = read_state_dicts(str(dict(part.kwargs)["path"]))
-        if SPEC_KEY in metadata:
-            calls += spec.calls_in(spec.full(metadata[SPEC_KEY], "model"))
-    for part in reversed(calls):
-        shape = dict(part.kwargs).get("in_shape")
+    shapes = [dict(part.kwargs).get("in_shape") for part in calls]
+    if not any(isinstance(shape, tuple) for shape in shapes):
+        for read in [dict(part.kwargs) for part in calls if part.name == "file"]:
+            path = str(read["path"])
+            metadata = read_state_dicts(path)[1]
+            if read["arch"] is None:
+                recorded = spec.full(recorded_call(path, metadata), "model")
+            else:  # of another network: as text, for nothing in it is looked up
+                recorded = spec.parse(metadata.get(SPEC_KEY, "unknown()"))
+            shapes += [dict(part.kwargs).get("in_shape") for part in spec.calls_in(recorded)]
+    for shape in reversed(shapes):
         if isinstance(shape, tuple):
             return shape
     raise OpnormError(f"{call} does not say which inputs it takes; add --input, such as --input 3,32,32")

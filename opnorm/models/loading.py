@@ -13,7 +13,7 @@ from opnorm._core.layers import unwrap
 from opnorm.errors import ModelError, SpecError, did_you_mean
 from opnorm.models.state_dicts import fill, plain_state_dict, state_dicts_in
 
-__all__ = ["SPEC_KEY", "file", "read_state_dicts", "save"]
+__all__ = ["SPEC_KEY", "file", "read_state_dicts", "recorded_call", "save"]
 
 SPEC_KEY = "opnorm.model"
 """Metadata entry of a safetensors file: the call that builds the network the weights belong to."""
@@ -45,14 +45,26 @@ def file(path: str, arch: nn.Module | None = None, key: str | None = None, stric
     return arch
 
 
-def _recorded_network(path: str, metadata: dict[str, str]) -> nn.Module:
+def recorded_call(path: str, metadata: dict[str, str]) -> spec.Call:
+    """The call of the network that a weights file records; ModelError unless opnorm's own networks are all that it names.
+
+    So the file chooses neither code nor other files. Where it records weights of a further file, those of this one take
+    their place, and the call is that of the network alone.
+    """
     if SPEC_KEY not in metadata:
         raise ModelError(f"{path} does not record its network; pass arch=..., such as arch=resnet(depth=20)")
-    call = spec.parse(metadata[SPEC_KEY])
-    if any("." in inner.name for inner in spec.calls_in(call)):  # a file must not choose the code to run
+    recorded = call = spec.parse(metadata[SPEC_KEY])
+    while call.name == "file" and isinstance(inner := dict(call.kwargs).get("arch"), spec.Call):
+        call = inner
+    if not {part.name for part in spec.calls_in(call)} <= {*spec.names("model")} - {"file"}:
         raise ModelError(
-            f"{path} records the network {call}, which is not opnorm's own; pass arch=... to run it"
+            f"{path} records the network {recorded!s:.200}, which is not opnorm's own; pass arch=... to build it"
         )
+    return call
+
+
+def _recorded_network(path: str, metadata: dict[str, str]) -> nn.Module:
+    call = recorded_call(path, metadata)
     network = spec.build(call, "model")
     if not isinstance(network, nn.Module):
         raise ModelError(f"{path} records the network {call}, which is no network")

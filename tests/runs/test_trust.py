@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from opnorm.cli import main
+from opnorm.models import cnn, resnet, save
 
 EVIL = """
 from pathlib import Path
@@ -92,3 +93,36 @@ def test_a_run_json_without_settings(cli, key):
     for extra in ((), ("--trust",)):
         status, _, err = cli("analyze", key, *extra)
         assert (status, "no settings of a run" in err) == (2, True), err
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["evil.net()", "cnn(width=evil.net())", "cnn(width=tour(data='evil.data()'))", "file('x', arch=evil.net())",
+     "tour()", "digits()", "file('other.safetensors')", "cnn(width=folder('/usr'))", "file('a', arch=file('b'))"],
+)  # fmt: skip
+@pytest.mark.parametrize("arch", ["", ", arch=own.net()"])
+def test_a_weights_file_chooses_no_code(cli, tmp_path, call, arch):
+    (tmp_path / "evil.py").write_text(EVIL)
+    (tmp_path / "own.py").write_text(
+        "from opnorm.models import cnn\ndef net():\n    return cnn((1, 8, 8), width=2)\n"
+    )
+    save(cnn((1, 8, 8), width=2), tmp_path / "w.safetensors", call)
+    status, _, err = cli("norms", f'file("w.safetensors"{arch})', "--ord", "1")
+    assert (status, ("add --input" if arch else "is not opnorm's own") in err) == (2, True), err
+    assert not Path("ran").exists()
+
+
+def test_the_users_shape_is_not_beaten_by_the_files(cli, tmp_path):
+    save(resnet(depth=8, width=2), tmp_path / "w.safetensors", "resnet(depth=8, width=2)")
+    text = 'file("w.safetensors", arch=resnet(depth=8, width=2, in_shape=(3, 64, 64)))'
+    rows = json.loads(cli("norms", text, "--ord", "1", "--json")[1])["layers"]
+    assert rows[1]["in_shape"] == [3, 64, 64]
+
+
+def test_weights_of_further_training_stand_for_themselves(cli, tmp_path):
+    save(
+        cnn((1, 8, 8), width=2),
+        tmp_path / "w.safetensors",
+        "file('gone', arch=cnn(in_shape=(1, 8, 8), width=2))",
+    )
+    assert cli("norms", 'file("w.safetensors")', "--ord", "1")[0] == 0
