@@ -40,9 +40,11 @@ def tooltips(*fields: tuple[str, str]) -> list[alt.Tooltip]:
     return [alt.Tooltip(f"{name}:N", title=title) for name, title in fields]
 
 
-def linear_axis(channel: Any, percent: bool = False, **axis: Any) -> Any:
-    """A linear scale on the channel."""
-    return channel.axis(title=None, format="~%" if percent else "~g", tickCount=5, **axis)
+def linear_axis(channel: Any, percent: bool = False, values: Iterable[float] = ()) -> Any:
+    """A linear scale on the channel; labels have powers of ten only where the values are very large or small."""
+    largest = max(map(abs, values), default=0.0)
+    text = "~%" if percent else "~r" if 1e-3 <= largest < 1e6 else "~g"  # g writes 200 as 2e+2
+    return channel.axis(title=None, format=text, tickCount=5)
 
 
 def log_axis(
@@ -98,7 +100,7 @@ def panel(
         y = alt.Y(f"{field}:Q")
         if panel.log:
             return log_axis(y, ends, percent=panel.percent)
-        y = linear_axis(y, panel.percent)
+        y = linear_axis(y, panel.percent, ends)
         return y.scale(domain=list(panel.limits)) if panel.limits else y.scale(zero=panel.zero)
 
     rows = alt.Chart(ROWS).encode(x=x, detail="method:N")

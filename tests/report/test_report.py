@@ -226,6 +226,15 @@ def test_histograms_share_bins_with_an_edge():
     assert histogram_points([]) == histogram_points([Sample("a", "p", [math.nan])]) == []
 
 
+def test_labels_of_ordinary_numbers_have_no_powers_of_ten(tmp_path):
+    points = [Point("a", "p", x, 100.0 * x) for x in (1, 2, 3)]
+    chart = draw_curves(points, ["a"], Heading("k", "t", "c."), {"p": Panel("P")}, Axis("x"))
+    (path,) = write_figures(Report("t", "q", [], Table([], []), [chart]), tmp_path)
+    words = re.findall(r">([^<]+)</text>", path.read_text(encoding="utf-8"))
+    assert {"100", "200", "300"} <= set(words)
+    assert not any("e+" in word for word in words)
+
+
 def test_long_training_is_thinned_and_says_so():
     rows = [
         {"method": "plain", "seed": 0, "epoch": e, "test_accuracy": 0.5 + e / 1000} for e in range(1, 201)
