@@ -83,7 +83,7 @@ def evaluation_surrogate(model: nn.Module, x: Tensor, y: Tensor) -> "Surrogate |
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stubs leave it out
         elif type(module) is nn.Flatten:
             module.register_forward_pre_hook(_channels_last_gradient)
-    surrogate.use_precise_logits(model, x)
+    surrogate.use_precise_logits(model, x.clone())
     return surrogate if _agree(model, surrogate, x, y) else None
 
 
@@ -227,7 +227,7 @@ def _surrogate(model: nn.Module, x: Tensor) -> Surrogate | None:
     shapes = [(name, t.shape, t.device) for name, t in _tensors(model).items()]
     known, surrogate = _surrogates.get(model, (None, None))
     if known != shapes:
-        surrogate = _make_surrogate(model, x[:8])
+        surrogate = _make_surrogate(model, x[:8].clone())
         _surrogates[model] = shapes, surrogate
     if surrogate is not None:
         surrogate.refresh(model)
@@ -268,7 +268,7 @@ def _outputs_and_gradients(
     """Outputs (B, ...), and the gradient of each point's loss (B, n); zero where the loss does not depend on x."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        out = network(x)
+        out = network(x.clone())  # which it may write to
         value = loss(out).sum()
         grad = torch.autograd.grad(value, x)[0] if value.requires_grad else torch.zeros_like(x)
     return out.detach(), grad.flatten(1)

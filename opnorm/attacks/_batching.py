@@ -267,7 +267,7 @@ class _Group:
         point, y, result, counts = self.point[rows], self.batch.y[rows], self.result, self.record.counts
         candidates = select(self.batch.ball, rows).project(z[rows])
         with torch.no_grad():
-            logits = wide(self.problem.model(candidates))
+            logits = wide(self.problem.model(candidates.clone()))
         valid = logits.isfinite().all(1)
         counts["confirmations"] += len(point)
         counts["invalid_logits"] += int((~valid).sum())
@@ -314,7 +314,7 @@ class SearchAttack:
         if self.eps == 0 or not len(x):
             return points
         with model_state_preserved(model, self.mode), torch.no_grad():
-            logits = model(points)
+            logits = model(points.clone())
             check_logits(logits, y)
             attacked = (logits.argmax(1) == y) | (not self.stop_at_success)
             result = run_searches(

@@ -105,6 +105,11 @@ def check_logits(logits: object, y: Tensor) -> None:
             else type(logits).__name__
         )
         raise AttackError(f"the model returns {got}; expected logits of shape ({len(y)}, classes)")
+    if logits.shape[1] < 2:
+        raise AttackError(
+            "the model has 1 class: there is no other one to mistake a point for; if it returns one logit z, "
+            "return torch.cat([torch.zeros_like(z), z], 1)"
+        )
     if len(y) and not (int(y.min()) >= 0 and int(y.max()) < logits.shape[1]):
         raise AttackError(
             f"labels range from {int(y.min())} to {int(y.max())}, but the model has {logits.shape[1]} classes"

@@ -80,7 +80,7 @@ class BoundaryAttack(SearchAttack):
         if not len(x):
             return Closest(points, distance)
         with model_state_preserved(model, self.mode), torch.no_grad():
-            logits = model(x)
+            logits = model(x.clone())
             check_logits(logits, y)
             rows = (logits.argmax(1) == y).nonzero().squeeze(1)
             targets = torch.full_like(y, -1)[:, None]
@@ -169,7 +169,7 @@ class FAB(Search[FABState]):
     def query(self, model: nn.Module, batch: Batch, state: FABState) -> Response:
         """The logits at z; the gap and its gradient where the step begins."""
         with torch.no_grad():
-            logits = wide(model(state.z))
+            logits = wide(model(state.z.clone()))
         begin = replace(state, z=self._begin(batch, state, logits))
         if self.targeted:
             response = evaluate(model, [(self, batch, begin)])[0]
@@ -218,7 +218,7 @@ class FAB(Search[FABState]):
         dual = {1: math.inf, 2: 2, math.inf: 1}[self.norm]
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            logits = wide(model(z))
+            logits = wide(model(z.clone()))
             gaps = logits - logits.gather(1, batch.y[:, None])
             loss, grad, least = gaps[:, 0], torch.zeros_like(z), torch.full_like(gaps[:, 0], math.inf)
             for k, gap in enumerate(gaps.unbind(1)):

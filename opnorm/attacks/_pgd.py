@@ -142,7 +142,7 @@ class _Call(NamedTuple):
     monitor: GradientMonitor | None
 
     def logits(self, network: nn.Module, z: Tensor, rows: Rows = slice(None)) -> Tensor:
-        logits = network(z)
+        logits = network(z.clone())  # which it may write to
         if self.monitor is not None:
             check_logits(logits, self.y[rows])
         return wide(logits)
@@ -292,7 +292,7 @@ class PGD:
         """The network for gradients; a copy costs as much as some steps, and its rounding hides small distances."""
         if not (self.bf16 and self.mode == "eval" and self.steps >= 10 and self.loss in AGAINST_LABELS):
             return model
-        check_logits(model(x[:16]), y[:16])
+        check_logits(model(x[:16].clone()), y[:16])
         return evaluation_surrogate(model, x[:16], y[:16]) or model
 
     def _ascend(self, region: Ball, z: Tensor, grad: Tensor, k: int) -> Tensor:

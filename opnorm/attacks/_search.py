@@ -126,7 +126,7 @@ def evaluate(model: nn.Module, jobs: Sequence[tuple[Search[Any], Batch, Any]]) -
     sizes = [len(z) for z in points]
     with torch.enable_grad():
         z = torch.cat(points).detach().requires_grad_()
-        logits = wide(model(z))
+        logits = wide(model(z.clone()))  # which the model may write to
         parts = zip(jobs, logits.split(sizes), strict=True)
         loss = torch.cat([search.loss(batch, state, part) for (search, batch, state), part in parts])
         grad = input_gradient(loss, z)

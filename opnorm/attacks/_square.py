@@ -137,7 +137,7 @@ class Square(Search[SquareState]):
         every = batch if ahead == 1 else select(batch, row)
         with torch.no_grad():
             z = self.proposal(every, state.best[row], state.k[row] + turn)
-            logits = wide(model(z))
+            logits = wide(model(z.clone()))
         loss = margin(logits, every.y)
         if ahead == 1:
             state.z = z

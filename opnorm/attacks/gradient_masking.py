@@ -136,7 +136,7 @@ def check_transfer(
     some = _sample(result.robust)
     points = pgd(norm, eps, STEPS)(other, x[some], y[some])
     with model_state_preserved(model, mode), torch.no_grad():
-        found = int((wide(model(points)).argmax(1) != y[some]).sum())
+        found = int((wide(model(points.clone())).argmax(1) != y[some]).sum())
     return _indicator("the attack", _other_attack("PGD on the surrogate", found, len(some)))
 
 
@@ -166,7 +166,7 @@ class _Points:
 
     def compute(self, x: Tensor) -> Tensor:
         """The logits (B, K) in float32 at least."""
-        return wide(self.model(x))
+        return wide(self.model(x.clone()))
 
     @cached_property
     def logits(self) -> Tensor:

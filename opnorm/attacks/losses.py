@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from opnorm.errors import AttackError
-
 __all__ = [
     "AGAINST_CLEAN",
     "AGAINST_LABELS",
@@ -100,13 +98,7 @@ def towards(loss: str) -> Loss:
 
 
 def rank_targets(logits: Tensor, y: Tensor, count: int) -> Tensor:
-    """The wrong classes with the largest clean logits (B, min(count, K - 1)), largest first.
-
-    Raises:
-        AttackError: there is no wrong class.
-    """
-    if logits.shape[1] < 2:
-        raise AttackError("the model has 1 class: there is no other one to mistake a point for")
+    """The wrong classes with the largest clean logits (B, min(count, K - 1)), largest first."""
     ranked = _others(logits, y).argsort(dim=1, descending=True, stable=True)
     return ranked[:, : min(count, logits.shape[1] - 1)]
 

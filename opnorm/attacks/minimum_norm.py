@@ -126,7 +126,7 @@ def tighten(model: nn.Module, x: Tensor, y: Tensor, points: Tensor, found: Tenso
     for _ in range(BISECTIONS if found.any() else 0):
         middle = (low + high) / 2
         z = torch.lerp(x, points, column(middle, x)).clamp_(0, 1)
-        logits = model(z)
+        logits = model(z.clone())
         wrong = found & (logits.argmax(1) != y) & logits.isfinite().all(1)
         best = where(wrong, z, best)
         low, high = torch.where(wrong, low, middle), torch.where(wrong, middle, high)
@@ -136,6 +136,6 @@ def tighten(model: nn.Module, x: Tensor, y: Tensor, points: Tensor, found: Tenso
 
 def _wrong(model: nn.Module, x: Tensor, y: Tensor, mode: Mode) -> Tensor:
     with model_state_preserved(model, mode), torch.no_grad():
-        logits = model(x)
+        logits = model(x.clone())
     check_logits(logits, y)
     return logits.argmax(1) != y

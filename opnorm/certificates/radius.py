@@ -56,7 +56,7 @@ def lipschitz_radius(model: nn.Module, x: Tensor, y: Tensor, norm: float = math.
     with evaluating(model):
         batches = []
         for part, labels in zip(x.split(BATCH), y.split(BATCH), strict=True):
-            batches.append(model(part))
+            batches.append(model(part.clone()))
             check_logits(batches[-1], labels)
         logits = torch.cat([wide(z) for z in batches]).double()
         lipschitz = _lipschitz_of_gaps(model, x[:1], norm, logits.shape[1]).to(logits.device)

@@ -119,7 +119,7 @@ class _Work:
     def logits(self, x: Tensor) -> Tensor:
         """Of the model itself, in its mode (B, K)."""
         with model_state_preserved(self.model, self.mode), torch.no_grad():
-            return self.model(x)
+            return self.model(x.clone())
 
     def report(self, activity: str, settled: int, attacked: int, finished: int) -> None:
         """Call ``progress``."""

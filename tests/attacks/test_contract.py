@@ -12,7 +12,17 @@ from torch import nn
 
 from opnorm._core.modes import model_state_preserved
 from opnorm.errors import AttackError, OpnormError
-from tests.attacks.victims import ATTACKS, EPS, Linear, images, make, net, on_all_attacks, on_the_others
+from tests.attacks.victims import (
+    ATTACKS,
+    EPS,
+    OTHERS,
+    Linear,
+    images,
+    make,
+    net,
+    on_all_attacks,
+    on_the_others,
+)
 
 
 def exactly_inside(x, z, eps, norm):
@@ -242,6 +252,37 @@ def make_failing(model, name):
     if name == "fgsm":
         model[-1].left = 0  # it has one pass
     return model
+
+
+class InPlace(nn.Module):
+    """Writes to its input."""
+
+    def forward(self, x):
+        return x.mul_(0.5).add_(0.2)
+
+
+class OutOfPlace(nn.Module):
+    def forward(self, x):
+        return x * 0.5 + 0.2
+
+
+@pytest.mark.parametrize(("name", "norm"), [*ATTACKS, *((other, math.inf) for other in OTHERS)])
+@pytest.mark.filterwarnings("ignore:with 3 classes:UserWarning", "ignore:the DLR loss:UserWarning")
+def test_models_may_write_to_their_inputs(name, norm):
+    writes, other = (nn.Sequential(first, *net().eval()) for first in (InPlace(), OutOfPlace()))
+    x, _ = images(6)
+    y, inputs = other(x).argmax(1), x.clone()
+    attack = make(name, norm, eps=0.3, steps=12, restarts=2, stop_at_success=True)
+    z = attack(writes, x, y)
+    assert torch.equal(x, inputs)
+    assert torch.allclose(z, attack(other, x, y), atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "norm"), [*ATTACKS, *((other, math.inf) for other in OTHERS)])
+def test_one_logit_is_refused_with_the_remedy(name, norm):
+    x, _ = images(4)
+    with pytest.raises(AttackError, match=r"1 class.*torch\.cat\(\[torch\.zeros_like\(z\), z\], 1\)"):
+        make(name, norm)(net(classes=1).eval(), x, torch.zeros(4, dtype=torch.long))
 
 
 @pytest.mark.parametrize("grad", [torch.no_grad, torch.enable_grad])

@@ -119,7 +119,7 @@ def logits_of(model: nn.Module, split: Split) -> Iterator[tuple[Tensor, Tensor, 
     """
     for x, y in batches(split, model):
         with evaluating(model):
-            logits = model(x)
+            logits = model(x.clone())
         check_logits(logits, y)
         yield x, y, logits
 
@@ -135,7 +135,7 @@ def correct_after(model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Ten
         return torch.zeros_like(y, dtype=torch.bool)
     moved = attack(model, x, y)
     with evaluating(model):
-        correct: Tensor = model(moved).argmax(1) == y
+        correct: Tensor = model(moved.clone()).argmax(1) == y
     return correct
 
 
