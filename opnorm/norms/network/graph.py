@@ -164,7 +164,11 @@ def mixes_points(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         if bool((_changed(out, other_first[i]) & _changed(out, other_second[i])).any()):
             return True
         change, change_alone = _distance(out, other_first[i]), _distance(alone[i], other[i])
-        rounding = 1e-5 * math.sqrt(out.numel()) * float(out.nan_to_num().abs().max()) if out.numel() else 0.0
+        rounding = (
+            1e-5 * math.sqrt(out.numel()) * float(out.double().nan_to_num().abs().max())
+            if out.numel()
+            else 0.0
+        )
         if abs(change - change_alone) > 1e-4 * change_alone + rounding:
             return True
     return False
