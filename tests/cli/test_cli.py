@@ -27,6 +27,14 @@ TINY = [
     "--analyses",
     "accuracy",
 ]
+
+
+def tiny(*options):
+    """TINY with these options in place of its own."""
+    own = dict(zip(TINY[::2], TINY[1::2], strict=True)) | dict(zip(options[::2], options[1::2], strict=True))
+    return [token for option in own.items() for token in option]
+
+
 MODULE = """
 import torch
 from torch import nn
@@ -155,7 +163,7 @@ def test_ls_of_nothing(cli):
 
 def test_ls_shows_what_is_wrong_and_the_rest(cli, here):
     cli("train", *TINY)
-    cli("train", *TINY, "--model", "my_module.build(width=2)")
+    cli("train", *tiny("--model", "my_module.build(width=2)"))
     (here / "my_module.py").unlink()
     sys.modules.pop("my_module")
     for key, text in (("bad", "{"), ("old", '{"format": 0}'), ("odd", '{"format": 1, "run": 3, "key": 7}')):
@@ -170,7 +178,7 @@ def test_ls_shows_what_is_wrong_and_the_rest(cli, here):
 
 
 def test_a_module_beside_the_user(cli):
-    status, out, _ = cli("train", *TINY, "--model", "my_module.build(width=3)")
+    status, out, _ = cli("train", *tiny("--model", "my_module.build(width=3)"))
     assert status == 0
     assert "accuracy" in out
     status, out, _ = cli("norms", "my_module.build(width=3)", "--json")
@@ -364,7 +372,7 @@ def test_debug_gives_the_traceback(here):
 
 
 def test_what_nobody_foresaw_says_how_to_see_more(cli):
-    status, _, err = cli("train", *TINY, "--model", "my_module.stubborn()")
+    status, _, err = cli("train", *tiny("--model", "my_module.stubborn()"))
     assert status == 1
     assert err == "opnorm: KeyError: 'only in training'; --debug shows where\n"
 
@@ -412,7 +420,7 @@ def test_no_arguments_show_the_help(cli):
 
 
 def test_two_at_once_and_then_ctrl_c(opnorm, tmp_path, until):
-    args = ["train", *TINY, "--epochs", "400", "--batch", "8"]
+    args = ["train", *tiny("--epochs", "400", "--batch", "8")]
     first, end = opnorm(*args, wait=False)
     until(lambda: list(tmp_path.glob("runs/*/metrics.jsonl")))
     status, out, err = opnorm(*args)
@@ -494,7 +502,7 @@ def in_terminal(args, cwd, columns=100) -> tuple[int, str]:
 
 
 def test_a_terminal_sees_a_bar_with_the_time_left(tmp_path):
-    status, shown = in_terminal(["train", *TINY, "--epochs", "20"], tmp_path)
+    status, shown = in_terminal(["train", *tiny("--epochs", "20")], tmp_path)
     assert status == 0
     assert re.search(r"left.*0:\d\d:\d\d", re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", shown))
     assert re.search(r"epoch \d+/20", shown)
