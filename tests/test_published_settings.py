@@ -92,6 +92,15 @@ PUBLISHED: list[tuple[str, str, Any, str]] = [
     ("random_resized_crop", "size", 56, WEN),
     ("random_resized_crop", "scale", (0.08, 1.0), "Szegedy et al. 2015, section 5"),
     ("random_resized_crop", "ratio", (3 / 4, 4 / 3), "Szegedy et al. 2015, section 5"),
+    # attacks; what AutoAttack runs inside is in tests/attacks/test_published.py
+    ("autoattack", "version", "standard", "Croce & Hein 2020, section 6"),
+    ("apgd", "steps", 100, "Croce & Hein 2020, section 5"),
+    ("fab", "steps", 100, "Croce & Hein 2020, section 5"),
+    ("fab", "targets", 9, "Croce & Hein 2020, section 5"),
+    ("square", "queries", 5000, "Croce & Hein 2020, section 5"),
+    ("pgd", "steps", 10, "Roth et al. 2020, section 5.1; Wen et al. 2020, section 4"),
+    ("pgd", "random_start", True, "Roth et al. 2020, Eq. 15"),
+    ("fgsm", "random_start", False, "Goodfellow et al. 2015"),
     # analyses
     ("wen_robust_accuracy", "eps", 8 / 255, "Wen et al. 2020, section 4"),
     ("wen_robust_accuracy", "step", 2 / 255, "Wen et al. 2020, section 4"),

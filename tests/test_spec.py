@@ -480,7 +480,8 @@ def test_errors_say_what_was_meant():
     ):
         build("pgd(step_size=1)")
     with pytest.raises(
-        SpecError, match=r"it accepts: eps=8/255, norm=inf, random_start=False, ascent='box', mode='eval', seed=0"
+        SpecError,
+        match=r"it accepts: eps=8/255, norm=inf, random_start=False, ascent='box', mode='eval', seed=0",
     ):
         build("fgsm(epsilon=1)")
     with pytest.raises(SpecError, match=r"too many positional arguments; it accepts: "):
