@@ -16,8 +16,6 @@ Then what they need: the growth of the resident memory, each in a process of its
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -25,6 +23,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from machine import about
 from torch import Tensor, nn
 
 from opnorm.jacobian import features, jacobian_norm
@@ -201,15 +200,9 @@ def main(argv: list[str] | None = None) -> None:
                 + "".join(f"{n:>6}: {m:>6.0f}" for n, m in zip(sizes, need, strict=True))
             )
     if args.json:
-        about = {
-            "machine": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "torch": torch.__version__,
-            "points": points,
-            "width": width,
-        }
+        settings = {"points": points, "width": width}
         with open(args.json, "w") as file:
-            json.dump({"about": about, "rows": rows}, file, indent=1)
+            json.dump({"about": about() | settings, "rows": rows}, file, indent=1)
 
 
 if __name__ == "__main__":

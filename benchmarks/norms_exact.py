@@ -17,11 +17,11 @@ what is left when the same network has next to no weights.
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable
 
 import torch
+from machine import about
 from torch import Tensor, nn
 
 from opnorm.norms import conv_l1, conv_linf, l1, linf
@@ -179,8 +179,7 @@ def main(argv: list[str] | None = None) -> None:
     seconds = 0.5 if args.quick else 4.0
     torch.manual_seed(0)
     record: dict = {
-        "torch": torch.__version__,
-        "processor": platform.processor(),
+        "about": about(),
         "runs": [],
     }
     for threads in args.threads:

@@ -21,13 +21,13 @@ import argparse
 import importlib.util
 import json
 import math
-import platform
 import statistics
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from machine import about
 from torch import nn
 
 from opnorm._core.convolution import conv_geometry
@@ -202,13 +202,8 @@ def main(argv: list[str] | None = None) -> None:
             cells += [f"{values[name] / true:.3f}" for name in peers]
             print("".join(f"{x:>11}" for x in cells), flush=True)
     if args.json:
-        about = {
-            "machine": platform.processor() or platform.machine(),
-            "torch": torch.__version__,
-            "size": SIZE,
-        }
         with open(args.json, "w") as f:
-            json.dump({"about": about, "rows": rows}, f, indent=1)
+            json.dump({"about": about() | {"size": SIZE}, "rows": rows}, f, indent=1)
 
 
 if __name__ == "__main__":

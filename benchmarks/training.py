@@ -9,7 +9,6 @@ The last table trains small networks in float32 and with the fast options and co
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from machine import about
 from torch import nn
 
 from opnorm import attacks, objectives, spec
@@ -175,13 +175,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     clock, turns = Clock(args.device, args.threads), 1 if args.quick else args.turns
-    figures: dict[str, Any] = {
-        "about": {
-            "machine": platform.processor() or platform.machine(),
-            "torch": torch.__version__,
-            **vars(args),
-        }
-    }
+    figures: dict[str, Any] = {"about": about(args.device) | vars(args)}
 
     print(f"{'':26}{'plain loop':>12}{'ours fp32':>11}{'of plain':>10}{'ours bf16':>11}{'faster':>8}")
     for network in ["resnet(depth=20)"] if args.quick else ["resnet(depth=20)", "resnet18()"]:

@@ -67,3 +67,23 @@ def data_folder() -> Path:
     if "OPNORM_DATA" not in os.environ:
         pytest.skip("OPNORM_DATA is not set: it names the folder with mnist/, cifar10/ and tiny-imagenet/")
     return Path(os.environ["OPNORM_DATA"])
+
+
+@pytest.fixture
+def main(capsys, monkeypatch, tmp_path):
+    """``main(*args)`` in this process and the test's folder: (exit status, stdout, stderr)."""
+    from opnorm.cli import main as run
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")  # the width of the terminal
+
+    def call(*args):
+        status, threads = 0, torch.get_num_threads()
+        try:
+            run(list(args))
+        except SystemExit as e:
+            status = e.code or 0
+        torch.set_num_threads(threads)
+        return status, *capsys.readouterr()
+
+    return call

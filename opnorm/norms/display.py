@@ -4,6 +4,7 @@ import csv
 import html
 import io
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -92,12 +93,12 @@ class Grid(NamedTuple):
     notes: list[list[str]] | None = None
 
 
-class TextTable:
+class TextTable(ABC):
     """What prints itself in a terminal and a notebook, and writes itself as Markdown and HTML."""
 
+    @abstractmethod
     def grid(self, width: int | None = None) -> Grid:
         """The table as text, for a terminal of this width or, by default, without a limit."""
-        raise NotImplementedError
 
     def to_markdown(self) -> str:
         """A table for a README or an issue, with totals below."""

@@ -16,24 +16,6 @@ MODEL = "mlp(in_shape=(1, 8, 8), width=6, depth=1)"
 
 
 @pytest.fixture
-def main(capsys, monkeypatch, tmp_path):
-    """``main(*args)`` in this process and the test's folder: (exit status, stdout, stderr)."""
-    from opnorm.cli import main as run
-
-    monkeypatch.chdir(tmp_path)
-
-    def call(*args):
-        status = 0
-        try:
-            run(list(args))
-        except SystemExit as e:
-            status = e.code or 0
-        return status, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
 def weights(tmp_path):
     for seed, name in enumerate("ab"):
         torch.manual_seed(seed)

@@ -7,11 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from opnorm._core.files import read_tensors
 from opnorm.attacks import pgd
-from opnorm.cli import main
 from opnorm.runs.attack_evaluation import evaluate
 from opnorm.runs.build import make_data, restore
 
@@ -37,21 +35,9 @@ def key(tiny, finished, tmp_path):
 
 
 @pytest.fixture
-def cli(tmp_path, monkeypatch, capsys):
+def cli(main, tmp_path):
     (tmp_path / "my_noise.py").write_text(MODULE)
-    monkeypatch.chdir(tmp_path)
-
-    def call(*args):
-        status, threads = 0, torch.get_num_threads()
-        try:
-            main(["attack", *args])
-        except SystemExit as e:
-            status = e.code
-        torch.set_num_threads(threads)
-        out, err = capsys.readouterr()
-        return status or 0, out, err
-
-    return call
+    return lambda *args: main("attack", *args)
 
 
 PGD = ("--attack", "pgd(steps=3)", "--eps", "0.05", "--limit", "40")

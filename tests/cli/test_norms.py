@@ -34,25 +34,6 @@ def text():
 
 
 @pytest.fixture
-def main(capsys, monkeypatch, tmp_path):
-    """``main(*args)`` in this process and the test's folder: (exit status, stdout, stderr)."""
-    from opnorm.cli import main as run
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def call(*args):
-        status = 0
-        try:
-            run(list(args))
-        except SystemExit as e:
-            status = e.code or 0
-        return status, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
 def own(tmp_path, monkeypatch):
     name = "own_networks"
     (tmp_path / f"{name}.py").write_text(OWN)

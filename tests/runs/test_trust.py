@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from opnorm.cli import main
 from opnorm.models import cnn, resnet, save
 
 EVIL = """
@@ -30,20 +29,14 @@ COMMANDS = [("analyze", "--what", "accuracy"), ("attack", "--attack", "fgsm", "-
 
 
 @pytest.fixture
-def cli(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def cli(main, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("OPNORM_CACHE", str(tmp_path / "cache"))
 
     def call(*args):
-        status = 0
         sys.modules.pop("evil", None)
         Path("ran").unlink(missing_ok=True)
-        try:
-            main(list(args))
-        except SystemExit as e:
-            status = e.code or 0
-        return status, *capsys.readouterr()
+        return main(*args)
 
     return call
 
