@@ -87,9 +87,16 @@ def test_strength_of_equal_accuracy(tmp_path):
     assert len(store.ls()) == len(match.trials)  # found, not trained again
 
 
+def test_a_strength_at_which_training_diverges_is_too_large(tmp_path):
+    match = match_accuracy(run_of, 0.9, Store(tmp_path), low=0.01, high=1e6, trials=1)
+    assert [t.accuracy for t in match.trials if t.strength == 1e6] == [0.0]
+    assert len(match.trials) == 3  # so the target lies between the ends
+
+
 def test_a_target_outside_gives_an_end(tmp_path):
     match = match_accuracy(run_of, 1.0, Store(tmp_path), low=0.01, high=0.1)
     assert len(match.trials) == 2
+    assert match.best.strength == 0.01
     with pytest.raises(RunError, match="0 < low < high"):
         match_accuracy(run_of, 0.5, Store(tmp_path), low=1.0, high=0.1)
     with pytest.raises(RunError, match=r"target=85: expected an accuracy between 0 and 1"):
