@@ -18,13 +18,13 @@ from opnorm.attacks._autoattack import AutoAttack, Certificate, autoattack
 from opnorm.attacks._fab import fab
 from opnorm.attacks._pgd import Attack, fgsm, pgd
 from opnorm.attacks._square import square
-from opnorm.attacks.minimum_norm import Closest, accuracy_curve, minimal_eps
+from opnorm.attacks.minimum_norm import MinimumNormPoints, accuracy_curve, minimal_eps
 
 __all__ = [
     "Attack",
     "AutoAttack",
     "Certificate",
-    "Closest",
+    "MinimumNormPoints",
     "accuracy_curve",
     "apgd",
     "autoattack",

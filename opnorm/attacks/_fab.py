@@ -16,7 +16,7 @@ from opnorm.attacks._rows import where
 from opnorm.attacks._search import Batch, Response, Search, State, evaluate
 from opnorm.attacks.hyperplanes import step_to_plane
 from opnorm.attacks.losses import rank_targets, wide
-from opnorm.attacks.minimum_norm import Closest, tighten
+from opnorm.attacks.minimum_norm import MinimumNormPoints, bisect_to_boundary
 from opnorm.attacks.projections import ball
 from opnorm.spec import factory
 
@@ -66,7 +66,9 @@ def fab(
 class BoundaryAttack(SearchAttack):
     """The attack that :func:`fab` describes."""
 
-    def closest(self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int | None = None) -> Closest:
+    def closest(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int | None = None
+    ) -> MinimumNormPoints:
         """The closest misclassified point of each, at any distance; ``eps`` only scales the random starts.
 
         At the end each is moved towards the clean point, by bisection, as far as the model still misclassifies it.
@@ -78,7 +80,7 @@ class BoundaryAttack(SearchAttack):
         x, seed, monitor = x.detach(), self.seed if seed is None else seed, GradientMonitor.of(y)
         points, distance = x.clone(), torch.zeros(len(x), dtype=torch.float64, device=x.device)
         if not len(x):
-            return Closest(points, distance)
+            return MinimumNormPoints(points, distance)
         with model_state_preserved(model, self.mode), torch.no_grad():
             logits = model(x.clone())
             check_logits(logits, y)
@@ -95,9 +97,9 @@ class BoundaryAttack(SearchAttack):
                     best = self._run(model, batch, best, monitor, rows)
             if best is not None:
                 found = best.distance < math.inf
-                points[rows], distance[rows] = tighten(model, x, y, best.best, found, self.norm)
+                points[rows], distance[rows] = bisect_to_boundary(model, x, y, best.best, found, self.norm)
         monitor.warn()
-        return Closest(points, distance)
+        return MinimumNormPoints(points, distance)
 
     def _run(
         self, model: nn.Module, batch: Batch, best: "FABState | None", monitor: GradientMonitor, rows: Tensor

@@ -16,12 +16,12 @@ from opnorm.attacks._pgd import Attack
 from opnorm.attacks._rows import column, where
 from opnorm.errors import AttackError
 
-__all__ = ["Closest", "accuracy_curve", "gaps", "minimal_eps", "tighten"]
+__all__ = ["MinimumNormPoints", "accuracy_curve", "bisect_to_boundary", "distances", "minimal_eps"]
 
 BISECTIONS = 10  # of the segment that leads to a point: to 0.1 % of its length
 
 
-class Closest(NamedTuple):
+class MinimumNormPoints(NamedTuple):
     """The closest misclassified points that were found.
 
     Attributes:
@@ -42,7 +42,7 @@ def minimal_eps(
     highest: float = 64 / 255,
     halvings: int = 8,
     mode: Mode = "eval",
-) -> Closest:
+) -> MinimumNormPoints:
     """For each point the smallest ε at which an attack succeeds, by bisection.
 
     Each point is attacked at the middle of the radii that are still undecided for it, on a grid of 2^halvings radii up to
@@ -81,7 +81,7 @@ def minimal_eps(
         for at in middle[open_].unique().tolist():
             here, eps = (open_ & (middle == at)).nonzero().squeeze(1), at / cells * highest
             found = attack(eps)(model, x[here], y[here])
-            far = gaps(x[here], found, norm)
+            far = distances(x[here], found, norm)
             if (far > eps * (1 + 1e-6)).any():
                 raise AttackError(
                     f"the attack made for eps={eps:.4g} went as far as {float(far.max()):.4g} in norm {norm:g}; "
@@ -92,14 +92,15 @@ def minimal_eps(
             here, found, far = here[wrong], found[wrong], far[wrong]
             high[here] = (far / highest * cells).ceil().long().clamp(min=1, max=at)
             points[here], distance[here] = found, far
-    return Closest(points, distance)
+    return MinimumNormPoints(points, distance)
 
 
 def accuracy_curve(distance: Tensor, radii: Sequence[float]) -> Tensor:
     """The share of points that are robust at each radius, float64: those whose closest misclassified point is further away.
 
     Args:
-        distance: (B,), of :class:`Closest`: where nothing was found it is inf, and the point is robust at every radius.
+        distance: (B,), of :class:`MinimumNormPoints`: inf where nothing was found, so that the point is robust at every
+            radius.
         radii: in pixel values of [0, 1].
 
     Raises:
@@ -111,12 +112,14 @@ def accuracy_curve(distance: Tensor, radii: Sequence[float]) -> Tensor:
     return (distance.double()[:, None] > at).double().mean(0)
 
 
-def gaps(x: Tensor, z: Tensor, norm: float) -> Tensor:
+def distances(x: Tensor, z: Tensor, norm: float) -> Tensor:
     """‖z - x‖_p of each pair (B, ...), in float64."""
     return torch.linalg.vector_norm((z.double() - x.double()).flatten(1), norm, dim=1)
 
 
-def tighten(model: nn.Module, x: Tensor, y: Tensor, points: Tensor, found: Tensor, norm: float) -> Closest:
+def bisect_to_boundary(
+    model: nn.Module, x: Tensor, y: Tensor, points: Tensor, found: Tensor, norm: float
+) -> MinimumNormPoints:
     """Move misclassified points towards the clean ones, by bisection, as far as they stay misclassified.
 
     ``found`` (B,) says for which of the correctly classified points x there is a misclassified one in ``points``.
@@ -131,7 +134,7 @@ def tighten(model: nn.Module, x: Tensor, y: Tensor, points: Tensor, found: Tenso
         best = where(wrong, z, best)
         low, high = torch.where(wrong, low, middle), torch.where(wrong, middle, high)
     best = where(found, best, x)
-    return Closest(best, gaps(x, best, norm).where(found, math.inf))
+    return MinimumNormPoints(best, distances(x, best, norm).where(found, math.inf))
 
 
 def _wrong(model: nn.Module, x: Tensor, y: Tensor, mode: Mode) -> Tensor:

@@ -26,7 +26,7 @@ from opnorm.attacks.gradient_masking import (
     check_gradient_masking,
     check_transfer,
 )
-from opnorm.attacks.minimum_norm import gaps
+from opnorm.attacks.minimum_norm import distances
 from opnorm.attacks.result import AttackResult, StageResult, attack_call, gradient_warnings
 from opnorm.errors import AttackError, SpecError
 from opnorm.runs.evaluation import Evaluation
@@ -187,7 +187,7 @@ def _attack_part(work: _Work, start: int) -> _Part:
         )
     else:
         result = _attack_once(work, x, y)
-    outside = gaps(x, result.points, work.norm) > work.eps * (1 + 1e-6)
+    outside = distances(x, result.points, work.norm) > work.eps * (1 + 1e-6)
     outside |= ~((result.points >= 0) & (result.points <= 1)).flatten(1).all(1)  # also NaN
     if outside.any():
         raise AttackError(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from opnorm.attacks import accuracy_curve, fab, fgsm, minimal_eps, pgd
-from opnorm.attacks.minimum_norm import tighten
+from opnorm.attacks.minimum_norm import bisect_to_boundary
 from opnorm.errors import AttackError
 from tests.attacks.test_fab import Classes, true_distances
 from tests.attacks.victims import images
@@ -91,14 +91,14 @@ def test_accuracy_curves():
             accuracy_curve(wrong, radii)
 
 
-def test_tightening_stops_at_the_boundary():
+def test_bisection_stops_at_the_boundary():
     model, x, y = victims()
     x, y = x[1:9], y[1:9]
     far = (model.w[1 - y] - model.w[y]).sign().view_as(x).clamp(0, 1).detach()
     found = model(far).argmax(1) != y
     found[3] = False
     with torch.no_grad():
-        closest = tighten(model, x, y, far, found, 2)
+        closest = bisect_to_boundary(model, x, y, far, found, 2)
         gap = (closest.points - x).flatten(1).norm(dim=1) / (far - x).flatten(1).norm(dim=1)
         nearer = x + (0.998 * gap - 0.001).view(-1, 1, 1, 1) * (far - x)
         assert (model(closest.points).argmax(1) != y)[found].all()
