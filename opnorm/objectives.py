@@ -46,7 +46,7 @@ class Outcome(NamedTuple):
 
 @runtime_checkable
 class Objective(Protocol):
-    """(model, x, y) -> Outcome, for pixels (B, C, H, W) in [0, 1] and labels (B,)."""
+    """(model, x, y) -> Outcome, for pixels (B, ...) in [0, 1] and labels (B,)."""
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Outcome:
         """The loss to descend."""

@@ -45,7 +45,7 @@ def training_surrogate(model: nn.Module, x: Tensor, mode: Mode = "eval") -> nn.M
 
     Args:
         model: gives logits (B, K).
-        x: pixels (B, C, H, W), as the attack gets them.
+        x: pixels (B, ...), as the attack gets them.
         mode: of the model during the attack.
 
     Returns:
@@ -66,7 +66,7 @@ def evaluation_surrogate(model: nn.Module, x: Tensor, y: Tensor) -> "Surrogate |
 
     Args:
         model: in eval mode.
-        x: a few points (B, C, H, W) for the comparison.
+        x: a few points (B, ...) for the comparison.
         y: their labels (B,).
     """
     floats = {t.dtype for t in (x, *model.parameters(), *model.buffers()) if t.is_floating_point()}
@@ -145,7 +145,7 @@ class Surrogate(nn.Module):
             self.precise_logits = True
 
     def forward(self, x: Tensor) -> Any:
-        """(B, C, H, W) -> (B, K), float32."""
+        """(B, ...) -> (B, K), float32."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             out = self.network(x)
         return out.float() if isinstance(out, Tensor) else out

@@ -1,5 +1,7 @@
 """Attacks: callables (model, x, y) -> adversarial points, exactly in the ball and in [0, 1].
 
+Inputs x are batches (B, ...) of any shape: vectors, sequences, images, volumes. Their values are called pixels here.
+
 Settings that attacks share:
 
 - ``norm``, ``eps``: of the ball, 1, 2 or inf (PGD and FGSM: any number from 1 on), and its radius in pixel values of [0, 1],

@@ -37,7 +37,7 @@ class Problem:
 
     Attributes:
         model: decides whether a point is misclassified; its state is preserved by the caller.
-        x: (B, C, H, W) in [0, 1].
+        x: (B, ...) in [0, 1].
         y: labels (B,).
         logits: of the model at the clean points (B, K); only targets need them.
         eps: radius in pixel values of [0, 1], of all points or of each (B,).
@@ -108,7 +108,7 @@ class SearchResult:
 
     Attributes:
         attacked: (B,), the points to attack.
-        points: (B, C, H, W), exactly in the ball and in [0, 1]: the first misclassified one, or the one with the largest
+        points: (B, ...), exactly in the ball and in [0, 1]: the first misclassified one, or the one with the largest
             margin of those that the model as given evaluated; the clean one where it evaluated none.
         misclassified: (B,), by the model as given at ``points``.
         margin: (B,), max_{i≠y} z_i - z_y of the model as given at ``points``; -inf where it evaluated none.

@@ -79,6 +79,11 @@ def check_inputs(x: Tensor, y: Tensor) -> None:
             f"inputs of shape {tuple(x.shape)} and {y.dtype} labels of shape {tuple(y.shape)}; "
             "expected one int64 label for each input"
         )
+    if x.ndim < 2 or not math.prod(x.shape[1:]):
+        raise AttackError(
+            f"inputs of shape {tuple(x.shape)}: expected (B, ...), such as vectors (B, F), sequences (B, C, T) or "
+            "images (B, C, H, W), with at least one value each"
+        )
     if not len(x):
         return
     low, high = float(x.min()), float(x.max())

@@ -13,7 +13,7 @@ __all__ = ["GradientMonitor", "input_gradient"]
 
 
 def input_gradient(loss: Tensor, z: Tensor, *, keep_graph: bool = False) -> Tensor:
-    """The gradient of each point's own loss (B,) with respect to z (B, C, H, W).
+    """The gradient of each point's own loss (B,) with respect to z (B, ...).
 
     Raises:
         AttackError: the loss does not depend on z.

@@ -32,7 +32,7 @@ StepRule = Literal["constant", "linear", "cosine"]
 class Attack(Protocol):
     """Find, near each input, one that the model misclassifies.
 
-    Calling it with (model, x, y), pixels (B, C, H, W) in [0, 1] and labels (B,), gives points of the same shape that lie
+    Calling it with (model, x, y), inputs (B, ...) in [0, 1] and labels (B,), gives points of the same shape that lie
     exactly in the ball and in [0, 1]. The model comes back as it was, and no global random state has changed. ``seed``
     replaces the attack's own seed for this call.
     """

@@ -19,7 +19,7 @@ class MeanProbabilities(nn.Module):
         self.model, self.passes = model, passes
 
     def forward(self, x: Tensor) -> Any:
-        """(B, C, H, W) -> (B, K)."""
+        """(B, ...) -> (B, K)."""
         first = self.model(x.clone())
         if not isinstance(first, Tensor) or first.ndim != 2:
             return first  # check_logits raises the error

@@ -25,7 +25,7 @@ class Batch:
     """The jobs under way, one a row.
 
     Attributes:
-        x: clean inputs (R, C, H, W) in [0, 1].
+        x: clean inputs (R, ...) in [0, 1].
         y: labels (R,).
         target: the wrong class to go to (R,), -1 for none.
         restart: the restart of this point and target (R,).
@@ -48,7 +48,7 @@ class State:
     """What a search keeps of each row.
 
     Attributes:
-        z: the points to evaluate next (R, C, H, W).
+        z: the points to evaluate next (R, ...).
         k: evaluations so far (R,).
         stopped: the search has given the row up before its last step (R,).
     """
@@ -64,7 +64,7 @@ class Response(NamedTuple):
     Attributes:
         logits: (R, K).
         loss: of the search (R,).
-        grad: of the loss (R, C, H, W), or None.
+        grad: of the loss (R, ...), or None.
         forward: forward passes of single points that it took.
     """
 
@@ -111,7 +111,7 @@ class Search(ABC, Generic[S]):
         return torch.ones_like(batch.y, dtype=torch.bool)
 
     def final_iterate(self, batch: Batch, state: S) -> Tensor:
-        """The result of an ended job (R, C, H, W); the model as given evaluates it once."""
+        """The result of an ended job (R, ...); the model as given evaluates it once."""
         return state.z
 
     @property

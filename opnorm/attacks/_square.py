@@ -1,6 +1,7 @@
 """Square: random search over square-shaped changes, which evaluates the model forward only."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +15,7 @@ from opnorm.attacks._extrapolation import Extrapolation
 from opnorm.attacks._pgd import Attack
 from opnorm.attacks._rows import column, select, where
 from opnorm.attacks._search import Batch, Response, Search, State
+from opnorm.attacks._windows import Window, axis_of
 from opnorm.attacks.losses import margin, wide
 from opnorm.attacks.projections import LinfBall
 from opnorm.spec import factory
@@ -21,10 +23,10 @@ from opnorm.spec import factory
 __all__ = ["Square", "square"]
 
 SHARE = 0.8
-"""The share of the image that the first squares cover: p_init of the paper."""
+"""The share of the input that the first windows cover: p_init of the paper."""
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""After so many queries, or so many of 10,000, the squares have half the area."""
+"""After so many queries, or so many of 10,000, the windows have half the size."""
 
 FULL = 64
 """Points in a batch, up to which several queries of a row are evaluated at a time; more would mostly be wasted."""
@@ -51,8 +53,13 @@ def square(
     500, 1000, 2000, 4000, 6000 and 8000 queries, or after these shares of 10,000. Every position in the image is equally
     likely, and every point has squares of its own.
 
-    - ℓ∞: the search begins with vertical stripes x ± ε, and a proposal sets each channel of a square to x + ε or x - ε,
-      but not to what it is already.
+    In a sequence (B, C, T) the squares are segments, in a volume (B, C, D, H, W) cubes; what is said of areas is then said
+    of lengths and volumes. The features of a vector (B, F) have no neighbors: for each proposal they are put in a random
+    order, of which a segment is changed, so that it is a random subset of them. The first axis after the batch is that of
+    channels; (B, H, W) is a sequence with H channels, so images in gray need an axis of one channel.
+
+    - ℓ∞: the search begins with vertical stripes x ± ε, one for each place along the last axis, and a proposal sets each
+      channel of a square to x + ε or x - ε, but not to what it is already.
     - ℓ2, ℓ1: it begins with a grid of bumps, and a proposal adds a pair of bumps of opposite signs to a square (at least
       3 pixels wide where the image is 5) and restores another one, whose length ‖δ‖ the first one gets, together with
       what is left of ε.
@@ -109,7 +116,7 @@ class Square(Search[SquareState]):
 
     def start(self, batch: Batch) -> SquareState:
         """Stripes, or a grid of bumps."""
-        z = _stripes(batch) if self.norm == math.inf else self._grid(batch)
+        z = self._stripes(batch) if self.norm == math.inf else self._grid(batch)
         least = torch.full_like(batch.y, -math.inf, dtype=torch.promote_types(z.dtype, torch.float32))
         k, no = torch.zeros_like(batch.y), torch.zeros_like(batch.y, dtype=torch.bool)
         return SquareState(z, k, no, best=z, margin=least, history=self.extrapolation.start(least))
@@ -155,18 +162,23 @@ class Square(Search[SquareState]):
 
     def proposal(self, batch: Batch, best: Tensor, k: Tensor) -> Tensor:
         """The point of query k (R,); the first one is where the search begins."""
-        channels, height, width = batch.x.shape[1:]
-        side = self.side(k, height, width)
-        u = uniform(batch.keys + (k << 32) * GOLDEN, channels + 5)  # far from the counters of the start
-        first = _Window.drawn(u[:, :2], side, height, width)
-        signs, rest = column(u[:, 5:] < 0.5, batch.x), u[:, 2:5]
+        if vector := best.ndim == 2:
+            batch, best = _with_channel(batch), best[:, None]
+        _, channels, *sizes = batch.x.shape
+        side, axes = self.side(k, sizes), len(sizes)
+        count = channels + 2 * axes + 1
+        u = uniform(batch.keys + (k << 32) * GOLDEN, count + sizes[0] * vector)  # far from those of the start
+        order = u[:, count:].argsort(1).argsort(1) if vector else None
+        first = Window.drawn(u[:, :axes], side, sizes, order)
+        signs = column(u[:, 2 * axes + 1 : count] < 0.5, batch.x)
         if self.norm == math.inf:
             z = _repaint(batch, best, first.mask(), signs)
         else:
-            second = _Window.drawn(rest[:, :2], side, height, width)
-            bumps = first.bumps(rest[:, 2] < 0.5) * first.mask()
+            second = Window.drawn(u[:, axes : 2 * axes], side, sizes, order)
+            bumps = first.bumps(axis_of(u[:, 2 * axes], axes)) * first.mask()
             z = self._move_mass(batch, best, first.mask(), second.mask(), bumps, signs)
-        return where(k == 0, best, z)
+        z = where(k == 0, best, z)
+        return z[:, 0] if vector else z
 
     def advance(self, batch: Batch, state: SquareState, response: Response) -> SquareState:
         """Keep the proposal if its margin is larger."""
@@ -182,29 +194,41 @@ class Square(Search[SquareState]):
         """The point with the largest margin."""
         return state.best
 
-    def side(self, k: Tensor, height: int, width: int) -> Tensor:
-        """The width of the square of query k (R,); odd for ℓ2 and ℓ1, so that its bumps have a middle."""
+    def side(self, k: Tensor, sizes: Sequence[int]) -> Tensor:
+        """The width of the window of query k (R,); odd for ℓ2 and ℓ1, so that its bumps have a middle."""
         done = k * 10000 // self.steps if self.rescale else k
         halvings = (done[:, None] > torch.tensor(HALVINGS, device=k.device)).sum(1)
-        side = (SHARE * height * width * 0.5**halvings).sqrt().round().long()
+        size = math.prod(sizes, start=SHARE) * 0.5 ** halvings.float()
+        side = (size.sqrt() if len(sizes) == 2 else size ** (1 / len(sizes))).round().long()
         if self.norm != math.inf:
-            side = side.clamp(min=3 if min(height, width) >= 5 else 1)  # a pair of bumps needs 3 pixels
+            side = side.clamp(min=3 if min(sizes) >= 5 else 1)  # a pair of bumps needs 3 pixels
             side = side + 1 - side % 2
-        return side.clamp(min=1, max=min(height, width))
+        return side.clamp(min=1, max=min(sizes))
+
+    def _stripes(self, batch: Batch) -> Tensor:
+        """As far as the ball goes up or down, by places along the last axis."""
+        if batch.x.ndim == 2:
+            return self._stripes(_with_channel(batch))[:, 0]
+        count, channels, *sizes = batch.x.shape
+        up = uniform(batch.keys, channels * sizes[-1]) < 0.5
+        return torch.where(up.view(count, channels, *[1] * (len(sizes) - 1), sizes[-1]), *_ends(batch))
 
     # ------------------------------------------------------------ ℓ2 and ℓ1
 
     def _grid(self, batch: Batch) -> Tensor:
         """Bumps side by side, each with a sign of its own in every channel."""
-        count, channels, height, width = batch.x.shape
-        side = max(min(height, width) // 5, 1)
-        rows, columns = (torch.arange(n, device=batch.y.device) for n in (height, width))
-        tiles = (channels, (height - 1) // side + 1, (width - 1) // side + 1)
+        if batch.x.ndim == 2:
+            return self._grid(_with_channel(batch))[:, 0]
+        count, channels, *sizes = batch.x.shape
+        side = max(min(sizes) // 5, 1)
+        places = [torch.arange(n, device=batch.y.device) for n in sizes]
+        tiles = (channels, *((n - 1) // side + 1 for n in sizes))
         u = uniform(batch.keys, 1 + math.prod(tiles))
         signs = 1 - 2 * (u[:, 1:] < 0.5).view(count, *tiles).to(batch.x)
-        sides = torch.full_like(batch.y, side)
-        cells = _Window((rows % side).expand(count, -1), (columns % side).expand(count, -1), sides)
-        d = cells.bumps(u[:, 0] < 0.5) * signs[:, :, rows // side][..., columns // side]
+        for axis, place in enumerate(places, 2):
+            signs = signs.index_select(axis, place // side)
+        cells = Window([(place % side).expand(count, -1) for place in places], torch.full_like(batch.y, side))
+        d = cells.bumps(axis_of(u[:, 0], len(sizes))) * signs
         length = torch.linalg.vector_norm(d.flatten(1), self.norm, dim=1)
         d = d * column(batch.ball.eps.to(length.dtype) / length, d)
         return (batch.x + d).clamp(0, 1).to(batch.x.dtype)
@@ -221,28 +245,36 @@ class Square(Search[SquareState]):
         d = wide(best) - x
         size = d.square() if q == 2 else d.abs()
         most = column(batch.ball.eps**q, d)
-        left = (most - size.sum((1, 2, 3), keepdim=True)) / x.shape[1]  # negative after a rounding error
-        length = (left + (size * (here | there)).sum((2, 3), keepdim=True)).clamp(min=0) ** (1 / q)
+        left = (most - size.sum(tuple(range(1, d.ndim)), keepdim=True)) / x.shape[
+            1
+        ]  # negative after a rounding error
+        inside = (size * (here | there)).sum(_axes(d), keepdim=True)
+        length = (left + inside).clamp(min=0) ** (1 / q)
         bumps = _unit(bumps, q) * torch.where(signs, 1, -1)
         new = _unit(d * here, q) + bumps
-        opposite = torch.linalg.vector_norm(new, q, dim=(2, 3), keepdim=True) < 1e-3  # to the old change
+        opposite = torch.linalg.vector_norm(new, q, dim=_axes(d), keepdim=True) < 1e-3  # to the old change
         new = _unit(torch.where(opposite, bumps, new), q) * length
         return torch.where(here, (x + new).clamp(0, 1).to(x.dtype), torch.where(there, x, best))
 
 
 def _unit(d: Tensor, q: float) -> Tensor:
     """Each channel over its length; zero where it is zero."""
-    return d / torch.linalg.vector_norm(d, q, dim=(2, 3), keepdim=True).clamp(min=1e-30)
+    return d / torch.linalg.vector_norm(d, q, dim=_axes(d), keepdim=True).clamp(min=1e-30)
+
+
+def _axes(d: Tensor) -> tuple[int, ...]:
+    """Those after batch and channels."""
+    return tuple(range(2, d.ndim))
+
+
+def _with_channel(batch: Batch) -> Batch:
+    """Vectors (R, F) as sequences (R, 1, F)."""
+    region = batch.ball
+    changed = {name: getattr(region, name)[:, None] for name in ("x", "low", "high") if hasattr(region, name)}
+    return replace(batch, x=batch.x[:, None], ball=replace(region, **changed))
 
 
 # ---------------------------------------------------------------- ℓ∞
-
-
-def _stripes(batch: Batch) -> Tensor:
-    """As far as the ball goes up or down, by columns."""
-    count, channels, _, width = batch.x.shape
-    up = (uniform(batch.keys, channels * width) < 0.5).view(count, channels, 1, width)
-    return torch.where(up, *_ends(batch))
 
 
 def _repaint(batch: Batch, best: Tensor, here: Tensor, up: Tensor) -> Tensor:
@@ -256,51 +288,3 @@ def _repaint(batch: Batch, best: Tensor, here: Tensor, up: Tensor) -> Tensor:
 def _ends(batch: Batch) -> tuple[Tensor, Tensor]:
     assert isinstance(batch.ball, LinfBall)  # as the norm says
     return batch.ball.high, batch.ball.low
-
-
-# ---------------------------------------------------------------- windows
-
-
-@dataclass
-class _Window:
-    """A square of each row's image: where rows (R, H) and columns (R, W) are in it, from 0 to its side (R,)."""
-
-    rows: Tensor
-    columns: Tensor
-    side: Tensor
-
-    @staticmethod
-    def drawn(u: Tensor, side: Tensor, height: int, width: int) -> "_Window":
-        """Anywhere in the image, from two numbers in (0, 1)."""
-
-        def place(share: Tensor, length: int) -> Tensor:
-            corner = (share * (length - side + 1)).long().minimum(length - side)
-            return torch.arange(length, device=u.device) - corner[:, None]
-
-        return _Window(place(u[:, 0], height), place(u[:, 1], width), side)
-
-    def mask(self) -> Tensor:
-        """Which pixels are inside, (R, 1, H, W)."""
-        rows, columns = ((p >= 0) & (p < self.side[:, None]) for p in (self.rows, self.columns))
-        return rows[:, None, :, None] & columns[:, None, None, :]
-
-    def bumps(self, turned: Tensor) -> Tensor:
-        """Two pyramids, one up in the upper half and one down in the lower, (R, 1, H, W); left and right if turned.
-
-        At the distance r from the middle (the larger of both coordinates'), a pyramid is Σ_{j=r}^{side // 2} 1 / (j + 1)².
-        It falls with r, so the larger distance gives the smaller height.
-        """
-        steps = torch.arange(1, max(self.rows.shape[1], self.columns.shape[1]) + 2, device=turned.device)
-        heights = torch.cat([turned.new_zeros(1, dtype=torch.float32), (1 / steps.float() ** 2).cumsum(0)])
-        half, turned = (self.side // 2)[:, None], turned[:, None]
-        sides, signs = [], []
-        for place, split in ((self.rows, ~turned), (self.columns, turned)):
-            lower = split & (place >= half)
-            middle = torch.where(
-                lower, half + (self.side[:, None] - half) // 2, torch.where(split, half // 2, half)
-            )
-            away = (place - middle).abs().minimum(half)
-            sides.append(heights[half + 1] - heights[away])
-            signs.append(torch.where(lower, -1, 1))
-        height = torch.minimum(sides[0][:, None, :, None], sides[1][:, None, None, :])
-        return height * (signs[0][:, None, :, None] * signs[1][:, None, None, :])

@@ -89,7 +89,7 @@ def check_gradient_masking(
 
     Args:
         model: as it was attacked; its state is preserved.
-        x: (B, C, H, W) in [0, 1].
+        x: (B, ...) in [0, 1].
         y: labels (B,).
         result: of the attack on these points.
         norm: of the ball; experiments that attack are for 1, 2 and inf.
@@ -180,11 +180,11 @@ class _Points:
 
     @cached_property
     def gradient(self) -> Tensor:
-        """Of the log-odds (B, C, H, W)."""
+        """Of the log-odds (B, ...)."""
         return self.gradient_of(log_odds)
 
     def gradient_of(self, loss: Loss) -> Tensor:
-        """Of each point's loss (B, C, H, W)."""
+        """Of each point's loss (B, ...)."""
         with torch.enable_grad():
             z = self.x.detach().requires_grad_()
             return torch.autograd.grad(loss(self.compute(z), self.y).sum(), z)[0]

@@ -25,7 +25,7 @@ class MinimumNormPoints(NamedTuple):
     """The closest misclassified points that were found.
 
     Attributes:
-        points: (B, C, H, W) in [0, 1]; the clean point where none was found, and where it is misclassified itself.
+        points: (B, ...) in [0, 1]; the clean point where none was found, and where it is misclassified itself.
         distance: (B,), float64; 0 where the clean point is misclassified, inf where nothing was found.
     """
 
@@ -51,7 +51,7 @@ def minimal_eps(
 
     Args:
         model: gives logits (B, K); comes back as it was.
-        x: (B, C, H, W) in [0, 1].
+        x: (B, ...) in [0, 1].
         y: labels (B,).
         attack: makes the attack for a radius: ``lambda eps: pgd(norm=2, eps=eps)``.
         norm: of the distance, the same as that of the attack.

@@ -22,10 +22,10 @@ __all__ = ["Ball", "L1Ball", "L2Ball", "LinfBall", "LpBall", "ball"]
 
 @dataclass(frozen=True)
 class Ball(ABC):
-    """The points of [0, 1]^(C, H, W) within some distance of each center, in some norm.
+    """The points of [0, 1]^n within some distance of each center, in some norm.
 
     Attributes:
-        x: centers (B, C, H, W).
+        x: centers (B, ...).
         eps: radii (B,), float64.
     """
 
@@ -38,7 +38,7 @@ class Ball(ABC):
 
     @abstractmethod
     def project(self, z: Tensor) -> Tensor:
-        """The closest points inside (B, C, H, W)."""
+        """The closest points inside (B, ...)."""
 
     @property
     @abstractmethod
@@ -72,7 +72,7 @@ def ball(x: Tensor, eps: float | Tensor, norm: float) -> Ball:
     """The ball of radius ``eps`` (in pixel values, [0, 1]) around each point of a batch.
 
     Args:
-        x: centers (B, C, H, W).
+        x: centers (B, ...).
         eps: one radius for all, or one for each (B,).
         norm: of the distance, from 1 on.
 

@@ -43,7 +43,7 @@ class AttackResult:
     """The result of all attacks, for every point.
 
     Attributes:
-        points: (B, C, H, W), exactly in the ball and in [0, 1]; the clean point where no adversarial one was found.
+        points: (B, ...), exactly in the ball and in [0, 1]; the clean point where no adversarial one was found.
         correct: (B,), the clean point is classified correctly.
         certified: (B,), correct and proved to be robust.
         misclassified: (B,), correct, and misclassified at ``points``.

@@ -63,7 +63,7 @@ def certified(
 
     Args:
         model: gives logits (B, K); unchanged afterwards.
-        x: (B, C, H, W) in [0, 1].
+        x: (B, ...) in [0, 1].
         y: labels (B,).
         eps: radius, in pixel values.
         norm: of the ball: 1, 2 or inf.

@@ -37,7 +37,7 @@ def lipschitz_radius(model: nn.Module, x: Tensor, y: Tensor, norm: float = math.
 
     Args:
         model: gives logits (B, K); taken in eval mode, unchanged afterwards.
-        x: (B, C, H, W) in [0, 1].
+        x: (B, ...) in [0, 1].
         y: labels (B,).
         norm: p: 1, 2 or inf.
 

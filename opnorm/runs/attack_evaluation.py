@@ -75,7 +75,7 @@ def evaluate(
 
     Args:
         model: gives logits (B, K); its state is preserved.
-        x: (B, C, H, W) in [0, 1].
+        x: (B, ...) in [0, 1].
         y: labels (B,).
         attack: made by a factory of opnorm, or with attributes ``norm`` and ``eps``. It gets the correct points only;
             with ``stop_at_success=True``, where it has that, it is faster and not weaker.

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from opnorm._core import files
+from opnorm.errors import AttackError
 from opnorm.runs.evaluation import Evaluation
 
 __all__ = ["contact_sheet"]
@@ -34,8 +35,11 @@ def contact_sheet(
         points: at most so many.
 
     Raises:
+        AttackError: the points are no images.
         RunError: the file cannot be written.
     """
+    if x.ndim != 4:
+        raise AttackError(f"points of shape {tuple(x.shape)} are no images to draw; expected (B, C, H, W)")
     e, chosen = evaluation, evaluation.result.misclassified.nonzero().squeeze(1)[:points]
     clean, moved = x[chosen].float().cpu(), e.result.points[chosen].float().cpu()
     difference = moved - clean

@@ -14,7 +14,8 @@ from opnorm._core.random import point_keys
 from opnorm.attacks._autoattack import AutoAttack
 from opnorm.attacks._rows import select
 from opnorm.attacks._search import Batch, Response
-from opnorm.attacks._square import Square, _Window, square
+from opnorm.attacks._square import Square, square
+from opnorm.attacks._windows import Window, axis_of
 from opnorm.attacks.projections import ball
 from opnorm.errors import AttackError
 from opnorm.spec import build, spec_of
@@ -46,28 +47,32 @@ def advanced(search, batch, state, answer):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32))
-def test_windows_and_bumps_against_loops(height, width, side, seed):
-    side = min(side, height, width)
-    u = torch.rand(5, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    window = _Window.drawn(u[:, :2], torch.full((5,), side), height, width)
-    mask, turned = window.mask(), u[:, 2] < 0.5
-    bumps = window.bumps(turned)
-    for i in range(5):
-        top, left = int(u[i, 0] * (height - side + 1)), int(u[i, 1] * (width - side + 1))
-        for row, column in itertools.product(range(height), range(width)):
-            r, c = row - top, column - left
-            inside = 0 <= r < side and 0 <= c < side
-            assert bool(mask[i, 0, row, column]) == inside
-            if not inside:
-                continue
-            if turned[i]:
-                r, c = c, r
-            half = side // 2
-            middle = half + (side - half) // 2 if r >= half else half // 2
-            away = max(abs(r - middle), abs(c - half))
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(1, 6), st.integers(0, 2**32))
+def test_windows_and_bumps_against_loops(sizes, side, seed):
+    """Segments, squares, cubes, and windows of four axes."""
+    side, axes = min(side, *sizes), len(sizes)
+    u = torch.rand(3, axes + 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    window, along = Window.drawn(u, torch.full((3,), side), sizes), axis_of(u[:, axes], axes)
+    mask, bumps, half = window.mask(), window.bumps(along), side // 2
+    for i, position in itertools.product(range(3), itertools.product(*map(range, sizes))):
+        place = [
+            at - int(u[i, axis] * (n - side + 1))
+            for axis, (at, n) in enumerate(zip(position, sizes, strict=True))
+        ]
+        inside = all(0 <= p < side for p in place)
+        assert bool(mask[(i, 0, *position)]) == inside
+        if inside:
+            first = place.pop(int(along[i]))
+            middle = half + (side - half) // 2 if first >= half else half // 2
+            away = max([abs(first - middle), *(abs(p - half) for p in place)])
             pyramid = sum(1 / (j + 1) ** 2 for j in range(away, half + 1))
-            assert float(bumps[i, 0, row, column]) == pytest.approx(-pyramid if r >= half else pyramid)
+            assert float(bumps[(i, 0, *position)]) == pytest.approx(-pyramid if first >= half else pyramid)
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_bumps_lie_side_by_side_along_each_axis_equally_often(axes):
+    counts = axis_of((torch.arange(600, dtype=torch.float64) + 0.5) / 600, axes).bincount(minlength=axes)
+    assert counts.tolist() == [600 // axes] * axes
 
 
 def test_every_position_is_equally_likely_also_the_last():
@@ -86,32 +91,45 @@ def test_every_position_is_equally_likely_also_the_last():
 
 
 def test_the_schedule():
-    def side(query, queries, height, width, norm):
+    def side(query, queries, sizes, norm):
         done = query * 10000 // queries
         p = 0.8
         for limit in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000):
             p /= 2 if done > limit else 1
-        s = max(round(math.sqrt(p * height * width)), 1)
+        s = max(round((p * math.prod(sizes)) ** (1 / len(sizes))), 1)
         if norm != math.inf:
-            s = max(s, 3 if min(height, width) >= 5 else 1)
+            s = max(s, 3 if min(sizes) >= 5 else 1)
             s += 1 - s % 2
-        return min(s, height, width)
+        return min(s, *sizes)
 
-    for norm, queries, (height, width) in itertools.product(
-        NORMS, (7, 500, 5000, 10000), ((28, 28), (32, 32), (1, 1), (2, 2), (1, 7), (5, 3))
-    ):
+    shapes = ((28, 28), (32, 32), (1, 1), (2, 2), (1, 7), (5, 3), (1,), (90,), (9, 9, 9), (4, 30, 30))
+    for norm, queries, sizes in itertools.product(NORMS, (7, 500, 5000, 10000), shapes):
         at = torch.tensor(
             sorted({1, 2, 3, 5, 6, 25, 26, 100, 101, 251, 4000, 4001, queries} & set(range(queries + 1)))
         )
-        got = Square(norm, queries).side(at, height, width)
-        assert got.tolist() == [side(k, queries, height, width, norm) for k in at.tolist()]
+        got = Square(norm, queries).side(at, sizes)
+        assert got.tolist() == [side(k, queries, sizes, norm) for k in at.tolist()]
 
 
 # ---------------------------------------------------------------- steps
 
 
 @pytest.mark.parametrize(
-    "shape", [(1, 6, 6), (3, 6, 9), (2, 4, 3), (1, 1, 1), (3, 2, 2), (1, 1, 7), (3, 28, 28)]
+    "shape",
+    [
+        (1, 6, 6),
+        (3, 6, 9),
+        (2, 4, 3),
+        (1, 1, 1),
+        (3, 2, 2),
+        (1, 1, 7),
+        (3, 28, 28),
+        (12,),
+        (1,),
+        (2, 9),
+        (2, 5, 5, 6),
+        (1, 2, 2, 2),
+    ],
 )
 @pytest.mark.parametrize("norm", NORMS)
 def test_proposals_stay_in_the_ball_and_change_two_squares_at_most(norm, shape):
@@ -131,15 +149,16 @@ def test_proposals_stay_in_the_ball_and_change_two_squares_at_most(norm, shape):
         if norm == math.inf:
             assert torch.equal(z, batch.ball.project(z))
         if k:
-            changed = (z != before).any(1).flatten(1).sum(1)
-            side = search.side(state.k, *shape[1:])
-            assert (changed <= side**2 * (1 if norm == math.inf else 2)).all()
+            changed = z != before if len(shape) == 1 else (z != before).any(1).flatten(1)
+            changed, sizes = changed.sum(1), shape[1:] or shape
+            windows = search.side(state.k, sizes) ** len(sizes) * (1 if norm == math.inf else 2)
+            assert (changed <= windows).all()
             if norm == math.inf:
                 assert (changed > 0).all()  # no query is wasted on what is known
         state = advanced(search, batch, state, response(batch, torch.rand(16, generator=generator)))
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 7, 9), (3, 2, 2), (2, 1, 1)])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 7, 9), (3, 2, 2), (2, 1, 1), (11,), (3, 8), (2, 3, 5, 4)])
 @pytest.mark.parametrize("norm", [2, 1])
 def test_away_from_the_box_no_length_is_lost(norm, shape):
     x = torch.full((20, *shape), 0.5) + 0.01 * images(20, shape)[0]
@@ -188,14 +207,32 @@ def test_each_row_has_its_own_square_and_phase():
 # ---------------------------------------------------------------- the attack
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 2, 2), (1, 1, 1)])
+def test_the_features_of_a_vector_have_no_neighbors():
+    """Two features are in the same window as often as any other two."""
+    x, rows = torch.full((1, 8), 0.5), 4000
+    batch = replace(batch_of(x.repeat(rows, 1), math.inf, 0.1), keys=torch.arange(rows) * 7919)
+    search = Square(math.inf, 5000)
+    before = search.start(batch).best
+    k = torch.full((rows,), 30)  # windows of three features: round(0.8 · 8 / 2)
+    assert search.side(k, (8,)).unique().tolist() == [2]
+    z = search.proposal(batch, batch.x, k)
+    changed = (z != batch.x).double()
+    assert (changed.sum(1) == 2).all()
+    together = (changed.T @ changed) / rows
+    pairs = together[~torch.eye(8, dtype=torch.bool)]
+    share = 1 / 28  # of all pairs
+    assert (pairs - share).abs().max() < 5 * math.sqrt(share / rows)
+    assert before.shape == x.repeat(rows, 1).shape
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 2, 2), (1, 1, 1), (16,), (2, 8), (1, 2, 3, 3)])
 @pytest.mark.parametrize("norm", NORMS)
 def test_near_the_optimum_of_linear_models(norm, shape):
     w = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     x, y = images(20, shape, low=0.4, high=0.6)
     y, eps = y % 2, EPS[norm]
     z = square(norm, eps, queries=400, stop_at_success=False)(Linear(w), x, y)
-    towards = torch.where(y == 0, 1.0, -1.0).view(-1, 1, 1, 1) * w
+    towards = torch.where(y == 0, 1.0, -1.0).view(-1, *[1] * len(shape)) * w
     gain = ((z - x) * towards).flatten(1).sum(1)
     share = gain / (eps * torch.linalg.vector_norm(w, {math.inf: 1, 2: 2, 1: math.inf}[norm]))
     assert share.max() <= 1 + 1e-5
