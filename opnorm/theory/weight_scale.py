@@ -11,7 +11,6 @@ unchanged if they raise.
 """
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -148,11 +147,10 @@ def _chain(model: nn.Module, example: Tensor) -> list[_Layer]:
     model = unwrap(model)
     try:
         with evaluating(model):
-            graph, _ = forward_graph(model, example)
+            forward = forward_graph(model, example)
     except BoundError as e:
         raise _refused(str(e)) from e
-    modules = dict(graph.named_modules())
-    nodes = list(graph.graph.nodes)
+    modules, nodes = forward.named, list(forward.graph.nodes)
     weighted = {n for n in nodes if n.op == "call_module" and is_standard(modules[n.target], *LINEAR_OR_CONV)}
     if not weighted:
         raise _refused("the network has no linear or convolutional layer")
@@ -162,7 +160,7 @@ def _chain(model: nn.Module, example: Tensor) -> list[_Layer]:
         inputs = [before[i] for i in n.all_input_nodes if i in before]
         if n.op == "placeholder":
             before[n] = 0
-        elif not inputs or _is_shape(n):
+        elif not inputs:
             continue
         elif n in weighted:
             if inputs != [len(layers)]:
@@ -177,18 +175,12 @@ def _chain(model: nn.Module, example: Tensor) -> list[_Layer]:
             before[n] = max(inputs)
     if before.get(nodes[-1]) != len(weighted):
         raise _refused(f"the output does not come from the last layer, {layers[-1].name!r}")
-    _check_parameters(model, graph, layers)
+    _check_parameters(model, forward.read, layers)
     return layers
 
 
 def _refused(reason: str) -> ModelError:
     return ModelError(f"scale cannot be shifted: {reason}")
-
-
-def _is_shape(n: fx.Node) -> bool:
-    if n.op == "call_function" and n.target is getattr:
-        return n.args[1] in ("shape", "ndim", "dtype", "device")
-    return n.op == "call_method" and n.target in ("size", "dim", "numel")
 
 
 def _reason(n: fx.Node, inputs: list[int], modules: dict[str, nn.Module]) -> str:
@@ -222,7 +214,7 @@ def _chain_layer(name: str, layer: nn.Module, before: list[_Layer]) -> _Layer:
     return _Layer(name, layer, weight, own["bias"])
 
 
-def _check_parameters(model: nn.Module, graph: fx.GraphModule, layers: list[_Layer]) -> None:
+def _check_parameters(model: nn.Module, used: dict[str, Tensor], layers: list[_Layer]) -> None:
     """ModelError for weights that are used in two places, or outside the layers."""
     owner: dict[int, str] = {}
     inside = {id(layer.layer) for layer in layers}
@@ -230,12 +222,12 @@ def _check_parameters(model: nn.Module, graph: fx.GraphModule, layers: list[_Lay
         for p in layer.parameters(recurse=False):
             if owner.setdefault(id(p), name) != name:
                 raise _refused(f"layers {owner[id(p)]!r} and {name!r} share a parameter")
-    read = [(n.target, operator.attrgetter(n.target)(graph)) for n in graph.graph.nodes if n.op == "get_attr"]
+    read: list[tuple[str, Tensor | None]] = [*used.items()]
     for module_name, module in model.named_modules():
         if id(module) not in inside:
             read += [(f"{module_name}.{k}".removeprefix("."), p) for k, p in module._parameters.items()]
-    for name, p in read:
-        if id(p) in owner:
-            raise _refused(f"the parameter {name!r} of layer {owner[id(p)]!r} is used elsewhere too")
-        if isinstance(p, nn.Parameter) and p.ndim > 1:
+    for name, tensor in read:
+        if id(tensor) in owner:
+            raise _refused(f"the parameter {name!r} of layer {owner[id(tensor)]!r} is used elsewhere too")
+        if isinstance(tensor, nn.Parameter) and tensor.ndim > 1:
             raise _refused(f"{name!r} is no weight of a linear or convolutional layer in the chain")

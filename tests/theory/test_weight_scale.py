@@ -223,7 +223,7 @@ def between(module):
         (Called(lambda m, x: m.a(x)), "'b.weight' is no weight of a linear or convolutional layer in the chain"),
         (Called(lambda m, x: m.b(m.c(m.a(x))), c=Odd(8, 8)), "linear between the layers is not known"),
         (Called(lambda m, x: m.b(m.a(m.c(x))), c=Odd(8, 8)), "'c.weight' is no weight of a linear"),
-        (Called(lambda m, x: m.b(m.a(x)) if x.sum() > 0 else x), "cannot be written as a graph"),
+        (Called(lambda m, x: m.b(m.a(x)) if x.sum() > 0 else x), "control flow by the data"),
         (between(parametrizations.weight_norm(nn.Linear(8, 8))), "layer '1' has a weight or bias that is computed"),
         (tied(), "layers 'a' and 'b' share a parameter"),
         (tied_outside(), "the parameter 'e.weight' of layer 'b' is used elsewhere too"),

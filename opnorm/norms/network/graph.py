@@ -1,22 +1,22 @@
-"""The forward of a network as a graph, by ``torch.fx``, down to the layers that opnorm has formulas for."""
+"""The forward of a network as a graph, down to the layers that opnorm has formulas for."""
 
-import inspect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import config as jaxtyping_config
 from torch import Tensor, fx, nn
 
-from opnorm._core.layers import overrides, unwrap
+from opnorm._core.layers import unwrap
 from opnorm.errors import BoundError
 from opnorm.norms.exact.by_layer import l1
+from opnorm.norms.network.recorder import Recorder
 from opnorm.norms.network.trace import Example, arguments, eagerly, first_line, map_tensors, tensors_in, trace
-from opnorm.norms.nonlinear import is_copying, is_nonlinear
+from opnorm.norms.nonlinear import is_copying, is_nonlinear, known_base
 
 __all__ = [
+    "ForwardGraph",
     "attributes_restored",
     "forward_graph",
     "mixes_points",
@@ -26,57 +26,61 @@ __all__ = [
 ]
 
 
-class _Tracer(fx.Tracer):
-    """Layers with a formula are leaves of the graph."""
+class ForwardGraph(NamedTuple):
+    """A forward as a graph.
 
-    def __init__(self) -> None:
-        super().__init__(autowrap_modules=(math,))
+    Attributes:
+        graph: its nodes.
+        named: the layers and constants that the nodes name.
+        read: the parameters that are used outside of the layers that are nodes, by name.
+        inputs: values of the placeholders.
+    """
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        base = next((c for c in type(m).__mro__ if c in l1.registry and c is not object), None)
-        if base is not None:
-            return not overrides(m, base)
-        return is_copying(m) or is_nonlinear(m) or super().is_leaf_module(m, module_qualified_name)
+    graph: fx.Graph
+    named: dict[str, Any]
+    read: dict[str, Tensor]
+    inputs: list[Tensor]
 
 
-def forward_graph(model: nn.Module, example: Example) -> tuple[fx.GraphModule, list[Any]]:
-    """The graph of the forward and the values of its placeholders.
+def forward_graph(model: nn.Module, example: Example) -> ForwardGraph:
+    """The graph of what the forward does with an example, down to the layers that opnorm has formulas for.
 
     Raises:
-        BoundError: the forward cannot be written as a graph.
+        BoundError: the forward cannot be written as a graph, with the operation or the reason.
         OpnormError: the model does not take the example.
     """
     args, kwargs = arguments(model, example)
+    recorder = Recorder(model)
+    inputs = map_tensors((args, kwargs), lambda t: recorder.input(shifted(t)))
     try:
-        bound = inspect.signature(model.forward).bind(*args, **kwargs)
-    except (TypeError, ValueError) as e:
-        trace(model, example)  # raises
-        raise BoundError(f"its arguments are not known: {e}") from e
-    bound.apply_defaults()
-    kinds = {k: bound.signature.parameters[k].kind for k in bound.arguments}
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    for name, value in bound.arguments.items():
-        if kinds[name] in variadic and value:
-            raise BoundError(f"its forward takes any number of arguments (*{name})")
-    values = {k: v for k, v in bound.arguments.items() if kinds[k] not in variadic}
-    fixed = {k: v for k, v in values.items() if not isinstance(v, Tensor)}
-    tracer = _Tracer()
-    try:
-        with no_random_numbers(), _traceable(model):
-            with attributes_restored(model):  # a forward may assign a value, which is fx's proxy, to a module
-                graph = tracer.trace(model, None if isinstance(model, fx.GraphModule) else fixed or None)
-            for (
-                tensor,
-                name,
-            ) in tracer.tensor_attrs.items():  # constants of the forward, which fx adds to the model
-                if not name.rpartition(".")[0] and not hasattr(model, name):
-                    setattr(model, name, tensor)
-            return fx.GraphModule(tracer.root, graph), list(values.values())
+        with no_random_numbers(), _uncompiled(model), attributes_restored(model):
+            for name, layer in _leaves(model):
+                call = recorder.layer(name, layer, layer._call_impl, _is_known(layer))
+                vars(layer)["_compiled_call_impl"] = call  # torch takes it in the place of the forward
+            with recorder:
+                output = model(*inputs[0], **inputs[1])
+            recorder.output(output)
     except BoundError:
         raise
-    except Exception as e:  # fx raises of many kinds, and user code more
+    except Exception as e:  # of the user's own network
         trace(model, example)
-        raise BoundError(f"its forward cannot be written as a graph: {first_line(e)}") from e
+        raise BoundError(f"its forward cannot be followed: {first_line(e)}") from e
+    return ForwardGraph(recorder.graph, recorder.named, recorder.read, tensors_in(arguments(model, example)))
+
+
+def _is_known(layer: nn.Module) -> bool:
+    """Whether opnorm has a formula for the layer, whose forward is that of the formula."""
+    return known_base(layer, l1.registry) is not None or is_copying(layer) or is_nonlinear(layer)
+
+
+def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The layers with a formula and torch's own ones without children, each once."""
+    return [
+        (name.replace("_orig_mod.", ""), m)
+        for name, m in model.named_modules()
+        if m is not model
+        and (_is_known(m) or (type(m).__module__.startswith("torch.nn.") and not m._modules))
+    ]
 
 
 @contextmanager
@@ -90,18 +94,13 @@ def no_random_numbers() -> Iterator[None]:
 
 
 @contextmanager
-def _traceable(model: nn.Module) -> Iterator[None]:
-    """Compiled modules inside the model are replaced by the original ones; jaxtyping would refuse fx's proxies."""
-    checking = jaxtyping_config.jaxtyping_disable
+def _uncompiled(model: nn.Module) -> Iterator[None]:
+    """Compiled modules inside the model are replaced by the original ones."""
     with attributes_restored(model), eagerly():
         for parent in list(model.modules()):
             for name, child in parent._modules.items():
                 parent._modules[name] = child if child is None else unwrap(child)
-        jaxtyping_config.update("jaxtyping_disable", True)
-        try:
-            yield
-        finally:
-            jaxtyping_config.update("jaxtyping_disable", checking)
+        yield
 
 
 @contextmanager

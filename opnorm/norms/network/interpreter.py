@@ -10,6 +10,7 @@ from opnorm._core.layers import Shape, is_standard
 from opnorm.errors import BoundError, NormError
 from opnorm.norms import display
 from opnorm.norms.layer_table import layer_norms
+from opnorm.norms.network.graph import ForwardGraph
 from opnorm.norms.network.layer_rules import RULES  # those of rules.py and its own
 from opnorm.norms.network.rules import FunctionCall, constant, depends, p_norm
 from opnorm.norms.network.trace import first_line, leaves, tensors_in
@@ -54,13 +55,17 @@ class BoundInterpreter(fx.Interpreter):
     """
 
     def __init__(
-        self, graph: fx.GraphModule, ord: float, known: KnownFactors, nodes: list[NodeBound]
+        self, forward: ForwardGraph, ord: float, known: KnownFactors, nodes: list[NodeBound]
     ) -> None:
-        super().__init__(graph)
-        self.ord, self.known, self.nodes = ord, known, nodes
+        super().__init__(nn.Module(), graph=forward.graph)
+        self.named, self.ord, self.known, self.nodes = forward.named, ord, known, nodes
         self.bounds: dict[fx.Node, Any] = {}
         self.result: Any = None
         self.overwritten = ""  # a parameter or buffer that the forward writes to
+
+    def fetch_attr(self, target: str) -> Any:
+        """The layer or constant that a node names."""
+        return self.named[target]
 
     def run_node(self, n: fx.Node) -> Any:
         """The value of the node; its bound is kept in ``bounds``."""
@@ -139,6 +144,8 @@ class BoundInterpreter(fx.Interpreter):
 
     def factor(self, layer: nn.Module, shape: Shape) -> float:
         """An upper bound on a layer's Lipschitz constant for a tensor of this shape, or BoundError."""
+        if len(shape) == 1 and is_standard(layer, nn.Linear):
+            shape = (1, *shape)  # one point without a batch axis
         if is_standard(layer, *SOFTMAX):  # the first axis may be any, where a permutation came before
             return softmax_constant(layer, self.ord, shape)
         key = (layer, shape[1:], self.ord)

@@ -1,6 +1,6 @@
 """Bounds for a whole network from the norms of its layers, along the graph of what its forward does.
 
-``torch.fx`` gives the graph of the forward; each value in it gets a constant L with
+The graph of the forward is recorded while it runs on the example; each value in it gets a constant L with
 
     ‖value(x) - value(y)‖_p <= L ‖x - y‖_p    for all inputs x, y,
 
@@ -10,6 +10,7 @@ reason, and is never taken for 1. The bound holds for one input at a time, in ev
 depends on the other points of a batch, the first axis, is not known.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -118,21 +119,22 @@ def _propagated(
     if has_formula(model) and isinstance(example, Tensor):
         # the graph of a layer itself would not show the hooks that compute its weight
         model = nn.Sequential(model)
+    other_numbers = functools.partial(shifted, seed=1)  # than those that the graph is recorded with
     with attributes_restored(model), evaluating(model):
-        graph, values = forward_graph(model, example)
-        interpreter = BoundInterpreter(graph, ord, _known_factors(model, table), nodes)
+        forward = forward_graph(model, example)
+        interpreter = BoundInterpreter(forward, ord, _known_factors(model, table), nodes)
         with no_random_numbers(), eagerly():
-            args, kwargs = (map_tensors(v, shifted) for v in arguments(model, example))
+            args, kwargs = (map_tensors(v, other_numbers) for v in arguments(model, example))
             try:
                 output = model(*args, **kwargs)
             except Exception as e:  # whatever the user's own network raises
                 trace(model, example)  # raises if the model itself does not take the example
                 raise BoundError(f"its forward fails for other numbers: {first_line(e)}") from e
-            result = interpreter.run(*(map_tensors(v, shifted) for v in values))
+            result = interpreter.run(*map(other_numbers, forward.inputs))
             mixed = mixes_points(model, *arguments(model, example))
     if not same_output(result, output):
         raise BoundError("its graph gives another output than the model: control flow by the data?")
-    value = interpreter.output_bound() * (1 + PRODUCT * (1 + len(graph.graph.nodes)))
+    value = interpreter.output_bound() * (1 + PRODUCT * (1 + len(forward.graph.nodes)))
     if mixed:
         raise BoundError(
             "an output depends on several points of a batch; its first axis is taken for the batch"

@@ -155,7 +155,7 @@ def _(call: FunctionCall) -> Any:
         return None
     if isinstance(call.bounds[0], tuple) and name == "values":
         return call.bounds[0][0]
-    if name in ("T", "mT"):
+    if name in ("T", "mT", "data"):
         return constant(call.bounds[0])
     raise BoundError(f"the attribute {name!r} is not known")
 
