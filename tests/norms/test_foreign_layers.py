@@ -70,6 +70,43 @@ class TransposedLinear(nn.Module):
         return y.view(*x.shape[:-1], len(self.bias))
 
 
+class LlamaNorm(nn.Module):
+    """As the Transformers library writes RMSNorm."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.linspace(-3, 1, n)), 0.1
+
+    def forward(self, x):
+        dtype = x.dtype
+        x = x.to(torch.float32)
+        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * x.to(dtype)
+
+
+class ChannelsFirst(nn.Module):
+    """As ConvNeXt writes its layer norm."""
+
+    def forward(self, x):
+        mean = x.mean(1, keepdim=True)
+        var = (x - mean).pow(2).mean(1, keepdim=True)
+        return (x - mean) / torch.sqrt(var + 0.01) * 2
+
+
+class CheckedLinear(nn.Linear):
+    def forward(self, x):
+        if x.shape[-1] != self.in_features or x.dim() < 2:
+            raise ValueError(f"a tensor of shape {tuple(x.shape)}")
+        return super().forward(x)
+
+
+class CheckedNorm(nn.BatchNorm2d):
+    def forward(self, x):
+        if len(x.shape) != 4:
+            raise ValueError(f"{x.dim()} axes")
+        return F.relu(super().forward(x))
+
+
 class CastLinear(nn.Linear):
     def forward(self, x):
         return F.linear(x, self.weight.to(x.dtype), self.bias)
@@ -80,6 +117,10 @@ NONLINEAR = [
     (FastLayerNorm(4, eps=0.04), (4,), 2),
     (NormAct(2), (2, 3, 3), 1),
     (Gelu(), (5,), math.inf),
+    (LlamaNorm(4), (3, 4), 2),
+    (ChannelsFirst(), (3, 2, 2), 2),
+    (CheckedNorm(2), (2, 3, 3), 1),
+    (nn.LayerNorm(4, eps=0.1), (3, 4), 2),
 ]
 
 
@@ -93,7 +134,7 @@ def test_constants_of_layers_that_are_not_linear(layer, shape, ord):
     assert lipschitz_bound(layer, torch.zeros(1, *shape), ord).value == pytest.approx(row.lipschitz[ord])
 
 
-@pytest.mark.parametrize("layer", [TransposedLinear(4, 3), CastLinear(4, 3)])
+@pytest.mark.parametrize("layer", [TransposedLinear(4, 3), CastLinear(4, 3), CheckedLinear(4, 3)])
 @pytest.mark.parametrize("shape", [(4,), (2, 4)])
 def test_affine_layers(layer, shape):
     basis = torch.eye(math.prod(shape)).view(-1, *shape)
@@ -104,6 +145,7 @@ def test_affine_layers(layer, shape):
         truth = float(torch.linalg.matrix_norm(M, ord))
         assert norm.lower * (1 - 1e-5) <= truth <= norm.upper * (1 + 1e-5)
         assert norm.upper <= norm.lower * 1.01
+        assert lipschitz_bound(layer, torch.zeros(1, *shape), ord).value == pytest.approx(truth, rel=1e-2)
 
 
 def test_an_identity_in_eval_mode_has_norm_1():
@@ -116,6 +158,8 @@ def test_layers_alone_have_the_bound_that_their_row_has():
         (nn.BatchNorm2d(2), (2, 3, 3)),
         (nn.Softmax2d(), (2, 3, 3)),
         (nn.RMSNorm(3, eps=0.1), (3,)),
+        (nn.InstanceNorm2d(2), (2, 3, 3)),
+        (nn.Unfold(2), (1, 4, 4)),
     ):
         row = measure(layer, torch.zeros(1, *shape), ords=(2,)).rows[0]
         known = row.lipschitz.get(2) or float(row.norms[2].upper)
@@ -134,3 +178,32 @@ def test_parameters_of_layers_inside_layers_are_counted_once():
     model = nn.Sequential(Block(), nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
     table = measure(model, torch.zeros(1, 3), ords=(1,))
     assert sum(row.parameters for row in table.rows) == sum(p.numel() for p in model.parameters())
+
+
+def test_what_is_written_out_is_no_normalization_after_a_write():
+    class Written(nn.Module):
+        def forward(self, x):
+            x = x * 1.0
+            scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 0.1)
+            if self.part:
+                x[:].mul_(9)
+            return x * scale
+
+    model = Written()
+    for model.part in (False, True):
+        bound = lipschitz_bound(model, torch.zeros(1, 4), 2)
+        assert (bound.value is None) == model.part
+    assert "no Lipschitz constant" in bound.reason
+
+
+def test_torchs_functional_batch_norm_is_not_taken_for_that_of_another_order_of_arguments():
+    """torch.batch_norm takes the weight before the statistics."""
+    weight, bias, mean, var = (torch.full((2,), v) for v in (5.0, 4.0, 0.0, 1.0))
+
+    class Norm(nn.Module):
+        def forward(self, x):
+            return torch.batch_norm(x, weight, bias, mean, var, False, 0.1, 0.0, True)
+
+    bound = lipschitz_bound(Norm(), torch.zeros(1, 2), 1)
+    assert bound.value is None
+    assert "batch_norm" in bound.reason

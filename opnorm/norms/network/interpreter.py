@@ -12,6 +12,7 @@ from opnorm.norms import display
 from opnorm.norms.layer_table import layer_norms
 from opnorm.norms.network.graph import ForwardGraph
 from opnorm.norms.network.layer_rules import RULES  # those of rules.py and its own
+from opnorm.norms.network.normalization import normalization
 from opnorm.norms.network.rules import FunctionCall, constant, depends, p_norm
 from opnorm.norms.network.trace import first_line, leaves, tensors_in
 from opnorm.norms.nonlinear import SOFTMAX, softmax_constant
@@ -61,6 +62,7 @@ class BoundInterpreter(fx.Interpreter):
         self.named, self.ord, self.known, self.nodes = forward.named, ord, known, nodes
         self.bounds: dict[fx.Node, Any] = {}
         self.result: Any = None
+        self.written: set[fx.Node] = set()  # nodes whose values were written to later
         self.overwritten = ""  # a parameter or buffer that the forward writes to
 
     def fetch_attr(self, target: str) -> Any:
@@ -80,6 +82,7 @@ class BoundInterpreter(fx.Interpreter):
         for m, value in self.env.items() if written else ():
             if any(t.untyped_storage().data_ptr() in written for t in tensors_in(value)):
                 reason = BoundError(f"{n.name} ({_operation(n)}) writes into {m.name}")
+                self.written.add(m)
                 self.bounds[m] = bound if _is_same_memory(value, output) else reason
                 if m.op == "get_attr":
                     self.overwritten = f"{n.name} writes into {m.target}"
@@ -125,6 +128,9 @@ class BoundInterpreter(fx.Interpreter):
         return tuple(map(self._bounds_of, value)) if isinstance(value, tuple | list) else None
 
     def _of_function(self, n: fx.Node, call: FunctionCall) -> Any:
+        known = normalization(n, call, lambda m: constant(self._bounds_of(m)), self.written)
+        if known is not None:
+            return known
         rule = RULES.get(n.target)
         if rule is None and isinstance(n.target, str) and n.target.endswith("_") and n.target[-2:] != "__":
             rule = RULES.get(n.target[:-1])  # in place: run_node treats the value that it overwrites

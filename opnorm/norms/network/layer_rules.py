@@ -6,13 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opnorm._core.batch_norm import channel_scale
 from opnorm._core.layers import CONV, TRANSPOSED
 from opnorm.errors import BoundError
-from opnorm.norms.network.rules import RULES, FunctionCall, rule
+from opnorm.norms.network.rules import RULES, FunctionCall, constant, depends, rule
 from opnorm.norms.nonlinear import normalizing
 
 __all__ = ["RULES"]
@@ -85,20 +84,41 @@ def layer_factor(call: FunctionCall, kind: Any, weight: Tensor, *arguments: Any,
     return call.factor(layer, tuple(call.argument(0, "input").shape))
 
 
+def times_matrix(call: FunctionCall, x: Tensor, W: Tensor) -> float:
+    """The constant of x Wᵀ."""
+    layer = nn.Linear(W.shape[1], W.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(W.detach(), requires_grad=False)
+    return call.factor(layer, tuple(x.shape))
+
+
 @rule("matmul mm imatmul")
 def _(call: FunctionCall) -> float:
-    x, bound = call.only_input()
-    W, _ = call.operand(1, "mat2" if call.function == "mm" else "other")
-    if W.ndim != 2 or x.ndim < 2:
-        raise BoundError("only a product with a fixed matrix from the right is known")
-    return bound * layer_factor(call, nn.Linear, W.T, W.shape[0], W.shape[1])
+    (a, of_a), (b, of_b) = (
+        call.operand(0, "input"),
+        call.operand(1, "mat2" if call.function == "mm" else "other"),
+    )
+    fixed, x = (a, b) if depends(of_b) else (b, a)
+    if (depends(of_a) and depends(of_b)) or fixed.ndim != 2 or x.ndim < 2:
+        raise BoundError("only a product with a fixed matrix is known")
+    if fixed is a:  # A x = (xᵀ Aᵀ)ᵀ
+        return constant(of_b) * times_matrix(call, x.mT, a)
+    return constant(of_a) * times_matrix(call, x, b.T)
+
+
+@rule("addmm")
+def _(call: FunctionCall) -> float:
+    (x, of_x), (W, of_W) = call.operand(1, "mat1"), call.operand(2, "mat2")
+    beta, alpha = call.kwargs.get("beta", 1), call.kwargs.get("alpha", 1)
+    if depends(of_W) or not all(isinstance(s, int | float) for s in (beta, alpha)):
+        raise BoundError("only a product with a fixed matrix is known")
+    product = constant(of_x) * times_matrix(call, x, W.T)
+    return math.fsum((abs(beta) * call.broadcast(0, "input"), abs(alpha) * product))
 
 
 @rule("linear")
 def _(call: FunctionCall) -> float:
-    _, bound = call.only_input()
-    W = call.argument(1, "weight")
-    return bound * layer_factor(call, nn.Linear, W, W.shape[1], W.shape[0])
+    x, bound = call.only_input()
+    return bound * times_matrix(call, x, call.argument(1, "weight"))
 
 
 def _convolution(kind: type[nn.Module], call: FunctionCall) -> float:
@@ -123,15 +143,31 @@ for _axes in (1, 2, 3):
 rule("prelu")(lambda call: call.only_input()[1] * max(1.0, float(call.argument(1, "weight").abs().max())))
 
 
-@rule("batch_norm")
+@rule("batch_norm instance_norm")
 def _(call: FunctionCall) -> float:
     var, weight = call.argument(2, "running_var"), call.argument(3, "weight")
-    if F.batch_norm is torch.batch_norm or call.argument(5, "training", False) or var is None:
+    eps, own = call.argument(7, "eps", 1e-5), call.argument(5, "training", False)
+    if call.function == "instance_norm" and (var is None or call.argument(5, "use_input_stats", True)):
+        return call.only_input()[1] * normalizing(eps, weight, call.ord, "it")
+    if var is None or (call.function == "batch_norm" and own):
         raise BoundError("batch normalization by the batch's own statistics")
-    scale = float(channel_scale(var.double(), call.argument(7, "eps", 1e-5), weight).abs().max())
+    scale = float(channel_scale(var.double(), eps, weight).abs().max())
     if not math.isfinite(scale):
         raise BoundError("its statistics or weights are not finite")
     return call.only_input()[1] * scale
+
+
+for _name in ("batch_norm", "instance_norm"):  # those of torch.nn.functional; torch's take other arguments
+    del RULES[getattr(torch, _name)]
+
+
+@rule("rms_norm")
+def _(call: FunctionCall) -> float:
+    x, bound = call.only_input()
+    eps = call.argument(3, "eps")
+    if eps is None:  # as for nn.RMSNorm
+        eps = torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
+    return bound * normalizing(eps, call.argument(2, "weight"), call.ord, "it")
 
 
 @rule("layer_norm group_norm")

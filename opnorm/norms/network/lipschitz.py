@@ -22,7 +22,7 @@ from opnorm._core.modes import evaluating
 from opnorm._core.rounding import PRODUCT
 from opnorm.errors import BoundError, NormError
 from opnorm.norms import display
-from opnorm.norms._operator_norm import check_ords
+from opnorm.norms._operator_norm import check_ords, norm_of
 from opnorm.norms.layer_table import measure
 from opnorm.norms.network.graph import (
     attributes_restored,
@@ -103,10 +103,13 @@ def lipschitz_bound(
     if isinstance(ord, tuple):
         raise NormError(f"ord={ord!r}: bounds along the graph are from ℓp to ℓp; expected 1, 2 or math.inf")
     nodes: list[NodeBound] = []
+    value: float | None
     try:
         value = _propagated(unwrap(model), example, ord, table, nodes)
     except BoundError as e:
-        return NetworkBound(None, str(e), tuple(nodes))
+        value = _of_matrix(model, example, ord)
+        if value is None:
+            return NetworkBound(None, str(e), tuple(nodes))
     return NetworkBound(value, "", tuple(nodes))
 
 
@@ -142,6 +145,20 @@ def _propagated(
     if not math.isfinite(value):
         raise BoundError("the product of the norms is too large for a number")
     return value
+
+
+def _of_matrix(model: nn.Module, example: Example, ord: float) -> float | None:
+    """The norm of the explicit matrix of one affine layer of torch that has no formula, such as Unfold."""
+    if (
+        not type(model).__module__.startswith("torch.nn.")
+        or model._modules
+        or not isinstance(example, Tensor)
+    ):
+        return None
+    try:
+        return float(norm_of(model, ord, tuple(example.shape[1:]), {}).upper)
+    except NormError:
+        return None
 
 
 def sentences(bounds: Mapping[float, NetworkBound]) -> list[str]:

@@ -113,7 +113,6 @@ def refuse(names: str, reason: str) -> None:
         raise BoundError(reason)
 
 
-refuse("index_select gather take take_along_dim", "picks by an index; write x[:, index] for a fixed one")
 refuse(
     "normalize cosine_similarity rsqrt sqrt log exp pow square reciprocal bmm einsum",
     "has no Lipschitz constant on all inputs, or none that is known here",
@@ -209,6 +208,18 @@ def _(call: FunctionCall) -> Any:
         return bound
     count = copies(lambda places: places.view(x.shape).to(x.device)[call.args[1]].cpu(), tuple(x.shape))
     return bound * count ** (1 / call.ord)
+
+
+@rule("index_select gather take take_along_dim")
+def _(call: FunctionCall) -> float:
+    x, bound = call.only_input()
+    function = getattr(torch, call.function)
+    settings = {k: v for k, v in call.kwargs.items() if k != "input"}
+
+    def picked(places: Tensor) -> Tensor:
+        return function(places.view(x.shape).to(x.device), *call.args[1:], **settings).cpu()
+
+    return bound * copies(picked, tuple(x.shape)) ** (1 / call.ord)
 
 
 @rule("pad")

@@ -258,6 +258,18 @@ def _(name, r, x, y):
     return form(name, r, counts, a)
 
 
+@op("index_select gather take take_along_dim")
+def _(name, r, x, y):
+    a = axis(r, x)
+    if a is None or x.shape[a] < 1:
+        return None
+    generator = torch.Generator().manual_seed(r.randrange(10**6))
+    shape = {"index_select": (3,), "take": (1, 3)}.get(name, x.shape)
+    index = torch.randint(0, x.numel() if name == "take" else x.shape[a], shape, generator=generator)
+    arguments = {"take": (index,), "take_along_dim": (index, a)}.get(name, (a, index))
+    return form(name, r, *arguments)
+
+
 @op("getitem")
 def _(name, r, x, y):
     a = axis(r, x)
@@ -473,6 +485,9 @@ def _(name, r, x, y):
     if x.ndim < 2 or (name == "mm" and x.ndim != 2) or not x.shape[-1]:
         return None
     W = like(r, x.shape[-1], x.shape[-1] if name == "imatmul" else r.randint(1, 3))
+    if name == "matmul" and x.ndim > 2 and r.random() < 0.3:
+        A = like(r, 2, x.shape[-2])
+        return lambda x, y: A @ x
     if name == "imatmul":
         return lambda x, y: operator.imatmul(x, W)
     return r.choice([lambda x, y: getattr(torch, name)(x, W), lambda x, y: getattr(x, name)(W)])
@@ -501,6 +516,43 @@ def _(name, r, x, y):
     return lambda x, y: F.batch_norm(x, mean, var, weight)
 
 
+@op("addmm")
+def _(name, r, x, y):
+    if x.ndim != 2 or not x.shape[-1]:
+        return None
+    W = like(r, x.shape[-1], x.shape[-1])
+    return r.choice([
+        lambda x, y: torch.addmm(W[0], x, W),
+        lambda x, y: torch.addmm(y, x, W, beta=-0.5, alpha=2),
+    ])  # fmt: skip
+
+
+@op("rms_norm")
+def _(name, r, x, y):
+    a, eps = axis(r, x), r.choice([0.1, 1])
+    if a is None or x.shape[a] < 2:
+        return None
+    return r.choice([
+        lambda x, y: F.rms_norm(x.transpose(a, -1), x.shape[a : a + 1], eps=eps),
+        lambda x, y: x * torch.rsqrt(x.pow(2).mean(a, keepdim=True) + eps),
+        lambda x, y: x / torch.sqrt(eps + torch.mean(x * x, dim=a, keepdim=True)),
+        lambda x, y: (lambda h: h * (h.square().mean((a,), True) + eps) ** -0.5)(x - x.mean(a, keepdim=True)),
+        lambda x, y: (1 / ((x**2).mean(a, keepdim=True) + eps).sqrt()) * x,
+        lambda x, y: x - x.mean(a, True),
+    ])  # fmt: skip
+
+
+@op("instance_norm")
+def _(name, r, x, y):
+    if x.ndim not in (3, 4) or x.shape[2:].numel() < 2:
+        return None
+    weight, mean, var = like(r, x.shape[1]), like(r, x.shape[1]), like(r, x.shape[1]).abs() + 0.1
+    return r.choice([
+        lambda x, y: F.instance_norm(x, weight=weight, eps=0.1),
+        lambda x, y: F.instance_norm(x, mean, var, weight, None, False),
+    ])  # fmt: skip
+
+
 @op("layer_norm group_norm")
 def _(name, r, x, y):
     if x.ndim < 2 or x.shape[1:].numel() < 2:
@@ -513,10 +565,6 @@ def _(name, r, x, y):
 
 # Operations whose rule refuses them, with a call.
 REFUSED = {
-    "index_select": lambda x: x.index_select(1, torch.tensor([0])),
-    "gather": lambda x: x.gather(1, torch.zeros(1, 1, dtype=torch.long)),
-    "take": lambda x: x.take(torch.tensor([0])),
-    "take_along_dim": lambda x: x.take_along_dim(torch.zeros(1, 1, dtype=torch.long), 1),
     "bmm": lambda x: torch.bmm(x[None], x[None].mT),
     "einsum": lambda x: torch.einsum("bi->b", x),
     "cosine_similarity": lambda x: F.cosine_similarity(x, x),
