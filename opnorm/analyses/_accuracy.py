@@ -1,10 +1,12 @@
 """Accuracy on clean images."""
 
+import torch
 from torch import nn
 
 from opnorm._core.confidence import confidence_interval
 from opnorm._core.settings import check_choice
 from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
+from opnorm.analyses._shared.by_point import pack
 from opnorm.analyses._shared.points import SPLITS, logits_of
 from opnorm.data import Dataset
 from opnorm.report import Column, Stat
@@ -15,16 +17,18 @@ def accuracy(split: str = "test") -> Analysis:
     """The share of points whose largest logit is that of the right class.
 
     Returns:
-        One row: split, accuracy, correct, points, chance (the share of the most frequent class).
+        One row: split, accuracy, correct, points, chance (the share of the most frequent class), by_point (which points
+        are correct, in hexadecimal: 8 points in 2 digits, the first one in the highest bit).
     """
     check_choice("split", split, tuple(SPLITS))
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         chosen = getattr(data, split)
-        correct = sum(int((logits.argmax(1) == y).sum()) for _, y, logits in logits_of(model, chosen))
-        points = len(chosen.labels)
+        right = torch.cat([logits.argmax(1) == y for _, y, logits in logits_of(model, chosen)])
+        correct, points = int(right.sum()), len(right)
         row = {"split": split, "accuracy": correct / points, "correct": correct, "points": points}
-        return [row | {"chance": int(chosen.labels.bincount().max()) / points}]
+        chance = int(chosen.labels.bincount().max()) / points
+        return [row | {"chance": chance, "by_point": pack(right)}]
 
     return Analysis(rows, sentence, columns, caution=caution)
 

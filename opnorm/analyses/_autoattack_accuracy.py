@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
+from opnorm.analyses._shared.by_point import pack
 from opnorm.analyses._shared.points import attack_label, batches, check_points, first
 from opnorm.attacks import autoattack
 from opnorm.attacks.gradient_masking import check_gradient_masking
@@ -29,7 +30,8 @@ def autoattack_accuracy(
 
     Returns:
         One row: norm, eps, clean_accuracy, accuracy, low and high (the 95 % interval of accuracy), correct, points,
-        attack, misclassified (points, by attack), masking_passed, masking (the reasons), notes.
+        attack, by_point (see :func:`accuracy`),
+        misclassified (points, by attack), masking_passed, masking (the reasons), notes.
 
     Source: Croce & Hein 2020 (ICML).
     """
@@ -44,6 +46,7 @@ def autoattack_accuracy(
         row = {"norm": f"{norm:g}", "eps": eps, "clean_accuracy": result.clean_accuracy}
         row |= {"accuracy": result.robust_accuracy, "low": low, "high": high}
         row |= {"correct": int(result.robust.sum()), "points": len(y), "attack": attack_call(attack)}
+        row["by_point"] = pack(result.robust)
         row["misclassified"] = {stage.name: stage.misclassified for stage in result.stages}
         row |= {"masking_passed": masking.passed, "masking": masking.summary, "notes": list(result.notes)}
         return [row]

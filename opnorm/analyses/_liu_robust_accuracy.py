@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from torch import nn
 
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
-from opnorm.analyses._shared.points import amounts, attack_label, check_points, count_correct, first
+from opnorm.analyses._shared.by_point import pack
+from opnorm.analyses._shared.points import amounts, attack_label, check_points, correct_points, first
 from opnorm.attacks import fgsm, pgd
 from opnorm.attacks.result import attack_call
 from opnorm.data import Dataset
@@ -26,7 +27,7 @@ def liu_robust_accuracy(
     tables, so FGSM may do less at a larger radius. The paper does not give the steps' length; it is ε / 4.
 
     Returns:
-        One row an attack and radius: attack, eps, accuracy, correct, points.
+        One row an attack and radius: attack, eps, accuracy, correct, points, by_point (see :func:`accuracy`).
 
     Source: Liu et al. 2020, Tables 1 to 4: ε = 0.03 for MNIST; 0.05, 0.03, 0.01 (FGSM) and 0.03, 0.01 (PGD10) for CIFAR-10.
     """
@@ -37,9 +38,10 @@ def liu_robust_accuracy(
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         split, found = first(data, points), []
         for eps, attack in attacks:
-            (_, correct), total = count_correct(model, split, attack), len(split.labels)
+            _, robust = correct_points(model, split, attack)
+            correct, total = int(robust.sum()), len(robust)
             row = {"attack": attack_call(attack), "eps": eps, "accuracy": correct / total, "correct": correct}
-            found.append(row | {"points": total})
+            found.append(row | {"points": total, "by_point": pack(robust)})
         return found
 
     return Analysis(rows, sentence, chart=chart)

@@ -1,13 +1,14 @@
 """Robust accuracy at several radii, by PGD or by the attacks of AutoAttack."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from opnorm._core.settings import check_choice
 from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
+from opnorm.analyses._shared.by_point import pack
 from opnorm.analyses._shared.points import (
     amounts,
     at_any_radius,
@@ -53,7 +54,7 @@ def robust_accuracy(
     a large ball what it finds in a small one, as happens with masked gradients.
 
     Returns:
-        One row a radius, the smallest first: norm, eps, accuracy, correct, points, attack.
+        One row a radius, the smallest first: norm, eps, accuracy, correct, points, attack, by_point (see :func:`accuracy`).
 
     Source: Madry et al. 2018 (PGD); Croce & Hein 2020 (AutoAttack).
     """
@@ -70,36 +71,38 @@ def robust_accuracy(
     attacks = {radius: of_radius(radius) for radius in amounts("eps", eps)}
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
-        split, correct = first(data, points), Counter[float]()
-        for x, y, logits in logits_of(model, split):
-            clean = logits.argmax(1) == y
-            correct.update(_correct(model, x[clean], y[clean], attacks, largest_first))
-        total, found = len(split.labels), []
-        for radius, n in sorted(correct.items()):
-            row = {"norm": f"{norm:g}", "eps": radius, "accuracy": n / total, "correct": n}
-            found.append(row | {"points": total, "attack": attack_call(attacks[radius])})
+        robust: dict[float, list[Tensor]] = {radius: [] for radius in attacks}
+        for x, y, logits in logits_of(model, first(data, points)):
+            correct = logits.argmax(1) == y
+            for radius, part in _robust(model, x[correct], y[correct], attacks, largest_first).items():
+                robust[radius].append(correct.masked_scatter(correct, part))
+        found = []
+        for radius, parts in robust.items():
+            right = torch.cat(parts)
+            n, total = int(right.sum()), len(right)
+            row = {"norm": f"{norm:g}", "eps": radius, "accuracy": n / total, "correct": n, "points": total}
+            found.append(row | {"attack": attack_call(attacks[radius]), "by_point": pack(right)})
         return found
 
     return Analysis(rows, sentence, columns, accuracy_against_eps)
 
 
-def _correct(
+def _robust(
     model: nn.Module, x: Tensor, y: Tensor, attacks: dict[float, Attack], largest_first: bool
-) -> dict[float, int]:
-    """How many correct points are robust at each radius; a point whose answer is known is not attacked again."""
+) -> dict[float, Tensor]:
+    """Whether each point, all correct, is robust, at each radius; a point whose answer is known is not attacked again."""
     radii = list(attacks)
     joint = attacks[radii[0]]
     if largest_first and len(x) and isinstance(joint, AutoAttack) and joint.names == APGD:
         robust = joint.robust_at(model, x, y, radii)  # all radii in one batch
-        return {radius: int(part.sum()) for radius, part in zip(radii, robust, strict=True)}
-    counts, known = {}, 0
+        return dict(zip(radii, robust, strict=True))
+    found, robust = {}, torch.full_like(y, not largest_first, dtype=torch.bool)
     for radius in reversed(radii) if largest_first else radii:
-        survived = correct_after(model, x, y, attacks[radius])
-        counts[radius] = int(survived.sum()) + known
-        known = counts[radius] if largest_first else 0
-        undecided = ~survived if largest_first else survived
-        x, y = x[undecided], y[undecided]
-    return counts
+        undecided = ~robust if largest_first else robust
+        survived = correct_after(model, x[undecided], y[undecided], attacks[radius])
+        robust = robust.masked_scatter(undecided, survived)
+        found[radius] = robust
+    return found
 
 
 def sentence(rows: Rows) -> str:

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
-from opnorm.analyses._shared.points import amounts, at_any_radius, check_points, count_correct
+from opnorm.analyses._shared.by_point import pack
+from opnorm.analyses._shared.points import amounts, at_any_radius, check_points, correct_points
 from opnorm.attacks import pgd
 from opnorm.attacks.result import attack_call
 from opnorm.data import Dataset, Split
@@ -32,7 +33,7 @@ def roth_robust_accuracy(
 
     Returns:
         One row a radius, the smallest first: norm, eps, accuracy, sem (its standard error over the points, as the paper
-        shades), correct, points, attack.
+        shades), correct, points, attack, by_point (see :func:`accuracy`).
 
     Source: Roth, Kilcher & Hofmann 2020, section 5.1 and Fig. 3: 10 iterations, ℓ2 and ℓ∞, 2,000 test points.
     """
@@ -47,10 +48,12 @@ def roth_robust_accuracy(
         chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:points]
         split, found = Split(*(t[chosen.to(t.device)] for t in (images, labels))), []
         for radius, attack in attacks:
-            (_, correct), total = count_correct(model, split, attack), len(chosen)
+            _, robust = correct_points(model, split, attack)
+            correct, total = int(robust.sum()), len(chosen)
             share = correct / total
             row = {"norm": f"{norm:g}", "eps": radius, "accuracy": share, "correct": correct, "points": total}
-            found.append(row | {"sem": math.sqrt(share * (1 - share) / total), "attack": attack_call(attack)})
+            row |= {"sem": math.sqrt(share * (1 - share) / total), "attack": attack_call(attack)}
+            found.append(row | {"by_point": pack(robust)})
         return found
 
     return Analysis(rows, sentence, chart=chart)

@@ -5,7 +5,7 @@ import math
 from torch import nn
 
 from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
-from opnorm.analyses._shared.points import attack_label, check_points, count_correct, first
+from opnorm.analyses._shared.points import attack_label, check_points, correct_points, first
 from opnorm.attacks import pgd
 from opnorm.attacks.result import attack_call
 from opnorm.data import Dataset
@@ -32,7 +32,7 @@ def wen_robust_accuracy(
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         split = first(data, points)
-        clean, correct = count_correct(model, split, attack)
+        clean, correct = (int(points.sum()) for points in correct_points(model, split, attack))
         row = {"eps": eps, "accuracy": correct / clean if clean else None, "correct": correct}
         return [row | {"points": clean, "of": len(split.labels), "attack": attack_call(attack)}]
 

@@ -14,7 +14,8 @@ import tyro
 from opnorm.cli.analyze import analyze, compare
 from opnorm.cli.attack import attack
 from opnorm.cli.measure import norms, separation
-from opnorm.cli.runs import ls, study, train
+from opnorm.cli.runs import ls, train
+from opnorm.cli.study import study
 
 __all__ = ["app"]
 

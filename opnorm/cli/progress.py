@@ -57,18 +57,23 @@ class TrainBar(Bar):
 
 
 class StudyBar(Bar):
-    """Many runs: one bar for all of them, one for each that is running, and a line for each that has ended."""
+    """Many runs: one bar for all of them, one for each that is running, and a line for each that has ended.
 
-    def __init__(self, labels: list[str]) -> None:
-        super().__init__("all runs", len(labels))
-        self.labels = labels
-        self.shares = [0.0] * len(labels)
+    Args:
+        total: the number of runs; a study may add some.
+    """
+
+    def __init__(self, total: int) -> None:
+        super().__init__("all runs", total)
+        self.total = total
+        self.shares: dict[int, float] = {}
         self.tasks: dict[int, TaskID] = {}
         self.ended: set[int] = set()
 
     def __call__(self, event: StudyProgress) -> None:
         """A callback of :func:`opnorm.runs.runner.run_study`."""
-        i = event.index
+        i, label = event.index, f"{event.run.label}, seed {event.run.seed}"
+        self.total = max(self.total, i + 1)
         if i in self.ended:  # a late event of a worker whose result is here
             return
         if event.result:
@@ -76,13 +81,13 @@ class StudyBar(Bar):
             self.shares[i] = 1.0
             if i in self.tasks:
                 self.bar.remove_task(self.tasks.pop(i))
-            self.line(f"[{len(self.ended)}/{len(self.labels)}] {self.labels[i]}: {_outcome(event)}")
+            self.line(f"[{len(self.ended)}/{self.total}] {label}: {_outcome(event)}")
         else:
             self.shares[i] = min(event.share, 0.99)
             if i not in self.tasks:
-                self.tasks[i] = self.bar.add_task(self.labels[i], total=1.0, note="")
+                self.tasks[i] = self.bar.add_task(label, total=1.0, note="")
             self.bar.update(self.tasks[i], completed=event.share, note=event.text)
-        self.update(sum(self.shares), f"{len(self.ended)} of {len(self.labels)} ended")
+        self.update(sum(self.shares.values()), f"{len(self.ended)} of {self.total} ended", self.total)
 
 
 def _outcome(event: StudyProgress) -> str:

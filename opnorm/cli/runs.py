@@ -1,4 +1,4 @@
-"""``opnorm train``, ``opnorm study`` and ``opnorm ls``: runs, and what became of them."""
+"""``opnorm train`` and ``opnorm ls``: runs, and what became of them."""
 
 import sys
 from contextlib import nullcontext
@@ -6,13 +6,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
 from opnorm.cli.options import (
     Again,
     Data,
     Device,
-    Figures,
     Json,
     Limit,
     Model,
@@ -21,9 +20,8 @@ from opnorm.cli.options import (
     print_json,
     say_found,
 )
-from opnorm.errors import OpnormError
 
-__all__ = ["ls", "study", "train"]
+__all__ = ["ls", "train"]
 
 
 @dataclass(frozen=True)
@@ -98,70 +96,6 @@ def _print_result(result: Any) -> None:
         how = f"{ball}, {row['attack']}, {row['points']} test points"
         print(f"robust accuracy   {row['accuracy']:.2%}  ({how})")
     print(f"folder            {result.folder}")
-
-
-@dataclass(frozen=True)
-class StudyOptions:
-    """The options of a study; those that it does not have are refused."""
-
-    data: str | None = None  # a data set as a call: see opnorm train
-    model: str | None = None  # a network as a call: see opnorm train
-    seeds: int | None = None  # how many times each way is repeated
-    limit: Limit = None
-    size: str | None = None  # 'laptop' (minutes) or 'smoke' (seconds, to see that all works)
-    out: Runs = Path("runs")
-    again: Again = False
-    jobs: int | None = None  # processes side by side; the number of cores, at most 8, when left out
-    device: Device = "cpu"
-    figures: Figures = None
-    dry_run: bool = False  # list the runs, and which are finished, and do nothing
-    json: Json = False
-
-
-def study(
-    name: Annotated[Positional[str], arg(help="a study as a call: 'tour', 'tour(epochs=5)'")],
-    options: Annotated[StudyOptions, arg(name="")] = StudyOptions(),
-) -> None:
-    """Carry out a whole study and write its page; the last line printed is where the page is.
-
-    opnorm study tour
-
-    opnorm study tour --data 'parquet("mnist")' --limit 2000 --seeds 1
-    """
-    from opnorm import spec
-    from opnorm.cli.progress import StudyBar
-    from opnorm.runs.runner import Study, run_study, write_study
-    from opnorm.runs.store import Store
-
-    o, store = options, Store(options.out, again=options.again)
-    settings = {"data": o.data, "model": o.model, "seeds": o.seeds, "limit": o.limit, "size": o.size}
-    call = spec.parse(name).with_arguments(**settings)
-    built = spec.build(call, "study")
-    if not isinstance(built, Study):
-        raise OpnormError(f"{call} gave {type(built).__name__}; expected a study")
-    about: list[dict[str, Any]] = [{"key": r.key, "label": r.label, "seed": r.seed} for r in built.runs]
-    if o.dry_run:
-        return _print_plan([row | {"finished": store.finished(row["key"])} for row in about], o.json)
-    check_device(o.device)
-    with StudyBar([f"{r.label}, seed {r.seed}" for r in built.runs]) as bar:
-        results = run_study(built, store, jobs=o.jobs, device=o.device, progress=bar)
-    page = write_study(built, results, store, o.figures)
-    if o.json:
-        found = [
-            row | {"failure": r.failure, "results": r.rows} for row, r in zip(about, results, strict=True)
-        ]
-        return print_json({"page": str(page), "runs": found})
-    return print(page)
-
-
-def _print_plan(rows: list[dict[str, Any]], json: bool) -> None:
-    """The runs of a study, and which of them are finished."""
-    if json:
-        return print_json(rows)
-    for row in rows:
-        state = "finished" if row["finished"] else "to do"
-        print(f"{row['key']}  {state:8}  seed {row['seed']}  {row['label']}")
-    return print(f"{len(rows)} runs, {sum(row['finished'] for row in rows)} finished")
 
 
 def ls(out: Runs = Path("runs"), json: Json = False) -> None:

@@ -7,7 +7,7 @@ torch, and altair is loaded when a chart is drawn.
 
 from opnorm.report.charts import accuracy_against_eps, accuracy_against_norm, eps_axis
 from opnorm.report.curves import Axis, Heading, Panel, Point, draw_curves, method_of
-from opnorm.report.document import Cell, Chart, Column, Report, Stat, Table, known
+from opnorm.report.document import Cell, Chart, Column, Report, Section, Stat, Table, known
 from opnorm.report.epochs import against_epoch, epoch_charts, layers_against_epoch, weights_against_epoch
 from opnorm.report.histograms import Sample, histogram_points
 from opnorm.report.page import write_figures, write_json, write_page
@@ -24,6 +24,7 @@ __all__ = [
     "Point",
     "Report",
     "Sample",
+    "Section",
     "Stat",
     "Table",
     "accuracy_against_eps",

@@ -1,4 +1,4 @@
-"""A report as plain data: a question, findings, one table, charts, and how it was made."""
+"""A report as plain data: a question, findings, claims, tables, charts, and how it was made."""
 
 import math
 import re
@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeGuard
 from opnorm._core.confidence import confidence_interval
 from opnorm.errors import OpnormError
 
-__all__ = ["Cell", "Chart", "Column", "Report", "Stat", "Table", "known"]
+__all__ = ["Cell", "Chart", "Column", "Report", "Section", "Stat", "Table", "known"]
 
 
 def known(value: float | None) -> TypeGuard[float]:
@@ -112,12 +112,17 @@ class Column:
 class Table:
     """Columns and rows; the first column names the row, by the label that the charts have for it.
 
-    A missing or None cell is shown as "not known". A row with a key ``"_failed"`` shows its reason
-    across the other columns.
+    A missing or None cell is shown as "not known". A row with a key ``"_failed"`` shows its reason across the other columns.
+
+    Attributes:
+        columns: in order.
+        rows: in order.
+        best: by column key, the rows that are marked as best; found from the spread of the cells where it is None.
     """
 
     columns: list[Column]
     rows: list[dict[str, Cell]]
+    best: dict[str, list[int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,17 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class Section:
+    """A part of a page with its own heading, tables by title and charts; ``key`` names its place, as a chart's does."""
+
+    key: str
+    title: str
+    text: str = ""
+    tables: dict[str, Table] = field(default_factory=dict)
+    charts: list[Chart] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Report:
     """The content of a page, in its order.
 
@@ -157,25 +173,32 @@ class Report:
         title: The page's heading.
         question: The question, in a sentence.
         findings: Plain sentences, each with its measured evidence.
-        table: One row per method.
+        table: One row per method; None where all tables are in sections.
         charts: The charts, in order.
         settings: Code version, git commit, data, network, time taken, machine, command ..., in order.
         runs: The runs behind it: ``key``, ``label``, ``seed`` and ``seconds`` (None where not known).
         highlight: The methods that the charts begin with; all where none is named.
-        appendix: Further tables by title, after the charts.
+        claims: Of papers, each with its verdict: ``name``, ``sentence``, ``section``, ``outcome``, ``evidence`` and more.
+        sections: After the charts.
     """
 
     title: str
     question: str
-    findings: list[str]
-    table: Table
+    findings: list[str] = field(default_factory=list)
+    table: Table | None = None
     charts: list[Chart] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
     runs: list[dict[str, Any]] = field(default_factory=list)
     highlight: list[str] = field(default_factory=list)
-    appendix: dict[str, Table] = field(default_factory=dict)
+    claims: list[dict[str, Any]] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=list)
+
+    @property
+    def all_charts(self) -> list[Chart]:
+        """Those of the sections included."""
+        return [*self.charts, *(chart for section in self.sections for chart in section.charts)]
 
     def __post_init__(self) -> None:
-        keys = [chart.key for chart in self.charts]
+        keys = [chart.key for chart in self.all_charts]
         for key in sorted({key for key in keys if keys.count(key) > 1}):
             raise OpnormError(f"two charts of one report have the key {key!r}; their files would collide")

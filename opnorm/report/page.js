@@ -118,7 +118,7 @@
   const swatches = {};
   for (const spec of Object.values(specs)) for (const { method, color } of spec.datasets.styles) swatches[method] = color;
 
-  for (const row of document.querySelectorAll("#table tbody tr")) {
+  for (const row of document.querySelectorAll("#table tbody tr, .part tbody tr")) {
     const head = row.querySelector("th");
     const method = head.textContent;
     if (!(method in swatches)) continue;

@@ -15,7 +15,7 @@ from typing import Any
 from opnorm._core import files
 from opnorm._core.settings import check_choice
 from opnorm.errors import OpnormError
-from opnorm.report.document import Report, Stat, known
+from opnorm.report.document import Column, Report, Stat, Table, known
 from opnorm.report.tables import duration_text, table_rows
 from opnorm.report.theme import INK, NOTE, PAPER
 
@@ -41,9 +41,13 @@ def write_page(report: Report, path: Path) -> Path:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = env.from_string((source / "page.html.jinja").read_text(encoding="utf-8"))
-    charts = [chart for chart in report.charts if not chart.empty]
-    tables = [report.table, *report.appendix.values()]
-    rows, *further = (table_rows(table) for table in tables)
+    charts = [chart for chart in report.all_charts if not chart.empty]
+    columns, rows = _drawn_table(report.table or Table([], []))
+    sections = [
+        {"about": section, "tables": [(title, *_drawn_table(t)) for title, t in section.tables.items()]}
+        for section in report.sections
+    ]
+    cells = [c for table in _tables(report) for row in table.rows for c in row.values()]
     html = template.render(
         report=report,
         hashes=[_sha256(_library()), _sha256(script)],
@@ -54,17 +58,24 @@ def write_page(report: Report, path: Path) -> Path:
         highlight=Markup(_inside_script(report.highlight)),
         theme=Markup(_inside_script({"ink": INK, "note": NOTE, "paper": PAPER})),
         figures={chart.key: _picture(chart.spec, report.highlight) for chart in charts},
-        columns=report.table.columns,
+        columns=columns,
         rows=rows,
-        appendix=[
-            (title, r, t.columns) for (title, t), r in zip(report.appendix.items(), further, strict=True)
-        ],
-        one_seed=any(isinstance(c, Stat) and c.n == 1 for row in report.table.rows for c in row.values()),
-        shares=any(cell["interval"] for row in rows for cell in row["cells"]),
+        sections=sections,
+        one_seed=any(isinstance(c, Stat) and c.n == 1 for c in cells),
+        shares=any(isinstance(c, Stat) and c.interval for c in cells),
         runs=[{**run, "time": duration_text(run.get("seconds"))} for run in report.runs],
         total=duration_text(math.fsum(run["seconds"] for run in report.runs if known(run.get("seconds")))),
     )
     return _write(path, html.encode())
+
+
+def _tables(report: Report) -> list[Table]:
+    tables = [table for section in report.sections for table in section.tables.values()]
+    return [report.table, *tables] if report.table else tables
+
+
+def _drawn_table(table: Table) -> tuple[list[Column], list[dict[str, Any]]]:
+    return table.columns, table_rows(table)
 
 
 def write_json(report: Report, path: Path) -> Path:
@@ -78,7 +89,7 @@ def write_figures(report: Report, folder: Path, format: str = "svg") -> list[Pat
     check_choice("format", format, ("svg", "pdf", "png"), OpnormError)
     return [
         _write(folder / f"{chart.key}.{format}", _drawn(chart.spec, report.highlight, format))
-        for chart in report.charts
+        for chart in report.all_charts
         if not chart.empty
     ]
 

@@ -11,6 +11,8 @@ __all__ = ["duration_text", "table_rows"]
 def table_rows(table: Table) -> list[dict[str, Any]]:
     """The rows in the form of the template: each cell's text, spread, sort key, and if it is a best one."""
     best = {column.key: _best(table, column) for column in table.columns}
+    if table.best is not None:
+        best = {column.key: set(table.best.get(column.key, ())) for column in table.columns}
     rows = []
     for number, row in enumerate(table.rows):
         cells = [_cell(row.get(c.key), c) | {"best": number in best[c.key]} for c in table.columns]

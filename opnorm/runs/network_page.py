@@ -16,6 +16,7 @@ from opnorm.report import (
     Chart,
     Column,
     Report,
+    Section,
     Stat,
     Table,
     epoch_charts,
@@ -145,11 +146,13 @@ class NetworkReport:
             table=table,
             charts=charts,
             settings=self._settings(),
-            appendix={
-                f"Rows of {name}": _rows_table((r, r.find(name)) for r in self.results)
-                for name, analysis in analyses.items()
-                if name not in shown
-            },
+            sections=[
+                Section(
+                    f"rows-{n}", title, tables={title: _rows_table((r, r.find(name)) for r in self.results)}
+                )
+                for n, name in enumerate(name for name in analyses if name not in shown)
+                for title in [f"Rows of {name}"]
+            ],
             runs=[
                 {"key": r.key, "label": r.network.label, "seed": "", "seconds": sum(r.seconds.values())}
                 for r in self.results

@@ -39,11 +39,13 @@ class Study:
         name: such as ``tour``.
         runs: to train and analyze.
         report: makes the page of the results, in the order of the runs.
+        more: further runs that depend on results, asked for until there are none; they follow in the order.
     """
 
     name: str
     runs: Sequence[Run]
     report: Callable[[Sequence[Result]], Report]
+    more: Callable[[Sequence[Result]], Sequence[Run]] = lambda results: []
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,15 @@ class StudyProgress:
     """How far a run of a study is.
 
     Attributes:
-        index: of the run in the study.
+        index: of the run in the study; further runs follow.
+        run: its settings.
         share: of its training, 0 to 1.
         text: what it does, in a few words.
         result: set when it has ended.
     """
 
     index: int
+    run: Run
     share: float
     text: str
     result: Result | None = None
@@ -93,20 +97,33 @@ def run_study(
     if jobs is not None and jobs < 1:
         raise RunError(f"jobs={jobs!r}: expected at least 1 process")
     report = progress or (lambda event: None)
+    results: list[Result] = []
+    runs = list(study.runs)
+    while runs:
+        results += _run_all(runs, len(results), store, jobs, device, report)
+        runs = list(study.more(results))
+    return results
+
+
+def _run_all(
+    runs: Sequence[Run], begin: int, store: Store, jobs: int | None, device: str, report: Progress
+) -> list[Result]:
+    """Runs that do not depend on each other; the first has the index ``begin`` in the study."""
+    numbered = dict(enumerate(runs, begin))
     results: dict[int, Result] = {}
-    for i, run in enumerate(study.runs):
+    for i, run in numbered.items():
         if found := find_result(run, store):
             results[i] = found
-            report(StudyProgress(i, 1.0, "found", found))
-    missing = [i for i in range(len(study.runs)) if i not in results]
+            report(StudyProgress(i, run, 1.0, "found", found))
+    missing = {i: run for i, run in numbered.items() if i not in results}
     jobs = min(jobs or default_jobs(device), max(len(missing), 1))
     if jobs > 1:
-        results |= _run_in_processes(study, store, missing, jobs, device, report)
+        results |= _run_in_processes(missing, store, jobs, device, report)
     else:
-        for i in missing:
-            results[i] = _run_one(i, study.runs[i], store, device, report)
-            report(StudyProgress(i, 1.0, "done", results[i]))
-    return [results[i] for i in range(len(study.runs))]
+        for i, run in missing.items():
+            results[i] = _run_one(i, run, store, device, report)
+            report(StudyProgress(i, run, 1.0, "done", results[i]))
+    return [results[i] for i in numbered]
 
 
 def default_jobs(device: str) -> int:
@@ -122,7 +139,7 @@ def _run_one(index: int, run: Run, store: Store, device: str, report: Progress) 
         if at := event.training:
             share = (at.epoch - 1 + at.step / at.steps) / max(at.epochs, 1)
             text = f"epoch {at.epoch}/{at.epochs}, loss {at.loss:.3f}, {at.accuracy:.1%}"
-        report(StudyProgress(index, share, text))
+        report(StudyProgress(index, run, share, text))
 
     try:
         return run_training(run, store, device=device, progress=progress)
@@ -134,7 +151,7 @@ def _run_one(index: int, run: Run, store: Store, device: str, report: Progress) 
 
 
 def _run_in_processes(
-    study: Study, store: Store, missing: list[int], jobs: int, device: str, report: Progress
+    missing: dict[int, Run], store: Store, jobs: int, device: str, report: Progress
 ) -> dict[int, Result]:
     context = multiprocessing.get_context("spawn")  # fork is not safe once torch has threads
     events = context.Queue()
@@ -146,13 +163,13 @@ def _run_in_processes(
     try:
         with _workers_without_sigint():
             futures = {
-                pool.submit(_run_in_worker, i, study.runs[i].as_dict(), store, device): i for i in missing
+                pool.submit(_run_in_worker, i, run.as_dict(), store, device): i for i, run in missing.items()
             }
         while len(results) < len(missing):
             for future, i in futures.items():
                 if i not in results and future.done():
                     results[i] = _result_of(future)
-                    report(StudyProgress(i, 1.0, "done", results[i]))
+                    report(StudyProgress(i, missing[i], 1.0, "done", results[i]))
             with suppress(queue.Empty):
                 report(events.get(timeout=0.2))
     except BaseException:
@@ -233,7 +250,7 @@ def write_study(study: Study, results: Sequence[Result], store: Store, figures: 
     Raises:
         OpnormError: it cannot be written.
     """
-    keys = hashlib.sha256(" ".join(run.key for run in study.runs).encode()).hexdigest()[:8]
+    keys = hashlib.sha256(" ".join(result.run.key for result in results).encode()).hexdigest()[:8]
     folder = store.root / f"{study.name}-{keys}"
     report = study.report(results)
     page = write_page(report, folder / "report.html")

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from opnorm.analyses import accuracy, margins, robust_accuracy
+from opnorm.analyses._shared.by_point import unpack
 from opnorm.errors import OpnormError
 from opnorm.models import mlp
 from tests.analyses.toys import data, pixels, trained
@@ -21,6 +22,7 @@ def test_accuracy_by_hand(model, split):
     right = int((model(x).argmax(1) == y).sum())
     (row,) = accuracy(split)(model, toy)
     chance = max(y.tolist().count(c) for c in range(3)) / len(y)
+    assert unpack(row.pop("by_point"), row["points"]).tolist() == (model(x).argmax(1) == y).tolist()
     assert row == {
         "split": split, "accuracy": right / len(y), "correct": right, "points": len(y), "chance": chance
     }  # fmt: skip

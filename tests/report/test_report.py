@@ -18,6 +18,7 @@ from opnorm.report import (
     Point,
     Report,
     Sample,
+    Section,
     Stat,
     Table,
     accuracy_against_eps,
@@ -390,14 +391,14 @@ def test_a_page_is_replaced_whole(report, tmp_path, monkeypatch):
 
 
 def test_further_tables_are_on_the_page(tmp_path):
-    more = {
-        "Rows of mine": Table(
-            [Column("network", "network", "text"), Column("n", "n")], [{"network": "a", "n": 77.0}]
-        )
-    }
-    report = Report("t", "q", [], Table([Column("method", "m", "text")], [{"method": "a"}]), appendix=more)
+    more = Table([Column("network", "network", "text"), Column("n", "n")], [{"network": "a", "n": 77.0}])
+    section = Section("mine", "Rows of mine", tables={"Rows of mine": more, "Others": more})
+    report = Report(
+        "t", "q", [], Table([Column("method", "m", "text")], [{"method": "a"}]), sections=[section]
+    )
     html = write_page(report, tmp_path / "page.html").read_text(encoding="utf-8")
     assert "<h2>Rows of mine</h2>" in html
+    assert "<h3>Others</h3>" in html
     assert ">77.0</td>" in html
 
 
@@ -412,7 +413,8 @@ def test_json(report, tmp_path):
         "settings",
         "runs",
         "highlight",
-        "appendix",
+        "claims",
+        "sections",
     ]
     assert content["table"]["rows"][0]["clean"].keys() == {"mean", "std", "n", "points"}
     assert list(content["settings"]) == list(report.settings)

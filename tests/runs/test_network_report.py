@@ -163,7 +163,7 @@ def test_an_analysis_of_the_user_is_shown_too(monkeypatch, tmp_path):
     done = analyze(network(), data(), ["own_analyses.count()", "own_analyses.bare()", "accuracy"])
     assert done.report().findings[-1] == "There are 3."
     assert done.results[0].find("own_analyses.bare") == [{"n": 4, "long": list(range(9))}]
-    tables = done.report().appendix
+    tables = {s.title: s.tables[s.title] for s in done.report().sections}
     assert list(tables) == ["Rows of own_analyses.count", "Rows of own_analyses.bare"]
     (row,) = tables["Rows of own_analyses.bare"].rows
     assert row == {"network": "Sequential", "n": "4", "long": "0, 1, 2, 3, … (9 values)"}

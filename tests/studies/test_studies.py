@@ -17,9 +17,9 @@ KEY = "robust_inf_0.1"
 
 
 def test_every_study_is_found_and_named():
-    assert studies.__all__ == spec.names("study")
+    assert set(spec.names("study")) == set(studies.__all__) - {"Setting", "papers", "study_call"}
     assert "tour" in studies.__all__
-    for name in studies.__all__:
+    for name in spec.names("study"):
         study = spec.build(f"{name}(size='smoke', seeds=1)", "study")
         assert isinstance(study, Study)
         assert study.name == name

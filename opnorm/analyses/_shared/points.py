@@ -29,7 +29,7 @@ __all__ = [
     "by_rank",
     "check_points",
     "correct_after",
-    "count_correct",
+    "correct_points",
     "cross_entropy",
     "first",
     "in_double",
@@ -139,14 +139,16 @@ def correct_after(model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Ten
     return correct
 
 
-def count_correct(model: nn.Module, split: Split, attack: Attack) -> tuple[int, int]:
-    """How many points are classified correctly, and how many of these also after the attack."""
-    clean = robust = 0
+def correct_points(model: nn.Module, split: Split, attack: Attack) -> tuple[Tensor, Tensor]:
+    """Whether each point is classified correctly, and whether it still is after the attack; both (N,)."""
+    clean, robust = [], []
     for x, y, logits in logits_of(model, split):
         correct = logits.argmax(1) == y
-        clean += int(correct.sum())
-        robust += int(correct_after(model, x[correct], y[correct], attack).sum())
-    return clean, robust
+        survived = correct.clone()
+        survived[correct] = correct_after(model, x[correct], y[correct], attack)
+        clean.append(correct)
+        robust.append(survived)
+    return torch.cat(clean), torch.cat(robust)
 
 
 def attacked(model: nn.Module, x: Tensor, y: Tensor, attack: Attack, seed: int) -> Tensor:

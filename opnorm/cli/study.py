@@ -1,0 +1,129 @@
+"""``opnorm study``: all runs of a study, and its page."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from opnorm.cli.options import Again, Device, Figures, Json, Limit, Runs, check_device, print_json
+from opnorm.errors import OpnormError
+
+if TYPE_CHECKING:
+    from opnorm.runs.run import Run
+
+__all__ = ["study"]
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """The options of a study; those that it does not have are refused."""
+
+    data: str | None = None  # a data set as a call: see opnorm train
+    model: str | None = None  # a network as a call: see opnorm train
+    seeds: int | None = None  # how many times each way is repeated
+    limit: Limit = None
+    size: str | None = (
+        None  # 'laptop' (minutes), 'smoke' (seconds, to see that all works), 'paper' (the published settings)
+    )
+    only: str | None = None  # leave out runs whose network or method does not match, such as '*norm decay*'
+    list: bool = (
+        False  # say what studies there are, what each asks, how many runs it has and how long it takes
+    )
+    out: Runs = Path("runs")
+    again: Again = False
+    jobs: int | None = None  # processes side by side; the number of cores, at most 8, when left out
+    device: Device = "cpu"
+    figures: Figures = None
+    dry_run: bool = False  # list the runs, and which are finished, and do nothing
+    json: Json = False
+
+
+def study(
+    name: Annotated[
+        Positional[str],
+        arg(help="a study: 'tour', 'liang2021', one table 'liang2021.table2', 'tour(epochs=5)'"),
+    ] = "",
+    options: Annotated[StudyOptions, arg(name="")] = StudyOptions(),
+) -> None:
+    """Carry out a whole study and write its page; the last line printed is where the page is.
+
+    opnorm study --list
+
+    opnorm study tour
+
+    opnorm study liang2021.table2
+
+    opnorm study tour --data 'parquet("mnist")' --limit 2000 --seeds 1
+    """
+    from opnorm import spec, studies
+    from opnorm.cli.progress import StudyBar
+    from opnorm.runs.runner import Study, run_study, write_study
+    from opnorm.runs.store import Store
+
+    o, store = options, Store(options.out, again=options.again)
+    if o.list:
+        return _print_list(o.json)
+    if not name:
+        raise OpnormError(
+            "which study? opnorm study --list says what there is; opnorm study tour is a good start"
+        )
+    settings = {"data": o.data, "model": o.model, "seeds": o.seeds, "limit": o.limit, "size": o.size}
+    call = studies.study_call(name).with_arguments(**settings, only=o.only)
+    built = spec.build(call, "study")
+    if not isinstance(built, Study):
+        raise OpnormError(f"{call} gave {type(built).__name__}; expected a study")
+    if o.dry_run:
+        return _print_plan(
+            [_about(run) | {"finished": store.finished(run.key)} for run in built.runs], o.json
+        )
+    check_device(o.device)
+    with StudyBar(len(built.runs)) as bar:
+        results = run_study(built, store, jobs=o.jobs, device=o.device, progress=bar)
+    page = write_study(built, results, store, o.figures)
+    if o.json:
+        found = [_about(r.run) | {"failure": r.failure, "results": r.rows} for r in results]
+        return print_json({"page": str(page), "runs": found})
+    return print(page)
+
+
+def _about(run: "Run") -> dict[str, Any]:
+    return {"key": run.key, "model": run.model, "label": run.label, "seed": run.seed}
+
+
+def _print_plan(rows: list[dict[str, Any]], json: bool) -> None:
+    """The runs of a study, and which of them are finished."""
+    if json:
+        return print_json(rows)
+    for row in rows:
+        state = "finished" if row["finished"] else "to do"
+        print(f"{row['key']}  {state:8}  seed {row['seed']}  {row['label']}")
+    return print(f"{len(rows)} runs, {sum(row['finished'] for row in rows)} finished")
+
+
+def _print_list(json: bool) -> None:
+    """Every study and every part: what it asks, how many runs, how long."""
+    from opnorm import spec, studies
+    from opnorm.studies import papers
+
+    rows = [
+        {
+            "study": f"{paper.name}.{part.name}",
+            "asks": part.asks,
+            "runs": len(paper.study(part.name, studies.Setting()).runs),
+            "minutes": part.minutes,
+            "claims": [claim.name for claim in part.claims],
+        }
+        for paper in papers()
+        for part in paper.parts
+    ]
+    tour = spec.build("tour()", "study")
+    asks = "Every way of training, on one small network, side by side: what does each do to norms and robustness?"
+    rows = [{"study": "tour", "asks": asks, "runs": len(tour.runs), "minutes": 6.0, "claims": []}, *rows]
+    if json:
+        return print_json(rows)
+    for row in rows:
+        minutes = "" if row["minutes"] is None else f", about {row['minutes']:g} min"
+        print(f"{row['study']:24}  {row['runs']} runs{minutes}, {len(row['claims'])} claims")
+        print(f"{'':24}  {row['asks']}")
+    return print("runs and minutes are of the size laptop on two cores")

@@ -1,0 +1,50 @@
+"""Liang & Huang 2021: do large norms of layers hurt adversarial robustness?"""
+
+from opnorm.runs.runner import Study
+from opnorm.spec import factory
+from opnorm.studies._liang2021 import constructions, figure2, table2
+from opnorm.studies._shared.paper import Paper, Setting
+
+__all__ = ["PAPER", "liang2021"]
+
+PAPER = Paper(
+    name="liang2021",
+    title="Large norms of CNN layers do not hurt adversarial robustness",
+    source="Liang & Huang, AAAI 2021, arXiv:2009.08435",
+    parts=(table2.PART, figure2.PART, constructions.PART),
+    sizes={
+        "smoke": "one epoch of few points, to see that all works; nothing can be concluded from it",
+        "laptop": (
+            "digits of 8x8 pixels, networks of the same families an eighth as wide, 8 epochs, attacks at larger radii (the "
+            "paper: CIFAR-10, 120 epochs, radius 1/255 and 8/255)"
+        ),
+        "paper": "the published setting: CIFAR-10, 120 epochs",
+    },
+)
+
+
+@factory("study")
+def liang2021(
+    part: str | None = None,
+    size: str = "laptop",
+    seeds: int | None = None,
+    data: str | None = None,
+    limit: int | None = None,
+    only: str | None = None,
+) -> Study:
+    """The tables, figures and constructions of Liang & Huang 2021, with a verdict on every claim.
+
+    Args:
+        part: one table or figure, all when None.
+        size: "smoke", "laptop" or "paper".
+        seeds: how many times each training is repeated.
+        data: a data set as a call; that of the size when None.
+        limit: at most so many training and test points.
+        only: a pattern of networks or methods; the others are left out.
+
+    Raises:
+        SpecError: an unknown part or size, a pattern that matches nothing.
+
+    Source: Liang & Huang 2021.
+    """
+    return PAPER.study(part, Setting(size, seeds, data, limit, only))

@@ -1,0 +1,1 @@
+"""What the papers' studies share: parts, claims, statistics, tables, printed numbers."""

@@ -1,0 +1,159 @@
+"""What came out of the runs of a part, by network, method and seed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opnorm.analyses._shared.by_point import unpack
+from opnorm.errors import OpnormError
+from opnorm.report import Stat
+from opnorm.runs.run import Result, Run
+from opnorm.studies._shared.comparison import Comparison
+
+__all__ = ["Case", "MissingError", "Outcome", "Outcomes", "correct_points"]
+
+
+class MissingError(OpnormError):
+    """What a claim or a table needs was not measured, because a run failed."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run of a part, with the names that its tables and charts give to its network and its method."""
+
+    network: str
+    method: str
+    run: Run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A case and its result."""
+
+    case: Case
+    result: Result
+
+    @property
+    def seed(self) -> int:
+        return self.case.run.seed
+
+
+class Outcomes:
+    """The outcomes of cases, in their order.
+
+    Args:
+        outcomes: failed ones included.
+    """
+
+    def __init__(self, outcomes: Sequence[Outcome]) -> None:
+        self.all = list(outcomes)
+
+    @property
+    def networks(self) -> list[str]:
+        """Their names, in order."""
+        return list(dict.fromkeys(o.case.network for o in self.all))
+
+    @property
+    def methods(self) -> list[str]:
+        """Their names, in order."""
+        return list(dict.fromkeys(o.case.method for o in self.all))
+
+    @property
+    def good(self) -> list[Outcome]:
+        """Those that did not fail."""
+        return [o for o in self.all if not o.result.failure]
+
+    def of(self, network: str | None = None, method: str | None = None) -> "Outcomes":
+        """Those of a network, of a method, or of both."""
+        return Outcomes(
+            [
+                o
+                for o in self.all
+                if network in (None, o.case.network) and method in (None, o.case.method)
+            ]
+        )  # fmt: skip
+
+    def labeled(self, analysis: str) -> list[dict[str, Any]]:
+        """The rows of an analysis, each with its method and its seed, as charts take them."""
+        return [_label(o) | row for o in self.good for row in o.result.find(analysis)]
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The metrics of every epoch, each with its method and its seed."""
+        return [_label(o) | row for o in self.good for row in o.result.metrics]
+
+    def by_seed(self, measure: Callable[[Result], Any]) -> dict[int, Any]:
+        """A measure of each seed of one network and method.
+
+        Raises:
+            MissingError: one of the runs failed, or there is none.
+        """
+        if not self.all:
+            raise MissingError("there is no run of it")
+        for o in self.all:
+            if o.result.failure:
+                raise MissingError(
+                    f"{o.case.network}, {o.case.method}, seed {o.seed} failed: {o.result.failure}"
+                )
+        return {o.seed: measure(o.result) for o in self.all}
+
+    def mean(self, measure: Callable[[Result], float]) -> float:
+        """The mean of a measure over the seeds; MissingError where a run failed."""
+        values = self.by_seed(measure).values()
+        return float(np.mean(list(values)))
+
+    def stat(self, measure: Callable[[Result], float | None], points: int | None = None) -> Stat | None:
+        """A cell of a table: mean and spread over the seeds that did not fail."""
+        return Stat.of([measure(o.result) for o in self.good], points)
+
+    def compare(
+        self, name: str, other: "Outcomes", measure: Callable[[Result], NDArray[np.bool_] | float]
+    ) -> Comparison:
+        """This method minus another one, of the seeds that both have.
+
+        Args:
+            name: of the two, as text.
+            other: the second.
+            measure: a number, or the points that count as an array of booleans.
+
+        Raises:
+            MissingError: a run failed.
+        """
+        first, second = self.by_seed(measure), other.by_seed(measure)
+        seeds = [seed for seed in first if seed in second]
+        if not seeds:
+            raise MissingError(f"{name}: no seed in common")
+        pairs = [first[s] for s in seeds], [second[s] for s in seeds]
+        if isinstance(pairs[0][0], np.ndarray):
+            return Comparison.of_shares(name, *pairs)
+        return Comparison.of_values(name, *pairs)
+
+
+def _label(outcome: Outcome) -> dict[str, Any]:
+    return {"method": outcome.case.method, "seed": outcome.seed}
+
+
+def correct_points(analysis: str, **where: Any) -> Callable[[Result], NDArray[np.bool_]]:
+    """The test points that are classified correctly, by an analysis that gives ``by_point``.
+
+    Args:
+        analysis: such as "accuracy" or "robust_accuracy".
+        where: fields of the row, such as ``eps=0.1``.
+    """
+
+    def measure(result: Result) -> NDArray[np.bool_]:
+        return unpack(
+            row_of(result, analysis, **where)["by_point"], row_of(result, analysis, **where)["points"]
+        )
+
+    return measure
+
+
+def row_of(result: Result, analysis: str, **where: Any) -> dict[str, Any]:
+    """The first row of an analysis with these fields; OpnormError where there is none."""
+    for row in result.find(analysis):
+        if all(row.get(name) == value for name, value in where.items()):
+            return row
+    raise OpnormError(f"{result.run.label}: no row of {analysis} with {where}")

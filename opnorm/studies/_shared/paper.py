@@ -1,0 +1,224 @@
+"""A paper's study: its parts (tables, figures), their runs in three sizes, one report with a verdict on every claim."""
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Any
+
+from opnorm._core.settings import check_choice, check_count
+from opnorm.errors import SpecError
+from opnorm.report import Report, Section
+from opnorm.runs.run import Result, Run
+from opnorm.runs.runner import Study
+from opnorm.runs.training_run import environment
+from opnorm.studies._shared.claim import Claim
+from opnorm.studies._shared.outcomes import Case, Outcome, Outcomes
+
+__all__ = ["SIZES", "Paper", "Part", "Setting"]
+
+SIZES = ("smoke", "laptop", "paper")
+"""Seconds, to see that all works; minutes on two cores; the published settings."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a caller can choose of a study.
+
+    Attributes:
+        size: "smoke", "laptop" or "paper".
+        seeds: how many times each method is repeated; the study's own number when None.
+        data: a data set as a call, instead of that of the size.
+        limit: at most so many training and test points.
+        only: a pattern; runs whose network or method does not match it are left out.
+    """
+
+    size: str = "laptop"
+    seeds: int | None = None
+    data: str | None = None
+    limit: int | None = None
+    only: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("size", self.size, SIZES)
+        if self.seeds is not None:
+            check_count("seeds", self.seeds)
+
+    def pick(self, smoke: Any, laptop: Any, paper: Any) -> Any:
+        """The value for this size."""
+        return dict(zip(SIZES, (smoke, laptop, paper), strict=True))[self.size]
+
+    def base(self, run: Run) -> Run:
+        """A run with the chosen data and limit."""
+        limit = run.limit if self.limit is None else min(self.limit, run.limit or self.limit)
+        return replace(run, data=self.data or run.data, limit=limit)
+
+    def repeated(self, case: Case, seeds: int) -> list[Case]:
+        """A case with each seed, ``seeds`` of them unless the caller chose another number."""
+        return [replace(case, run=replace(case.run, seed=seed)) for seed in range(self.seeds or seeds)]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table or figure of a paper.
+
+    Attributes:
+        name: such as ``table2``.
+        asks: the question that it answers.
+        cases: the runs behind it.
+        section: what the page shows: tables and charts.
+        claims: what the paper concludes from it.
+        more: further runs that depend on what the first ones gave; none at the end.
+        minutes: how long the laptop size took on two cores with AVX2; None where it has not been measured.
+    """
+
+    name: str
+    asks: str
+    cases: Callable[[Setting], list[Case]]
+    section: Callable[[Setting, Outcomes], Section]
+    claims: tuple[Claim, ...] = ()
+    more: Callable[[Setting, Outcomes], list[Case]] = lambda setting, outcomes: []
+    minutes: float | None = None
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper with its parts.
+
+    Attributes:
+        name: of the study, such as ``liang2021``.
+        title: of its page.
+        source: the paper.
+        parts: in the order of the paper.
+        sizes: for each size, in which way it differs from the paper's settings.
+    """
+
+    name: str
+    title: str
+    source: str
+    parts: tuple[Part, ...]
+    sizes: Mapping[str, str]
+
+    def study(self, part: str | None, setting: Setting) -> Study:
+        """The study of one part, or of all.
+
+        Raises:
+            SpecError: an unknown part, or a pattern that matches no run.
+        """
+        chosen = self.parts if part is None else (self._part(part),)
+        cases = {p.name: _matching(p.cases(setting), setting.only) for p in chosen}
+        if setting.only is not None and not any(cases.values()):
+            everything = [case for p in chosen for case in p.cases(setting)]
+            names = dict.fromkeys(name for case in everything for name in (case.network, case.method))
+            raise SpecError(f"only={setting.only!r} matches no run; there are {', '.join(names)}")
+
+        def outcomes(p: Part, results: Sequence[Result]) -> Outcomes:
+            return _outcomes([*cases[p.name], *_more(p, setting, cases[p.name], results)], results)
+
+        def more(results: Sequence[Result]) -> list[Run]:
+            known = {result.run.key for result in results}
+            further = [case.run for p in chosen for case in _more(p, setting, cases[p.name], results)]
+            return [run for run in merged(further) if run.key not in known]
+
+        def report(results: Sequence[Result]) -> Report:
+            return self._report(chosen, setting, {p.name: outcomes(p, results) for p in chosen}, results)
+
+        name = self.name if part is None else f"{self.name}.{part}"
+        return Study(name, merged(case.run for some in cases.values() for case in some), report, more)
+
+    def _part(self, name: str) -> Part:
+        found = {part.name: part for part in self.parts}
+        if name not in found:
+            guess = get_close_matches(name, found, 1)
+            hint = f"did you mean {self.name}.{guess[0]}?" if guess else f"there are {', '.join(found)}"
+            raise SpecError(f"{self.name} has no part {name!r}; {hint}")
+        return found[name]
+
+    def _report(
+        self,
+        parts: Sequence[Part],
+        setting: Setting,
+        outcomes: Mapping[str, Outcomes],
+        results: Sequence[Result],
+    ) -> Report:
+        sections, claims = [], []
+        for part in parts:
+            section = part.section(setting, outcomes[part.name])
+            charts = [replace(chart, key=f"{part.name}-{chart.key}") for chart in section.charts]
+            sections.append(replace(section, key=part.name, text=section.text or part.asks, charts=charts))
+            study = f"{self.name}.{part.name}"
+            claims += [claim.as_dict(outcomes[part.name]) | {"study": study} for claim in part.claims]
+        where, run = environment(), results[0].run
+        return Report(
+            title=self.title if len(parts) > 1 else f"{self.title}: {parts[0].name}",
+            question=" ".join(part.asks for part in parts),
+            claims=claims,
+            sections=sections,
+            settings={
+                "paper": self.source,
+                "size": f"{setting.size}: {self.sizes[setting.size]}",
+                "data": run.data + (f", at most {run.limit} training and test points" if run.limit else ""),
+                "opnorm": where["opnorm"] + (f", commit {where['git']}" if where["git"] else ""),
+                "computing time": f"{sum(r.seconds for r in results):.0f} s in all runs together",
+                "machine": f"{where['machine']}; Python {where['python']}, torch {where['torch']}",
+            },
+            runs=[
+                {
+                    "key": r.run.key,
+                    "label": f"{r.run.model}: {r.run.label}",
+                    "seed": r.run.seed,
+                    "seconds": seconds,
+                }
+                for r in results
+                for seconds in [None if r.failure else r.seconds]
+            ],
+        )
+
+
+def merged(runs: Iterable[Run]) -> list[Run]:
+    """Runs without repetitions; one that stands twice is asked for the analyses of both."""
+    found: dict[str, Run] = {}
+    for run in runs:
+        other = found.get(run.key)
+        analyses = tuple(dict.fromkeys((*other.analyses, *run.analyses))) if other else run.analyses
+        found[run.key] = replace(run, analyses=analyses)
+    return list(found.values())
+
+
+def _matching(cases: list[Case], only: str | None) -> list[Case]:
+    """The cases whose network or method matches a pattern, or holds it as a part of its name."""
+    if only is None:
+        return cases
+    pattern = f"*{only}*".lower()
+    return [c for c in cases if any(fnmatch.fnmatch(n.lower(), pattern) for n in (c.network, c.method))]
+
+
+def _more(part: Part, setting: Setting, cases: Sequence[Case], results: Sequence[Result]) -> list[Case]:
+    """All further cases that can be named from what is known, round by round."""
+    known = {result.run.key for result in results}
+    further: list[Case] = []
+    while True:
+        new = part.more(setting, _outcomes([*cases, *further], results))
+        done = {case.run.key for case in (*cases, *further)}
+        new = [case for case in new if case.run.key not in done]
+        further += new
+        if not new or any(case.run.key not in known for case in new):
+            return further
+
+
+def _outcomes(cases: Sequence[Case], results: Sequence[Result]) -> Outcomes:
+    """The outcomes of cases whose results are there, each with the analyses that its case asked for."""
+    by_key = {result.run.key: result for result in results}
+    return Outcomes(
+        [
+            Outcome(case, _restricted(by_key[case.run.key], case.run))
+            for case in cases
+            if case.run.key in by_key
+        ]
+    )
+
+
+def _restricted(result: Result, run: Run) -> Result:
+    return replace(
+        result, run=run, rows={call: result.rows[call] for call in run.analyses if call in result.rows}
+    )

@@ -1,0 +1,160 @@
+"""Tables of a paper: one row a method, measured cells beside the printed ones, the best ones found by a test."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opnorm.report import Cell, Column, Stat, Table
+from opnorm.runs.run import Result
+from opnorm.studies._shared.claim import LEVEL
+from opnorm.studies._shared.comparison import holm
+from opnorm.studies._shared.outcomes import MissingError, Outcomes, correct_points, row_of
+
+__all__ = ["Quantity", "accuracy_of", "methods_table", "robust_accuracy_of", "typical_norm_of", "value_of"]
+
+Measure = Callable[[Result], NDArray[np.bool_] | float | None]
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A column of a table: its heading, and how a cell is measured.
+
+    Attributes:
+        column: key, heading, unit.
+        measure: a number of a run, or the points that count, as an array of booleans, whose share is shown.
+    """
+
+    column: Column
+    measure: Measure
+
+    def cell(self, outcomes: Outcomes) -> Cell:
+        """Mean and spread over the seeds that did not fail."""
+        found = [self.measure(o.result) for o in outcomes.good]
+        arrays = [value for value in found if isinstance(value, np.ndarray)]
+        if arrays:
+            return Stat.of([float(a.mean()) for a in arrays], len(arrays[0]))
+        return Stat.of([value for value in found if not isinstance(value, np.ndarray)])
+
+
+def methods_table(
+    outcomes: Outcomes,
+    quantities: Sequence[Quantity],
+    printed: Mapping[str, Mapping[str, float]] | None = None,
+    *,
+    same_setting: bool = False,
+    heading: str = "training",
+) -> Table:
+    """One row a method of one network.
+
+    Args:
+        outcomes: of one network.
+        quantities: the columns.
+        printed: by method and column key, the paper's numbers, in the unit of the column.
+        same_setting: whether the paper's setting was this one; only then is a difference shown.
+        heading: of the first column.
+    """
+    keys = [q.column.key for q in quantities]
+    shown = {key for row in (printed or {}).values() for key in row if key in keys}
+    columns = [Column("method", heading, "text")]
+    for quantity in quantities:
+        columns.append(quantity.column)
+        if quantity.column.key in shown:
+            columns += _printed_columns(quantity.column, same_setting)
+    rows: list[dict[str, Cell]] = []
+    for method in outcomes.methods:
+        of_method = outcomes.of(method=method)
+        failures = [o.result.failure for o in of_method.all if o.result.failure]
+        row: dict[str, Cell] = {"method": method}
+        if not of_method.good:
+            rows.append(row | {"_failed": failures[0] if failures else "not run yet"})
+            continue
+        for quantity in quantities:
+            key, cell = quantity.column.key, quantity.cell(of_method)
+            number = (printed or {}).get(method, {}).get(key)
+            row |= {key: cell, f"{key}_paper": number}
+            if isinstance(cell, Stat) and number is not None:
+                row[f"{key}_difference"] = cell.mean - number
+        rows.append(row)
+    best = {q.column.key: _best(outcomes, q) for q in quantities if q.column.better}
+    return Table(columns, rows, best)
+
+
+def _printed_columns(column: Column, same_setting: bool) -> list[Column]:
+    paper = replace(
+        column, key=f"{column.key}_paper", better=None, help=f"{column.label}, as printed in the paper."
+    )
+    if not same_setting:
+        return [replace(paper, label="paper, other setting")]
+    difference = replace(
+        paper, key=f"{column.key}_difference", label="difference", help="Measured minus printed."
+    )
+    return [replace(paper, label="paper"), difference]
+
+
+def _best(outcomes: Outcomes, quantity: Quantity) -> list[int]:
+    """The rows of the best mean and of all that a test at 5 %, corrected for their number, does not tell from it."""
+    methods = [outcomes.of(method=m) for m in outcomes.methods]
+    sign = 1.0 if quantity.column.better == "high" else -1.0
+    means = {i: cell.mean for i, m in enumerate(methods) if isinstance(cell := quantity.cell(m), Stat)}
+    if len(means) < 2:
+        return []
+    top = max(means, key=lambda i: sign * means[i])
+    others = [i for i in means if i != top]
+    p_values = []
+    for i in others:
+        try:
+            compared = methods[top].compare("", methods[i], quantity.measure)  # type: ignore[arg-type]
+        except MissingError:
+            p_values.append(1.0)
+            continue
+        p_values.append(compared.p_above(0.0) if sign > 0 else compared.p_below(0.0))
+    tied = [i for i, p in zip(others, holm(p_values), strict=True) if p >= LEVEL]
+    return [] if len(tied) == len(others) else sorted([top, *tied])
+
+
+# ---------------------------------------------------------------- frequent columns
+
+
+def accuracy_of(split: str = "test") -> Quantity:
+    """The share of test (or training) points that are classified correctly."""
+    label, help = ("clean", "Share of test images classified correctly.")
+    if split == "train":
+        label, help = ("training accuracy", "Share of training images classified correctly.")
+    better: Any = "high" if split == "test" else None
+    return Quantity(
+        Column(f"accuracy_{split}", label, "percent", better, help), correct_points("accuracy", split=split)
+    )
+
+
+def robust_accuracy_of(label: str, help: str, analysis: str = "robust_accuracy", **where: Any) -> Quantity:
+    """The share of test points that stay correct after an attack, of the row with these fields."""
+    key = "_".join(
+        ["robust", *(f"{value:g}" if isinstance(value, float) else str(value) for value in where.values())]
+    )
+    return Quantity(Column(key, label, "percent", "high", help), correct_points(analysis, **where))
+
+
+def typical_norm_of(ord: str, name: str) -> Quantity:
+    """The geometric mean of a norm over the linear and convolutional layers: "1", "2" or "inf"."""
+    from opnorm.analyses._norm_table import typical_norm
+
+    help = f"Geometric mean of the {name} operator norm over the linear and convolutional layers."
+
+    def measure(result: Result) -> float | None:
+        return typical_norm(result.find("norm_table"), ord)
+
+    return Quantity(Column(f"norm_{ord}", f"{name} norm", "number", "low", help), measure)
+
+
+def value_of(
+    key: str, label: str, analysis: str, help: str = "", *, better: Any = None, kind: Any = "number"
+) -> Quantity:
+    """A field of an analysis's first row."""
+
+    def measure(result: Result) -> float | None:
+        return row_of(result, analysis).get(key)
+
+    return Quantity(Column(key, label, kind, better, help), measure)
