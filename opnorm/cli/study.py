@@ -106,7 +106,7 @@ def _print_list(json: bool) -> None:
     from opnorm import spec, studies
     from opnorm.studies import papers
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "study": f"{paper.name}.{part.name}",
             "asks": part.asks,

@@ -3,7 +3,7 @@
 from opnorm.runs.run import Run
 from opnorm.studies._shared.paper import Setting
 
-__all__ = ["NETWORKS", "base_run", "network_call"]
+__all__ = ["NETWORKS", "base_run", "network_call", "slug"]
 
 NETWORKS = {
     "VGG-11": "vgg11",
@@ -18,6 +18,11 @@ def network_call(name: str, setting: Setting) -> str:
     """A network of the paper, or a narrow one of its family."""
     call = NETWORKS[name]
     return f"{call}()" if setting.size == "paper" else f"{call}(width={LAPTOP_WIDTH[call]})"
+
+
+def slug(network: str) -> str:
+    """A network's name in the key of a chart."""
+    return network.lower().replace("-", "")
 
 
 def base_run(setting: Setting, network: str, lr: float, analyses: tuple[str, ...]) -> Run:

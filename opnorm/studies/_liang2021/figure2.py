@@ -1,18 +1,24 @@
 """Figure 2: the norms of adversarially trained networks."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
-from opnorm.analyses import norm_table
 from opnorm.analyses._shared.layer_rows import KINDS
 from opnorm.report import Section, layers_against_epoch
 from opnorm.runs.run import Result
-from opnorm.studies._liang2021.common import NETWORKS, base_run
+from opnorm.studies._liang2021.common import NETWORKS, base_run, slug
 from opnorm.studies._shared.claim import Claim, Verdict, above, decide, no_lower
 from opnorm.studies._shared.comparison import Comparison
 from opnorm.studies._shared.outcomes import Case, Outcomes
 from opnorm.studies._shared.paper import Part, Setting
-from opnorm.studies._shared.tables import accuracy_of, methods_table, robust_accuracy_of, typical_norm_of
+from opnorm.studies._shared.tables import (
+    Quantity,
+    accuracy_of,
+    methods_table,
+    robust_accuracy_of,
+    typical_norm_of,
+)
 
 __all__ = ["PART"]
 
@@ -77,17 +83,18 @@ def section(setting: Setting, outcomes: Outcomes) -> Section:
     tables = {network: methods_table(outcomes.of(network), quantities) for network in outcomes.networks}
     charts = []
     for network in outcomes.networks:
-        some, slug = outcomes.of(network), network.lower().replace("-", "")
-        norms = norm_table().chart(some.labeled("norm_table"), some.methods)
-        charts.append(replace(norms, key=f"norms-{slug}", title=f"Norms of the layers of {network}"))
+        some = outcomes.of(network)
+        charts += some.chart("norm_table", f"norms-{slug(network)}", f"Norms of the layers of {network}")
         epochs = layers_against_epoch(some.metrics(), some.methods)
-        charts.append(replace(epochs, key=f"epochs-{slug}", title=f"Norms of {network} against epoch"))
+        charts.append(
+            replace(epochs, key=f"epochs-{slug(network)}", title=f"Norms of {network} against epoch")
+        )
     return Section(
         "figure2", "Figure 2: norms of adversarially trained networks", tables=tables, charts=charts
     )
 
 
-def _neither(quantity):
+def _neither(quantity: Quantity) -> Quantity:
     return replace(quantity, column=replace(quantity.column, better=None))
 
 
@@ -100,7 +107,7 @@ def _log_typical(result: Result) -> float:
     return math.fsum(map(math.log10, norms)) / len(norms)
 
 
-def _pairs(outcomes: Outcomes):
+def _pairs(outcomes: Outcomes) -> Iterator[tuple[str, Outcomes, Outcomes]]:
     for network in outcomes.networks:
         of_network = outcomes.of(network)
         for method in of_network.methods:

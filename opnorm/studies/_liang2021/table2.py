@@ -1,14 +1,16 @@
 """Table 2: accuracy, robustness and norms of four networks with norms kept small in four ways."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
-from opnorm.analyses import norm_table
 from opnorm.analyses._norm_table import typical_norm
 from opnorm.report import Section
 from opnorm.runs.run import Result
-from opnorm.studies._liang2021.common import NETWORKS, base_run
+from opnorm.studies._liang2021.common import NETWORKS, base_run, slug
 from opnorm.studies._shared.claim import Claim, Verdict, below, decide, no_lower
+from opnorm.studies._shared.comparison import Comparison
 from opnorm.studies._shared.outcomes import Case, Outcomes, correct_points
 from opnorm.studies._shared.paper import Part, Setting
 from opnorm.studies._shared.tables import accuracy_of, methods_table, robust_accuracy_of, typical_norm_of
@@ -88,22 +90,15 @@ def section(setting: Setting, outcomes: Outcomes) -> Section:
     tables = {network: methods_table(outcomes.of(network), quantities) for network in outcomes.networks}
     charts = []
     for network in outcomes.networks:
-        some = outcomes.of(network)
-        chart = norm_table().chart(some.labeled("norm_table"), some.methods)
-        charts.append(
-            replace(chart, key=f"norms-{_slug(network)}", title=f"Norms of the layers of {network}")
-        )
+        title = f"Norms of the layers of {network}"
+        charts += outcomes.of(network).chart("norm_table", f"norms-{slug(network)}", title)
     return Section("table2", "Table 2: keeping norms small", tables=tables, charts=charts)
-
-
-def _slug(name: str) -> str:
-    return name.lower().replace("-", "")
 
 
 # ---------------------------------------------------------------- claims
 
 
-def _log_norm(ord: str):
+def _log_norm(ord: str) -> Callable[[Result], float]:
     def measure(result: Result) -> float:
         norm = typical_norm(result.find("norm_table"), ord)
         return math.nan if norm is None else math.log10(norm)
@@ -118,7 +113,9 @@ def _strongest(outcomes: Outcomes, family: str) -> str | None:
 FAMILIES = ("weight decay", "SVC", "ℓ1 norm decay", "ℓ∞ norm decay")
 
 
-def _against_plain(outcomes: Outcomes, families, measure):
+def _against_plain(
+    outcomes: Outcomes, families: Sequence[str], measure: Callable[[Result], Any]
+) -> list[Comparison]:
     """The strongest setting of each family against plain training, of each network."""
     found = []
     for network in outcomes.networks:

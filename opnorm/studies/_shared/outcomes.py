@@ -1,15 +1,16 @@
 """What came out of the runs of a part, by network, method and seed."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from opnorm.analyses import all_analyses
 from opnorm.analyses._shared.by_point import unpack
 from opnorm.errors import OpnormError
-from opnorm.report import Stat
+from opnorm.report import Chart, Stat
 from opnorm.runs.run import Result, Run
 from opnorm.studies._shared.comparison import Comparison
 
@@ -79,6 +80,12 @@ class Outcomes:
     def labeled(self, analysis: str) -> list[dict[str, Any]]:
         """The rows of an analysis, each with its method and its seed, as charts take them."""
         return [_label(o) | row for o in self.good for row in o.result.find(analysis)]
+
+    def chart(self, analysis: str, key: str, title: str) -> list[Chart]:
+        """The chart of an analysis over all methods, under another key and title; none where there is nothing to draw."""
+        made = next(a for a in all_analyses() if a.name == analysis).factory()
+        found = made.chart(self.labeled(analysis), self.methods) if self.good else None
+        return [] if found is None or found.empty else [replace(found, key=key, title=title)]
 
     def metrics(self) -> list[dict[str, Any]]:
         """The metrics of every epoch, each with its method and its seed."""
