@@ -3,8 +3,8 @@
 import pytest
 
 from opnorm.studies._shared.claim import Claim, above, below, decide, decided, no_lower, within
-from opnorm.studies._shared.comparison import Comparison
 from opnorm.studies._shared.outcomes import MissingError, Outcomes
+from opnorm.studies._shared.paired_tests import Comparison
 
 CLEAR, OPPOSITE, OPEN = (1.0, 1.1, 0.9), (-1.0, -1.1, -0.9), (1.0, -0.9, 0.3)
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from opnorm.studies._shared.comparison import ALL_SEEDS, Comparison, holm
 from opnorm.studies._shared.outcomes import MissingError, Outcomes
+from opnorm.studies._shared.paired_tests import ALL_SEEDS, Comparison, holm
 
 __all__ = ["LEVEL", "Claim", "Region", "Verdict", "above", "below", "decide", "decided", "no_lower", "within"]
 

@@ -12,7 +12,7 @@ from opnorm.analyses._shared.by_point import unpack
 from opnorm.errors import OpnormError
 from opnorm.report import Chart, Stat
 from opnorm.runs.run import Result, Run
-from opnorm.studies._shared.comparison import Comparison
+from opnorm.studies._shared.paired_tests import Comparison
 
 __all__ = ["Case", "MissingError", "Outcome", "Outcomes", "correct_points"]
 

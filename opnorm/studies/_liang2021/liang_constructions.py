@@ -3,9 +3,14 @@
 from opnorm.report import Section
 from opnorm.runs.run import Result, Run
 from opnorm.studies._shared.claim import Claim, Verdict, decided
+from opnorm.studies._shared.methods_table import (
+    accuracy_of,
+    methods_table,
+    robust_accuracy_of,
+    typical_norm_of,
+)
 from opnorm.studies._shared.outcomes import Case, Outcomes, row_of
 from opnorm.studies._shared.paper import Part, Setting
-from opnorm.studies._shared.tables import accuracy_of, methods_table, robust_accuracy_of, typical_norm_of
 
 __all__ = ["PART"]
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from opnorm.errors import RunError
-from opnorm.studies._shared.comparison import Comparison, holm
+from opnorm.studies._shared.paired_tests import Comparison, holm
 
 RNG = np.random.default_rng(0)
 

@@ -8,12 +8,17 @@ from typing import Any
 from opnorm.analyses._norm_table import typical_norm
 from opnorm.report import Section
 from opnorm.runs.run import Result
-from opnorm.studies._liang2021.common import NETWORKS, base_run, slug
+from opnorm.studies._liang2021.liang_networks import NETWORKS, base_run, slug
 from opnorm.studies._shared.claim import Claim, Verdict, below, decide, no_lower
-from opnorm.studies._shared.comparison import Comparison
+from opnorm.studies._shared.methods_table import (
+    accuracy_of,
+    methods_table,
+    robust_accuracy_of,
+    typical_norm_of,
+)
 from opnorm.studies._shared.outcomes import Case, Outcomes, correct_points
+from opnorm.studies._shared.paired_tests import Comparison
 from opnorm.studies._shared.paper import Part, Setting
-from opnorm.studies._shared.tables import accuracy_of, methods_table, robust_accuracy_of, typical_norm_of
 
 __all__ = ["PART"]
 

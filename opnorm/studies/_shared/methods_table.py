@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from opnorm.report import Cell, Column, Stat, Table
 from opnorm.runs.run import Result
 from opnorm.studies._shared.claim import LEVEL
-from opnorm.studies._shared.comparison import holm
 from opnorm.studies._shared.outcomes import MissingError, Outcomes, correct_points, row_of
+from opnorm.studies._shared.paired_tests import holm
 
 __all__ = ["Quantity", "accuracy_of", "methods_table", "robust_accuracy_of", "typical_norm_of", "value_of"]
 

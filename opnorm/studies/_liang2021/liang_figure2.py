@@ -7,18 +7,18 @@ from dataclasses import replace
 from opnorm.analyses._shared.layer_rows import KINDS
 from opnorm.report import Section, layers_against_epoch
 from opnorm.runs.run import Result
-from opnorm.studies._liang2021.common import NETWORKS, base_run, slug
+from opnorm.studies._liang2021.liang_networks import NETWORKS, base_run, slug
 from opnorm.studies._shared.claim import Claim, Verdict, above, decide, no_lower
-from opnorm.studies._shared.comparison import Comparison
-from opnorm.studies._shared.outcomes import Case, Outcomes
-from opnorm.studies._shared.paper import Part, Setting
-from opnorm.studies._shared.tables import (
+from opnorm.studies._shared.methods_table import (
     Quantity,
     accuracy_of,
     methods_table,
     robust_accuracy_of,
     typical_norm_of,
 )
+from opnorm.studies._shared.outcomes import Case, Outcomes
+from opnorm.studies._shared.paired_tests import Comparison
+from opnorm.studies._shared.paper import Part, Setting
 
 __all__ = ["PART"]
 
