@@ -12,7 +12,6 @@ goes on with the next one.
 import argparse
 import json
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -20,13 +19,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from networks import test_points, trained
 from torch import Tensor, nn
 
-from opnorm import data, spec
 from opnorm._core.files import write_json
 from opnorm.attacks import AutoAttack, minimal_eps, pgd
-from opnorm.data.dataset import Dataset, Split, as_pixels
-from opnorm.training import TrainingSettings, train
 
 VERSIONS, SEEDS = ("standard", "fast"), (0, 1)
 
@@ -46,11 +43,6 @@ class Case(NamedTuple):
         return ", ".join(part for part in parts if part)
 
 
-SETS = {  # training images, epochs, learning rate
-    "digits": (1300, 12, 0.05),
-    "mnist": (4000, 3, 0.02),
-    "cifar10": (5000, 5, 0.02),
-}
 MODELS = {
     "digits": ("cnn(width=8)", "mlp(width=64)"),
     "mnist": ("cnn(width=8, stride=2)", "mlp(width=64)"),
@@ -100,26 +92,11 @@ def cases() -> Iterator[Case]:
         yield from (Case(name, models[0], *trainings[1], mask=mask) for mask in MASKS)
 
 
-def dataset(name: str) -> Dataset:
-    if name == "digits":
-        return data.digits()
-    whole = data.parquet(str(Path(os.environ["OPNORM_DATA"]) / name))
-    return Dataset(whole.name, Split(*(t[: SETS[name][0]] for t in whole.train)), whole.test, whole.classes)
-
-
 def network(case: Case) -> tuple[nn.Module, Tensor, Tensor]:
     """The trained network and the test points."""
-    images, (_, epochs, lr) = dataset(case.data), SETS[case.data]
-    torch.manual_seed(0)
-    model = spec.build(case.model, "model", in_shape=images.image_shape, classes=images.num_classes)
-    settings = TrainingSettings(
-        objective=spec.build(case.objective, "objective"), epochs=epochs,
-        regularizers=[spec.build(case.regularizer, "regularizer")] if case.regularizer else [],
-        optimizer=spec.build(f"sgd(lr={lr})", "optimizer"),
-    )  # fmt: skip
-    train(model, images, settings)
+    model = trained(case.data, case.model, case.objective, case.regularizer)
     model = MASKS[case.mask](model) if case.mask else model
-    return model.eval(), as_pixels(images.test.images), images.test.labels
+    return model.eval(), *test_points(case.data)
 
 
 def compare(case: Case, points: int) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import gpu
+import masking
+import networks
 import scaling
 
-__all__ = ["gpu", "scaling"]
+__all__ = ["gpu", "masking", "networks", "scaling"]
