@@ -115,6 +115,12 @@ WEIGHTLESS_CASES = [
     ("bilinear", nn.Upsample(scale_factor=(2, 1.5), mode="bilinear"), (1, 3, 4)),
     ("bilinear, corners", nn.UpsamplingBilinear2d((5, 2)), (1, 3, 4)),
     ("trilinear", nn.Upsample(3, mode="trilinear"), (1, 2, 4, 2)),
+    ("bicubic", nn.Upsample(scale_factor=(2, 1.5), mode="bicubic"), (1, 3, 4)),
+    ("bicubic, corners", nn.Upsample((5, 2), mode="bicubic", align_corners=True), (1, 3, 4)),
+    ("area", nn.Upsample((5, 2), mode="area"), (2, 3, 4)),
+    ("unfold", nn.Unfold((3, 2), (1, 2), 1, (2, 1)), (2, 4, 5)),
+    ("unfold, windows in the padding only", nn.Unfold(1, 1, 2, 5), (1, 2, 2)),
+    ("fold", nn.Fold((4, 5), (3, 2), (1, 2), 1, (2, 1)), (12, 10)),
 ]
 
 
@@ -238,6 +244,56 @@ def poolings(draw):
         options["divisor_override"] = draw(st.sampled_from([None, None, 1, 3, -2]))
     kind = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[axes - 1]
     return kind(kernel, stride, padding, **options), (draw(st.integers(1, 2)), *size)
+
+
+@st.composite
+def resizings(draw):
+    """An ``nn.Upsample`` of any kind with a shape that it takes."""
+    axes = draw(st.integers(1, 3))
+    linear = ("linear", "bilinear", "trilinear")[axes - 1]
+    mode = draw(st.sampled_from(["nearest", "nearest-exact", "area", linear, *["bicubic"] * (axes == 2)]))
+    size = tuple(draw(st.integers(1, 4 if axes == 3 else 9)) for _ in range(axes))
+    options = {"mode": mode}
+    if mode not in ("nearest", "nearest-exact", "area"):
+        options["align_corners"] = draw(st.sampled_from([None, False, True]))
+    if draw(st.booleans()):
+        return nn.Upsample(tuple(draw(st.integers(1, 9)) for _ in size), **options), (1, *size)
+    factors = tuple(max(draw(st.sampled_from([0.3, 0.5, 1.0, 1.7, 2.0, 3.1])), 1 / n) for n in size)
+    if draw(st.booleans()):
+        options["recompute_scale_factor"] = True
+    return nn.Upsample(scale_factor=factors, **options), (1, *size)
+
+
+@st.composite
+def paddings(draw):
+    """A padding layer of any kind with a shape that it takes."""
+    axes = draw(st.integers(1, 3))
+    kind = draw(st.sampled_from(["Zero", "Constant", "Circular", "Reflection", "Replication"]))
+    size = [draw(st.integers(1, 4)) for _ in range(axes)]
+    most = {"Circular": 0, "Reflection": -1}
+    pads = []
+    for n in reversed(size):  # the last axis comes first
+        low = -(n - 1) if kind in ("Zero", "Constant") else 0
+        first = draw(st.integers(low, n + most[kind] if kind in most else 3))
+        after = draw(st.integers(min(0, low - min(first, 0)), n + most[kind] if kind in most else 3))
+        pads += [first, after]
+    values = (0.5,) if kind == "Constant" else ()
+    return getattr(nn, f"{kind}Pad{axes}d")(tuple(pads), *values), (draw(st.integers(1, 2)), *size)
+
+
+@st.composite
+def foldings(draw):
+    """An ``nn.Unfold`` or ``nn.Fold`` with a shape that it takes."""
+    kernel, dilation, padding, stride = (
+        (draw(st.integers(low, 3)), draw(st.integers(low, 3))) for low in (1, 1, 0, 1)
+    )
+    span = [d * (k - 1) + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True)]
+    size = [max(draw(st.integers(1, 6)), n) for n in span]
+    windows = math.prod((n - m) // s + 1 for n, m, s in zip(size, span, stride, strict=True))
+    channels = draw(st.integers(1, 2))
+    if draw(st.booleans()):
+        return nn.Unfold(kernel, dilation, padding, stride), (channels, *size)
+    return nn.Fold(size, kernel, dilation, padding, stride), (channels * math.prod(kernel), windows)
 
 
 def small_strides():

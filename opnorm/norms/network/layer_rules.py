@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from opnorm._core.batch_norm import channel_scale
 from opnorm._core.layers import CONV, TRANSPOSED
 from opnorm.errors import BoundError
+from opnorm.norms.exact.separable import Resize
 from opnorm.norms.network.rules import RULES, FunctionCall, constant, depends, rule
-from opnorm.norms.nonlinear import normalizing
+from opnorm.norms.nonlinear import copies, normalizing
 
 __all__ = ["RULES"]
 
@@ -50,13 +51,32 @@ as_layer("softmin", lambda dim=None, *_, **__: nn.Softmin(dim))
 as_layer("log_softmax", lambda dim=None, *_, **__: nn.LogSoftmax(dim))
 
 
-def _resize(*args: Any, antialias: bool = False, **settings: Any) -> nn.Module:
+def _resize(
+    size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None, antialias: bool = False,
+) -> nn.Module:  # fmt: skip
     if antialias:
-        raise BoundError("antialiased resizing is not known")
-    return nn.Upsample(*args, **settings)
+        return Resize(size, scale_factor, mode, align_corners)
+    return nn.Upsample(size, scale_factor, mode, align_corners, recompute_scale_factor)
 
 
 as_layer("interpolate upsample", _resize)
+as_layer("upsample_nearest", nn.UpsamplingNearest2d)
+as_layer("upsample_bilinear", nn.UpsamplingBilinear2d)
+as_layer("fold", nn.Fold)
+as_layer("unfold", nn.Unfold)
+
+
+def _windows(call: FunctionCall) -> float:
+    """The method of tensors with the name of ``torch.nn.functional.unfold``: windows along one axis."""
+    x, bound = call.only_input()
+    names = ("dimension", "size", "step")
+    window = [call.argument(i, name) for i, name in enumerate(names, 1)]
+    count = copies(lambda places: places.view(x.shape).unfold(*window), tuple(x.shape))
+    return bound * count ** (1 / call.ord)
+
+
+RULES["unfold"] = _windows
 
 
 def _max_pool(

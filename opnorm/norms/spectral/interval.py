@@ -35,9 +35,11 @@ from opnorm._core.linear_map import LinearMap, linear_map
 from opnorm._core.rounding import PRODUCT
 from opnorm.errors import NormError
 from opnorm.norms.exact.by_layer import l1, linf
+from opnorm.norms.exact.separable import SEPARABLE
 from opnorm.norms.norm import Norm
 from opnorm.norms.spectral.explicit_matrix import diagonalized, first_upper_bound
 from opnorm.norms.spectral.frequency_response import Polyphase, polyphase
+from opnorm.norms.spectral.kronecker import kronecker_norm
 from opnorm.norms.spectral.upper_bound import certify, circular_bound
 
 __all__ = [
@@ -297,6 +299,16 @@ def _identity(layer: nn.Module, in_shape: Shape, *args: float, **kwargs: float) 
 
 for _kind in IDENTITY:
     spectral_norm.register(_kind, _identity)
+
+
+def _separable(layer: nn.Module, in_shape: Shape, *args: Any, **kwargs: Any) -> Norm:
+    if overrides(layer, *SEPARABLE):
+        return spectral_norm.dispatch(nn.Module)(layer, in_shape, *args, **kwargs)
+    return kronecker_norm(layer, in_shape)
+
+
+for _kind in SEPARABLE:
+    spectral_norm.register(_kind, _separable)
 
 
 # ---------------------------------------------------------------- iterations

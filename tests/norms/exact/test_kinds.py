@@ -31,10 +31,13 @@ from tests.norms.cases import (
     TRANSPOSED_CASES,
     WEIGHTLESS_CASES,
     convolutions,
+    foldings,
     matrix,
     on_cases,
+    paddings,
     poolings,
     pq,
+    resizings,
     transposed_convolutions,
 )
 
@@ -79,15 +82,20 @@ def test_any_transposed_convolution(case):
     check(*case)
 
 
-@given(poolings())
-@settings(max_examples=200)
-def test_any_pooling(case):
+@given(st.one_of(poolings(), resizings(), paddings(), foldings()))
+@settings(max_examples=300)
+def test_any_pooling_resizing_padding_and_folding(case):
     check(*case)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@given(st.one_of(convolutions(modes=FAR), convolutions(3, 7, FAR), transposed_convolutions(), poolings()))
+@given(
+    st.one_of(
+        *(convolutions(modes=FAR), convolutions(3, 7, FAR), transposed_convolutions()),
+        *(poolings(), resizings(), paddings(), foldings()),
+    )
+)
 @settings(max_examples=10_000)
 def test_ten_thousand_layers(case):
     check(*case)
@@ -459,7 +467,13 @@ def test_parametrized_frozen_and_compiled_layers():
         (nn.AvgPool2d(3), (4,), "takes channels and spatial axes"),
         (nn.ReflectionPad1d(3), (1, 3), "does not take an input of shape"),
         (nn.ZeroPad2d(3), (1, 3), "pads 2 axes"),
-        (nn.Upsample(scale_factor=2, mode="bicubic"), (1, 3, 3), "bicubic"),
+        (nn.Upsample(scale_factor=2, mode="bicubic"), (1, 3), "mode='bicubic' does not take 1 spatial axes"),
+        (nn.Upsample(scale_factor=2, mode="linear"), (1, 3, 3), "mode='linear' does not take 2 spatial axes"),
+        (nn.Unfold(3), (1, 2, 5), "does not take an input of shape"),
+        (nn.Unfold(2), (1, 5), "Unfold takes 2 spatial axes"),
+        (nn.Fold((3, 3), 2), (3, 4), "a multiple of 4 channels and 4 windows"),
+        (nn.Fold((3, 3), 2), (4, 3), "a multiple of 4 channels and 4 windows"),
+        (nn.Fold((2, 3), 3), (9, 1), "a multiple of 9 channels and 0 windows"),
         (nn.Softmax(-1), (3,), "no exact norm is known for Softmax"),
         (nn.MaxPool2d(2), (1, 4, 4), "MaxPool2d"),
         (nn.Sequential(nn.Linear(2, 2)), (2,), "Sequential"),

@@ -476,8 +476,35 @@ def pooled(name, r, x, axes):
 def _(name, r, x, y):
     if x.ndim not in (3, 4) or x.numel() > MOST // 4 or x.numel() == 0:
         return None
-    mode = r.choice(["nearest", "linear" if x.ndim == 3 else "bilinear"])
-    return lambda x, y: F.interpolate(x, scale_factor=2, mode=mode)
+    mode = r.choice(["nearest", "area", *(["linear"] if x.ndim == 3 else ["bilinear", "bicubic"])])
+    smooth = mode in ("bilinear", "bicubic") and r.random() < 0.5
+    factor = r.choice([2, 1.3])
+    return lambda x, y: F.interpolate(x, scale_factor=factor, mode=mode, antialias=smooth)
+
+
+@op("upsample_nearest upsample_bilinear")
+def _(name, r, x, y):
+    if x.ndim != 4 or x.numel() > MOST // 4 or x.numel() == 0:
+        return None
+    return lambda x, y: getattr(F, name)(x, scale_factor=2)
+
+
+@op("unfold")
+def _(name, r, x, y):
+    if x.ndim == 4 and min(x.shape) > 0 and x.numel() < MOST // 4 and r.random() < 0.5:
+        return lambda x, y: F.unfold(x, 2, padding=1, stride=2)
+    at = axis(r, x)
+    if at is None or not x.shape[at] or x.numel() > MOST // 2:
+        return None
+    return lambda x, y: x.unfold(at, min(2, x.shape[at]), 1)
+
+
+@op("fold")
+def _(name, r, x, y):
+    if x.ndim != 3 or x.shape[2] not in (1, 2, 4) or not x.shape[1] or x.shape[1] % 4:
+        return None
+    size = {1: (2, 2), 2: (2, 3), 4: (3, 3)}[x.shape[2]]
+    return lambda x, y: F.fold(x, size, 2)
 
 
 @op("matmul mm imatmul")
