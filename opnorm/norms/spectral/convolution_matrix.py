@@ -65,7 +65,7 @@ class ConvolutionMatrix(NamedTuple):
         taps = self.K.flatten(2).permute(2, 0, 1).flatten(1)
         counts = torch.ones(1, 1, dtype=taps.dtype)
         for axis in range(len(self.in_size)):
-            first, second = self._reads(axis, mode), self._reads(axis, other_mode)
+            first, second = self.reads(axis, mode), self.reads(axis, other_mode)
             same = (first[:, None] == second) & (first[:, None] >= 0)
             counts = torch.kron(counts, torch.from_numpy(same.sum(-1)).to(counts))
         return float((taps @ taps.mT * counts.to(taps.device)).sum())
@@ -83,7 +83,7 @@ class ConvolutionMatrix(NamedTuple):
         distance = squares - 2 * one.inner_product(mode, "circular")
         return scale * math.sqrt(distance) if distance > 1e-13 * squares else 0.0
 
-    def _reads(self, axis: int, mode: str) -> np.ndarray:
+    def reads(self, axis: int, mode: str) -> np.ndarray:
         """The input position that each kernel entry reads for each output position, (kernel, out); -1 for a zero."""
         geometry, n = self.geometry, self.in_size[axis]
         before, after = geometry.padding[axis]
@@ -105,7 +105,7 @@ class ConvolutionMatrix(NamedTuple):
             np.arange(c_out)[:, None],
             np.arange(c_out)[:, None] // (c_out // groups) * c_in + np.arange(c_in),
         )
-        kernel, reads = self.K.cpu().numpy(), [self._reads(axis, self.geometry.mode) for axis in axes]
+        kernel, reads = self.K.cpu().numpy(), [self.reads(axis, self.geometry.mode) for axis in axes]
         rows, columns, values = [], [], []
         for tap in itertools.product(*map(range, self.geometry.kernel)):
             sources = [reads[axis][tap[axis]] for axis in axes]

@@ -7,7 +7,6 @@ layers get a lower bound by Lanczos iteration and an upper one from their exact 
 
 import functools
 import math
-from collections import Counter
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from opnorm._core import lp
 from opnorm._core.batch_norm import batch_norm_scale
-from opnorm._core.convolution import ConvGeometry, conv_geometry, pad_index, transpose_geometry
+from opnorm._core.convolution import ConvGeometry, conv_geometry, transpose_geometry
 from opnorm._core.derived_weights import weight_of
 from opnorm._core.lanczos import lanczos as krylov_maximizer
 from opnorm._core.lanczos import steps_for
@@ -37,15 +36,16 @@ from opnorm.errors import NormError
 from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.norms.exact.separable import SEPARABLE
 from opnorm.norms.norm import Norm
+from opnorm.norms.spectral.convolution_matrix import as_convolution
 from opnorm.norms.spectral.explicit_matrix import diagonalized, first_upper_bound
 from opnorm.norms.spectral.frequency_response import Polyphase, polyphase
 from opnorm.norms.spectral.kronecker import kronecker_norm
-from opnorm.norms.spectral.upper_bound import certify, circular_bound
+from opnorm.norms.spectral.padded_convolution import BlockGram, padding_bound
+from opnorm.norms.spectral.upper_bound import certify
 
 __all__ = [
     "check_interval",
     "lanczos",
-    "padding_bound",
     "polyphase_of",
     "power_iteration",
     "spectral_norm",
@@ -92,7 +92,7 @@ def spectral_norm(
     """
     check_interval(relative_width, failure_probability)
     linear = linear_map(layer, in_shape)
-    unit = float(lp.power_of_two(lp.lp_norm(linear @ _random_start(linear, 0), 2)))
+    unit = float(lp.power_of_two(_length(layer, linear)))
     if not SMALLEST < unit < 1 / SMALLEST:
         divided = _divided(unwrap(layer), unit)
         found = spectral_norm(divided, in_shape, relative_width, failure_probability, effort)
@@ -108,6 +108,14 @@ def spectral_norm(
     if norm.relative_width > relative_width:
         norm = norm._replace(method=f"{norm.method}; relative width {norm.relative_width:.1e}")
     return norm
+
+
+def _length(layer: nn.Module, linear: LinearMap) -> Tensor:
+    """About the size of the norm: of the weight, or of the image of a random input."""
+    inner = unwrap(layer)
+    if is_standard(inner, *WEIGHTED):
+        return lp.lp_norm(weight_of(inner).detach().double().view(1, -1), 2)
+    return lp.lp_norm(linear @ _random_start(linear, 0), 2)
 
 
 def _divided(layer: nn.Module, unit: float) -> nn.Module:
@@ -168,11 +176,14 @@ def _other(layer: nn.Module, linear: LinearMap, relative_width: float, effort: i
     )
     upper, how = min(bounds)
     norm = Norm.of(lower, max(upper, lower), f"Lanczos iteration; {how}")
-    return (
-        norm
-        if norm.relative_width <= relative_width
-        else _whole_matrix(linear, None, norm, relative_width, effort)
-    )
+    if norm.relative_width <= relative_width:
+        return norm
+    convolution = as_convolution(layer, linear.in_shape)
+    if convolution is not None:
+        gram = BlockGram.cheapest(convolution)
+        if gram.side <= effort:
+            return _factorized(linear, gram, norm, relative_width)
+    return _whole_matrix(linear, None, norm, relative_width, effort)
 
 
 def _whole_matrix(
@@ -193,15 +204,20 @@ def _cost(t: Polyphase) -> float:
     return min(t.shape) * len(t.matrices) ** (1 / 3)
 
 
-def _factorized(linear: LinearMap, M: LinearMap | Polyphase, norm: Norm, relative_width: float) -> Norm:
+def _factorized(
+    linear: LinearMap, M: LinearMap | Polyphase | BlockGram, norm: Norm, relative_width: float
+) -> Norm:
     """The lower end by Lanczos, the upper one by a Cholesky factorization of θ² I - MᵀM."""
     lower = max(float(norm.lower), lanczos(linear, MANY, tolerance=relative_width / 50))
     candidates = [lower * (1 + 0.99 * relative_width * factor) for factor in (1, 4)]
-    upper = first_upper_bound(M, [c for c in candidates if c < norm.upper])
+    candidates = [c for c in candidates if c < norm.upper]
+    if isinstance(M, BlockGram):
+        upper, side, kind = M.first_upper_bound(candidates), min(linear.shape), "block factorization"
+    else:
+        upper, side, kind = first_upper_bound(M, candidates), min(M.shape), "factorization"
     if upper == math.inf:
         return norm._replace(lower=torch.tensor(lower, dtype=torch.float64))
-    side = min(M.shape)
-    return Norm.of(lower, upper, f"one factorization of {side} x {side}")
+    return Norm.of(lower, upper, f"one {kind} of {side} x {side}")
 
 
 def _with_probability(
@@ -225,29 +241,6 @@ def sqrt_of_l1_linf(layer: nn.Module, linear: LinearMap) -> float:
     except NormError:
         return math.inf
     return math.sqrt(one) * math.sqrt(infinity) * (1 + PRODUCT)
-
-
-def padding_bound(
-    layer: nn.Module, in_shape: Shape, lower: float, relative_width: float
-) -> tuple[float, str]:
-    """An upper bound for a convolution whose padding copies the input, and its name; infinite for any other layer.
-
-    With circular padding that closes the circle, its frequency response. Else the norm of the convolution of the padded
-    input, certified, times the norm of the padding, sqrt(∏_axes the largest number of copies of a position).
-    """
-    if not isinstance(layer, CONV) or overrides(layer, *CONV) or layer.padding_mode == "zeros":
-        return math.inf, ""
-    geometry, size = conv_geometry(layer), tuple(in_shape[1:])
-    K, bare = weight_of(layer).detach(), geometry._replace(padding=((0, 0),) * len(size), mode="zeros")
-    circle = tuple(n // s for n, s in zip(size, geometry.stride, strict=True))
-    closed = all(m * s == n for m, s, n in zip(geometry.out_size(size), geometry.stride, size, strict=True))
-    if geometry.mode == "circular" and closed:
-        reach = tuple(n + d * k for n, d, k in zip(size, geometry.dilation, geometry.kernel, strict=True))
-        return circular_bound(polyphase(K, bare, reach), circle, lower, relative_width), "frequency response"
-    padded = [pad_index(n, *p, geometry.mode) for n, p in zip(size, geometry.padding, strict=True)]
-    copies = math.prod(max(Counter(axis).values()) for axis in padded)
-    upper = certify(polyphase(K, bare, tuple(map(len, padded))), relative_width).upper
-    return upper * math.sqrt(copies) * (1 + PRODUCT), "norm of the padding times that of the convolution"
 
 
 # ---------------------------------------------------------------- layers with a polyphase form

@@ -109,6 +109,7 @@ def lower_bound(
     """
     if min(t.whole) < 1:
         return 0.0
+    t = _window(t, tolerance)
     A = t.matrices[group]
     cheap = A.numel() * math.prod(t.out_size) <= FULL_WORK
     Q, P = (_span(V, FEW if cheap else RANK) for V in (inputs, outputs))
@@ -121,6 +122,20 @@ def lower_bound(
     v = lanczos(small.as_map(0, dtype), v.to(dtype), steps=STEPS, tolerance=tolerance / 2, every=1).double()
     measured = lp_norm(narrow.as_map(0) @ v, 2) / lp_norm(v, 2)
     return max(value, float(measured)) * (1 - ROUNDING_OF_WAVES)
+
+
+def _window(t: Polyphase, tolerance: float) -> Polyphase:
+    """The convolution on a part of a large map, a submatrix, so that the cost does not depend on the size of the image.
+
+    A wave under a sine of length n loses Σ_axes (π degree / n)² / 2 of the peak at most, relatively, since the second
+    derivative of a polynomial of this degree is at most degree² times its maximum (Bernstein).
+    """
+    axes = len(t.whole)
+    most = [math.ceil(math.pi * d * math.sqrt(axes / (5 * tolerance))) + 1 for d in t.degree]
+    low = t.offsets.min(0).tolist()
+    whole = tuple(map(min, t.whole, most))
+    out_size = tuple(max(1, min(m, n - a)) for m, n, a in zip(t.out_size, whole, low, strict=True))
+    return replace(t, whole=whole, out_size=out_size)
 
 
 def _span(vectors: Tensor, rank: int) -> Tensor:

@@ -18,11 +18,11 @@ from opnorm.norms.spectral.explicit_matrix import first_upper_bound, gram_matric
 from opnorm.norms.spectral.frequency_response import gram, polyphase
 from opnorm.norms.spectral.interval import (
     lanczos,
-    padding_bound,
     polyphase_of,
     power_iteration,
     spectral_norm,
 )
+from opnorm.norms.spectral.padded_convolution import padding_bound
 from opnorm.norms.spectral.positive_definite import DOUBLE, SINGLE, CholeskyTest
 from opnorm.norms.spectral.symbol_search import SymbolSearch
 from opnorm.norms.spectral.upper_bound import bound_by_cells, certify

@@ -1,0 +1,97 @@
+"""Convolutions whose padding copies the input, and large maps, have ℓ2 intervals as narrow as the others."""
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from opnorm.norms import operator_norm, spectral_norm
+from opnorm.norms.spectral import padded_convolution as module
+from opnorm.norms.spectral.convolution_matrix import as_convolution
+from opnorm.norms.spectral.interval import polyphase_of
+from opnorm.norms.spectral.padded_convolution import BlockGram
+from opnorm.norms.spectral.upper_bound import certify
+from tests.norms.cases import convolutions, matrix
+
+MODES = ("circular", "reflect", "replicate")
+
+
+def truth(layer, shape):
+    return float(torch.linalg.matrix_norm(matrix(layer, shape), 2))
+
+
+@pytest.mark.parametrize("rows", [1, 256])
+@settings(max_examples=60)
+@given(case=convolutions(max_size=8, max_kernel=4, modes=(*MODES, "zeros")))
+def test_the_block_factorization_finds_the_norm(rows, case):
+    """Of two numbers closely around the norm, the first is no bound and the second is."""
+    layer, shape = case
+    true = truth(layer, shape)
+    assume(true > 0)
+    around = [true * (1 - 1e-6), true * (1 + 1e-6)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BLOCK", rows)
+        assert BlockGram.cheapest(as_convolution(layer, shape)).first_upper_bound(around) == around[1]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("arguments", "shape"),
+    [
+        ((4, 5, 3, 1, 1), (4, 14, 13)),
+        ((3, 12, 3, 2, 1), (3, 25, 15)),
+        ((6, 6, 3, 1, 2, 2, 3), (6, 11, 10)),
+        ((5, 5, 4, 1, 2), (5, 110)),
+        ((2, 3, (3, 1, 2), 1, 1), (2, 7, 7, 6)),
+    ],
+)
+@pytest.mark.parametrize("scale", [1.0, 1e-120])
+def test_intervals_are_narrow(arguments, shape, mode, scale):
+    torch.manual_seed(0)
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(shape) - 2]
+    layer = conv(*arguments, padding_mode=mode).double()
+    true = truth(layer, shape) * scale
+    layer.weight.data.mul_(scale)
+    norm = operator_norm(layer, 2, shape)
+    assert min(matrix(layer, shape).shape) > 512  # beyond what is diagonalized
+    assert true * (1 - 1e-12) <= float(norm.upper)
+    assert float(norm.lower) <= true * (1 + 1e-12)
+    assert norm.relative_width <= 5e-3
+
+
+def test_a_long_line_has_few_rows_in_a_block():
+    torch.manual_seed(1)
+    layer = nn.Conv1d(8, 8, 5, padding=2, padding_mode="replicate")
+    norm = operator_norm(layer, 2, (8, 4000))
+    assert norm.relative_width <= 5e-3
+    assert float(norm.upper) >= truth(layer, (8, 100))  # the ends of the line are the same
+
+
+def test_too_much_work_is_said():
+    torch.manual_seed(2)
+    layer = nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")
+    wide, narrow = (spectral_norm(layer, (8, 24, 24), effort=effort) for effort in (100, 8192))
+    assert "relative width" in wide.method
+    assert narrow.relative_width <= 5e-3
+    assert float(wide.lower) <= float(narrow.upper)
+    assert float(narrow.upper) <= float(wide.upper)
+
+
+@settings(max_examples=40)
+@given(case=convolutions(max_size=40, max_kernel=3), width=st.sampled_from([0.5, 2.0, 10.0]))
+def test_lower_ends_from_a_part_of_the_map_are_attained(case, width):
+    layer, shape = case
+    assume(torch.Size(shape).numel() < 1500)
+    found, true = certify(polyphase_of(layer, shape), width), truth(layer, shape)
+    assert found.lower <= true * (1 + 1e-9)
+    assert found.upper >= true * (1 - 1e-9)
+
+
+def test_large_maps_take_the_work_of_small_ones():
+    torch.manual_seed(3)
+    layer = nn.Conv2d(3, 8, 3, padding=1)
+    small, large = (spectral_norm(layer, (3, n, n)) for n in (200, 4096))
+    assert float(large.upper) >= float(small.lower)
+    assert large.relative_width <= 5e-3
+    assert float(large.lower) >= float(small.lower) * (1 - 1e-3)
