@@ -25,7 +25,7 @@ def centers(classes: int, radius: float, size: int | None = None) -> Tensor:
         raise ModelError(f"the model has {classes} output; expected a logit for each of at least 2 classes")
     scale = radius * math.sqrt(classes / (classes - 1))
     if size is None:
-        return scale * (torch.eye(classes) - 1 / classes)
+        return scale * (torch.eye(classes, dtype=torch.float32, device="cpu") - 1 / classes)
     if size < classes - 1:
         raise ModelError(
             f"{size} features have no simplex of {classes} centers; expected at least {classes - 1}"

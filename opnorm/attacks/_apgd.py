@@ -123,7 +123,8 @@ class APGD(Search[APGDState]):
     @staticmethod
     def _windows(steps: int) -> Tensor:
         """At each checkpoint the number of steps since the one before; 0 at all other steps."""
-        windows, share, width, last = torch.zeros(steps + 1), 0.22, 0.22, 0
+        share, width, last = 0.22, 0.22, 0
+        windows = torch.zeros(steps + 1, dtype=torch.float32)
         while share < 1:
             at = math.ceil(share * steps - 1e-9)  # 0.22 + 0.19 + ... as decimals
             if at > last:

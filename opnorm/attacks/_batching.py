@@ -126,7 +126,7 @@ class SearchResult:
     @staticmethod
     def start(x: Tensor, attacked: Tensor) -> "SearchResult":
         """Before any search."""
-        margin = torch.full(attacked.shape, -math.inf, device=x.device)
+        margin = torch.full(attacked.shape, -math.inf, dtype=torch.float32, device=x.device)
         none = torch.full(attacked.shape, -1, device=x.device)
         return SearchResult(attacked, x.clone(), torch.zeros_like(attacked), margin, none)
 

@@ -241,7 +241,7 @@ class PGD:
         """The first misclassified point, or the one with the largest loss, of all restarts and targets."""
         model, x, y = call.model, call.x, call.y
         objectives = [self._objective(call)]
-        points, largest = x.clone(), torch.full((len(x),), -math.inf, device=x.device)
+        points, largest = x.clone(), torch.full((len(x),), -math.inf, dtype=torch.float32, device=x.device)
         rows = torch.arange(len(x), device=x.device)
         if self.stop_at_success:  # a misclassified clean point stays
             rows = rows[call.logits(model, x).argmax(1) == y]
@@ -266,7 +266,7 @@ class PGD:
         """
         region = ball(call.x[rows], self.eps, self.norm)
         z = self._start(region, call.seed, job)  # each restart and target has random numbers of its own
-        end, losses = z.clone(), torch.full((len(z),), -math.inf, device=z.device)
+        end, losses = z.clone(), torch.full((len(z),), -math.inf, dtype=torch.float32, device=z.device)
         misclassified = torch.zeros(len(z), dtype=torch.bool, device=z.device)
         active = torch.arange(len(z), device=z.device)
         for k in range(self.steps + 1):

@@ -299,6 +299,21 @@ def test_gradient_mode_of_the_caller_does_not_matter(name, norm, grad):
     assert z.is_leaf
 
 
+@pytest.mark.parametrize(("name", "norm"), [*ATTACKS, *((other, math.inf) for other in OTHERS)])
+@pytest.mark.filterwarnings("ignore:with 3 classes:UserWarning", "ignore:the DLR loss:UserWarning")
+def test_the_default_type_does_not_matter(name, norm):
+    model, (x, _) = net().eval(), images(4)
+    y = model(x).argmax(1)
+    attack = make(name, norm, restarts=2, stop_at_success=True)
+    want = attack(model, x, y)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = make(name, norm, restarts=2, stop_at_success=True)(model, x, y)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, want)
+
+
 @on_all_attacks(pytest.mark.parametrize)
 def test_the_mode_is_that_asked_for(name, norm):
     seen = []
