@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from opnorm._core.layers import missing_values, unwrap
+from opnorm._core.layers import check_weights, missing_values, unwrap
 from opnorm._core.modes import evaluating
 from opnorm._core.rounding import PRODUCT
 from opnorm.errors import BoundError, NormError
@@ -156,6 +156,7 @@ def _of_matrix(model: nn.Module, example: Example, ord: float) -> float | None:
     ):
         return None
     try:
+        check_weights(model)
         return float(norm_of(model, ord, tuple(example.shape[1:]), {}).upper)
     except NormError:
         return None
