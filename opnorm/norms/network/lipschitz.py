@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from opnorm._core.layers import check_weights, missing_values, unwrap
@@ -123,7 +124,7 @@ def _propagated(
         # the graph of a layer itself would not show the hooks that compute its weight
         model = nn.Sequential(model)
     other_numbers = functools.partial(shifted, seed=1)  # than those that the graph is recorded with
-    with attributes_restored(model), evaluating(model):
+    with torch.inference_mode(False), attributes_restored(model), evaluating(model):
         forward = forward_graph(model, example)
         interpreter = BoundInterpreter(forward, ord, _known_factors(model, table), nodes)
         with no_random_numbers(), eagerly():

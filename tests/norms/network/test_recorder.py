@@ -78,6 +78,13 @@ def test_what_is_followed(name, p):
     assert bound.value == pytest.approx(expected, rel=5e-3 if p == 2 else 1e-9), bound.reason
 
 
+def test_inside_of_inference_mode():
+    """Where tensors count no versions."""
+    model = nn.Sequential(w(), nn.ReLU(inplace=True))
+    with torch.inference_mode():
+        assert lipschitz_bound(model, torch.zeros(1, 2), 1).value == pytest.approx(6)
+
+
 def test_any_number_of_inputs():
     model = Net(lambda s, pair: s.a(pair["x"]) + pair["y"][0], a=w())
     example = ({"x": torch.zeros(1, 2), "y": [torch.zeros(1, 2)]},)
