@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 __all__ = [
     "AttackError",
     "BoundError",
+    "BusyError",
     "DataError",
     "ModelError",
     "NormError",
@@ -55,6 +56,10 @@ class TrainError(OpnormError):
 
 class RunError(OpnormError):
     """A run's folder cannot be used: locked, of another version, damaged, or on a full disk."""
+
+
+class BusyError(RunError):
+    """Another process is at this run."""
 
 
 def did_you_mean(

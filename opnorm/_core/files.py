@@ -1,8 +1,11 @@
 """Atomic writes: a file is written under another name and then renamed, so it is whole or not there."""
 
+import errno
+import glob
 import json
 import math
 import os
+import shutil
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,62 +15,135 @@ from typing import TYPE_CHECKING, Any
 
 from opnorm.errors import RunError
 
+try:
+    import fcntl
+except ImportError:  # on Windows, where temporary files of a killed process stay
+    fcntl = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
     "atomic_write",
+    "lines_checksum",
+    "make_folder",
     "read_json",
     "read_lines",
     "read_tensors",
+    "reading",
+    "remove_folder",
     "remove_partial_files",
+    "shown",
     "to_json",
     "write_json",
     "write_lines",
     "write_tensors",
+    "writing",
 ]
 
 
 CHECKSUM = "opnorm.checksum"
-"""Metadata entry of the safetensors files that are written here."""
+"""Metadata entry of the safetensors files that are written here, and the last name of checked JSON objects."""
+
+CHANGED = "its contents differ from its checksum; a damaged disk or copy"
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path to write to; it replaces ``path`` only if the block succeeds and the data are on the disk.
 
-    Missing parent folders are made.
+    What a process that was killed left of the same file is removed.
 
     Raises:
-        RunError: the file system refuses, for example because the disk is full. The old ``path`` is unchanged.
+        RunError: the file system refuses, for example because the disk is full or the folder is gone. The old ``path`` is
+            unchanged.
     """
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    with writing(path), _locked(part):
+        remove_partial_files(path.parent, path.name)
+        try:
+            yield part
+            with part.open("rb+") as f:
+                os.fsync(f.fileno())
+            os.replace(part, path)
+        finally:
+            with suppress(OSError):
+                part.unlink()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A block that writes to ``path``: RunError with the cause and the remedy where the file system refuses."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        with part.open("rb+") as f:
-            os.fsync(f.fileno())
-        os.replace(part, path)
+        yield
     except OSError as e:
+        if e.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise RunError(
+                f"cannot write {path}: its folder is not there; was it removed while it was written to? "
+                "Run the same command again to begin anew"
+            ) from e
+        remedy = "make room there" if e.errno in FULL else "make it a place that can be written"
         raise RunError(
-            f"cannot write {path}: {e.strerror or e}; nothing written before is lost: make room there, "
+            f"cannot write {path}: {e.strerror or e}; nothing written before is lost: {remedy}, "
             "and run the same command again"
         ) from e
+
+
+@contextmanager
+def _locked(part: Path) -> Iterator[None]:
+    """Make a temporary file and lock it, so that it is known to be in use until the block, or this process, ends."""
+    file = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
     finally:
+        os.close(file)
+
+
+def shown(path: Path) -> Path:
+    """The path as it is called from the working folder, if it is below that."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents, should they be missing; RunError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise RunError(
+            f"cannot write in {folder}: {e.strerror or e}; expected a folder that can be written"
+        ) from e
+
+
+def remove_partial_files(folder: Path, name: str = "") -> None:
+    """Remove the temporary files, all or those of one file, that no process has in use: those of one that was killed."""
+    for part in folder.glob(f".{glob.escape(name)}.????????.part" if name else ".*.part"):
         with suppress(OSError):
-            part.unlink()
+            file = os.open(part, os.O_RDWR)
+            try:
+                if fcntl:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an OSError where it is in use
+                    part.unlink()
+            finally:
+                os.close(file)
 
 
-def remove_partial_files(folder: Path) -> None:
-    """Remove the temporary files of a process that was killed; the caller must hold the folder's lock."""
-    for part in folder.glob(".*.part"):
-        with suppress(OSError):
-            part.unlink()
+def remove_folder(folder: Path, trash: Path) -> None:
+    """Remove a folder by one rename, so that a kill leaves no part of it in its place; ``trash`` is then emptied."""
+    if not folder.exists():
+        return
+    make_folder(trash)
+    with writing(folder):
+        folder.rename(trash / uuid.uuid4().hex)
+    shutil.rmtree(trash, ignore_errors=True)
 
 
-def to_json(value: Any, indent: int | None = 1) -> str:
+def to_json(value: Any, indent: int | None = 1, ascii_only: bool = False) -> str:
     """JSON text that every reader takes: null for NaN and infinities, which JSON does not have."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False)
+    return json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=ascii_only)
 
 
 def _finite(value: Any) -> Any:
@@ -78,16 +154,31 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, all or nothing."""
+def write_json(path: Path, value: Any, checked: bool = False) -> None:
+    """Write a value as JSON, all or nothing; ``checked`` objects have a checksum in them."""
+    if checked:
+        value = {**value, CHECKSUM: _text_checksum(value)}
     with atomic_write(path) as part:
-        part.write_text(to_json(value) + "\n", encoding="utf-8")
+        part.write_text(to_json(value) + "\n", "utf-8", "backslashreplace")  # of names that are not UTF-8
+
+
+def read_json(path: Path, checked: bool = False) -> dict[str, Any]:
+    """The object in a JSON file; ``checked`` compares it with the checksum that it then must have.
+
+    Raises:
+        RunError: it is not there, no JSON object, or has changed since it was written.
+    """
+    value = _objects(path, lambda text: [text])[0]
+    checksum = value.pop(CHECKSUM, None)
+    if checked and checksum != _text_checksum(value):
+        raise RunError(f"cannot read {path}: {CHANGED}, or it was edited by hand")
+    return value
 
 
 def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as JSON, one a line, all or nothing."""
     with atomic_write(path) as part:
-        part.write_text("".join(to_json(row, None) + "\n" for row in rows), encoding="utf-8")
+        part.write_text("".join(to_json(row, None) + "\n" for row in rows), "utf-8", "backslashreplace")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -99,24 +190,39 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return _objects(path, lambda text: text.splitlines()) if path.exists() else []
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+def lines_checksum(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The checksum of rows, the same before and after they were written."""
+    return _text_checksum(list(rows))
 
-    Raises:
-        RunError: it is not there, or no JSON object.
-    """
-    return _objects(path, lambda text: [text])[0]
+
+def _text_checksum(value: Any) -> str:
+    """CRC-32 of a value as JSON, in which the order of names does not count."""
+    text = json.dumps(json.loads(to_json(value)), sort_keys=True)
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def _objects(path: Path, split: Callable[[str], list[str]]) -> list[dict[str, Any]]:
     try:
-        values = [json.loads(part) for part in split(path.read_text(encoding="utf-8"))]
+        with reading(path):
+            text = path.read_bytes().decode("utf-8")
+        values = [json.loads(part) for part in split(text)]
         for value in values:
             if not isinstance(value, dict):
                 raise ValueError(f"expected an object, not {type(value).__name__}")
-    except (OSError, ValueError) as e:
+    except (ValueError, RecursionError) as e:
         raise RunError(f"cannot read {path}: {e}; was it edited by hand, or copied in part?") from e
     return values
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """A block that opens ``path``: RunError with the cause where the file system refuses."""
+    try:
+        yield
+    except FileNotFoundError as e:
+        raise RunError(f"there is no {path}; was it removed, or its folder copied in part?") from e
+    except OSError as e:
+        raise RunError(f"cannot read {path}: {e.strerror or e}") from e
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> None:
@@ -138,6 +244,8 @@ def read_tensors(path: Path, checked: bool = False) -> "tuple[dict[str, Tensor],
     """
     from safetensors import SafetensorError, safe_open
 
+    with reading(path), path.open("rb"):
+        pass  # safetensors says less about what the file system refuses
     try:
         with safe_open(path, framework="pt") as f:
             tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 - not a dict
@@ -147,8 +255,7 @@ def read_tensors(path: Path, checked: bool = False) -> "tuple[dict[str, Tensor],
     checksum = metadata.pop(CHECKSUM, None)
     if (checked or checksum is not None) and checksum != _checksum(tensors, metadata):
         raise RunError(
-            f"cannot read {path}: its contents differ from its checksum; a damaged disk or copy, or another program has "
-            "changed it and kept the metadata"
+            f"cannot read {path}: {CHANGED}, or another program has changed it and kept the metadata"
         )
     return tensors, metadata
 

@@ -3,12 +3,24 @@
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["progress_bar", "stderr"]
+__all__ = ["progress_bar", "stderr", "stdout"]
+
+
+class _Console(Console):
+    """One that does not hide that nobody reads it."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # the error that rich handles when it calls this
+
+
+def stdout() -> Console:
+    """The console of results."""
+    return _Console(highlight=False)
 
 
 def stderr() -> Console:
     """The console of messages and bars."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return _Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def progress_bar(console: Console | None = None) -> Progress:

@@ -1,9 +1,10 @@
 """The command line. Nothing here imports torch before a command is chosen, so that ``--help`` answers at once."""
 
-import io
 import os
 import sys
 
+from opnorm._core.plain_text import printable
+from opnorm.cli.terminal import ends_with_its_readers, flush, write_what_the_terminal_shows
 from opnorm.errors import OpnormError
 
 __all__ = ["main"]
@@ -16,40 +17,42 @@ SEVERAL = ("--analyses", "--augment", "--eps", "--regularizers", "--what")
 
 
 def main(args: list[str] | None = None) -> None:
-    """Entry point of ``opnorm``: 0 when all went well, 2 for what the user can mend, 130 after Ctrl-C, 1 for the rest."""
+    """Entry point of ``opnorm``: 0 when all went well, 2 for what the user can mend, 130 after Ctrl-C, 1 for the rest.
+
+    141 where the reader of the output has ended, as in ``opnorm ls | head``.
+    """
     args = sys.argv[1:] if args is None else args
     _wait_briefly()
+    write_what_the_terminal_shows()
+    with ends_with_its_readers():
+        _run(args)
+
+
+def _run(args: list[str]) -> None:
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"] or ["--help"]
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="replace"
-            )  # a terminal without ℓ and ε gets ? for them, and no traceback
     try:
         from opnorm.cli.commands import app  # here, so that Ctrl-C while it is loaded is handled below
 
         args = _each_option_once(args)
-        app.cli(
-            prog="opnorm",
-            description="Operator norms of neural networks: measure them, train with them kept small, see what they did. "
-            "Add --debug to any command for a traceback.",
-            args=args,
-        )
+        with flush():
+            app.cli(
+                prog="opnorm",
+                description="Operator norms of neural networks: measure them, train with them kept small, see what they "
+                "did. Add --debug to any command for a traceback.",
+                args=args,
+            )
     except KeyboardInterrupt:
         kept = "; what was done is kept, and the same command goes on from there" * (args[0] in RESUMING)
         print(f"stopped{kept}", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of the output has ended, as in `opnorm ls | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
     except Exception as e:
         if debug:
             raise
         foreseen = isinstance(e, OpnormError | OSError)
         text = str(e) if foreseen else f"{type(e).__name__}: {e}; --debug shows where"
         if not (foreseen and int(os.environ.get("RANK", "0"))):  # torchrun's first process says it for all
-            print("opnorm:", " ".join(text.split()), file=sys.stderr)
+            print("opnorm:", printable(" ".join(text.split())), file=sys.stderr)
         sys.exit(2 if foreseen else 1)
 
 

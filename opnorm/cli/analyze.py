@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 import opnorm
+from opnorm._core.files import shown
 from opnorm.cli.options import (
     Again,
     DataOfRun,
@@ -43,7 +44,7 @@ WHAT = (
 class AnalyzeOptions:
     """The options of both commands."""
 
-    data: DataOfRun = ""
+    data: DataOfRun | None = None
     what: Annotated[tuple[str, ...], arg(help=WHAT)] = ("all",)
     points: int | None = (
         None  # test points of each analysis that takes a sample of them, in place of its own default
@@ -108,7 +109,7 @@ def _analyze(models: tuple[str, ...], options: AnalyzeOptions) -> None:
     out = results_folder(tuple(model for _, model in named), o.out)
     if o.trust:
         trust_runs(tuple(model for _, model in named), out)
-    data = o.data or _data_of_all([model for _, model in named], out)
+    data = _data_of_all([model for _, model in named], out) if o.data is None else o.data
     pairs = [_network(label, model, data, out) for label, model in named]
     networks, dataset = [network for network, _ in pairs], pairs[0][1]
     for network in networks:
@@ -117,7 +118,7 @@ def _analyze(models: tuple[str, ...], options: AnalyzeOptions) -> None:
     with AnalyzeBar("all analyses") as progress:
         dataset = dataset if o.limit is None else dataset.limit(o.limit)
         found = analyze(networks, dataset, calls, store=store, progress=progress)
-    page = found.write(store.root / found.name, o.figures)
+    page = shown(found.write(store.root / found.name, o.figures))
     if o.json:
         print_json({"page": str(page), "networks": found.as_dict()})
     else:
@@ -147,8 +148,8 @@ def _named(text: str) -> tuple[str, str]:
 def _network(label: str, model: str, data: str, out: Path) -> tuple[Any, Any]:
     """A network with its name on the page, and the data set."""
     from opnorm import spec
-    from opnorm._core import files
     from opnorm.runs.network_report import Network
+    from opnorm.runs.store import Store
 
     network, dataset = network_and_data(model, data, out)
     folder = run_folder(model, out)
@@ -156,8 +157,8 @@ def _network(label: str, model: str, data: str, out: Path) -> tuple[Any, Any]:
         call = str(spec.short(model, "model"))
         return Network(label or call, network, call), dataset
     run = run_of(folder)
-    metrics = files.read_lines(folder / "metrics.jsonl")
-    call = f"run {model}: {run.model}, {run.label}"
+    metrics = Store(folder.parent).metrics(folder)
+    call = f"run {folder.name}: {run.model}, {run.label}"
     if run.data != data:
         call += f", trained on {run.data}, not on the data of this page"
     return Network(label or run.label, network, call, metrics), dataset

@@ -1,11 +1,12 @@
 """``opnorm attack``: the robust accuracy on test points, with indicators of gradient masking."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from opnorm._core.files import shown
 from opnorm.cli.options import (
     Again,
     DataOfRun,
@@ -14,12 +15,13 @@ from opnorm.cli.options import (
     ModelOrRun,
     Results,
     Trust,
+    absolute,
     check_device,
     number,
     print_json,
     say_found,
 )
-from opnorm.cli.subjects import data_of, network_and_data, results_folder, trust_runs
+from opnorm.cli.subjects import data_of, network_and_data, results_folder, run_folder, trust_runs
 from opnorm.errors import OpnormError
 
 __all__ = ["attack"]
@@ -29,8 +31,8 @@ __all__ = ["attack"]
 class AttackOptions:
     """The options of the command."""
 
-    data: DataOfRun = ""
-    norm: str = ""  # of the ball: 1, 2 or inf; inf when left out
+    data: DataOfRun | None = None
+    norm: str | None = None  # of the ball: 1, 2 or inf; inf when left out
     eps: tuple[
         str, ...
     ] = ()  # its radius in pixel values of [0, 1], such as 0.1, or several; 8/255 when left out
@@ -42,10 +44,12 @@ class AttackOptions:
     )
     limit: int | None = None  # attack at most so many test points, a fixed random choice
     seed: int | None = None  # of the attack's random numbers
-    surrogate: str = (
-        ""  # another network for the same data: adversarial points of it should not be more successful
+    surrogate: str | None = (
+        None  # another network for the same data: adversarial points of it should not be more successful
     )
-    save: Path | None = None  # write the perturbed points here, a .safetensors file
+    save: Path | None = (
+        None  # write the points, clean and perturbed, with index and label, here: a .safetensors file
+    )
     sheet: Path | None = None  # draw adversarial points: clean, perturbed, difference; a .png file
     out: Results = None
     again: Again = False
@@ -79,35 +83,38 @@ def attack(
     from opnorm.runs.store import Store
 
     o, out = options, results_folder((model,), options.out)
+    o = replace(o, save=absolute(o.save), sheet=absolute(o.sheet))
     _check_file("--save", o.save, ".safetensors")
     _check_file("--sheet", o.sheet, ".png")
     if len(o.eps) > 1 and (o.save or o.sheet):
         raise OpnormError(f"--eps {' '.join(o.eps)}: --save and --sheet write the points of one radius")
-    norm = number("--norm", o.norm) if o.norm else None
+    norm = None if o.norm is None else number("--norm", o.norm)
     radii = [number("--eps", eps) for eps in o.eps] or [None]
     call = spec.parse(o.attack).with_arguments(norm=norm, version=o.version, seed=o.seed)
     attacks = [spec.build(call.with_arguments(eps=eps), "attack") for eps in radii]
     check_device(o.device)
     if o.trust:
-        trust_runs((model, *([o.surrogate] if o.surrogate else [])), out)
-    data = o.data or data_of(model, out)
+        trust_runs((model, *([] if o.surrogate is None else [o.surrogate])), out)
+    data = data_of(model, out) if o.data is None else o.data
     network, dataset = network_and_data(model, data, out)
-    surrogate = network_and_data(o.surrogate, data, out)[0].to(o.device) if o.surrogate else None
+    surrogate = None if o.surrogate is None else network_and_data(o.surrogate, data, out)[0].to(o.device)
     test = (dataset if o.limit is None else dataset.limit(o.limit)).test
     x, y = as_pixels(test.images).to(o.device), test.labels.to(o.device)
-    network, store, found = network.to(o.device), Store(out / "attacks", again=o.again), []
+    network, found, folder = network.to(o.device), [], run_folder(model, out)
+    subject = {"subject": folder.name if folder else model, "data": data, "limit": o.limit}
+    store = Store(out / "attacks", again=o.again, subject=subject)
     for chosen in attacks:
         with AttackBar() as progress:
             done = evaluate(network, x, y, chosen, store=store, surrogate=surrogate, progress=progress)
         say_found(done.found)
         if o.save is not None:
-            save_points(o.save, done)
+            save_points(o.save, done, dataset.test_index(o.limit))
         if o.sheet is not None:
             contact_sheet(o.sheet, x, done, dataset.classes)
         if not o.json:
             _print_evaluation(done)
         about = {"model": model, "data": data, "limit": o.limit}
-        found.append(about | done.as_dict() | {"folder": str(done.folder)})
+        found.append(about | done.as_dict() | {"folder": str(done.folder and shown(done.folder))})
     if o.json:
         print_json(found[0] if len(found) == 1 else found)
 
@@ -138,4 +145,4 @@ def _print_evaluation(done: Any) -> None:
     for note in v.notes:
         print(f"note: {note}")
     print(done.masking.summary)
-    print(f"folder            {done.folder}")
+    print(f"folder            {shown(done.folder)}")

@@ -13,8 +13,9 @@ import tyro
 
 from opnorm.cli.analyze import analyze, compare
 from opnorm.cli.attack import attack
+from opnorm.cli.listing import ls, rm
 from opnorm.cli.measure import norms, separation
-from opnorm.cli.runs import ls, train
+from opnorm.cli.runs import train
 from opnorm.cli.study import study
 
 __all__ = ["app"]
@@ -56,5 +57,5 @@ def _leave(signum: int, frame: Any) -> None:
 
 
 app = tyro.extras.SubcommandApp()
-for command in (norms, train, attack, analyze, compare, study, separation, ls):
+for command in (norms, train, attack, analyze, compare, study, separation, ls, rm):
     app.command(name=command.__name__)(_with_torch(command))

@@ -1,14 +1,15 @@
 """``opnorm norms`` and ``opnorm separation``: numbers about a network by itself, and about a data set."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from json import loads as load_json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from opnorm.cli.options import Data, Json, Model, number, print_json
+from opnorm.cli.options import Data, Json, ModelOrRun, Results, Trust, absolute, number, print_json
+from opnorm.cli.subjects import check_network, network_of_run, results_folder, run_folder, trust_runs
 from opnorm.errors import OpnormError
 
 __all__ = ["norms", "separation"]
@@ -18,20 +19,24 @@ __all__ = ["norms", "separation"]
 class NormsOptions:
     """The options of the command."""
 
-    input: str = ""  # shape of one input: 3,32,32; taken from the model's in_shape when left out
+    input: str | None = None  # shape of one input: 3,32,32; taken from the model's in_shape when left out
     ord: str = "1,2,inf"  # which norms: 1, 2, inf, or pairs such as 1:2, from l1 to l2
-    relative_width: str = ""  # of the l2 intervals: upper / lower - 1 to aim at; 0.005 when left out
-    against: str = (
-        ""  # a second model (or a .json file that --json wrote): how its norms differ, layer by layer
+    relative_width: str | None = None  # of the l2 intervals: upper / lower - 1 to aim at; 0.005 when left out
+    against: str | None = (
+        None  # a second model or run (or a .json file that --json wrote): how its norms differ, layer by layer
     )
     layers: str = "*"  # only layers whose name or class matches: 'layer1.*', '*conv*', Conv2d
     plot: Path | None = None  # also draw the norms: a file ending in .svg, .pdf, .png or .html
+    out: Results = None
+    trust: Trust = False
     json: Json = False
     csv: bool = False  # print comma-separated values
     markdown: bool = False  # print a Markdown table
 
 
-def norms(model: Positional[Model], options: Annotated[NormsOptions, arg(name="")] = NormsOptions()) -> None:
+def norms(
+    model: Positional[ModelOrRun], options: Annotated[NormsOptions, arg(name="")] = NormsOptions()
+) -> None:
     """How far each layer of a network can amplify a change of its input: its operator norms, in eval mode.
 
     l1 and linf are exact and cost one pass over the weights; l2 is an interval that holds the true value. Below the table
@@ -41,7 +46,7 @@ def norms(model: Positional[Model], options: Annotated[NormsOptions, arg(name=""
 
     opnorm norms 'resnet(depth=20)'
 
-    opnorm norms 'file("x.safetensors", arch=resnet(depth=20))' --ord 1,inf --plot norms.svg
+    opnorm norms 3f2a9c01d4e7 --against 'file("x.safetensors", arch=resnet(depth=20))' --ord 1,inf --plot norms.svg
 
     opnorm norms 'my_package.models.build(width=64)' --input 3,64,64 --layers 'stage1.*'
 
@@ -51,15 +56,18 @@ def norms(model: Positional[Model], options: Annotated[NormsOptions, arg(name=""
     """
     from opnorm.norms import compare, lipschitz_bound
 
-    o = options
+    out = results_folder((model,), options.out)
+    o = replace(options, plot=absolute(options.plot), out=out)
     if o.json + o.csv + o.markdown > 1:
         raise OpnormError("--json, --csv and --markdown exclude each other")
     ords = _orders(o.ord)
-    network, example = _model_and_example(model, o.input)
+    if o.trust:
+        trust_runs((model, *([o.against] if o.against else [])), out)
+    network, example = _model_and_example(model, o)
     table = _measure(network, example, ords, o)
     result: Any = table
     bounds = {}
-    if o.against:
+    if o.against is not None:
         result = compare(table, _other_table(o, example, ords))
     elif o.layers == "*":
         single = [p for p in ords if not isinstance(p, tuple)]
@@ -83,7 +91,7 @@ def _measure(network: Any, example: Any, ords: tuple[Any, ...], options: NormsOp
     from opnorm import measure
 
     width = options.relative_width
-    narrow = number("--relative-width", width) if width else None
+    narrow = None if width is None else number("--relative-width", width)
     return measure(network, example, ords, only=options.layers, progress=True, relative_width=narrow)
 
 
@@ -91,17 +99,16 @@ def _other_table(options: NormsOptions, example: Any, ords: tuple[Any, ...]) -> 
     """The table of ``--against``: read, or measured for inputs of the same shape unless another one is given."""
     from opnorm.norms import NormTable
 
-    text = options.against
+    text = options.against or ""
     if text.endswith(".json") and "(" not in text:
         return NormTable.from_json(Path(text).read_text(encoding="utf-8")).select(options.layers)
     shape = options.input or ",".join(map(str, example.shape[1:]))
-    return _measure(*_model_and_example(text, shape), ords, options)
+    return _measure(*_model_and_example(text, replace(options, input=shape)), ords, options)
 
 
 def _print_norms(result: Any, table: Any, bounds: dict[Any, Any], options: NormsOptions) -> None:
     """The table or the comparison, and what follows from the table for the whole network."""
-    from rich.console import Console
-
+    from opnorm._core.progress_bar import stdout
     from opnorm.norms.network.lipschitz import sentences
 
     if options.csv:
@@ -109,11 +116,11 @@ def _print_norms(result: Any, table: Any, bounds: dict[Any, Any], options: Norms
     elif options.markdown:
         print(result.to_markdown(), end="")
     elif not options.json:
-        console = Console(highlight=False)
+        console = stdout()
         console.print(result)
         for line in sentences(bounds):
             console.print(line, markup=False)
-    elif options.against:
+    elif options.against is not None:
         print_json(load_json(result.to_json()))
     else:
         complexity = table.spectral_complexity
@@ -128,19 +135,25 @@ def _print_norms(result: Any, table: Any, bounds: dict[Any, Any], options: Norms
         )
 
 
-def _model_and_example(text: str, input: str) -> tuple[Any, Any]:
-    """The network that a call builds, and a batch of one for it."""
+def _model_and_example(text: str, options: NormsOptions) -> tuple[Any, Any]:
+    """The network that a call builds, or that of a run, and a batch of one for it."""
     import torch
     from torch import nn
 
     from opnorm import spec
     from opnorm.errors import ModelError
 
-    call = spec.parse(text)
-    network = spec.build(call, "model")
-    if not isinstance(network, nn.Module):
-        raise ModelError(f"{call} gave {type(network).__name__}; expected a torch.nn.Module")
-    shape = _shape(input) if input else _input_shape(call)
+    out, input = results_folder((text,), options.out), options.input
+    if folder := run_folder(text, out):
+        network, shape = network_of_run(folder)
+    else:
+        check_network(text, out)
+        call = spec.parse(text)
+        network = spec.build(call, "model")
+        if not isinstance(network, nn.Module):
+            raise ModelError(f"{call} gave {type(network).__name__}; expected a torch.nn.Module")
+        shape = () if input is not None else _input_shape(call)
+    shape = shape if input is None else _shape(input)
     try:
         return network, torch.zeros(1, *shape)
     except (RuntimeError, TypeError) as e:

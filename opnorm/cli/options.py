@@ -1,5 +1,6 @@
 """What the commands share: options, and what is read from them and printed."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +16,7 @@ _MODEL = (
 _DATA = (
     "a data set as a call: 'digits()', 'parquet(\"folder\")', 'hf(\"uoft-cs/cifar10\")', 'folder(\"path\")'"
 )
-_RUN = "; or a run: its key (see opnorm ls) or its folder"
+_RUN = "; or a run: its key (see opnorm ls), the beginning of it, or its folder"
 
 Model = Annotated[str, arg(help=_MODEL)]
 ModelOrRun = Annotated[str, arg(help=_MODEL + _RUN)]
@@ -53,6 +54,11 @@ def number(option: str, text: str) -> Any:
     return value
 
 
+def absolute(path: Path | None) -> Path | None:
+    """The path as it is meant in the user's folder, whatever the modules that are loaded later do to the working folder."""
+    return None if path is None else Path(os.path.abspath(path))
+
+
 def check_device(device: str) -> None:
     """OpnormError where torch cannot put anything on the device."""
     import torch
@@ -71,7 +77,8 @@ def say_found(when: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """JSON for standard output, null for NaN and infinities."""
+    """JSON for standard output, null for NaN and infinities; with escapes for what its encoding lacks."""
     from opnorm._core.files import to_json
+    from opnorm._core.plain_text import is_unicode
 
-    print(to_json(value))
+    print(to_json(value, ascii_only=not is_unicode(sys.stdout.encoding)))

@@ -1,6 +1,5 @@
-"""``opnorm train`` and ``opnorm ls``: runs, and what became of them."""
+"""``opnorm train``: a run, and what became of it."""
 
-import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
+from opnorm._core.files import shown
 from opnorm.cli.options import (
     Again,
     Data,
@@ -21,7 +21,7 @@ from opnorm.cli.options import (
     say_found,
 )
 
-__all__ = ["ls", "train"]
+__all__ = ["train"]
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ def train(options: Annotated[TrainOptions, arg(name="")] = TrainOptions()) -> No
     from opnorm.runs.training_run import run_training
     from opnorm.training import distributed
 
+    store = Store(options.out, again=options.again)
     settings = {field.name: getattr(options, field.name) for field in fields(Run)}
     run = Run(**settings | {"analyses": options.analyses or analyses_after(options.objective)})
-    store = Store(options.out, again=options.again)
     with distributed.process_group(options.device) as device:
         with distributed.synchronized_errors():
             check_device(device)
@@ -79,7 +79,7 @@ def train(options: Annotated[TrainOptions, arg(name="")] = TrainOptions()) -> No
             return
     say_found(result.ended if result.found else "")
     if options.json:
-        folder = str(result.folder)
+        folder = str(result.folder and shown(result.folder))
         print_json({"key": run.key, "folder": folder, "run": run.as_dict(), "results": result.rows})
     else:
         _print_result(result)
@@ -95,24 +95,4 @@ def _print_result(result: Any) -> None:
         ball = f"{norm_label(float(row['norm']))} ε = {row['eps']:.4g}"
         how = f"{ball}, {row['attack']}, {row['points']} test points"
         print(f"robust accuracy   {row['accuracy']:.2%}  ({how})")
-    print(f"folder            {result.folder}")
-
-
-def ls(out: Runs = Path("runs"), json: Json = False) -> None:
-    """List the runs of a folder: key, state, when begun, seconds, what."""
-    from opnorm.runs.run import method_label
-    from opnorm.runs.store import Store
-
-    rows = Store(out).ls()
-    if json:
-        return print_json(rows)
-    if not rows:
-        return print(f"no runs in {out}", file=sys.stderr)
-    for row in rows:
-        what, run = "", row.get("run")
-        if isinstance(run, dict):  # as text: the user's own modules need not be importable from here
-            way = method_label(run.get("objective", "?"), run.get("regularizers", ()), run.get("ema", 0.0))
-            what = f"{way}, seed {run.get('seed')}: {run.get('model')} on {run.get('data')}"
-        seconds = f"{row['seconds']:8.1f} s" if "seconds" in row else " " * 10
-        print(f"{row['key']}  {row['state']:8}  {row.get('begun', ''):19.19}  {seconds}  {what}")
-    return None
+    print(f"folder            {shown(result.folder)}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from opnorm._core.files import shown
 from opnorm.cli.options import Again, Device, Figures, Json, Limit, Runs, check_device, print_json
 from opnorm.errors import OpnormError
 
@@ -80,7 +81,7 @@ def study(
     check_device(o.device)
     with StudyBar(len(built.runs)) as bar:
         results = run_study(built, store, jobs=o.jobs, device=o.device, progress=bar)
-    page = write_study(built, results, store, o.figures)
+    page = shown(write_study(built, results, store, o.figures))
     if o.json:
         found = [_about(r.run) | {"failure": r.failure, "results": r.rows} for r in results]
         return print_json({"page": str(page), "runs": found})

@@ -1,70 +1,134 @@
-"""Networks as the commands name them: by a call, or by a run's key or folder."""
+"""Networks as the commands name them: by a call, or by a run's folder or key, which may be cut short."""
 
 import os
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
-from opnorm.errors import OpnormError, SpecError
+from opnorm._core.files import shown
+from opnorm.errors import OpnormError, RunError, SpecError
 
-__all__ = ["data_of", "network_and_data", "results_folder", "run_folder", "run_of", "trust_runs"]
+__all__ = [
+    "check_network",
+    "choose",
+    "data_of",
+    "network_and_data",
+    "network_of_run",
+    "results_folder",
+    "run_folder",
+    "run_of",
+    "train_command",
+    "trust_runs",
+]
+
+LEAST = 3  # digits of a key that are enough to name it
 
 
 def results_folder(models: tuple[str, ...], out: Path | None) -> Path:
     """The folder of runs whose results these are: ``out``, or where the first run is that is named by its folder."""
-    found = next(
-        (Path(os.path.abspath(m)).parent for m in models if os.path.isfile(Path(m) / "run.json")), None
-    )
-    if out or not found:
-        return out or Path("runs")
-    return found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
+    found = next((Path(m).parent for m in models if os.path.isfile(Path(m) / "run.json")), Path("runs"))
+    return Path(os.path.abspath(out or found))
+
+
+def choose(text: str, folders: dict[str, Path], out: Path) -> Path | None:
+    """The folder of the key that a text is, or begins, of those in ``out``; None where there is none.
+
+    Raises:
+        OpnormError: several keys begin so.
+    """
+    key = text.removesuffix(".partial")
+    if key in folders:
+        return folders[key]
+    found = [name for name in folders if name.startswith(key)]
+    if len(found) > 1 and len(key) >= LEAST:
+        raise OpnormError(
+            f"{text} is the beginning of several keys in {shown(out)}: {', '.join(sorted(found))}; name one of them"
+        )
+    return folders[found[0]] if found and len(key) >= LEAST else None
 
 
 def run_folder(model: str, out: Path) -> Path | None:
-    """Where a run is, should the text be its folder or its key; OpnormError where it has no weights yet."""
-    places = (Path(model), out / model, out / f"{model}.partial")
-    folder = next((f for f in places if os.path.isfile(f / "run.json")), None)
-    if folder is not None and not (folder / "weights.safetensors").exists():
-        raise OpnormError(
-            f"run {model} has not been trained to its end (see opnorm ls --out {out}); "
-            "the command that began it goes on with it"
-        )
-    return folder
+    """Where a run is, should the text be its folder or its key; OpnormError where it has no weights."""
+    folder: Path | None = Path(os.path.abspath(model))
+    if not os.path.isfile(Path(model) / "run.json"):
+        if not re.fullmatch(r"[0-9a-z.]+", model):
+            return None
+        names = sorted(file.parent for file in out.glob("[!.]*/run.json"))
+        folder = choose(model, {path.name.removesuffix(".partial"): path for path in names}, out)
+    if folder is None or (folder / "weights.safetensors").exists():
+        return folder
+    key, again = folder.name, train_command(_settings(folder), folder.parent)
+    if key.endswith(".partial"):
+        key = key.removesuffix(".partial")
+        raise OpnormError(f"run {key} has not been trained to its end; this goes on with it: {again}")
+    raise OpnormError(
+        f"the weights of run {key} are lost ({shown(folder)} has none); this trains it again: {again}"
+    )
+
+
+def train_command(run: dict[str, Any], out: Path) -> str:
+    """The command that trains a run."""
+    words = ["opnorm", "train"]
+    for name, value in run.items():
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words += [option] * value
+        elif isinstance(value, list | tuple):
+            words += [option, *map(str, value)] * bool(value)
+        elif value is not None:
+            words += [option, str(value)]
+    words += [] if out == Path(os.path.abspath("runs")) else ["--out", str(shown(out))]
+    return shlex.join(words)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    from opnorm.runs.store import Store
+
+    settings = Store(folder.parent).read(folder).get("run")
+    if not isinstance(settings, dict):
+        raise RunError(f"{shown(folder)} is no run of opnorm train: its run.json has no settings of a run")
+    return settings
 
 
 def run_of(folder: Path) -> Any:
     """The run of a folder; RunError where it calls own modules as this user never has, see :mod:`opnorm.runs.trust`."""
     from opnorm.runs.run import Run
-    from opnorm.runs.store import Store
     from opnorm.runs.trust import check_trusted
 
-    settings = Store(folder.parent).read(folder).get("run")
-    if not isinstance(settings, dict):
-        raise OpnormError(f"{folder / 'run.json'} has no settings of a run; was it edited by hand?")
+    settings = _settings(folder)
     check_trusted(settings, folder)
     return Run.from_dict(settings)
 
 
 def trust_runs(models: tuple[str, ...], out: Path) -> None:
     """Let the folders of these runs call own modules."""
-    from opnorm._core.files import read_json
     from opnorm.runs.trust import trust
 
     for folder in (run_folder(model, out) for model in models):
-        settings = read_json(folder / "run.json").get("run") if folder else None
-        if isinstance(settings, dict):
-            trust(settings)
+        if folder:
+            trust(_settings(folder))
 
 
 def data_of(model: str, out: Path) -> str:
     """The data set of a run, as a call; OpnormError where the text is no run."""
     folder = run_folder(model, out)
     if folder is None:
-        _check_network(model, out)
+        check_network(model, out)
         raise OpnormError(
-            f"{model} is no run in {out} (see opnorm ls --out {out}), and a network does not say which data it is for; "
-            "add --data, such as --data 'digits()'"
+            f"{model} is no run in {shown(out)} (see opnorm ls --out {shown(out)}), and a network does not say "
+            "which data it is for; add --data, such as --data 'digits()'"
         )
     return str(run_of(folder).data)
+
+
+def network_of_run(folder: Path) -> tuple[Any, tuple[int, ...]]:
+    """The network of a run, and the shape of its images."""
+    from opnorm.runs.build import restore
+    from opnorm.runs.store import Store
+
+    network = restore(run_of(folder), folder)
+    return network, tuple(Store(folder.parent).read(folder)["known"]["in_shape"])
 
 
 def network_and_data(model: str, data: str, out: Path) -> tuple[Any, Any]:
@@ -75,17 +139,17 @@ def network_and_data(model: str, data: str, out: Path) -> tuple[Any, Any]:
 
     folder = run_folder(model, out)
     if folder is None:
-        _check_network(model, out)
+        check_network(model, out)
         run = Run(model, data)
         dataset = make_data(run)
         return make_model(run, dataset), dataset
     run = run_of(folder)
     network, dataset = restore(run, folder), make_data(Run(run.model, data))
-    check_model(network, as_pixels(dataset.test.images[:1]), dataset.num_classes, f"run {model}")
+    check_model(network, as_pixels(dataset.test.images[:1]), dataset.num_classes, f"run {folder.name}")
     return network, dataset
 
 
-def _check_network(text: str, out: Path) -> None:
+def check_network(text: str, out: Path) -> None:
     """OpnormError where a text that is no run names no network either."""
     from opnorm import spec
 
@@ -93,5 +157,5 @@ def _check_network(text: str, out: Path) -> None:
         spec.resolve(spec.parse(text), "model")
     except SpecError as e:
         raise OpnormError(
-            f"{text} is no run in {out} (see opnorm ls --out {out}), and no network: {e}"
+            f"{text} is no run in {shown(out)} (see opnorm ls --out {shown(out)}), and no network: {e}"
         ) from e

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from opnorm._core.files import atomic_write, read_tensors
+from opnorm._core.files import atomic_write, make_folder, read_tensors, remove_partial_files
 from opnorm.data.dataset import Split, hold_out
 from opnorm.data.decode import Encoded, decode
 from opnorm.errors import DataError, RunError
@@ -119,6 +119,8 @@ def _save(splits: DecodedSplits, path: Path) -> None:
     }
     metadata = json.dumps({"classes": list(splits.classes), "checksum": _checksum(tensors)})
     try:
+        make_folder(path.parent)
+        remove_partial_files(path.parent)
         with atomic_write(path) as part:
             save_file(tensors, part, metadata={"opnorm": metadata})
     except (RunError, SafetensorError) as e:

@@ -131,12 +131,16 @@ class Dataset:
         def some(split: Split, stream: int) -> Split:
             if len(split.labels) <= n:
                 return split
-            chosen = np.sort(permutation(len(split.labels), 2 * seed + stream)[:n])
-            rows = torch.from_numpy(chosen).to(split.labels.device)
+            rows = _kept(len(split.labels), n, 2 * seed + stream).to(split.labels.device)
             return Split(split.images[rows], split.labels[rows])
 
         train, test = some(self.train, 0), some(self.test, 1)
         return Dataset(self.name, train, test, self.classes, self.uncropped and some(self.uncropped, 0))
+
+    def test_index(self, n: int | None, seed: int = 0) -> Tensor:
+        """Which test points ``limit(n, seed)`` keeps, in their order; all of them when None."""
+        points = len(self.test.labels)
+        return torch.arange(points) if n is None or points <= n else _kept(points, n, 2 * seed + 1)
 
     def center_crop(self, size: int | None) -> "Dataset":
         """The same set, of which evaluations see the central size x size pixels of each image; None leaves it as it is.
@@ -191,6 +195,11 @@ def hold_out(images: Tensor, labels: Tensor) -> tuple[Split, Split]:
     is_test = torch.zeros(len(labels), dtype=torch.bool)
     is_test[torch.from_numpy(rows)] = True
     return Split(images[~is_test], labels[~is_test]), Split(images[is_test], labels[is_test])
+
+
+def _kept(points: int, n: int, stream: int) -> Tensor:
+    """Which n of so many points are kept, in their order."""
+    return torch.from_numpy(np.sort(permutation(points, stream)[:n]))
 
 
 def _central(split: Split, size: int) -> Split:

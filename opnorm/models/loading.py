@@ -136,4 +136,5 @@ def save(model: nn.Module, path: str | Path, call: str | spec.Call | None = None
         with suppress(SpecError):  # the user's own network, built in Python: the file then needs arch=...
             call = spec.spec_of(unwrap(model))
     metadata = {"format": "pt"} | ({SPEC_KEY: str(call)} if call is not None else {})
+    files.make_folder(Path(path).parent)
     files.write_tensors(Path(path), plain_state_dict(model), metadata)

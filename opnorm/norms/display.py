@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from opnorm._core.plain_text import encodable
 from opnorm.errors import NormError
 from opnorm.norms.norm import Norm, Product
 from opnorm.norms.number_text import interval, magnitude, rounded
@@ -92,6 +93,16 @@ class Grid(NamedTuple):
     totals: list[str]
     notes: list[list[str]] | None = None
 
+    def encodable(self, encoding: str) -> "Grid":
+        """The same in the characters of an encoding."""
+
+        def plain(texts: list[str]) -> list[str]:
+            return [encodable(text, encoding) for text in texts]
+
+        notes = None if self.notes is None else [plain(row) for row in self.notes]
+        rows = [plain(row) for row in self.rows]
+        return Grid(plain(self.head), rows, self.names, plain(self.totals), notes)
+
 
 class TextTable(ABC):
     """What prints itself in a terminal and a notebook, and writes itself as Markdown and HTML."""
@@ -124,7 +135,7 @@ class TextTable(ABC):
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         from rich.text import Text
 
-        grid = self.grid(options.max_width)
+        grid = self.grid(options.max_width).encodable(options.encoding)
         yield from _laid_out(grid, options.max_width)
         yield from map(Text, grid.totals)
 
@@ -192,7 +203,7 @@ def _laid_out(grid: Grid, width: int) -> Iterator[Any]:
         table.add_column(head[i], justify=side, no_wrap=True, style=style)  # type: ignore[arg-type]
     for row in rows:
         cells = [_cut(row[i], widths[i], at_start=i == 0) if i < grid.names else row[i] for i in columns]
-        dim = all(c == "-" or c.startswith("≤") for c in row[grid.names : -1])
+        dim = all(c == "-" or c.startswith(("≤", "<=")) for c in row[grid.names : -1])
         table.add_row(*map(Text, cells), style="dim" if dim else "")
     yield table
     if texts:

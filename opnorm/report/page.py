@@ -66,7 +66,7 @@ def write_page(report: Report, path: Path) -> Path:
         runs=[{**run, "time": duration_text(run.get("seconds"))} for run in report.runs],
         total=duration_text(math.fsum(run["seconds"] for run in report.runs if known(run.get("seconds")))),
     )
-    return _write(path, html.encode())
+    return _write(path, html.encode("utf-8", "backslashreplace"))
 
 
 def _tables(report: Report) -> list[Table]:
@@ -80,6 +80,7 @@ def _drawn_table(table: Table) -> tuple[list[Column], list[dict[str, Any]]]:
 
 def write_json(report: Report, path: Path) -> Path:
     """Write the report's content as JSON; numbers that are not finite become null."""
+    files.make_folder(path.parent)
     files.write_json(path, asdict(report))
     return path
 
@@ -146,6 +147,8 @@ def _inside_script(value: Any) -> str:
 
 
 def _write(path: Path, data: bytes) -> Path:
+    files.make_folder(path.parent)
+    files.remove_partial_files(path.parent)
     with files.atomic_write(path) as part:
         part.write_bytes(data)
     return path

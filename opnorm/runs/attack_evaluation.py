@@ -28,7 +28,7 @@ from opnorm.attacks.gradient_masking import (
 )
 from opnorm.attacks.minimum_norm import distances
 from opnorm.attacks.result import AttackResult, StageResult, attack_call, gradient_warnings
-from opnorm.errors import AttackError, SpecError
+from opnorm.errors import AttackError, RunError, SpecError
 from opnorm.runs.evaluation import Evaluation
 from opnorm.runs.identity import add_tensor, hash_of, identity, network_identity, outputs
 from opnorm.runs.store import FORMAT, Store
@@ -86,7 +86,8 @@ def evaluate(
 
     Raises:
         AttackError: a setting, an input or a model is not valid, or the attack returns points outside of the ball.
-        RunError: another process runs this evaluation, or nothing can be written.
+        BusyError: another process runs this evaluation.
+        RunError: nothing can be written. What is damaged of an earlier call is made again, with a warning.
     """
     norm, eps, mode = _terms(attack)
     _check(x, eps, norm, part)
@@ -143,6 +144,10 @@ def _find_or_evaluate(work: _Work, store: Store, surrogate: nn.Module | None) ->
             entry.begin({"attack": work.text, "model": type(work.model).__name__, "points": len(work.x)})
         evaluation = _evaluate(work, entry.folder, surrogate)
         if not found:
+            robust, correct = (
+                int(share.sum()) for share in (evaluation.result.robust, evaluation.result.correct)
+            )
+            entry.note(robust=robust, correct=correct)
             entry.finish(evaluation.seconds)
     about = store.about(entry.key)
     ended = about["ended"] if found else ""
@@ -153,11 +158,9 @@ def _evaluate(work: _Work, folder: Path | None, surrogate: nn.Module | None) -> 
     parts = []
     for start in range(0, len(work.x), work.part):
         path = None if folder is None else folder / f"part-{start:08d}.safetensors"
-        if path is not None and path.exists():
-            parts.append(_read(path, work.x.device))
-            continue
-        parts.append(_attack_part(work, start))
-        if path is not None:
+        found = _found(path, _read, work, start)
+        parts.append(found or _attack_part(work, start))
+        if path is not None and found is None:
             rest = parts[-1]._asdict() | {"stages": [stage._asdict() for stage in parts[-1].stages]}
             files.write_tensors(path, rest.pop("tensors"), {"rest": files.to_json(rest, None)})
     names = parts[0].tensors
@@ -166,15 +169,35 @@ def _evaluate(work: _Work, folder: Path | None, surrogate: nn.Module | None) -> 
     result = AttackResult(**tensors, **_join(parts))
     masking = _check_masking(work, result, folder, surrogate)
     seconds = sum(part.seconds for part in parts) + time.perf_counter() - started
-    return Evaluation(work.text, work.norm, work.eps, result, work.y, before, after, masking, seconds)
+    return Evaluation(work.text, work.norm, work.eps, result, work.x, work.y, before, after, masking, seconds)
 
 
-def _read(path: Path, device: torch.device) -> _Part:
-    tensors, metadata = files.read_tensors(path)
+def _found(path: Path | None, read: Callable[..., Any], *more: Any) -> Any:
+    """What was written before; None, with a warning, where it is damaged, and without one where there is nothing."""
+    if path is None or not path.exists():
+        return None
+    try:
+        return read(path, *more)
+    except RunError as e:
+        warnings.warn(f"{e}. It is made again", stacklevel=2)
+        return None
+
+
+def _read(path: Path, work: _Work, start: int) -> _Part:
+    tensors, metadata = files.read_tensors(path, checked=True)
+    clean = work.x[start : start + work.part]
+    moved = {name: tensor.to(clean.device) for name, tensor in tensors.items()}
+    if _outside(work, clean, moved["points"]).any():
+        raise RunError(f"{path} has points outside of the ball or of [0, 1]")
     rest = json.loads(metadata["rest"])
     stages = tuple(StageResult(**stage) for stage in rest["stages"])
-    moved = {name: tensor.to(device) for name, tensor in tensors.items()}
     return _Part(moved, stages, tuple(rest["notes"]), rest["seconds"])
+
+
+def _outside(work: _Work, x: Tensor, points: Tensor) -> Tensor:
+    """Which points are outside of their ball or of [0, 1], or NaN (B,)."""
+    within = ((points >= 0) & (points <= 1)).flatten(1).all(1)
+    return (distances(x, points, work.norm) > work.eps * (1 + 1e-6)) | ~within
 
 
 def _attack_part(work: _Work, start: int) -> _Part:
@@ -187,8 +210,7 @@ def _attack_part(work: _Work, start: int) -> _Part:
         )
     else:
         result = _attack_once(work, x, y)
-    outside = distances(x, result.points, work.norm) > work.eps * (1 + 1e-6)
-    outside |= ~((result.points >= 0) & (result.points <= 1)).flatten(1).all(1)  # also NaN
+    outside = _outside(work, x, result.points)
     if outside.any():
         raise AttackError(
             f"{work.text or work.attack!r} gave points outside of its ball of radius {work.eps:.4g} in norm {work.norm:g}, "
@@ -240,9 +262,8 @@ def _check_masking(
     """The indicators, read where they are stored."""
     suffix = "" if surrogate is None else "-" + network_identity(surrogate)
     path = None if folder is None else folder / f"gradient_masking{suffix}.json"
-    if path is not None and path.exists():
-        indicators = files.read_json(path)["indicators"]
-        return GradientMaskingReport(tuple(Indicator(**indicator) for indicator in indicators))
+    if found := _found(path, files.read_json, True):
+        return GradientMaskingReport(tuple(Indicator(**indicator) for indicator in found["indicators"]))
     work.report("gradient masking", 0, 1, len(work.x))
     random = isinstance(work.attack, AutoAttack) and work.attack.version == "rand"
     ball: dict[str, Any] = {"norm": work.norm, "eps": work.eps, "mode": work.mode}
@@ -251,7 +272,7 @@ def _check_masking(
         transfer = check_transfer(work.model, surrogate, work.x, work.y, result, **ball)
         report = GradientMaskingReport((*report.indicators, *([transfer] if transfer else [])))
     if path is not None:
-        files.write_json(path, report.as_dict())
+        files.write_json(path, report.as_dict(), checked=True)
     return report
 
 

@@ -15,6 +15,7 @@ from opnorm.errors import ModelError, OpnormError, RunError
 from opnorm.models.state_dicts import fill
 from opnorm.runs.identity import outputs, same_outputs
 from opnorm.runs.run import Run
+from opnorm.runs.store import Store
 from opnorm.training import TrainingSettings
 
 __all__ = ["check_model", "known_of", "make_data", "make_model", "restore", "training_settings"]
@@ -97,17 +98,17 @@ def restore(run: Run, folder: Path) -> nn.Module:
     Raises:
         RunError: the weights are of another network, or it gives other outputs than then.
     """
-    about = files.read_json(folder / "run.json")
+    about = Store(folder.parent).read(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         known = {k: tuple(v) if isinstance(v, list) else v for k, v in about["known"].items()}
         model = spec.build(run.model, "model", **known).eval()
     path, shape = folder / "weights.safetensors", known["in_shape"]
     try:
-        fill(model, {"": files.read_tensors(path)[0]}, path)
+        fill(model, {"": files.read_tensors(path, checked=True)[0]}, path)
     except ModelError as e:
         raise RunError(
-            f"{path} does not hold the weights of this run: {e}; delete its folder to start over"
+            f"{path} does not hold the weights of this run: {e}; the command that began it, with --again, trains anew"
         ) from e
     if not same_outputs(about.get("outputs"), outputs(model, shape)):
         raise RunError(

@@ -17,16 +17,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from opnorm._core.cores import available_cores
-from opnorm.errors import RunError, TrainError
+from opnorm.errors import BusyError, RunError, TrainError
 from opnorm.report import Report, write_figures, write_json, write_page
 from opnorm.runs.run import Result, Run
 from opnorm.runs.store import Store
-from opnorm.runs.training_run import RunProgress, find_result, run_training
+from opnorm.runs.training_run import RunProgress, find_result, run_training, threads_of_torch
 
 __all__ = ["Study", "StudyProgress", "run_study", "write_study"]
 
@@ -69,6 +69,8 @@ class StudyProgress:
 
 Progress = Callable[[StudyProgress], None]
 
+PAUSE = 0.5  # seconds between two looks at a run that another process is at
+
 
 def run_study(
     study: Study,
@@ -79,6 +81,9 @@ def run_study(
     progress: Progress | None = None,
 ) -> list[Result]:
     """Run what has not been run yet, and return all results in the order of the study.
+
+    A run that another process is at is left for the end, and waited for. Each process has its part of the cores, the same
+    whether the study is begun or goes on.
 
     Args:
         study: the runs.
@@ -91,7 +96,7 @@ def run_study(
         One result a run; one whose training diverged has ``failure`` set.
 
     Raises:
-        OpnormError: a run that cannot start (wrong data, wrong model, a folder in use); the other processes are stopped.
+        OpnormError: a run that cannot start (wrong data, wrong model); the other processes are stopped.
         KeyboardInterrupt: after Ctrl-C; the finished epochs of every run are on the disk.
     """
     if jobs is not None and jobs < 1:
@@ -116,14 +121,31 @@ def _run_all(
             results[i] = found
             report(StudyProgress(i, run, 1.0, "found", found))
     missing = {i: run for i, run in numbered.items() if i not in results}
-    jobs = min(jobs or default_jobs(device), max(len(missing), 1))
-    if jobs > 1:
-        results |= _run_in_processes(missing, store, jobs, device, report)
+    # of all these runs, however many are there, so that what is left after a kill gets the same bits
+    planned = min(jobs or default_jobs(device), max(len(runs), 1))
+    threads = max(1, available_cores() // planned) if planned > 1 else torch.get_num_threads()
+    if min(planned, len(missing)) > 1:
+        plan = _Plan(min(planned, len(missing)), threads, device)
+        results |= _run_in_processes(missing, store, plan, report)
     else:
-        for i, run in missing.items():
-            results[i] = _run_one(i, run, store, device, report)
-            report(StudyProgress(i, run, 1.0, "done", results[i]))
+        with threads_of_torch(threads):
+            results |= _run_one_by_one(missing, store, device, report)
     return [results[i] for i in numbered]
+
+
+def _run_one_by_one(
+    missing: dict[int, Run], store: Store, device: str, report: Progress
+) -> dict[int, Result]:
+    """The missing runs; those that another process is at come last."""
+    results: dict[int, Result] = {}
+    while len(results) < len(missing):
+        for i in [i for i in missing if i not in results]:
+            if (result := _run_one(i, missing[i], store, device, report)) is not None:
+                results[i] = result
+                report(StudyProgress(i, missing[i], 1.0, "done", result))
+        if len(results) < len(missing):
+            time.sleep(PAUSE)
+    return results
 
 
 def default_jobs(device: str) -> int:
@@ -131,8 +153,8 @@ def default_jobs(device: str) -> int:
     return min(available_cores(), 8) if device == "cpu" else 1
 
 
-def _run_one(index: int, run: Run, store: Store, device: str, report: Progress) -> Result:
-    """One run; a diverged training is a result, any other error is raised."""
+def _run_one(index: int, run: Run, store: Store, device: str, report: Progress) -> Result | None:
+    """One run; None where another process is at it. A diverged training is a result, any other error is raised."""
 
     def progress(event: RunProgress) -> None:
         share, text = 1.0, event.activity.partition("(")[0]
@@ -143,6 +165,9 @@ def _run_one(index: int, run: Run, store: Store, device: str, report: Progress) 
 
     try:
         return run_training(run, store, device=device, progress=progress)
+    except BusyError:
+        report(StudyProgress(index, run, 0.0, "waits for another process that is at it"))
+        return None
     except TrainError as e:
         return Result(run, [], {}, 0.0, str(e), store.folder(run.key))
 
@@ -150,26 +175,39 @@ def _run_one(index: int, run: Run, store: Store, device: str, report: Progress) 
 # ---------------------------------------------------------------- several processes
 
 
+class _Plan(NamedTuple):
+    """How many processes, the threads of each, and where they train."""
+
+    jobs: int
+    threads: int
+    device: str
+
+
 def _run_in_processes(
-    missing: dict[int, Run], store: Store, jobs: int, device: str, report: Progress
+    missing: dict[int, Run], store: Store, plan: _Plan, report: Progress
 ) -> dict[int, Result]:
     context = multiprocessing.get_context("spawn")  # fork is not safe once torch has threads
     events = context.Queue()
     # workers exit when `parent_end` is closed, by this process or by its death
     worker_end, parent_end = context.Pipe(duplex=False)
-    threads = max(1, available_cores() // jobs)
-    pool = ProcessPoolExecutor(jobs, context, _start_worker, (worker_end, events, threads))
+    pool = ProcessPoolExecutor(plan.jobs, context, _start_worker, (worker_end, events, plan.threads))
     results: dict[int, Result] = {}
-    try:
+
+    def submit(index: int) -> "Future[Result | None]":
         with _workers_without_sigint():
-            futures = {
-                pool.submit(_run_in_worker, i, run.as_dict(), store, device): i for i, run in missing.items()
-            }
+            return pool.submit(_run_in_worker, index, missing[index].as_dict(), store, plan.device)
+
+    try:
+        futures = {i: submit(i) for i in missing}
         while len(results) < len(missing):
-            for future, i in futures.items():
-                if i not in results and future.done():
-                    results[i] = _result_of(future)
-                    report(StudyProgress(i, missing[i], 1.0, "done", results[i]))
+            for i, future in futures.items():
+                if i in results or not future.done():
+                    continue
+                if (result := _result_of(future)) is None:  # another process is at it: after the others
+                    futures[i] = submit(i)
+                    continue
+                results[i] = result
+                report(StudyProgress(i, missing[i], 1.0, "done", result))
             with suppress(queue.Empty):
                 report(events.get(timeout=0.2))
     except BaseException:
@@ -182,7 +220,7 @@ def _run_in_processes(
     return results
 
 
-def _result_of(future: "Future[Result]") -> Result:
+def _result_of(future: "Future[Result | None]") -> Result | None:
     try:
         return future.result()
     except BrokenExecutor as e:
@@ -222,14 +260,17 @@ def _exit_with_parent(worker_end: Connection) -> None:
     os._exit(1)
 
 
-def _run_in_worker(index: int, run: dict[str, Any], store: Store, device: str) -> Result:
+def _run_in_worker(index: int, run: dict[str, Any], store: Store, device: str) -> Result | None:
     def report(event: StudyProgress) -> None:
         now = time.monotonic()
         if now - _worker["last"] > 0.2:
             _worker["last"] = now
             _worker["events"].put(event)
 
-    return _run_one(index, Run.from_dict(run), store, device, report)
+    result = _run_one(index, Run.from_dict(run), store, device, report)
+    if result is None:
+        time.sleep(PAUSE)
+    return result
 
 
 # ---------------------------------------------------------------- the page

@@ -8,7 +8,8 @@ A folder gets its final name by one rename, at the end; a process that is killed
 next one resumes.
 """
 
-import shutil
+import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,12 +20,14 @@ from filelock import FileLock, Timeout
 
 from opnorm import spec
 from opnorm._core import files
-from opnorm.errors import RunError
+from opnorm.errors import BusyError, RunError
 from opnorm.runs.identity import hash_of, identity, same_outputs
 
 __all__ = ["FORMAT", "Entry", "Saved", "Store"]
 
-FORMAT = 3
+KEY = re.compile(r"[0-9a-f]{12}(\.partial)?")
+
+FORMAT = 4
 """The version of what is written in a folder; raised when older folders can no longer be read."""
 
 
@@ -43,10 +46,48 @@ class Store:
     Args:
         root: made when first written to.
         again: nothing that it holds is found; it is made anew.
+        subject: added to the run.json of what is begun, such as the run whose network is attacked.
+
+    Attributes:
+        root: absolute, so that a change of the working folder misplaces nothing.
     """
 
-    def __init__(self, root: str | Path = "runs", *, again: bool = False) -> None:
-        self.root, self.again = Path(root), again
+    def __init__(
+        self, root: str | Path = "runs", *, again: bool = False, subject: dict[str, Any] | None = None
+    ) -> None:
+        self.root, self.again, self.subject = Path(os.path.abspath(root)), again, subject or {}
+
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Keep other processes from a key; released even when this process is killed.
+
+        Raises:
+            BusyError: another process has it.
+            RunError: nothing can be written here.
+        """
+        path = self.root / ".locks" / f"{key}.lock"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise BusyError(
+                f"another process is at run {key} in {files.shown(self.root)}; wait until it ends, or use another --out "
+                "folder"
+            ) from None
+        except OSError as e:
+            raise RunError(
+                f"cannot write in {files.shown(self.root)}: {e.strerror or e}; expected a folder that can be written"
+            ) from e
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def remove(self, key: str) -> None:
+        """Remove the folder of a key, finished or not; the caller holds its lock."""
+        for folder in (self.root / key, self.root / f"{key}.partial"):
+            files.remove_folder(folder, self.root / ".locks" / f"{key}.removed")
 
     @contextmanager
     def open(
@@ -70,32 +111,18 @@ class Store:
             keep: what it holds stays when the store makes things anew, for :meth:`Entry.get_or_compute` to replace.
 
         Raises:
-            RunError: another process holds the lock, nothing can be written here, or the folder is of another format.
+            BusyError: another process holds the lock.
+            RunError: nothing can be written here, or the folder is damaged or of another format.
         """
-        path = self.root / ".locks" / f"{key}.lock"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path)
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise RunError(
-                f"another process is at run {key} in {self.root}; wait until it ends, or use another --out folder"
-            ) from None
-        except OSError as e:
-            raise RunError(
-                f"cannot write in {self.root}: {e.strerror or e}; expected a folder that can be written"
-            ) from e
-        try:
+        with self.lock(key):
             folder = self.folder(key)
             files.remove_partial_files(folder)
             kept = (folder / "run.json").exists()
             if (self.again and not keep) or (
                 kept and not same_outputs(self.read(folder).get("outputs"), outputs)
             ):
-                shutil.rmtree(folder, ignore_errors=True)
+                self.remove(key)
             yield Entry(self, key, outputs)
-        finally:
-            lock.release()
 
     def folder(self, key: str) -> Path:
         """Where a run is: under its key when finished, otherwise under its partial name."""
@@ -110,31 +137,55 @@ class Store:
         return True
 
     def read(self, folder: Path) -> dict[str, Any]:
-        """The run.json of a folder; RunError when it is of another format."""
-        about = files.read_json(folder / "run.json")
-        version = about.get("format")
-        if version != FORMAT:
-            age = "an older" if isinstance(version, int) and version < FORMAT else "another"
+        """The run.json of a folder; RunError when it is damaged, or of another format."""
+        path = folder / "run.json"
+        try:
+            version = files.read_json(path).get("format")
+            if version == FORMAT:
+                return files.read_json(path, checked=True)
+        except RunError as e:
             raise RunError(
-                f"{folder} was written in format {version!r} by {age} version of opnorm, and this one reads format "
-                f"{FORMAT}; use another --out folder, or delete this one and run the command again"
-            )
-        return about
+                f"{e}; opnorm rm {folder.name} --out {files.shown(folder.parent)} removes the folder"
+            ) from e
+        age = "an older" if isinstance(version, int) and version < FORMAT else "another"
+        raise RunError(
+            f"{files.shown(folder)} was written in format {version!r} by {age} version of opnorm, and this one reads format "
+            f"{FORMAT}; use another --out folder, or delete this one and run the command again"
+        )
 
     def results(self, key: str) -> dict[str, dict[str, Any]]:
         """For every analysis that was made: its rows and the seconds it took."""
         path = self.folder(key) / "results.json"
-        saved = files.read_json(path).get("analyses") if path.exists() else {}
-        if not isinstance(saved, dict) or not all(
-            isinstance(r, dict) and "rows" in r for r in saved.values()
-        ):
-            raise RunError(f"{path} does not hold the rows of analyses; was it edited by hand?")
-        return saved
+        try:
+            return files.read_json(path, checked=True)["analyses"] if path.exists() else {}
+        except RunError as e:
+            raise RunError(f"{e}. Delete {path.name}, and the same command makes the analyses again") from e
+
+    def metrics(self, folder: Path) -> list[dict[str, Any]]:
+        """The metrics of every epoch of a run; RunError where they have changed since its training ended."""
+        path, checksum = folder / "metrics.jsonl", self.read(folder).get("metrics")
+        rows = files.read_lines(path)
+        if checksum is not None and checksum != files.lines_checksum(rows):
+            raise RunError(
+                f"{path} has changed since the training ended: damaged, or edited by hand? --again trains anew"
+            )
+        return rows
+
+    def unreadable_weights(self, folder: Path) -> str:
+        """Why the weights of a finished training cannot be read; empty when they can."""
+        try:
+            files.read_tensors(folder / "weights.safetensors", checked=True)
+        except RunError as e:
+            return str(e)
+        return ""
 
     def failure(self, key: str) -> str:
         """Why a run cannot end well; empty when no reason is known."""
         path = self.folder(key) / "failure.json"
-        return str(files.read_json(path).get("failure") or "not known") if path.exists() else ""
+        try:
+            return str(files.read_json(path, checked=True)["failure"]) if path.exists() else ""
+        except RunError as e:
+            return str(e)
 
     def about(self, key: str) -> dict[str, Any]:
         """The run.json of a key."""
@@ -144,15 +195,24 @@ class Store:
         """Whether the rows of an analysis are there, made by the same code with the same settings."""
         return self.results(key).get(call, {}).get("version") == _version(call)
 
+    def folders(self) -> list[Path]:
+        """The folders that are named by a key, or have a run.json."""
+        found = [f for f in self.root.glob("[!.]*") if KEY.fullmatch(f.name) or (f / "run.json").exists()]
+        return sorted(f for f in found if f.is_dir())
+
     def ls(self) -> list[dict[str, Any]]:
-        """The run.json of every folder, with its state ("finished", "partial" or what is wrong) and its folder."""
+        """The run.json of every folder, with its folder and its state.
+
+        That is "finished", "partial", "failed", "no weights" (of a finished training), or what is wrong.
+        """
         found = []
-        for path in sorted(self.root.glob("*/run.json")):
-            folder = path.parent
+        for folder in self.folders():
             try:
                 about = self.read(folder)
                 failed = (folder / "failure.json").exists()
                 state = "failed" if failed else "partial" if folder.name.endswith(".partial") else "finished"
+                if state == "finished" and "run" in about and not (folder / "weights.safetensors").exists():
+                    state = "no weights"
             except RunError as e:
                 about, state = {}, str(e)
             key = folder.name.removesuffix(".partial")
@@ -186,7 +246,8 @@ class Entry:
             self.store.read(folder)
             return
         begun = {"format": FORMAT, "key": self.key, "begun": _now(), "outputs": self.outputs}
-        files.write_json(folder / "run.json", begun | about)
+        files.make_folder(folder)
+        files.write_json(folder / "run.json", begun | about | self.store.subject, checked=True)
 
     def get_or_compute(self, call: str, compute: Callable[[], list[dict[str, Any]]]) -> Saved:
         """The rows of an analysis: found, or computed by ``compute()`` and written at once."""
@@ -197,27 +258,36 @@ class Entry:
             seconds = round(time.perf_counter() - started, 3)
             about = {"rows": rows, "seconds": seconds, "made": _now(), "version": _version(call)}
             self.results[call] = about
-            files.write_json(self.folder / "results.json", {"format": FORMAT, "analyses": self.results})
+            results = {"format": FORMAT, "analyses": self.results}
+            files.write_json(self.folder / "results.json", results, checked=True)
         saved = self.results[call]
         return Saved(saved["rows"], saved["seconds"], saved["made"], found)
 
     def fail(self, reason: str) -> None:
         """Write down why the run cannot end well."""
-        files.write_json(self.folder / "failure.json", {"failure": reason})
+        files.write_json(self.folder / "failure.json", {"failure": reason}, checked=True)
 
     def note(self, **about: Any) -> None:
         """Add to the run.json."""
-        files.write_json(self.folder / "run.json", self.store.read(self.folder) | about)
+        files.write_json(self.folder / "run.json", self.store.read(self.folder) | about, checked=True)
+
+    def restart(self) -> None:
+        """Remove what the folder holds, for :meth:`begin` to begin anew."""
+        self.store.remove(self.key)
+        self.finished, self.failure, self.results = False, "", {}
 
     def finish(self, seconds: float = 0.0) -> None:
         """Give the folder its final name; its time is ``seconds`` and that of all analyses."""
         folder, done = self.folder, self.store.root / self.key
         seconds += sum(r["seconds"] for r in self.results.values())
         self.note(ended=self.store.read(folder).get("ended", _now()), seconds=round(seconds, 3))
-        if folder != done:
-            folder.rename(done)
-        for checkpoint in done.glob("checkpoint*.safetensors"):  # not before: until then it is what we have
-            checkpoint.unlink()
+        with files.writing(done):
+            if folder != done:
+                folder.rename(done)
+            for checkpoint in done.glob(
+                "checkpoint*.safetensors"
+            ):  # not before: until then it is what we have
+                checkpoint.unlink()
 
 
 def _now() -> str:

@@ -3,7 +3,9 @@
 import os
 import platform
 import subprocess
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +29,7 @@ from opnorm.runs.store import Entry, Store
 from opnorm.runs.trust import trust
 from opnorm.training import TrainingProgress, distributed, train, weight_metrics
 
-__all__ = ["RunProgress", "environment", "find_result", "run_training"]
+__all__ = ["RunProgress", "environment", "find_result", "run_training", "threads_of_torch"]
 
 
 class RunProgress(NamedTuple):
@@ -46,8 +48,8 @@ def run_training(
 ) -> Result:
     """Train and analyze, or find the result of a run.
 
-    A finished run is not repeated; a stopped one resumes from its last epoch; analyses that a finished run lacks are
-    added to it.
+    A finished run is not repeated, unless its weights are lost, which is said; a stopped one resumes from its last epoch,
+    with the number of threads that it began with; analyses that a finished run lacks are added to it.
 
     Args:
         run: the settings.
@@ -56,8 +58,9 @@ def run_training(
         progress: called after every training step and before every analysis.
 
     Raises:
-        RunError: another process is at this run, its folder is of another format, or the disk is full; or the network of a
-            finished run gives other outputs than after its training.
+        BusyError: another process is at this run.
+        RunError: its folder is damaged or of another format, or the disk is full; or the network of a finished run gives
+            other outputs than after its training.
         TrainError: the training diverged. The next call raises the same again, without training.
         OpnormError: whatever is wrong with model, data or settings.
     """
@@ -74,6 +77,9 @@ def run_training(
         if result := find_result(run, store):
             return result
         with store.open(run.key) as entry:
+            if entry.finished and (damage := store.unreadable_weights(entry.folder)):
+                warnings.warn(f"{damage}; the network of run {run.key} is trained again", stacklevel=2)
+                entry.restart()
             if not _is_done(run, store):
                 _complete(run, entry, device, report, start_others)
         return _load(run, store)
@@ -81,7 +87,7 @@ def run_training(
 
 def find_result(run: Run, store: Store) -> Result | None:
     """The result of a run, if it is finished and has all its analyses; the user's own network is checked as well."""
-    if store.again or not _is_done(run, store):
+    if store.again or not _is_done(run, store) or store.unreadable_weights(store.folder(run.key)):
         return None
     if "." in run.model.partition("(")[0]:
         restore(run, store.folder(run.key))
@@ -95,7 +101,7 @@ def _is_done(run: Run, store: Store) -> bool:
 def _load(run: Run, store: Store) -> Result:
     folder, about = store.folder(run.key), store.about(run.key)
     rows = {a: saved["rows"] for a, saved in store.results(run.key).items() if a in run.analyses}
-    metrics = files.read_lines(folder / "metrics.jsonl")
+    metrics = store.metrics(folder)
     return Result(run, metrics, rows, float(about.get("seconds", 0)), "", folder, about.get("ended", ""))
 
 
@@ -122,21 +128,33 @@ def _complete(
         entry.begin(about | {"where": environment()})
         start_others()
         try:
-            train(
-                model, data, settings, device=device, folder=entry.folder,
-                probe=partial(_probe, example=as_pixels(data.test.images[:1]).to(device), data=data),
-                progress=lambda step: report(RunProgress("train", step)),
-            )  # fmt: skip
+            with threads_of_torch(entry.store.about(entry.key)["where"]["threads"]):
+                metrics = train(
+                    model, data, settings, device=device, folder=entry.folder,
+                    probe=partial(_probe, example=as_pixels(data.test.images[:1]).to(device), data=data),
+                    progress=lambda step: report(RunProgress("train", step)),
+                )  # fmt: skip
         except TrainError as e:
             entry.fail(str(e))
             raise
+        entry.note(outputs=outputs(model, data.image_shape), metrics=files.lines_checksum(metrics))
         save(model, entry.folder / "weights.safetensors")
-        entry.note(outputs=outputs(model, data.image_shape))
     for call, analysis in analyses.items():
         report(RunProgress(call))
         entry.get_or_compute(call, partial(analysis, model, data))
     # of every session, resumed or not
     entry.finish(sum(row["seconds"] for row in files.read_lines(entry.folder / "metrics.jsonl")))
+
+
+@contextmanager
+def threads_of_torch(number: int) -> Iterator[None]:
+    """So many threads of torch in the block: those that a run began with, for others round differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _probe(model: nn.Module, example: Tensor, data: Dataset, points: int = 1000) -> dict[str, Any]:

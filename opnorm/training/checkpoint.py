@@ -1,7 +1,6 @@
 """The state of a training after its last whole epoch, in one safetensors file; nothing is ever unpickled."""
 
 import warnings
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -48,16 +47,12 @@ def save_checkpoint(folder: Path, state: TrainingState, history: list[Metrics]) 
     tensors |= {f"average/{k}": v for k, v in state.average.state.items()}
     for i, slots in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{i}/{k}": v for k, v in slots.items() if isinstance(v, Tensor)}
-    metadata = {"epoch": str(len(history)), "metrics": _checksum(history)}
+    metadata = {"epoch": str(len(history)), "metrics": files.lines_checksum(history)}
     files.write_tensors(folder / NEXT, tensors, metadata)  # beside the last one, in case the disk is full
-    if (folder / CHECKPOINT).exists():
-        (folder / CHECKPOINT).replace(folder / PREVIOUS)
-    (folder / NEXT).replace(folder / CHECKPOINT)
-
-
-def _checksum(history: list[Metrics]) -> str:
-    text = "".join(files.to_json(row, None) + "\n" for row in history)
-    return f"{zlib.crc32(text.encode()):08x}"
+    with files.writing(folder / CHECKPOINT):
+        if (folder / CHECKPOINT).exists():
+            (folder / CHECKPOINT).replace(folder / PREVIOUS)
+        (folder / NEXT).replace(folder / CHECKPOINT)
 
 
 def read_checkpoint(folder: Path | None) -> Checkpoint | None:
@@ -96,7 +91,7 @@ def _read(path: Path, metrics: Path) -> Checkpoint:
             "delete the folder to start over"
         )
     history = history[: int(epochs)]
-    if metadata.get("metrics") != _checksum(history):
+    if metadata.get("metrics") != files.lines_checksum(history):
         raise RunError(
             f"{metrics} has changed since the checkpoint was written; delete the folder to start over"
         )

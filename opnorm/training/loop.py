@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from opnorm._core import files
 from opnorm._core.layers import check_initialized
 from opnorm.data import Dataset
 from opnorm.data.dataset import Split, as_pixels
@@ -69,11 +70,14 @@ def train(
     """
     device = torch.device(device)
     state, loss = _prepare(model, data, settings, device)
+    if folder and distributed.is_main_process():
+        files.make_folder(folder)
     train_data = Split(*(tensor.to(device) for tensor in data.for_training))
     history: list[Metrics] = []
     if saved := distributed.broadcast_from_main(partial(read_checkpoint, folder)):
         restore(saved, state, folder)
         history = saved.history
+    _check_weights(model, f"the checkpoint in {folder}" if saved else "the network")
     stalled = StalledCheck(train_data.labels)
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(cuda), distributed.synchronized_batch_norm(model):
@@ -94,6 +98,16 @@ def train(
                     save_checkpoint(folder, state, history)
     state.average.apply(state.hooks.constrain)
     return history
+
+
+def _check_weights(model: nn.Module, what: str) -> None:
+    """ModelError where a weight is not finite before training, which no learning rate is to blame for."""
+    for name, weight in model.named_parameters():
+        if bad := int((~torch.isfinite(weight)).sum()):
+            raise ModelError(
+                f"{what} has NaN or infinite values before any step: {bad} of {weight.numel()} in weight {name!r}; damaged "
+                "weights, or those of a training that diverged"
+            )
 
 
 def _train_epoch(

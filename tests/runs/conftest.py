@@ -65,16 +65,16 @@ def opnorm(tmp_path: Path):
     """``opnorm(*args)`` in a process of its own, in the test's folder: (exit status, stdout, stderr)."""
     count = 0
 
-    def call(*args: str, cwd: Path | None = None, wait: bool = True):
+    def call(*args: str, cwd: Path | None = None, wait: bool = True, encoding: str | None = None):
         nonlocal count
         count += 1
         out, err = tmp_path / f".out{count}", tmp_path / f".err{count}"
-        process = processes.start(processes.command, list(args), cwd or tmp_path, out, err)
+        process = processes.start(processes.command, list(args), cwd or tmp_path, out, err, encoding)
 
         def end():
             process.join(120)
             assert process.exitcode is not None, f"opnorm {' '.join(args)} hangs"
-            return process.exitcode, out.read_text(), err.read_text()
+            return process.exitcode, out.read_text(encoding), err.read_text(encoding)
 
         return end() if wait else (process, end)
 

@@ -36,14 +36,14 @@ def _calm(target, args):
     target(*args)
 
 
-def command(args, cwd, out, err):
-    """``opnorm ARGS`` in a folder, its output in two files; ends with its exit status."""
+def command(args, cwd, out, err, encoding=None):
+    """``opnorm ARGS`` in a folder, its output in two files or named pipes; ends with its exit status."""
     from opnorm.cli import main
 
     os.chdir(cwd)
     for path, fd in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    sys.stdout, sys.stderr = (open(fd, "w", closefd=False, encoding=encoding) for fd in (1, 2))  # noqa: SIM115
     try:
         main(args)
     finally:

@@ -20,6 +20,7 @@ from opnorm.runs.runner import Study, StudyProgress, run_study, write_study
 from opnorm.runs.store import Store
 from opnorm.runs.training_run import run_training
 from opnorm.studies import tour
+from tests.runs import processes
 from tests.runs.processes import timeless
 
 SMALL = {"model": "cnn(width=2)", "seeds": 1, "size": "smoke", "limit": 64}
@@ -114,9 +115,57 @@ def test_jobs_that_make_no_sense(tiny, store, jobs):
         run_study(few([tiny]), store, jobs=jobs)
 
 
-def test_a_run_in_use_elsewhere_is_said(tiny, store):
-    with store.open(tiny.key), pytest.raises(RunError, match="another process"):
-        run_study(few([tiny]), store, jobs=1)
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_another_process_is_at_is_waited_for(tiny, store, tmp_path, until, seeds, jobs):
+    """The others come first; then the lock is free, here because its holder is killed."""
+    runs, ready = seeds(replace(tiny, epochs=1), 3), tmp_path / "ready"
+    holder = processes.start(processes.hold_lock, store.root, runs[0].key, ready)
+    until(ready.exists)
+    ended, waited = [], []
+
+    def progress(event):
+        waited.append("waits for another process" in event.text)
+        if event.result:
+            ended.append(event.index)
+        if len(ended) == 2:
+            holder.kill()
+
+    results = run_study(few(runs), store, jobs=jobs, progress=progress)
+    holder.join()
+    assert sorted(ended[:2]) == [1, 2]
+    assert ended[2] == 0
+    assert any(waited)
+    assert not any(result.failure for result in results)
+
+
+def test_threads_are_those_of_the_plan_however_much_is_left(tiny, store, seeds, monkeypatch):
+    monkeypatch.setattr(study_module, "available_cores", lambda: 4)
+    runs = seeds(replace(tiny, epochs=1), 2)
+    before = torch.get_num_threads()
+    run_training(runs[0], store)
+    run_study(few(runs), store, jobs=2)
+    assert torch.get_num_threads() == before
+    assert store.about(runs[1].key)["where"]["threads"] == 2
+
+
+def test_a_run_goes_on_with_the_threads_that_it_began_with(tiny, store):
+    used = []
+
+    def progress(event):
+        if event.training:
+            used.append(torch.get_num_threads())
+            if len(used) == 5:
+                raise KeyboardInterrupt
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(tiny, store, progress=progress)
+    torch.set_num_threads(1)
+    run_training(tiny, store, progress=progress)
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(before)
+    assert set(used) == {3}
 
 
 def test_failures_are_rows_and_the_page_is_written(store):

@@ -135,7 +135,7 @@ def test_another_format_is_refused(tmp_path, version):
             if version == "missing"
             else about | {"format": version}
         )
-        files.write_json(folder / "run.json", about)
+        files.write_json(folder / "run.json", about, checked=True)
         if finished:
             folder.rename(store.root / "abc")
             with pytest.raises(RunError, match=f"reads format {FORMAT}"):
@@ -217,7 +217,7 @@ def test_failures_are_remembered(store):
     with store.open("abc") as entry:
         assert entry.failure == store.failure("abc") == "it diverged"
     assert store.ls()[0]["state"] == "failed"
-    (folder / "failure.json").write_text("{}")
+    (folder / "failure.json").write_text('{"failure": ""}')
     assert store.failure("abc"), "a failure whose reason is lost is one all the same"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from opnorm._core.files import read_json, write_json
 from opnorm.models import cnn, resnet, save
 
 EVIL = """
@@ -55,8 +56,8 @@ def key(cli, tmp_path):
 )  # fmt: skip
 def test_code_that_a_folder_names_is_not_run(cli, key, command, change):
     path = Path("runs", key, "run.json")
-    about = json.loads(path.read_text())
-    path.write_text(json.dumps(about | {"run": about["run"] | change}))
+    about = read_json(path)
+    write_json(path, about | {"run": about["run"] | change}, checked=True)
     status, out, err = cli(command[0], key, *command[1:])
     assert (status, out) == (2, "")
     assert "would run code: evil." in err
@@ -82,7 +83,7 @@ def test_own_runs_need_no_trust_and_moved_to_another_user_they_do(cli, tmp_path,
 
 def test_a_run_json_without_settings(cli, key):
     path = Path("runs", key, "run.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"run": [3]}))
+    write_json(path, read_json(path) | {"run": [3]}, checked=True)
     for extra in ((), ("--trust",)):
         status, _, err = cli("analyze", key, *extra)
         assert (status, "no settings of a run" in err) == (2, True), err

@@ -1,0 +1,56 @@
+"""Text for encodings that lack some of its characters: ``l1``, ``<=`` and ``eps`` instead of question marks."""
+
+import codecs
+import unicodedata
+
+__all__ = ["PLAIN", "encodable", "is_unicode", "printable"]
+
+PLAIN = "opnorm.plain"
+"""The name of the error handler of encoders, as in ``text.encode("ascii", PLAIN)``."""
+
+WORDS = {
+    "ℓ": "l", "∞": "inf", "ε": "eps", "λ": "lambda", "Λ": "Lambda", "≤": "<=", "≥": ">=", "≠": "!=", "±": "+-", "→": "->",
+    "←": "<-", "↦": "->", "−": "-", "–": "-", "—": "-", "‖": "||", "∥": "||", "×": "x", "·": "*", "⊙": "*", "∂": "d",
+    "∇": "grad ", "Σ": "sum ", "∑": "sum ", "∏": "prod ", "√": "sqrt", "∈": " in ", "∩": "&", "⟨": "<", "⟩": ">", "≈": "~",
+    "²": "^2", "³": "^3", "ᵀ": "^T", "ᴴ": "^H", "⁻": "^-", "½": "1/2", "…": "...", "“": '"', "”": '"', "‘": "'", "’": "'",
+    "•": "*",
+}  # fmt: skip
+
+
+def encodable(text: str, encoding: str) -> str:
+    """The text in the characters of an encoding."""
+    return text.encode(encoding, PLAIN).decode(encoding)
+
+
+def is_unicode(encoding: str | None) -> bool:
+    """Whether an encoding has all characters."""
+    return (encoding or "ascii").lower().startswith("utf")
+
+
+def printable(text: str) -> str:
+    """The text in one line, with escapes for control characters, which could command a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _plain(char: str) -> str:
+    """ASCII for one character: a word for a symbol, the name of a Greek letter, a bare letter, or its number."""
+    if char in WORDS:
+        return WORDS[char]
+    name = unicodedata.name(char, "")
+    if name.startswith("GREEK") and "LETTER" in name:
+        word = name.split()[-1].lower()
+        return word.capitalize() if "CAPITAL" in name else word
+    if name.startswith("BOX DRAWINGS"):
+        sides = name.removeprefix("BOX DRAWINGS LIGHT ").removeprefix("BOX DRAWINGS HEAVY ")
+        return {"HORIZONTAL": "-", "VERTICAL": "|"}.get(sides, "+")
+    bare = "".join(c for c in unicodedata.normalize("NFKD", char) if not unicodedata.combining(c))
+    return bare if bare.isascii() and (bare or name) else char.encode("ascii", "backslashreplace").decode()
+
+
+def _handle(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_plain, error.object[error.start : error.end])), error.end
+
+
+codecs.register_error(PLAIN, _handle)

@@ -1,0 +1,204 @@
+"""``opnorm ls`` and ``opnorm rm``: the runs of a folder, what belongs to them, and how to be rid of them."""
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from opnorm._core.files import shown
+from opnorm.cli.options import Json, Runs, print_json
+from opnorm.cli.subjects import choose
+from opnorm.errors import BusyError, OpnormError, RunError
+
+__all__ = ["ls", "rm"]
+
+Row = dict[str, Any]
+
+NAMED = ("model", "data", "objective", "regularizers", "ema", "seed", "analyses")
+"""The settings that every line of ``opnorm ls`` has, and those that tell nothing apart."""
+
+
+def ls(out: Runs = Path("runs"), json: Json = False) -> None:
+    """List the runs of a folder: key, state, when begun, seconds, what; below each run the attacks on its network.
+
+    Of the settings, model, data, way of training and seed are always there, and every other one in which the runs differ.
+    """
+    runs, others = _runs(out)
+    if json:
+        return print_json([*runs, *others])
+    if not runs + others:
+        return print(f"no runs in {out}", file=sys.stderr)
+    differing = _differing([row["run"] for row in runs if isinstance(row.get("run"), dict)])
+    shown: dict[str, str] = {}
+    for row in runs:
+        what, note = _settings(row, differing), ""
+        if what and (twin := shown.setdefault(what, row["key"])) != row["key"]:
+            note = f" (as {twin}, with other code, files or version of opnorm)"
+        _print(row, what + note)
+        for attack in row["attacks"]:
+            _print(attack, _attack(attack), "    ")
+    for attack in others:
+        _print(attack, f"{_attack(attack)}: {attack.get('subject') or attack.get('model', '')}")
+    return None
+
+
+def _runs(out: Path) -> tuple[list[Row], list[Row]]:
+    """The runs, each with its ``attacks``; and the attacks on other networks."""
+    from opnorm.runs.store import Store
+
+    runs, attacks = Store(out).ls(), Store(out / "attacks").ls()
+    mine: dict[str, list[Row]] = {row["key"]: [] for row in runs}
+    others = [row for row in attacks if row.get("subject") not in mine]
+    for row in attacks:
+        if row.get("subject") in mine:
+            mine[row["subject"]].append(row)
+    return [row | {"attacks": mine[row["key"]]} for row in runs], others
+
+
+def _differing(runs: Sequence[Row]) -> list[str]:
+    """The settings in which runs differ, beyond those that are always shown."""
+    names = dict.fromkeys(name for run in runs for name in run if name not in NAMED)
+    return [name for name in names if any(run.get(name) != runs[0].get(name) for run in runs)]
+
+
+def _settings(row: Row, differing: Iterable[str]) -> str:
+    """A run in a line; as text, for the user's own modules need not be importable from here."""
+    from opnorm.runs.run import method_label
+
+    run = row.get("run")
+    if not isinstance(run, dict):
+        return ""
+    regularizers, ema = run.get("regularizers"), run.get("ema")
+    way = method_label(
+        str(run.get("objective", "?")),
+        list(map(str, regularizers)) if isinstance(regularizers, list) else (),
+        ema if isinstance(ema, int | float) else 0.0,
+    )
+    more = "".join(f", {name}={_value(run.get(name))}" for name in differing)
+    return f"{way}, seed {run.get('seed')}: {run.get('model')} on {run.get('data')}{more}"
+
+
+def _value(value: Any) -> str:
+    return " + ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
+
+
+def _attack(row: Row) -> str:
+    points = f" of {row['limit']} points" if row.get("limit") else ""
+    found = (
+        f": {row['robust']} of {row['points']} robust, {row['correct']} correct"
+        if "robust" in row
+        else points
+    )
+    return f"attack {row.get('attack', '')}{found}"
+
+
+def _print(row: Row, what: str, indent: str = "") -> None:
+    """One line of text that no file can make more of: control characters are written as escapes."""
+    from opnorm._core.plain_text import printable
+
+    seconds, begun = row.get("seconds"), str(row.get("begun", ""))
+    time = f"{seconds:8.1f} s" if isinstance(seconds, int | float) else " " * 10
+    line = f"{row['key']}  {row['state']:10}  {begun:19.19}  {time}  {what}"
+    print(printable(f"{indent}{line}".rstrip()))
+
+
+# ---------------------------------------------------------------- removing
+
+
+def rm(
+    runs: Annotated[
+        Positional[tuple[str, ...]],
+        arg(help="keys of opnorm ls, of runs or attacks, or beginnings of them; or folders"),
+    ],
+    out: Runs = Path("runs"),
+    yes: Annotated[bool, arg(help="do not ask")] = False,
+) -> None:
+    """Remove runs, and the attacks on and analyses of their networks; asks before. Pages that show them stay, and are named.
+
+    opnorm rm 3f2a9c01d4e7 a01b --yes
+    """
+    from opnorm.runs.store import Store
+
+    if not runs:
+        raise OpnormError("no run to remove was named; expected keys of opnorm ls")
+    out = Path(os.path.abspath(out))
+    removed = dict.fromkeys(folder for text in runs for folder in _removed(text, out))
+    with ExitStack() as locks:
+        for folder in removed:
+            try:
+                locks.enter_context(Store(folder.parent).lock(_key(folder)))
+            except BusyError as e:
+                raise OpnormError(
+                    f"{shown(folder)} is under way in another process, and was not removed; stop that before"
+                ) from e
+        for folder in removed:
+            print(f"{'remove' if not yes else 'removed'} {shown(folder)}")
+        for page in _pages({_key(folder) for folder in removed}, out):
+            print(
+                f"kept {shown(page)}, a page that shows what was removed; remove it yourself where it is not wanted"
+            )
+        if not yes and not _agreed(len(removed)):
+            raise OpnormError("nothing was removed")
+        for folder in removed:
+            Store(folder.parent).remove(_key(folder))
+
+
+def _key(folder: Path) -> str:
+    return folder.name.removesuffix(".partial")
+
+
+def _removed(text: str, out: Path) -> list[Path]:
+    """The folder of a run or of an attack, and the folders of what was made of the run's network."""
+    from opnorm.runs.store import Store
+
+    if os.path.isfile(Path(text) / "run.json"):
+        folder = Path(os.path.abspath(text))
+        out = folder.parent
+    else:
+        stores = Store(out), Store(out / "attacks")
+        folders = {_key(folder): folder for store in stores for folder in store.folders()}
+        found = choose(text, folders, out)
+        if found is None:
+            raise OpnormError(f"{text} is no run in {shown(out)}; opnorm ls --out {shown(out)} lists them")
+        folder = found
+    key = _key(folder)
+    kept = [
+        about
+        for kind in ("attacks", "analyses")
+        for about in map(_about, sorted(out.glob(f"{kind}/[!.]*/run.json")))
+    ]
+    of_run = f"run {key}: "  # as opnorm analyze calls its network
+    made = [
+        a["folder"] for a in kept if a.get("subject") == key or str(a.get("model", "")).startswith(of_run)
+    ]
+    return [folder, *made]
+
+
+def _about(file: Path) -> Row:
+    from opnorm._core.files import read_json
+
+    try:
+        return read_json(file, checked=True) | {"folder": file.parent}
+    except RunError:
+        return {}  # damaged: nothing says to which run it belongs
+
+
+def _pages(keys: set[str], out: Path) -> list[Path]:
+    """The pages that show some of these runs."""
+    found = []
+    for file in sorted({*out.glob("*/report.json"), *out.glob("analyses/*/report.json")}):
+        text = file.read_text(encoding="utf-8", errors="replace")
+        if any(key in text for key in keys):
+            found.append(file.with_name("report.html"))
+    return found
+
+
+def _agreed(number: int) -> bool:
+    if not sys.stdin.isatty():
+        raise OpnormError("nothing was removed: there is no terminal to ask; add --yes")
+    print(f"Remove {number} folder{'s' * (number > 1)}? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
