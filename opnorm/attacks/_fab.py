@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.lp import conjugate, lp_norm
 from opnorm._core.modes import Mode, model_state_preserved
 from opnorm._core.random import point_keys
 from opnorm.attacks._batching import SearchAttack
@@ -213,11 +214,10 @@ class FAB(Search[FABState]):
         return where(_crossed(batch, logits), torch.lerp(batch.x, state.z, BACK), state.z)
 
     def _length(self, d: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(d, self.norm, dim=1)
+        return lp_norm(d, self.norm)
 
     def _closest_hyperplane(self, model: nn.Module, batch: Batch, z: Tensor) -> Response:
         """The gap to the class whose hyperplane is closest, and its gradient."""
-        dual = {1: math.inf, 2: 2, math.inf: 1}[self.norm]
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             logits = wide(model(z.clone()))
@@ -225,7 +225,8 @@ class FAB(Search[FABState]):
             loss, grad, least = gaps[:, 0], torch.zeros_like(z), torch.full_like(gaps[:, 0], math.inf)
             for k, gap in enumerate(gaps.unbind(1)):
                 slope = input_gradient(gap, z, keep_graph=k < gaps.shape[1] - 1)
-                away = gap.abs() / torch.linalg.vector_norm(_flat(slope), dual, dim=1).clamp(min=1e-30)
+                length = lp_norm(_flat(slope), conjugate(self.norm))
+                away = (gap.abs() / length).masked_fill(length == 0, math.inf)
                 # NaN counts as close, so that the gradient monitor records it
                 closer = ~(away >= least) & (batch.y != k)
                 loss, least = torch.where(closer, gap, loss), torch.where(closer, away, least)

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from opnorm._core.lp import lp_norm
+
 __all__ = [
     "AGAINST_CLEAN",
     "AGAINST_LABELS",
@@ -72,7 +74,7 @@ def distance(q: float) -> Loss:
 
     Source: Roth et al. 2020, Theorem 1.
     """
-    return lambda logits, clean: torch.linalg.vector_norm(logits - clean, q, dim=1)
+    return lambda logits, clean: lp_norm(logits - clean, q)
 
 
 def towards(loss: str) -> Loss:

@@ -64,7 +64,7 @@ class Ball(ABC):
 
     def gain(self, z: Tensor, grad: Tensor) -> Tensor:
         """The Frank-Wolfe gap sup ⟨grad, z' - z⟩ over z' in the ball, at most (B,); without the box, but for ℓ∞."""
-        steepest = torch.linalg.vector_norm(grad.flatten(1), conjugate(self.norm), dim=1)
+        steepest = lp_norm(grad, conjugate(self.norm))
         return self.eps.to(grad.dtype) * steepest - (grad * (z - self.x)).flatten(1).sum(1)
 
 

@@ -5,7 +5,7 @@ order, with or without fused multiplication, has an error of at most γ_n = n u 
 values, with u = 2^-24. This is 2^29 times the error of the same sum in float64, in which the bounds are computed, so one
 percent more of it covers the rounding of the bounds themselves.
 
-Linear layers, convolutions, ReLU, pooling, Flatten, dropout and batch norm have bounds; other layers join by
+Linear layers, (transposed) convolutions, ReLU, pooling, Flatten, dropout and batch norm have bounds; other layers join by
 ``@layer_bounds.register``.
 """
 
@@ -20,7 +20,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opnorm._core.batch_norm import channel_scale
-from opnorm._core.layers import AVERAGE_POOL, BATCH_NORM, CONV, ConvLayer, Shape, is_standard, overrides
+from opnorm._core.layers import (
+    AVERAGE_POOL,
+    BATCH_NORM,
+    TRANSPOSED,
+    WEIGHTED,
+    ConvLayer,
+    ConvTransposeLayer,
+    Shape,
+    is_standard,
+    overrides,
+)
 from opnorm._core.linear_map import LinearMap, linear_map
 from opnorm.errors import NormError
 
@@ -285,21 +295,22 @@ def _(layer: nn.modules.batchnorm._BatchNorm, in_shape: Shape) -> LayerBounds:
 
 
 @layer_bounds.register
-def _(layer: nn.Linear | ConvLayer, in_shape: Shape) -> LayerBounds:
+def _(layer: nn.Linear | ConvLayer | ConvTransposeLayer, in_shape: Shape) -> LayerBounds:
     W = layer.weight.detach()  # may be computed by a parametrization, so |W| needs a plain layer of its own
-    base: Any = next(kind for kind in (nn.Linear, *CONV) if isinstance(layer, kind))
+    base: Any = next(kind for kind in WEIGHTED if isinstance(layer, kind))
     settings = {
         name: getattr(layer, name) for name in inspect.signature(base).parameters if name in vars(layer)
     }
     magnitude = base(**settings | {"bias": False, "device": "meta"})
     magnitude.weight = nn.Parameter(W.abs(), requires_grad=False)
     exact, size = linear_map(layer, in_shape), linear_map(magnitude, in_shape)
-    bias = torch.zeros(len(W), dtype=torch.float64, device=W.device)
+    # at most so many products with an output; a transposed convolution has the channels of the input first
+    terms = W.numel() // (W.shape[1] * layer.groups if isinstance(layer, TRANSPOSED) else len(W))
+    bias = torch.zeros((), dtype=torch.float64, device=W.device)
     if layer.bias is not None:
         bias = layer.bias.detach().double()
-    if base is not nn.Linear:
-        bias = bias.view(-1, *(1,) * (len(in_shape) - 1))
-    terms = W[0].numel()
+        if base is not nn.Linear:
+            bias = bias.view(-1, *(1,) * (len(in_shape) - 1))
     return Affine(exact, size, bias, bias.abs(), terms + 2, math.prod(exact.out_shape) * terms)
 
 

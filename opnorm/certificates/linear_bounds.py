@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from opnorm._core.lp import lp_norm
 from opnorm.certificates.layer_bounds import Affine, LayerBounds, Reshape, lower_sum
 
 __all__ = ["Balls", "crown_work", "intervals", "lower_bound", "propagated_rounding", "tightened"]
@@ -43,7 +44,7 @@ class Balls(NamedTuple):
         in_box = lower_sum(A.clamp(min=0) * low + A.clamp(max=0) * high)
         if self.norm == math.inf:
             return in_box
-        radius = self.eps * torch.linalg.vector_norm(A.flatten(2), DUAL[self.norm], dim=-1)
+        radius = self.eps * lp_norm(A.flatten(2), DUAL[self.norm], 2)
         return torch.maximum(in_box, lower_sum(A * self.x[:, None]) - radius * (1 + 1e-9))
 
     def select(self, kept: Tensor) -> "Balls":
@@ -105,7 +106,7 @@ def _row_norms(layers: Sequence[LayerBounds], balls: Balls) -> Tensor:
         A = A.view(len(rows), *shape)
         for layer in reversed(layers):
             A = layer.map.T @ A if isinstance(layer, Affine) else A.reshape(len(rows), *layer.in_shape)  # type: ignore[attr-defined]
-        norms.append(torch.linalg.vector_norm(A.flatten(1), DUAL[balls.norm], dim=-1))
+        norms.append(lp_norm(A, DUAL[balls.norm]))
     return torch.cat(norms).view(1, *shape)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.lp import lp_norm
 from opnorm._core.modes import evaluating
 from opnorm._core.settings import check_choice
 from opnorm.attacks._checks import check_inputs, check_logits
@@ -74,7 +75,7 @@ def _lipschitz_of_gaps(model: nn.Module, example: Tensor, norm: float, classes: 
     """L_yj (K, K); infinite where no bound is known."""
 
     def distances(rows: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(rows[:, None] - rows, DUAL[norm], dim=2)
+        return lp_norm(rows[:, None] - rows, DUAL[norm], 2)
 
     whole = lipschitz_bound(model, example, norm).value
     bound = distances(torch.eye(classes, dtype=torch.float64)) * (math.inf if whole is None else whole)

@@ -1,7 +1,7 @@
 """Products with the Jacobian of a network at every point of a batch, and the Jacobians as matrices.
 
-Points never mix: what couples them, batch norm in train mode, is refused. Products are as exact as the model's own
-arithmetic; nothing is approximated by differences.
+Points never mix: a model whose output for one point depends on another one is refused. Products are as exact as the
+model's own arithmetic; nothing is approximated by differences.
 """
 
 from collections.abc import Iterator
@@ -92,7 +92,7 @@ def linearized(model: nn.Module, x: Tensor, *, mode: Mode = "eval") -> Iterator[
 
     Raises:
         ModelError: an output that is no tensor with one row a point, is NaN or infinite, or does not depend on the input in
-            a differentiable way; batch norm in train mode.
+            a differentiable way; or an output for one point that depends on another one, as with batch norm in train mode.
         NormError: x is not a batch of floating point numbers.
     """
     check_points(x)
@@ -102,6 +102,7 @@ def linearized(model: nn.Module, x: Tensor, *, mode: Mode = "eval") -> Iterator[
             inputs = x.detach().clone().requires_grad_()
             outputs = model(inputs.clone())  # the first layer may work in place
             _check_output(model, outputs, inputs)
+            _refuse_mixing(model, x)
             yield Jacobian(inputs, outputs)
 
 
@@ -131,6 +132,26 @@ def _check_output(model: nn.Module, outputs: Any, inputs: Tensor) -> None:
         raise ModelError(
             f"{what} gives NaN or infinity for {bad} of {len(inputs)} points; diverged training?"
         )
+
+
+def _refuse_mixing(model: nn.Module, x: Tensor) -> None:
+    """ModelError unless, for two of the points, no output of the one has a gradient at the other."""
+    pair = x.detach()[[0, -1]].requires_grad_()
+    try:
+        outputs = model(pair.clone())
+    except Exception:  # noqa: BLE001 - of the user's own network, which may take no other batch than x
+        return
+    if not outputs.requires_grad:
+        return
+    u = torch.rand(outputs.shape[1:], generator=torch.Generator().manual_seed(0)).to(outputs)
+    for one, other in ((0, 1), (1, 0)):
+        only = torch.zeros_like(outputs).index_fill(0, torch.tensor(one, device=x.device), 1) * u
+        gradient = torch.autograd.grad(outputs, pair, only, retain_graph=True)[0][other]
+        if bool((gradient.abs() > 0).any()):
+            raise ModelError(
+                f"{type(model).__name__} mixes the points of a batch: its output for one point depends on another one, so "
+                "points have no Jacobian of their own; is there an operation along the first axis, such as a mean over it?"
+            )
 
 
 def points_at_once(x: Tensor) -> int:

@@ -27,6 +27,9 @@ def file(path: str, arch: nn.Module | None = None, key: str | None = None, stric
     prefixes its names have (``torch.compile``, ``DataParallel``, Lightning, timm). Beside an average the plain weights are
     taken, with a warning.
 
+    Tied weights may stand in the file under one of their names, and weight and spectral normalization under the names of
+    either of torch's two styles.
+
     Args:
         path: a ``.safetensors`` file, or a file of ``torch.save``, which is read without unpickling anything but tensors.
         arch: the network to fill; not needed for files that opnorm wrote, which record it.
@@ -34,7 +37,8 @@ def file(path: str, arch: nn.Module | None = None, key: str | None = None, stric
         strict: False also takes weights some of whose names are missing or left over, with a warning.
 
     Raises:
-        ModelError: no such file, a damaged one, no ``arch`` where it is needed, or weights of another network.
+        ModelError: no such file, a damaged one, no ``arch`` where it is needed, or weights of another network, integer or
+            complex ones included.
     """
     found, metadata = read_state_dicts(path)
     if arch is None:
@@ -107,6 +111,8 @@ def _cause(path: Path, error: Exception) -> str:
         return (
             "it is a web page; likely cause: the address of a page about the file instead of the file's own"
         )
+    if b'"weight_map"' in path.read_bytes()[:10_000_000]:
+        return "it is the index of several files; their tensors in one file of safetensors.torch.save_file are read"
     if other := re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error)):
         return (
             f"it also holds a {other[1]}, and only tensors are unpickled, because anything else can run code; the program "

@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from opnorm._core.layers import missing_values
 from opnorm.errors import ModelError
 
 __all__ = ["fill", "plain_state_dict", "state_dicts_in"]
@@ -17,6 +19,15 @@ State = Mapping[str, Tensor]
 WRAPPER_NAMES = ({"_orig_mod", "module"}, {"_orig_mod"}, set[str]())
 """Parts of names that ``torch.compile``, ``DataParallel`` and averages add: the first of these sets without which all names
 of a state dict still differ is left out of them. A network may have a layer called "module" itself."""
+
+SPELLINGS = (
+    ("parametrizations.{}.original0", "{}_g"),
+    ("parametrizations.{}.original1", "{}_v"),
+    ("parametrizations.{}.original", "{}_orig"),
+    ("parametrizations.{}.0._u", "{}_u"),
+    ("parametrizations.{}.0._v", "{}_v"),
+)
+"""The names of one number in torch's two styles of weight and spectral normalization, of the weight {}."""
 
 AVERAGES = {"ema", "average", "averaged", "swa"}
 """Words in the place of averaged weights."""
@@ -79,7 +90,8 @@ def fill(
         ModelError: none fits, or several do.
     """
     own = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
-    matches = [match for place, state in found.items() for match in _matches(own, state, place)]
+    tied = _tied(own)
+    matches = [match for place, state in found.items() for match in _matches(own, tied, state, place)]
     if key is not None:
         matches = [match for match in matches if match.place == key]
     fitting = {match.place: match for match in matches if match.fits}
@@ -107,6 +119,8 @@ def fill(
         chosen = max(matches, key=lambda match: (len(match.pairs), -len(match.unexpected)))
         lacking = [f"missing {_some(chosen.missing)}"] * bool(chosen.missing)
         lacking += [f"unexpected {_some(chosen.unexpected)}"] * bool(chosen.unexpected)
+        if re.search(r"-\d+-of-\d+\.", str(path)):
+            lacking.append("the file is one of several shards")
         if strict or chosen.wrong or not chosen.pairs:
             raise ModelError(
                 f"{path} has the weights of another network than arch: {'; '.join(lacking + chosen.wrong[:3])}"
@@ -117,35 +131,72 @@ def fill(
     )
 
 
-def _matches(own: State, state: State, place: str) -> Iterator[_Match]:
+def _matches(own: State, tied: Mapping[str, str], state: State, place: str) -> Iterator[_Match]:
     """A comparison for each prefix under which some of the network's names stand in a state dict."""
     mine, theirs = next(
         (mine, theirs)
         for mine, theirs in ((_shortened(own, parts), _shortened(state, parts)) for parts in WRAPPER_NAMES)
         if len(mine) == len(own) and len(theirs) == len(state)
     )
+    spellings = {spelling: name for name in mine for spelling in _spellings(name)} | {
+        name: name for name in mine
+    }
     prefixes: Counter[str] = Counter({"": 0})
     for name in theirs:
         parts = name.split(".")
-        prefixes.update(".".join(parts[:i]) for i in range(len(parts)) if ".".join(parts[i:]) in mine)
+        prefixes.update(".".join(parts[:i]) for i in range(len(parts)) if ".".join(parts[i:]) in spellings)
     for prefix, count in prefixes.items():
         if count < max(prefixes.values()):
             continue
         start = f"{prefix}." if prefix else ""
         under = {name.removeprefix(start): theirs[name] for name in theirs if name.startswith(start)}
-        pairs = {mine[name]: under[name] for name in mine if name in under}
+        used = {name: next((s for s in (name, *_spellings(name)) if s in under), None) for name in mine}
+        pairs = {mine[name]: under[spelling] for name, spelling in used.items() if spelling is not None}
+        present = {tied[name] for name in pairs}
         yield _Match(
             f"{place}.{prefix}".strip("."),
             state,
             pairs,
-            missing=sorted(name for name in own if name not in pairs),
-            unexpected=sorted(under[name] for name in under if name not in mine and name != "n_averaged"),
-            wrong=[
-                f"{name} is {tuple(state[other].shape)}, expected {tuple(own[name].shape)}"
-                for name, other in pairs.items()
-                if state[other].shape != own[name].shape
-            ],
+            missing=sorted(name for name in own if tied[name] not in present),
+            unexpected=sorted(set(under.values()) - set(pairs.values()) - {under.get("n_averaged", "")}),
+            wrong=list(_wrong(own, tied, state, pairs)),
         )
+
+
+def _wrong(own: State, tied: Mapping[str, str], state: State, pairs: Mapping[str, str]) -> Iterator[str]:
+    """Values that are not those of the network, in words."""
+    firsts: dict[str, str] = {}
+    for name, other in pairs.items():
+        mine, theirs = own[name], state[other]
+        first = firsts.setdefault(tied[name], other)
+        if theirs.shape != mine.shape:
+            yield f"{name} is {tuple(theirs.shape)}, expected {tuple(mine.shape)}"
+        elif theirs.is_complex() and not mine.is_complex():
+            yield f"{name} is {theirs.dtype}, expected real numbers"
+        elif mine.is_floating_point() and not theirs.is_floating_point() and not theirs.is_complex():
+            yield f"{name} is {theirs.dtype}, expected floating point; quantized?"
+        elif first != other and not torch.equal(theirs, state[first]):
+            yield f"{first} and {other} differ, but are one weight in arch"
+
+
+def _tied(own: State) -> dict[str, str]:
+    """Each name -> the first of the names of the same numbers in memory."""
+    firsts: dict[tuple[object, ...], str] = {}
+    tied = {}
+    for name, t in own.items():
+        unknown = missing_values(t) or not t.numel()
+        key = (name,) if unknown else (t.device, t.data_ptr(), t.dtype, t.shape, t.stride())
+        tied[name] = firsts.setdefault(key, name)
+    return tied
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """The names of the same number in the other style of normalization."""
+    for styles in SPELLINGS:
+        for here, there in (styles, styles[::-1]):
+            pattern = re.escape(here).replace(r"\{\}", r"(\w+)")
+            if found := re.fullmatch(rf"(|.*\.){pattern}", name):
+                yield found[1] + there.format(found[2])
 
 
 def _shortened(names: Collection[str], dropped: set[str]) -> dict[str, str]:

@@ -22,7 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.convolution import conv_geometry, transpose_geometry
-from opnorm._core.layers import CONV, LINEAR, TRANSPOSED, Shape, in_float64, is_standard, unwrap
+from opnorm._core.layers import (
+    CONV,
+    LINEAR,
+    TRANSPOSED,
+    Shape,
+    check_weights,
+    in_float64,
+    is_standard,
+    unwrap,
+)
 from opnorm._core.linear_map import LinearMap, linear_map
 from opnorm._core.lp import check_orders, conjugate, dual, lp_norm, per_row, power_iteration
 from opnorm._core.rounding import unit_roundoff
@@ -142,11 +151,12 @@ def induced_norm(
         ``lower <= ‖M‖_{p→q} <= upper``; the upper end is infinite where no bound is known.
 
     Raises:
-        NormError: p or q below 1, or a layer that is not affine.
+        NormError: p or q below 1, a layer that is not affine, or weights as for :func:`operator_norm`.
     """
     check_orders(p, q)
     if isinstance(layer, LinearMap):
         return _of_map(layer, None, p, q, restarts, seed)
+    check_weights(layer)
     layer, in_shape = unwrap(layer), tuple(in_shape)
     double = in_float64(layer)
     if p == q == 2:

@@ -7,15 +7,25 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from opnorm.attacks import pgd
+from opnorm.attacks import fab, pgd
 from opnorm.attacks._pgd import PGD
 from opnorm.attacks.losses import AGAINST_CLEAN, LOSSES, dlr, margin
+from opnorm.attacks.projections import ball
 from tests.attacks.victims import EPS, images, net
 
 G = torch.Generator().manual_seed(0)
 Z = 3 * torch.randn(6, 4, generator=G, dtype=torch.float64)
 CLEAN = 3 * torch.randn(6, 4, generator=G, dtype=torch.float64)
 Y = torch.tensor([0, 1, 2, 3, 0, 1])
+
+
+class Times(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * x
 
 
 def by_hand(name, z, y, clean):
@@ -60,6 +70,29 @@ def test_dlr_does_not_depend_on_the_scale_and_two_classes_have_the_margin():
     assert torch.equal(dlr(Z[:, :2], Y % 2), margin(Z[:, :2], Y % 2))
     x, y = images(20)
     assert torch.equal(pgd(loss="dlr")(net(classes=2), x, y % 2), pgd(loss="cw")(net(classes=2), x, y % 2))
+
+
+@pytest.mark.parametrize("norm", [1, 2, math.inf])
+@pytest.mark.parametrize("exponent", [-90, 70])
+def test_the_scale_of_logits_does_not_matter_to_an_attack(norm, exponent):
+    """Times a power of two all numbers are exact, so attacks whose losses are proportional to it end at the same bits."""
+    model, (x, _) = net(1).eval(), images(12)
+    y = model(x).argmax(1)
+    scaled = nn.Sequential(model, Times(2.0**exponent)).eval()
+    attacks = [pgd(norm, EPS[norm], 5, loss=loss) for loss in ("cw", "l1", "l2", "linf")]
+    attacks += [fab(norm, EPS[norm], steps=8, targets=targets) for targets in (0, 2)]
+    for attack in attacks:
+        assert torch.equal(attack(model, x, y), attack(scaled, x, y)), attack
+
+
+@pytest.mark.parametrize("norm", [1, 2, 3, math.inf])
+@pytest.mark.parametrize("exponent", [-90, 70])
+def test_the_frank_wolfe_gap_follows_the_scale_of_the_gradient(norm, exponent):
+    x, grad = torch.rand(4, 9), torch.randn(4, 9)
+    region = ball(x, 0.3, norm)
+    z = region.project(x + 0.2 * torch.randn(4, 9))
+    gap = region.gain(z, grad)
+    assert torch.allclose(region.gain(z, grad * 2.0**exponent) * 2.0**-exponent, gap, rtol=1e-5)
 
 
 def test_equal_logits_have_finite_gradients():

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 from opnorm import attacks, spec
+from opnorm._core.linear_map import linear_map
 from opnorm.certificates import certified, lipschitz_radius, proof
 from opnorm.certificates.layer_bounds import UNIT, NoBoundsError, network_bounds
 from opnorm.certificates.linear_bounds import Balls, intervals, lower_bound, tightened
@@ -51,7 +52,13 @@ def sequence(draw):
             "padding_mode": draw(st.sampled_from(["zeros", "replicate"])),
             "bias": draw(st.booleans()),
         }
-        layers += [nn.Conv2d(channels, 2 * groups, kernel, **settings_)]
+        if draw(st.integers(0, 2)):
+            layers += [nn.Conv2d(channels, 2 * groups, kernel, **settings_)]
+        else:
+            stride = settings_["stride"]
+            settings_ |= {"padding": draw(st.integers(0, (kernel - 1) // 2)), "padding_mode": "zeros"}
+            settings_["output_padding"] = draw(st.integers(0, stride - 1))
+            layers += [nn.ConvTranspose2d(channels, 2 * groups, kernel, **settings_)]
         channels = 2 * groups
         layers += draw(st.sampled_from([[], [nn.BatchNorm2d(channels)]]))
         layers += draw(st.sampled_from([[], [nn.ReLU()], [nn.ReLU(inplace=True), nn.Dropout()]]))
@@ -123,6 +130,33 @@ def test_weights_that_are_computed_are_enclosed_and_stay_as_they_are():
         assert ((low <= model(x)) & (model(x) <= high)).all()
         assert float((high - low).max()) < 1e-4
     assert parametrize.is_parametrized(conv)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.ConvTranspose1d(2, 3, 3, 2, 1, 1),
+        nn.ConvTranspose2d(2, 4, (3, 2), (1, 2), groups=2, bias=False),
+        nn.ConvTranspose3d(2, 1, 2, dilation=2),
+    ],
+)
+def test_transposed_convolutions_have_bounds_as_tight_as_their_matrix(layer):
+    shape = (2, 4, 3, 2)[: layer.weight.ndim - 1]
+    x = torch.rand(3, *shape, dtype=torch.float64)
+    with torch.no_grad():
+        low, high = intervals(network_bounds(layer, shape), Balls(x, 0.01, math.inf))[-1]
+        inside = ((x + 0.01).clamp(max=1) - (x - 0.01).clamp(min=0)) / 2
+        radius = linear_map(layer, shape).to_dense().abs() @ inside.flatten(1).T
+        found = ((high - low) / 2).flatten(1).T
+    assert (found >= radius).all()
+    assert torch.allclose(found, radius, rtol=1e-3)
+    assert certified(
+        nn.Sequential(layer, nn.Flatten()),
+        x.float(),
+        layer(x.float()).flatten(1).argmax(1),
+        0.0,
+        method="ibp",
+    ).any()
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -1,12 +1,15 @@
 """Products with the Jacobian, against forward mode; what is refused, and what is left as it was."""
 
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from opnorm._core.linear_map import LinearMap
 from opnorm.errors import ModelError, NormError
-from opnorm.jacobian import Matrices, explicit, features, linearized
+from opnorm.jacobian import Matrices, explicit, features, jacobian_norm, linearized
 from tests.jacobian.maps import Residual, nets, points, truth
 
 NETS = nets()
@@ -123,6 +126,52 @@ def test_batch_norm_in_train_mode_is_refused():
     model = nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten())
     with pytest.raises(ModelError, match=r"'0' couples .* keeps no running statistics"):
         explicit(model, x)
+
+
+class Formula(nn.Module):
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+
+    def forward(self, x):
+        return self.f(x)
+
+
+MIXING = {
+    "normalized along the batch": lambda t: F.normalize(t.flatten(1), dim=0),
+    "divided by one length": lambda t: t.flatten(1) / t.norm(),
+    "centered": lambda t: t.flatten(1) - 0.1 * t.mean(0).flatten(),
+    "softmax along the batch": lambda t: t.flatten(1).softmax(0),
+    "running sums": lambda t: t.flatten(1).cumsum(0),
+    "running sums from the end": lambda t: t.flip(0).flatten(1).cumsum(0).flip(0),
+    "in reversed order": lambda t: t.flip(0).flatten(1),
+    "the first for all": lambda t: t[:1].expand_as(t).flatten(1) * 2.0,
+    "one score of all": lambda t: t.flatten(1).sigmoid() * t.sigmoid().sum(),
+}
+
+
+@pytest.mark.parametrize("kind", MIXING)
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_models_that_mix_points_are_refused(kind, count):
+    model, x = Formula(MIXING[kind]), points(count)
+    for call in (
+        explicit,
+        lambda m, t: jacobian_norm(m, t),
+        lambda m, t: jacobian_norm(m, t, p=1, q=math.inf),
+    ):
+        with pytest.raises(ModelError, match="Formula mixes the points of a batch"):
+            call(model, x)
+    with pytest.raises(ModelError, match="no Jacobian of their own"), linearized(model, x):
+        pass
+
+
+def test_points_are_not_mixed_by_an_infinite_derivative_of_another_or_a_fixed_batch_size():
+    x = points(3)
+    x[2] = 0
+    J = explicit(Formula(lambda t: t.flatten(1).abs().sqrt()), x)
+    assert J[:2].isfinite().all()
+    with linearized(Formula(lambda t: t.reshape(3, 36) * 2), x) as fixed:
+        assert torch.equal(fixed @ x, 2 * x.flatten(1))
 
 
 class Returns(nn.Module):

@@ -3,12 +3,14 @@
 import argparse
 import os
 import pickle
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from opnorm.errors import ModelError, OpnormError, SpecError
 from opnorm.models import file, mlp, resnet, save
@@ -338,3 +340,91 @@ def test_what_cannot_be_read_beside_weights_is_named(tmp_path, other, named):
         file(str(tmp_path / "w.pt"), arch=small())
     assert "weights_only" not in str(error.value)
     assert "\x1b" not in str(error.value)
+
+
+# ---------------------------------------------------------------- names and numbers of others
+
+
+class Tied(nn.Module):
+    """One weight in two layers, and one layer under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.b.weight = self.a.weight
+        self.c = self.a
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x)))
+
+
+@pytest.mark.parametrize(
+    "left_out", [(), ("a.weight",), ("b.weight", "c.weight", "a.bias"), ("a.weight", "c.weight", "c.bias")]
+)
+def test_tied_weights_under_some_of_their_names(tmp_path, left_out):
+    model, x = Tied(), torch.rand(2, 3)
+    torch.save({k: t for k, t in model.state_dict().items() if k not in left_out}, tmp_path / "w.pt")
+    assert torch.equal(file(str(tmp_path / "w.pt"), arch=Tied())(x), model(x))
+
+
+def test_tied_weights_that_are_gone_or_differ(tmp_path):
+    state = Tied().state_dict()
+    torch.save({k: t for k, t in state.items() if "weight" not in k}, tmp_path / "gone.pt")
+    with pytest.raises(ModelError, match=r"missing a\.weight, b\.weight, c\.weight"):
+        file(str(tmp_path / "gone.pt"), arch=Tied())
+    torch.save({**state, "b.weight": state["b.weight"] + 1}, tmp_path / "differ.pt")
+    with pytest.raises(ModelError, match=r"a\.weight and b\.weight differ, but are one weight in arch"):
+        file(str(tmp_path / "differ.pt"), arch=Tied())
+
+
+@pytest.mark.parametrize("prefix", ["", "module.net."])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", ["weight_norm", "spectral_norm"])
+def test_both_styles_of_normalized_weights_are_one(tmp_path, name, bias, prefix):
+    def net(style):
+        layers = nn.Linear(5, 4, bias=bias), nn.Conv1d(1, 2, 3, bias=bias)
+        a, b = (getattr(style, name)(layer) for layer in layers)
+        return nn.Sequential(a, nn.Unflatten(1, (1, 4)), b).eval()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        nets = [net(style) for style in (nn.utils, parametrizations)]
+    x = torch.rand(3, 5)
+    for model, other in (nets, nets[::-1]):
+        for p in model.parameters():
+            nn.init.normal_(p)
+        model(x)
+        state = {prefix + k: t for k, t in model.state_dict().items()}
+        torch.save(state, tmp_path / "w.pt")
+        assert torch.allclose(file(str(tmp_path / "w.pt"), arch=other)(x), model(x), rtol=1e-5)
+        torch.save(
+            {k: t for k, t in state.items() if not k.endswith(("_v", "original1"))}, tmp_path / "part.pt"
+        )
+        with pytest.raises(ModelError, match="missing 0"):
+            file(str(tmp_path / "part.pt"), arch=other)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        (torch.int8, "torch.int8, expected floating point; quantized"),
+        (torch.bool, "torch.bool, expected floating point"),
+        (torch.complex64, "torch.complex64, expected real numbers"),
+    ],
+)
+@pytest.mark.parametrize("strict", [True, False])
+def test_numbers_of_another_kind_are_not_taken_for_weights(tmp_path, dtype, message, strict):
+    state = {k: (10 * t).to(dtype) for k, t in nn.Linear(3, 2).state_dict().items()}
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=message):
+        file(str(tmp_path / "w.pt"), arch=nn.Linear(3, 2), strict=strict)
+
+
+def test_one_of_several_shards(tmp_path):
+    save_file({"0.weight": torch.ones(2, 2)}, tmp_path / "model-00001-of-00002.safetensors")
+    arch = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    with pytest.raises(ModelError, match=r"missing 1.weight; the file is one of several shards"):
+        file(str(tmp_path / "model-00001-of-00002.safetensors"), arch=arch)
+    (tmp_path / "model.safetensors.index.json").write_text('{"metadata": {}, "weight_map": {}}')
+    with pytest.raises(ModelError, match="the index of several files"):
+        file(str(tmp_path / "model.safetensors.index.json"), arch=arch)

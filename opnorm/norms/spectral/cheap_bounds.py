@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from opnorm._core.derived_weights import weight_of
 from opnorm._core.frequencies import half_grid
-from opnorm._core.layers import CONV, LINEAR_OR_CONV, Shape
+from opnorm._core.layers import CONV, LINEAR_OR_CONV, Shape, check_weights
 from opnorm._core.linear_map import linear_map
 from opnorm._core.lp import dual, lp_norm, power_of_two
 from opnorm._core.rounding import PRODUCT
@@ -35,8 +35,12 @@ def vs_norm(layer: nn.Module, in_shape: Shape, iterations: int = 100, seed: int 
         iterations: steps.
         seed: of the random start.
 
+    Raises:
+        NormError: weights as for :func:`operator_norm`.
+
     Source: Virmaux & Scaman 2018, Algorithm 1.
     """
+    check_weights(layer)
     x = torch.randn(1, *in_shape, generator=torch.Generator().manual_seed(seed))
     weight = next(layer.parameters())
     x = x.to(weight.device, weight.dtype)
@@ -194,8 +198,9 @@ def bound(layer: nn.Module, in_shape: Shape, method: str = "certified") -> Norm:
             :func:`sgl_norm`.
 
     Raises:
-        NormError: another name, or a layer that the bound is not defined for.
+        NormError: another name, a layer that the bound is not defined for, or weights as for :func:`operator_norm`.
     """
     if method not in BOUNDS:
         raise NormError(f"method={method!r} is not known; expected one of {', '.join(BOUNDS)}")
+    check_weights(layer)
     return BOUNDS[method](layer, tuple(in_shape))

@@ -25,6 +25,7 @@ from opnorm._core.layers import (
     WEIGHTED,
     Shape,
     check_forward,
+    check_weights,
     in_float64,
     is_standard,
     overrides,
@@ -86,11 +87,12 @@ def spectral_norm(
         ``Norm(lower, upper, method)``.
 
     Raises:
-        NormError: the layer is not linear, or does not take such inputs.
+        NormError: the layer is not linear, or does not take such inputs, or weights as for :func:`operator_norm`.
 
     Source: methods in :mod:`opnorm.norms.spectral.upper_bound`; probability: Kuczyński & Woźniakowski 1992, Theorem 4.2.
     """
     check_interval(relative_width, failure_probability)
+    check_weights(layer)
     linear = linear_map(layer, in_shape)
     unit = float(lp.power_of_two(_length(layer, linear)))
     if not SMALLEST < unit < 1 / SMALLEST:

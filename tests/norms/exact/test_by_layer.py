@@ -10,7 +10,20 @@ from torch import nn
 
 from opnorm._core.linear_map import linear_map
 from opnorm.errors import NormError
-from opnorm.norms import conv_l1, conv_linf, l1, linear_l1, linear_linf, linf, operator_norm
+from opnorm.norms import (
+    BOUNDS,
+    bound,
+    conv_l1,
+    conv_linf,
+    induced_norm,
+    l1,
+    linear_l1,
+    linear_linf,
+    linf,
+    operator_norm,
+    spectral_norm,
+    vs_norm,
+)
 from tests.norms.cases import CASES, convolutions, matrix, on_all_cases, small_strides
 
 
@@ -245,6 +258,22 @@ def test_nan_and_infinite_weights(value, ord):
     layer.weight.data[0, 0, 0, 0] = value
     with pytest.raises(NormError, match="weight has 1 of 36 entries that are NaN or infinite"):
         operator_norm(layer, ord, (2, 5, 5))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("make", [lambda: nn.Linear(5, 4), lambda: nn.Conv2d(5, 4, 3, groups=1, padding=1)])
+def test_nan_and_infinite_weights_are_named_by_every_norm(value, make):
+    layer = make()
+    layer.weight.data.flatten()[7] = value
+    shape = (5, 6, 6)[: layer.weight.ndim - 1]
+    calls = [lambda: spectral_norm(layer, shape), lambda: vs_norm(layer, shape)]
+    calls += [
+        lambda p=p, q=q: induced_norm(layer, p, q, shape) for p in (1, 2, math.inf) for q in (1, 2, math.inf)
+    ]
+    calls += [lambda name=name: bound(layer, shape, name) for name in BOUNDS]
+    for call in calls:
+        with pytest.raises(NormError, match=r"weight has 1 of \d+ entries that are NaN or infinite"):
+            call()
 
 
 @pytest.mark.parametrize("ord", [1, 2, math.inf])
