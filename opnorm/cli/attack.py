@@ -83,9 +83,9 @@ def attack(
     from opnorm.runs.store import Store
 
     o, out = options, results_folder((model,), options.out)
-    o = replace(o, save=absolute(o.save), sheet=absolute(o.sheet))
     _check_file("--save", o.save, ".safetensors")
     _check_file("--sheet", o.sheet, ".png")
+    o = replace(o, save=absolute(o.save), sheet=absolute(o.sheet))
     if len(o.eps) > 1 and (o.save or o.sheet):
         raise OpnormError(f"--eps {' '.join(o.eps)}: --save and --sheet write the points of one radius")
     norm = None if o.norm is None else number("--norm", o.norm)
