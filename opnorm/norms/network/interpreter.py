@@ -13,6 +13,8 @@ from opnorm.norms.layer_table import layer_norms
 from opnorm.norms.network.graph import ForwardGraph
 from opnorm.norms.network.layer_rules import RULES  # those of rules.py and its own
 from opnorm.norms.network.normalization import normalization
+from opnorm.norms.network.one_variable import IDENTITY, MAX_STEPS
+from opnorm.norms.network.pointwise import Pending, Pointwise, Start, TooLong, pointwise
 from opnorm.norms.network.rules import FunctionCall, constant, depends, p_norm
 from opnorm.norms.network.trace import first_line, leaves, tensors_in
 from opnorm.norms.nonlinear import SOFTMAX, softmax_constant
@@ -25,6 +27,8 @@ RANDOM = frozenset((
     "dropout1d", "dropout2d", "dropout3d",
 ))  # fmt: skip
 
+
+IN_PLACE = frozenset(("iadd", "isub", "imul", "itruediv", "imatmul"))
 
 KnownFactors = dict[tuple[nn.Module, Shape, float], tuple[float, str]]
 """(layer, input shape, order) -> upper bound, infinite where it is not known, and the reason."""
@@ -61,6 +65,7 @@ class BoundInterpreter(fx.Interpreter):
         super().__init__(nn.Module(), graph=forward.graph)
         self.named, self.ord, self.known, self.nodes = forward.named, ord, known, nodes
         self.bounds: dict[fx.Node, Any] = {}
+        self.forms: dict[fx.Node, Pointwise] = {}  # the nodes as functions of one variable of nodes before
         self.result: Any = None
         self.written: set[fx.Node] = set()  # nodes whose values were written to later
         self.overwritten = ""  # a parameter or buffer that the forward writes to
@@ -73,6 +78,8 @@ class BoundInterpreter(fx.Interpreter):
         """The value of the node; its bound is kept in ``bounds``."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         versions = [(t, t._version) for t in tensors_in((*self.env.values(), args, kwargs))]
+        if _in_place(_operation(n)) and args and isinstance(args[0], Tensor):
+            args = (args[0].clone(), *args[1:])  # rules take a constant as it was before
         try:
             output = super().run_node(n)
         except Exception as e:  # of the user's own network
@@ -84,6 +91,9 @@ class BoundInterpreter(fx.Interpreter):
                 reason = BoundError(f"{n.name} ({_operation(n)}) writes into {m.name}")
                 self.written.add(m)
                 self.bounds[m] = bound if _is_same_memory(value, output) else reason
+                self.forms.pop(m, None)
+                if _is_same_memory(value, output) and n in self.forms:
+                    self.forms[m] = self.forms[n]
                 if m.op == "get_attr":
                     self.overwritten = f"{n.name} writes into {m.target}"
         if n.op == "output":
@@ -92,18 +102,36 @@ class BoundInterpreter(fx.Interpreter):
 
     def _bound(self, n: fx.Node, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         if n.op == "placeholder":
-            return 1.0 if isinstance(output, Tensor) and output.is_floating_point() else None
+            depending = isinstance(output, Tensor) and output.is_floating_point()
+            return self._start(n, 1.0, output) if depending else None
+        form = self._form(n, args, kwargs, output)
+        if form is None:
+            self._resolve(n)
         bounds, kwarg_bounds = self._bounds_of(n.args), self._bounds_of(n.kwargs)
         if n.op in ("get_attr", "output"):
             return bounds[0] if n.op == "output" else None
         if not depends((bounds, kwarg_bounds)):
             random = str(_operation(n)) in RANDOM
             return BoundError(f"{n.name} draws random numbers") if random else None
-        layer = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+        bound = self._by_rule(n, args, kwargs, (bounds, kwarg_bounds), output)
+        if form is None:
+            return self._start(n, bound, output)
+        self.forms[n] = form
+        several = sum(m in self.forms for m in n.all_input_nodes) > 1
+        if several and len(form.function) > MAX_STEPS / 3 and isinstance(form.best(bound), float):
+            self._note(n, form, bound)
+            return self._start(n, form.best(bound), output)  # a long chain of activations: begin again
+        pending = any(isinstance(self.bounds[m], Pending) for m in n.all_input_nodes)
+        return Pending(form, bound) if several or pending or isinstance(bound, BoundError) else bound
+
+    def _by_rule(
+        self, n: fx.Node, args: tuple, kwargs: dict[str, Any], bounds: tuple[Any, Any], output: Any
+    ) -> Any:
+        layer = self._layer(n)
         operation = _operation(n) if layer is None else type(layer).__name__
         name = n.name if layer is None else str(n.target)
-        call = FunctionCall(operation, args, kwargs, bounds, kwarg_bounds, output, self.ord, self.factor)
-        inputs = leaves((bounds, kwarg_bounds))
+        call = FunctionCall(operation, args, kwargs, *bounds, output, self.ord, self.factor)
+        inputs = leaves(bounds)
         try:
             if self.overwritten:
                 raise BoundError(self.overwritten)
@@ -117,10 +145,65 @@ class BoundInterpreter(fx.Interpreter):
             self.nodes.append(NodeBound(name, operation, factor, bound))
         return bound
 
+    def _layer(self, n: fx.Node) -> nn.Module | None:
+        return self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+
+    # ---------------------------------------------------------------- functions of one variable
+
+    def _form(self, n: fx.Node, args: tuple, kwargs: dict[str, Any], output: Any) -> Pointwise | None:
+        """The node as a function of one variable of a node before, or None."""
+        if n.op not in ("call_function", "call_method", "call_module") or self.overwritten:
+            return None
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            return None
+        layer, given = self._layer(n), dict(zip(n.kwargs, kwargs.values(), strict=True))
+        if layer is not None and changed_by_hooks(layer):
+            return None
+        named = [(n.kwargs[k], given.pop(k)) for k in ("input", "other") if k in given]
+        arguments = [*zip(n.args, args, strict=True), *named]
+        if any(depends(self.bounds[m]) and m not in self.forms for m in n.all_input_nodes):
+            return None
+        operands = [self.forms.get(m, value) if isinstance(m, fx.Node) else value for m, value in arguments]
+        own = [m for m, _ in arguments if isinstance(m, fx.Node)]
+        if any(m in self.forms and m not in own for m in n.all_input_nodes):
+            return None  # inside a list or a setting
+        try:
+            form = pointwise(_operation(n), layer, operands, given)
+        except TooLong:  # begin at the arguments
+            self._resolve(n)
+            for m in n.all_input_nodes:
+                self._start(m, self.bounds[m], self.env[m])
+            form = None
+        starts_here = form is not None and form.start.shape == output.shape
+        return form if starts_here else None
+
+    def _start(self, n: fx.Node, bound: Any, output: Any) -> Any:
+        """Functions of one variable may begin at this node; returns its bound."""
+        self.forms.pop(n, None)
+        if isinstance(bound, float) and isinstance(output, Tensor):
+            self.forms[n] = Pointwise(Start(bound, output.shape), IDENTITY)
+        return bound
+
+    def _resolve(self, n: fx.Node) -> None:
+        """Compute the pending bounds of a node's arguments."""
+        for m in n.all_input_nodes:
+            pending = self.bounds[m]
+            if isinstance(pending, Pending):
+                self.bounds[m] = pending.form.best(pending.fallback)
+                self._note(m, pending.form, pending.fallback)
+
+    def _note(self, n: fx.Node, form: Pointwise, by_rule: Any) -> None:
+        """List the bound of a function of one variable, in the place of that by the rule."""
+        bound, start = form.best(by_rule), form.start.bound
+        if isinstance(bound, float) and bound != by_rule:
+            self.nodes[:] = [x for x in self.nodes if (x.name, x.bound) != (n.name, by_rule)]
+            self.nodes.append(NodeBound(n.name, _operation(n), bound / start if start else None, bound))
+
     def _bounds_of(self, value: Any) -> Any:
         """The bounds of arguments, in their own structure; None for what is no node."""
         if isinstance(value, fx.Node):
-            return self.bounds[value]
+            bound = self.bounds[value]
+            return bound.fallback if isinstance(bound, Pending) else bound
         if isinstance(value, slice):
             value = (value.start, value.stop, value.step)
         if isinstance(value, Mapping):
@@ -167,6 +250,11 @@ class BoundInterpreter(fx.Interpreter):
     def output_bound(self) -> float:
         """The bound of all outputs side by side: the ℓp norm of theirs."""
         return p_norm([constant(b) for b in leaves(self.result)], self.ord)
+
+
+def _in_place(operation: str) -> bool:
+    """Whether an operation of this name writes into its first argument."""
+    return (operation.endswith("_") and not operation.endswith("__")) or operation in IN_PLACE
 
 
 def _is_same_memory(value: Any, output: Any) -> bool:

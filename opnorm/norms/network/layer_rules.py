@@ -15,11 +15,15 @@ from opnorm.norms.exact.separable import Resize
 from opnorm.norms.network.rules import RULES, FunctionCall, constant, depends, rule
 from opnorm.norms.nonlinear import copies, normalizing
 
-__all__ = ["RULES"]
+__all__ = ["BUILDERS", "RULES"]
+
+BUILDERS: dict[str, Callable[..., nn.Module]] = {}
+"""By the name of a function that does what a layer does: the layer from its arguments after the first."""
 
 
 def as_layer(names: str, build: Callable[..., nn.Module]) -> None:
     """Functions that do what a layer does: ``build`` makes it from the arguments after the first."""
+    BUILDERS.update(dict.fromkeys(names.split(), build))
 
     @rule(names)
     def _(call: FunctionCall) -> float:

@@ -5,9 +5,11 @@ The graph of the forward is recorded while it runs on the example; each value in
     ‖value(x) - value(y)‖_p <= L ‖x - y‖_p    for all inputs x, y,
 
 composition multiplies, a sum adds, a concatenation takes the ℓp norm of the bounds (‖(a, b)‖_p^p = ‖a‖_p^p + ‖b‖_p^p),
-and an input that is copied to m places counts m^(1/p). An operation without a rule is "not known", with its name and the
-reason, and is never taken for 1. The bound holds for one input at a time, in eval mode; a network whose output for one point
-depends on the other points of a batch, the first axis, is not known.
+and an input that is copied to m places counts m^(1/p). A value that is, entry by entry, a function f of one variable of a
+value before it, such as x σ(x), counts a certified bound on sup |f'| (:mod:`opnorm.norms.network.one_variable`). An
+operation without a rule is "not known", with its name and the reason, and is never taken for 1. The bound holds for one
+input at a time, in eval mode; a network whose output for one point depends on the other points of a batch, the first axis,
+is not known.
 """
 
 import functools

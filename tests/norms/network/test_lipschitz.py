@@ -147,6 +147,55 @@ def test_by_hand(name, p):
         assert steepest(model, (2,), p, tries=40) <= bound.value * (1 + 1e-9)
 
 
+GELU, SILU = 1.1289041451851549, 1.0998393201288670
+BY_ONE_VARIABLE = {
+    "GELU": (lambda s, x: x * 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0))), GELU),
+    "GELU by tanh": (
+        lambda s, x: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0)))),
+        1.1289930686577719,
+    ),
+    "QuickGELU": (lambda s, x: x * torch.sigmoid(1.702 * x), SILU),
+    "Swish": (lambda s, x: x * s.sigmoid(s.beta * x), SILU),
+    "Swish of channels": (lambda s, x: x * torch.sigmoid(x * torch.tensor([0.3, 4.0])), SILU),
+    "SiLU by exp": (lambda s, x: x / (1 + torch.exp(-x)), SILU),
+    "Mish": (lambda s, x: x * F.softplus(x).tanh(), 1.0884981612517280),
+    "Hardswish": (lambda s, x: x * F.relu6(x + 3) / 6, 1.5),
+    "Hardswish by clamp": (lambda s, x: x.mul((x + 3).clamp(min=0, max=6)).div(6), 1.5),
+    "softsign": (lambda s, x: x / (1 + x.abs()), 1.0),
+    "Snake": (lambda s, x: x + torch.sin(2 * x) ** 2 / 2, 2.0),
+    "tanh shrink": (lambda s, x: x - torch.tanh(x), 1.0),
+    "in place": (lambda s, x: (2 * x).mul_(3).mul_(torch.sigmoid(x)), 6 * SILU),
+    "in place on itself": (lambda s, x: (lambda y: y.mul_(y.sigmoid()))(2 * x), 2 * SILU),
+    "between layers": (lambda s, x: (lambda y: s.a(y * torch.sigmoid(y)))(s.a(x)), SILU * 49),
+    "Gaussian": (lambda s, x: torch.exp(-(x**2)), math.sqrt(2 / math.e)),
+    "a constant that is written to": (lambda s, x: x.new_full(x.shape, 5.0).mul_(x), 5.0),
+}
+
+
+@pytest.mark.parametrize("name", BY_ONE_VARIABLE)
+def test_functions_of_one_variable(name):
+    function, truth = BY_ONE_VARIABLE[name]
+    model = Net(function, a=w(), sigmoid=nn.Sigmoid(), beta=nn.Parameter(torch.tensor([1.5])))
+    value = check(model, (2,), math.inf)
+    assert truth * (1 - 1e-15) <= value <= truth * (1 + 1e-8)
+    node = lipschitz_bound(model, torch.zeros(1, 2), math.inf).nodes[-1]
+    assert node.bound == pytest.approx(value)
+
+
+def test_a_function_of_what_a_value_was_before_a_write():
+    def function(s, x):
+        y = 1.0 * x
+        gate = torch.sigmoid(y)
+        y.add_(1.0)
+        return y * gate  # (y + 1) σ(y), not (y + 1) σ(y + 1)
+
+    truth = max(
+        (F.sigmoid(y) * (1 + (y + 1) * F.sigmoid(-y))).max() for y in [torch.linspace(-9, 9, 99_999).double()]
+    )
+    value = lipschitz_bound(Net(function), torch.zeros(1, 2), 1).value
+    assert value == pytest.approx(float(truth), rel=1e-7)
+
+
 @pytest.mark.parametrize(
     ("pool", "factors"),
     [
@@ -340,7 +389,10 @@ UNKNOWN = {
     "control flow": (Control(), "control flow"),
     "writes a buffer": (Writes(), "writes into kept|not known"),
     "product": (Net(lambda s, x: x * x), "depend on the input"),
-    "gate": (Net(lambda s, x: x * torch.sigmoid(x)), "depend on the input"),
+    "gate by another entry": (Net(lambda s, x: x * torch.sigmoid(x.flip(1))), "depend on the input"),
+    "square of what is positive": (Net(lambda s, x: F.relu(x) ** 2), "no Lipschitz constant"),
+    "too many constants": (Net(lambda s, x: x.repeat(1, 20) * (x.repeat(1, 20) * torch.arange(40.0)).tanh()), "depend"),
+    "as a list": (Net(lambda s, x: torch.stack([x, x]).prod(0)), "no rule"),
     "quotient": (Net(lambda s, x: 1 / x), "division by what depends"),
     "rounding division": (Net(lambda s, x: torch.div(x, 2, rounding_mode="floor")), "rounding"),
     "division by zero": (Net(lambda s, x: x / torch.zeros(2)), "not finite"),
