@@ -13,7 +13,15 @@ from opnorm.studies._shared.claim import LEVEL
 from opnorm.studies._shared.outcomes import MissingError, Outcomes, correct_points, row_of
 from opnorm.studies._shared.paired_tests import holm
 
-__all__ = ["Quantity", "accuracy_of", "methods_table", "robust_accuracy_of", "typical_norm_of", "value_of"]
+__all__ = [
+    "Measure",
+    "Quantity",
+    "accuracy_of",
+    "methods_table",
+    "robust_accuracy_of",
+    "typical_norm_of",
+    "value_of",
+]
 
 Measure = Callable[[Result], NDArray[np.bool_] | float | None]
 
@@ -106,7 +114,7 @@ def _best(outcomes: Outcomes, quantity: Quantity) -> list[int]:
     p_values = []
     for i in others:
         try:
-            compared = methods[top].compare("", methods[i], quantity.measure)  # type: ignore[arg-type]
+            compared = methods[top].compare("", methods[i], quantity.measure)
         except MissingError:
             p_values.append(1.0)
             continue

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from opnorm.analyses import all_analyses
 from opnorm.analyses._shared.by_point import unpack
 from opnorm.errors import OpnormError
-from opnorm.report import Chart, Stat
+from opnorm.report import Chart, Stat, known
 from opnorm.runs.run import Result, Run
 from opnorm.studies._shared.paired_tests import Comparison
 
-__all__ = ["Case", "MissingError", "Outcome", "Outcomes", "correct_points"]
+__all__ = ["Case", "MissingError", "Outcome", "Outcomes", "by_point_of", "correct_points", "row_of"]
 
 
 class MissingError(OpnormError):
@@ -116,7 +116,7 @@ class Outcomes:
         return Stat.of([measure(o.result) for o in self.good], points)
 
     def compare(
-        self, name: str, other: "Outcomes", measure: Callable[[Result], NDArray[np.bool_] | float]
+        self, name: str, other: "Outcomes", measure: Callable[[Result], NDArray[np.bool_] | float | None]
     ) -> Comparison:
         """This method minus another one, of the seeds that both have.
 
@@ -126,9 +126,13 @@ class Outcomes:
             measure: a number, or the points that count as an array of booleans.
 
         Raises:
-            MissingError: a run failed.
+            MissingError: a run failed, or a value is not known.
         """
         first, second = self.by_seed(measure), other.by_seed(measure)
+        if not all(
+            isinstance(value, np.ndarray) or known(value) for value in (*first.values(), *second.values())
+        ):
+            raise MissingError(f"{name}: a value is not known")
         seeds = [seed for seed in first if seed in second]
         if not seeds:
             raise MissingError(f"{name}: no seed in common")
@@ -149,13 +153,12 @@ def correct_points(analysis: str, **where: Any) -> Callable[[Result], NDArray[np
         analysis: such as "accuracy" or "robust_accuracy".
         where: fields of the row, such as ``eps=0.1``.
     """
+    return lambda result: by_point_of(row_of(result, analysis, **where))
 
-    def measure(result: Result) -> NDArray[np.bool_]:
-        return unpack(
-            row_of(result, analysis, **where)["by_point"], row_of(result, analysis, **where)["points"]
-        )
 
-    return measure
+def by_point_of(row: dict[str, Any]) -> NDArray[np.bool_]:
+    """The points that count in a row's share."""
+    return unpack(row["by_point"], row["points"])
 
 
 def row_of(result: Result, analysis: str, **where: Any) -> dict[str, Any]:

@@ -69,6 +69,7 @@ class Part:
         section: what the page shows: tables and charts.
         claims: what the paper concludes from it.
         more: further runs that depend on what the first ones gave; none at the end.
+        also: other names under which it can be asked for, such as those of figures that show the same.
         minutes: how long the laptop size took on two cores with AVX2; None where it has not been measured.
     """
 
@@ -78,6 +79,7 @@ class Part:
     section: Callable[[Setting, Outcomes], Section]
     claims: tuple[Claim, ...] = ()
     more: Callable[[Setting, Outcomes], list[Case]] = lambda setting, outcomes: []
+    also: tuple[str, ...] = ()
     minutes: float | None = None
 
 
@@ -127,7 +129,8 @@ class Paper:
         return Study(name, merged(case.run for some in cases.values() for case in some), report, more)
 
     def _part(self, name: str) -> Part:
-        found = {part.name: part for part in self.parts}
+        found = {also: part for part in self.parts for also in part.also}
+        found |= {part.name: part for part in self.parts}
         if name not in found:
             guess = get_close_matches(name, found, 1)
             hint = f"did you mean {self.name}.{guess[0]}?" if guess else f"there are {', '.join(found)}"

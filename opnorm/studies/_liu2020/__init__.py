@@ -1,0 +1,50 @@
+"""Liu, Cui & Chan 2020: regularization of weights that does not change with their scale (WEISSI)."""
+
+from opnorm.runs.runner import Study
+from opnorm.spec import factory
+from opnorm.studies._liu2020 import liu_figures, liu_tables
+from opnorm.studies._shared.paper import Paper, Setting
+
+__all__ = ["PAPER", "liu2020"]
+
+PAPER = Paper(
+    name="liu2020",
+    title="Regularization that is invariant under shifts of the weights' scale",
+    source="Liu, Cui & Chan 2020, arXiv:2008.02965",
+    parts=(*liu_tables.PARTS, *liu_figures.PARTS),
+    sizes={
+        "smoke": "one epoch of few points, to see that all works; nothing can be concluded from it",
+        "laptop": (
+            "digits of 8x8 pixels, a perceptron of width 128, a CNN and a VGG-16 an eighth as wide, a WRN-10-1, 12 epochs, "
+            "radii 3 times the paper's, own strengths of WEISSI (the paper: MNIST and CIFAR-10, WRN-28-10, 60 to 300 epochs)"
+        ),
+        "paper": "the published settings: MNIST and CIFAR-10, 60, 300 and 200 epochs",
+    },
+)
+
+
+@factory("study")
+def liu2020(
+    part: str | None = None,
+    size: str = "laptop",
+    seeds: int | None = None,
+    data: str | None = None,
+    limit: int | None = None,
+    only: str | None = None,
+) -> Study:
+    """The tables and figures of Liu, Cui & Chan 2020, with a verdict on every claim.
+
+    Args:
+        part: one table or figure, all when None.
+        size: "smoke", "laptop" or "paper".
+        seeds: how many times each training is repeated.
+        data: a data set as a call; that of the size when None.
+        limit: at most so many training and test points.
+        only: a pattern of networks or methods; the others are left out.
+
+    Raises:
+        SpecError: an unknown part or size, a pattern that matches nothing.
+
+    Source: Liu, Cui & Chan 2020.
+    """
+    return PAPER.study(part, Setting(size, seeds, data, limit, only))

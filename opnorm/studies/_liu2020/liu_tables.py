@@ -1,0 +1,187 @@
+"""Tables 1 to 4: WEISSI beside weight decay and Parseval networks, clean and attacked."""
+
+from collections.abc import Callable, Sequence
+
+from opnorm.report import Section
+from opnorm.studies._liu2020.liu_networks import (
+    RADII,
+    TRAININGS,
+    WEIGHT_DECAY,
+    WEISSI,
+    WEISSI_CA,
+    attacked,
+    cases,
+    columns,
+    evaluation,
+    methods_of,
+)
+from opnorm.studies._shared.claim import Claim, Verdict, above, decide, no_lower
+from opnorm.studies._shared.methods_table import Measure, methods_table
+from opnorm.studies._shared.outcomes import Case, Outcomes, correct_points
+from opnorm.studies._shared.paired_tests import Comparison
+from opnorm.studies._shared.paper import Part, Setting
+from opnorm.studies._shared.printed import printed_numbers
+
+__all__ = ["PARTS", "compared", "made_attacks"]
+
+
+def _table_section(
+    table: str, title: str, radii: Sequence[float] = RADII
+) -> Callable[[Setting, Outcomes], Section]:
+    """One table a network and training, with the printed numbers beside."""
+
+    def section(setting: Setting, outcomes: Outcomes) -> Section:
+        same = setting.size == "paper" and setting.data is None
+        tables = {
+            network: methods_table(
+                outcomes.of(network), columns(setting, radii), printed_numbers("liu2020", table, network),
+                same_setting=same, heading="regularization",
+            )
+            for network in outcomes.networks
+        }  # fmt: skip
+        charts = [
+            chart
+            for number, network in enumerate(outcomes.networks, 1)
+            for chart in outcomes.of(network).chart("liu_robust_accuracy", f"attacks-{number}", network)
+        ]
+        return Section(table, title, tables=tables, charts=charts)
+
+    return section
+
+
+def _table_cases(networks: Sequence[str], radii: Sequence[float] = RADII) -> Callable[[Setting], list[Case]]:
+    def make(setting: Setting) -> list[Case]:
+        analyses = ("accuracy()", evaluation(setting, radii))
+        some = networks[: setting.pick(1, None, None)]
+        return [case for n in some for case in cases(setting, n, analyses, methods_of(n, setting))]
+
+    return make
+
+
+def _mmc_cases(setting: Setting) -> list[Case]:
+    analyses = ("accuracy()", evaluation(setting))
+    return [
+        case
+        for network in ("VGG-16", "WRN-28-10")[: setting.pick(1, 2, 2)]
+        for case in cases(
+            setting, network, analyses, (WEIGHT_DECAY, WEISSI), trainings=("standard",),
+            objective=f"mmc(radius={setting.pick(3, 3, 10)})", label=f"{network}, MMC",
+        )
+    ]  # fmt: skip
+
+
+# ---------------------------------------------------------------- claims
+
+
+def compared(
+    outcomes: Outcomes,
+    measures: Sequence[tuple[str, Measure]],
+    training: str,
+    method: str = WEISSI,
+    other: str = WEIGHT_DECAY,
+) -> list[Comparison]:
+    """A method against another, of each network in a training, by each measure."""
+    found = []
+    for network in outcomes.networks:
+        some = outcomes.of(network)
+        if network.endswith(training) and method in some.methods and other in some.methods:
+            for name, measure in measures:
+                label = f"{method} against {other}, {network}, {name}"
+                found.append(some.of(method=method).compare(label, some.of(method=other), measure))
+    return found
+
+
+def made_attacks(outcomes: Outcomes) -> list[tuple[str, Measure]]:
+    """Every attack that was made, by its call and radius."""
+    rows = outcomes.good[0].result.find("liu_robust_accuracy") if outcomes.good else []
+    kinds = [("fgsm" if row["attack"].startswith("fgsm") else "pgd", row["eps"]) for row in rows]
+    return [(f"{kind.upper()} {eps:g}", attacked(kind, eps)) for kind, eps in kinds]
+
+
+CLEAN: list[tuple[str, Measure]] = [("clean", correct_points("accuracy"))]
+
+
+def _clean(training: str) -> Callable[[Outcomes], Verdict]:
+    return lambda outcomes: decide(compared(outcomes, CLEAN, training), no_lower(0.01), percent=True)
+
+
+def _robust(training: str, method: str = WEISSI, other: str = WEIGHT_DECAY) -> Callable[[Outcomes], Verdict]:
+    return lambda outcomes: decide(
+        compared(outcomes, made_attacks(outcomes), training, method, other),
+        above(),
+        share_needed=0.5,
+        percent=True,
+    )
+
+
+def _claims(table: str, number: int) -> tuple[Claim, ...]:
+    found = []
+    for training in TRAININGS:
+        words = "adversarial training" if training == "adversarial" else "standard training"
+        where = f"Section 6.{2 if training == 'standard' else 3}, Table {number}"
+        found += [
+            Claim(
+                f"weissi_is_as_accurate_{training}_{table}",
+                f"With {words}, networks trained with WEISSI are as accurate as those with weight decay, or more so.",
+                where,
+                _clean(training),
+            ),
+            Claim(
+                f"weissi_is_more_robust_{training}_{table}",
+                f"With {words}, networks trained with WEISSI stay correct under FGSM and PGD more often than with weight "
+                "decay.",
+                where,
+                _robust(training),
+            ),
+        ]
+    return tuple(found)
+
+
+MNIST_RADII = (0.03,)
+PARTS = (
+    Part(
+        name="table1",
+        asks="Are small networks more accurate and robust with WEISSI than with weight decay?",
+        cases=_table_cases(("MLP", "CNN"), MNIST_RADII),
+        section=_table_section(
+            "table1", "Table 1: a perceptron and a small convolutional network", MNIST_RADII
+        ),
+        claims=_claims("table1", 1),
+    ),
+    Part(
+        name="table2",
+        asks="Is a VGG network more accurate and robust with WEISSI?",
+        cases=_table_cases(("VGG-16",)),
+        section=_table_section("table2", "Table 2: VGG-16"),
+        claims=_claims("table2", 2),
+    ),
+    Part(
+        name="table3",
+        asks="Is a wide residual network more accurate and robust with WEISSI, and with convex aggregation?",
+        cases=_table_cases(("WRN-28-10",)),
+        section=_table_section("table3", "Table 3: a wide residual network"),
+        claims=(
+            *_claims("table3", 3),
+            Claim(
+                "convex_aggregation_is_more_robust",
+                "Convex aggregation makes networks trained with WEISSI more robust, at some cost in clean accuracy.",
+                "Section 6.3, Table 3",
+                _robust("standard", WEISSI_CA, WEISSI),
+            ),
+        ),
+    ),
+    Part(
+        name="table4",
+        asks="Does WEISSI help a robust loss, that of Max-Mahalanobis centers, too?",
+        cases=_mmc_cases,
+        section=_table_section("table4", "Table 4: with the loss of Max-Mahalanobis centers"),
+        claims=(
+            Claim(
+                "weissi_helps_the_loss_of_max_mahalanobis_centers",
+                "With the loss of Max-Mahalanobis centers, WEISSI is more robust than weight decay under FGSM and PGD.",
+                "Section 6.4, Table 4",
+                _robust("MMC"),
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,51 @@
+"""Wen, Li & Jia 2020: how does adversarial robustness regularize neural networks?"""
+
+from opnorm.runs.runner import Study
+from opnorm.spec import factory
+from opnorm.studies._shared.paper import Paper, Setting
+from opnorm.studies._wen2020 import wen_distributions, wen_gaps
+
+__all__ = ["PAPER", "wen2020"]
+
+PAPER = Paper(
+    name="wen2020",
+    title="The regularization of adversarial robustness on neural networks",
+    source="Wen, Li & Jia, ICML 2020, arXiv:2011.07478",
+    parts=(*wen_distributions.PARTS[:1], *wen_gaps.PARTS, *wen_distributions.PARTS[1:]),
+    sizes={
+        "smoke": "one epoch of few points, to see that all works; nothing can be concluded from it",
+        "laptop": (
+            "digits of 8x8 pixels (600 of them in place of CIFAR-100), residual networks of 8 and 14 layers and a WRN-50-2 "
+            "of width 4, 12 epochs, radii 3 times the paper's (the paper: CIFAR and Tiny-ImageNet, 56 and 110 layers, 200 "
+            "epochs)"
+        ),
+        "paper": "the published settings: CIFAR-10, CIFAR-100 and Tiny-ImageNet, 200 and 90 epochs",
+    },
+)
+
+
+@factory("study")
+def wen2020(
+    part: str | None = None,
+    size: str = "laptop",
+    seeds: int | None = None,
+    data: str | None = None,
+    limit: int | None = None,
+    only: str | None = None,
+) -> Study:
+    """The tables and figures of Wen, Li & Jia 2020, with a verdict on every claim.
+
+    Args:
+        part: one table or figure, all when None.
+        size: "smoke", "laptop" or "paper".
+        seeds: how many times each training is repeated.
+        data: a data set as a call; that of the size when None.
+        limit: at most so many training and test points.
+        only: a pattern of networks or methods; the others are left out.
+
+    Raises:
+        SpecError: an unknown part or size, a pattern that matches nothing.
+
+    Source: Wen, Li & Jia 2020.
+    """
+    return PAPER.study(part, Setting(size, seeds, data, limit, only))
