@@ -15,7 +15,7 @@ from opnorm.models.external import timm
 from opnorm.models.fixed_centers import max_mahalanobis
 from opnorm.models.loading import file, save
 from opnorm.models.modules import Normalize
-from opnorm.models.plain import cnn, cnn7, mlp, vgg11, vgg16
+from opnorm.models.plain import cnn, cnn7, mlp, parallel_convs, vgg11, vgg16
 from opnorm.models.residual import regnetx_200mf, resnet, resnet18, senet18, wrn, wrn50_2
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "file",
     "max_mahalanobis",
     "mlp",
+    "parallel_convs",
     "regnetx_200mf",
     "resnet",
     "resnet18",

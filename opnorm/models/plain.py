@@ -4,7 +4,9 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from opnorm._core.settings import check_number
 from opnorm.errors import ModelError
@@ -13,7 +15,7 @@ from opnorm.models.modules import CHW, Normalize, Pixels, check_sizes
 from opnorm.models.stages import classifier, named
 from opnorm.spec import factory
 
-__all__ = ["cnn", "cnn7", "mlp", "vgg11", "vgg16"]
+__all__ = ["cnn", "cnn7", "mlp", "parallel_convs", "vgg11", "vgg16"]
 
 
 @factory("model")
@@ -154,3 +156,41 @@ def _convolutions(channels: int, groups: Sequence[Sequence[int]], *, bn: bool) -
             channels = width
         layers[f"pool{i}"] = nn.MaxPool2d(2, ceil_mode=True)
     return layers
+
+
+@factory("model")
+def parallel_convs(
+    kernels: Sequence[tuple[int, int, int, int]] = ((3, 3, 32, 32), (5, 5, 32, 32)),
+    size: int = 32,
+    in_shape: CHW = (3, 32, 32),
+    classes: int = 10,
+    mean: Pixels = None,
+    std: Pixels = None,
+) -> nn.Module:
+    """Convolutions side by side on maps of ``size`` pixels a side, to time and compare their norms; not made to be trained.
+
+    Each of ``kernels`` is (height, width, input channels, output channels), with stride 1 and a padding that keeps the size
+    of odd kernels. Logits are sums of the maps' means.
+
+    Source: Liang & Huang 2021, Table 1, times six kernels on 32x32.
+    """
+    check_sizes(in_shape=in_shape, classes=classes, size=size)
+    return nn.Sequential(Normalize(in_shape[0], mean, std), _ParallelConvs(kernels, size, classes))
+
+
+class _ParallelConvs(nn.Module):
+    def __init__(self, kernels: Sequence[tuple[int, int, int, int]], size: int, classes: int) -> None:
+        super().__init__()
+        self.size = size
+        self.channels = [inputs for _, _, inputs, _ in kernels]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(i, o, (h, w), padding=(h // 2, w // 2)) for h, w, i, o in kernels
+        )
+        self.heads = nn.ModuleList(nn.Linear(kernel[3], classes) for kernel in kernels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gray = F.interpolate(x.mean(1, keepdim=True), self.size)
+        logits = []
+        for conv, head, channels in zip(self.convs, self.heads, self.channels, strict=True):
+            logits.append(head(conv(gray.expand(-1, channels, -1, -1)).mean((2, 3))))
+        return torch.stack(logits).sum(0)

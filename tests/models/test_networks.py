@@ -46,6 +46,7 @@ SMALL = {
     "senet18": "senet18(width=2)",
     "vgg11": "vgg11(width=2)",
     "vgg16": "vgg16(width=2)",
+    "parallel_convs": "parallel_convs(kernels=((3, 3, 2, 3), (5, 5, 3, 4)), size=8)",
     "wrn": "wrn(depth=10, width=1)",
     "wrn convex": "wrn(depth=10, width=1, aggregation='convex')",
     "wrn fixup": "wrn(depth=16, width=1, norm='fixup')",

@@ -2,7 +2,7 @@
 
 from opnorm.runs.runner import Study
 from opnorm.spec import factory
-from opnorm.studies._liang2021 import liang_constructions, liang_figure2, liang_table2
+from opnorm.studies._liang2021 import liang_constructions, liang_figure2, liang_table1, liang_table2
 from opnorm.studies._shared.paper import Paper, Setting
 
 __all__ = ["PAPER", "liang2021"]
@@ -11,7 +11,7 @@ PAPER = Paper(
     name="liang2021",
     title="Large norms of CNN layers do not hurt adversarial robustness",
     source="Liang & Huang, AAAI 2021, arXiv:2009.08435",
-    parts=(liang_table2.PART, liang_figure2.PART, liang_constructions.PART),
+    parts=(liang_table1.PART, liang_table2.PART, liang_figure2.PART, liang_constructions.PART),
     sizes={
         "smoke": "one epoch of few points, to see that all works; nothing can be concluded from it",
         "laptop": (
