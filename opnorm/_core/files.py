@@ -35,6 +35,7 @@ __all__ = [
     "remove_partial_files",
     "shown",
     "to_json",
+    "write_bytes",
     "write_json",
     "write_lines",
     "write_tensors",
@@ -152,6 +153,15 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(member) for member in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_bytes(path: Path, data: bytes) -> Path:
+    """Write a file whole, with its folder, and remove what stopped processes have left there; gives its path."""
+    make_folder(path.parent)
+    remove_partial_files(path.parent)
+    with atomic_write(path) as part:
+        part.write_bytes(data)
+    return path
 
 
 def write_json(path: Path, value: Any, checked: bool = False) -> None:

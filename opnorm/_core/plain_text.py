@@ -1,9 +1,13 @@
-"""Text for encodings that lack some of its characters: ``l1``, ``<=`` and ``eps`` instead of question marks."""
+"""Text for encodings that lack some of its characters: ``l1``, ``<=`` and ``eps`` for question marks; rows as text."""
 
 import codecs
+import csv
+import io
 import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-__all__ = ["PLAIN", "encodable", "is_unicode", "printable"]
+__all__ = ["PLAIN", "csv_text", "encodable", "is_unicode", "markdown_row", "printable"]
 
 PLAIN = "opnorm.plain"
 """The name of the error handler of encoders, as in ``text.encode("ascii", PLAIN)``."""
@@ -30,6 +34,18 @@ def is_unicode(encoding: str | None) -> bool:
 def printable(text: str) -> str:
     """The text in one line, with escapes for control characters, which could command a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as CSV, the first of them the names of the columns."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue()
+
+
+def markdown_row(cells: Sequence[str]) -> str:
+    """One row; bars and line breaks in a cell do no harm."""
+    return "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
 
 
 def _plain(char: str) -> str:

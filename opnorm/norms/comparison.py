@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from opnorm._core.plain_text import csv_text
 from opnorm.errors import NormError
 from opnorm.norms import display
 from opnorm.norms._operator_norm import Order
@@ -138,7 +139,7 @@ class Comparison(display.TextTable):
         for c in self.changes:
             values = [v for pair in c.finite_ends().values() for v in pair]
             lines.append([c.layer, c.kind, display.key(c.ord), *("" if v is None else v for v in values)])
-        return display.csv_text(lines)
+        return csv_text(lines)
 
     def grid(self, width: int | None = None) -> display.Grid:
         """As text: the norms after and before with their ratio, or where the width is too small the ratios alone."""

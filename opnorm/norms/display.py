@@ -1,19 +1,17 @@
 """Tables of norms as text that fits the terminal, as Markdown, HTML and CSV."""
 
-import csv
 import html
-import io
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from opnorm._core.plain_text import encodable
+from opnorm._core.plain_text import encodable, markdown_row
 from opnorm.errors import NormError
 from opnorm.norms.norm import Norm, Product
 from opnorm.norms.number_text import interval, magnitude, rounded
 
-__all__ = ["Grid", "TextTable", "cell", "csv_text", "first_few", "key", "label", "order", "product", "shape"]
+__all__ = ["Grid", "TextTable", "cell", "first_few", "key", "label", "order", "product", "shape"]
 
 MARKS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -116,7 +114,7 @@ class TextTable(ABC):
         head, rows, names, totals, _ = _with_note_column(self.grid())
         numbers = len(self.grid().head) - names
         rule = "|" + "|".join(["---"] * names + ["---:"] * numbers + ["---"] * (len(head) - names - numbers))
-        table = [_markdown_row(head), f"{rule}|", *map(_markdown_row, rows)]
+        table = [markdown_row(head), f"{rule}|", *map(markdown_row, rows)]
         return "\n".join([*table, "", *(f"{line}  " for line in totals)]).rstrip() + "\n"
 
     def to_html(self) -> str:
@@ -148,23 +146,11 @@ class TextTable(ABC):
         return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
-def csv_text(rows: Iterable[Sequence[Any]]) -> str:
-    """Rows as CSV, the first of them the names of the columns."""
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(rows)
-    return out.getvalue()
-
-
 def _with_note_column(grid: Grid) -> Grid:
     if grid.notes is None:
         return grid
     rows = [[*row, "; ".join(notes)] for row, notes in zip(grid.rows, grid.notes, strict=True)]
     return grid._replace(head=[*grid.head, "note"], rows=rows)
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    """One row; bars and line breaks in a cell do no harm."""
-    return "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
 
 
 def _footnotes(notes: Sequence[Sequence[str]]) -> tuple[list[str], dict[str, str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from opnorm._core.layers import WEIGHTED, Shape
+from opnorm._core.plain_text import csv_text
 from opnorm.errors import NormError
 from opnorm.norms import display
 from opnorm.norms._operator_norm import Order
@@ -158,7 +159,7 @@ class NormTable(display.TextTable):
                 cells += [float(n.lower), high, n.method] if n else ["", "", ""]
             cells += [row.lipschitz.get(p, "") for p in self.ords]
             lines.append([*cells, "; ".join(row.tags), row.note])
-        return display.csv_text(lines)
+        return csv_text(lines)
 
     def grid(self, width: int | None = None) -> display.Grid:
         """As text: the layers, their inputs and norms, what else there is to know of them, and the totals."""

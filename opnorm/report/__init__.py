@@ -1,8 +1,8 @@
-"""Reports: one page that works offline, figures and JSON, from plain data.
+"""Reports: one page that works offline, figures, tables and JSON, from plain data.
 
 :class:`Report` is the content (:mod:`opnorm.report.document`); :func:`draw_curves` and the charts that several pages share
-make its charts; :func:`write_page`, :func:`write_figures` and :func:`write_json` write it. Nothing in this package imports
-torch, and altair is loaded when a chart is drawn.
+make its charts; :func:`write_page`, :func:`write_figures`, :func:`write_tables` and :func:`write_json` write it. Nothing in
+this package imports torch, and altair is loaded when a chart is drawn.
 """
 
 from opnorm.report.charts import accuracy_against_eps, accuracy_against_norm, eps_axis
@@ -11,6 +11,7 @@ from opnorm.report.document import Cell, Chart, Column, Report, Section, Stat, T
 from opnorm.report.epochs import against_epoch, epoch_charts, layers_against_epoch, weights_against_epoch
 from opnorm.report.histograms import Sample, histogram_points
 from opnorm.report.page import write_figures, write_json, write_page
+from opnorm.report.table_files import slug, to_csv, to_latex, to_markdown, write_tables
 from opnorm.report.theme import NORMS, norm_name, one_sentence, significant
 
 __all__ = [
@@ -40,8 +41,13 @@ __all__ = [
     "norm_name",
     "one_sentence",
     "significant",
+    "slug",
+    "to_csv",
+    "to_latex",
+    "to_markdown",
     "weights_against_epoch",
     "write_figures",
     "write_json",
     "write_page",
+    "write_tables",
 ]

@@ -66,7 +66,7 @@ def write_page(report: Report, path: Path) -> Path:
         runs=[{**run, "time": duration_text(run.get("seconds"))} for run in report.runs],
         total=duration_text(math.fsum(run["seconds"] for run in report.runs if known(run.get("seconds")))),
     )
-    return _write(path, html.encode("utf-8", "backslashreplace"))
+    return files.write_bytes(path, html.encode("utf-8", "backslashreplace"))
 
 
 def _tables(report: Report) -> list[Table]:
@@ -89,7 +89,7 @@ def write_figures(report: Report, folder: Path, format: str = "svg") -> list[Pat
     """Write each chart that has something to draw as ``folder/KEY.FORMAT``, svg, pdf or png; black on white, for a paper."""
     check_choice("format", format, ("svg", "pdf", "png"), OpnormError)
     return [
-        _write(folder / f"{chart.key}.{format}", _drawn(chart.spec, report.highlight, format))
+        files.write_bytes(folder / f"{chart.key}.{format}", _drawn(chart.spec, report.highlight, format))
         for chart in report.all_charts
         if not chart.empty
     ]
@@ -144,11 +144,3 @@ def _sha256(script: str) -> str:
 def _inside_script(value: Any) -> str:
     """JSON that cannot end the script element around it."""
     return files.to_json(value, None).replace("<", "\\u003c")
-
-
-def _write(path: Path, data: bytes) -> Path:
-    files.make_folder(path.parent)
-    files.remove_partial_files(path.parent)
-    with files.atomic_write(path) as part:
-        part.write_bytes(data)
-    return path

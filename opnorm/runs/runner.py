@@ -23,7 +23,7 @@ import torch
 
 from opnorm._core.cores import available_cores
 from opnorm.errors import BusyError, RunError, TrainError
-from opnorm.report import Report, write_figures, write_json, write_page
+from opnorm.report import Report, write_figures, write_json, write_page, write_tables
 from opnorm.runs.run import Result, Run
 from opnorm.runs.store import Store
 from opnorm.runs.training_run import RunProgress, find_result, run_training, threads_of_torch
@@ -282,7 +282,7 @@ def write_study(study: Study, results: Sequence[Result], store: Store, figures: 
     Args:
         study: its name and its report.
         results: of its runs, in order.
-        store: where the folder goes: ``<root>/<name>-<hash>/report.html`` with ``report.json`` beside it.
+        store: where the folder goes: ``<root>/<name>-<hash>/report.html`` with ``report.json`` and ``tables/`` beside it.
         figures: also write each figure as "svg", "pdf" or "png".
 
     Returns:
@@ -296,6 +296,7 @@ def write_study(study: Study, results: Sequence[Result], store: Store, figures: 
     report = study.report(results)
     page = write_page(report, folder / "report.html")
     write_json(report, folder / "report.json")
+    write_tables(report, folder / "tables")
     if figures:
         write_figures(report, folder / "figures", figures)
     return page
