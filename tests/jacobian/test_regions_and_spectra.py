@@ -186,3 +186,16 @@ def test_more_outputs_than_inputs_and_few_bytes(monkeypatch):
 def test_bad_directions(z, message):
     with pytest.raises(NormError, match=message):
         alignment(nn.Linear(3, 2), torch.rand(2, 3), z)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_alignment_in_float32_with_more_outputs_than_inputs(scale):
+    """By eigenvectors of AᵀA, as by the singular vectors of the matrix in float64."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(7, 30)
+    with torch.no_grad():
+        layer.weight.mul_(scale)
+    x, z = torch.rand(3, 7), torch.randn(3, 7)
+    vectors = torch.linalg.svd(layer.weight.detach().double(), full_matrices=False).Vh
+    wanted = (vectors @ z.double().T).T.abs() / z.double().norm(dim=1, keepdim=True)
+    torch.testing.assert_close(alignment(layer, x, z), wanted, rtol=0, atol=1e-5)
