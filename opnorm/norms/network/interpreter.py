@@ -16,6 +16,7 @@ from opnorm.norms.network.normalization import normalization
 from opnorm.norms.network.one_variable import IDENTITY, MAX_STEPS
 from opnorm.norms.network.pointwise import Pending, Pointwise, Start, TooLong, pointwise
 from opnorm.norms.network.rules import FunctionCall, constant, depends, p_norm
+from opnorm.norms.network.sorting import JOINED, READ, Made, side_by_side
 from opnorm.norms.network.trace import first_line, leaves, tensors_in
 from opnorm.norms.nonlinear import SOFTMAX, softmax_constant
 
@@ -67,6 +68,7 @@ class BoundInterpreter(fx.Interpreter):
         self.bounds: dict[fx.Node, Any] = {}
         self.forms: dict[fx.Node, Pointwise] = {}  # the nodes as functions of one variable of nodes before
         self.result: Any = None
+        self.made: dict[fx.Node, Made] = {}
         self.written: set[fx.Node] = set()  # nodes whose values were written to later
         self.overwritten = ""  # a parameter or buffer that the forward writes to
 
@@ -84,6 +86,7 @@ class BoundInterpreter(fx.Interpreter):
             output = super().run_node(n)
         except Exception as e:  # of the user's own network
             raise BoundError(f"its graph fails where the model need not, at {n.name}: {first_line(e)}") from e
+        self.made[n] = self._made(n, args, kwargs, output)
         bound = self.bounds[n] = self._bound(n, args, kwargs, output)
         written = {t.untyped_storage().data_ptr() for t, version in versions if t._version != version}
         for m, value in self.env.items() if written else ():
@@ -221,7 +224,29 @@ class BoundInterpreter(fx.Interpreter):
             raise BoundError("not known; opnorm has no rule for it")
         if isinstance(call.kwargs.get("out"), Tensor):
             raise BoundError("writes its result into another value")
-        return rule(call)
+        bound = rule(call)
+        return min(bound, self._side_by_side(n)) if _operation(n) in JOINED else bound
+
+    def _side_by_side(self, n: fx.Node) -> float:
+        """The bound of values side by side by what their entries are; infinite where that is not known."""
+        parts = n.args[0] if n.args else n.kwargs["tensors"]
+
+        def bound(m: fx.Node) -> float:
+            known = self.bounds[m]
+            known = known.form.best(known.fallback) if isinstance(known, Pending) else known
+            return math.inf if isinstance(known, BoundError) else constant(known)
+
+        return side_by_side(parts, self.made, self.written, bound, self.ord)  # type: ignore[arg-type]
+
+    def _made(self, n: fx.Node, args: tuple, kwargs: dict[str, Any], output: Any) -> Made:
+        first = output[0] if isinstance(output, tuple | list) and output else output
+        shape = tuple(first.shape) if isinstance(first, Tensor) else ()
+        layer, operation = self._layer(n), _operation(n) if n.op in ("call_function", "call_method") else ""
+        if layer is not None and is_standard(layer, nn.ReLU) and not changed_by_hooks(layer):
+            operation = "relu"
+        fixed = not depends([self.bounds[m] for m in n.all_input_nodes if m is not (n.args or (None,))[0]])
+        settings, named = (args[1:], kwargs) if operation in READ else ((), {})
+        return Made(operation, settings, named, shape, first is not output, fixed)
 
     def _of_layer(self, layer: nn.Module, call: FunctionCall) -> float:
         if changed_by_hooks(layer):

@@ -118,7 +118,7 @@ refuse(
     "has no Lipschitz constant on all inputs, or none that is known here",
 )
 refuse(
-    "round floor ceil sign argmax argmin gt lt ge le eq ne topk sort",
+    "round floor ceil sign argmax argmin gt lt ge le eq ne",
     "jumps, or picks by the values themselves",
 )
 
@@ -318,6 +318,17 @@ def _(call: FunctionCall) -> Any:
         return RULES["maximum"](call)
     _, bound = call.only_input()
     return (bound, BoundError("the place of a maximum jumps")) if isinstance(call.output, tuple) else bound
+
+
+# the i-th largest entries of x and y differ by no more, in ℓp, than x and y: Σ |x_(i) - y_(i)|^p <= Σ |x_i - y_i|^p
+@rule("sort msort topk kthvalue median")
+def _(call: FunctionCall) -> Any:
+    _, bound = call.only_input()
+    if call.function == "topk" and not call.argument(4, "sorted", True):
+        raise BoundError("in no order (sorted=False)")
+    if not isinstance(call.output, tuple):
+        return bound
+    return bound, BoundError("the places of sorted entries jump")
 
 
 @rule("cat concat concatenate stack hstack vstack dstack")

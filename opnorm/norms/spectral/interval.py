@@ -116,7 +116,7 @@ def _length(layer: nn.Module, linear: LinearMap) -> Tensor:
     """About the size of the norm: of the weight, or of the image of a random input."""
     inner = unwrap(layer)
     if is_standard(inner, *WEIGHTED):
-        return lp.lp_norm(weight_of(inner).detach().double().view(1, -1), 2)
+        return lp.lp_norm(weight_of(inner).detach().double().reshape(1, -1), 2)
     return lp.lp_norm(linear @ _random_start(linear, 0), 2)
 
 

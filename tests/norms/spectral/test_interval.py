@@ -83,6 +83,17 @@ def test_affine_layers_without_an_entry_have_a_lower_bound(layer, shape):
     check(layer, shape, close=0.9)
 
 
+@pytest.mark.parametrize("layer", [nn.Linear(3, 5), nn.Conv2d(3, 5, 3)])
+def test_the_order_of_a_weight_in_memory_does_not_matter(layer):
+    shape = (3,) if isinstance(layer, nn.Linear) else (3, 6, 6)
+    before = spectral_norm(layer, shape)
+    layer.weight.data = layer.weight.data.transpose(0, 1).contiguous().transpose(0, 1)
+    assert not layer.weight.is_contiguous()
+    after = spectral_norm(layer, shape)
+    assert float(after.upper) == pytest.approx(float(before.upper), rel=1e-2)
+    assert float(after.lower) == pytest.approx(float(before.lower), rel=1e-2)
+
+
 def test_seed_and_state_of_the_caller_do_not_matter():
     layer = nn.Conv2d(2, 3, 3)
     torch.manual_seed(1)
