@@ -6,7 +6,8 @@ with noise of standard deviation 0.001) and ``mode``, that of the model during t
 that makes no sense raises AttackError, another setting SpecError.
 
 Attacks inside training leave the gradients of the weights, the batch-norm statistics and the global random state alone, and
-check pixels and labels in the first batch only.
+check pixels and labels in the first batch only. Under the caller's ``torch.autocast`` an objective and its attack compute
+under autocast, too.
 
 An objective that compares clean and attacked logits takes so many forward ``passes``: 2, of the clean and of the attacked
 inputs, each normalized by its own batch statistics; 1, of both together, which share them; or 3, in which the clean inputs
@@ -24,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opnorm._core.max_mahalanobis import centers, last_linear
-from opnorm._core.modes import Mode
+from opnorm._core.modes import Mode, default_modes, ordinary
+from opnorm._core.outputs import output_of
 from opnorm._core.settings import check_choice, check_number
 from opnorm._core.surrogate import training_surrogate
 from opnorm.attacks._checks import check_inputs
@@ -64,7 +66,7 @@ def plain(smoothing: float = 0.0) -> Objective:
     loss = _cross_entropy(smoothing)
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Outcome:
-        logits = model(x)
+        logits = output_of(model, x)
         return Outcome(loss(logits, y), logits)
 
     return objective
@@ -147,7 +149,7 @@ def mmc(
             logits, z = _features(model, points, layer)
             mu = layer.weight
         else:
-            z = logits = model(points)
+            z = logits = output_of(model, points)
             mu = centers(logits.shape[1], radius).to(logits.device)
         return Outcome((wide(z) - mu[y]).square().sum(1).mean() / 2, logits)
 
@@ -159,7 +161,7 @@ def _features(model: nn.Module, x: Tensor, layer: nn.Linear) -> tuple[Tensor, Te
     inputs: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     try:
-        logits = model(x)
+        logits = output_of(model, x)
     finally:
         handle.remove()
     return logits, inputs[0]
@@ -290,7 +292,7 @@ def _on_attacked(attack: PGD, loss: Callable[[Tensor, Tensor], Tensor]) -> Objec
     adversary = _adversary(attack)
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Outcome:
-        logits = model(adversary(model, x, y))
+        logits = output_of(model, adversary(model, x, y))
         return Outcome(loss(logits, y), logits)
 
     return objective
@@ -304,10 +306,10 @@ def _on_both(attack: PGD, loss: PairLoss, passes: int, most: int = 2) -> Objecti
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Outcome:
         points = adversary(model, x, y)
         if passes == 1:
-            clean, attacked = wide(model(torch.cat([x, points]))).chunk(2)
+            clean, attacked = wide(output_of(model, torch.cat([x, points]))).chunk(2)
         else:
-            clean, attacked = wide(model(x)), wide(model(points))
-        again = wide(model(x)) if passes == 3 else clean
+            clean, attacked = wide(output_of(model, x)), wide(output_of(model, points))
+        again = wide(output_of(model, x)) if passes == 3 else clean
         return Outcome(loss(clean, attacked, again, y), attacked)
 
     return objective
@@ -319,12 +321,13 @@ def _adversary(attack: PGD) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
 
     def adversary(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         nonlocal checked
-        monitor = None
-        if not checked:  # once: on a GPU each check costs a wait
-            check_inputs(x, y)
-            monitor, checked = GradientMonitor.of(y), True
-        seed = int(torch.randint(2**62, ()))
-        return attack.ascend(training_surrogate(model, x, attack.mode), x, y, seed, monitor)
+        with default_modes(keep_autocast=True):
+            x, y, monitor = ordinary(x), ordinary(y), None
+            if not checked:  # once: on a GPU each check costs a wait
+                check_inputs(x, y)
+                monitor, checked = GradientMonitor.of(y), True
+            seed = int(torch.randint(2**62, ()))
+            return attack.ascend(training_surrogate(model, x, attack.mode), x, y, seed, monitor)
 
     return adversary
 

@@ -1,24 +1,86 @@
-"""Contexts that use a model in a mode and then restore its modes, gradients, statistics and random numbers."""
+"""Contexts that use a model in a mode and then restore its modes, gradients, statistics and random numbers.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal, get_args
+And torch's own global modes, which must not change a result: :func:`in_default_modes` decorates public functions.
+"""
+
+import copy
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from opnorm.errors import ModelError
 
-__all__ = ["Mode", "evaluating", "model_state_preserved"]
+__all__ = ["Mode", "default_modes", "evaluating", "in_default_modes", "model_state_preserved", "ordinary"]
 
 Mode = Literal["eval", "train", "as is"]
 """The mode of a model inside such a context; ``as is`` leaves every module in its own."""
+AUTOCAST = ("cpu", "cuda", "mps", "xpu")
+F = TypeVar("F", bound=Callable[..., Any])
+_OWNER: dict[int, int] = {}
+"""The thread that uses a module, by the module's id; changed under ``_FREE``."""
+_FREE = threading.Condition()
+
+
+# ---------------------------------------------------------------- torch's modes
+
+
+@contextmanager
+def default_modes(*, keep_autocast: bool = False) -> Iterator[None]:
+    """Without the caller's inference mode, default device, anomaly detection and, if not kept, autocast.
+
+    The default type stays: tensors of opnorm are made with a type of their own.
+    """
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        for device in () if keep_autocast else AUTOCAST:
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        if torch.is_anomaly_enabled():  # a NaN gradient is reported, not raised
+            stack.enter_context(torch.autograd.set_detect_anomaly(False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield
+
+
+def in_default_modes(function: F) -> F:
+    """Decorate a public function: it runs in :func:`default_modes`, with arguments that are :func:`ordinary`."""
+
+    @functools.wraps(function)
+    def inner(*args: Any, **kwargs: Any) -> Any:
+        with default_modes():
+            args, kwargs = tree_map(ordinary, (args, kwargs))
+            return function(*args, **kwargs)
+
+    return cast(F, inner)
+
+
+def ordinary(value: Any) -> Any:
+    """The value; a copy of a tensor or a model that was made in inference mode, which autograd does not take."""
+    if isinstance(value, Tensor):
+        return value.clone() if value.is_inference() else value
+    if isinstance(value, nn.Module):
+        tensors = (*value.parameters(), *value.buffers())
+        return copy.deepcopy(value) if any(t.is_inference() for t in tensors) else value
+    return value
+
+
+# ---------------------------------------------------------------- a model's mode
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in eval mode and without gradients; afterwards every module is in the mode it was in."""
-    with _in_mode(model, "eval"), torch.no_grad():
+    """The model in eval mode and without gradients; afterwards every module is in the mode it was in.
+
+    For one thread at a time, as :func:`model_state_preserved`.
+    """
+    with _one_thread(model), _in_mode(model, "eval"), torch.no_grad():
         yield model
 
 
@@ -30,6 +92,9 @@ def model_state_preserved(model: nn.Module, mode: Mode = "eval") -> Iterator[nn.
     gradients accumulated so far, the buffers (batch-norm statistics move in train mode) and the global random state
     (dropout draws from it in train mode).
 
+    One thread at a time uses a module inside: another waits, also where two models share one. Different models are used
+    at the same time, but torch's random state is one for all threads.
+
     Args:
         model: any module.
         mode: of the model inside; one of ``eval``, ``train``, ``as is``.
@@ -37,6 +102,29 @@ def model_state_preserved(model: nn.Module, mode: Mode = "eval") -> Iterator[nn.
     Raises:
         ModelError: the mode has another name.
     """
+    with _one_thread(model), _preserved(model, mode):
+        yield model
+
+
+@contextmanager
+def _one_thread(model: nn.Module) -> Iterator[None]:
+    """Wait until no other thread uses a module of the model; then all are this thread's."""
+    modules, thread = list(model.modules()), threading.get_ident()
+    with _FREE:
+        _FREE.wait_for(lambda: all(_OWNER.get(id(m), thread) == thread for m in modules))
+        taken = {id(m) for m in modules} - _OWNER.keys()  # not those of a context around this one
+        _OWNER.update(dict.fromkeys(taken, thread))
+    try:
+        yield
+    finally:
+        with _FREE:
+            for key in taken:
+                del _OWNER[key]
+            _FREE.notify_all()
+
+
+@contextmanager
+def _preserved(model: nn.Module, mode: Mode) -> Iterator[None]:
     frozen = [p for p in model.parameters() if p.requires_grad]
     moves = mode == "train" or (mode == "as is" and any(m.training for m in model.modules()))
     buffers = [
@@ -49,7 +137,7 @@ def model_state_preserved(model: nn.Module, mode: Mode = "eval") -> Iterator[nn.
         for p in frozen:
             p.requires_grad_(False)
         try:
-            yield model
+            yield
         finally:
             for p in frozen:
                 p.requires_grad_(True)

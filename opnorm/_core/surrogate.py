@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from opnorm._core.layers import BATCH_NORM, LINEAR_OR_CONV
 from opnorm._core.modes import Mode
+from opnorm._core.outputs import one_tensor, output_of
 
 __all__ = ["Surrogate", "evaluation_surrogate", "has_bf16", "training_surrogate"]
 
@@ -30,9 +31,8 @@ def has_bf16(device: torch.device) -> bool:
     """Whether the hardware multiplies in bfloat16; where it is emulated, it is up to 100 times slower than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    if (
-        device.type != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX512"
-    ):  # ATEN_CPU_CAPABILITY restricts it
+    # ATEN_CPU_CAPABILITY restricts it
+    if device.type != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
@@ -138,7 +138,7 @@ class Surrogate(nn.Module):
                 hooks.enter_context(
                     layer.register_forward_hook(lambda m, _, out: outputs.update({layers[m]: out}))
                 )
-            logits = self.network(x)
+            logits = output_of(self.network, x)
         folded = dict(self.folded)
         for name in [name for name, out in outputs.items() if out is logits and name not in folded]:
             _replace(self.network, name, _Float32(model.get_submodule(name)))
@@ -148,7 +148,7 @@ class Surrogate(nn.Module):
         """(B, ...) -> (B, K), float32."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             out = self.network(x)
-        return out.float() if isinstance(out, Tensor) else out
+        return one_tensor(out).float()
 
     @torch.no_grad()
     def refresh(self, model: nn.Module) -> None:
@@ -172,7 +172,8 @@ class Surrogate(nn.Module):
         """
         trained = _with_statistics(model)
         self.refresh(trained)
-        weights = torch.linspace(1, 2, trained(x[:1])[0].numel(), device=x.device)
+        size = output_of(trained, x[:1])[0].numel()
+        weights = torch.linspace(1, 2, size, dtype=torch.float32, device=x.device)
         own, expected = (
             _outputs_and_gradients(network, x, lambda out: out.flatten(1) @ weights)
             for network in (self, trained)
@@ -268,7 +269,7 @@ def _outputs_and_gradients(
     """Outputs (B, ...), and the gradient of each point's loss (B, n); zero where the loss does not depend on x."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        out = network(x.clone())  # which it may write to
+        out = output_of(network, x)
         value = loss(out).sum()
         grad = torch.autograd.grad(value, x)[0] if value.requires_grad else torch.zeros_like(x)
     return out.detach(), grad.flatten(1)

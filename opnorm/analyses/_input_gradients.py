@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from opnorm._core.modes import model_state_preserved
+from opnorm._core.outputs import output_of
 from opnorm.analyses._shared.analysis import Analysis, Cells, Methods, Row, Rows, register
 from opnorm.analyses._shared.points import batches, check_points, first, six_digits
 from opnorm.attacks._checks import check_logits
@@ -48,7 +49,7 @@ def input_gradients(points: int | None = None) -> Analysis:
         for x, y in batches(split, model):
             with model_state_preserved(model), torch.enable_grad():
                 z = x.detach().requires_grad_()
-                logits = model(z)
+                logits = output_of(model, z)
                 check_logits(logits, y)
                 (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), z)
             lengths.append(gradient.flatten(1).double().norm(dim=1))

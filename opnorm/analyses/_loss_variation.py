@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.modes import evaluating
+from opnorm._core.outputs import output_of
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
 from opnorm.analyses._shared.points import amounts, check_points, cross_entropy, first, logits_of
 from opnorm.attacks import pgd
@@ -43,7 +44,7 @@ def loss_variation(
             for radius, attack in attacks.items():
                 moved = attack(model, x, y)
                 with evaluating(model):
-                    change = (cross_entropy(model(moved), y) - clean).abs()
+                    change = (cross_entropy(output_of(model, moved), y) - clean).abs()
                 largest = torch.maximum(largest, change)
                 parts[radius].append(largest)
         found = []

@@ -5,6 +5,7 @@ import math
 from torch import Tensor, nn
 
 from opnorm._core.modes import evaluating
+from opnorm._core.outputs import output_of
 from opnorm.analyses._shared.analysis import Analysis, Cells, Methods, Row, Rows, register
 from opnorm.analyses._shared.layer_rows import names_in_order
 from opnorm.analyses._shared.points import check_points, in_double, sample
@@ -52,8 +53,7 @@ def scale_shift(points: int | None = 100, seed: int = 0) -> Analysis:
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
     with evaluating(model):
-        logits: Tensor = model(x)
-    return logits
+        return output_of(model, x)
 
 
 def sentence(rows: Rows) -> str:

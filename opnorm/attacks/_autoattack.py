@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.modes import Mode, model_state_preserved
+from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
+from opnorm._core.outputs import output_of
 from opnorm._core.surrogate import evaluation_surrogate
 from opnorm.attacks._apgd import apgd_search
 from opnorm.attacks._batching import Options, Problem, Searches, SearchResult, run_searches
@@ -174,6 +175,7 @@ class AutoAttack:
             warnings.warn(note, stacklevel=2)
         return result.points
 
+    @in_default_modes
     def evaluate(
         self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int | None = None, progress: Progress | None = None
     ) -> AttackResult:  # fmt: skip
@@ -187,6 +189,7 @@ class AutoAttack:
         """
         return self._evaluate(model, x, y, [self.eps], seed, progress)
 
+    @in_default_modes
     def robust_at(
         self, model: nn.Module, x: Tensor, y: Tensor, radii: Sequence[float], *, seed: int | None = None
     ) -> Tensor:
@@ -280,7 +283,7 @@ class AutoAttack:
     def _clean_logits(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         logits = []
         for part, labels in zip(x.split(self.batch), y.split(self.batch), strict=True):
-            logits.append(model(part.clone()))
+            logits.append(output_of(model, part))
             check_logits(logits[-1], labels)
         return torch.cat([wide(z) for z in logits])
 

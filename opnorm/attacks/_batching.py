@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.modes import Mode, model_state_preserved
+from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
+from opnorm._core.outputs import output_of
 from opnorm._core.random import point_keys
 from opnorm.attacks._checks import check_inputs, check_logits
 from opnorm.attacks._extrapolation import FIRST_STEPS
@@ -267,7 +268,7 @@ class _Group:
         point, y, result, counts = self.point[rows], self.batch.y[rows], self.result, self.record.counts
         candidates = select(self.batch.ball, rows).project(z[rows])
         with torch.no_grad():
-            logits = wide(self.problem.model(candidates.clone()))
+            logits = wide(output_of(self.problem.model, candidates))
         valid = logits.isfinite().all(1)
         counts["confirmations"] += len(point)
         counts["invalid_logits"] += int((~valid).sum())
@@ -307,6 +308,7 @@ class SearchAttack:
     mode: Mode = "eval"
     seed: int = 0
 
+    @in_default_modes
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int | None = None) -> Tensor:
         """Attack every point; with ``stop_at_success`` a misclassified clean point stays as it is."""
         check_inputs(x, y)
@@ -314,7 +316,7 @@ class SearchAttack:
         if self.eps == 0 or not len(x):
             return points
         with model_state_preserved(model, self.mode), torch.no_grad():
-            logits = model(points.clone())
+            logits = output_of(model, points)
             check_logits(logits, y)
             attacked = (logits.argmax(1) == y) | (not self.stop_at_success)
             result = run_searches(

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.lp import conjugate, lp_norm
-from opnorm._core.modes import Mode, model_state_preserved
+from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
+from opnorm._core.outputs import output_of
 from opnorm._core.random import point_keys
 from opnorm.attacks._batching import SearchAttack
 from opnorm.attacks._checks import check_inputs, check_logits, check_settings
@@ -67,6 +68,7 @@ def fab(
 class BoundaryAttack(SearchAttack):
     """The attack that :func:`fab` describes."""
 
+    @in_default_modes
     def closest(
         self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int | None = None
     ) -> MinimumNormPoints:
@@ -83,7 +85,7 @@ class BoundaryAttack(SearchAttack):
         if not len(x):
             return MinimumNormPoints(points, distance)
         with model_state_preserved(model, self.mode), torch.no_grad():
-            logits = model(x.clone())
+            logits = output_of(model, x)
             check_logits(logits, y)
             rows = (logits.argmax(1) == y).nonzero().squeeze(1)
             targets = torch.full_like(y, -1)[:, None]
@@ -172,7 +174,7 @@ class FAB(Search[FABState]):
     def query(self, model: nn.Module, batch: Batch, state: FABState) -> Response:
         """The logits at z; the gap and its gradient where the step begins."""
         with torch.no_grad():
-            logits = wide(model(state.z.clone()))
+            logits = wide(output_of(model, state.z))
         begin = replace(state, z=self._begin(batch, state, logits))
         if self.targeted:
             response = evaluate(model, [(self, batch, begin)])[0]
@@ -220,7 +222,7 @@ class FAB(Search[FABState]):
         """The gap to the class whose hyperplane is closest, and its gradient."""
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            logits = wide(model(z.clone()))
+            logits = wide(output_of(model, z))
             gaps = logits - logits.gather(1, batch.y[:, None])
             loss, grad, least = gaps[:, 0], torch.zeros_like(z), torch.full_like(gaps[:, 0], math.inf)
             for k, gap in enumerate(gaps.unbind(1)):

@@ -57,7 +57,7 @@ def _small_change(points: Points) -> Outcome:
     total = len(points.x)
     if not points.precise:
         return False, "", "not examined: the model is in half precision"
-    moved = points.x + torch.where(points.x < 0.5, 1e-5, -1e-5)
+    moved = points.x + torch.where(points.x < 0.5, 1e-5, -1e-5).to(points.x.dtype)
     same = int((points.logits == points.compute(moved)).all(1).sum())
     bad = (
         f"the logits of {same} of {total} points stay the same when every pixel changes by 0.00001: rounding there, or "

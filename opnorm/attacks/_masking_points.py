@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.outputs import output_of
 from opnorm._core.random import point_keys, uniform
 from opnorm.attacks._apgd import apgd_search
 from opnorm.attacks._batching import Options, Problem, Searches, run_searches
@@ -71,7 +72,7 @@ class Points:
 
     def compute(self, x: Tensor) -> Tensor:
         """The logits (B, K) in float32 at least."""
-        return wide(self.model(x.clone()))
+        return wide(output_of(self.model, x))
 
     @cached_property
     def logits(self) -> Tensor:

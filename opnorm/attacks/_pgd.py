@@ -7,7 +7,8 @@ from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.modes import Mode, model_state_preserved
+from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
+from opnorm._core.outputs import output_of
 from opnorm._core.random import normal, point_keys
 from opnorm._core.surrogate import evaluation_surrogate
 from opnorm.attacks._checks import check_inputs, check_logits, check_settings
@@ -142,7 +143,7 @@ class _Call(NamedTuple):
     monitor: GradientMonitor | None
 
     def logits(self, network: nn.Module, z: Tensor, rows: Rows = slice(None)) -> Tensor:
-        logits = network(z.clone())  # which it may write to
+        logits = output_of(network, z)
         if self.monitor is not None:
             check_logits(logits, self.y[rows])
         return wide(logits)
@@ -200,6 +201,7 @@ class PGD:
                 "expected a random start"
             )
 
+    @in_default_modes
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int | None = None) -> Tensor:
         """Attack every point; warns where the gradient gives no direction."""
         check_inputs(x, y)
@@ -292,7 +294,7 @@ class PGD:
         """The network for gradients; a copy costs as much as some steps, and its rounding hides small distances."""
         if not (self.bf16 and self.mode == "eval" and self.steps >= 10 and self.loss in AGAINST_LABELS):
             return model
-        check_logits(model(x[:16].clone()), y[:16])
+        check_logits(output_of(model, x[:16]), y[:16])
         return evaluation_surrogate(model, x[:16], y[:16]) or model
 
     def _ascend(self, region: Ball, z: Tensor, grad: Tensor, k: int) -> Tensor:

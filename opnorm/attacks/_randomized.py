@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.outputs import output_of
 from opnorm.attacks.losses import wide
 
 __all__ = ["MeanProbabilities", "is_random", "seed_global"]
@@ -20,10 +21,10 @@ class MeanProbabilities(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         """(B, ...) -> (B, K)."""
-        first = self.model(x.clone())
-        if not isinstance(first, Tensor) or first.ndim != 2:
+        first = output_of(self.model, x)
+        if first.ndim != 2:
             return first  # check_logits raises the error
-        logits = [wide(first), *(wide(self.model(x.clone())) for _ in range(self.passes - 1))]
+        logits = [wide(first), *(wide(output_of(self.model, x)) for _ in range(self.passes - 1))]
         return torch.stack([z.log_softmax(1) for z in logits]).logsumexp(0) - math.log(self.passes)
 
 
@@ -37,5 +38,5 @@ def seed_global(seed: int, device: torch.device) -> None:
 
 def is_random(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
     """Whether a second pass over the first batch gives other logits."""
-    first, second = logits[: len(x)], wide(model(x.clone()))
+    first, second = logits[: len(x)], wide(output_of(model, x))
     return not torch.allclose(first, second, rtol=1e-4, atol=1e-5 * float(first.abs().max()))

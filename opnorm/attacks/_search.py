@@ -13,6 +13,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.outputs import output_of
 from opnorm.attacks._gradients import input_gradient
 from opnorm.attacks.losses import wide
 from opnorm.attacks.projections import Ball
@@ -126,7 +127,7 @@ def evaluate(model: nn.Module, jobs: Sequence[tuple[Search[Any], Batch, Any]]) -
     sizes = [len(z) for z in points]
     with torch.enable_grad():
         z = torch.cat(points).detach().requires_grad_()
-        logits = wide(model(z.clone()))  # which the model may write to
+        logits = wide(output_of(model, z))
         parts = zip(jobs, logits.split(sizes), strict=True)
         loss = torch.cat([search.loss(batch, state, part) for (search, batch, state), part in parts])
         grad = input_gradient(loss, z)

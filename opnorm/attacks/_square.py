@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.modes import Mode
+from opnorm._core.outputs import output_of
 from opnorm._core.random import GOLDEN, uniform
 from opnorm.attacks._batching import SearchAttack
 from opnorm.attacks._checks import check_settings
@@ -144,7 +145,7 @@ class Square(Search[SquareState]):
         every = batch if ahead == 1 else select(batch, row)
         with torch.no_grad():
             z = self.proposal(every, state.best[row], state.k[row] + turn)
-            logits = wide(model(z.clone()))
+            logits = wide(output_of(model, z))
         loss = margin(logits, every.y)
         if ahead == 1:
             state.z = z

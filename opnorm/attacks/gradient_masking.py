@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.confidence import confidence_interval
-from opnorm._core.modes import Mode, model_state_preserved
+from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
+from opnorm._core.outputs import output_of
 from opnorm.attacks._masking_experiments import CORRECT, ROBUST, Outcome, other_attack
 from opnorm.attacks._masking_points import STEPS, Points, sample
 from opnorm.attacks._pgd import pgd
@@ -64,6 +65,7 @@ class GradientMaskingReport:
         return {"passed": self.passed, "summary": self.summary, "indicators": indicators}
 
 
+@in_default_modes
 def check_gradient_masking(
     model: nn.Module,
     x: Tensor,
@@ -113,6 +115,7 @@ def _guessing(correct: int, y: Tensor) -> Indicator:
     return Indicator("the model", True, f"{text}, which may be guessing: is it trained?")
 
 
+@in_default_modes
 def check_transfer(
     model: nn.Module, other: nn.Module, x: Tensor, y: Tensor, result: AttackResult,
     norm: float, eps: float, mode: Mode = "eval",
@@ -127,7 +130,7 @@ def check_transfer(
     some = sample(result.robust)
     points = pgd(norm, eps, STEPS)(other, x[some], y[some])
     with model_state_preserved(model, mode), torch.no_grad():
-        found = int((wide(model(points.clone())).argmax(1) != y[some]).sum())
+        found = int((wide(output_of(model, points)).argmax(1) != y[some]).sum())
     fall = found / len(some) * int(result.robust.sum()) / int(result.correct.sum())
     return _indicator("the attack", other_attack("PGD on the surrogate", found, len(some), fall))
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.modes import Mode, model_state_preserved
+from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
+from opnorm._core.outputs import output_of
 from opnorm.attacks._checks import check_inputs, check_logits, is_amount
 from opnorm.attacks._pgd import Attack
 from opnorm.attacks._rows import column, where
@@ -33,6 +34,7 @@ class MinimumNormPoints(NamedTuple):
     distance: Tensor
 
 
+@in_default_modes
 def minimal_eps(
     model: nn.Module,
     x: Tensor,
@@ -73,7 +75,7 @@ def minimal_eps(
     x = x.detach()
     points, cells = x.clone(), 2**halvings
     wrong = _wrong(model, x, y, mode)
-    distance = torch.where(wrong, 0.0, math.inf).double()
+    distance = torch.zeros(len(x), dtype=torch.float64, device=x.device).masked_fill(~wrong, math.inf)
     # robust at radius low, misclassified at radius high, both in cells; the first try is at the highest
     low, high = torch.zeros_like(y), torch.where(wrong, 1, 2 * cells)
     while (open_ := high - low > 1).any():
@@ -129,7 +131,7 @@ def bisect_to_boundary(
     for _ in range(BISECTIONS if found.any() else 0):
         middle = (low + high) / 2
         z = torch.lerp(x, points, column(middle, x)).clamp_(0, 1)
-        logits = model(z.clone())
+        logits = output_of(model, z)
         wrong = found & (logits.argmax(1) != y) & logits.isfinite().all(1)
         best = where(wrong, z, best)
         low, high = torch.where(wrong, low, middle), torch.where(wrong, middle, high)
@@ -139,6 +141,6 @@ def bisect_to_boundary(
 
 def _wrong(model: nn.Module, x: Tensor, y: Tensor, mode: Mode) -> Tensor:
     with model_state_preserved(model, mode), torch.no_grad():
-        logits = model(x.clone())
+        logits = output_of(model, x)
     check_logits(logits, y)
     return logits.argmax(1) != y

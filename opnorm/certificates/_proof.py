@@ -16,7 +16,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.modes import model_state_preserved
+from opnorm._core.modes import in_default_modes, model_state_preserved
+from opnorm._core.outputs import output_of
 from opnorm._core.settings import check_choice
 from opnorm.attacks._autoattack import Certificate
 from opnorm.attacks._checks import check_inputs, check_logits, is_amount
@@ -56,6 +57,7 @@ def proof(method: str = "auto") -> Certificate:
     return certify
 
 
+@in_default_modes
 def certified(
     model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: float = math.inf, method: str = "auto"
 ) -> Tensor:
@@ -89,7 +91,7 @@ def certified(
         x = x.detach()
         right = proved.clone()
         for points in torch.arange(len(x), device=x.device).split(BATCH):
-            logits = model(x[points])
+            logits = output_of(model, x[points])
             check_logits(logits, y[points])
             right[points] = logits.argmax(1) == y[points]
         if method in ("auto", "lipschitz") and right.any():
@@ -97,8 +99,6 @@ def certified(
         if method == "lipschitz":
             return proved
         try:
-            if torch.is_autocast_enabled(x.device.type):
-                raise NoBoundsError("autocast computes in 16 bits")
             layers = network_bounds(model, tuple(x.shape[1:]))
         except NoBoundsError as reason:
             warnings.warn(f"no bounds for this network, so nothing is proved by them: {reason}", stacklevel=2)

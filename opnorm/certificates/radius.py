@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.lp import lp_norm
-from opnorm._core.modes import evaluating
+from opnorm._core.modes import evaluating, in_default_modes
+from opnorm._core.outputs import output_of
 from opnorm._core.settings import check_choice
 from opnorm.attacks._checks import check_inputs, check_logits
 from opnorm.attacks.losses import wide
@@ -27,6 +28,7 @@ BATCH = 64
 SLACK = 1e-3  # of the largest logit, where the rounding of a network is not bounded
 
 
+@in_default_modes
 def lipschitz_radius(model: nn.Module, x: Tensor, y: Tensor, norm: float = math.inf) -> Tensor:
     """The radius within which no input is misclassified.
 
@@ -57,7 +59,7 @@ def lipschitz_radius(model: nn.Module, x: Tensor, y: Tensor, norm: float = math.
     with evaluating(model):
         batches = []
         for part, labels in zip(x.split(BATCH), y.split(BATCH), strict=True):
-            batches.append(model(part.clone()))
+            batches.append(output_of(model, part))
             check_logits(batches[-1], labels)
         logits = torch.cat([wide(z) for z in batches]).double()
         lipschitz = _lipschitz_of_gaps(model, x[:1], norm, logits.shape[1]).to(logits.device)

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from opnorm._core.layers import unwrap
+from opnorm._core.modes import in_default_modes
 from opnorm.errors import ModelError, did_you_mean
 from opnorm.norms.network.trace import trace
 
@@ -48,6 +49,7 @@ class Features(nn.Module):
         return calls[0].flatten(1)
 
 
+@in_default_modes
 def features(model: nn.Module, x: Tensor, layer: str | None = None) -> Features:
     """φ^{L-1}, the last hidden features: what the last linear layer of the forward pass is given.
 

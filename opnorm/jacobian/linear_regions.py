@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from opnorm._core.modes import Mode, model_state_preserved
+from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
 from opnorm.errors import ModelError
 from opnorm.jacobian.products import check_points
 from opnorm.norms.network.trace import eagerly
@@ -46,6 +46,7 @@ class Pattern(NamedTuple):
     smooth: tuple[str, ...]
 
 
+@in_default_modes
 def activations(model: nn.Module, x: Tensor, mode: Mode = "eval") -> Pattern:
     """The activation pattern φ(x) of every point of x, (B, *in), from one forward pass.
 
@@ -59,7 +60,6 @@ def activations(model: nn.Module, x: Tensor, mode: Mode = "eval") -> Pattern:
     """
     check_points(x)
     with (
-        torch.inference_mode(False),
         eagerly(),
         model_state_preserved(model, mode),
         torch.enable_grad(),

@@ -21,6 +21,7 @@ from opnorm._core.lp import (
     power_of_two,
     random_start,
 )
+from opnorm._core.modes import in_default_modes
 from opnorm._core.rounding import unit_roundoff
 from opnorm._core.settings import check_count
 from opnorm.errors import NormError
@@ -66,6 +67,7 @@ class PointNorms(NamedTuple):
     method: str
 
 
+@in_default_modes
 def jacobian_norm(
     model: nn.Module,
     x: Tensor,

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.linear_map import LinearMap
-from opnorm._core.modes import Mode, model_state_preserved
+from opnorm._core.modes import Mode, default_modes, in_default_modes, model_state_preserved, ordinary
+from opnorm._core.outputs import output_of
 from opnorm.errors import ModelError, NormError
 from opnorm.norms.network.trace import eagerly
 
@@ -96,14 +97,18 @@ def linearized(model: nn.Module, x: Tensor, *, mode: Mode = "eval") -> Iterator[
         NormError: x is not a batch of floating point numbers.
     """
     check_points(x)
-    with torch.inference_mode(False), eagerly(), model_state_preserved(model, mode), torch.enable_grad():
+    with (
+        default_modes(),
+        eagerly(),
+        model_state_preserved(model := ordinary(model), mode),
+        torch.enable_grad(),
+    ):
         _refuse_coupling(model)
-        with torch.autocast(x.device.type, enabled=False):
-            inputs = x.detach().clone().requires_grad_()
-            outputs = model(inputs.clone())  # the first layer may work in place
-            _check_output(model, outputs, inputs)
-            _refuse_mixing(model, x)
-            yield Jacobian(inputs, outputs)
+        inputs = x.detach().clone().requires_grad_()
+        outputs = output_of(model, inputs)
+        _check_output(model, outputs, inputs)
+        _refuse_mixing(model, x)
+        yield Jacobian(inputs, outputs)
 
 
 def check_points(x: Tensor) -> None:
@@ -138,7 +143,7 @@ def _refuse_mixing(model: nn.Module, x: Tensor) -> None:
     """ModelError unless, for two of the points, no output of the one has a gradient at the other."""
     pair = x.detach()[[0, -1]].requires_grad_()
     try:
-        outputs = model(pair.clone())
+        outputs = output_of(model, pair)
     except Exception:  # noqa: BLE001 - of the user's own network, which may take no other batch than x
         return
     if not outputs.requires_grad:
@@ -191,6 +196,7 @@ def rows_of(model: nn.Module, x: Tensor, *, mode: Mode = "eval", columns: bool =
             yield (A @ units.view(-1, *A.in_shape)).unflatten(0, (len(x), copies))[:, : len(some)]
 
 
+@in_default_modes
 def explicit(model: nn.Module, x: Tensor, *, mode: Mode = "eval", limit: int = 2**30) -> Tensor:
     """The Jacobians as matrices, (B, K, *in), of the type of x, with the outputs flattened to K.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.lp import lp_norm
-from opnorm._core.modes import Mode
+from opnorm._core.modes import Mode, in_default_modes
 from opnorm.errors import NormError
 from opnorm.jacobian.products import check_points, explicit, linearized, points_at_once
 
@@ -16,6 +16,7 @@ BYTES = 2**28  # of explicit Jacobians at a time, in float64
 LARGEST = 2**31  # bytes of one of them
 
 
+@in_default_modes
 def singular_values(model: nn.Module, x: Tensor, *, mode: Mode = "eval") -> Tensor:
     """All singular values of J(x_b), the largest first: (B, min(K, n)) float64 for K outputs and n inputs.
 
@@ -30,6 +31,7 @@ def singular_values(model: nn.Module, x: Tensor, *, mode: Mode = "eval") -> Tens
     return torch.cat([torch.linalg.svdvals(A) for A in _matrices(model, x, mode)])
 
 
+@in_default_modes
 def alignment(model: nn.Module, x: Tensor, z: Tensor, *, mode: Mode = "eval") -> Tensor:
     """|cos| of the angle between z_b and the r-th right singular vector of J(x_b), (B, min(K, n)) float64, r = 1, 2, ...
 

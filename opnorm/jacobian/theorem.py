@@ -18,6 +18,7 @@ from opnorm._core.lp import (
     power_iteration,
     random_start,
 )
+from opnorm._core.modes import in_default_modes
 from opnorm._core.settings import check_count, check_number
 from opnorm.errors import NormError
 from opnorm.jacobian.linear_regions import activations, same_region
@@ -107,6 +108,7 @@ def secant_ascent(
             v = torch.where(per_row(lp_norm(far, p) > 1, far), on_sphere(far, p), far)
 
 
+@in_default_modes
 def theorem_1(
     model: nn.Module,
     x: Tensor,

@@ -9,6 +9,7 @@ from torch import nn
 
 from opnorm._core.layers import BATCH_NORM, Shape, check_weights, in_float64, unwrap
 from opnorm._core.linear_map import linear_map
+from opnorm._core.modes import in_default_modes
 from opnorm.errors import NormError
 from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.norms.nonlinear import copying_norm, is_copying, is_nonlinear, known_base
@@ -30,6 +31,7 @@ Order = float | tuple[float, float]
 MATRIX_LIMIT = 2**24  # entries of the matrix of a layer that opnorm has no formula for: 128 MiB
 
 
+@in_default_modes
 def operator_norm(
     layer: nn.Module,
     ord: Order,

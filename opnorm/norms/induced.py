@@ -34,6 +34,7 @@ from opnorm._core.layers import (
 )
 from opnorm._core.linear_map import LinearMap, linear_map
 from opnorm._core.lp import check_orders, conjugate, dual, lp_norm, per_row, power_iteration
+from opnorm._core.modes import in_default_modes
 from opnorm._core.rounding import unit_roundoff
 from opnorm.errors import NormError
 from opnorm.norms.exact.by_layer import l1, linf
@@ -125,6 +126,7 @@ def _of_matrix(A: Tensor, p: float, q: float, restarts: int, seed: int) -> Norm:
     return _interval(lower, bounds, slack, restarts)
 
 
+@in_default_modes
 def induced_norm(
     layer: nn.Module | LinearMap,
     p: float,

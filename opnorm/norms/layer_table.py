@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from opnorm._core.layers import BATCH_NORM, Shape, check_weights, unwrap
+from opnorm._core.modes import in_default_modes
 from opnorm.errors import NormError
 from opnorm.norms._operator_norm import Order, check_ords, interval_settings, norm_of
 from opnorm.norms.exact.by_layer import l1
@@ -21,6 +22,7 @@ from opnorm.norms.table import LayerNorms, NormTable, matching
 __all__ = ["layer_norms", "measure"]
 
 
+@in_default_modes
 def measure(
     model: nn.Module,
     example: Example,

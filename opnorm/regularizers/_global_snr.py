@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from opnorm._core.layers import TRANSPOSED
 from opnorm._core.linear_map import LinearMap
 from opnorm._core.lp import dual
+from opnorm._core.modes import in_default_modes
 from opnorm._core.settings import check_choice, check_count, check_number
 from opnorm.jacobian import Matrices
 from opnorm.regularizers.hooks import Hooks, Regularizer, bound
@@ -58,6 +59,7 @@ def global_snr(lam: float = 0.01, steps: int = 1, operator: str = "reshaped") ->
         same = isinstance(target.layer, TRANSPOSED), target.weight.shape
         return same if reshaped(target) else (*same, target.in_shape, GEOMETRY(target.layer))
 
+    @in_default_modes
     def bind(model: nn.Module, example: Tensor) -> Hooks:
         layers = matrix_layers(model, example, "global_snr", sized=operator == "true", derived=True)
         operators: dict[str, Operator] = {}
@@ -71,9 +73,8 @@ def global_snr(lam: float = 0.01, steps: int = 1, operator: str = "reshaped") ->
             vectors[name] = dual(u, 2)
 
         def penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-            with torch.autocast(x.device.type, enabled=False):
-                squares = [_squares(operators[name](), u, steps) for name, u in vectors.items()]
-                return lam / 2 * torch.cat(squares).sum()
+            squares = [_squares(operators[name](), u, steps) for name, u in vectors.items()]
+            return lam / 2 * torch.cat(squares).sum()
 
         return bound(Hooks(penalty=penalty, state=vectors), parameters_of(layers), "global_snr")
 

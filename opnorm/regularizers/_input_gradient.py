@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opnorm._core.layers import check_initialized
-from opnorm._core.modes import Mode
+from opnorm._core.modes import Mode, in_default_modes
 from opnorm._core.settings import check_choice, check_number
 from opnorm.jacobian import linearized, lp_norm
 from opnorm.regularizers.batch_statistics import point_by_point
-from opnorm.regularizers.hooks import Hooks, Regularizer
+from opnorm.regularizers.hooks import Hooks, Regularizer, bound
 from opnorm.spec import factory
 
 __all__ = ["input_gradient"]
@@ -32,6 +32,7 @@ def input_gradient(lam: float = 1e-2, q: float = 2, power: float = 2, *, mode: M
     check_choice("mode", mode, get_args(Mode))
     check_number("power", power, "an exponent of at least 1", least=1)
 
+    @in_default_modes
     def bind(model: nn.Module, example: Tensor) -> Hooks:
         check_initialized(model, "input_gradient")
         with linearized(model, example[:1]):  # errors come before training
@@ -44,6 +45,6 @@ def input_gradient(lam: float = 1e-2, q: float = 2, power: float = 2, *, mode: M
                 (gradient,) = torch.autograd.grad(loss, inputs, create_graph=True)
             return lam * lp_norm(gradient, q).pow(power).mean()
 
-        return Hooks(penalty=penalty)
+        return bound(Hooks(penalty=penalty), (), "input_gradient")
 
     return bind

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from opnorm._core.convolution import conv_geometry
 from opnorm._core.layers import BATCH_NORM, CONV, LINEAR
+from opnorm._core.modes import in_default_modes
 from opnorm._core.settings import check_choice, check_number
 from opnorm.errors import ModelError, NormError
 from opnorm.norms.exact.by_layer import l1, linf
@@ -61,6 +62,7 @@ def norm_decay(
     kinds = (*(LINEAR if linear else ()), *(CONV if conv else ()), *(BATCH_NORM if batch_norm else ()))
     left_out = tuple(kind for kind in (*LINEAR, *CONV, *BATCH_NORM) if kind not in kinds)
 
+    @in_default_modes
     def bind(model: nn.Module, example: Tensor) -> Hooks:
         layers = trainable_layers(model, example, kinds, "norm_decay", derived=True)
         if form == "code" and not (layers := [target for target in layers if _in_program(target)]):

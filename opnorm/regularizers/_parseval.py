@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from opnorm._core.derived_weights import weight_parameters
 from opnorm._core.layers import LINEAR_OR_CONV
+from opnorm._core.modes import in_default_modes
 from opnorm._core.settings import check_number
 from opnorm.errors import ModelError
 from opnorm.regularizers.hooks import Hooks, Regularizer, bound
@@ -48,6 +49,7 @@ def parseval(beta: float = 1e-4, output_decay: float = 1e-4) -> Regularizer:
     check_number("beta", beta, "a step in [0, 1), such as 1e-4; from 1 on it diverges", least=0, below=1)
     check_number("output_decay", output_decay, "a strength of at least 0", least=0)
 
+    @in_default_modes
     def bind(model: nn.Module, example: Tensor) -> Hooks:
         layers = trainable_layers(model, example, LINEAR_OR_CONV, "parseval", sized=False)
         output = weight_parameters(output_layer(model, example, "parseval")).get("weight")

@@ -5,6 +5,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.modes import in_default_modes
 from opnorm._core.settings import check_number
 from opnorm.norms._operator_norm import operator_norm
 from opnorm.regularizers.hooks import Hooks, Regularizer, bound
@@ -31,6 +32,7 @@ def spectral_normalization(sp: float = 1.0) -> Regularizer:
     """
     check_number("sp", sp, "a finite number above 0", above=0)
 
+    @in_default_modes
     def bind(model: nn.Module, example: Tensor) -> Hooks:
         layers = matrix_layers(model, example, "spectral_normalization")
         loose = [

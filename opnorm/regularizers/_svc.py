@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from opnorm._core.convolution import ConvGeometry, conv_geometry, transpose_geometry
 from opnorm._core.frequencies import half_grid
 from opnorm._core.layers import CONV, TRANSPOSED, WEIGHTED, Shape, check_weights, is_standard
+from opnorm._core.modes import in_default_modes
 from opnorm._core.settings import check_count, check_number
 from opnorm.errors import NormError
 from opnorm.norms._operator_norm import operator_norm
@@ -60,6 +61,7 @@ def svc(
     if every != "epoch":
         check_count("every", every, unit="steps, or 'epoch'")
 
+    @in_default_modes
     def bind(model: nn.Module, example: Tensor) -> Hooks:
         layers = matrix_layers(model, example, "svc", kinds=WEIGHTED if linear else (*CONV, *TRANSPOSED))
         groups = groups_of(

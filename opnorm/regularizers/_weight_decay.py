@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.layers import check_initialized
+from opnorm._core.modes import in_default_modes
 from opnorm._core.settings import check_choice, check_number
 from opnorm.regularizers.hooks import Hooks, Regularizer, bound
 from opnorm.spec import factory
@@ -34,6 +35,7 @@ def weight_decay(
     check_choice("form", form, ("torch", "squares"))
     rate = lam if form == "torch" else 2 * lam
 
+    @in_default_modes
     def bind(model: nn.Module, example: Tensor) -> Hooks:
         check_initialized(model, "weight_decay")
         weights: list[Tensor] = [p for p in model.parameters() if p.requires_grad and (biases or p.ndim > 1)]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from opnorm._core.derived_weights import weight_parameters
 from opnorm._core.layers import LINEAR_OR_CONV
+from opnorm._core.modes import in_default_modes
 from opnorm._core.settings import check_choice, check_number
 from opnorm.errors import ModelError, SpecError
 from opnorm.norms.network.trace import trace
@@ -59,6 +60,7 @@ def weissi(
     settings = _Settings(energy, complexity, form, eta, g)
     settings.check()
 
+    @in_default_modes
     def bind(model: nn.Module, example: Tensor) -> Hooks:
         layers = trainable_layers(model, example, LINEAR_OR_CONV, "weissi", sized=False, derived=True)
         output = output_layer(model, example, "weissi(form='cnn')") if form == "cnn" else nn.Identity()

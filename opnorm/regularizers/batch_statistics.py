@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from opnorm._core.batch_norm import channel_scale
-from opnorm._core.modes import Mode, evaluating
+from opnorm._core.modes import Mode, default_modes, evaluating
+from opnorm._core.outputs import output_of
 from opnorm.norms.network.trace import eagerly
 
 __all__ = ["point_by_point"]
@@ -35,7 +36,7 @@ def point_by_point(model: nn.Module, x: Tensor, mode: Mode = "as is") -> Iterato
         evaluating(model),
         eagerly(),
         torch.enable_grad(),
-        torch.autocast(x.device.type, enabled=False),
+        default_modes(),
         statistics,
     ):
         if any(id(m.running_mean) not in statistics.frozen for m in norms):
@@ -43,7 +44,7 @@ def point_by_point(model: nn.Module, x: Tensor, mode: Mode = "as is") -> Iterato
 
         def f(z: Tensor) -> Tensor:
             statistics.next = 0
-            return model(z.clone())  # the first layer may work in place
+            return output_of(model, z)
 
         yield f
 

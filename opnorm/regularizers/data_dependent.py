@@ -34,12 +34,12 @@ from opnorm._core.lp import (
     power_of_two,
     random_start,
 )
-from opnorm._core.modes import Mode
+from opnorm._core.modes import Mode, in_default_modes
 from opnorm._core.settings import check_choice, check_count, check_number
 from opnorm.errors import ModelError, NormError, SpecError
 from opnorm.jacobian import Jacobian, Matrices, linearized
 from opnorm.regularizers.batch_statistics import point_by_point
-from opnorm.regularizers.hooks import Hooks, Regularizer
+from opnorm.regularizers.hooks import Hooks, Regularizer, bound
 from opnorm.spec import factory
 
 __all__ = ["dd_onr", "dd_snr"]
@@ -158,6 +158,7 @@ def _regularizer(search: _Search, lam: float, *, power: float, eps: float) -> Re
     check_number("lam", lam, "a strength of at least 0", least=0)
     check_number("power", power, "an exponent of at least 1", least=1)
 
+    @in_default_modes
     def bind(model: nn.Module, example: Tensor) -> Hooks:
         check_initialized(model, search.method)
         with linearized(model, example[:1]) as J:  # errors come before training
@@ -168,7 +169,8 @@ def _regularizer(search: _Search, lam: float, *, power: float, eps: float) -> Re
                 )
 
         def penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-            seed = int(torch.randint(2**62, ()))  # from the run's own random state, as the attacks' starts
+            # from the run's own random state, as the attacks' starts
+            seed = int(torch.randint(2**62, (), device="cpu"))
             with point_by_point(model, x, search.mode) as f:
                 inputs = x.detach().clone().requires_grad_()
                 J = Jacobian(inputs, f(inputs))
@@ -179,7 +181,7 @@ def _regularizer(search: _Search, lam: float, *, power: float, eps: float) -> Re
                     slope = (J.vjp(u, create_graph=True) * v).flatten(1).sum(1)
             return lam / power * slope.pow(power).mean()
 
-        return Hooks(penalty=penalty)
+        return bound(Hooks(penalty=penalty), (), search.method)
 
     return bind
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.modes import in_default_modes
 from opnorm.errors import ModelError
 
 __all__ = ["Hooks", "Regularizer", "bound", "chain"]
@@ -46,7 +47,10 @@ class Hooks(NamedTuple):
 
 
 def bound(hooks: Hooks, parameters: Iterable[Tensor], method: str) -> Hooks:
-    """The same hooks, whose penalty raises ModelError for a model without these parameters, such as a copy of theirs."""
+    """The same hooks, in torch's default modes: autocast would compute a penalty or a constraint in 16 bits.
+
+    The penalty raises ModelError for a model without these parameters, such as a copy of theirs.
+    """
     own = {id(p) for p in parameters}
 
     def penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -57,7 +61,10 @@ def bound(hooks: Hooks, parameters: Iterable[Tensor], method: str) -> Hooks:
             )
         return hooks.penalty(model, x, y)
 
-    return hooks._replace(penalty=penalty)
+    others = ("edit_grads", "after_step", "after_epoch", "constrain")
+    return hooks._replace(
+        penalty=in_default_modes(penalty), **{name: in_default_modes(getattr(hooks, name)) for name in others}
+    )
 
 
 Regularizer = Callable[[nn.Module, Tensor], Hooks]

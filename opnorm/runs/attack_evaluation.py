@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from opnorm import spec
 from opnorm._core import files
-from opnorm._core.modes import Mode, model_state_preserved
+from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
+from opnorm._core.outputs import output_of
 from opnorm.attacks._autoattack import AutoAttack
 from opnorm.attacks._checks import check_inputs, check_logits, is_amount
 from opnorm.attacks._pgd import Attack
@@ -56,6 +57,7 @@ class EvaluationProgress(NamedTuple):
     total: int
 
 
+@in_default_modes
 def evaluate(
     model: nn.Module,
     x: Tensor,
@@ -120,7 +122,7 @@ class _Work:
     def logits(self, x: Tensor) -> Tensor:
         """Of the model itself, in its mode (B, K)."""
         with model_state_preserved(self.model, self.mode), torch.no_grad():
-            return self.model(x.clone())
+            return output_of(self.model, x)
 
     def report(self, activity: str, settled: int, attacked: int, finished: int) -> None:
         """Call ``progress``."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from opnorm import spec
 from opnorm._core import files
 from opnorm._core.modes import evaluating
+from opnorm._core.outputs import output_of
 from opnorm.data import Dataset
 from opnorm.data.dataset import as_pixels
 from opnorm.errors import ModelError, OpnormError, RunError
@@ -62,12 +63,12 @@ def check_model(model: nn.Module, example: Tensor, classes: int, name: str) -> N
     """One forward pass, to see that images go in and one logit for each class comes out."""
     try:
         with evaluating(model):
-            out = model(example)
+            out = output_of(model, example)
     except OpnormError:
         raise
     except Exception as e:  # whatever the user's own network raises
         raise ModelError(f"{name} does not take images of shape {tuple(example.shape[1:])}: {e}") from e
-    shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+    shape = tuple(out.shape)
     if shape != (1, classes):
         raise ModelError(
             f"{name} gives an output of shape {shape} for one image; expected (1, {classes}), one logit for each of the "

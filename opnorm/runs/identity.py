@@ -27,6 +27,7 @@ from torch import Tensor, nn
 import opnorm
 from opnorm import spec
 from opnorm._core.modes import model_state_preserved
+from opnorm._core.outputs import output_of
 from opnorm.errors import SpecError
 
 __all__ = [
@@ -248,10 +249,11 @@ def add_tensor(digest: Any, tensor: Tensor) -> None:
 
 def outputs(model: nn.Module, in_shape: Sequence[int]) -> list[list[float]] | None:
     """The outputs of a network for four fixed inputs in [0, 1]; None where they are random."""
-    like = next(model.parameters(), torch.zeros(()))
-    images = torch.rand(4, *in_shape, generator=torch.Generator().manual_seed(0)).to(like)
+    like = next(model.parameters(), torch.zeros((), dtype=torch.float32))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(4, *in_shape, dtype=torch.float32, generator=generator).to(like)
     with model_state_preserved(model), torch.no_grad():
-        first, second = model(images), model(images)
+        first, second = output_of(model, images), output_of(model, images)
     rows = [[float(v) for v in row] for row in first.double().flatten(1)]
     return rows if torch.equal(first.nan_to_num(), second.nan_to_num()) else None
 

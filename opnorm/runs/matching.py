@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from opnorm._core.modes import model_state_preserved
+from opnorm._core.outputs import output_of
 from opnorm._core.settings import check_count, check_number
 from opnorm.attacks import pgd
 from opnorm.data.dataset import Dataset, as_pixels
@@ -58,7 +59,7 @@ def training_eps(
     check_number("share", share, "a fraction above 0, at most 1", above=0, most=1, error=RunError)
     x, y = as_pixels(data.test.images[:points]), data.test.labels[:points]
     with model_state_preserved(model, "eval"), torch.no_grad():
-        correct = model(x).argmax(1) == y
+        correct = output_of(model, x).argmax(1) == y
     x, y = x[correct], y[correct]
     if not len(x):
         raise RunError(f"none of {len(correct)} test points is correct: expected a trained model")
@@ -66,7 +67,7 @@ def training_eps(
     def succeeds(eps: float) -> bool:
         points = pgd(norm=norm, eps=eps, steps=steps, seed=seed)(model, x, y)
         with model_state_preserved(model, "eval"), torch.no_grad():
-            return float((model(points).argmax(1) != y).double().mean()) >= share
+            return float((output_of(model, points).argmax(1) != y).double().mean()) >= share
 
     largest = float(x[0].numel()) ** (0 if math.isinf(norm) else 1 / norm)  # this ball holds [0, 1]
     high = min(1 / 255, largest)

@@ -18,6 +18,7 @@ import opnorm
 from opnorm import spec
 from opnorm._core import files
 from opnorm._core.modes import evaluating
+from opnorm._core.outputs import output_of
 from opnorm.data import Dataset
 from opnorm.data.dataset import as_pixels
 from opnorm.errors import TrainError
@@ -161,7 +162,7 @@ def _probe(model: nn.Module, example: Tensor, data: Dataset, points: int = 1000)
     """Metrics after every epoch: test accuracy on the first ``points`` points, and :func:`weight_metrics`."""
     images, labels = (tensor[:points].to(example.device) for tensor in data.test)
     with evaluating(model):
-        logits = torch.cat([model(as_pixels(x)) for x in images.split(500)])
+        logits = torch.cat([output_of(model, as_pixels(x)) for x in images.split(500)])
         if not torch.isfinite(logits).all():
             raise TrainError(
                 "the network gives NaN or infinity for test images at the end of an epoch; "

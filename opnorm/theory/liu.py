@@ -11,6 +11,7 @@ from opnorm._core.layers import LINEAR_OR_CONV, is_standard
 from opnorm._core.linear_map import linear_map
 from opnorm._core.lp import lp_norm, power_of_two
 from opnorm._core.modes import evaluating, model_state_preserved
+from opnorm._core.outputs import output_of
 from opnorm.attacks._checks import check_logits
 from opnorm.errors import ModelError
 from opnorm.models.modules import ConvexSum
@@ -95,7 +96,7 @@ def input_gradient_bound(model: nn.Module, x: Tensor, y: Tensor) -> GradientBoun
     bound = rows * math.prod(f.factor * f.sum for f in factors)
     with model_state_preserved(model), torch.enable_grad():
         z = x.detach().requires_grad_()
-        logits = model(z)
+        logits = output_of(model, z)
         check_logits(logits, y)
         sums = [*logits.sum(0), nn.functional.cross_entropy(logits, y, reduction="sum")]
         gradients = [torch.autograd.grad(value, z, retain_graph=True)[0] for value in sums]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from opnorm._core.layers import LINEAR_OR_CONV
 from opnorm._core.linear_map import linear_map
+from opnorm._core.modes import in_default_modes
 from opnorm.errors import NormError
 from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.norms.network.trace import LayerCall, trace
@@ -18,6 +19,7 @@ from opnorm.training.metrics import Metrics
 __all__ = ["geometric_mean", "weight_metrics"]
 
 
+@in_default_modes
 @torch.no_grad()
 def weight_metrics(model: nn.Module, example: Tensor) -> Metrics:
     """Norms, weight energy and weight complexity of the linear and convolutional layers, ready for JSON.

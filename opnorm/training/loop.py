@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from opnorm._core import files
 from opnorm._core.layers import check_initialized
+from opnorm._core.modes import default_modes
 from opnorm.data import Dataset
 from opnorm.data.dataset import Split, as_pixels
 from opnorm.errors import ModelError, TrainError
@@ -39,6 +40,8 @@ from opnorm.training.training_settings import TrainingSettings
 __all__ = ["train"]
 
 
+@default_modes(keep_autocast=True)
+@torch.enable_grad()
 def train(
     model: nn.Module,
     data: Dataset,

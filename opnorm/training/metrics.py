@@ -59,7 +59,7 @@ class Meter:
         predicted = logits.argmax(1)
         self.correct = self.correct + (predicted == y).sum()
         if self.answers is None:
-            self.answers = torch.zeros(logits.shape[1], device=logits.device)
+            self.answers = torch.zeros(logits.shape[1], dtype=torch.float32, device=logits.device)
         self.answers.scatter_add_(0, predicted, torch.ones_like(predicted, dtype=torch.float32))
         if self.step % self.every and self.step < self.steps:
             return

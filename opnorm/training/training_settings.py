@@ -29,8 +29,8 @@ class TrainingSettings:
         batch: points a step; what does not fill a last batch is left out until the next shuffle.
         augment: applied to each uint8 batch, on the device.
         seed: of everything random but the model's own initialization.
-        precision: "bf16" computes the objective under autocast; weights stay in float32. Attacks in eval mode then use
-            a copy with folded batch norms (:mod:`opnorm._core.surrogate`).
+        precision: "bf16" computes the objective under autocast, as "fp32" does under the caller's; weights and penalties
+            stay in float32. Attacks in eval mode then use a copy with folded batch norms (:mod:`opnorm._core.surrogate`).
         channels_last: memory format of images and weights.
         ema: decay a step, in [0, 1), of an exponential moving average of the weights, such as 0.995; 0 for none.
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from opnorm._core.modes import model_state_preserved
-from opnorm.errors import AttackError, OpnormError
+from opnorm.errors import AttackError, ModelError, OpnormError
 from tests.attacks.victims import (
     ATTACKS,
     EPS,
@@ -485,7 +485,6 @@ class Wrap(nn.Module):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda z: (z, z), "the model returns tuple; expected logits"),
         (lambda z: z[:, 0], r"a tensor of shape \(4,\)"),
         (lambda z: z[:2], r"a tensor of shape \(2, 3\); expected logits of shape \(4, classes\)"),
         (lambda z: z * math.nan, "the model returns NaN or infinity for 4 of 4 points"),
@@ -505,6 +504,14 @@ class NaNGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return torch.where(torch.arange(len(grad)).view(-1, 1) < 2, math.nan, grad)
+
+
+@on_all_attacks(pytest.mark.parametrize)
+def test_outputs_of_several_tensors_are_named(name, norm):
+    with pytest.raises(
+        ModelError, match=r"tuple with 2 tensors: 0 \(4, 3\), 1 \(4, 3\); expected one tensor"
+    ):
+        make(name, norm)(Wrap(lambda z: (z, z)), *images(4))
 
 
 @on_all_attacks(pytest.mark.parametrize)

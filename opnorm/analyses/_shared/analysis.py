@@ -6,6 +6,7 @@ from typing import Any, Literal, ParamSpec, get_args
 
 from torch import nn
 
+from opnorm._core.modes import in_default_modes
 from opnorm._core.settings import check_choice
 from opnorm.data import Dataset
 from opnorm.report import Cell, Chart, Column
@@ -52,6 +53,7 @@ class Analysis:
     compare: Callable[[Rows, Rows, str, str], str] = lambda first, other, a, b: ""
     caution: Callable[[Rows], str] = lambda rows: ""
 
+    @in_default_modes
     def __call__(self, model: nn.Module, data: Dataset) -> list[Row]:
         """The rows."""
         return self.rows(model, data)

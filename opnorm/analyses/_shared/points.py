@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opnorm._core.modes import evaluating
+from opnorm._core.outputs import output_of
 from opnorm._core.settings import check_count, is_number
 from opnorm.attacks import Attack, pgd
 from opnorm.attacks._checks import check_logits
@@ -100,7 +101,8 @@ def batches(split: Split, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _pixels(images: Tensor, labels: Tensor, model: nn.Module) -> tuple[Tensor, Tensor]:
-    weight = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    one = torch.zeros((), dtype=torch.float32)
+    weight = next((p for p in model.parameters() if p.is_floating_point()), one)
     return images.to(weight.device, weight.dtype) / 255, labels.to(weight.device)
 
 
@@ -119,7 +121,7 @@ def logits_of(model: nn.Module, split: Split) -> Iterator[tuple[Tensor, Tensor, 
     """
     for x, y in batches(split, model):
         with evaluating(model):
-            logits = model(x.clone())
+            logits = output_of(model, x)
         check_logits(logits, y)
         yield x, y, logits
 
@@ -135,8 +137,7 @@ def correct_after(model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Ten
         return torch.zeros_like(y, dtype=torch.bool)
     moved = attack(model, x, y)
     with evaluating(model):
-        correct: Tensor = model(moved.clone()).argmax(1) == y
-    return correct
+        return output_of(model, moved).argmax(1) == y
 
 
 def correct_points(model: nn.Module, split: Split, attack: Attack) -> tuple[Tensor, Tensor]:

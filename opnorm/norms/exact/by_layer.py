@@ -36,6 +36,7 @@ from opnorm._core.layers import (
     check_weight,
     unwrap,
 )
+from opnorm._core.modes import in_default_modes
 from opnorm.errors import NormError
 from opnorm.norms.exact.kernel_sums import conv_plan, largest_sum, linear_plan
 from opnorm.norms.exact.separable import SEPARABLE, separable_norm
@@ -43,6 +44,7 @@ from opnorm.norms.exact.separable import SEPARABLE, separable_norm
 __all__ = ["l1", "linf"]
 
 
+@in_default_modes
 @functools.singledispatch
 def l1(layer: nn.Module, in_shape: Shape) -> Tensor:
     """Exact ℓ1 operator norm of a layer in eval mode, differentiable in its weights.
@@ -63,6 +65,7 @@ def l1(layer: nn.Module, in_shape: Shape) -> Tensor:
     return _unknown(l1, layer, in_shape)
 
 
+@in_default_modes
 @functools.singledispatch
 def linf(layer: nn.Module, in_shape: Shape) -> Tensor:
     """Exact ℓ∞ operator norm of a layer; arguments and errors as :func:`l1`."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from opnorm._core.convolution import ConvGeometry, same_padding, transposed_size
 from opnorm._core.layers import Shape
+from opnorm._core.modes import in_default_modes
 from opnorm.errors import NormError
 from opnorm.norms.exact.kernel_sums import check_axes, conv_plan, largest_sum, linear_plan
 
@@ -29,6 +30,7 @@ Size = int | Sequence[int]
 Padding = int | str | Sequence[int | tuple[int, int]]
 
 
+@in_default_modes
 def conv_l1(
     weight: Float[Tensor, "c_out c_in_per_group *kernel"],
     input_size: Sequence[int],
@@ -52,6 +54,7 @@ def conv_l1(
     return largest_sum(weight, conv_plan(0, weight.shape, geometry, tuple(input_size)))
 
 
+@in_default_modes
 def conv_linf(
     weight: Float[Tensor, "c_out c_in_per_group *kernel"],
     input_size: Sequence[int],
@@ -72,6 +75,7 @@ def conv_linf(
     return largest_sum(weight, conv_plan(1, weight.shape, geometry, tuple(input_size)))
 
 
+@in_default_modes
 def conv_transpose_l1(
     weight: Float[Tensor, "c_in c_out_per_group *kernel"],
     input_size: Sequence[int],
@@ -97,6 +101,7 @@ def conv_transpose_l1(
     return _transposed(1, weight, input_size, stride, padding, output_padding, groups, dilation)
 
 
+@in_default_modes
 def conv_transpose_linf(
     weight: Float[Tensor, "c_in c_out_per_group *kernel"],
     input_size: Sequence[int],
@@ -116,11 +121,13 @@ def conv_transpose_linf(
     return _transposed(0, weight, input_size, stride, padding, output_padding, groups, dilation)
 
 
+@in_default_modes
 def linear_l1(weight: Float[Tensor, "out in"]) -> Float[Tensor, ""]:
     """Exact ℓ1 norm of a matrix, its largest column sum max_j Σ_i |W[i, j]|."""
     return largest_sum(weight, linear_plan(0, weight.shape))
 
 
+@in_default_modes
 def linear_linf(weight: Float[Tensor, "out in"]) -> Float[Tensor, ""]:
     """Exact ℓ∞ norm of a matrix, its largest row sum max_i Σ_j |W[i, j]|."""
     return largest_sum(weight, linear_plan(1, weight.shape))

@@ -133,7 +133,7 @@ def shifted(t: Tensor, seed: int = 0) -> Tensor:
     if not t.is_floating_point():
         return t.clone()
     generator = torch.Generator().manual_seed(seed)
-    return t + torch.rand(t.shape, generator=generator).to(t)
+    return t + torch.rand(t.shape, dtype=torch.float32, generator=generator).to(t)
 
 
 def mixes_points(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -17,11 +17,10 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from opnorm._core.layers import check_weights, missing_values, unwrap
-from opnorm._core.modes import evaluating
+from opnorm._core.modes import evaluating, in_default_modes
 from opnorm._core.rounding import PRODUCT
 from opnorm.errors import BoundError, NormError
 from opnorm.norms import display
@@ -73,6 +72,7 @@ class NetworkBound(NamedTuple):
         return "0" if self.value == 0 else magnitude(math.log10(self.value), up=True)
 
 
+@in_default_modes
 def lipschitz_bound(
     model: nn.Module, example: Example, ord: float = 2, *, table: NormTable | None = None
 ) -> NetworkBound:
@@ -126,7 +126,7 @@ def _propagated(
         # the graph of a layer itself would not show the hooks that compute its weight
         model = nn.Sequential(model)
     other_numbers = functools.partial(shifted, seed=1)  # than those that the graph is recorded with
-    with torch.inference_mode(False), attributes_restored(model), evaluating(model):
+    with attributes_restored(model), evaluating(model):
         forward = forward_graph(model, example)
         interpreter = BoundInterpreter(forward, ord, _known_factors(model, table), nodes)
         with no_random_numbers(), eagerly():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from opnorm._core.layers import Shape, unwrap
-from opnorm._core.modes import evaluating
+from opnorm._core.modes import evaluating, in_default_modes
 from opnorm.errors import OpnormError
 from opnorm.norms.exact.by_layer import l1
 from opnorm.norms.nonlinear import is_copying, is_nonlinear
@@ -52,6 +52,7 @@ class LayerCall(NamedTuple):
     note: str = ""
 
 
+@in_default_modes
 def trace(model: nn.Module, example: Example) -> list[LayerCall]:
     """The calls of layers in a forward pass, in order.
 

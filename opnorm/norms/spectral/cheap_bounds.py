@@ -13,6 +13,7 @@ from opnorm._core.frequencies import half_grid
 from opnorm._core.layers import CONV, LINEAR_OR_CONV, Shape, check_weights
 from opnorm._core.linear_map import linear_map
 from opnorm._core.lp import dual, lp_norm, power_of_two
+from opnorm._core.modes import in_default_modes
 from opnorm._core.rounding import PRODUCT
 from opnorm.errors import NormError
 from opnorm.norms.exact.kernel_sums import conv_l2_bound
@@ -23,6 +24,7 @@ from opnorm.norms.spectral.interval import polyphase_of, spectral_norm, sqrt_of_
 __all__ = ["BOUNDS", "bound", "sgl_norm", "vs_norm"]
 
 
+@in_default_modes
 def vs_norm(layer: nn.Module, in_shape: Shape, iterations: int = 100, seed: int = 0) -> float:
     """The value of power iteration through autograd on the layer itself, in the layer's own precision.
 
@@ -56,6 +58,7 @@ def vs_norm(layer: nn.Module, in_shape: Shape, iterations: int = 100, seed: int 
     return value
 
 
+@in_default_modes
 def sgl_norm(weight: Tensor, input_size: Shape) -> float:
     """The largest singular value of a convolution of stride 1 with circular padding: max_ω ‖FFT(K)(ω)‖_2, all SVDs.
 
@@ -186,6 +189,7 @@ BOUNDS: dict[str, Callable[[nn.Module, Shape], Norm]] = {
 """The bounds of an ℓ2 norm, by name."""
 
 
+@in_default_modes
 def bound(layer: nn.Module, in_shape: Shape, method: str = "certified") -> Norm:
     """The ℓ2 norm of a layer by a bound of the literature: one of ``BOUNDS``.
 

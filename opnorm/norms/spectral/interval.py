@@ -32,6 +32,7 @@ from opnorm._core.layers import (
     unwrap,
 )
 from opnorm._core.linear_map import LinearMap, linear_map
+from opnorm._core.modes import in_default_modes
 from opnorm._core.rounding import PRODUCT
 from opnorm.errors import NormError
 from opnorm.norms.exact.by_layer import l1, linf
@@ -63,6 +64,7 @@ NOTHING = Norm.of(0.0, math.inf, "not known")
 MANY = 1000  # steps of a Lanczos iteration that runs until it has converged
 
 
+@in_default_modes
 @functools.singledispatch
 def spectral_norm(
     layer: nn.Module,
@@ -306,9 +308,7 @@ for _kind in SEPARABLE:
     spectral_norm.register(_kind, _separable)
 
 
-# ---------------------------------------------------------------- iterations
-
-
+@in_default_modes
 @torch.no_grad()
 def power_iteration(
     linear: LinearMap, iterations: int = 100, seed: int = 0, tolerance: float = 1e-9
@@ -328,6 +328,7 @@ def power_iteration(
     return float(found.value) * (1 - PRODUCT)
 
 
+@in_default_modes
 @torch.no_grad()
 def lanczos(linear: LinearMap, iterations: int, seed: int = 0, tolerance: float = 0.0) -> float:
     """A lower bound of ‖M‖_2 by Lanczos iteration on MᵀM from a random start, lowered by 1e-12 for rounding.

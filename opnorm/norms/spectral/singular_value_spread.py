@@ -30,6 +30,7 @@ from opnorm._core.frequencies import half_grid
 from opnorm._core.layers import Shape, check_weights
 from opnorm._core.linear_map import LinearMap
 from opnorm._core.lp import lp_norm, per_row
+from opnorm._core.modes import in_default_modes
 from opnorm._core.settings import check_count, check_number
 from opnorm.errors import NormError
 from opnorm.norms.spectral.convolution_matrix import ConvolutionMatrix, as_convolution
@@ -75,6 +76,7 @@ class Spread:
         return max(self.std - self.lower, self.upper - self.std)
 
 
+@in_default_modes
 @torch.no_grad()
 def singular_value_spread(
     layer: nn.Module,

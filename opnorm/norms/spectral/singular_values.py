@@ -22,6 +22,7 @@ from opnorm._core.derived_weights import weight_of
 from opnorm._core.frequencies import half_grid
 from opnorm._core.layers import Shape, check_weights, is_standard
 from opnorm._core.linear_map import linear_map
+from opnorm._core.modes import in_default_modes
 from opnorm.errors import NormError
 from opnorm.norms.spectral.convolution_matrix import ConvolutionMatrix, as_convolution
 
@@ -86,6 +87,7 @@ class Spectrum:
         return path
 
 
+@in_default_modes
 @torch.no_grad()
 def singular_values(layer: nn.Module, in_shape: Shape, circular: bool = False) -> Spectrum:
     """All singular values of a layer without its bias.

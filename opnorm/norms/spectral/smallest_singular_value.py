@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from opnorm._core.layers import Shape, check_weights
 from opnorm._core.linear_map import LinearMap, linear_map
+from opnorm._core.modes import in_default_modes
 from opnorm._core.rounding import unit_roundoff
 from opnorm.norms.norm import Norm
 from opnorm.norms.spectral.convolution_matrix import ConvolutionMatrix, as_convolution
@@ -33,6 +34,7 @@ SHARES = (0.999, 0.99, 0.9, 0.5)  # of the upper end, tried as the lower one
 STEPS = 100  # of bidiagonalization, where the blocks are too large
 
 
+@in_default_modes
 @torch.no_grad()
 def smallest_singular_value(layer: nn.Module, in_shape: Shape) -> Norm:
     """The smallest of a layer's min(inputs, outputs) singular values, as an interval; rounding included.

@@ -1,0 +1,55 @@
+"""What a model returns, as one tensor: some return an object with ``logits``, a dict or a tuple."""
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from opnorm.errors import ModelError
+
+__all__ = ["one_tensor", "output_of"]
+
+
+def output_of(model: nn.Module, x: Tensor) -> Tensor:
+    """The model's output for a copy of x, which it may write to; see :func:`one_tensor`."""
+    return one_tensor(model(x.clone()))
+
+
+def one_tensor(output: Any) -> Tensor:
+    """The tensor that an output consists of.
+
+    A tensor is itself. Of a mapping, a dataclass or a named tuple it is what is called ``logits``; else its only tensor,
+    as of a tuple, a list or a mapping of one.
+
+    Raises:
+        ModelError: there is no tensor, or there are several, which are named.
+    """
+    if isinstance(output, Tensor):
+        return output
+    parts = _parts(output)
+    tensors = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+    if "logits" in tensors:
+        return tensors["logits"]
+    if len(tensors) == 1:
+        return next(iter(tensors.values()))
+    kind = type(output).__name__
+    if not tensors:
+        raise ModelError(f"the model returns {kind} without a tensor; expected logits of shape (B, classes)")
+    named = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+    raise ModelError(
+        f"the model returns {kind} with {len(tensors)} tensors: {named}; expected one tensor, or one that is called "
+        "'logits': wrap the model and return the one that is meant"
+    )
+
+
+def _parts(output: Any) -> dict[str, Any]:
+    """The parts of an output by name; those of a tuple or list by number."""
+    if isinstance(output, Mapping):
+        return {str(name): part for name, part in output.items()}
+    if is_dataclass(output):
+        return {field.name: getattr(output, field.name) for field in fields(output)}
+    if isinstance(output, tuple | list):
+        names = getattr(output, "_fields", range(len(output)))
+        return {str(name): part for name, part in zip(names, output, strict=True)}
+    return vars(output) if hasattr(output, "__dict__") else {}
