@@ -29,7 +29,7 @@ from opnorm._core.modes import Mode, default_modes, ordinary
 from opnorm._core.outputs import output_of
 from opnorm._core.settings import check_choice, check_number
 from opnorm._core.surrogate import training_surrogate
-from opnorm.attacks._checks import check_inputs
+from opnorm.attacks._checks import check_classes, check_inputs
 from opnorm.attacks._gradients import GradientMonitor
 from opnorm.attacks._pgd import PGD, Start
 from opnorm.attacks.losses import AGAINST_CLEAN, wide
@@ -66,7 +66,7 @@ def plain(smoothing: float = 0.0) -> Objective:
     loss = _cross_entropy(smoothing)
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Outcome:
-        logits = output_of(model, x)
+        logits = _logits(model, x)
         return Outcome(loss(logits, y), logits)
 
     return objective
@@ -149,11 +149,18 @@ def mmc(
             logits, z = _features(model, points, layer)
             mu = layer.weight
         else:
-            z = logits = output_of(model, points)
+            z = logits = _logits(model, points)
             mu = centers(logits.shape[1], radius).to(logits.device)
         return Outcome((wide(z) - mu[y]).square().sum(1).mean() / 2, logits)
 
     return objective
+
+
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    """The logits (B, K); AttackError where they are not of two classes at least, whose loss would be 0."""
+    logits = output_of(model, x)
+    check_classes(logits, len(x))
+    return logits
 
 
 def _features(model: nn.Module, x: Tensor, layer: nn.Linear) -> tuple[Tensor, Tensor]:
@@ -161,7 +168,7 @@ def _features(model: nn.Module, x: Tensor, layer: nn.Linear) -> tuple[Tensor, Te
     inputs: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     try:
-        logits = output_of(model, x)
+        logits = _logits(model, x)
     finally:
         handle.remove()
     return logits, inputs[0]
@@ -292,7 +299,7 @@ def _on_attacked(attack: PGD, loss: Callable[[Tensor, Tensor], Tensor]) -> Objec
     adversary = _adversary(attack)
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Outcome:
-        logits = output_of(model, adversary(model, x, y))
+        logits = _logits(model, adversary(model, x, y))
         return Outcome(loss(logits, y), logits)
 
     return objective
@@ -306,10 +313,10 @@ def _on_both(attack: PGD, loss: PairLoss, passes: int, most: int = 2) -> Objecti
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Outcome:
         points = adversary(model, x, y)
         if passes == 1:
-            clean, attacked = wide(output_of(model, torch.cat([x, points]))).chunk(2)
+            clean, attacked = wide(_logits(model, torch.cat([x, points]))).chunk(2)
         else:
-            clean, attacked = wide(output_of(model, x)), wide(output_of(model, points))
-        again = wide(output_of(model, x)) if passes == 3 else clean
+            clean, attacked = wide(_logits(model, x)), wide(_logits(model, points))
+        again = wide(_logits(model, x)) if passes == 3 else clean
         return Outcome(loss(clean, attacked, again, y), attacked)
 
     return objective

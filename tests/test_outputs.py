@@ -1,5 +1,6 @@
 """Models that return an object with logits, a dict or a tuple: the results are those of the logits alone."""
 
+import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 
 from opnorm import jacobian
 from opnorm._core.outputs import one_tensor
-from opnorm.attacks import fab
+from opnorm.analyses import accuracy
+from opnorm.attacks import fab, minimal_eps, pgd
 from opnorm.attacks.gradient_masking import check_transfer
 from opnorm.certificates import certified, lipschitz_radius
-from opnorm.errors import ModelError
+from opnorm.errors import AttackError, ModelError
+from opnorm.regularizers import input_gradient
 from opnorm.runs.attack_evaluation import evaluate
 from opnorm.spec import build, names
 from opnorm.training import TrainingSettings, train
@@ -109,3 +112,48 @@ def test_several_tensors_are_named_and_none_is_said():
     for nothing in (None, 3, (), {"logits": None}):
         with pytest.raises(ModelError, match="without a tensor; expected logits"):
             one_tensor(nothing)
+
+
+class OneLogit(nn.Module):
+    def __init__(self, flat):
+        super().__init__()
+        self.linear, self.flat = nn.Linear(16, 1), flat
+
+    def forward(self, x):
+        z = self.linear(x.flatten(1))
+        return z[:, 0] if self.flat else z
+
+
+ON_LOGITS = {
+    **{f"attack {name}": lambda m, x, y, name=name: make(name, 2)(m, x, y) for name in names("attack")},
+    **{
+        f"objective {name}": lambda *a, name=name: build(f"{name}()", "objective")(*a)
+        for name in names("objective")
+    },
+    "closest": lambda *a: fab(norm=2).closest(*a),
+    "minimal_eps": lambda *a: minimal_eps(*a, lambda eps: pgd(eps=eps)),
+    "evaluate": lambda *a: evaluate(*a, pgd(eps=0.1)),
+    "certified": lambda *a: certified(*a, 0.1),
+    "lipschitz_radius": lipschitz_radius,
+    "input_gradient": lambda m, x, y: input_gradient()(m, x).penalty(m, x, y),
+    "train": lambda m, *_: train(m, data(20), TrainingSettings(epochs=1)),
+    "accuracy": lambda m, *_: accuracy()(m, data(20)),
+}
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("name", ON_LOGITS)
+def test_one_logit_is_refused_with_the_remedy(name, flat):
+    (x, _), model = images(4), OneLogit(flat)
+    remedy = f"torch.{'stack' if flat else 'cat'}([torch.zeros_like(z), z], 1)"
+    with pytest.raises(AttackError, match=re.escape(remedy)):
+        ON_LOGITS[name](model, x, torch.zeros(4, dtype=torch.long))
+
+
+def test_one_output_has_a_jacobian():
+    x, _ = images(4)
+    for flat in (False, True):
+        model = OneLogit(flat)
+        weight = model.linear.weight.detach()
+        assert torch.allclose(jacobian.explicit(model, x), weight.view(1, 1, 1, 4, 4).expand(4, 1, 1, 4, 4))
+        assert torch.allclose(jacobian.jacobian_norm(model, x).upper, weight.double().norm().expand(4))

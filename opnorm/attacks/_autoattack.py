@@ -214,7 +214,7 @@ class AutoAttack:
         distinct = sorted({eps for eps in radii if eps > 0}, reverse=True) or [0.0]
         result = self._evaluate(model, x, y, distinct, seed)
         for note in result.notes:
-            warnings.warn(note, stacklevel=2)
+            warnings.warn(note, stacklevel=3)
         robust = dict(zip(distinct, result.robust.view(len(distinct), len(x)), strict=True))
         return torch.stack([robust.get(eps, result.correct[: len(x)]) for eps in radii])
 

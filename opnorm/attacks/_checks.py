@@ -11,7 +11,15 @@ from opnorm._core.modes import Mode
 from opnorm._core.settings import check_choice, check_count, is_number
 from opnorm.errors import AttackError
 
-__all__ = ["are_probabilities", "check_inputs", "check_logits", "check_settings", "is_amount", "logits_notes"]
+__all__ = [
+    "are_probabilities",
+    "check_classes",
+    "check_inputs",
+    "check_logits",
+    "check_settings",
+    "is_amount",
+    "logits_notes",
+]
 
 COUNTS = {"steps": 0, "queries": 0, "targets": 0, "restarts": 1, "batch": 1}  # and the least of each
 
@@ -97,24 +105,31 @@ def check_inputs(x: Tensor, y: Tensor) -> None:
         )
 
 
-def check_logits(logits: object, y: Tensor) -> None:
+def check_classes(logits: Tensor, points: int) -> None:
+    """One row of at least two class scores for each point.
+
+    Raises:
+        AttackError: the model returns another shape.
+    """
+    shape, expected = tuple(logits.shape), f"expected logits of shape ({points}, classes)"
+    if shape == (points,):
+        expected += "; if this is one logit z a point, return torch.stack([torch.zeros_like(z), z], 1)"
+    if len(shape) != 2 or shape[0] != points:
+        raise AttackError(f"the model returns a tensor of shape {shape}; {expected}")
+    if shape[1] < 2:
+        raise AttackError(
+            "the model has 1 class: there is no other one to mistake a point for; if it returns one logit z, "
+            "return torch.cat([torch.zeros_like(z), z], 1)"
+        )
+
+
+def check_logits(logits: Tensor, y: Tensor) -> None:
     """One row of class scores for each label.
 
     Raises:
         AttackError: the model returns something else, or a label names no class.
     """
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(y):
-        got = (
-            f"a tensor of shape {tuple(logits.shape)}"
-            if isinstance(logits, Tensor)
-            else type(logits).__name__
-        )
-        raise AttackError(f"the model returns {got}; expected logits of shape ({len(y)}, classes)")
-    if logits.shape[1] < 2:
-        raise AttackError(
-            "the model has 1 class: there is no other one to mistake a point for; if it returns one logit z, "
-            "return torch.cat([torch.zeros_like(z), z], 1)"
-        )
+    check_classes(logits, len(y))
     if len(y) and not (int(y.min()) >= 0 and int(y.max()) < logits.shape[1]):
         raise AttackError(
             f"labels range from {int(y.min())} to {int(y.max())}, but the model has {logits.shape[1]} classes"

@@ -54,5 +54,5 @@ class GradientMonitor:
                 warnings.warn(
                     f"the gradient is {kind} for {count} of {len(points)} points: the attack has no direction there, "
                     "and a robust accuracy from it is too high",
-                    stacklevel=3,
+                    stacklevel=4,
                 )

@@ -101,7 +101,7 @@ def certified(
         try:
             layers = network_bounds(model, tuple(x.shape[1:]))
         except NoBoundsError as reason:
-            warnings.warn(f"no bounds for this network, so nothing is proved by them: {reason}", stacklevel=2)
+            warnings.warn(f"no bounds for this network, so nothing is proved by them: {reason}", stacklevel=3)
             return proved
         left = right & ~proved
         if left.any():

@@ -106,6 +106,7 @@ def linearized(model: nn.Module, x: Tensor, *, mode: Mode = "eval") -> Iterator[
         _refuse_coupling(model)
         inputs = x.detach().clone().requires_grad_()
         outputs = output_of(model, inputs)
+        outputs = outputs[:, None] if outputs.ndim == 1 else outputs  # one number a point
         _check_output(model, outputs, inputs)
         _refuse_mixing(model, x)
         yield Jacobian(inputs, outputs)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from opnorm._core.layers import check_initialized
 from opnorm._core.modes import Mode, in_default_modes
 from opnorm._core.settings import check_choice, check_number
+from opnorm.attacks._checks import check_classes
 from opnorm.jacobian import linearized, lp_norm
 from opnorm.regularizers.batch_statistics import point_by_point
 from opnorm.regularizers.hooks import Hooks, Regularizer, bound
@@ -41,7 +42,9 @@ def input_gradient(lam: float = 1e-2, q: float = 2, power: float = 2, *, mode: M
         def penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             with point_by_point(model, x, mode) as f:
                 inputs = x.detach().clone().requires_grad_()
-                loss = F.cross_entropy(f(inputs), y, reduction="sum")
+                logits = f(inputs)
+                check_classes(logits, len(x))
+                loss = F.cross_entropy(logits, y, reduction="sum")
                 (gradient,) = torch.autograd.grad(loss, inputs, create_graph=True)
             return lam * lp_norm(gradient, q).pow(power).mean()
 

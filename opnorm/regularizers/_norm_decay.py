@@ -68,7 +68,7 @@ def norm_decay(
         if form == "code" and not (layers := [target for target in layers if _in_program(target)]):
             raise ModelError('norm_decay(form="code") finds no layer that its authors\' program treats')
         if others := untreated_weights(model, layers, left_out):
-            warnings.warn(f"norm_decay leaves these weights as they are: {', '.join(others)}", stacklevel=2)
+            warnings.warn(f"norm_decay leaves these weights as they are: {', '.join(others)}", stacklevel=3)
         divisor = len(layers) if normalize and form == "algorithm" else 1
         decay = _Decay(layers, p, beta / divisor, gamma, form)
         hooks = Hooks(edit_grads=decay.edit_grads, state=decay.momentum)

@@ -54,7 +54,7 @@ def parseval(beta: float = 1e-4, output_decay: float = 1e-4) -> Regularizer:
         layers = trainable_layers(model, example, LINEAR_OR_CONV, "parseval", sized=False)
         output = weight_parameters(output_layer(model, example, "parseval")).get("weight")
         if others := untreated_weights(model, layers):
-            warnings.warn(f"parseval leaves these weights as they are: {', '.join(others)}", stacklevel=2)
+            warnings.warn(f"parseval leaves these weights as they are: {', '.join(others)}", stacklevel=3)
         hidden = [target for target in layers if target.weight is not output]
         groups = list(groups_of(hidden, _shape).values())
         if beta:

@@ -42,7 +42,7 @@ def spectral_normalization(sp: float = 1.0) -> Regularizer:
             warnings.warn(
                 f"spectral_normalization: the bound of large layers not padded with zeros ({', '.join(loose)}) is "
                 "sqrt(ℓ1 · ℓ∞), which can leave them well below sp",
-                stacklevel=2,
+                stacklevel=3,
             )
 
         @torch.no_grad()

@@ -68,7 +68,7 @@ def weissi(
         last = next((i for i, t in enumerate(layers) if own & {id(p) for p in t.parameters.values()}), None)
         settings.check_finite([target.weight for target in layers], last, example.dtype)
         if reasons := _reasons(model, example, untreated_weights(model, layers)):
-            warnings.warn(f"weissi: {reasons}", stacklevel=2)
+            warnings.warn(f"weissi: {reasons}", stacklevel=3)
 
         def penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             return settings.penalty([target.weight for target in layers], last).to(x.dtype)

@@ -88,7 +88,7 @@ def trainable_layers(
         named = "; ".join(f"{name}: {', '.join(map(str, shapes))}" for name, shapes in sizes.items())
         warnings.warn(
             f"{method}: layers that are called at several input sizes are treated at the first ({named})",
-            stacklevel=3,
+            stacklevel=4,
         )
     return list(layers.values())
 
@@ -114,7 +114,7 @@ def matrix_layers(
         warnings.warn(
             f"{method} leaves these weights as they are: {', '.join(others)}; it treats Linear, Conv and ConvTranspose "
             "layers that the forward pass calls and that have no forward of their own",
-            stacklevel=3,
+            stacklevel=4,
         )
     return layers
 

@@ -10,6 +10,7 @@ from opnorm import spec
 from opnorm._core import files
 from opnorm._core.modes import evaluating
 from opnorm._core.outputs import output_of
+from opnorm.attacks._checks import check_classes
 from opnorm.data import Dataset
 from opnorm.data.dataset import as_pixels
 from opnorm.errors import ModelError, OpnormError, RunError
@@ -68,6 +69,8 @@ def check_model(model: nn.Module, example: Tensor, classes: int, name: str) -> N
         raise
     except Exception as e:  # whatever the user's own network raises
         raise ModelError(f"{name} does not take images of shape {tuple(example.shape[1:])}: {e}") from e
+    if out.numel() == 1:
+        check_classes(out, 1)  # with the remedy for one logit
     shape = tuple(out.shape)
     if shape != (1, classes):
         raise ModelError(
