@@ -1,87 +1,73 @@
-"""Roth's protocol of a fair comparison: the radius of adversarial training, and strengths of equal clean accuracy.
+"""Roth's protocol of a fair comparison: strengths of equal clean accuracy.
+
+The radius of adversarial training in that protocol is the analysis ``attack_radius`` of a network trained without attacks.
 
 Source: Roth et al. 2020, section 5.1.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from torch import nn
-
-from opnorm._core.modes import model_state_preserved
-from opnorm._core.outputs import output_of
 from opnorm._core.settings import check_count, check_number
-from opnorm.attacks import pgd
-from opnorm.data.dataset import Dataset, as_pixels
 from opnorm.errors import RunError, TrainError
 from opnorm.runs.run import Run
 from opnorm.runs.store import Store
 from opnorm.runs.training_run import run_training
 
-__all__ = ["Match", "Trial", "match_accuracy", "training_eps"]
+__all__ = ["Match", "Trial", "match_accuracy", "next_strength"]
 
 
-def training_eps(
-    model: nn.Module,
-    data: Dataset,
+def next_strength(
+    trials: Sequence[tuple[float, float]],
+    target: float,
     *,
-    norm: float = 2,
-    share: float = 0.99,
-    steps: int = 10,
-    points: int = 500,
-    precision: float = 0.05,
-    seed: int = 0,
-) -> float:
-    """The smallest radius at which an attack succeeds on almost all inputs of a model trained without attacks.
+    low: float,
+    high: float,
+    tolerance: float = 0.005,
+    most: int = 8,
+) -> float | None:
+    """The strength that a search tries next: the ends first, then bisection on a logarithmic scale.
 
-    The attack is projected gradient ascent, at points that are correct without it.
+    Accuracy is taken to fall as the strength grows.
 
     Args:
-        model: gives logits (B, K); its state is preserved.
-        data: its first ``points`` test images are attacked.
-        norm: of the ball: 1, 2, inf, or any other p from 1 on.
-        share: what "almost all" means; the paper gives no number.
-        steps: of the attack.
-        points: number of test images.
-        precision: of the radius, relative, of a bisection.
-        seed: of the attack.
+        trials: the strengths that were tried, each with its accuracy, in any order.
+        target: the accuracy to reach.
+        low: a strength, more than 0, at which the accuracy is above the target.
+        high: a strength at which it is below.
+        tolerance: the search ends when an accuracy is this close.
+        most: the most trials after the two at the ends.
 
     Returns:
-        ε in pixel values of [0, 1], at which the share is reached.
+        A strength; None where the search has ended, because the target is reached, or not between the ends' accuracies, or
+        after ``most`` trials.
 
     Raises:
-        RunError: no point is correct, or the share is not reached where the ball holds all images.
+        RunError: a setting makes no sense.
 
-    Source: Roth et al. 2020, section 5.1.
+    Example:
+        >>> next_strength([(0.01, 0.98), (1.0, 0.6)], 0.9, low=0.01, high=1.0)
+        0.1
     """
-    check_number("share", share, "a fraction above 0, at most 1", above=0, most=1, error=RunError)
-    x, y = as_pixels(data.test.images[:points]), data.test.labels[:points]
-    with model_state_preserved(model, "eval"), torch.no_grad():
-        correct = output_of(model, x).argmax(1) == y
-    x, y = x[correct], y[correct]
-    if not len(x):
-        raise RunError(f"none of {len(correct)} test points is correct: expected a trained model")
-
-    def succeeds(eps: float) -> bool:
-        points = pgd(norm=norm, eps=eps, steps=steps, seed=seed)(model, x, y)
-        with model_state_preserved(model, "eval"), torch.no_grad():
-            return float((output_of(model, points).argmax(1) != y).double().mean()) >= share
-
-    largest = float(x[0].numel()) ** (0 if math.isinf(norm) else 1 / norm)  # this ball holds [0, 1]
-    high = min(1 / 255, largest)
-    while not succeeds(high):
-        if high == largest:
-            raise RunError(
-                f"the attack succeeds on less than {share:.0%} of the points at any radius up to {largest:.4g}"
-            )
-        high = min(2 * high, largest)
-    low = high / 2
-    while high > low * (1 + precision):
+    check_number("target", target, "an accuracy between 0 and 1", least=0, most=1, error=RunError)
+    check_count("trials", most, 0, error=RunError)
+    if not 0 < low < high:
+        raise RunError(f"low={low!r}, high={high!r}: expected 0 < low < high")
+    known = dict(trials)
+    for end in (low, high):
+        if end not in known:
+            return end
+    if not known[low] > target > known[high]:
+        return None
+    for _ in range(most):
+        if min(abs(accuracy - target) for accuracy in known.values()) <= tolerance:
+            return None
         middle = math.sqrt(low * high)
-        low, high = (low, middle) if succeeds(middle) else (middle, high)
-    return high
+        if middle not in known:
+            return middle
+        low, high = (middle, high) if known[middle] > target else (low, middle)
+    return None
 
 
 @dataclass(frozen=True)
@@ -137,24 +123,20 @@ def match_accuracy(
 
     Source: Roth et al. 2020, section 5.1.
     """
-    check_number("target", target, "an accuracy between 0 and 1", least=0, most=1, error=RunError)
-    check_count("trials", trials, error=RunError)
-    if not 0 < low < high:
-        raise RunError(f"low={low!r}, high={high!r}: expected 0 < low < high")
     done: list[Trial] = []
 
-    def accuracy(strength: float) -> float:
+    def trial_at(strength: float) -> Trial:
         run = replace(run_of(strength), analyses=("accuracy()",))
         try:
             found = float(run_training(run, store, device=device).find("accuracy")[0]["accuracy"])
         except TrainError:
             found = 0.0  # too strong: the training diverged
-        done.append(Trial(strength, found, run))
-        return found
+        return Trial(strength, found, run)
 
-    ends = accuracy(low), accuracy(high)
-    if ends[0] > target > ends[1]:
-        while len(done) < trials + 2 and min(abs(t.accuracy - target) for t in done) > tolerance:
-            middle = math.sqrt(low * high)
-            low, high = (middle, high) if accuracy(middle) > target else (low, middle)
+    while True:
+        known = [(trial.strength, trial.accuracy) for trial in done]
+        strength = next_strength(known, target, low=low, high=high, tolerance=tolerance, most=trials)
+        if strength is None:
+            break
+        done.append(trial_at(strength))
     return Match(target, min(done, key=lambda t: abs(t.accuracy - target)), tuple(done))

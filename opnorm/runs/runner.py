@@ -39,7 +39,8 @@ class Study:
         name: such as ``tour``.
         runs: to train and analyze.
         report: makes the page of the results, in the order of the runs.
-        more: further runs that depend on results, asked for until there are none; they follow in the order.
+        more: further runs that depend on results, asked for until there are none. They follow in the order; one that is
+            there already is asked for further analyses, and takes its place.
     """
 
     name: str
@@ -102,10 +103,16 @@ def run_study(
     if jobs is not None and jobs < 1:
         raise RunError(f"jobs={jobs!r}: expected at least 1 process")
     report = progress or (lambda event: None)
+    runs, begun = list(study.runs), 0
     results: list[Result] = []
-    runs = list(study.runs)
     while runs:
-        results += _run_all(runs, len(results), store, jobs, device, report)
+        places = {result.run.key: place for place, result in enumerate(results)}
+        for result in _run_all(runs, begun, store, jobs, device, report):
+            if (place := places.get(result.run.key)) is None:
+                results.append(result)
+            else:
+                results[place] = result
+        begun += len(runs)
         runs = list(study.more(results))
     return results
 

@@ -1,71 +1,46 @@
-"""The radius of adversarial training by the paper's rule, and strengths of equal clean accuracy."""
-
-import math
+"""Strengths of equal clean accuracy."""
 
 import pytest
-import torch
-from torch import nn
 
-from opnorm.data import Dataset
-from opnorm.data.dataset import Split, as_pixels
 from opnorm.errors import RunError
-from opnorm.runs.matching import match_accuracy, training_eps
+from opnorm.runs.matching import match_accuracy, next_strength
 from opnorm.runs.run import Run
 from opnorm.runs.store import Store
 
-
-def linear_model(w: torch.Tensor) -> nn.Module:
-    """Two classes: the second where w · x > w · 1/2."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(len(w), 2))
-    with torch.no_grad():
-        model[1].weight.copy_(torch.stack([-w / 2, w / 2]))
-        model[1].bias.copy_(torch.stack([w.sum() / 4, -w.sum() / 4]))
-    return model.eval()
+ENDS = {"low": 0.01, "high": 1.0}
 
 
-@pytest.fixture
-def linear() -> tuple[nn.Module, Dataset, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    w = torch.randn(16, generator=generator)
-    images = torch.randint(
-        100, 156, (60, 1, 4, 4), dtype=torch.uint8, generator=generator
-    )  # far from 0 and 1
-    model = linear_model(w)
-    split = Split(images, model(as_pixels(images)).argmax(1))
-    return model, Dataset("two", split, split, ("a", "b")), (as_pixels(images).flatten(1) - 0.5) @ w
+@pytest.mark.parametrize(
+    ("trials", "wanted"),
+    [
+        ([], 0.01),
+        ([(0.01, 0.9)], 1.0),
+        ([(1.0, 0.6)], 0.01),
+        ([(0.01, 0.9), (1.0, 0.6)], 0.1),
+        ([(0.1, 0.85), (1.0, 0.6), (0.01, 0.9)], 10**-0.5),  # in any order
+        ([(0.01, 0.9), (1.0, 0.6), (0.1, 0.7)], 10**-1.5),
+        ([(0.01, 0.9), (1.0, 0.6), (0.1, 0.804)], None),  # close enough
+        ([(0.01, 0.79), (1.0, 0.6)], None),  # not between the ends
+        ([(0.01, 0.9), (1.0, 0.81)], None),
+        ([(0.01, 0.9), (1.0, 0.6), (0.1, 0.85), (10**-0.5, 0.7)], None),  # two after the ends
+    ],
+)
+def test_the_next_strength(trials, wanted):
+    found = next_strength(trials, 0.8, **ENDS, most=2)
+    assert found == (None if wanted is None else pytest.approx(wanted))
 
 
-@pytest.mark.parametrize(("norm", "dual"), [(2, 2), (math.inf, 1)])
-@pytest.mark.parametrize("share", [0.5, 1.0])
-def test_radius_is_the_quantile_of_the_distances(linear, norm, dual, share):
-    model, data, margins = linear
-    distances = (margins.abs() / margins.new_tensor(linear_weight_norm(model, dual))).sort().values
-    wanted = float(distances[math.ceil(share * len(distances)) - 1])
-    found = training_eps(model, data, norm=norm, share=share, precision=0.02)
-    assert wanted * (1 - 1e-4) <= found <= wanted * 1.03
-
-
-def linear_weight_norm(model: nn.Module, order: float) -> float:
-    w = model[1].weight[1] - model[1].weight[0]
-    return float(torch.linalg.vector_norm(w, order))
-
-
-def test_a_constant_model_has_no_such_radius():
-    split = Split(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))
-    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
-    with torch.no_grad():
-        model[1].weight.zero_()
-        model[1].bias.copy_(torch.tensor([1.0, 0.0]))
-    data = Dataset("one", split, split, ("a", "b"))
-    with (
-        pytest.warns(UserWarning, match="gradient is exactly zero"),
-        pytest.raises(RunError, match="any radius"),
-    ):
-        training_eps(model, data)
-    with torch.no_grad():
-        model[1].bias.copy_(torch.tensor([0.0, 1.0]))
-    with pytest.raises(RunError, match="none of 3 test points is correct"):
-        training_eps(model, data)
+def test_a_search_ends_near_the_target():
+    """Whatever the curve, as long as accuracy falls: within the last interval of the bisection."""
+    for target in (0.2, 0.5, 0.77):
+        trials = []
+        while (
+            strength := next_strength(trials, target, low=1e-3, high=1e3, tolerance=1e-6, most=20)
+        ) is not None:
+            assert strength not in dict(trials)
+            trials.append((strength, 1 / (1 + strength)))
+        assert min(abs(accuracy - target) for _, accuracy in trials) < 1e-4
+        assert len(trials) <= 22
 
 
 def run_of(lam: float) -> Run:

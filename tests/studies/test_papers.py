@@ -22,9 +22,8 @@ def test_every_size_is_complete(name):
         for size in SIZES:
             cases = part.cases(Setting(size))
             assert cases, part.name
-            assert len({case.run.key for case in cases}) == len(
-                {(c.network, c.method, c.run.seed) for c in cases}
-            )
+            names = {(c.network, c.method, c.run.seed) for c in cases}
+            assert len({(c.run.key, c.run.analyses) for c in cases}) == len(names) == len(cases)
         assert part.asks.endswith("?")
 
 

@@ -118,9 +118,9 @@ class Paper:
             return _outcomes([*cases[p.name], *_more(p, setting, cases[p.name], results)], results)
 
         def more(results: Sequence[Result]) -> list[Run]:
-            known = {result.run.key for result in results}
-            further = [case.run for p in chosen for case in _more(p, setting, cases[p.name], results)]
-            return [run for run in merged(further) if run.key not in known]
+            known = {result.run.key: result for result in results}
+            some = [c for p in chosen for c in (*cases[p.name], *_more(p, setting, cases[p.name], results))]
+            return [run for run in merged(case.run for case in some) if _lacking(run, known)]
 
         def report(results: Sequence[Result]) -> Report:
             return self._report(chosen, setting, {p.name: outcomes(p, results) for p in chosen}, results)
@@ -198,25 +198,36 @@ def _matching(cases: list[Case], only: str | None) -> list[Case]:
 
 def _more(part: Part, setting: Setting, cases: Sequence[Case], results: Sequence[Result]) -> list[Case]:
     """All further cases that can be named from what is known, round by round."""
-    known = {result.run.key for result in results}
+    known = {result.run.key: result for result in results}
     further: list[Case] = []
     while True:
         new = part.more(setting, _outcomes([*cases, *further], results))
-        done = {case.run.key for case in (*cases, *further)}
-        new = [case for case in new if case.run.key not in done]
+        done = {_names(case) for case in (*cases, *further)}
+        new = [case for case in new if _names(case) not in done]
         further += new
-        if not new or any(case.run.key not in known for case in new):
+        if not new or any(_lacking(case.run, known) for case in new):
             return further
+
+
+def _names(case: Case) -> tuple[str, str, str]:
+    """What tells cases apart: one run may stand for several, such as the best trial of a search."""
+    return case.network, case.method, case.run.key
+
+
+def _lacking(run: Run, known: Mapping[str, Result]) -> bool:
+    """Whether a run, or an analysis that it asks for, has not been carried out."""
+    result = known.get(run.key)
+    return result is None or not (result.failure or set(run.analyses) <= result.rows.keys())
 
 
 def _outcomes(cases: Sequence[Case], results: Sequence[Result]) -> Outcomes:
     """The outcomes of cases whose results are there, each with the analyses that its case asked for."""
-    by_key = {result.run.key: result for result in results}
+    known = {result.run.key: result for result in results}
     return Outcomes(
         [
-            Outcome(case, _restricted(by_key[case.run.key], case.run))
+            Outcome(case, _restricted(known[case.run.key], case.run))
             for case in cases
-            if case.run.key in by_key
+            if not _lacking(case.run, known)
         ]
     )
 

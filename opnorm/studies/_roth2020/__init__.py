@@ -1,0 +1,63 @@
+"""Roth, Kilcher & Hofmann 2020: is adversarial training a form of data-dependent operator norm regularization?"""
+
+from opnorm.runs.runner import Study
+from opnorm.spec import factory
+from opnorm.studies._roth2020 import roth_linearity, roth_robustness, roth_spectra
+from opnorm.studies._shared.paper import Paper, Setting
+
+__all__ = ["PAPER", "roth2020"]
+
+PAPER = Paper(
+    name="roth2020",
+    title="Adversarial training as data-dependent operator norm regularization",
+    source="Roth, Kilcher & Hofmann, NeurIPS 2020, arXiv:1906.01527",
+    parts=(
+        roth_robustness.TABLE2,
+        *roth_spectra.PARTS,
+        roth_robustness.FIGURE3,
+        *roth_linearity.PARTS,
+        roth_robustness.FIGURE7,
+    ),
+    sizes={
+        "smoke": "one epoch of few points and two trials a search, to see that all works; nothing can be concluded from it",
+        "laptop": (
+            "digits of 8x8 pixels, the 7-layer CNN with 8 filters in its first layers and a WRN-10-1, 8 epochs, 3 seeds "
+            "(the paper: CIFAR-10, a 7-layer CNN, WRN-28-10)"
+        ),
+        "paper": (
+            "CIFAR-10, the 7-layer CNN and WRN-28-10; the extract gives neither the widths of the CNN nor the optimizer, so "
+            "both are this project's reading"
+        ),
+    },
+)
+
+
+@factory("study")
+def roth2020(
+    part: str | None = None,
+    size: str = "laptop",
+    seeds: int | None = None,
+    data: str | None = None,
+    limit: int | None = None,
+    only: str | None = None,
+) -> Study:
+    """The figures and the theorem of Roth, Kilcher & Hofmann 2020, with a verdict on every claim.
+
+    The radius of adversarial training and the weights of regularizers are searched for, as in the paper's section 5.1: the
+    radius is the smallest at which almost all attacked inputs fool the network trained without attacks, and a weight is that
+    at which clean accuracy equals the adversarially trained network's. The search is part of the study.
+
+    Args:
+        part: one figure, or theorem1; all when None.
+        size: "smoke", "laptop" or "paper".
+        seeds: how many times each training is repeated.
+        data: a data set as a call; that of the size when None.
+        limit: at most so many training and test points.
+        only: a pattern of networks; the others are left out.
+
+    Raises:
+        SpecError: an unknown part or size, a pattern that matches nothing.
+
+    Source: Roth, Kilcher & Hofmann 2020.
+    """
+    return PAPER.study(part, Setting(size, seeds, data, limit, only))
