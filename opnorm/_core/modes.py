@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
 from opnorm.errors import ModelError
@@ -66,7 +67,7 @@ def ordinary(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.clone() if value.is_inference() else value
     if isinstance(value, nn.Module):
-        tensors = (*value.parameters(), *value.buffers())
+        tensors = [t for t in (*value.parameters(), *value.buffers()) if not is_lazy(t)]
         return copy.deepcopy(value) if any(t.is_inference() for t in tensors) else value
     return value
 
