@@ -70,7 +70,8 @@ def attack_radius(
         row: dict[str, Any] = {"norm": f"{norm:g}", "share": share, "attack": call, "points": many}
         if not many:
             return [row | {"eps": None, "reason": "no test point is classified correctly"}]
-        largest = float(attacked[0][0][0].numel()) ** (0 if math.isinf(norm) else 1 / norm)  # holds [0, 1]
+        pixels = math.prod(attacked[0][0].shape[1:])
+        largest = float(pixels ** (0 if math.isinf(norm) else 1 / norm))  # this ball holds [0, 1]
         eps = _smallest(succeeds, largest, precision)
         reason = (
             f"the attack succeeds on less than {share:.0%} of the points at any radius up to {largest:.4g}"

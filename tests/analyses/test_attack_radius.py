@@ -72,3 +72,13 @@ def test_a_constant_model_has_no_such_radius():
 def test_settings_that_make_no_sense(settings):
     with pytest.raises(SpecError, match=f"{next(iter(settings))}="):
         attack_radius(**settings)
+
+
+def test_no_correct_point_among_the_first_ones(linear):
+    """More points than one batch has, those of the first all misclassified."""
+    model, data, _ = linear
+    images, labels = data.test
+    many = Split(images.repeat(10, 1, 1, 1), torch.cat([1 - labels.repeat(9), labels]))
+    (row,) = attack_radius(points=None)(model, Dataset("two", many, many, ("a", "b")))
+    (alone,) = attack_radius()(model, data)
+    assert (row["points"], row["eps"]) == (60, alone["eps"])
