@@ -34,7 +34,7 @@ from opnorm._core.layers import (
 )
 from opnorm.errors import NormError
 
-__all__ = ["LinearMap", "convolution_map", "linear_map", "through_autograd"]
+__all__ = ["MATRIX", "LinearMap", "convolution_map", "linear_map", "through_autograd"]
 
 
 class LinearMap:
@@ -149,7 +149,7 @@ def linear_map(layer: nn.Module, in_shape: Shape) -> LinearMap:
     return through_autograd(layer, in_shape) if inner is layer else linear_map(inner, in_shape)
 
 
-MATRIX = 2**24  # entries of the matrix of a layer whose gradient is not its adjoint: 128 MiB
+MATRIX = 2**24  # entries of the matrix of a layer without a formula: 128 MiB
 
 
 def through_autograd(layer: nn.Module, in_shape: Shape) -> LinearMap:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from opnorm._core.layers import BATCH_NORM, Shape, check_weights, in_float64, unwrap
-from opnorm._core.linear_map import linear_map
+from opnorm._core.linear_map import MATRIX, linear_map
 from opnorm._core.modes import in_default_modes
 from opnorm.errors import NormError
 from opnorm.norms.exact.by_layer import l1, linf
@@ -17,7 +17,6 @@ from opnorm.norms.norm import Norm
 from opnorm.norms.spectral.interval import spectral_norm
 
 __all__ = [
-    "MATRIX_LIMIT",
     "Order",
     "check_ords",
     "interval_settings",
@@ -27,8 +26,6 @@ __all__ = [
 
 Order = float | tuple[float, float]
 """1, 2 or ``math.inf``, or a pair (p, q) of them."""
-
-MATRIX_LIMIT = 2**24  # entries of the matrix of a layer that opnorm has no formula for: 128 MiB
 
 
 @in_default_modes
@@ -124,5 +121,5 @@ def norm_of(layer: nn.Module, ord: Order, shape: Shape, settings: dict[str, Any]
         with torch.enable_grad():  # no weight asks for it, but a norm may be found by autograd
             exact = (l1 if ord == 1 else linf)(in_float64(layer), shape)
         return Norm.of(exact, exact, "exact")
-    sums = linear_map(layer, shape).to_dense(MATRIX_LIMIT).abs().sum(0 if ord == 1 else 1).max()
+    sums = linear_map(layer, shape).to_dense(MATRIX).abs().sum(0 if ord == 1 else 1).max()
     return Norm.of(sums, sums, "exact: the explicit matrix")

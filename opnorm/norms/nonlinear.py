@@ -60,7 +60,11 @@ def known_base(layer: nn.Module, kinds: Collection[type]) -> type[nn.Module] | N
 
 def is_nonlinear(layer: nn.Module) -> bool:
     """Whether :func:`lipschitz` has an entry for the layer, whose forward is that of the entry."""
-    return known_base(layer, lipschitz.registry) is not None
+    return known_base(layer, lipschitz.registry) is not None and not _is_sum(layer)
+
+
+def _is_sum(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.LPPool1d | nn.LPPool2d | nn.LPPool3d) and layer.norm_type == 1
 
 
 # ---------------------------------------------------------------- coordinate by coordinate
@@ -164,12 +168,20 @@ def window_count(
     size: int, kernel: int, stride: int, padding: int = 0, dilation: int = 1, ceil_mode: bool = False
 ) -> int:
     """In how many pooling windows the busiest input position of one axis lies."""
+    windows = _windows(size, kernel, stride, padding, dilation, ceil_mode)
+    return max(Counter(place for window in windows for place in window).values(), default=0)
+
+
+def _windows(
+    size: int, kernel: int, stride: int, padding: int = 0, dilation: int = 1, ceil_mode: bool = False
+) -> list[list[int]]:
+    """The input positions in each pooling window of one axis."""
     span = size + 2 * padding - dilation * (kernel - 1) - 1
     windows = (-(-span // stride) if ceil_mode else span // stride) + 1
     if ceil_mode and (windows - 1) * stride >= size + padding:
         windows -= 1  # torch drops a window that starts in the padding behind the input
-    seen = Counter(o * stride - padding + k * dilation for o in range(windows) for k in range(kernel))
-    return max((c for place, c in seen.items() if 0 <= place < size), default=0)
+    places = [[o * stride - padding + k * dilation for k in range(kernel)] for o in range(windows)]
+    return [[place for place in window if 0 <= place < size] for window in places]
 
 
 def _per_axis(value: Any, axes: int) -> tuple[int, ...]:
@@ -202,6 +214,40 @@ def _adaptive_window_count(size: int, outputs: int) -> int:
 for _axes in (1, 2, 3):
     for _name in (f"MaxPool{_axes}d", f"AdaptiveMaxPool{_axes}d"):
         lipschitz.register(getattr(nn, _name), functools.partial(_max_pool, axes=_axes))
+
+
+def _lp_pool(layer: Any, ord: float, in_shape: Shape, axes: int) -> float:
+    """(Σ_W x_i^r)^{1/r} of windows W, r even or infinite; min |x_i| for r = -∞.
+
+    ‖·‖_r is no steeper than 1 in ℓp for r ≥ p, and k^{1/r} in ℓ∞, reached by k equal entries. A position that is in several
+    windows counts once in each: (Σ_{W ∋ i} 1)^{1/p}, reached where it is the only entry that is not 0, for r ≥ p. torch
+    divides by the number n of entries of a window that ceil_mode cuts off, and multiplies by k: it counts (k/n)^{1/r}.
+    """
+    r, kind = float(layer.norm_type), type(layer).__name__
+    if r == 1:
+        raise NormError(f"{kind} with norm_type=1 is linear; see opnorm.operator_norm")
+    if math.isnan(r) or (math.isfinite(r) and (r < 2 or r % 2)):
+        raise NormError(
+            f"{kind} with norm_type={layer.norm_type} has no Lipschitz constant on all inputs; expected an even number, "
+            "1 or infinity"
+        )
+    if len(in_shape) < axes:
+        raise NormError(f"{kind} needs {axes} spatial axes, got an input of shape {in_shape}")
+    kernel = _per_axis(layer.kernel_size, axes)
+    stride = kernel if layer.stride is None else _per_axis(layer.stride, axes)
+    if math.isinf(ord):
+        return math.prod(kernel) ** (1 / abs(r))
+    total = 1.0
+    for n, k, s in zip(in_shape[-axes:], kernel, stride, strict=True):
+        seen: Counter[int] = Counter()
+        for window in _windows(n, k, s, ceil_mode=layer.ceil_mode):
+            seen.update(dict.fromkeys(window, (k / len(window)) ** (ord / abs(r))))
+        total *= max(seen.values(), default=0.0)
+    return total ** (1 / ord)
+
+
+for _axes in (1, 2, 3):
+    lipschitz.register(getattr(nn, f"LPPool{_axes}d"), functools.partial(_lp_pool, axes=_axes))
 
 
 # ---------------------------------------------------------------- normalization by the input's own statistics

@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from opnorm.errors import NormError
-from opnorm.norms import lipschitz
+from opnorm.norms import lipschitz, lipschitz_bound, measure, operator_norm
 from opnorm.norms.nonlinear import copies, copying_norm, is_copying, is_nonlinear, window_count
 
 ORDS = (1, 2, math.inf)
@@ -75,6 +76,14 @@ def test_no_secant_is_steeper(layer, seed):
         (nn.MaxPool3d(2, 1), (1, 3, 2, 3)),
         (nn.AdaptiveMaxPool1d(3), (1, 7)),
         (nn.AdaptiveMaxPool2d((2, None)), (1, 5, 3)),
+        (nn.LPPool1d(2, 2), (2, 6)),
+        (nn.LPPool1d(2, 3, 2, ceil_mode=True), (1, 6)),
+        (nn.LPPool1d(4, 3, 1), (1, 5)),
+        (nn.LPPool1d(math.inf, 3, 1), (1, 5)),
+        (nn.LPPool1d(-math.inf, 2, 2), (1, 5)),
+        (nn.LPPool2d(2, 3, 1), (1, 4, 3)),
+        (nn.LPPool2d(6, (2, 3), (1, 2), ceil_mode=True), (1, 3, 4)),
+        (nn.LPPool3d(2, 2, 1, True), (1, 3, 2, 3)),
         (nn.LayerNorm(4, eps=0.1), (4,)),
         (nn.LayerNorm((2, 3), eps=0.01), (2, 3)),
         (nn.LayerNorm((2, 3), eps=0.01, elementwise_affine=False), (2, 3)),
@@ -100,7 +109,11 @@ def test_constants_bound_jacobians_and_are_approached(layer, shape):
         torch.eye(n, dtype=torch.float64).view(n, *shape) * 40
     )  # one-hot softmax, one position above all others
     points += [*peaks, *(a + b for a in peaks[:6] for b in peaks[:6])]
-    points += [-x for x in points]
+    points += [-x for x in points] + [torch.ones(shape, dtype=torch.float64)]
+    if isinstance(
+        layer, nn.LPPool1d | nn.LPPool2d | nn.LPPool3d
+    ):  # of one entry that is not 0, without 0 / 0
+        points += [x + 1e-6 * torch.randn(shape, dtype=torch.float64) for x in peaks]
     for p in ORDS:
         try:
             constant = lipschitz(layer, p, shape)
@@ -148,6 +161,10 @@ def test_window_counts_are_torchs(n, k, s, d, ceil, data):
         (nn.Softmin(-3), "mixes the points"),
         (nn.Softmax2d(), "mixes the points"),  # of a point with channels and one more axis
         (nn.MaxPool1d(2, return_indices=True), "indices"),
+        (nn.LPPool1d(3, 2), "expected an even number"),
+        (nn.LPPool1d(1.5, 2), "expected an even number"),
+        (nn.LPPool1d(-2, 2), "expected an even number"),
+        (nn.LPPool1d(1, 2), "is linear"),
         (nn.LayerNorm(4, eps=0.0), "no Lipschitz constant"),
         (nn.Linear(2, 2), "no Lipschitz constant of Linear"),
     ],
@@ -203,3 +220,24 @@ def test_layers_that_do_more_than_copy(layer):
 def test_constants_do_not_count_as_copies():
     assert copies(lambda x: torch.zeros(3), (2,)) == 0
     assert copies(lambda x: torch.cat([x, x], 1), (2,)) == 2
+
+
+@pytest.mark.parametrize("p", ORDS)
+def test_lp_pooling_in_a_table_and_along_a_graph(p):
+    class Net(nn.Module):
+        def forward(self, x):
+            return F.lp_pool2d(3 * x, 2, kernel_size=2, stride=1)
+
+    expected = 3 * {1: 4, 2: 2, math.inf: 2}[p]
+    assert lipschitz_bound(Net(), torch.zeros(1, 1, 4, 4), p).value == pytest.approx(expected)
+    (row,) = measure(nn.LPPool2d(2, 2, 1), torch.zeros(1, 1, 4, 4), ords=(p,)).rows
+    assert row.lipschitz == {p: pytest.approx(expected / 3)}
+    assert not row.norms
+
+
+@pytest.mark.parametrize("p", ORDS)
+def test_lp_pooling_with_norm_1_is_a_sum(p):
+    pool = nn.LPPool2d(1, 2)
+    assert float(operator_norm(pool, p, (1, 4, 4)).upper) == pytest.approx({1: 1, 2: 2, math.inf: 4}[p])
+    bound = lipschitz_bound(nn.Sequential(pool, nn.ReLU()), torch.zeros(1, 1, 4, 4), p)
+    assert bound.value == pytest.approx({1: 1, 2: 2, math.inf: 4}[p])

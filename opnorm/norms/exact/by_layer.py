@@ -7,7 +7,8 @@
 - average pooling, padding layers, nearest and linear upsampling: per-axis matrices without negative entries;
 - layers that only move numbers, and dropout, which does nothing in eval mode.
 
-Every other type is an error that names it; more join by ``@l1.register(MyLayer)``.
+A subclass with a forward of its own goes through its explicit matrix. Every other type is an error that names it; more join
+by ``@l1.register(MyLayer)``.
 """
 
 import functools
@@ -31,12 +32,13 @@ from opnorm._core.layers import (
     Shape,
     check_channels,
     check_features,
-    check_forward,
     check_lazy,
     check_weight,
+    overrides,
     unwrap,
 )
-from opnorm._core.modes import in_default_modes
+from opnorm._core.linear_map import MATRIX, linear_map
+from opnorm._core.modes import evaluating, in_default_modes
 from opnorm.errors import NormError
 from opnorm.norms.exact.kernel_sums import conv_plan, largest_sum, linear_plan
 from opnorm.norms.exact.separable import SEPARABLE, separable_norm
@@ -50,7 +52,8 @@ def l1(layer: nn.Module, in_shape: Shape) -> Tensor:
     """Exact ℓ1 operator norm of a layer in eval mode, differentiable in its weights.
 
     Args:
-        layer: one of the types of this module, also parametrized or compiled; others join by ``@l1.register(MyLayer)``.
+        layer: one of the types of this module, also parametrized or compiled; others join by ``@l1.register(MyLayer)``. One
+            of a subclass with a forward of its own, if that is affine, goes through its matrix.
         in_shape: shape of one input, without the batch axis.
 
     Returns:
@@ -83,28 +86,26 @@ def _unknown(norm: Callable[[nn.Module, Shape], Tensor], layer: nn.Module, in_sh
 # ---------------------------------------------------------------- by type: side 0 is ℓ1, side 1 is ℓ∞
 
 
-def _weight(layer: nn.Module, *bases: type[nn.Module]) -> Tensor:
-    """The weight of a layer that does what its base does."""
-    check_forward(layer, *bases)
+def _weight(layer: nn.Module) -> Tensor:
     weight = weight_of(layer)
     check_weight(weight)
     return weight
 
 
 def _linear(layer: nn.Linear, in_shape: Shape, side: int) -> Tensor:
-    weight = _weight(layer, *LINEAR)
+    weight = _weight(layer)
     check_features(layer, in_shape)
     return largest_sum(weight, linear_plan(side, weight.shape))
 
 
 def _conv(layer: ConvLayer, in_shape: Shape, side: int) -> Tensor:
-    weight = _weight(layer, *CONV)
+    weight = _weight(layer)
     check_channels(layer, in_shape)
     return largest_sum(weight, conv_plan(side, weight.shape, conv_geometry(layer), in_shape[1:]))
 
 
 def _conv_transpose(layer: ConvTransposeLayer, in_shape: Shape, side: int) -> Tensor:
-    weight = _weight(layer, *TRANSPOSED)
+    weight = _weight(layer)
     check_channels(layer, in_shape)
     geometry, size = transpose_geometry(layer, in_shape[1:])
     # the adjoint of a convolution: its columns are that one's rows
@@ -121,7 +122,6 @@ def _batch_norm(layer: nn.modules.batchnorm._BatchNorm, in_shape: Shape, side: i
 
 
 def _identity(layer: nn.Module, in_shape: Shape, side: int) -> Tensor:
-    check_forward(layer, *IDENTITY)
     return torch.ones((), dtype=torch.float64)
 
 
@@ -133,7 +133,38 @@ _FORMULAS: dict[tuple[type[nn.Module], ...], Callable[[Any, Shape, int], Tensor]
     IDENTITY: _identity,
     SEPARABLE: separable_norm,
 }
+
+
+def _norm(
+    layer: nn.Module,
+    in_shape: Shape,
+    side: int,
+    kinds: tuple[type[nn.Module], ...],
+    formula: Callable[..., Tensor],
+) -> Tensor:
+    """By the formula, if the layer's forward is that of one of the kinds; else by its matrix."""
+    return _of_matrix(layer, in_shape, side) if overrides(layer, *kinds) else formula(layer, in_shape, side)
+
+
+def _of_matrix(layer: nn.Module, in_shape: Shape, side: int) -> Tensor:
+    """max_j Σ_i |A_ij|, or max_i Σ_j, of the explicit matrix in float64; its gradient by that of A = f(I) - f(0)."""
+    linear = linear_map(layer, in_shape)
+    exact = linear.to_dense(MATRIX)
+    sums = exact.abs().sum(side)
+    own = next((p for p in layer.parameters() if p.is_floating_point()), None)
+    dtype = torch.float64 if own is None else torch.promote_types(own.dtype, torch.float32)
+    norm = sums.max().to(dtype)
+    if own is None or not torch.is_grad_enabled() or not any(p.requires_grad for p in layer.parameters()):
+        return norm
+    n = linear.shape[1]
+    basis = torch.eye(n, dtype=own.dtype, device=own.device).view(n, *in_shape)
+    with evaluating(layer), torch.enable_grad():
+        A = (layer(basis) - layer(torch.zeros_like(basis[:1]))).reshape(n, -1).T.to(dtype)
+    differentiable = (exact.sign().to(dtype) * A).sum(side)[sums.argmax()]
+    return norm + (differentiable - differentiable.detach())
+
+
 for _kinds, _formula in _FORMULAS.items():
     for _kind in _kinds:
-        for _side, _norm in enumerate((l1, linf)):
-            _norm.register(_kind, functools.partial(_formula, side=_side))  # type: ignore[call-arg]
+        for _side, _function in enumerate((l1, linf)):
+            _function.register(_kind, functools.partial(_norm, side=_side, kinds=_kinds, formula=_formula))

@@ -47,6 +47,7 @@ as_layer("leaky_relu", nn.LeakyReLU)
 for _axes in (1, 2, 3):
     as_layer(f"avg_pool{_axes}d", getattr(nn, f"AvgPool{_axes}d"))
     as_layer(f"adaptive_avg_pool{_axes}d", getattr(nn, f"AdaptiveAvgPool{_axes}d"))
+    as_layer(f"lp_pool{_axes}d", getattr(nn, f"LPPool{_axes}d"))
     as_layer(f"adaptive_max_pool{_axes}d", getattr(nn, f"AdaptiveMaxPool{_axes}d"))
 as_layer("tanh", lambda: nn.Tanh())
 as_layer("sigmoid", lambda: nn.Sigmoid())

@@ -493,19 +493,75 @@ def test_integer_weights(dtype, norm):
             norm(layer, shape)
 
 
-def test_subclasses_with_another_forward():
-    class Halved(nn.AvgPool2d):
-        def forward(self, x):
-            return super().forward(x) / 2
+class Halved(nn.AvgPool2d):
+    def forward(self, x):
+        return super().forward(x) / 2
 
-    class Noisy(nn.Dropout):
-        def forward(self, x):
-            return x + 1
 
-    class Flipped(nn.ConvTranspose2d):
-        def forward(self, x):
-            return super().forward(x).flip(-1)
+class Shifted(nn.Dropout):
+    def forward(self, x):
+        return x + 1
 
-    for layer, shape in ((Halved(2), (1, 4, 4)), (Noisy(), (3,)), (Flipped(1, 1, 3), (1, 4, 4))):
-        with pytest.raises(NormError, match="has a forward of its own"):
-            l1(layer, shape)
+
+class Flipped(nn.ConvTranspose2d):
+    def forward(self, x):
+        return super().forward(x).flip(-1)
+
+
+class Standardized(nn.Conv2d):
+    def forward(self, x):
+        mean = self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, self.weight - mean, 1e3 * self.bias)
+
+
+class Masked(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, self.weight.tril(), self.bias)
+
+
+class Rectified(nn.Linear):
+    def forward(self, x):
+        return F.relu(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (Halved(2), (1, 4, 4)),
+        (Shifted(), (3,)),
+        (Flipped(1, 1, 3), (1, 4, 4)),
+        (Standardized(2, 3, 3, padding=1), (2, 4, 5)),
+        (Masked(4, 3), (4,)),
+        (Masked(4, 3, dtype=torch.float64), (2, 4)),
+    ],
+)
+def test_affine_subclasses_with_another_forward_go_through_their_matrix(layer, shape):
+    for norm, p in ((l1, 1), (linf, math.inf)):
+        twin = copy.deepcopy(layer).double()
+        with torch.no_grad():
+            zero = torch.zeros(1, *shape, dtype=torch.float64)
+            basis = torch.eye(zero.numel(), dtype=torch.float64).view(-1, *shape)
+            A = (twin.eval()(basis) - twin(zero)).flatten(1).T
+        found = norm(layer, shape)
+        assert float(found) == pytest.approx(float(torch.linalg.matrix_norm(A, p)), rel=1e-6)
+        assert found.dtype == next((w.dtype for w in layer.parameters()), torch.float64)
+        assert layer.training
+        weight = getattr(layer, "weight", None)
+        if weight is not None:
+            (gradient,) = torch.autograd.grad(found, weight)
+            step = 1e-6 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).double()
+            slopes = []
+            for sign in (1, -1):
+                twin.weight.data = weight.detach().double() + sign * step
+                slopes.append(float(norm(twin, shape).detach()))
+            assert slopes[0] - slopes[1] == pytest.approx(
+                float((2 * gradient.double() * step).sum()), rel=1e-4
+            )
+
+
+@pytest.mark.parametrize("norm", [l1, linf])
+def test_subclasses_that_are_not_affine_are_refused(norm):
+    with pytest.raises(NormError, match="not linear"):
+        norm(Rectified(3, 3), (3,))
+    with pytest.raises(NormError, match="the matrix would be"):
+        norm(Masked(5000, 5000), (5000,))

@@ -439,17 +439,17 @@ def _(name, r, x, y):
     )
 
 
-@op("avg_pool1d max_pool1d adaptive_avg_pool1d adaptive_max_pool1d conv1d conv_transpose1d")
+@op("lp_pool1d avg_pool1d max_pool1d adaptive_avg_pool1d adaptive_max_pool1d conv1d conv_transpose1d")
 def _(name, r, x, y):
     return pooled(name, r, x, 3)
 
 
-@op("avg_pool2d max_pool2d adaptive_avg_pool2d adaptive_max_pool2d conv2d conv_transpose2d")
+@op("lp_pool2d avg_pool2d max_pool2d adaptive_avg_pool2d adaptive_max_pool2d conv2d conv_transpose2d")
 def _(name, r, x, y):
     return pooled(name, r, x, 4)
 
 
-@op("avg_pool3d max_pool3d adaptive_avg_pool3d adaptive_max_pool3d conv3d conv_transpose3d")
+@op("lp_pool3d avg_pool3d max_pool3d adaptive_avg_pool3d adaptive_max_pool3d conv3d conv_transpose3d")
 def _(name, r, x, y):
     built = pooled(name, r, x[None].movedim(0, -1), 5) if x.ndim == 4 else None
     return None if built is None else (lambda x, y: built(x.unsqueeze(-1), y))
@@ -469,6 +469,9 @@ def pooled(name, r, x, axes):
     if name.startswith("conv"):
         K, padding = like(r, 2, channels, *kernel), r.choice([0, 1, "same"])
         return lambda x, y: getattr(F, name)(x, K, None, 1, padding)
+    if name.startswith("lp"):
+        exponent, ceil = r.choice([2, 4.0, float("inf")]), r.random() < 0.5
+        return lambda x, y: getattr(F, name)(x, exponent, kernel if axes > 3 else kernel[0], number, ceil)
     return lambda x, y: getattr(F, name)(x, kernel, number)
 
 
