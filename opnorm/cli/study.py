@@ -1,5 +1,6 @@
 """``opnorm study``: all runs of a study, and its page."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ from opnorm.cli.options import Again, Device, Figures, Json, Limit, Runs, check_
 from opnorm.errors import OpnormError
 
 if TYPE_CHECKING:
-    from opnorm.runs.run import Run
+    from opnorm.spec import Call
 
 __all__ = ["study"]
 
@@ -36,7 +37,8 @@ class StudyOptions:
     jobs: int | None = None  # processes side by side; the number of cores, at most 8, when left out
     device: Device = "cpu"
     figures: Figures = None
-    dry_run: bool = False  # list the runs, and which are finished, and do nothing
+    dry_run: bool = False  # list the runs, which are finished and what the others would take, and do nothing
+    yes: bool = False  # go on with the size 'paper' on a CPU
     json: Json = False
 
 
@@ -59,6 +61,7 @@ def study(
     """
     from opnorm import spec, studies
     from opnorm.cli.progress import StudyBar
+    from opnorm.cli.study_plan import StudyPlan, about
     from opnorm.runs.runner import Study, run_study, write_study
     from opnorm.runs.store import Store
 
@@ -74,38 +77,37 @@ def study(
     built = spec.build(call, "study")
     if not isinstance(built, Study):
         raise OpnormError(f"{call} gave {type(built).__name__}; expected a study")
-    if o.dry_run:
-        return _print_plan(
-            [_about(run) | {"finished": store.finished(run.key)} for run in built.runs], o.json
-        )
     check_device(o.device)
+    plan = StudyPlan(built, store, o.jobs, o.device)
+    if o.dry_run:
+        return plan.show(o.json)
+    if o.device == "cpu" and not o.yes and plan.missing and _size(call) == "paper":
+        raise OpnormError(
+            f"{call} on a CPU: {plan.summary()}. --yes goes on; --device cuda uses a GPU; --dry-run says more"
+        )
+    if plan.others:
+        print(plan.others, file=sys.stderr)
     with StudyBar(len(built.runs)) as bar:
         results = run_study(built, store, jobs=o.jobs, device=o.device, progress=bar)
     page = shown(write_study(built, results, store, o.figures))
     if o.json:
-        found = [_about(r.run) | {"failure": r.failure, "results": r.rows} for r in results]
+        found = [about(r.run) | {"failure": r.failure, "results": r.rows} for r in results]
         return print_json({"page": str(page), "runs": found})
     return print(page)
 
 
-def _about(run: "Run") -> dict[str, Any]:
-    return {"key": run.key, "model": run.model, "label": run.label, "seed": run.seed}
+def _size(call: "Call") -> Any:
+    """The size that a call asks for."""
+    from opnorm import spec
 
-
-def _print_plan(rows: list[dict[str, Any]], json: bool) -> None:
-    """The runs of a study, and which of them are finished."""
-    if json:
-        return print_json(rows)
-    for row in rows:
-        state = "finished" if row["finished"] else "to do"
-        print(f"{row['key']}  {state:8}  seed {row['seed']}  {row['label']}")
-    return print(f"{len(rows)} runs, {sum(row['finished'] for row in rows)} finished")
+    return dict(spec.full(call, "study").kwargs).get("size")
 
 
 def _print_list(json: bool) -> None:
     """Every study and every part: what it asks, how many runs, how long."""
     from opnorm import spec, studies
     from opnorm.studies import papers
+    from opnorm.studies.tour_claims import CLAIMS
 
     rows: list[dict[str, Any]] = [
         {
@@ -120,7 +122,16 @@ def _print_list(json: bool) -> None:
     ]
     tour = spec.build("tour()", "study")
     asks = "Every way of training, on one small network, side by side: what does each do to norms and robustness?"
-    rows = [{"study": "tour", "asks": asks, "runs": len(tour.runs), "minutes": 6.0, "claims": []}, *rows]
+    rows = [
+        {
+            "study": "tour",
+            "asks": asks,
+            "runs": len(tour.runs),
+            "minutes": 6.0,
+            "claims": [c.name for c in CLAIMS],
+        },
+        *rows,
+    ]
     if json:
         return print_json(rows)
     for row in rows:

@@ -24,6 +24,7 @@ import torch
 from opnorm._core.cores import available_cores
 from opnorm.errors import BusyError, RunError, TrainError
 from opnorm.report import Report, write_figures, write_json, write_page, write_tables
+from opnorm.runs.plan import check_networks
 from opnorm.runs.run import Result, Run
 from opnorm.runs.store import Store
 from opnorm.runs.training_run import RunProgress, find_result, run_training, threads_of_torch
@@ -40,13 +41,13 @@ class Study:
         runs: to train and analyze.
         report: makes the page of the results, in the order of the runs.
         more: further runs that depend on results, asked for until there are none. They follow in the order; one that is
-            there already is asked for further analyses, and takes its place.
+            there already is asked for further analyses, and takes its place. None where there are never any.
     """
 
     name: str
     runs: Sequence[Run]
     report: Callable[[Sequence[Result]], Report]
-    more: Callable[[Sequence[Result]], Sequence[Run]] = lambda results: []
+    more: Callable[[Sequence[Result]], Sequence[Run]] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def run_study(
             else:
                 results[place] = result
         begun += len(runs)
-        runs = list(study.more(results))
+        runs = list(study.more(results)) if study.more else []
     return results
 
 
@@ -128,6 +129,7 @@ def _run_all(
             results[i] = found
             report(StudyProgress(i, run, 1.0, "found", found))
     missing = {i: run for i, run in numbered.items() if i not in results}
+    check_networks([run for run in missing.values() if not store.finished(run.key)])
     # of all these runs, however many are there, so that what is left after a kill gets the same bits
     planned = min(jobs or default_jobs(device), max(len(runs), 1))
     threads = max(1, available_cores() // planned) if planned > 1 else torch.get_num_threads()

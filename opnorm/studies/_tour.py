@@ -16,14 +16,17 @@ from opnorm.runs.run import Result, Run
 from opnorm.runs.runner import Study
 from opnorm.runs.training_run import environment
 from opnorm.spec import factory
-from opnorm.studies.claims import compared, mean, percent, rank_correlation
+from opnorm.studies._shared.methods_table import FAILED_RUNS, failed_seeds
+from opnorm.studies._shared.outcomes import Case, Outcome, Outcomes
+from opnorm.studies._shared.paper import no_result
+from opnorm.studies.claims import mean, percent, rank_correlation
+from opnorm.studies.tour_claims import CLAIMS, TRAIN_EPS
 
 __all__ = ["tour"]
 
 RADII = (0.05, 0.1, 0.15, 0.2)
 RADII_L2 = (0.25, 0.5, 1.0)
 IN_TABLE = {"inf": (0.1, 0.2), "2": (0.5,)}  # the charts show all
-TRAIN_EPS = 0.1
 ATTACKED = 200  # test points: the interval of a share is then ± 7 points at most
 ATTACK_SETTINGS = "attack='apgd', version='fast', restarts=1, largest_first=True"
 
@@ -128,12 +131,11 @@ def tour(
 
 
 def _report(results: Sequence[Result]) -> Report:
-    by_method: dict[str, list[Result]] = {}
-    for result in results:
-        by_method.setdefault(result.run.label, []).append(result)
-    methods = list(by_method)
+    outcomes = Outcomes([Outcome(Case(r.run.model, r.run.label, r.run), r) for r in results])
+    methods, failed = outcomes.methods, [r for r in results if r.failure]
     good = [r for r in results if not r.failure]
-    table = Table(_columns(), [_row(label, group) for label, group in by_method.items()])
+    rows = [_row(label, outcomes.of(method=label)) for label in methods]
+    table = Table(_columns(any(row.get("failures") for row in rows)), rows)
     return Report(
         title="What keeping norms small does to a network",
         question=(
@@ -141,7 +143,8 @@ def _report(results: Sequence[Result]) -> Report:
             "How accurate is each, how robust to attacks on its inputs, and how large are the operator norms of its layers, "
             "that is, the most that a layer can amplify a change?"
         ),
-        findings=findings(table),
+        findings=[*([no_result(failed)] if failed else []), *findings(table)],
+        claims=[claim.as_dict(outcomes) | {"study": "tour"} for claim in CLAIMS],
         table=table,
         charts=_charts(good, methods, table),
         settings=_settings(results),
@@ -161,7 +164,7 @@ def _robust_key(eps: float, norm: str = "inf") -> str:
     return f"robust_{norm}_{eps:g}"
 
 
-def _columns() -> list[Column]:
+def _columns(failures: bool) -> list[Column]:
     attacked = (
         f"Share of the first {ATTACKED} test images still classified correctly after APGD-CE and APGD-T, the gradient "
         "attacks of AutoAttack's version fast; an upper bound of the true robust accuracy."
@@ -176,13 +179,14 @@ def _columns() -> list[Column]:
         Column("norm_2", "ℓ2 norm", "number", "low", f"{norm} of the ℓ2 operator norm, certified to 0.5 %."),
         Column("norm_inf", "ℓ∞ norm", "number", "low", f"{norm} of the exact ℓ∞ operator norm."),
         Column("seconds", "seconds", "number", None, "Training and analyses together, one run."),
+        *([FAILED_RUNS] if failures else []),
     ]
 
 
-def _row(label: str, group: Sequence[Result]) -> dict[str, Cell]:
-    good = [r for r in group if not r.failure]
+def _row(label: str, outcomes: Outcomes) -> dict[str, Cell]:
+    good = [o.result for o in outcomes.good]
     if not good:
-        return {"method": label, "_failed": group[0].failure}
+        return {"method": label, "_failed": outcomes.all[0].result.failure}
     values, points = defaultdict[str, list[Any]](list), dict[str, int]()
     for r in good:
         values["seconds"].append(r.seconds)
@@ -192,7 +196,10 @@ def _row(label: str, group: Sequence[Result]) -> dict[str, Cell]:
         for key, row in {"clean": r.find("accuracy")[0], **shares}.items():
             values[key].append(row["accuracy"])
             points[key] = row["points"]
-    return {"method": label} | {key: Stat.of(v, points.get(key)) for key, v in values.items()}
+    cells: dict[str, Cell] = {key: Stat.of(v, points.get(key)) for key, v in values.items()}
+    if failed := failed_seeds(outcomes):
+        cells["failures"] = failed
+    return {"method": label, **cells}
 
 
 # ---------------------------------------------------------------- the charts
@@ -249,18 +256,15 @@ def _settings(results: Sequence[Result]) -> dict[str, str]:
     }
 
 
-# ---------------------------------------------------------------- the claims
+# ---------------------------------------------------------------- findings
 
 
 def findings(table: Table) -> list[str]:
-    """Plain sentences with the measured numbers; a difference within the seeds' spread is called none."""
+    """Plain sentences with the measured numbers."""
     rows = {str(row["method"]): row for row in table.rows if "_failed" not in row}
-    failed = [str(row["method"]) for row in table.rows if "_failed" in row]
-    found = [f"No result: {', '.join(failed)}. The table gives the reason."] if failed else []
     if "plain" not in rows or len(rows) < 2:
-        return found
-    claims = (_best, _penalties, _adversarial, _data_dependent, _correlation)
-    return [*found, *(sentence for claim in claims if (sentence := claim(rows)))]
+        return []
+    return [sentence for sentence in (_best(rows), _correlation(rows)) if sentence]
 
 
 Rows = dict[str, dict[str, Cell]]
@@ -274,49 +278,6 @@ def _best(rows: Rows) -> str:
     return (
         f"Most robust at {ATTACK}: {best}, {percent(rows[best][ROBUST])} (plain: {percent(plain[ROBUST])}), "
         f"at {percent(rows[best]['clean'])} clean accuracy (plain: {percent(plain['clean'])})."
-    )
-
-
-def _penalties(rows: Rows) -> str:
-    """Liang & Huang 2021: norm penalties reduce norms and do not make robust."""
-    plain, decays = rows["plain"], [m for m in rows if m.startswith("norm_decay")]
-    if not decays:
-        return ""
-    smallest = min(decays, key=lambda m: mean(rows[m]["norm_inf"]))
-    small = rows[smallest]
-    verb = "shrink" if compared(small["norm_inf"], plain["norm_inf"]).endswith("below") else "do not shrink"
-    return (
-        f"Norm penalties {verb} norms: {smallest} has a typical ℓ∞ layer norm of {mean(small['norm_inf']):.3g} "
-        f"(plain: {mean(plain['norm_inf']):.3g}). Its robust accuracy at {ATTACK} is "
-        f"{percent(small[ROBUST])}, {compared(small[ROBUST], plain[ROBUST])} plain training's."
-    )
-
-
-def _adversarial(rows: Rows) -> str:
-    """Liang & Huang 2021: adversarially trained networks have layer norms as large or larger."""
-    trained = [m for m in rows if m.startswith("pgd_at") and "+" not in m]
-    if not trained:
-        return ""
-    norm, plain = rows[trained[0]]["norm_inf"], rows["plain"]["norm_inf"]
-    return (
-        f"Adversarial training, with no penalty on norms, ends with a typical ℓ∞ layer norm of "
-        f"{mean(norm):.3g}, {compared(norm, plain)} plain training's {mean(plain):.3g}."
-    )
-
-
-def _data_dependent(rows: Rows) -> str:
-    """Roth et al. 2020: regularizing the Jacobian at the data is as robust as adversarial training; globally it is not."""
-    found = [
-        next((m for m in rows if m.startswith(start)), None) for start in ("dd_snr", "global_snr", "pgd_at")
-    ]
-    names = [name for name in found if name is not None]
-    if len(names) < 3:
-        return ""
-    local, layers, trained = (rows[name][ROBUST] for name in names)
-    return (
-        f"A spectral norm kept small at the data ({names[0]}) gives {percent(local)} at {ATTACK}, "
-        f"{compared(local, trained)} adversarial training's {percent(trained)}; kept small in each layer "
-        f"({names[1]}) it gives {percent(layers)}, {compared(layers, rows['plain'][ROBUST])} plain training's."
     )
 
 

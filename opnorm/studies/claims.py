@@ -1,11 +1,11 @@
-"""Sentences about means over seeds, for the claims of studies."""
+"""Sentences about means over seeds, for the findings of studies."""
 
 import math
 from collections.abc import Sequence
 
 from opnorm.report import Cell, Stat
 
-__all__ = ["compared", "mean", "percent", "rank_correlation"]
+__all__ = ["mean", "percent", "rank_correlation"]
 
 
 def mean(cell: Cell) -> float:
@@ -18,16 +18,6 @@ def percent(cell: Cell) -> str:
     if not isinstance(cell, Stat):
         return "not known"
     return f"{cell.mean:.1%}" + (f" ± {100 * cell.std:.1f}" if cell.n > 1 else "")
-
-
-def compared(a: Cell, b: Cell) -> str:
-    """The place of ``a`` relative to ``b``, as text before the name of ``b``; a difference within both spreads is none."""
-    if not isinstance(a, Stat) or not isinstance(b, Stat):
-        return "not comparable with"
-    if abs(a.mean - b.mean) <= a.std + b.std:
-        return "within the spread of seeds of" if a.n > 1 else "not distinguishable, with one seed, from"
-    one_seed = "" if min(a.n, b.n) > 1 else "(one seed, so no spread is known) "
-    return one_seed + ("above" if a.mean > b.mean else "below")
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:

@@ -202,11 +202,30 @@ def test_norms(cli):
 def test_study_dry_run(cli, here):
     status, out, err = cli("study", "tour", "--dry-run", "--seeds", "1", "--size", "smoke")
     assert (status, err) == (0, "")
-    assert out.splitlines()[-1] == f"{len(out.splitlines()) - 1} runs, 0 finished"
-    assert out.count("to do") == len(out.splitlines()) - 1
-    rows = json.loads(cli("study", "tour", "--dry-run", "--json", "--seeds", "2")[1])
+    lines = out.splitlines()
+    runs = [line for line in lines if re.match(r"[0-9a-f]{12}  to do", line)]
+    assert lines[len(runs)] == f"{len(runs)} runs, 0 finished"
+    assert re.fullmatch(
+        rf"{len(runs)} runs to do, about .+ with \d+ process.*, memory .*, disk .*", lines[len(runs) + 1]
+    )
+    assert lines[len(runs) + 2].startswith("- measured: one training step of ")
+    assert any("analyses not counted" in line for line in lines)
+    plan = json.loads(
+        cli("study", "tour", "--dry-run", "--json", "--seeds", "2", "--model", "mlp(width=4)")[1]
+    )
+    assert plan["estimate"]["seconds"] > 0
+    assert plan["estimate"]["disk"] > 0
+    rows = plan["runs"]
     assert [r["seed"] for r in rows[:4]] == [0, 1, 0, 1]
     assert len({r["key"] for r in rows}) == len(rows)
+    assert not (here / "runs").exists(), "nothing is done"
+
+
+def test_the_size_of_the_paper_on_a_cpu_asks_first(cli, here):
+    command = ["study", "liu2020.invariance", "--size", "paper", "--data", "digits()", "--limit", "200"]
+    status, out, err = cli(*command)
+    assert (status, out) == (2, "")
+    assert re.search(r"on a CPU: \d+ runs to do, about .* --yes goes on", err)
     assert not (here / "runs").exists(), "nothing is done"
 
 
@@ -244,7 +263,9 @@ def test_study_ends_with_the_page(cli):
     assert len(found["runs"]) == n
     assert not any(r["failure"] for r in found["runs"])
     assert err.count("found, ") == n
-    assert cli(*SMOKE, "--dry-run")[1].splitlines()[-1] == f"{n} runs, {n} finished"
+    assert (
+        cli(*SMOKE, "--dry-run")[1].splitlines()[-1] == f"{n} runs, {n} finished"
+    )  # and nothing to estimate
 
 
 def test_a_study_with_failures_says_so_and_ends_well(cli):

@@ -2,12 +2,16 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
 from opnorm import spec, studies
 from opnorm.errors import SpecError
+from opnorm.runs.runner import run_study
+from opnorm.runs.store import Store
 from opnorm.studies import Setting, papers, study_call
+from opnorm.studies._shared.outcomes import Outcome, Outcomes
 from opnorm.studies._shared.paper import SIZES
 
 PAPERS = {paper.name: paper for paper in papers()}
@@ -65,6 +69,33 @@ def test_smoke(name, main, tmp_path):
         row for s in report["sections"] for t in s["tables"].values() for row in t["rows"] if "_failed" in row
     ]
     assert not failed
+    made_up_failures_leave_claims_undecided(name)
+
+
+def verdicts(name, results):
+    """By claim, the outcome that these results give."""
+    found = {}
+    for part in PAPERS[name].parts:
+        cases = [case for case in part.cases(Setting("smoke")) if case.run.key in results]
+        outcomes = Outcomes([Outcome(case, results[case.run.key]) for case in cases])
+        found |= {claim.name: claim.verdict(outcomes).outcome for claim in part.claims}
+    return found
+
+
+def made_up_failures_leave_claims_undecided(name):
+    """Each of the runs, or all, as if it had failed: no claim gets another verdict than "not decided"."""
+    study = spec.build(f"{name}(size='smoke')", "study")
+    results = {r.run.key: r for r in run_study(study, Store("runs"), jobs=1)}
+    failed = {
+        key: replace(r, rows={}, metrics=[], failure="the loss was not finite") for key, r in results.items()
+    }
+    before = verdicts(name, results)
+    for key in results:
+        for claim, outcome in verdicts(name, results | {key: failed[key]}).items():
+            assert outcome in ("not decided", before[claim]), claim
+    report = study.report(list(failed.values()))
+    assert {claim["outcome"] for claim in report.claims} <= {"not decided"}
+    assert report.findings[0].startswith(f"{len(failed)} runs failed, and claims that need them")
 
 
 def test_one_part_by_its_name():

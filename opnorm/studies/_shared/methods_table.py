@@ -14,14 +14,18 @@ from opnorm.studies._shared.outcomes import MissingError, Outcomes, correct_poin
 from opnorm.studies._shared.paired_tests import holm
 
 __all__ = [
+    "FAILED_RUNS",
     "Measure",
     "Quantity",
     "accuracy_of",
+    "failed_seeds",
     "methods_table",
     "robust_accuracy_of",
     "typical_norm_of",
     "value_of",
 ]
+
+FAILED_RUNS = Column("failures", "failed runs", "text", None, "Means are over the seeds that did not fail.")
 
 Measure = Callable[[Result], NDArray[np.bool_] | float | None]
 
@@ -71,11 +75,18 @@ def methods_table(
         columns.append(quantity.column)
         if quantity.column.key in shown:
             columns += _printed_columns(quantity.column, same_setting)
+    some_failed = any(
+        0 < len(some.good) < len(some.all) for some in (outcomes.of(method=m) for m in outcomes.methods)
+    )
+    if some_failed:
+        columns.append(FAILED_RUNS)
     rows: list[dict[str, Cell]] = []
     for method in outcomes.methods:
         of_method = outcomes.of(method=method)
         failures = [o.result.failure for o in of_method.all if o.result.failure]
         row: dict[str, Cell] = {"method": method}
+        if some_failed:
+            row["failures"] = failed_seeds(of_method) or "none"
         if not of_method.good:
             rows.append(row | {"_failed": failures[0] if failures else "not run yet"})
             continue
@@ -88,6 +99,11 @@ def methods_table(
         rows.append(row)
     best = {q.column.key: _best(outcomes, q) for q in quantities if q.column.better}
     return Table(columns, rows, best)
+
+
+def failed_seeds(outcomes: Outcomes) -> str:
+    """The seeds of one method that failed, with their reasons; empty where none has."""
+    return "; ".join(f"seed {o.seed}: {o.result.failure}" for o in outcomes.all if o.result.failure)
 
 
 def _printed_columns(column: Column, same_setting: bool) -> list[Column]:

@@ -91,8 +91,8 @@ class Outcomes:
         """The metrics of every epoch, each with its method and its seed."""
         return [_label(o) | row for o in self.good for row in o.result.metrics]
 
-    def by_seed(self, measure: Callable[[Result], Any]) -> dict[int, Any]:
-        """A measure of each seed of one network and method.
+    def complete(self) -> "list[Outcome]":
+        """All of them.
 
         Raises:
             MissingError: one of the runs failed, or there is none.
@@ -104,7 +104,15 @@ class Outcomes:
                 raise MissingError(
                     f"{o.case.network}, {o.case.method}, seed {o.seed} failed: {o.result.failure}"
                 )
-        return {o.seed: measure(o.result) for o in self.all}
+        return self.all
+
+    def by_seed(self, measure: Callable[[Result], Any]) -> dict[int, Any]:
+        """A measure of each seed of one network and method.
+
+        Raises:
+            MissingError: one of the runs failed, or there is none.
+        """
+        return {o.seed: measure(o.result) for o in self.complete()}
 
     def mean(self, measure: Callable[[Result], float]) -> float:
         """The mean of a measure over the seeds; MissingError where a run failed."""

@@ -13,9 +13,9 @@ from opnorm.runs.run import Result, Run
 from opnorm.runs.runner import Study
 from opnorm.runs.training_run import environment
 from opnorm.studies._shared.claim import Claim
-from opnorm.studies._shared.outcomes import Case, Outcome, Outcomes
+from opnorm.studies._shared.outcomes import Case, MissingError, Outcome, Outcomes
 
-__all__ = ["SIZES", "Paper", "Part", "Setting"]
+__all__ = ["SIZES", "Paper", "Part", "Setting", "no_result"]
 
 SIZES = ("smoke", "laptop", "paper")
 """Seconds, to see that all works; minutes on two cores; the published settings."""
@@ -68,7 +68,7 @@ class Part:
         cases: the runs behind it.
         section: what the page shows: tables and charts.
         claims: what the paper concludes from it.
-        more: further runs that depend on what the first ones gave; none at the end.
+        more: further runs that depend on what the first ones gave, if there are any; an empty list at the end.
         also: other names under which it can be asked for, such as those of figures that show the same.
         minutes: how long the laptop size took on two cores with AVX2; None where it has not been measured.
     """
@@ -78,7 +78,7 @@ class Part:
     cases: Callable[[Setting], list[Case]]
     section: Callable[[Setting, Outcomes], Section]
     claims: tuple[Claim, ...] = ()
-    more: Callable[[Setting, Outcomes], list[Case]] = lambda setting, outcomes: []
+    more: Callable[[Setting, Outcomes], list[Case]] | None = None
     also: tuple[str, ...] = ()
     minutes: float | None = None
 
@@ -126,7 +126,12 @@ class Paper:
             return self._report(chosen, setting, {p.name: outcomes(p, results) for p in chosen}, results)
 
         name = self.name if part is None else f"{self.name}.{part}"
-        return Study(name, merged(case.run for some in cases.values() for case in some), report, more)
+        return Study(
+            name,
+            merged(case.run for some in cases.values() for case in some),
+            report,
+            more if any(p.more for p in chosen) else None,
+        )
 
     def _part(self, name: str) -> Part:
         found = {also: part for part in self.parts for also in part.also}
@@ -146,7 +151,7 @@ class Paper:
     ) -> Report:
         sections, claims = [], []
         for part in parts:
-            section = part.section(setting, outcomes[part.name])
+            section = _section(part, setting, outcomes[part.name])
             charts = [replace(chart, key=f"{part.name}-{chart.key}") for chart in section.charts]
             sections.append(replace(section, key=part.name, text=section.text or part.asks, charts=charts))
             study = f"{self.name}.{part.name}"
@@ -155,6 +160,7 @@ class Paper:
         return Report(
             title=self.title if len(parts) > 1 else f"{self.title}: {parts[0].name}",
             question=" ".join(part.asks for part in parts),
+            findings=[no_result(failed)] if (failed := [r for r in results if r.failure]) else [],
             claims=claims,
             sections=sections,
             settings={
@@ -176,6 +182,20 @@ class Paper:
                 for seconds in [None if r.failure else r.seconds]
             ],
         )
+
+
+def no_result(failed: Sequence[Result]) -> str:
+    """A sentence that names the runs that failed, for the top of a page."""
+    runs = "; ".join(f"{r.run.model}, {r.run.label}, seed {r.run.seed}: {r.failure}" for r in failed)
+    return f"{len(failed)} run{'s' * (len(failed) > 1)} failed, and claims that need them are not decided. {runs}."
+
+
+def _section(part: Part, setting: Setting, outcomes: Outcomes) -> Section:
+    """The section of a part; without tables where a run that one of them needs has failed."""
+    try:
+        return part.section(setting, outcomes)
+    except MissingError as e:
+        return Section(part.name, part.name, f"{part.asks} Not known: {e}.")
 
 
 def merged(runs: Iterable[Run]) -> list[Run]:
@@ -200,13 +220,17 @@ def _more(part: Part, setting: Setting, cases: Sequence[Case], results: Sequence
     """All further cases that can be named from what is known, round by round."""
     known = {result.run.key: result for result in results}
     further: list[Case] = []
-    while True:
-        new = part.more(setting, _outcomes([*cases, *further], results))
+    while part.more:
+        try:
+            new = part.more(setting, _outcomes([*cases, *further], results))
+        except MissingError:  # a run that they depend on failed
+            return further
         done = {_names(case) for case in (*cases, *further)}
         new = [case for case in new if _names(case) not in done]
         further += new
         if not new or any(_lacking(case.run, known) for case in new):
             return further
+    return further
 
 
 def _names(case: Case) -> tuple[str, str, str]:

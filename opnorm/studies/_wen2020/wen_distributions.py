@@ -9,7 +9,7 @@ from opnorm.report import Cell, Chart, Column, Section, Table
 from opnorm.runs.run import Result
 from opnorm.studies._shared.claim import Claim, Verdict, above, below, decide
 from opnorm.studies._shared.methods_table import Quantity, methods_table, value_of
-from opnorm.studies._shared.outcomes import Case, Outcomes, row_of
+from opnorm.studies._shared.outcomes import Case, MissingError, Outcomes, row_of
 from opnorm.studies._shared.paired_tests import Comparison
 from opnorm.studies._shared.paper import Part, Setting
 from opnorm.studies._shared.printed import printed_numbers
@@ -215,8 +215,11 @@ def _spread_section(setting: Setting, outcomes: Outcomes) -> Section:
     rows: list[dict[str, Cell]] = []
     for network in outcomes.networks:
         printed = printed_numbers("wen2020", "b2", network).get("AR 16", {})
-        row: dict[str, Cell] = {"method": network, **_changes(outcomes, network)}
-        rows.append(row | {f"{k}_paper": v for k, v in printed.items()})
+        row: dict[str, Cell] = {"method": network} | {f"{k}_paper": v for k, v in printed.items()}
+        try:
+            rows.append({**row, **_changes(outcomes, network)})
+        except MissingError as e:
+            rows.append(row | {"_failed": str(e)})
     return Section(
         "b2", "B.2, Figures 1a, 5c and 5d: spread of singular values",
         tables={"From the weakest adversarial training to the strongest": Table(names, rows)},
