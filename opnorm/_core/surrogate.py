@@ -1,13 +1,12 @@
-"""Surrogates: low-precision copies of a model that attacks search on, nearly the same function and several times cheaper.
+"""Surrogates: cheaper copies of a model that attacks search on, the same function up to rounding.
 
-A surrogate is a copy in eval mode. Batch norms that follow a convolution or a linear layer are folded into it, and the
-weights of these layers are bfloat16; all else stays in float32, so that pixels lose no more bits than needed. When it is
-made, its outputs and input gradients are compared with the model's. Whether a point is misclassified is always decided
-by the model itself.
+A surrogate is a copy in eval mode. Batch norms that follow a convolution or a linear layer are folded into it. In bfloat16
+the weights of these layers are of that type; all else stays in float32, so that pixels lose no more bits than needed. When
+it is made, its outputs and input gradients are compared with the model's. Whether a point is misclassified is always
+decided by the model itself.
 """
 
 import warnings
-from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from copy import deepcopy
@@ -17,9 +16,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
+from opnorm._core.folding import foldable
 from opnorm._core.layers import BATCH_NORM, LINEAR_OR_CONV
 from opnorm._core.modes import Mode
 from opnorm._core.outputs import one_tensor, output_of
@@ -38,10 +36,11 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def training_surrogate(model: nn.Module, x: Tensor, mode: Mode = "eval") -> nn.Module:
-    """The network for an attack within a training step: a surrogate under bfloat16 autocast, otherwise the model.
+    """The network for an attack within a training step: a surrogate where it is faster, otherwise the model.
 
-    The surrogate takes over the model's present weights at every call: call it once a step, before the attack. Models
-    in other modes or with hooks on their modules have none.
+    Under bfloat16 autocast that is a copy in bfloat16; without autocast, on a CPU, one in float32 with its batch norms
+    folded and channels last in memory. The surrogate takes over the model's present weights at every call: call it once a
+    step, before the attack. Models in other modes or with hooks on their modules have none.
 
     Args:
         model: gives logits (B, K).
@@ -49,14 +48,28 @@ def training_surrogate(model: nn.Module, x: Tensor, mode: Mode = "eval") -> nn.M
         mode: of the model during the attack.
 
     Returns:
-        A network in eval mode with frozen weights and the same logits, as float32, up to bfloat16 rounding; or the model
-        itself, where the hardware has no bfloat16 or the copy is not the same function, of which one warning is given.
+        A network in eval mode with frozen weights and the same logits, as float32, up to rounding; or the model itself,
+        where the hardware has no bfloat16, in float32 no batch norm can be folded, or the copy is not the same function
+        (in bfloat16 with one warning).
     """
     kind = x.device.type
-    bf16 = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
-    if mode != "eval" or not bf16 or not has_bf16(x.device):
+    if mode != "eval":
         return model
-    return _surrogate(model, x) or model
+    if not torch.is_autocast_enabled(kind):
+        return _folded(model, x) or model
+    bf16 = torch.get_autocast_dtype(kind) == torch.bfloat16 and has_bf16(x.device)
+    return (_surrogate(model, x) if bf16 else None) or model
+
+
+def _folded(model: nn.Module, x: Tensor) -> "Surrogate | None":
+    """A float32 surrogate on a CPU, if a batch norm can be folded."""
+    floats = {t.dtype for t in (x, *model.parameters()) if t.is_floating_point()}
+    norms = any(isinstance(m, BATCH_NORM) for m in model.modules())
+    if x.device.type != "cpu" or floats != {torch.float32} or not norms:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the result is the same without it
+        return _surrogate(model, x, bf16=False)
 
 
 def evaluation_surrogate(model: nn.Module, x: Tensor, y: Tensor) -> "Surrogate | None":
@@ -78,11 +91,7 @@ def evaluation_surrogate(model: nn.Module, x: Tensor, y: Tensor) -> "Surrogate |
     if shared is None:
         return None
     surrogate = deepcopy(shared)  # training may refresh the other one
-    for module in surrogate.modules():
-        if type(module) is nn.Conv2d:
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stubs leave it out
-        elif type(module) is nn.Flatten:
-            module.register_forward_pre_hook(_channels_last_gradient)
+    surrogate.to_channels_last()
     surrogate.use_precise_logits(model, x.clone())
     return surrogate if _agree(model, surrogate, x, y) else None
 
@@ -106,7 +115,7 @@ class Surrogate(nn.Module):
     def __init__(self, model: nn.Module, x: Tensor, fold: bool = True) -> None:
         super().__init__()
         self.network = deepcopy(model).eval().requires_grad_(False)
-        self.folded = _foldable(self.network, x) if fold else []
+        self.folded = foldable(self.network, x) if fold else []
         self.bf16 = self.precise_logits = False
         for layer_name, norm_name in self.folded:
             layer: Any = self.network.get_submodule(layer_name)
@@ -124,6 +133,15 @@ class Surrogate(nn.Module):
             if type(module) in LINEAR_OR_CONV:
                 module.to(torch.bfloat16)
         self.bf16 = True
+        return self
+
+    def to_channels_last(self) -> "Surrogate":
+        """Convolutions with channels last in memory from now on."""
+        for module in self.modules():
+            if type(module) is nn.Conv2d:
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stubs leave it out
+            elif type(module) is nn.Flatten:
+                module.register_forward_pre_hook(_channels_last_gradient)
         return self
 
     def use_precise_logits(self, model: nn.Module, x: Tensor) -> None:
@@ -217,25 +235,29 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 # ---------------------------------------------------------------- one surrogate a model
 
-_surrogates: WeakKeyDictionary[nn.Module, tuple[list[Any], Surrogate | None]] = WeakKeyDictionary()
+Known = WeakKeyDictionary[nn.Module, tuple[list[Any], "Surrogate | None"]]
+_surrogates: dict[bool, Known] = {
+    True: WeakKeyDictionary(),
+    False: WeakKeyDictionary(),
+}  # in bfloat16, in float32
 
 
-def _surrogate(model: nn.Module, x: Tensor) -> Surrogate | None:
+def _surrogate(model: nn.Module, x: Tensor, bf16: bool = True) -> Surrogate | None:
     """The model's surrogate with the present weights, made at the first call; None where there can be none."""
     # torch has no public list of a module's hooks
     if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules()):
         return None
     shapes = [(name, t.shape, t.device) for name, t in _tensors(model).items()]
-    known, surrogate = _surrogates.get(model, (None, None))
+    known, surrogate = _surrogates[bf16].get(model, (None, None))
     if known != shapes:
-        surrogate = _make_surrogate(model, x[:8].clone())
-        _surrogates[model] = shapes, surrogate
+        surrogate = _make_surrogate(model, x[:8].clone(), bf16)
+        _surrogates[bf16][model] = shapes, surrogate
     if surrogate is not None:
         surrogate.refresh(model)
     return surrogate
 
 
-def _make_surrogate(model: nn.Module, x: Tensor) -> Surrogate | None:
+def _make_surrogate(model: nn.Module, x: Tensor, bf16: bool) -> Surrogate | None:
     reason, name = "", type(model).__name__
     has_norms = any(isinstance(m, BATCH_NORM) for m in model.modules())
     gpus = [x.device] if x.device.type == "cuda" else []
@@ -243,6 +265,8 @@ def _make_surrogate(model: nn.Module, x: Tensor) -> Surrogate | None:
         try:
             with torch.random.fork_rng(gpus), torch.autocast(x.device.type, enabled=False):
                 surrogate = Surrogate(model, x, fold)
+                if not bf16 and not surrogate.folded:
+                    return None  # it would be no faster
                 surrogate.check(model, x)
         except Exception as e:  # noqa: BLE001 - whatever a user's network raises when it is copied or changed
             reason = f"{type(e).__name__}: {e}"
@@ -252,7 +276,7 @@ def _make_surrogate(model: nn.Module, x: Tensor) -> Surrogate | None:
                 f"batch norms of {name} are not folded for attacks in bf16, which is slower ({reason})",
                 stacklevel=4,
             )
-        return surrogate.to_bf16()
+        return surrogate.to_bf16() if bf16 else surrogate.to_channels_last()
     warnings.warn(
         f"no bf16 copy of {name} is possible; attacks use the model itself, which is slower ({reason})",
         stacklevel=4,
@@ -296,55 +320,3 @@ def _agree(model: nn.Module, surrogate: nn.Module, x: Tensor, y: Tensor) -> bool
     error = (logits - rounded).square().mean().sqrt()
     similarity = torch.cosine_similarity(grad, rounded_grad).median()
     return bool(error <= 0.03 * logits.std()) and float(similarity) > 0.9
-
-
-# ---------------------------------------------------------------- which batch norms can be folded
-
-
-def _foldable(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
-    """The (convolution or linear layer, batch norm) pairs, by name, that are one affine map.
-
-    Each of both is called once, and the batch norm, which has running statistics, alone uses the layer's output.
-    """
-    names = {m: name for name, m in model.named_modules()}
-    calls: Counter[nn.Module] = Counter()
-    outputs: dict[int, tuple[nn.Module, Tensor]] = {}
-    inputs_of: dict[nn.Module, int] = {}
-    uses = _Uses()
-
-    def after_layer(layer: nn.Module, inputs: Any, out: Tensor) -> None:
-        calls[layer] += 1
-        outputs[id(out)] = layer, out  # kept, so that no other tensor gets its id
-        uses.counts[id(out)] = 0
-
-    def before_norm(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        calls[norm] += 1
-        inputs_of[norm] = id(inputs[0])
-
-    with ExitStack() as hooks, torch.no_grad(), uses:
-        for m in names:
-            if type(m) in LINEAR_OR_CONV:
-                hooks.enter_context(m.register_forward_hook(after_layer))
-            elif isinstance(m, BATCH_NORM) and m.running_mean is not None:
-                hooks.enter_context(m.register_forward_pre_hook(before_norm))
-        model(x)
-    return [
-        (names[outputs[out][0]], names[norm])
-        for norm, out in inputs_of.items()
-        if out in outputs and uses.counts[out] == calls[norm] == calls[outputs[out][0]] == 1
-    ]
-
-
-class _Uses(TorchFunctionMode):
-    """The number of operations that take a tensor and return tensors (reading a shape does not count), by tensor id."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[int] = Counter()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Called by torch for every operation."""
-        out = func(*args, **(kwargs or {}))
-        if any(isinstance(t, Tensor) for t in tree_leaves(out)):
-            self.counts.update({id(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)})
-        return out

@@ -40,7 +40,9 @@ class TrainOptions:
     batch: int = 128  # points a step
     augment: tuple[str, ...] = ()  # any number of: 'crop(padding=4)' 'flip()'
     limit: Limit = None
-    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: compute under autocast
+    precision: Literal["fp32", "bf16", "auto"] = (
+        "fp32"  # bf16: compute under autocast; auto: the faster one here
+    )
     channels_last: bool = False  # memory format of images and weights
     ema: float = 0.0  # decay a step of an average of the weights, such as 0.995; 0 for none
     seed: int = 0  # of everything random
@@ -95,4 +97,6 @@ def _print_result(result: Any) -> None:
         ball = f"{norm_label(float(row['norm']))} ε = {row['eps']:.4g}"
         how = f"{ball}, {row['attack']}, {row['points']} test points"
         print(f"robust accuracy   {row['accuracy']:.2%}  ({how})")
+    if chosen := next((row["precision"] for row in result.metrics if "precision" in row), ""):
+        print(f"precision         {chosen}, chosen by --precision auto")
     print(f"folder            {shown(result.folder)}")

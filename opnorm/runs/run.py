@@ -12,7 +12,8 @@ from opnorm._core.settings import is_number
 from opnorm.errors import RunError, SpecError
 from opnorm.runs.identity import hash_of, identity, with_full_paths
 from opnorm.runs.store import FORMAT
-from opnorm.training.training_settings import Precision, check_settings
+from opnorm.training.precision import Precision
+from opnorm.training.training_settings import check_settings
 
 __all__ = ["DEFAULT_ANALYSES", "Result", "Run", "analyses_after", "method_label"]
 
@@ -58,7 +59,7 @@ class Run:
         batch: points a step.
         augment: augmentations, applied in order.
         limit: at most so many training and test points.
-        precision: "fp32" or "bf16".
+        precision: "fp32", "bf16", or "auto", the faster one where training begins; the metrics of every epoch say which.
         channels_last: memory format.
         ema: decay a step of an average of the weights, which is what is saved and analyzed; 0 for none.
         seed: of initialization, data order, augmentation, attacks.

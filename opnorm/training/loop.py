@@ -22,6 +22,7 @@ from opnorm._core.modes import default_modes
 from opnorm.data import Dataset
 from opnorm.data.dataset import Split, as_pixels
 from opnorm.errors import ModelError, TrainError
+from opnorm.objectives import Objective
 from opnorm.regularizers import Hooks, chain
 from opnorm.training import distributed
 from opnorm.training.checkpoint import TrainingState, read_checkpoint, restore, save_checkpoint
@@ -35,6 +36,7 @@ from opnorm.training.metrics import (
     explained_errors,
     not_finite,
 )
+from opnorm.training.precision import choose_precision, examples_for
 from opnorm.training.training_settings import TrainingSettings
 
 __all__ = ["train"]
@@ -72,14 +74,15 @@ def train(
         RunError: the folder cannot be written or belongs to other settings.
     """
     device = torch.device(device)
-    state, loss = _prepare(model, data, settings, device)
+    saved = distributed.broadcast_from_main(partial(read_checkpoint, folder))
+    history: list[Metrics] = saved.history if saved else []
+    state = _prepare(model, data, settings, device)
+    loss, note = _loss(state, data, settings, device, history)
     if folder and distributed.is_main_process():
         files.make_folder(folder)
     train_data = Split(*(tensor.to(device) for tensor in data.for_training))
-    history: list[Metrics] = []
-    if saved := distributed.broadcast_from_main(partial(read_checkpoint, folder)):
+    if saved:
         restore(saved, state, folder)
-        history = saved.history
     _check_weights(model, f"the checkpoint in {folder}" if saved else "the network")
     stalled = StalledCheck(train_data.labels)
     cuda = [device] if device.type == "cuda" else []
@@ -92,7 +95,7 @@ def train(
             with distributed.synchronized_errors():
                 stalled.see(meter)
                 row = {"epoch": epoch + 1, "lr": rate, **meter.result()}
-                row["seconds"] = time.perf_counter() - started
+                row |= note | {"seconds": time.perf_counter() - started}
                 if probe and distributed.is_main_process():
                     with state.average.applied(state.hooks.constrain):
                         row |= probe(model)
@@ -154,11 +157,11 @@ class _TrainingLoss(nn.Module):
     """What is differentiated: the objective, under autocast if at all, and the penalties."""
 
     def __init__(
-        self, model: nn.Module, settings: TrainingSettings, hooks: Hooks, device: torch.device
+        self, model: nn.Module, objective: Objective, hooks: Hooks, precision: str, device: torch.device
     ) -> None:
         super().__init__()
-        self.model, self.objective, self.hooks = model, settings.objective, hooks
-        self.bf16, self.device = settings.precision == "bf16", device.type
+        self.model, self.objective, self.hooks = model, objective, hooks
+        self.bf16, self.device = precision == "bf16", device.type
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, and the detached logits."""
@@ -169,8 +172,8 @@ class _TrainingLoss(nn.Module):
 
 def _prepare(
     model: nn.Module, data: Dataset, settings: TrainingSettings, device: torch.device
-) -> tuple[TrainingState, nn.Module]:
-    """The state at the beginning of a training, and the module that computes its loss."""
+) -> TrainingState:
+    """The state at the beginning of a training."""
     check_initialized(model, "train")
     model.to(device)
     model.to(memory_format=_memory_format(settings))  # type: ignore[call-overload] # torch's stubs leave it out
@@ -188,8 +191,35 @@ def _prepare(
     optimizer = settings.optimizer(list(weights.values()))
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
-    loss = distributed.data_parallel(_TrainingLoss(model, settings, hooks, device))
-    return TrainingState(model, optimizer, hooks, Average(weights, settings.ema)), loss
+    return TrainingState(model, optimizer, hooks, Average(weights, settings.ema))
+
+
+def _loss(
+    state: TrainingState,
+    data: Dataset,
+    settings: TrainingSettings,
+    device: torch.device,
+    history: list[Metrics],
+) -> tuple[nn.Module, Metrics]:
+    """The module that computes the loss, and what the metrics say of it: the precision that was chosen, if it was."""
+    precision = _precision(state.model, data, settings, device, history)
+    loss = _TrainingLoss(state.model, settings.objective, state.hooks, precision, device)
+    note = {"precision": precision} if settings.precision == "auto" else {}
+    return distributed.data_parallel(loss), note
+
+
+def _precision(
+    model: nn.Module, data: Dataset, settings: TrainingSettings, device: torch.device, history: list[Metrics]
+) -> str:
+    """The precision in which all processes train: the one that was chosen before, if any."""
+    if settings.precision == "fp32":
+        return "fp32"
+    if settings.precision == "auto" and history:
+        return str(history[-1]["precision"])
+    count = examples_for(settings.batch, device)
+    images, labels = (tensor[:count].to(device) for tensor in data.for_training)
+    x = _example(images, settings).contiguous(memory_format=_memory_format(settings))
+    return distributed.broadcast_from_main(partial(choose_precision, model, x, labels, settings.precision))
 
 
 def _example(images: Tensor, settings: TrainingSettings) -> Tensor:

@@ -2,18 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from opnorm.data.augmentations import Augmentation
 from opnorm.errors import TrainError
 from opnorm.objectives import Objective, plain
 from opnorm.regularizers import Regularizer
 from opnorm.training.optimizers import MakeOptimizer, sgd
+from opnorm.training.precision import PRECISIONS, Precision
 from opnorm.training.schedules import Schedule, cosine
 
 __all__ = ["Precision", "TrainingSettings", "check_settings"]
-
-Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,9 @@ class TrainingSettings:
         augment: applied to each uint8 batch, on the device.
         seed: of everything random but the model's own initialization.
         precision: "bf16" computes the objective under autocast, as "fp32" does under the caller's; weights and penalties
-            stay in float32. Attacks in eval mode then use a copy with folded batch norms (:mod:`opnorm._core.surrogate`).
+            stay in float32. "auto" is the one of the two in which a pass of this network takes less time here; the metrics
+            say which, and a training that goes on keeps it. Attacks in eval mode use a copy with folded batch norms
+            (:mod:`opnorm._core.surrogate`).
         channels_last: memory format of images and weights.
         ema: decay a step, in [0, 1), of an exponential moving average of the weights, such as 0.995; 0 for none.
 
@@ -61,8 +61,8 @@ def check_settings(epochs: int, batch: int, precision: str, seed: int, ema: floa
         raise TrainError(
             f"epochs={epochs!r}, batch={batch!r}: expected at least 0 epochs and 1 point a batch"
         )
-    if precision not in ("fp32", "bf16"):
-        raise TrainError(f"precision={precision!r}: expected fp32 or bf16")
+    if precision not in PRECISIONS:
+        raise TrainError(f"precision={precision!r}: expected {', '.join(PRECISIONS)}")
     if not 0 <= seed < 2**63:
         raise TrainError(f"seed={seed!r}: expected a whole number from 0 to 2**63 - 1")
     if isinstance(ema, bool) or not 0 <= ema < 1:

@@ -1,4 +1,4 @@
-"""A surrogate is the same function as its model up to bfloat16 rounding, and follows its weights."""
+"""A surrogate is the same function as its model up to rounding, and follows its weights."""
 
 import gc
 import math
@@ -137,11 +137,37 @@ def test_the_surrogate_is_the_same_function(name):
         assert (a - b).norm() <= share * b.norm()
 
 
-@needs_bf16
-@pytest.mark.parametrize("how", ["optimizer", "data", "new parameter", "statistics"])
-def test_the_surrogate_follows_the_model(how):
+@pytest.mark.parametrize("name", CASES)
+def test_in_float32_a_network_with_folded_batch_norms_is_the_same_function(name):
+    pairs, make = CASES[name]
+    model, x = trained(make).eval(), torch.rand(6, 1, 8, 8)
+    surrogate = training_surrogate(model, x)
+    assert (surrogate is model) == (pairs == 0)
+    for own, right in zip(outputs_and_gradients(surrogate, x), outputs_and_gradients(model, x), strict=True):
+        torch.testing.assert_close(own, right, rtol=1e-4, atol=1e-5)
+
+
+def test_in_float32_only_networks_in_eval_mode_without_hooks_have_one():
     model, x = trained(CASES["resnet"][1]), torch.rand(6, 1, 8, 8)
-    surrogate = under_autocast(model, x)
+    assert training_surrogate(model, x) is not model
+    assert training_surrogate(model, x, "train") is model
+    assert training_surrogate(model.double(), x.double()) is model
+    handle = model.float()[3].register_forward_hook(lambda *args: None)
+    assert training_surrogate(model, x) is model
+    handle.remove()
+    with torch.autocast("cpu", torch.float16):
+        assert training_surrogate(model, x) is model
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for other in (Random(64, 3), Locked(nn.Conv2d(1, 4, 8), nn.BatchNorm2d(4), nn.Flatten())):
+            assert training_surrogate(other, x) is other
+
+
+@pytest.mark.parametrize("of", [training_surrogate, pytest.param(under_autocast, marks=needs_bf16)])
+@pytest.mark.parametrize("how", ["optimizer", "data", "new parameter", "statistics"])
+def test_the_surrogate_follows_the_model(how, of):
+    model, x = trained(CASES["resnet"][1]), torch.rand(6, 1, 8, 8)
+    surrogate = of(model, x)
     before = surrogate(x)
     if how == "optimizer":
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
@@ -153,7 +179,7 @@ def test_the_surrogate_follows_the_model(how):
         model[1].weight = nn.Parameter(-model[1].weight.detach())
     else:
         model(x + 1)
-    again = under_autocast(model, x)
+    again = of(model, x)
     assert again is surrogate
     after, right = again(x), model.eval()(x)
     assert (after - right).norm() < 0.05 * right.norm() < (after - before).norm()
@@ -170,7 +196,6 @@ def test_a_model_whose_shape_has_changed_gets_another_surrogate():
 
 def test_when_the_model_itself_is_attacked():
     model, x = resnet(depth=8, in_shape=(1, 8, 8), width=4), torch.rand(6, 1, 8, 8)
-    assert training_surrogate(model, x) is model, "no autocast"
     with torch.autocast("cpu", torch.float16):
         assert training_surrogate(model, x) is model
     for mode in ("train", "as is"):

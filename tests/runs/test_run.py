@@ -83,7 +83,7 @@ def test_every_setting_has_a_part_in_the_key(tiny):
         {"regularizers": ("weight_decay()",)}, {"regularizers": ("norm_decay(1)",)}, {"regularizers": ("norm_decay(inf)",)},
         {"regularizers": ("norm_decay(1)", "weight_decay()")}, {"regularizers": ("weight_decay()", "norm_decay(1)")},
         {"optimizer": "sgd(lr=0.2)"}, {"schedule": "constant()"}, {"epochs": 4}, {"batch": 33}, {"augment": ("flip()",)},
-        {"limit": 99}, {"limit": None}, {"precision": "bf16"}, {"channels_last": True}, {"ema": 0.5},
+        {"limit": 99}, {"limit": None}, {"precision": "bf16"}, {"precision": "auto"}, {"channels_last": True}, {"ema": 0.5},
         {"seed": 1},
     ]  # fmt: skip
     keys = [tiny.key, *(replace(tiny, **other).key for other in others)]

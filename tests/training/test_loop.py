@@ -17,7 +17,7 @@ from opnorm.data import Dataset, Split, augmentations, digits
 from opnorm.errors import ModelError, RunError, SpecError, TrainError
 from opnorm.models import cnn
 from opnorm.models.modules import Normalize
-from opnorm.training import TrainingSettings, optimizers, schedules
+from opnorm.training import TrainingSettings, optimizers, precision, schedules
 
 DATA = digits().limit(100)
 
@@ -107,6 +107,54 @@ def test_resuming_gives_the_same_bits(tmp_path, way):
     assert any(k.startswith("optimizer/") for k in whole)
     if "regularizers" in settings:
         assert any(k.startswith("hooks/") for k in whole)
+
+
+@pytest.mark.parametrize("faster", ["fp32", "bf16"])
+def test_auto_takes_the_faster_precision_and_keeps_it(tmp_path, monkeypatch, faster):
+    """A machine that has become another one goes on in the precision that the training began with."""
+    seconds = {"fp32": (1.0, 2.0), "bf16": (2.0, 1.0)}
+    wanted = EVERYTHING | {"precision": faster}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # bf16 without hardware for it
+        whole, metrics = end(tmp_path / "a", **wanted)
+    monkeypatch.setattr(precision, "seconds_of_a_pass", lambda *args: seconds[faster])
+    with pytest.raises(Stop):
+        end(tmp_path / "b", progress=stop_in(2), **EVERYTHING, precision="auto")
+    monkeypatch.setattr(precision, "seconds_of_a_pass", lambda *args: seconds[faster][::-1])
+    pieces, again = end(tmp_path / "b", **EVERYTHING, precision="auto")
+    assert pieces == whole
+    assert [row.pop("precision") for row in again] == [faster] * 3
+    assert again == metrics
+
+
+def test_measuring_a_pass_leaves_the_model_alone():
+    model, x, y = network(), DATA.train.images[:8].float() / 255, DATA.train.labels[:8]
+    model[4].eval()
+    model[1].weight.requires_grad_(False)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state = torch.get_rng_state()
+    assert all(seconds > 0 for seconds in precision.seconds_of_a_pass(model, x, y))
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert [p.requires_grad for p in model.parameters()] == [False, *[True] * 7]
+    assert [model.training, model[4].training] == [True, False]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_bf16_costs_without_hardware_is_said_before_training(monkeypatch):
+    monkeypatch.setattr(precision, "has_bf16", lambda device: False)
+    monkeypatch.setattr(precision, "seconds_of_a_pass", lambda *args: (0.5, 4.0))
+    steps = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(
+            UserWarning, match=r"factor of about 8: .* 16 points takes 4 s, and 0.5 s in fp32.*auto"
+        ):
+            train(network(), DATA, epochs=1, batch=32, precision="bf16", progress=steps.append)
+        assert not steps
+        train(network(), DATA, epochs=1, batch=32, precision="auto")
 
 
 def test_a_folder_changes_nothing(tmp_path):
