@@ -5,9 +5,10 @@
 - "crown-ibp": linear bounds propagated backward to the inputs, with the intervals to bound each ReLU;
 - "crown": linear bounds for these, too.
 
-All but the first are for sequential networks of the layers in :mod:`opnorm.certificates.layer_bounds`. They hold for the
-values that the model computes in float32 (or in float64, or in TF32 on a GPU), for sums in any order. Fast convolutions with
-other products (Winograd, FFT), which some GPU libraries choose, are outside of the proof.
+All but the first walk the graph of the forward: layers and functions with bounds, sums and concatenations, see
+:mod:`opnorm.certificates.network_bounds`. They hold for the values that the model computes in float32 (or in float64, or in
+TF32 on a GPU), for sums in any order. Fast convolutions with other products (Winograd, FFT), which some GPU libraries
+choose, are outside of the proof.
 """
 
 import math
@@ -21,10 +22,10 @@ from opnorm._core.outputs import output_of
 from opnorm._core.settings import check_choice
 from opnorm.attacks._autoattack import Certificate
 from opnorm.attacks._checks import check_inputs, check_logits, is_amount
-from opnorm.certificates.layer_bounds import LayerBounds, NoBoundsError, network_bounds
-from opnorm.certificates.linear_bounds import Balls, Box, crown_work, intervals, lower_bound, tightened
+from opnorm.certificates.linear_bounds import Balls, crown_work, intervals, lower_bound, tightened
+from opnorm.certificates.network_bounds import Box, Step, network_bounds
 from opnorm.certificates.radius import lipschitz_radius
-from opnorm.errors import AttackError
+from opnorm.errors import AttackError, BoundError
 from opnorm.spec import factory
 
 __all__ = ["certified", "proof"]
@@ -99,44 +100,46 @@ def certified(
         if method == "lipschitz":
             return proved
         try:
-            layers = network_bounds(model, tuple(x.shape[1:]))
-        except NoBoundsError as reason:
+            if x.dtype not in (torch.float32, torch.float64):
+                raise BoundError(f"the inputs are {x.dtype}")
+            steps = network_bounds(model, tuple(x.shape[1:]))
+        except BoundError as reason:
             warnings.warn(f"no bounds for this network, so nothing is proved by them: {reason}", stacklevel=3)
             return proved
         left = right & ~proved
         if left.any():
-            proved[left] = _proved_by_bounds(layers, Balls(x[left].double(), eps, norm), y[left], method)
+            proved[left] = _proved_by_bounds(steps, Balls(x[left].double(), eps, norm), y[left], method)
     return proved
 
 
-def _proved_by_bounds(layers: list[LayerBounds], balls: Balls, y: Tensor, method: str) -> Tensor:
+def _proved_by_bounds(steps: list[Step], balls: Balls, y: Tensor, method: str) -> Tensor:
     """Intervals and CROWN-IBP, batch by batch, and then CROWN, point by point."""
     margin = balls.x.new_empty(len(y))
     cheap = torch.ones_like(y, dtype=torch.bool)
     for points in torch.arange(len(y), device=y.device).split(BATCH):
         own = balls.select(points)
-        boxes = intervals(layers, own)
+        boxes = intervals(steps, own)
         if method == "auto":
-            cheap[points] = crown_work(layers, boxes) < BUDGET
+            cheap[points] = crown_work(steps, boxes) < BUDGET
         low, high = boxes[-1]
         right = low.gather(1, y[points, None]).squeeze(1)
         margin[points] = right - high.scatter(1, y[points, None], -math.inf).amax(1)
         if method != "ibp":
-            margin[points] = torch.maximum(margin[points], _margin(layers, boxes, own, y[points]))
+            margin[points] = torch.maximum(margin[points], _margin(steps, boxes, own, y[points]))
     if method in ("auto", "crown"):
         failures = 0
         order = margin.argsort(descending=True)
         for point in order[(margin[order] <= 0) & cheap[order]][:, None]:
             own = balls.select(point)
-            margin[point] = _margin(layers, tightened(layers, intervals(layers, own), own), own, y[point])
+            margin[point] = _margin(steps, tightened(steps, intervals(steps, own), own), own, y[point])
             failures = 0 if margin[point] > 0 else failures + 1
             if method == "auto" and failures == PATIENCE:
                 break
     return margin > 0
 
 
-def _margin(layers: list[LayerBounds], boxes: list[Box], balls: Balls, y: Tensor) -> Tensor:
+def _margin(steps: list[Step], boxes: list[Box], balls: Balls, y: Tensor) -> Tensor:
     """A lower bound of the smallest z_y - z_j over all other classes j."""
     eye = torch.eye(boxes[-1][0].shape[1], dtype=torch.float64, device=y.device)
-    gaps = lower_bound(layers, boxes, balls, eye[y][:, None] - eye)
+    gaps = lower_bound(steps, boxes, balls, eye[y][:, None] - eye)
     return gaps.scatter(1, y[:, None], math.inf).amin(1)

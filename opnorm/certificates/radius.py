@@ -6,20 +6,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.layers import is_standard
 from opnorm._core.lp import lp_norm
 from opnorm._core.modes import evaluating, in_default_modes
 from opnorm._core.outputs import output_of
 from opnorm._core.settings import check_choice
 from opnorm.attacks._checks import check_inputs, check_logits
 from opnorm.attacks.losses import wide
-from opnorm.certificates.layer_bounds import (
-    LayerBounds,
-    NoBoundsError,
-    network_bounds,
-    sequential_layers,
-)
 from opnorm.certificates.linear_bounds import DUAL, Balls, intervals, propagated_rounding
-from opnorm.errors import AttackError
+from opnorm.certificates.network_bounds import Step, has_bounds, network_bounds
+from opnorm.errors import AttackError, BoundError
 from opnorm.norms.network.lipschitz import lipschitz_bound
 
 __all__ = ["lipschitz_radius"]
@@ -36,7 +32,7 @@ def lipschitz_radius(model: nn.Module, x: Tensor, y: Tensor, norm: float = math.
 
     with z the logits, L an upper bound on the Lipschitz constant of the network from ℓp to ℓp, w the rows of a last linear
     layer and L' the bound of the layers before it. s bounds the rounding of the logits at both points: proved for sequential
-    networks with bounds, for inputs in [0, 1]; 0.1 % of the largest logit for all others.
+    networks with bounds, for inputs in [0, 1]; for all others 0.1 % of the largest logit, or what is proved if that is less.
 
     Args:
         model: gives logits (B, K); taken in eval mode, unchanged afterwards.
@@ -63,11 +59,12 @@ def lipschitz_radius(model: nn.Module, x: Tensor, y: Tensor, norm: float = math.
             check_logits(batches[-1], labels)
         logits = torch.cat([wide(z) for z in batches]).double()
         lipschitz = _lipschitz_of_gaps(model, x[:1], norm, logits.shape[1]).to(logits.device)
+        off = SLACK / 2 * logits.abs().amax(1, keepdim=True).expand_as(logits)
         try:
-            off = _logit_rounding(network_bounds(model, tuple(x.shape[1:])), x)
-        except NoBoundsError:
-            off = SLACK / 2 * logits.abs().amax(1, keepdim=True).expand_as(logits)
-    off = off.expand_as(logits)
+            proved = _logit_rounding(network_bounds(model, tuple(x.shape[1:])), x).expand_as(logits)
+            off = proved if _is_sequential(model) else torch.minimum(proved, off)
+        except BoundError:
+            pass
     right, right_off = (t.gather(1, y[:, None]) for t in (logits, off))
     radius = ((right - logits - 2 * (right_off + off)) / lipschitz[y]).nan_to_num(0.0, posinf=math.inf)
     return radius.scatter(1, y[:, None], math.inf).amin(1).clamp(min=0)
@@ -82,8 +79,8 @@ def _lipschitz_of_gaps(model: nn.Module, example: Tensor, norm: float, classes: 
     whole = lipschitz_bound(model, example, norm).value
     bound = distances(torch.eye(classes, dtype=torch.float64)) * (math.inf if whole is None else whole)
     try:
-        layers = [layer for _, layer in sequential_layers(model)]
-    except NoBoundsError:
+        layers = _layers_in_a_row(model)
+    except BoundError:
         return bound
     if len(layers) > 1 and type(layers[-1]) is nn.Linear:
         body = lipschitz_bound(nn.Sequential(*layers[:-1]), example, norm).value
@@ -92,10 +89,31 @@ def _lipschitz_of_gaps(model: nn.Module, example: Tensor, norm: float, classes: 
     return bound * (1 + 1e-9)
 
 
-def _logit_rounding(layers: Sequence[LayerBounds], x: Tensor) -> Tensor:
+def _layers_in_a_row(model: nn.Module) -> list[nn.Module]:
+    """The layers of nested ``nn.Sequential`` in order; any other model is one layer.
+
+    Raises:
+        BoundError: a module has hooks.
+    """
+    if any(vars(model)[kind] for kind in ("_forward_hooks", "_forward_pre_hooks")):
+        raise BoundError("hooks may change what a module computes")
+    if not is_standard(model, nn.Sequential):
+        return [model]
+    return [layer for child in model.children() for layer in _layers_in_a_row(child)]
+
+
+def _is_sequential(model: nn.Module) -> bool:
+    """Whether a model is layers with bounds, one after the other."""
+    try:
+        return all(map(has_bounds, _layers_in_a_row(model)))
+    except BoundError:
+        return False
+
+
+def _logit_rounding(steps: Sequence[Step], x: Tensor) -> Tensor:
     """The largest error of the computed logits for any input in [0, 1]: (1, K)."""
     balls = Balls(torch.full_like(x[:1], 0.5, dtype=torch.float64), 0.5, math.inf)
-    off = torch.zeros_like(balls.x)
-    for layer, box in zip(layers, intervals(layers, balls), strict=False):
-        off = propagated_rounding(layer, off, box)
-    return off
+    boxes, off = intervals(steps, balls), [torch.zeros_like(balls.x)]
+    for step in steps:
+        off.append(propagated_rounding(step, off, step.box(boxes)))
+    return off[-1]

@@ -9,7 +9,8 @@ from torch import Tensor, fx, nn
 
 from opnorm._core.layers import Shape
 from opnorm._core.settings import check_count
-from opnorm.certificates.layer_bounds import Affine, diagonal, layer_bounds
+from opnorm.certificates.affine import Affine, diagonal
+from opnorm.certificates.layer_bounds import layer_bounds
 from opnorm.errors import ModelError
 from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.norms.norm import Norm

@@ -22,7 +22,7 @@ from opnorm._core.lp import lp_norm
 from opnorm._core.modes import evaluating
 from opnorm.errors import BoundError, ModelError, SpecError
 from opnorm.norms.network.graph import forward_graph
-from opnorm.norms.network.interpreter import changed_by_hooks
+from opnorm.norms.network.walk import changed_by_hooks
 
 __all__ = ["balance", "least_weight_decay", "shift"]
 

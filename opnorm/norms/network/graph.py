@@ -1,7 +1,7 @@
 """The forward of a network as a graph, down to the layers that opnorm has formulas for."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -42,20 +42,28 @@ class ForwardGraph(NamedTuple):
     inputs: list[Tensor]
 
 
-def forward_graph(model: nn.Module, example: Example) -> ForwardGraph:
+def forward_graph(
+    model: nn.Module, example: Example, is_node: Callable[[nn.Module], bool] | None = None
+) -> ForwardGraph:
     """The graph of what the forward does with an example, down to the layers that opnorm has formulas for.
+
+    Args:
+        model: taken as it is.
+        example: as for :func:`opnorm.measure`.
+        is_node: whether a layer is one node, always; by default if opnorm has a formula for it.
 
     Raises:
         BoundError: the forward cannot be written as a graph, with the operation or the reason.
         OpnormError: the model does not take the example.
     """
     args, kwargs = arguments(model, example)
+    is_node = is_node or _is_known
     recorder = Recorder(model)
     inputs = map_tensors((args, kwargs), lambda t: recorder.input(shifted(t)))
     try:
         with no_random_numbers(), _uncompiled(model), attributes_restored(model):
-            for name, layer in _leaves(model):
-                call = recorder.layer(name, layer, layer._call_impl, _is_known(layer))
+            for name, layer in _leaves(model, is_node):
+                call = recorder.layer(name, layer, layer._call_impl, is_node(layer))
                 vars(layer)["_compiled_call_impl"] = call  # torch takes it in the place of the forward
             with recorder:
                 output = model(*inputs[0], **inputs[1])
@@ -73,13 +81,12 @@ def _is_known(layer: nn.Module) -> bool:
     return known_base(layer, l1.registry) is not None or is_copying(layer) or is_nonlinear(layer)
 
 
-def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def _leaves(model: nn.Module, is_node: Callable[[nn.Module], bool]) -> list[tuple[str, nn.Module]]:
     """The layers with a formula and torch's own ones without children, each once."""
     return [
         (name.replace("_orig_mod.", ""), m)
         for name, m in model.named_modules()
-        if m is not model
-        and (_is_known(m) or (type(m).__module__.startswith("torch.nn.") and not m._modules))
+        if m is not model and (is_node(m) or (type(m).__module__.startswith("torch.nn.") and not m._modules))
     ]
 
 

@@ -17,19 +17,11 @@ from opnorm.norms.network.one_variable import IDENTITY, MAX_STEPS
 from opnorm.norms.network.pointwise import Pending, Pointwise, Start, TooLong, pointwise
 from opnorm.norms.network.rules import FunctionCall, constant, depends, p_norm
 from opnorm.norms.network.sorting import JOINED, READ, Made, side_by_side
-from opnorm.norms.network.trace import first_line, leaves, tensors_in
+from opnorm.norms.network.trace import leaves
+from opnorm.norms.network.walk import RANDOM, GraphWalk, changed_by_hooks, operation_of
 from opnorm.norms.nonlinear import SOFTMAX, softmax_constant
 
-__all__ = ["BoundInterpreter", "KnownFactors", "NodeBound", "changed_by_hooks"]
-
-RANDOM = frozenset((
-    "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "bernoulli", "bernoulli_",
-    "multinomial", "normal", "normal_", "uniform_", "poisson", "dropout", "alpha_dropout", "feature_alpha_dropout",
-    "dropout1d", "dropout2d", "dropout3d",
-))  # fmt: skip
-
-
-IN_PLACE = frozenset(("iadd", "isub", "imul", "itruediv", "imatmul"))
+__all__ = ["BoundInterpreter", "KnownFactors", "NodeBound"]
 
 KnownFactors = dict[tuple[nn.Module, Shape, float], tuple[float, str]]
 """(layer, input shape, order) -> upper bound, infinite where it is not known, and the reason."""
@@ -51,7 +43,7 @@ class NodeBound(NamedTuple):
     bound: float
 
 
-class BoundInterpreter(fx.Interpreter):
+class BoundInterpreter(GraphWalk):
     """Runs the graph on an example and propagates the bounds of its values.
 
     Attributes:
@@ -63,47 +55,20 @@ class BoundInterpreter(fx.Interpreter):
     def __init__(
         self, forward: ForwardGraph, ord: float, known: KnownFactors, nodes: list[NodeBound]
     ) -> None:
-        super().__init__(nn.Module(), graph=forward.graph)
-        self.named, self.ord, self.known, self.nodes = forward.named, ord, known, nodes
-        self.bounds: dict[fx.Node, Any] = {}
+        super().__init__(forward)
+        self.ord, self.known, self.nodes = ord, known, nodes
         self.forms: dict[fx.Node, Pointwise] = {}  # the nodes as functions of one variable of nodes before
-        self.result: Any = None
         self.made: dict[fx.Node, Made] = {}
-        self.written: set[fx.Node] = set()  # nodes whose values were written to later
-        self.overwritten = ""  # a parameter or buffer that the forward writes to
 
-    def fetch_attr(self, target: str) -> Any:
-        """The layer or constant that a node names."""
-        return self.named[target]
+    def overwrite(self, m: fx.Node, by: fx.Node, whole: bool) -> None:
+        """The form of a node is that of the node that wrote its value."""
+        self.forms.pop(m, None)
+        if whole and by in self.forms:
+            self.forms[m] = self.forms[by]
 
-    def run_node(self, n: fx.Node) -> Any:
-        """The value of the node; its bound is kept in ``bounds``."""
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        versions = [(t, t._version) for t in tensors_in((*self.env.values(), args, kwargs))]
-        if _in_place(_operation(n)) and args and isinstance(args[0], Tensor):
-            args = (args[0].clone(), *args[1:])  # rules take a constant as it was before
-        try:
-            output = super().run_node(n)
-        except Exception as e:  # of the user's own network
-            raise BoundError(f"its graph fails where the model need not, at {n.name}: {first_line(e)}") from e
+    def known_of(self, n: fx.Node, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        """The bound of a node."""
         self.made[n] = self._made(n, args, kwargs, output)
-        bound = self.bounds[n] = self._bound(n, args, kwargs, output)
-        written = {t.untyped_storage().data_ptr() for t, version in versions if t._version != version}
-        for m, value in self.env.items() if written else ():
-            if any(t.untyped_storage().data_ptr() in written for t in tensors_in(value)):
-                reason = BoundError(f"{n.name} ({_operation(n)}) writes into {m.name}")
-                self.written.add(m)
-                self.bounds[m] = bound if _is_same_memory(value, output) else reason
-                self.forms.pop(m, None)
-                if _is_same_memory(value, output) and n in self.forms:
-                    self.forms[m] = self.forms[n]
-                if m.op == "get_attr":
-                    self.overwritten = f"{n.name} writes into {m.target}"
-        if n.op == "output":
-            self.result = bound
-        return output
-
-    def _bound(self, n: fx.Node, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         if n.op == "placeholder":
             depending = isinstance(output, Tensor) and output.is_floating_point()
             return self._start(n, 1.0, output) if depending else None
@@ -114,7 +79,7 @@ class BoundInterpreter(fx.Interpreter):
         if n.op in ("get_attr", "output"):
             return bounds[0] if n.op == "output" else None
         if not depends((bounds, kwarg_bounds)):
-            random = str(_operation(n)) in RANDOM
+            random = str(operation_of(n)) in RANDOM
             return BoundError(f"{n.name} draws random numbers") if random else None
         bound = self._by_rule(n, args, kwargs, (bounds, kwarg_bounds), output)
         if form is None:
@@ -130,8 +95,8 @@ class BoundInterpreter(fx.Interpreter):
     def _by_rule(
         self, n: fx.Node, args: tuple, kwargs: dict[str, Any], bounds: tuple[Any, Any], output: Any
     ) -> Any:
-        layer = self._layer(n)
-        operation = _operation(n) if layer is None else type(layer).__name__
+        layer = self.layer_of(n)
+        operation = operation_of(n) if layer is None else type(layer).__name__
         name = n.name if layer is None else str(n.target)
         call = FunctionCall(operation, args, kwargs, *bounds, output, self.ord, self.factor)
         inputs = leaves(bounds)
@@ -148,9 +113,6 @@ class BoundInterpreter(fx.Interpreter):
             self.nodes.append(NodeBound(name, operation, factor, bound))
         return bound
 
-    def _layer(self, n: fx.Node) -> nn.Module | None:
-        return self.fetch_attr(str(n.target)) if n.op == "call_module" else None
-
     # ---------------------------------------------------------------- functions of one variable
 
     def _form(self, n: fx.Node, args: tuple, kwargs: dict[str, Any], output: Any) -> Pointwise | None:
@@ -159,7 +121,7 @@ class BoundInterpreter(fx.Interpreter):
             return None
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return None
-        layer, given = self._layer(n), dict(zip(n.kwargs, kwargs.values(), strict=True))
+        layer, given = self.layer_of(n), dict(zip(n.kwargs, kwargs.values(), strict=True))
         if layer is not None and changed_by_hooks(layer):
             return None
         named = [(n.kwargs[k], given.pop(k)) for k in ("input", "other") if k in given]
@@ -171,7 +133,7 @@ class BoundInterpreter(fx.Interpreter):
         if any(m in self.forms and m not in own for m in n.all_input_nodes):
             return None  # inside a list or a setting
         try:
-            form = pointwise(_operation(n), layer, operands, given)
+            form = pointwise(operation_of(n), layer, operands, given)
         except TooLong:  # begin at the arguments
             self._resolve(n)
             for m in n.all_input_nodes:
@@ -200,7 +162,7 @@ class BoundInterpreter(fx.Interpreter):
         bound, start = form.best(by_rule), form.start.bound
         if isinstance(bound, float) and bound != by_rule:
             self.nodes[:] = [x for x in self.nodes if (x.name, x.bound) != (n.name, by_rule)]
-            self.nodes.append(NodeBound(n.name, _operation(n), bound / start if start else None, bound))
+            self.nodes.append(NodeBound(n.name, operation_of(n), bound / start if start else None, bound))
 
     def _bounds_of(self, value: Any) -> Any:
         """The bounds of arguments, in their own structure; None for what is no node."""
@@ -225,7 +187,7 @@ class BoundInterpreter(fx.Interpreter):
         if isinstance(call.kwargs.get("out"), Tensor):
             raise BoundError("writes its result into another value")
         bound = rule(call)
-        return min(bound, self._side_by_side(n)) if _operation(n) in JOINED else bound
+        return min(bound, self._side_by_side(n)) if operation_of(n) in JOINED else bound
 
     def _side_by_side(self, n: fx.Node) -> float:
         """The bound of values side by side by what their entries are; infinite where that is not known."""
@@ -241,7 +203,10 @@ class BoundInterpreter(fx.Interpreter):
     def _made(self, n: fx.Node, args: tuple, kwargs: dict[str, Any], output: Any) -> Made:
         first = output[0] if isinstance(output, tuple | list) and output else output
         shape = tuple(first.shape) if isinstance(first, Tensor) else ()
-        layer, operation = self._layer(n), _operation(n) if n.op in ("call_function", "call_method") else ""
+        layer, operation = (
+            self.layer_of(n),
+            operation_of(n) if n.op in ("call_function", "call_method") else "",
+        )
         if layer is not None and is_standard(layer, nn.ReLU) and not changed_by_hooks(layer):
             operation = "relu"
         fixed = not depends([self.bounds[m] for m in n.all_input_nodes if m is not (n.args or (None,))[0]])
@@ -275,29 +240,3 @@ class BoundInterpreter(fx.Interpreter):
     def output_bound(self) -> float:
         """The bound of all outputs side by side: the ℓp norm of theirs."""
         return p_norm([constant(b) for b in leaves(self.result)], self.ord)
-
-
-def _in_place(operation: str) -> bool:
-    """Whether an operation of this name writes into its first argument."""
-    return (operation.endswith("_") and not operation.endswith("__")) or operation in IN_PLACE
-
-
-def _is_same_memory(value: Any, output: Any) -> bool:
-    """Whether the output is that tensor, all of it."""
-    return (
-        isinstance(value, Tensor)
-        and isinstance(output, Tensor)
-        and value.data_ptr() == output.data_ptr()
-        and value.shape == output.shape
-        and value.stride() == output.stride()
-    )
-
-
-def changed_by_hooks(layer: nn.Module) -> bool:
-    """Whether hooks may change the output; the pre-hooks of torch.nn.utils only compute the weight."""
-    pre = [type(h).__module__ for h in layer._forward_pre_hooks.values()]
-    return bool(layer._forward_hooks) or any(not module.startswith("torch.nn.utils") for module in pre)
-
-
-def _operation(n: fx.Node) -> str:
-    return n.target if isinstance(n.target, str) else getattr(n.target, "__name__", str(n.target))

@@ -15,7 +15,7 @@ from opnorm.norms.exact.separable import Resize
 from opnorm.norms.network.rules import RULES, FunctionCall, constant, depends, rule
 from opnorm.norms.nonlinear import copies, normalizing
 
-__all__ = ["BUILDERS", "RULES"]
+__all__ = ["BUILDERS", "RULES", "convolution_layer", "matrix_layer"]
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {}
 """By the name of a function that does what a layer does: the layer from its arguments after the first."""
@@ -102,18 +102,19 @@ def _(call: FunctionCall) -> float:
     return call.only_input()[1]
 
 
-def layer_factor(call: FunctionCall, kind: Any, weight: Tensor, *arguments: Any, **settings: Any) -> float:
-    """The constant of a layer of this kind with the weight."""
-    layer = kind(*arguments, bias=False, device="meta", **settings)
+def matrix_layer(W: Tensor) -> nn.Module:
+    """The layer x -> x Wᵀ."""
+    return _with_weight(nn.Linear(W.shape[1], W.shape[0], bias=False, device="meta"), W)
+
+
+def _with_weight(layer: Any, weight: Tensor) -> nn.Module:
     layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    return call.factor(layer, tuple(call.argument(0, "input").shape))
+    return layer
 
 
 def times_matrix(call: FunctionCall, x: Tensor, W: Tensor) -> float:
     """The constant of x Wᵀ."""
-    layer = nn.Linear(W.shape[1], W.shape[0], bias=False, device="meta")
-    layer.weight = nn.Parameter(W.detach(), requires_grad=False)
-    return call.factor(layer, tuple(x.shape))
+    return call.factor(matrix_layer(W), tuple(x.shape))
 
 
 @rule("matmul mm imatmul")
@@ -146,8 +147,8 @@ def _(call: FunctionCall) -> float:
     return bound * times_matrix(call, x, call.argument(1, "weight"))
 
 
-def _convolution(kind: type[nn.Module], call: FunctionCall) -> float:
-    _, bound = call.only_input()
+def convolution_layer(kind: Any, call: FunctionCall) -> nn.Module:
+    """The layer of a call of a convolution, without the bias."""
     K = call.argument(1, "weight")
     names = ["stride", "padding", "dilation", "groups"]
     if kind in TRANSPOSED:
@@ -157,7 +158,12 @@ def _convolution(kind: type[nn.Module], call: FunctionCall) -> float:
     channels = [K.shape[1] * settings.get("groups", 1), K.shape[0]]
     if kind in TRANSPOSED:
         channels.reverse()
-    return bound * layer_factor(call, kind, K, *channels, tuple(K.shape[2:]), **settings)
+    return _with_weight(kind(*channels, tuple(K.shape[2:]), bias=False, device="meta", **settings), K)
+
+
+def _convolution(kind: type[nn.Module], call: FunctionCall) -> float:
+    x, bound = call.only_input()
+    return bound * call.factor(convolution_layer(kind, call), tuple(x.shape))
 
 
 for _axes in (1, 2, 3):

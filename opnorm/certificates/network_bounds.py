@@ -1,0 +1,216 @@
+"""The steps of a network with bounds, from the recorded graph of its forward.
+
+Layers have the bounds of :mod:`opnorm.certificates.layer_bounds`; functions those of the layer that does the same, or of a
+rule of :mod:`opnorm.certificates.function_bounds`: sums, scaling, means, concatenation, and all that moves, copies or drops
+entries. What has neither is refused with its name.
+"""
+
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+
+from opnorm._core.layers import Shape
+from opnorm._core.modes import evaluating
+from opnorm._core.outputs import output_of
+from opnorm.certificates.affine import Affine
+from opnorm.certificates.function_bounds import OF_SHAPES, Call, function_bounds
+from opnorm.certificates.layer_bounds import LayerBounds, layer_bounds
+from opnorm.errors import BoundError, NormError, OpnormError
+from opnorm.norms.network.graph import forward_graph, mixes_points, shifted
+from opnorm.norms.network.rules import FunctionCall
+from opnorm.norms.network.trace import leaves
+from opnorm.norms.network.walk import RANDOM, GraphWalk, changed_by_hooks, operation_of
+from opnorm.norms.nonlinear import known_base
+
+__all__ = ["Box", "Step", "has_bounds", "network_bounds"]
+
+Box = tuple[Tensor, Tensor]
+
+
+class Step(NamedTuple):
+    """One operation of a network, with its bounds.
+
+    Attributes:
+        bounds: of the operation; where it has several inputs, of the function of them flattened side by side.
+        inputs: the values that it takes: 0 is the input of the network, k + 1 the output of step k.
+    """
+
+    bounds: LayerBounds
+    inputs: tuple[int, ...]
+
+    def joined(self, values: Sequence[Tensor] | Mapping[int, Tensor]) -> Tensor:
+        """Its inputs side by side, of the values so far."""
+        if len(self.inputs) == 1:
+            return values[self.inputs[0]]
+        return torch.cat([values[i].flatten(1) for i in self.inputs], 1)
+
+    def box(self, boxes: Sequence[Box]) -> Box:
+        """Bounds on its inputs, side by side."""
+        low, high = ({i: boxes[i][end] for i in self.inputs} for end in (0, 1))
+        return self.joined(low), self.joined(high)
+
+    def parted(self, A: Tensor, boxes: Sequence[Box]) -> Iterator[tuple[int, Tensor]]:
+        """Functionals (B, R, ...) of the inputs side by side as those of each."""
+        shapes = [boxes[i][0].shape[1:] for i in self.inputs]
+        parts = A.flatten(2).split([math.prod(s) for s in shapes], 2)
+        for i, part, shape in zip(self.inputs, parts, shapes, strict=True):
+            yield i, part.reshape(*A.shape[:2], *shape)
+
+
+def network_bounds(model: nn.Module, in_shape: Shape) -> list[Step]:
+    """The operations of a network in eval mode with their bounds, in order; the output is that of the last.
+
+    Args:
+        model: unchanged afterwards.
+        in_shape: shape of one input, without the batch axis.
+
+    Raises:
+        BoundError: the forward cannot be followed, or an operation has no bounds (which, and why).
+    """
+    example = (torch.zeros(2, *in_shape),)
+    try:
+        with evaluating(model):
+            forward = forward_graph(nn.Sequential(model), example, is_node=has_bounds)
+            walk = _Walk(forward, in_shape)
+            walk.run(*forward.inputs)
+            if mixes_points(model, (forward.inputs[0],), {}):
+                raise BoundError("an output depends on several points of a batch")
+    except BoundError:
+        raise
+    except OpnormError as e:
+        raise BoundError(str(e)) from e
+    steps = walk.steps[: walk.value_of(walk.result)]
+    if not steps:
+        raise BoundError("it returns its input")
+    with evaluating(model):
+        _check_outputs(model, steps, forward.inputs[0])
+    return steps
+
+
+def _check_outputs(model: nn.Module, steps: Sequence[Step], example: Tensor) -> None:
+    """BoundError unless the outputs for some points, alone and together, are those of the steps, up to rounding."""
+    x = torch.cat([shifted(torch.zeros_like(example), seed) for seed in (1, 2)])
+    boxes = [(x.double(), x.double())]
+    for step in steps:
+        boxes.append(step.bounds.interval(*step.box(boxes)))
+    low, high = boxes[-1]
+    for points in (slice(1), slice(4)):
+        z = output_of(model, x[points])
+        if z.shape != low[points].shape or not bool(((low[points] <= z) & (z <= high[points])).all()):
+            raise BoundError("its graph gives another output than the model: control flow by the data?")
+
+
+def has_bounds(layer: nn.Module) -> bool:
+    """Whether the layer has bounds of its own, and the forward that they are for."""
+    return known_base(layer, layer_bounds.registry) is not None
+
+
+class _Walk(GraphWalk):
+    """Gathers the steps; what is known of a node is the number of its value."""
+
+    def __init__(self, forward: Any, in_shape: Shape) -> None:
+        super().__init__(forward)
+        self.steps: list[Step] = []
+
+    def value_of(self, known: Any) -> int:
+        """The number of the output's one value."""
+        found = leaves(known)
+        error = next((b for b in found if isinstance(b, BoundError)), None)
+        if error is not None:
+            raise error
+        if len(found) != 1 or found[0] is None:
+            raise BoundError("its output is not one tensor that depends on the input")
+        return int(found[0])
+
+    def known_of(self, n: fx.Node, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        """The number of the value, several for a tuple; None for a constant."""
+        if n.op == "placeholder":
+            return 0
+        if n.op == "get_attr":
+            return None
+        given = [m for m in _nodes_in(n) if self.bounds[m] is not None]
+        if n.op == "output":
+            return [self.bounds[m] for m in given]
+        if not given:
+            return BoundError(f"{n.name} draws random numbers") if operation_of(n) in RANDOM else None
+        # an operation in place gets a copy of what it writes to
+        pairs = zip(n.args, args, strict=True)
+        args = tuple(self.env[m] if isinstance(m, fx.Node) and m in given else a for m, a in pairs)
+        errors = [b for m in given for b in leaves(self.bounds[m]) if isinstance(b, BoundError)]
+        layer = self.layer_of(n)
+        name = n.name if layer is None else str(n.target).partition(".")[2] or "the model"
+        operation = operation_of(n) if layer is None else type(layer).__name__
+        try:
+            if errors or self.overwritten:
+                raise errors[0] if errors else BoundError(self.overwritten)
+            if operation == "getitem" and isinstance(args[0], tuple | list):
+                return self.bounds[given[0]][args[1]]
+            if operation in OF_SHAPES:
+                return None
+            return self._steps_of(
+                n, operation, layer, FunctionCall(operation, args, kwargs, (), {}, output, 1, _no_factor)
+            )
+        except NormError as e:
+            return e if errors else BoundError(f"{name} ({operation}): {e}")
+
+    def _steps_of(self, n: fx.Node, operation: str, layer: nn.Module | None, call: FunctionCall) -> Any:
+        nodes = [m for m in _nodes_in(n) if self.bounds[m] is not None]
+        for t in leaves(call.output):
+            if (
+                not isinstance(t, Tensor)
+                or t.dtype not in (torch.float32, torch.float64)
+                or t.shape[:1] != (2,)
+            ):
+                kind = f"{t.dtype} {tuple(t.shape)}" if isinstance(t, Tensor) else type(t).__name__
+                raise BoundError(
+                    f"it gives {kind}; expected float32 or float64, with the batch axis in front"
+                )
+        if not all(isinstance(self.bounds[m], int) for m in nodes):
+            raise BoundError("it takes a tuple of values")
+        of_two = Call(call, [self.env[m] for m in nodes], functools.partial(self._again, n))
+        if layer is not None:
+            if changed_by_hooks(layer):
+                raise BoundError("it has hooks, which may change what it computes")
+            found: Any = of_two.of_layer(layer)
+        else:
+            found = function_bounds(operation)(of_two)
+        outputs = found if isinstance(found, list) else [found]
+        numbers = []
+        for bounds, output in zip(outputs, leaves(call.output), strict=True):
+            if isinstance(bounds, Affine):
+                bounds.largest = torch.finfo(output.dtype).max
+            self.steps.append(Step(bounds, tuple(self.bounds[m] for m in nodes)))
+            numbers.append(len(self.steps))
+        return numbers if isinstance(call.output, tuple | list) else numbers[0]
+
+    def _again(self, n: fx.Node, values: Sequence[Tensor]) -> Any:
+        """The node's function on other values, with its constants in float64."""
+        new = iter(values)
+
+        def value(m: fx.Node) -> Any:
+            if self.bounds[m] is not None:
+                return next(new)
+            constant = self.env[m]
+            floating = isinstance(constant, Tensor) and constant.is_floating_point()
+            return constant.double() if floating else constant
+
+        args, kwargs = map_arg(n.args, value), map_arg(n.kwargs, value)
+        if n.op == "call_method":
+            return getattr(args[0], str(n.target))(*args[1:], **kwargs)
+        return n.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _nodes_in(n: fx.Node) -> list[fx.Node]:
+    """The nodes among the arguments, each time that they are."""
+    found: list[fx.Node] = []
+    map_arg((n.args, n.kwargs), lambda m: found.append(m))
+    return found
+
+
+def _no_factor(layer: nn.Module, shape: Shape) -> float:
+    raise BoundError("no Lipschitz constants are computed here")
