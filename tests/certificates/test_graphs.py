@@ -208,12 +208,14 @@ def test_a_residual_network_withstands_attacks_where_it_is_certified():
 
 
 def test_values_that_overflow_prove_nothing():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False), nn.Linear(2, 2, bias=False))
-    for layer in (model[1], model[2]):
-        layer.weight.data.fill_(1e25)
-    model[2].weight.data[1] = -1e25
-    x = torch.tensor([[[[1e-25]]]])  # right there; inf - inf a little farther
+    layers = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False), nn.Linear(1, 2)
+    model = nn.Sequential(nn.Flatten(), *layers)
+    for layer, weight in zip(layers, (1e25, 1e25, 0.0), strict=True):
+        layer.weight.data.fill_(weight)
+    layers[2].bias.data[:] = torch.tensor([1.0, 0.0])
+    x = torch.tensor([[[[1e-25]]]])
     assert model(x).isfinite().all()
+    assert model(x + 0.1).isnan().all(), "0 times infinity, where the formula gives (1, 0)"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         y = model(x).argmax(1)
