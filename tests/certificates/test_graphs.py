@@ -208,14 +208,15 @@ def test_a_residual_network_withstands_attacks_where_it_is_certified():
 
 
 def test_values_that_overflow_prove_nothing():
-    layers = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False), nn.Linear(1, 2)
-    model = nn.Sequential(nn.Flatten(), *layers)
-    for layer, weight in zip(layers, (1e25, 1e25, 0.0), strict=True):
+    layers = nn.Linear(1, 1), nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False), nn.Linear(1, 2)
+    for layer, weight in zip(layers, (1.0, 1e25, 1e25, 0.0), strict=True):
         layer.weight.data.fill_(weight)
-    layers[2].bias.data[:] = torch.tensor([1.0, 0.0])
-    x = torch.tensor([[[[1e-25]]]])
+    layers[0].bias.data.fill_(-0.9999)
+    layers[3].bias.data[:] = torch.tensor([1.0, 0.0])
+    model = nn.Sequential(nn.Flatten(), layers[0], nn.ReLU(), *layers[1:])
+    x = torch.tensor([[[[0.95]]]])
     assert model(x).isfinite().all()
-    assert model(x + 0.1).isnan().all(), "0 times infinity, where the formula gives (1, 0)"
+    assert model(x + 0.05).isnan().all(), "0 times infinity, where the formula gives (1, 0)"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         y = model(x).argmax(1)
