@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from opnorm import Run, Store
 from opnorm.report import Column, Report, Stat, Table
 from opnorm.runs.run import Result
-from opnorm.runs.runner import Study, run_study, write_study
+from opnorm.runs.runner import Study, run_study
+from opnorm.runs.study_page import write_study
 from opnorm.studies.claims import compared
 
 DECAY = "norm_decay(p=inf, beta=0.1)"

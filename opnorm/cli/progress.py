@@ -9,7 +9,7 @@ from rich.progress import TaskID
 from opnorm._core.progress_bar import progress_bar, stderr
 from opnorm.runs.attack_evaluation import EvaluationProgress
 from opnorm.runs.network_report import AnalysisProgress
-from opnorm.runs.runner import StudyProgress
+from opnorm.runs.runner import WAITING, StudyProgress
 from opnorm.runs.training_run import RunProgress
 
 __all__ = ["AnalyzeBar", "AttackBar", "Bar", "StudyBar", "TrainBar"]
@@ -74,7 +74,7 @@ class StudyBar(Bar):
         """A callback of :func:`opnorm.runs.runner.run_study`."""
         i, label = event.index, f"{event.run.label}, seed {event.run.seed}"
         self.total = max(self.total, i + 1)
-        if i in self.ended:  # a late event of a worker whose result is here
+        if i in self.ended or event.text == WAITING:  # or a late event of a worker whose result is here
             return
         if event.result:
             self.ended.add(i)

@@ -62,8 +62,9 @@ def study(
     from opnorm import spec, studies
     from opnorm.cli.progress import StudyBar
     from opnorm.cli.study_plan import StudyPlan, about
-    from opnorm.runs.runner import Study, run_study, write_study
+    from opnorm.runs.runner import Study, StudyProgress, run_study
     from opnorm.runs.store import Store
+    from opnorm.runs.study_page import StudyPage, write_study
 
     o, store = options, Store(options.out, again=options.again)
     if o.list:
@@ -87,13 +88,20 @@ def study(
         )
     if plan.others:
         print(plan.others, file=sys.stderr)
+    page = StudyPage(built, store)
+    print(f"page: {page.path.absolute().as_uri()}", file=sys.stderr, flush=True)
     with StudyBar(len(built.runs)) as bar:
-        results = run_study(built, store, jobs=o.jobs, device=o.device, progress=bar)
-    page = shown(write_study(built, results, store, o.figures))
+
+        def progress(event: StudyProgress) -> None:
+            bar(event)
+            page(event)
+
+        results = run_study(built, store, jobs=o.jobs, device=o.device, progress=progress)
+    path = shown(write_study(built, results, store, o.figures))
     if o.json:
         found = [about(r.run) | {"failure": r.failure, "results": r.rows} for r in results]
-        return print_json({"page": str(page), "runs": found})
-    return print(page)
+        return print_json({"page": str(path), "runs": found})
+    return print(path)
 
 
 def _size(call: "Call") -> Any:

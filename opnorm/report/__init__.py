@@ -7,15 +7,27 @@ this package imports torch, and altair is loaded when a chart is drawn.
 
 from opnorm.report.charts import accuracy_against_eps, accuracy_against_norm, eps_axis
 from opnorm.report.curves import Axis, Heading, Panel, Point, draw_curves, method_of
-from opnorm.report.document import Cell, Chart, Column, Report, Section, Stat, Table, known
+from opnorm.report.document import (
+    NOT_RUN_YET,
+    Cell,
+    Chart,
+    Column,
+    Progress,
+    Report,
+    Section,
+    Stat,
+    Table,
+    known,
+)
 from opnorm.report.epochs import against_epoch, epoch_charts, layers_against_epoch, weights_against_epoch
 from opnorm.report.histograms import Sample, histogram_points
-from opnorm.report.page import write_figures, write_json, write_page
+from opnorm.report.page import load_libraries, write_figures, write_json, write_page
 from opnorm.report.table_files import slug, to_csv, to_latex, to_markdown, write_tables
 from opnorm.report.theme import NORMS, norm_name, one_sentence, significant
 
 __all__ = [
     "NORMS",
+    "NOT_RUN_YET",
     "Axis",
     "Cell",
     "Chart",
@@ -23,6 +35,7 @@ __all__ = [
     "Heading",
     "Panel",
     "Point",
+    "Progress",
     "Report",
     "Sample",
     "Section",
@@ -37,6 +50,7 @@ __all__ = [
     "histogram_points",
     "known",
     "layers_against_epoch",
+    "load_libraries",
     "method_of",
     "norm_name",
     "one_sentence",

@@ -9,7 +9,21 @@ from typing import Any, Literal, TypeGuard
 from opnorm._core.confidence import confidence_interval
 from opnorm.errors import OpnormError
 
-__all__ = ["Cell", "Chart", "Column", "Report", "Section", "Stat", "Table", "known"]
+__all__ = [
+    "NOT_RUN_YET",
+    "Cell",
+    "Chart",
+    "Column",
+    "Progress",
+    "Report",
+    "Section",
+    "Stat",
+    "Table",
+    "known",
+]
+
+NOT_RUN_YET = "not run yet"
+"""Why a row of a table is empty as long as its runs are still to come."""
 
 
 def known(value: float | None) -> TypeGuard[float]:
@@ -112,7 +126,8 @@ class Column:
 class Table:
     """Columns and rows; the first column names the row, by the label that the charts have for it.
 
-    A missing or None cell is shown as "not known". A row with a key ``"_failed"`` shows its reason across the other columns.
+    A missing or None cell is shown as "not known". A row with a key ``"_failed"`` shows its reason across the other columns;
+    the reason is :data:`NOT_RUN_YET` where nothing has failed.
 
     Attributes:
         columns: in order.
@@ -163,6 +178,25 @@ class Section:
     text: str = ""
     tables: dict[str, Table] = field(default_factory=dict)
     charts: list[Chart] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the study behind a page was when the page was written.
+
+    Attributes:
+        ended: how many runs have ended.
+        total: how many there are, as far as is known.
+        running: what runs, each as text.
+        seconds_left: an estimate; None where nothing is known yet.
+        written: when, in seconds since 1970.
+    """
+
+    ended: int
+    total: int
+    running: list[str]
+    seconds_left: float | None
+    written: float
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 The legend belongs to a view of its own, since Vega-Lite cannot merge the legends of layers that fade differently; the
 panels take color, dash and symbol of a method from a look-up. The page replaces widths and the columns of the grid.
+
+Each mark is drawn by altair and put in its place as a dict: altair copies whole charts whenever it combines some.
 """
 
 import math
@@ -82,16 +84,26 @@ def bars(chart: alt.Chart, **ends: Any) -> alt.Chart:
     return chart.mark_rule(strokeWidth=1.5).encode(color=COLOR, opacity=faded(0.65), **ends)
 
 
-def view(key: str, title: str, layers: Sequence[alt.Chart], height: int = HEIGHT) -> Any:
+def _as_dict(chart: alt.Chart) -> dict[str, Any]:
+    """The chart as Vega-Lite, without altair's own look: the page and the figures have theirs."""
+    with alt.data_transformers.enable("default", consolidate_datasets=False):
+        spec = chart.to_dict(validate=False)  # most of the time otherwise; the tests draw every chart
+    return {key: value for key, value in spec.items() if key not in ("$schema", "config")}
+
+
+def view(key: str, title: str, layers: Sequence[alt.Chart], height: int = HEIGHT) -> dict[str, Any]:
     """One panel: the rows whose ``panel`` is its key, drawn by its layers."""
-    own = alt.FilterTransform(alt.FieldEqualPredicate(field="panel", equal=key))
-    heading = alt.TitleParams(title, anchor="start")
-    return alt.layer(*layers, transform=[own], title=heading, width=300, height=height)
+    drawn = [_as_dict(layer) for layer in layers]
+    for layer in drawn:
+        del layer["data"]  # that of the grid, filtered
+    heading = {"text": title, "anchor": "start"}
+    own = {"filter": {"field": "panel", "equal": key}}
+    return {"layer": drawn, "transform": [own], "title": heading, "width": 300, "height": height}
 
 
 def panel(
     key: str, panel: Panel, axis: Axis, values: Sequence[dict[str, Any]], *, dots: bool, band: bool
-) -> Any:
+) -> dict[str, Any]:
     """One panel of :func:`opnorm.report.curves.draw_curves`."""
     x = _horizontal(axis, [value["x"] for value in values])
     ends = [v[end] for v in values if "value" in v for end in (("value",) if band else ("lo", "hi"))]
@@ -153,7 +165,7 @@ def _mark(place: float, text: str) -> list[alt.Chart]:
 
 def assemble(
     heading: Heading,
-    panels: Sequence[Any],
+    panels: Sequence[dict[str, Any]],
     values: list[dict[str, Any]],
     methods: Sequence[str],
     *,
@@ -164,20 +176,22 @@ def assemble(
     styles = method_styles((str(value["method"]) for value in values), methods)
     spec: dict[str, Any] = {}
     if panels:
-        look_up = alt.LookupData(data=STYLES, key="method", fields=["color", "strokeDash", "shape"])
-        styled = alt.LookupTransform(lookup="method", **{"from": look_up})
-        grid = alt.concat(*panels, columns=min(columns, len(panels)), transform=[styled])
-        legend, resolve = _legend(styles, dots)
-        description = f"{heading.title.rstrip('.?')}. One line or symbol per method."
-        whole = alt.vconcat(grid, legend, spacing=0, description=description, resolve=resolve)
-        with alt.data_transformers.enable("default", consolidate_datasets=False):
-            spec = whole.to_dict(validate=False)  # most of the time otherwise; the tests draw every chart
-        del spec["$schema"], spec["config"]  # altair's own look; the page and the figures have theirs
+        look = {"data": STYLES.to_dict(), "key": "method", "fields": ["color", "strokeDash", "shape"]}
+        styled = {"lookup": "method", "from": look}
+        grid = {"data": ROWS.to_dict(), "concat": list(panels), "columns": min(columns, len(panels))}
+        legend, own = _legend(styles, dots)
+        spec = {
+            "vconcat": [grid | {"transform": [styled]}, legend],
+            "spacing": 0,
+            "description": f"{heading.title.rstrip('.?')}. One line or symbol per method.",
+            "params": [param | {"views": [legend["name"]]} for param in legend.pop("params")],
+            "resolve": {"scale": dict.fromkeys(own, "independent")},
+        }
     spec["datasets"] = {"rows": values, "styles": styles}
     return Chart(heading.key, heading.title, heading.caption, spec)
 
 
-def _legend(styles: Sequence[dict[str, Any]], dots: bool) -> tuple[alt.Chart, alt.Resolve]:
+def _legend(styles: Sequence[dict[str, Any]], dots: bool) -> tuple[dict[str, Any], tuple[str, str]]:
     """The view that has the legend and shows nothing else, and which of its scales are its own."""
     key = alt.Legend(title=None, orient="bottom", symbolSize=90 if dots else 300, labelLimit=320)
 
@@ -191,7 +205,5 @@ def _legend(styles: Sequence[dict[str, Any]], dots: bool) -> tuple[alt.Chart, al
     else:
         dash = channel(alt.StrokeDash, "strokeDash")
         view = mark.mark_line(strokeWidth=2).encode(color=color, strokeDash=dash)
-    own: dict[str, Any] = {"color": "independent", "shape" if dots else "strokeDash": "independent"}
-    return view.encode(opacity=faded()).properties(width=1, height=1).add_params(PICK), alt.Resolve(
-        scale=alt.ScaleResolveMap(**own)
-    )
+    view = view.encode(opacity=faded()).properties(width=1, height=1).add_params(PICK)
+    return _as_dict(view), ("color", "shape" if dots else "strokeDash")

@@ -133,27 +133,73 @@
     row.dataset.method = method;
   }
 
-  pick(JSON.parse(document.getElementById("highlight").textContent)); // nothing is drawn yet; what will be, follows
+  function sort(head, order) {
+    for (const other of head.parentElement.children) other.setAttribute("aria-sort", other === head ? order : "none");
+    const body = head.closest("table").tBodies[0];
+    const text = head.classList.contains("text");
+    const key = (row) => {
+      const value = row.cells[head.cellIndex]?.dataset.sort;
+      return value === undefined || value === "" ? null : text ? value : Number(value);
+    };
+    const sign = order === "ascending" ? 1 : -1;
+    const compare = (a, b) => {
+      if (a === null || b === null) return (a === null) - (b === null); // not known: last, both ways
+      return sign * (text ? a.localeCompare(b, "en", { numeric: true }) : a - b);
+    };
+    body.append(...[...body.rows].sort((a, b) => compare(key(a), key(b))));
+  }
 
   for (const button of document.querySelectorAll("thead button")) {
     button.addEventListener("click", () => {
       const head = button.closest("th");
       const flip = { ascending: "descending", descending: "ascending" };
-      const order = flip[head.getAttribute("aria-sort")] ?? button.dataset.first;
-      for (const other of head.parentElement.children) other.setAttribute("aria-sort", other === head ? order : "none");
-      const body = head.closest("table").tBodies[0];
-      const text = head.classList.contains("text");
-      const key = (row) => {
-        const value = row.cells[head.cellIndex]?.dataset.sort;
-        return value === undefined || value === "" ? null : text ? value : Number(value);
-      };
-      const sign = order === "ascending" ? 1 : -1;
-      const compare = (a, b) => {
-        if (a === null || b === null) return (a === null) - (b === null); // not known: last, both ways
-        return sign * (text ? a.localeCompare(b, "en", { numeric: true }) : a - b);
-      };
-      body.append(...[...body.rows].sort((a, b) => compare(key(a), key(b))));
+      sort(head, flip[head.getAttribute("aria-sort")] ?? button.dataset.first);
     });
+  }
+
+  // ---- the page of a study that is under way reloads itself, and keeps what its reader has chosen ----
+  const heads = () => [...document.querySelectorAll("thead th[aria-sort]")];
+  const nameOf = (head) => // the same in the next page, which may have more tables
+    JSON.stringify([head.closest("section").id, head.closest("[aria-label]")?.ariaLabel, head.textContent]);
+  const details = () => [...document.querySelectorAll("details")];
+
+  function reload() {
+    const chosen = {
+      picked,
+      scroll: scrollY,
+      heights: Object.fromEntries(plots.map((element) => [element.dataset.chart, element.offsetHeight])),
+      sorted: heads().filter((head) => head.ariaSort !== "none").map((head) => [nameOf(head), head.ariaSort]),
+      open: details().filter((part) => part.open).map((part) => part.querySelector("summary").textContent),
+    };
+    history.replaceState({ opnorm: chosen }, "");
+    location.reload();
+  }
+
+  const chosen = history.state?.opnorm;
+  history.replaceState(null, ""); // a reload by hand begins anew
+  // nothing is drawn yet; what will be, follows
+  pick(chosen?.picked ?? JSON.parse(document.getElementById("highlight").textContent));
+  if (chosen) {
+    for (const part of details()) part.open = chosen.open.includes(part.querySelector("summary").textContent);
+    for (const head of heads()) {
+      const order = new Map(chosen.sorted).get(nameOf(head));
+      if (order) sort(head, order);
+    }
+    for (const element of plots) element.style.minHeight = `${chosen.heights[element.dataset.chart] ?? 0}px`;
+    scrollTo({ top: chosen.scroll, behavior: "instant" });
+  }
+
+  const { written } = document.documentElement.dataset; // only while the study is under way
+  if (written) {
+    let touched = 0;
+    for (const kind of ["scroll", "pointermove", "pointerdown", "keydown"])
+      addEventListener(kind, () => (touched = performance.now()), { passive: true, capture: true });
+    setInterval(() => {
+      // an old page, of a study that was stopped, is looked at ever more rarely
+      const pause = Math.max(10, (Date.now() / 1000 - Number(written)) / 10);
+      const now = performance.now();
+      if (now > 1000 * pause && now - touched > 3000 && !document.hidden) reload();
+    }, 1000);
   }
 
   // ---- saving ----
@@ -193,6 +239,7 @@
   // ---- drawing, and again when the width changes (a phone that is turned) ----
   (async () => {
     for (const element of plots) await draw(element);
+    for (const element of plots) element.style.minHeight = "";
     document.documentElement.dataset.state = "ready";
     let timer;
     addEventListener("resize", () => {

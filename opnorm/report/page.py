@@ -6,6 +6,7 @@ import functools
 import hashlib
 import math
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
@@ -15,19 +16,31 @@ from typing import Any
 from opnorm._core import files
 from opnorm._core.settings import check_choice
 from opnorm.errors import OpnormError
-from opnorm.report.document import Column, Report, Stat, Table, known
-from opnorm.report.tables import duration_text, table_rows
+from opnorm.report.document import Column, Progress, Report, Stat, Table, known
+from opnorm.report.tables import duration_text, rough_duration, table_rows
 from opnorm.report.theme import INK, NOTE, PAPER
 
-__all__ = ["write_figures", "write_json", "write_page"]
+__all__ = ["load_libraries", "write_figures", "write_json", "write_page"]
 
 FIGURE_WIDTH = 640
 PANEL_WIDTH = 300
 INVISIBLE = r'<path [^>]*\bopacity="0(\.00\d*)?"[^>]*/>| (aria-[a-z-]+|role|class)="[^"]*"'
 
 
-def write_page(report: Report, path: Path) -> Path:
+def load_libraries() -> None:
+    """Load what draws and writes pages: a few seconds, once in a process, which the first page takes otherwise."""
+    import altair  # noqa: F401
+    import jinja2  # noqa: F401
+    import scipy.stats  # noqa: F401
+
+    _library()
+
+
+def write_page(report: Report, path: Path, progress: Progress | None = None) -> Path:
     """Write the report as one HTML file that loads nothing else, replacing it whole.
+
+    With ``progress`` it is the page of a study that is under way: it says how far that is and reloads itself. It has no
+    pictures for readers without JavaScript, since drawing them takes seconds.
 
     The page forbids itself every connection (Content-Security-Policy); of scripts it runs only its own two,
     named by their hashes, so that no text in a report can become one.
@@ -50,6 +63,7 @@ def write_page(report: Report, path: Path) -> Path:
     cells = [c for table in _tables(report) for row in table.rows for c in row.values()]
     html = template.render(
         report=report,
+        progress=_progress_texts(progress),
         hashes=[_sha256(_library()), _sha256(script)],
         style=Markup(style),
         library=Markup(_library()),
@@ -57,7 +71,7 @@ def write_page(report: Report, path: Path) -> Path:
         specs=Markup(_inside_script({chart.key: chart.spec for chart in charts})),
         highlight=Markup(_inside_script(report.highlight)),
         theme=Markup(_inside_script({"ink": INK, "note": NOTE, "paper": PAPER})),
-        figures={chart.key: _picture(chart.spec, report.highlight) for chart in charts},
+        figures={} if progress else {c.key: _picture(c.spec, report.highlight) for c in charts},
         columns=columns,
         rows=rows,
         sections=sections,
@@ -67,6 +81,18 @@ def write_page(report: Report, path: Path) -> Path:
         total=duration_text(math.fsum(run["seconds"] for run in report.runs if known(run.get("seconds")))),
     )
     return files.write_bytes(path, html.encode("utf-8", "backslashreplace"))
+
+
+def _progress_texts(progress: Progress | None) -> dict[str, Any] | None:
+    """How far the study is, as the template shows it."""
+    if progress is None:
+        return None
+    left = progress.seconds_left
+    return {
+        **asdict(progress),
+        "left": "" if left is None else f"about {rough_duration(left)} left",
+        "time": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(progress.written)),
+    }
 
 
 def _tables(report: Report) -> list[Table]:

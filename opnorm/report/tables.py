@@ -3,9 +3,9 @@
 import math
 from typing import Any
 
-from opnorm.report.document import Cell, Column, Stat, Table
+from opnorm.report.document import NOT_RUN_YET, Cell, Column, Stat, Table
 
-__all__ = ["duration_text", "table_rows"]
+__all__ = ["duration_text", "rough_duration", "table_rows"]
 
 
 def table_rows(table: Table) -> list[dict[str, Any]]:
@@ -16,7 +16,9 @@ def table_rows(table: Table) -> list[dict[str, Any]]:
     rows = []
     for number, row in enumerate(table.rows):
         cells = [_cell(row.get(c.key), c) | {"best": number in best[c.key]} for c in table.columns]
-        rows.append({"cells": cells, "failed": row.get("_failed")})
+        failed = row.get("_failed")
+        reason = failed if failed in (None, NOT_RUN_YET) else f"failed: {failed}"
+        rows.append({"cells": cells, "reason": reason})
     return rows
 
 
@@ -87,3 +89,19 @@ def duration_text(seconds: float | None) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60:,} h {minutes % 60} min"
+
+
+def rough_duration(seconds: float) -> str:
+    """An estimated time as text, rounded up: "20 s", "4 min", "2 h 10 min".
+
+    Example:
+        >>> [rough_duration(s) for s in (3, 80, 130, 3700, 86400)]
+        ['10 s', '80 s', '3 min', '62 min', '24 h']
+    """
+    if seconds <= 90:
+        return f"{10 * max(1, math.ceil(seconds / 10))} s"
+    minutes = math.ceil(seconds / 60)
+    if minutes <= 90:
+        return f"{minutes} min"
+    hours, tens = divmod(math.ceil(minutes / 10), 6)
+    return f"{hours} h {10 * tens} min" if tens else f"{hours} h"

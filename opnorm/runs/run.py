@@ -10,6 +10,7 @@ from typing import Any
 from opnorm import spec
 from opnorm._core.settings import is_number
 from opnorm.errors import RunError, SpecError
+from opnorm.report import NOT_RUN_YET
 from opnorm.runs.identity import hash_of, identity, with_full_paths
 from opnorm.runs.store import FORMAT
 from opnorm.training.precision import Precision
@@ -110,7 +111,7 @@ class Run:
             settings[name] = [identity(spec.full(call, kind)) for call in calls]
         return hash_of(FORMAT, settings)
 
-    @property
+    @cached_property
     def label(self) -> str:
         """What a table calls it: the objective and the regularizers, ``plain`` when there is nothing to name."""
         objective = str(spec.short(self.objective, "objective"))
@@ -156,7 +157,7 @@ class Result:
         metrics: one dict an epoch. In a process group, only the main process gets more than this and ``run``.
         rows: the rows of every analysis, by its canonical call.
         seconds: of all epochs and analyses, in all sessions.
-        failure: why there are no rows; empty when all went well.
+        failure: why there are no rows; empty when all went well, ``NOT_RUN_YET`` where the run is still to come.
         folder: the folder with its files.
         ended: when its training ended.
         found: whether nothing had to be done for it.
@@ -171,6 +172,16 @@ class Result:
     ended: str = ""
     found: bool = field(default=False, compare=False)
 
+    @classmethod
+    def to_come(cls, run: Run) -> "Result":
+        """What stands for the result of a run that has not ended."""
+        return cls(run, [], {}, 0.0, NOT_RUN_YET)
+
+    @property
+    def pending(self) -> bool:
+        """Whether the run has not ended yet."""
+        return self.failure == NOT_RUN_YET
+
     def find(self, name: str) -> list[dict[str, Any]]:
         """The rows of all analyses of that name: ``find("robust_accuracy")``."""
-        return [row for call, rows in self.rows.items() if spec.parse(call).name == name for row in rows]
+        return [row for call, rows in self.rows.items() if call.partition("(")[0] == name for row in rows]

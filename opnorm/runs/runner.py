@@ -4,7 +4,6 @@ Runs are independent, so several processes of this machine work on them at a tim
 that fails is a row that states why; the other rows are shown all the same.
 """
 
-import hashlib
 import multiprocessing
 import os
 import queue
@@ -16,20 +15,19 @@ from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from opnorm._core.cores import available_cores
 from opnorm.errors import BusyError, RunError, TrainError
-from opnorm.report import Report, write_figures, write_json, write_page, write_tables
+from opnorm.report import Report
 from opnorm.runs.plan import check_networks
 from opnorm.runs.run import Result, Run
 from opnorm.runs.store import Store
 from opnorm.runs.training_run import RunProgress, find_result, run_training, threads_of_torch
 
-__all__ = ["Study", "StudyProgress", "run_study", "write_study"]
+__all__ = ["WAITING", "Study", "StudyProgress", "run_study"]
 
 
 @dataclass(frozen=True)
@@ -39,15 +37,19 @@ class Study:
     Attributes:
         name: such as ``tour``.
         runs: to train and analyze.
-        report: makes the page of the results, in the order of the runs.
+        report: makes the page of the results, in the order of the runs; those still to come have no rows and are
+            :attr:`~opnorm.runs.run.Result.pending`.
         more: further runs that depend on results, asked for until there are none. They follow in the order; one that is
             there already is asked for further analyses, and takes its place. None where there are never any.
+        rank: runs of one seed are begun in the order of their ranks, and in that of the study where these are equal. All
+            runs of the first seed come before those of the second.
     """
 
     name: str
     runs: Sequence[Run]
     report: Callable[[Sequence[Result]], Report]
     more: Callable[[Sequence[Result]], Sequence[Run]] | None = None
+    rank: Callable[[Run], int] = lambda run: 0
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class StudyProgress:
         index: of the run in the study; further runs follow.
         run: its settings.
         share: of its training, 0 to 1.
-        text: what it does, in a few words.
+        text: what it does, in a few words; ``WAITING`` once, for each run that is to be done, before any begins.
         result: set when it has ended.
     """
 
@@ -71,6 +73,7 @@ class StudyProgress:
 
 Progress = Callable[[StudyProgress], None]
 
+WAITING = "waits"
 PAUSE = 0.5  # seconds between two looks at a run that another process is at
 
 
@@ -108,7 +111,7 @@ def run_study(
     results: list[Result] = []
     while runs:
         places = {result.run.key: place for place, result in enumerate(results)}
-        for result in _run_all(runs, begun, store, jobs, device, report):
+        for result in _run_all(study, dict(enumerate(runs, begun)), store, jobs, device, report):
             if (place := places.get(result.run.key)) is None:
                 results.append(result)
             else:
@@ -119,19 +122,19 @@ def run_study(
 
 
 def _run_all(
-    runs: Sequence[Run], begin: int, store: Store, jobs: int | None, device: str, report: Progress
+    study: Study, numbered: dict[int, Run], store: Store, jobs: int | None, device: str, report: Progress
 ) -> list[Result]:
-    """Runs that do not depend on each other; the first has the index ``begin`` in the study."""
-    numbered = dict(enumerate(runs, begin))
+    """Runs that do not depend on each other, by their index in the study."""
     results: dict[int, Result] = {}
     for i, run in numbered.items():
         if found := find_result(run, store):
             results[i] = found
             report(StudyProgress(i, run, 1.0, "found", found))
-    missing = {i: run for i, run in numbered.items() if i not in results}
+    order = sorted(numbered, key=lambda i: (numbered[i].seed, study.rank(numbered[i])))
+    missing = {i: numbered[i] for i in order if i not in results}
     check_networks([run for run in missing.values() if not store.finished(run.key)])
     # of all these runs, however many are there, so that what is left after a kill gets the same bits
-    planned = min(jobs or default_jobs(device), max(len(runs), 1))
+    planned = min(jobs or default_jobs(device), max(len(numbered), 1))
     threads = max(1, available_cores() // planned) if planned > 1 else torch.get_num_threads()
     if min(planned, len(missing)) > 1:
         plan = _Plan(min(planned, len(missing)), threads, device)
@@ -147,6 +150,7 @@ def _run_one_by_one(
 ) -> dict[int, Result]:
     """The missing runs; those that another process is at come last."""
     results: dict[int, Result] = {}
+    _announce(missing, report)
     while len(results) < len(missing):
         for i in [i for i in missing if i not in results]:
             if (result := _run_one(i, missing[i], store, device, report)) is not None:
@@ -155,6 +159,11 @@ def _run_one_by_one(
         if len(results) < len(missing):
             time.sleep(PAUSE)
     return results
+
+
+def _announce(missing: dict[int, Run], report: Progress) -> None:
+    for i, run in missing.items():
+        report(StudyProgress(i, run, 0.0, WAITING))
 
 
 def default_jobs(device: str) -> int:
@@ -208,6 +217,7 @@ def _run_in_processes(
 
     try:
         futures = {i: submit(i) for i in missing}
+        _announce(missing, report)  # while the processes start
         while len(results) < len(missing):
             for i, future in futures.items():
                 if i in results or not future.done():
@@ -280,32 +290,3 @@ def _run_in_worker(index: int, run: dict[str, Any], store: Store, device: str) -
     if result is None:
         time.sleep(PAUSE)
     return result
-
-
-# ---------------------------------------------------------------- the page
-
-
-def write_study(study: Study, results: Sequence[Result], store: Store, figures: str | None = None) -> Path:
-    """Write the page and its numbers in a folder of the store named after the study and its runs.
-
-    Args:
-        study: its name and its report.
-        results: of its runs, in order.
-        store: where the folder goes: ``<root>/<name>-<hash>/report.html`` with ``report.json`` and ``tables/`` beside it.
-        figures: also write each figure as "svg", "pdf" or "png".
-
-    Returns:
-        The path of the page.
-
-    Raises:
-        OpnormError: it cannot be written.
-    """
-    keys = hashlib.sha256(" ".join(result.run.key for result in results).encode()).hexdigest()[:8]
-    folder = store.root / f"{study.name}-{keys}"
-    report = study.report(results)
-    page = write_page(report, folder / "report.html")
-    write_json(report, folder / "report.json")
-    write_tables(report, folder / "tables")
-    if figures:
-        write_figures(report, folder / "figures", figures)
-    return page

@@ -11,7 +11,17 @@ from typing import Any
 from opnorm._core.settings import check_choice, check_count
 from opnorm.analyses import margins, norm_table, robust_accuracy
 from opnorm.analyses._shared.points import at_any_radius
-from opnorm.report import Cell, Chart, Column, Report, Stat, Table, accuracy_against_norm, epoch_charts
+from opnorm.report import (
+    NOT_RUN_YET,
+    Cell,
+    Chart,
+    Column,
+    Report,
+    Stat,
+    Table,
+    accuracy_against_norm,
+    epoch_charts,
+)
 from opnorm.runs.run import Result, Run
 from opnorm.runs.runner import Study
 from opnorm.runs.training_run import environment
@@ -127,7 +137,12 @@ def tour(
         *OTHERS,
     ]
     runs = [replace(base, **method, seed=seed) for method in methods for seed in range(seeds)]
-    return Study("tour", runs, _report)
+    return Study("tour", runs, _report, rank=lambda run: 0 if _tells_the_story(run.label) else 1)
+
+
+def _tells_the_story(method: str) -> bool:
+    """Whether it is one of the methods that the charts begin with; they are trained first."""
+    return method == "plain" or (method.startswith(HIGHLIGHT) and "+" not in method)
 
 
 def _report(results: Sequence[Result]) -> Report:
@@ -151,9 +166,10 @@ def _report(results: Sequence[Result]) -> Report:
         runs=[
             {"key": r.run.key, "label": r.run.label, "seed": r.run.seed, "seconds": seconds}
             for r in results
+            if not r.pending
             for seconds in [None if r.failure else r.seconds]
         ],
-        highlight=[m for m in methods if m == "plain" or (m.startswith(HIGHLIGHT) and "+" not in m)],
+        highlight=[method for method in methods if _tells_the_story(method)],
     )
 
 
@@ -186,7 +202,8 @@ def _columns(failures: bool) -> list[Column]:
 def _row(label: str, outcomes: Outcomes) -> dict[str, Cell]:
     good = [o.result for o in outcomes.good]
     if not good:
-        return {"method": label, "_failed": outcomes.all[0].result.failure}
+        why = next((o.result.failure for o in outcomes.all if not o.result.pending), NOT_RUN_YET)
+        return {"method": label, "_failed": why}
     values, points = defaultdict[str, list[Any]](list), dict[str, int]()
     for r in good:
         values["seconds"].append(r.seconds)

@@ -16,8 +16,9 @@ import torch
 from opnorm.errors import OpnormError, RunError
 from opnorm.runs import runner as study_module
 from opnorm.runs.run import Result, Run
-from opnorm.runs.runner import Study, StudyProgress, run_study, write_study
+from opnorm.runs.runner import Study, StudyProgress, run_study
 from opnorm.runs.store import Store
+from opnorm.runs.study_page import write_study
 from opnorm.runs.training_run import run_training
 from opnorm.studies import tour
 from tests.runs import processes

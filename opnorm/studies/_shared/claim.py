@@ -105,7 +105,12 @@ class Claim:
     decide: Callable[[Outcomes], Verdict]
 
     def verdict(self, outcomes: Outcomes) -> Verdict:
-        """The verdict; "not decided", with the reason, where a run that it needs has failed."""
+        """The verdict; "not decided", with the reason, where a run that it needs has failed, or any is still to come."""
+        if outcomes.pending:
+            return Verdict(
+                "not decided",
+                f"Not run yet: {len(outcomes.pending)} of the {len(outcomes.all)} runs behind it.",
+            )
         try:
             return self.decide(outcomes)
         except MissingError as e:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opnorm.report import Cell, Column, Stat, Table
+from opnorm.report import NOT_RUN_YET, Cell, Column, Stat, Table
 from opnorm.runs.run import Result
 from opnorm.studies._shared.claim import LEVEL
 from opnorm.studies._shared.outcomes import MissingError, Outcomes, correct_points, row_of
@@ -83,12 +83,12 @@ def methods_table(
     rows: list[dict[str, Cell]] = []
     for method in outcomes.methods:
         of_method = outcomes.of(method=method)
-        failures = [o.result.failure for o in of_method.all if o.result.failure]
+        failures = [o.result.failure for o in of_method.all if o.result.failure and not o.result.pending]
         row: dict[str, Cell] = {"method": method}
         if some_failed:
             row["failures"] = failed_seeds(of_method) or "none"
         if not of_method.good:
-            rows.append(row | {"_failed": failures[0] if failures else "not run yet"})
+            rows.append(row | {"_failed": failures[0] if failures else NOT_RUN_YET})
             continue
         for quantity in quantities:
             key, cell = quantity.column.key, quantity.cell(of_method)

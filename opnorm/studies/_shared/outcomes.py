@@ -18,7 +18,7 @@ __all__ = ["Case", "MissingError", "Outcome", "Outcomes", "by_point_of", "correc
 
 
 class MissingError(OpnormError):
-    """What a claim or a table needs was not measured, because a run failed."""
+    """What a claim or a table needs was not measured, because a run failed or is still to come."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,13 @@ class Outcomes:
         return list(dict.fromkeys(o.case.method for o in self.all))
 
     @property
+    def pending(self) -> list[Outcome]:
+        """Those whose runs are still to come."""
+        return [o for o in self.all if o.result.pending]
+
+    @property
     def good(self) -> list[Outcome]:
-        """Those that did not fail."""
+        """Those that have ended and did not fail."""
         return [o for o in self.all if not o.result.failure]
 
     def of(self, network: str | None = None, method: str | None = None) -> "Outcomes":
@@ -101,9 +106,8 @@ class Outcomes:
             raise MissingError("there is no run of it")
         for o in self.all:
             if o.result.failure:
-                raise MissingError(
-                    f"{o.case.network}, {o.case.method}, seed {o.seed} failed: {o.result.failure}"
-                )
+                why = o.result.failure if o.result.pending else f"failed: {o.result.failure}"
+                raise MissingError(f"{o.case.network}, {o.case.method}, seed {o.seed}: {why}")
         return self.all
 
     def by_seed(self, measure: Callable[[Result], Any]) -> dict[int, Any]:

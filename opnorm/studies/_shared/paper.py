@@ -179,6 +179,7 @@ class Paper:
                     "seconds": seconds,
                 }
                 for r in results
+                if not r.pending
                 for seconds in [None if r.failure else r.seconds]
             ],
         )
@@ -218,8 +219,10 @@ def _matching(cases: list[Case], only: str | None) -> list[Case]:
 
 def _more(part: Part, setting: Setting, cases: Sequence[Case], results: Sequence[Result]) -> list[Case]:
     """All further cases that can be named from what is known, round by round."""
-    known = {result.run.key: result for result in results}
+    known = {result.run.key: result for result in results if not result.pending}
     further: list[Case] = []
+    if any(case.run.key not in known for case in cases):
+        return further
     while part.more:
         try:
             new = part.more(setting, _outcomes([*cases, *further], results))
