@@ -192,13 +192,16 @@
   const { written } = document.documentElement.dataset; // only while the study is under way
   if (written) {
     let touched = 0;
+    let drawnAt = 0; // when its charts were drawn; before that, nobody has seen it
     for (const kind of ["scroll", "pointermove", "pointerdown", "keydown"])
       addEventListener(kind, () => (touched = performance.now()), { passive: true, capture: true });
     setInterval(() => {
-      // an old page, of a study that was stopped, is looked at ever more rarely
-      const pause = Math.max(10, (Date.now() / 1000 - Number(written)) / 10);
+      if (document.documentElement.dataset.state !== "ready") return;
       const now = performance.now();
-      if (now > 1000 * pause && now - touched > 3000 && !document.hidden) reload();
+      drawnAt ||= now;
+      // an old page, of a study that was stopped, is looked at ever more rarely
+      const pause = Math.max(10_000, drawnAt, (Date.now() - 1000 * Number(written)) / 10);
+      if (now > drawnAt + pause && now - touched > 3000 && !document.hidden) reload();
     }, 1000);
   }
 

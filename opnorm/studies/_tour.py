@@ -147,7 +147,7 @@ def _tells_the_story(method: str) -> bool:
 
 def _report(results: Sequence[Result]) -> Report:
     outcomes = Outcomes([Outcome(Case(r.run.model, r.run.label, r.run), r) for r in results])
-    methods, failed = outcomes.methods, [r for r in results if r.failure]
+    methods, failed = outcomes.methods, [r for r in results if r.failure and not r.pending]
     good = [r for r in results if not r.failure]
     rows = [_row(label, outcomes.of(method=label)) for label in methods]
     table = Table(_columns(any(row.get("failures") for row in rows)), rows)

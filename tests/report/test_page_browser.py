@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from opnorm.report import Column, Report, Table, accuracy_against_norm, write_page
+from opnorm.report import Column, Progress, Report, Table, accuracy_against_norm, write_page
 
 pytestmark = pytest.mark.browser
 
@@ -142,6 +142,39 @@ def test_a_report_begins_with_what_it_highlights(browser, report, tmp_path):
     page.wait_for_timeout(150)
     assert opacities(page, "layer-norms", "#009988") == {1}
     page.close()
+
+
+def test_the_page_of_a_study_under_way_reloads_itself(browser, report, tmp_path):
+    """What the reader has chosen stays; the last page no longer reloads."""
+    path, context = tmp_path / "r.html", browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.clock.install()
+    progress = Progress(3, 24, ["plain, seed 1 (epoch 2/9)"], 100.0, page.evaluate("Date.now()") / 1000)
+    write_page(report, path, progress)
+    page.goto(path.as_uri())
+    page.wait_for_selector("html[data-state=ready]")
+    assert page.title().startswith("3/24: ")
+    assert page.locator("#progress strong").inner_text() == "3 of 24 runs have ended, about 2 min left."
+    page.get_by_role("button", name="parseval(beta=1e-2)").click()
+    page.locator("#table thead button", has_text="Seconds").click()
+    page.locator(".primer summary").click()
+    page.evaluate("scrollTo({ top: 1900, behavior: 'instant' })")
+    order = column(page, "Seconds")[1]
+
+    write_page(dataclasses.replace(report, findings=["A new one."]), path)
+    page.clock.run_for(2000)  # it notices that it is drawn
+    page.clock.run_for(100_000)
+    page.wait_for_selector("html[data-state=ready]:not([data-written])")
+    assert page.locator("#findings li").inner_text() == "A new one."
+    assert page.locator("#progress").count() == 0
+    assert page.locator("#picked span").inner_text() == "Highlighted: parseval(beta=1e-2)"
+    assert column(page, "Seconds")[1] == order
+    assert page.locator(".primer").get_attribute("open") is not None
+    assert abs(page.evaluate("scrollY") - 1900) < 60
+    page.evaluate("document.title = 'the same'")
+    page.clock.run_for(60_000)
+    assert page.title() == "the same", "a finished page does not reload"
+    context.close()
 
 
 def test_legend_highlights_in_all_charts(open_page):

@@ -8,6 +8,7 @@ import pytest
 
 from opnorm import spec, studies
 from opnorm.errors import SpecError
+from opnorm.runs.run import Result
 from opnorm.runs.runner import run_study
 from opnorm.runs.store import Store
 from opnorm.studies import Setting, papers, study_call
@@ -93,9 +94,23 @@ def made_up_failures_leave_claims_undecided(name):
     for key in results:
         for claim, outcome in verdicts(name, results | {key: failed[key]}).items():
             assert outcome in ("not decided", before[claim]), claim
+    check_pages_under_way(study, list(results.values()))
     report = study.report(list(failed.values()))
     assert {claim["outcome"] for claim in report.claims} <= {"not decided"}
     assert report.findings[0].startswith(f"{len(failed)} runs failed, and claims that need them")
+
+
+def check_pages_under_way(study, whole):
+    """A report of a part of the runs says what is not known, and decides no claim on a part of what it needs."""
+    evidence = {claim["name"]: claim["evidence"] for claim in study.report(whole).claims}
+    for ended in sorted({0, 1, len(whole) // 2, len(whole) - 1}):
+        report = study.report([r if i < ended else Result.to_come(r.run) for i, r in enumerate(whole)])
+        assert len(report.runs) == ended
+        assert report.findings == []
+        assert [claim["name"] for claim in report.claims] == list(evidence)
+        for claim in report.claims:
+            waits = claim["outcome"] == "not decided" and claim["evidence"].startswith("Not run yet")
+            assert waits or (ended and claim["evidence"] == evidence[claim["name"]]), claim
 
 
 def test_one_part_by_its_name():

@@ -10,7 +10,7 @@ import torch
 from opnorm import spec, studies
 from opnorm.analyses._shared.by_point import pack
 from opnorm.errors import SpecError
-from opnorm.report import Stat
+from opnorm.report import NOT_RUN_YET, Stat
 from opnorm.runs.run import Result
 from opnorm.runs.runner import Study
 from opnorm.studies import tour
@@ -87,6 +87,24 @@ def test_the_report_of_the_tour():
     at_zero = [v for v in report.charts[0].spec["datasets"]["rows"] if v["x"] == 0]
     assert {v["panel"] for v in at_zero} == {"2", "inf"}, "the clean accuracy begins every curve"
     assert {v["value"] for v in at_zero} == {0.66667}, "of the points that are attacked"
+
+
+def test_the_tour_under_way():
+    study = tour(size="smoke", seeds=2)
+    first = sorted(range(len(study.runs)), key=lambda i: (study.runs[i].seed, study.rank(study.runs[i])))[:6]
+    assert {study.runs[i].seed for i in first} == {0}
+    told = {study.runs[i].label.partition("(")[0] for i in first}
+    assert told == {"plain", "norm_decay", "pgd_at", "dd_snr", "global_snr", "weight_decay"}
+    results = [result(run, 1.0) if i in first else Result.to_come(run) for i, run in enumerate(study.runs)]
+    report = study.report(results)
+    whole = study.report([result(run, 1.0) for run in study.runs])
+    assert [row["method"] for row in report.table.rows] == [row["method"] for row in whole.table.rows]
+    assert [row["_failed"] for row in report.table.rows if "_failed" in row] == [NOT_RUN_YET] * 22
+    assert report.table.rows[0]["clean"].n == 1
+    assert len(report.runs) == 6
+    assert not any("failed" in finding for finding in report.findings)
+    assert {claim["evidence"] for claim in report.claims} == {"Not run yet: 50 of the 56 runs behind it."}
+    assert study.report([Result.to_come(run) for run in study.runs]).findings == []
 
 
 def made_up(method, seed, robust, norm, failure=""):

@@ -76,14 +76,14 @@ def methods_table(
         if quantity.column.key in shown:
             columns += _printed_columns(quantity.column, same_setting)
     some_failed = any(
-        0 < len(some.good) < len(some.all) for some in (outcomes.of(method=m) for m in outcomes.methods)
+        some.good and some.failed for some in (outcomes.of(method=m) for m in outcomes.methods)
     )
     if some_failed:
         columns.append(FAILED_RUNS)
     rows: list[dict[str, Cell]] = []
     for method in outcomes.methods:
         of_method = outcomes.of(method=method)
-        failures = [o.result.failure for o in of_method.all if o.result.failure and not o.result.pending]
+        failures = [o.result.failure for o in of_method.failed]
         row: dict[str, Cell] = {"method": method}
         if some_failed:
             row["failures"] = failed_seeds(of_method) or "none"
@@ -103,7 +103,7 @@ def methods_table(
 
 def failed_seeds(outcomes: Outcomes) -> str:
     """The seeds of one method that failed, with their reasons; empty where none has."""
-    return "; ".join(f"seed {o.seed}: {o.result.failure}" for o in outcomes.all if o.result.failure)
+    return "; ".join(f"seed {o.seed}: {o.result.failure}" for o in outcomes.failed)
 
 
 def _printed_columns(column: Column, same_setting: bool) -> list[Column]:

@@ -68,6 +68,11 @@ class Outcomes:
         return [o for o in self.all if o.result.pending]
 
     @property
+    def failed(self) -> list[Outcome]:
+        """Those that have ended and failed."""
+        return [o for o in self.all if o.result.failure and not o.result.pending]
+
+    @property
     def good(self) -> list[Outcome]:
         """Those that have ended and did not fail."""
         return [o for o in self.all if not o.result.failure]

@@ -160,7 +160,7 @@ class Paper:
         return Report(
             title=self.title if len(parts) > 1 else f"{self.title}: {parts[0].name}",
             question=" ".join(part.asks for part in parts),
-            findings=[no_result(failed)] if (failed := [r for r in results if r.failure]) else [],
+            findings=[no_result(failed)] if (failed := [r for r in results if r.failure and not r.pending]) else [],
             claims=claims,
             sections=sections,
             settings={
@@ -192,7 +192,7 @@ def no_result(failed: Sequence[Result]) -> str:
 
 
 def _section(part: Part, setting: Setting, outcomes: Outcomes) -> Section:
-    """The section of a part; without tables where a run that one of them needs has failed."""
+    """The section of a part; without tables where a run that one of them needs has failed or is still to come."""
     try:
         return part.section(setting, outcomes)
     except MissingError as e:
