@@ -163,10 +163,20 @@
     JSON.stringify([head.closest("section").id, head.closest("[aria-label]")?.ariaLabel, head.textContent]);
   const details = () => [...document.querySelectorAll("details")];
 
+  const sections = () => [...document.querySelectorAll("section[id]:not(#progress)")];
+  function placeOf(scroll) { // the section at the top of the window, and how far it is from there
+    const first = scroll > 0 && sections().find((section) => section.getBoundingClientRect().bottom > 0);
+    return first ? [first.id, first.getBoundingClientRect().top] : null;
+  }
+  function goTo(place) {
+    const section = place && document.getElementById(place[0]);
+    if (section) scrollBy({ top: section.getBoundingClientRect().top - place[1], behavior: "instant" });
+  }
+
   function reload() {
     const chosen = {
       picked,
-      scroll: scrollY,
+      place: placeOf(scrollY),
       heights: Object.fromEntries(plots.map((element) => [element.dataset.chart, element.offsetHeight])),
       sorted: heads().filter((head) => head.ariaSort !== "none").map((head) => [nameOf(head), head.ariaSort]),
       open: details().filter((part) => part.open).map((part) => part.querySelector("summary").textContent),
@@ -186,7 +196,8 @@
       if (order) sort(head, order);
     }
     for (const element of plots) element.style.minHeight = `${chosen.heights[element.dataset.chart] ?? 0}px`;
-    scrollTo({ top: chosen.scroll, behavior: "instant" });
+    history.scrollRestoration = "manual";
+    goTo(chosen.place);
   }
 
   const { written } = document.documentElement.dataset; // only while the study is under way
