@@ -186,6 +186,9 @@
   }
 
   const chosen = history.state?.opnorm;
+  let moved = false; // by the reader, while the charts are drawn
+  for (const kind of ["wheel", "touchmove", "pointerdown", "keydown"])
+    addEventListener(kind, () => (moved = true), { once: true, passive: true });
   history.replaceState(null, ""); // a reload by hand begins anew
   // nothing is drawn yet; what will be, follows
   pick(chosen?.picked ?? JSON.parse(document.getElementById("highlight").textContent));
@@ -254,6 +257,7 @@
   (async () => {
     for (const element of plots) await draw(element);
     for (const element of plots) element.style.minHeight = "";
+    if (chosen && !moved) goTo(chosen.place);
     document.documentElement.dataset.state = "ready";
     let timer;
     addEventListener("resize", () => {

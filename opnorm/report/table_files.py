@@ -116,8 +116,8 @@ def _rows(
     for row in table_rows(table):
         name, *cells = row["cells"]
         texts = [escape(name["text"] or "not known")]
-        if row["failed"]:
-            texts += reason(escape(f"failed: {row['failed']}"))
+        if row["reason"]:
+            texts += reason(escape(row["reason"]))
         else:
             for cell in cells:
                 text = escape(" ".join(filter(None, [cell["text"], cell["spread"]])) or "not known")

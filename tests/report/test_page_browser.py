@@ -172,7 +172,7 @@ def test_the_page_of_a_study_under_way_reloads_itself(browser, report, tmp_path)
     assert page.locator("#picked span").inner_text() == "Highlighted: parseval(beta=1e-2)"
     assert column(page, "Seconds")[1] == order
     assert page.locator(".primer").get_attribute("open") is not None
-    assert abs(page.evaluate(top) - before) < 5, "the same chart at the same place, below findings that grew"
+    assert abs(page.evaluate(top) - before) < 24, "the same chart at the same place, up to a line of text"
     page.evaluate("document.title = 'the same'")
     page.clock.run_for(60_000)
     assert page.title() == "the same", "a finished page does not reload"
