@@ -99,12 +99,16 @@ class StudyPage:
     def _write(self, now: float) -> None:
         load_libraries()  # once, and the last page needs them too
         began = time.process_time()
-        results = [self._results.get(i) or Result.to_come(self._runs[i]) for i in sorted(self._runs)]
+        results = {
+            run.key: self._results.get(i) or Result.to_come(run) for i, run in sorted(self._runs.items())
+        }
         running = [
             f"{event.run.label}, seed {event.run.seed} ({event.text})" for _, event in self._running.values()
         ]
-        progress = Progress(len(self._results), len(results), running, self._seconds_left(now), time.time())
-        write_page(self._report(results), self.path, progress)
+        progress = Progress(
+            len(self._results), len(self._runs), running, self._seconds_left(now), time.time()
+        )
+        write_page(self._report(list(results.values())), self.path, progress)
         self._costs.append(time.process_time() - began)
         cost = min(self._costs[-2:])  # the first chart of all takes longer than it will ever again
         self._changed, self._written = False, now
