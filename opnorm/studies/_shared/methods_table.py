@@ -75,9 +75,7 @@ def methods_table(
         columns.append(quantity.column)
         if quantity.column.key in shown:
             columns += _printed_columns(quantity.column, same_setting)
-    some_failed = any(
-        some.good and some.failed for some in (outcomes.of(method=m) for m in outcomes.methods)
-    )
+    some_failed = any(some.good and some.failed for some in (outcomes.of(method=m) for m in outcomes.methods))
     if some_failed:
         columns.append(FAILED_RUNS)
     rows: list[dict[str, Cell]] = []

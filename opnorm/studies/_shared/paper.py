@@ -160,7 +160,9 @@ class Paper:
         return Report(
             title=self.title if len(parts) > 1 else f"{self.title}: {parts[0].name}",
             question=" ".join(part.asks for part in parts),
-            findings=[no_result(failed)] if (failed := [r for r in results if r.failure and not r.pending]) else [],
+            findings=[no_result(failed)]
+            if (failed := [r for r in results if r.failure and not r.pending])
+            else [],
             claims=claims,
             sections=sections,
             settings={
