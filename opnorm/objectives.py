@@ -29,7 +29,7 @@ from opnorm._core.modes import Mode, default_modes, ordinary
 from opnorm._core.outputs import output_of
 from opnorm._core.settings import check_choice, check_number
 from opnorm._core.surrogate import training_surrogate
-from opnorm.attacks._checks import check_classes, check_inputs
+from opnorm.attacks._checks import check_classes, check_inputs, explained
 from opnorm.attacks._gradients import GradientMonitor
 from opnorm.attacks._pgd import PGD, Start
 from opnorm.attacks.losses import AGAINST_CLEAN, wide
@@ -65,6 +65,7 @@ def plain(smoothing: float = 0.0) -> Objective:
     """
     loss = _cross_entropy(smoothing)
 
+    @explained
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Outcome:
         logits = _logits(model, x)
         return Outcome(loss(logits, y), logits)
@@ -142,6 +143,7 @@ def mmc(
     adversary = _adversary(PGD(norm, eps, steps, step, start=start, mode=mode))
     layers: WeakKeyDictionary[nn.Module, nn.Linear] = WeakKeyDictionary()  # checked once a model
 
+    @explained
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Outcome:
         points = adversary(model, x, y)
         if on == "features":
@@ -298,6 +300,7 @@ def _on_attacked(attack: PGD, loss: Callable[[Tensor, Tensor], Tensor]) -> Objec
     """The objective loss(f(x*), y)."""
     adversary = _adversary(attack)
 
+    @explained
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Outcome:
         logits = _logits(model, adversary(model, x, y))
         return Outcome(loss(logits, y), logits)
@@ -310,6 +313,7 @@ def _on_both(attack: PGD, loss: PairLoss, passes: int, most: int = 2) -> Objecti
     check_choice("passes", passes, range(1, most + 1))
     adversary = _adversary(attack)
 
+    @explained
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Outcome:
         points = adversary(model, x, y)
         if passes == 1:

@@ -6,6 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.argument_checks import check_module
 from opnorm._core.derived_weights import weight_of
 from opnorm._core.layers import ConvLayer, ConvTransposeLayer, check_forward, check_weight
 from opnorm.errors import NormError
@@ -27,6 +28,9 @@ def batch_norm_scale(layer: nn.modules.batchnorm._BatchNorm) -> Tensor:
     Raises:
         NormError: the layer keeps no running statistics, so that it is not linear even in eval mode.
     """
+    check_module(layer)
+    if not isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        raise NormError(f"{type(layer).__name__} is no batch norm; expected BatchNorm1d, 2d or 3d")
     check_forward(layer, nn.BatchNorm2d, nn.SyncBatchNorm)
     if layer.running_var is None:
         raise NormError(f"{type(layer).__name__} keeps no running statistics, so it is not linear")

@@ -43,6 +43,9 @@ __all__ = [
 ]
 
 
+METADATA = "__metadata__"
+"""Entry of a safetensors header that is no tensor."""
+
 CHECKSUM = "opnorm.checksum"
 """Metadata entry of the safetensors files that are written here, and the last name of checked JSON objects."""
 
@@ -236,14 +239,20 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> None:
-    """Write tensors as safetensors, all or nothing, with a checksum in the metadata."""
+    """Write tensors as safetensors, all or nothing, with a checksum in the metadata; the same ones give the same bytes."""
     from safetensors.torch import save
 
     copies = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     # through bytes, so that a full disk is an OSError like any other
     whole = save(copies, {**metadata, CHECKSUM: _checksum(copies, metadata)})
-    with atomic_write(path) as part:
-        part.write_bytes(whole)
+    size = 8 + int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8:size])
+    header[METADATA] = dict(sorted(header[METADATA].items()))  # safetensors writes them in any order
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_write(path) as part, part.open("wb") as f:
+        for piece in (len(text).to_bytes(8, "little"), text, memoryview(whole)[size:]):
+            f.write(piece)
 
 
 def read_tensors(path: Path, checked: bool = False) -> "tuple[dict[str, Tensor], dict[str, str]]":

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from opnorm._core.argument_checks import check_module
 from opnorm._core.derived_weights import computed_tensors, use_computed
 from opnorm.errors import ModelError, NormError
 
@@ -31,6 +32,7 @@ __all__ = [
     "check_weight",
     "check_weights",
     "in_float64",
+    "is_empty_sequence",
     "is_standard",
     "missing_values",
     "overrides",
@@ -59,7 +61,11 @@ IDENTITY: tuple[type[nn.Module], ...] = (
 
 
 def unwrap(layer: nn.Module) -> nn.Module:
-    """The module inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``; any other module itself."""
+    """The module inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``; any other module itself.
+
+    ModelError for what is no module.
+    """
+    check_module(layer)
     while True:
         inner = vars(layer).get("_modules", {}).get("_orig_mod")
         if inner is None and isinstance(layer, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -94,6 +100,11 @@ def overrides(layer: nn.Module, *bases: type[nn.Module]) -> bool:
 def is_standard(layer: nn.Module, *bases: type[nn.Module]) -> bool:
     """Whether a layer is of one of these types, or of a subclass with the same forward."""
     return isinstance(layer, bases) and not overrides(layer, *bases)
+
+
+def is_empty_sequence(layer: nn.Module) -> bool:
+    """Whether a layer is an ``nn.Sequential()`` of nothing, the identity, as shortcuts often are."""
+    return is_standard(layer, nn.Sequential) and not layer._modules
 
 
 def check_forward(layer: nn.Module, *bases: type[nn.Module]) -> None:
@@ -138,7 +149,8 @@ def check_lazy(layer: nn.Module) -> None:
 
 
 def check_initialized(model: nn.Module, who: str) -> None:
-    """ModelError, which names ``who``, when a parameter has no values yet."""
+    """ModelError, which names ``who``, for what is no module, and when a parameter has no values yet."""
+    check_module(model, who)
     for name, p in model.named_parameters():
         if is_lazy(p):
             raise ModelError(f"{who}: {name!r} {missing_values(p)}; pass a batch through the model first")
@@ -148,6 +160,12 @@ def check_weight(weight: Tensor, name: str = "weight") -> None:
     """NormError for weights without floating-point values: lazy, meta, integer or quantized ones."""
     if reason := missing_values(weight):
         raise NormError(f"{name} {reason}")
+    if weight.layout != torch.strided:
+        raise NormError(
+            f"{name} is sparse ({weight.layout}); expected a dense tensor, as weight.to_dense() gives it"
+        )
+    if weight.is_complex():
+        raise NormError(f"{name} has dtype {weight.dtype}; norms are known for real numbers only")
     if not weight.is_floating_point():
         raise NormError(
             f"{name} has dtype {weight.dtype}; expected floating point, so dequantize or convert it"
@@ -156,10 +174,11 @@ def check_weight(weight: Tensor, name: str = "weight") -> None:
 
 def check_weights(layer: nn.Module) -> None:
     """NormError when a layer is quantized, or a weight or buffer has no values or is not finite."""
+    check_module(layer)
     if ".quantized" in type(layer).__module__:
         raise NormError(f"{type(layer).__name__} is quantized: it rounds, so it is not linear")
     for name, tensor in (*layer.named_parameters(), *layer.named_buffers()):
-        if name.rpartition(".")[2] == "weight":
+        if name.rpartition(".")[2] == "weight" or tensor.layout != torch.strided or tensor.is_complex():
             check_weight(tensor, name)
         elif reason := missing_values(tensor):
             raise NormError(f"{name} {reason}")

@@ -4,7 +4,6 @@ New layer types join by ``@linear_map.register(MyLayer)``; a layer without an en
 through autograd, slower and just as right.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import grad as conv_grad
 
+from opnorm._core.argument_checks import by_layer_type, check_tensor, named
 from opnorm._core.convolution import ConvGeometry, conv_geometry, padding_maps, transpose_geometry
 from opnorm._core.derived_weights import weight_of
 from opnorm._core.layers import (
@@ -34,7 +34,7 @@ from opnorm._core.layers import (
 )
 from opnorm.errors import NormError
 
-__all__ = ["MATRIX", "LinearMap", "convolution_map", "linear_map", "through_autograd"]
+__all__ = ["MATRIX", "LinearMap", "check_map", "convolution_map", "linear_map", "through_autograd"]
 
 
 class LinearMap:
@@ -80,11 +80,14 @@ class LinearMap:
         return self._functions[1](u)
 
     def __matmul__(self, v: Tensor) -> Tensor:
+        check_tensor("vectors", v, f"(B, *{self.in_shape})", NormError)
         rows = v.shape[0] if v.ndim else 0
         if v.shape[1:] != self.in_shape or (self.batch is not None and rows != self.batch):
             raise NormError(
                 f"vectors of shape {tuple(v.shape)}; expected {(self.batch or rows, *self.in_shape)}"
             )
+        if v.dtype != self.dtype:
+            raise NormError(f"vectors are {v.dtype}; expected {self.dtype}, that of the map")
         return self._apply(v)
 
     @property
@@ -134,7 +137,15 @@ class LinearMap:
         return LinearOperator((count * rows, count * columns), matvec=matvec, rmatvec=rmatvec, dtype=dtype)
 
 
-@functools.singledispatch
+def check_map(linear: object) -> None:
+    """NormError for what is no :class:`LinearMap`."""
+    if not isinstance(linear, LinearMap):
+        raise NormError(
+            f"{named(linear)} is no LinearMap; expected one, as opnorm.norms.linear_map(layer, in_shape) makes it"
+        )
+
+
+@by_layer_type
 def linear_map(layer: nn.Module, in_shape: Shape) -> LinearMap:
     """The layer as a linear map in float64, on the layer's device.
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from opnorm._core.linear_map import LinearMap
+from opnorm._core.linear_map import LinearMap, check_map
 from opnorm._core.random import normal, point_keys
-from opnorm._core.settings import check_count
+from opnorm._core.settings import check_count, check_seed
 from opnorm.errors import NormError
 
 __all__ = [
@@ -141,6 +141,7 @@ def _check_sphere(p: float) -> None:
 
 def random_start(x: Tensor, p: float, seed: int = 0, stream: int = 0) -> Tensor:
     """A normal random vector with ‖v‖_p = 1 for each point; it depends on (seed, stream, point), not on the batch."""
+    check_seed(seed, NormError)
     draw = normal(point_keys(x, seed, stream), x[0].numel()).to(x.dtype).view_as(x)
     return draw / per_row(lp_norm(draw, p), draw)
 
@@ -201,6 +202,7 @@ def power_iteration(
     check_orders(p, q)
     check_count("steps", steps, 0, error=NormError)
     check_alpha(alpha, p)
+    check_map(A)
     image = A @ v
     value = lp_norm(image, q)
     for _ in range(steps):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
+from opnorm._core.argument_checks import check_module
 from opnorm.errors import ModelError
 
 __all__ = ["Mode", "default_modes", "evaluating", "in_default_modes", "model_state_preserved", "ordinary"]
@@ -110,6 +111,7 @@ def model_state_preserved(model: nn.Module, mode: Mode = "eval") -> Iterator[nn.
 @contextmanager
 def _one_thread(model: nn.Module) -> Iterator[None]:
     """Wait until no other thread uses a module of the model; then all are this thread's."""
+    check_module(model)
     modules, thread = list(model.modules()), threading.get_ident()
     with _FREE:
         _FREE.wait_for(lambda: all(_OWNER.get(id(m), thread) == thread for m in modules))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from opnorm.errors import ModelError
@@ -12,8 +13,32 @@ __all__ = ["one_tensor", "output_of"]
 
 
 def output_of(model: nn.Module, x: Tensor) -> Tensor:
-    """The model's output for a copy of x, which it may write to; see :func:`one_tensor`."""
-    return one_tensor(model(x.clone()))
+    """The model's output for a copy of x, which it may write to; see :func:`one_tensor`.
+
+    Raises:
+        ModelError: the model does not take such inputs, or returns no tensor or several.
+    """
+    try:
+        output = model(x.clone())
+    except torch.OutOfMemoryError:
+        raise
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        IndexError,
+    ) as e:  # what torch raises where shapes or types do not fit
+        weight = next((p for p in model.parameters() if p.is_floating_point()), x)
+        cause = (
+            f"; its weights are {weight.dtype}: model.to({x.dtype}) converts it"
+            if weight.dtype != x.dtype
+            else ""
+        )
+        raise ModelError(
+            f"{type(model).__name__} does not take inputs of shape {tuple(x.shape)} and type {x.dtype}: {e}; expected a "
+            f"batch (B, ...) of what it was made for{cause}"
+        ) from e
+    return one_tensor(output)
 
 
 def one_tensor(output: Any) -> Tensor:

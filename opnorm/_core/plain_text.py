@@ -3,11 +3,12 @@
 import codecs
 import csv
 import io
+import os
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["PLAIN", "csv_text", "encodable", "is_unicode", "markdown_row", "printable"]
+__all__ = ["PLAIN", "csv_text", "encodable", "file_name", "is_unicode", "markdown_row", "printable"]
 
 PLAIN = "opnorm.plain"
 """The name of the error handler of encoders, as in ``text.encode("ascii", PLAIN)``."""
@@ -29,6 +30,11 @@ def encodable(text: str, encoding: str) -> str:
 def is_unicode(encoding: str | None) -> bool:
     """Whether an encoding has all characters."""
     return (encoding or "ascii").lower().startswith("utf")
+
+
+def file_name(name: str) -> str:
+    """The name of a file as text; bytes of it that are not UTF-8 are written as hexadecimal numbers."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def printable(text: str) -> str:

@@ -6,7 +6,7 @@ from typing import TypeGuard
 
 from opnorm.errors import OpnormError, SpecError
 
-__all__ = ["check_choice", "check_count", "check_number", "is_number"]
+__all__ = ["check_choice", "check_count", "check_number", "check_seed", "is_number"]
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -37,6 +37,12 @@ def check_count(
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         of = f" of {unit}" if unit else ""
         raise error(f"{name}={value!r}: expected a whole number{of}, at least {least}")
+
+
+def check_seed(seed: object, error: type[OpnormError] = SpecError) -> None:
+    """Raise unless a seed is a whole number, which may be negative, that fits the generators of torch."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or abs(seed) >= 2**63:
+        raise error(f"seed={seed!r:.60}: expected a whole number of at most 63 bits")
 
 
 def check_choice(

@@ -36,7 +36,7 @@ def autoattack_accuracy(
     Source: Croce & Hein 2020 (ICML).
     """
     attack = autoattack(norm, eps, version=version, seed=seed)
-    check_points(points)
+    check_points(points, seed)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         x, y = (torch.cat(parts) for parts in zip(*batches(first(data, points), model), strict=True))

@@ -52,7 +52,7 @@ def jacobian_norms(
 
     Source: Roth, Kilcher & Hofmann 2020, Table 1, Eqs. 8 to 12.
     """
-    check_points(points)
+    check_points(points, seed)
     check_count("steps", steps)
     check_count("restarts", restarts)
     check_orders(p, q)

@@ -25,7 +25,7 @@ def jacobian_spectrum(
 
     Source: Roth, Kilcher & Hofmann 2020, Fig. 2 left.
     """
-    check_points(points)
+    check_points(points, seed)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         x, y = sample(model, data, points, seed)

@@ -34,7 +34,7 @@ def lipschitz_bracket(
 
     Source: Liang & Huang 2021, Definition 1; Roth, Kilcher & Hofmann 2020, Sec. 3.
     """
-    check_points(points)
+    check_points(points, seed)
     check_count("steps", steps)
     check_choice("norm", norm, (1, 2, math.inf))
     amounts("radius", radius, zero=False)

@@ -33,7 +33,7 @@ def liu_robust_accuracy(
     """
     attacks = [(eps, fgsm(eps)) for eps in amounts("fgsm_eps", fgsm_eps)]
     attacks += [(eps, pgd(math.inf, eps, 10, seed=seed, bf16=False)) for eps in amounts("pgd_eps", pgd_eps)]
-    check_points(points)
+    check_points(points, seed)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         split, found = first(data, points), []

@@ -47,7 +47,7 @@ def local_linearity(
 
     Source: Roth, Kilcher & Hofmann 2020, Fig. 4.
     """
-    check_points(points)
+    check_points(points, seed)
     lengths = amounts("distances", distances)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:

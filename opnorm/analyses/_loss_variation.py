@@ -34,7 +34,7 @@ def loss_variation(
     Source: Wen, Li & Jia 2020, B.5, Fig. 8 and Table 1.
     """
     attacks = {radius: pgd(math.inf, radius, steps, radius / 4, seed=seed) for radius in amounts("eps", eps)}
-    check_points(points)
+    check_points(points, seed)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         parts: dict[float, list[Tensor]] = {radius: [] for radius in attacks}

@@ -12,6 +12,7 @@ from opnorm.analyses._shared.layer_rows import BATCH_NORM_KINDS, KINDS, names_in
 from opnorm.analyses._shared.points import batches
 from opnorm.data import Dataset
 from opnorm.norms import measure
+from opnorm.norms._operator_norm import check_ords
 from opnorm.report import NORMS, Axis, Chart, Column, Heading, Panel, Point, draw_curves, known, method_of
 
 GRID = 81  # points on a line of the density
@@ -28,6 +29,7 @@ def norm_table(ords: Sequence[float] = (1, 2, math.inf), batch_norm: bool = True
 
     Source: Liang & Huang 2021, Fig. 2 and supplement.
     """
+    check_ords(ords)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         x, _ = next(batches(data.test, model))

@@ -47,7 +47,7 @@ def power_method_agreement(
 
     Source: Roth, Kilcher & Hofmann 2020, Theorem 1.
     """
-    check_points(points)
+    check_points(points, seed)
     check_count("steps", steps)
     check_orders(p, q)
     check_alpha(alpha, p)

@@ -34,7 +34,7 @@ def relu_cells(
 
     Source: Roth, Kilcher & Hofmann 2020, Fig. 5.
     """
-    check_points(points)
+    check_points(points, seed)
     radii = amounts("eps", eps)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:

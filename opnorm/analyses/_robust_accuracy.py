@@ -58,7 +58,7 @@ def robust_accuracy(
 
     Source: Madry et al. 2018 (PGD); Croce & Hein 2020 (AutoAttack).
     """
-    check_points(points)
+    check_points(points, seed)
     check_choice("attack", attack, ("pgd", "apgd", "autoattack"))
 
     def of_radius(eps: float) -> Attack:

@@ -49,7 +49,7 @@ def robust_radius(
 
     Source: Tsuzuku, Sato & Sugiyama 2018 (margin over Lipschitz constant).
     """
-    check_points(points)
+    check_points(points, seed)
     check_count("steps", steps)
     check_choice("norm", norm, (1, 2, math.inf))
     amounts("highest", highest, zero=False)

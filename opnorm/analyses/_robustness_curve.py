@@ -43,7 +43,7 @@ def robustness_curve(
     if radii[-1] == 0:
         raise SpecError(f"eps={eps!r}: expected a radius above 0")
     check_count("halvings", halvings, 0)
-    check_points(points)
+    check_points(points, seed)
 
     def attack(radius: float) -> Attack:
         return pgd(norm, radius, steps, stop_at_success=True, seed=seed)

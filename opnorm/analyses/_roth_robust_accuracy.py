@@ -41,7 +41,7 @@ def roth_robust_accuracy(
         (radius, pgd(norm, radius, steps, step, seed=seed, bf16=False, ascent="roth"))
         for radius in amounts("eps", eps)
     ]
-    check_points(points)
+    check_points(points, seed)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         images, labels = data.test

@@ -32,7 +32,7 @@ def scale_shift(points: int | None = 100, seed: int = 0) -> Analysis:
 
     Source: Liu et al. 2020, Eqs. 5, 9 to 13.
     """
-    check_points(points)
+    check_points(points, seed)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         x, _ = sample(model, data, points, seed)

@@ -39,7 +39,7 @@ def singular_alignment(
 
     Source: Roth, Kilcher & Hofmann 2020, Fig. 2 right.
     """
-    check_points(points)
+    check_points(points, seed)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         x, y = sample(model, data, points, seed)

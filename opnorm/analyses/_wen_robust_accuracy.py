@@ -28,7 +28,7 @@ def wen_robust_accuracy(
     Source: Wen, Li & Jia 2020, section 4: 10 steps of 2/255, at most 8/255.
     """
     attack = pgd(math.inf, eps, steps, step, seed=seed, bf16=False)
-    check_points(points)
+    check_points(points, seed)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         split = first(data, points)

@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from opnorm._core.modes import Mode
+from opnorm._core.argument_checks import check_module, check_tensor
+from opnorm._core.modes import Mode, evaluating
+from opnorm._core.outputs import output_of
 from opnorm._core.settings import check_choice, check_count, is_number
-from opnorm.errors import AttackError
+from opnorm.errors import AttackError, OpnormError
 
 __all__ = [
     "are_probabilities",
@@ -17,9 +19,12 @@ __all__ = [
     "check_inputs",
     "check_logits",
     "check_settings",
+    "explained",
     "is_amount",
     "logits_notes",
 ]
+
+Outcome = TypeVar("Outcome")
 
 COUNTS = {"steps": 0, "queries": 0, "targets": 0, "restarts": 1, "batch": 1}  # and the least of each
 
@@ -78,15 +83,12 @@ def check_inputs(x: Tensor, y: Tensor) -> None:
     Raises:
         AttackError: with the value found and the likely cause.
     """
+    _check_tensors(x, y)
     if not x.is_floating_point():
         raise AttackError(
             f"inputs are {x.dtype}; expected floating point in [0, 1]: divide uint8 pixels by 255"
         )
-    if y.shape != x.shape[:1] or y.dtype != torch.int64:
-        raise AttackError(
-            f"inputs of shape {tuple(x.shape)} and {y.dtype} labels of shape {tuple(y.shape)}; "
-            "expected one int64 label for each input"
-        )
+    _check_labels(x, y)
     if x.ndim < 2 or not math.prod(x.shape[1:]):
         raise AttackError(
             f"inputs of shape {tuple(x.shape)}: expected (B, ...), such as vectors (B, F), sequences (B, C, T) or "
@@ -123,7 +125,56 @@ def check_classes(logits: Tensor, points: int) -> None:
         )
 
 
-def check_logits(logits: Tensor, y: Tensor) -> None:
+def _check_tensors(x: object, y: object) -> None:
+    check_tensor("inputs", x, "a batch (B, ...) in [0, 1]", AttackError)
+    check_tensor("labels", y, "one int64 label for each input", AttackError)
+
+
+def _check_labels(x: Tensor, y: Tensor) -> None:
+    """One int64 label for each input."""
+    if y.shape == x.shape[:1] and y.dtype == torch.int64:
+        return
+    cause = ": y.long() converts whole numbers"
+    if y.ndim == 2 and y.shape[:1] == x.shape[:1]:
+        cause = ": one-hot? y.argmax(1)" if y.shape[1] > 1 else ": y.squeeze(1)"
+    elif y.shape != x.shape[:1]:
+        cause = "; is the batch axis of one of them missing?"
+    raise AttackError(
+        f"inputs of shape {tuple(x.shape)} and {y.dtype} labels of shape {tuple(y.shape)}; "
+        f"expected one int64 label for each input{cause}"
+    )
+
+
+def explained(objective: Callable[..., Outcome]) -> Callable[..., Outcome]:
+    """An objective (model, x, y) -> outcome whose errors name the argument that is wrong.
+
+    Labels that name no class are an error on a CPU, where finding them costs nothing; torch ignores some of them.
+    """
+
+    def checked(model: nn.Module, x: Tensor, y: Tensor) -> Outcome:
+        check_module(model)
+        _check_tensors(x, y)
+        if not len(x):
+            raise AttackError("the batch is empty; expected at least one input")
+        whole = y.ndim == 1 and not y.is_floating_point() and y.device.type == "cpu"
+        if whole and int(y.min()) < 0:
+            raise AttackError(
+                f"labels range from {int(y.min())} to {int(y.max())}; expected classes from 0 on"
+            )
+        try:
+            return objective(model, x, y)
+        except (OpnormError, torch.OutOfMemoryError):
+            raise
+        except Exception:
+            _check_labels(x, y)
+            with evaluating(model):
+                check_logits(output_of(model, x), y)
+            raise
+
+    return checked
+
+
+def check_logits(logits: object, y: Tensor) -> None:
     """One row of class scores for each label.
 
     Raises:

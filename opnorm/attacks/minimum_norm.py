@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.argument_checks import check_tensor, named
 from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
 from opnorm._core.outputs import output_of
-from opnorm.attacks._checks import check_inputs, check_logits, is_amount
+from opnorm.attacks._checks import check_inputs, check_logits, check_settings, is_amount
 from opnorm.attacks._pgd import Attack
 from opnorm.attacks._rows import column, where
 from opnorm.errors import AttackError
@@ -67,10 +68,7 @@ def minimal_eps(
     Raises:
         AttackError: a setting or an input that makes no sense, or a point of the attack beyond its radius.
     """
-    if not is_amount(highest) or highest == 0:
-        raise AttackError(f"highest={highest!r}: expected a radius above 0 in pixel values, such as 64/255")
-    if isinstance(halvings, bool) or not isinstance(halvings, int) or not 0 <= halvings <= 24:
-        raise AttackError(f"halvings={halvings!r}: expected a whole number from 0 to 24")
+    _check_settings(attack, norm, highest, halvings)
     check_inputs(x, y)
     x = x.detach()
     points, cells = x.clone(), 2**halvings
@@ -97,6 +95,19 @@ def minimal_eps(
     return MinimumNormPoints(points, distance)
 
 
+def _check_settings(attack: object, norm: float, highest: float, halvings: int) -> None:
+    if not is_amount(highest) or highest == 0:
+        raise AttackError(f"highest={highest!r}: expected a radius above 0 in pixel values, such as 64/255")
+    if isinstance(halvings, bool) or not isinstance(halvings, int) or not 0 <= halvings <= 24:
+        raise AttackError(f"halvings={halvings!r}: expected a whole number from 0 to 24")
+    check_settings(any_norm=True, norm=norm)
+    if not callable(attack) or hasattr(attack, "eps"):
+        raise AttackError(
+            f"attack is {named(attack)}; expected a function that makes the attack for a radius, such as "
+            "lambda eps: pgd(norm=2, eps=eps)"
+        )
+
+
 def accuracy_curve(distance: Tensor, radii: Sequence[float]) -> Tensor:
     """The share of points that are robust at each radius, float64: those whose closest misclassified point is further away.
 
@@ -108,6 +119,9 @@ def accuracy_curve(distance: Tensor, radii: Sequence[float]) -> Tensor:
     Raises:
         AttackError: no points, or a distance is NaN.
     """
+    check_tensor("distance", distance, "distances (B,)", AttackError)
+    if not isinstance(radii, Sequence) or not all(is_amount(radius) for radius in radii):
+        raise AttackError(f"radii={radii!r:.60}: expected numbers of at least 0, such as (0.1, 0.2)")
     if not len(distance) or distance.isnan().any():
         raise AttackError(f"expected at least one distance and no NaN, got {distance}")
     at = torch.as_tensor(radii, dtype=torch.float64, device=distance.device)

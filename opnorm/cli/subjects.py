@@ -134,8 +134,9 @@ def network_of_run(folder: Path) -> tuple[Any, tuple[int, ...]]:
 def network_and_data(model: str, data: str, out: Path) -> tuple[Any, Any]:
     """A network, from a call or from a run, and a data set that it was checked against."""
     from opnorm.data.dataset import as_pixels
-    from opnorm.runs.build import check_model, make_data, make_model, restore
+    from opnorm.runs.build import make_data, make_model, restore
     from opnorm.runs.run import Run
+    from opnorm.training.setup_checks import check_model
 
     folder = run_folder(model, out)
     if folder is None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
+from opnorm._core.plain_text import file_name
 from opnorm.data.cache import DecodedSplits, cached, fingerprint
 from opnorm.data.dataset import Dataset
-from opnorm.data.decode import CHUNK, SUFFIXES, Encoded, check_size, existing_path
+from opnorm.data.decode import CHUNK, SUFFIXES, Encoded, check_names, check_size, existing_path
 from opnorm.errors import DataError, did_you_mean
 from opnorm.spec import factory
 
@@ -58,6 +59,7 @@ def folder(
             cannot be decoded, images of different sizes and no ``size``.
     """
     check_size(size)
+    check_names(train=train, test=test)
     root = existing_path(path, EXPECTED)
     if not root.is_dir():
         raise DataError(f"{path!r} is a file; expected {EXPECTED}")
@@ -67,13 +69,14 @@ def folder(
 
     def read() -> DecodedSplits:
         classes = sorted({name for name, _ in parts["train"]})
+        names = tuple(file_name(name) for name in classes)
         labelled = {
             part: (_chunks(root, files), torch.tensor([classes.index(name) for name, _ in files]))
             for part, files in parts.items()
         }
-        return DecodedSplits.decoded(labelled, size, root.name, tuple(classes))
+        return DecodedSplits.decoded(labelled, size, file_name(root.name), names)
 
-    return Dataset(root.resolve().name, *cached(key, read)).center_crop(center_crop)
+    return Dataset(file_name(root.resolve().name), *cached(key, read)).center_crop(center_crop)
 
 
 def _find_parts(root: Path, train: str | None, test: str | None) -> dict[str, Files]:

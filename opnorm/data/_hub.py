@@ -4,7 +4,7 @@ from pathlib import Path
 
 from opnorm.data._parquet import read_parquet
 from opnorm.data.dataset import Dataset
-from opnorm.data.decode import check_size
+from opnorm.data.decode import check_names, check_size
 from opnorm.errors import DataError
 from opnorm.spec import factory
 
@@ -48,6 +48,9 @@ def hf(
         DataError: huggingface-hub is not installed, the download failed, or as :func:`opnorm.data.parquet`.
     """
     check_size(size)
+    check_names(image=image, label=label, train=train, test=test, config=config, revision=revision)
+    if not isinstance(repo, str):
+        raise DataError(f"repo={repo!r:.60}: expected the owner and the name, such as 'uoft-cs/cifar10'")
     inside = Path(config or ".")
     if config is not None and (not config.strip("/ ") or ".." in inside.parts or inside.is_absolute()):
         raise DataError(

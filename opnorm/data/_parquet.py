@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opnorm._core.plain_text import file_name
 from opnorm.data._parquet_files import EXPECTED, find_parts
 from opnorm.data.cache import DecodedSplits, cached, fingerprint
 from opnorm.data.dataset import Dataset
-from opnorm.data.decode import CHUNK, Encoded, check_size, existing_path
+from opnorm.data.decode import CHUNK, Encoded, budget, check_names, check_size, existing_path
 from opnorm.errors import DataError, did_you_mean
 from opnorm.spec import factory
 
@@ -61,8 +62,9 @@ def parquet(
             is null, damaged or out of range (with file and row), different sizes and no ``size``.
     """
     check_size(size)
+    check_names(image=image, label=label, train=train, test=test)
     root = existing_path(path, EXPECTED)
-    name = root.resolve().name if root.is_dir() else root.stem
+    name = file_name(root.resolve().name if root.is_dir() else root.stem)
     return read_parquet(root, name, (image, label), size, (train, test)).center_crop(center_crop)
 
 
@@ -88,7 +90,10 @@ def read_parquet(
     key = {"reader": "parquet", "image": image, "label": label, "size": size, "files": files}
 
     def read() -> DecodedSplits:
-        columns = _common_columns([file for own in parts.values() for file in own], image, label)
+        every = [file for own in parts.values() for file in own]
+        columns = _common_columns(every, image, label)
+        rows = sum(_open(file).metadata.num_rows for file in every)
+        budget(name, rows)(size or 1, size or 1)
         labels = {part: _labels(own, columns.label) for part, own in parts.items()}
         classes = columns.classes or tuple(map(str, np.unique(np.concatenate(labels["train"]))))
         numbers = {  # before the images, which take longer
@@ -96,9 +101,21 @@ def read_parquet(
             for part, own in parts.items()
         }  # fmt: skip
         encoded = {part: (_images(own, columns.image), numbers[part]) for part, own in parts.items()}
-        return DecodedSplits.decoded(encoded, size, name, classes)
+        return DecodedSplits.decoded(encoded, size, name, _distinct(classes, name))
 
     return Dataset(name, *cached(key, read))
+
+
+def _distinct(classes: tuple[str, ...], name: str) -> tuple[str, ...]:
+    """The names of the classes; those of several classes with their numbers behind, of which a warning tells."""
+    twice = {one for one, count in Counter(classes).items() if count > 1}
+    if not twice:
+        return classes
+    warnings.warn(
+        f"{name}: {len(twice)} class names occur twice, such as {sorted(twice)[0]!r}; their numbers are added",
+        stacklevel=2,
+    )
+    return tuple(f"{one} ({k})" if one in twice else one for k, one in enumerate(classes))
 
 
 # ---------------------------------------------------------------- files
@@ -155,10 +172,6 @@ def _columns(schema: Any, where: str, image: str | None, label: str | None) -> C
     import pyarrow.types as t
 
     features = _features(schema)
-    if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
-        raise DataError(
-            f"{where} has several columns called {twice[0]!r}; expected one; rename or drop the others"
-        )
 
     def candidates(feature: str, *fits: Callable[[Any], bool]) -> list[str]:
         """The columns that the metadata name, else those of the first kind of type that occurs."""
@@ -206,25 +219,37 @@ def _is_image(kind: Any) -> bool:
 
 def _choose(kind: str, wanted: str | None, found: list[str], schema: Any, where: str) -> str:
     if wanted is not None:
+        _check_single(wanted, schema, where)
         if wanted not in schema.names:
             hint = did_you_mean(
                 wanted, schema.names, f"it has {', '.join(schema.names)}", lambda name: f"{kind}={name!r}"
             )
             raise DataError(f"{where} has no column {wanted!r} for the {kind}{hint}")
         return wanted
+    if found:
+        _check_single(found[0], schema, where)
     if len(found) == 1:
         return found[0]
     if found:
         raise DataError(
-            f"{where}: {len(found)} columns could be the {kind}: {', '.join(found)}; expected one. "
+            f"{where}: {len(found)} columns could be the {kind}: {', '.join(map(repr, found))}; expected one. "
             f'Name it: {kind}="{found[0]}"'
         )
-    columns = ", ".join(f"{f.name} ({f.type})" for f in schema) or "none"
+    columns = ", ".join(f"{f.name!r} ({f.type})" for f in schema) or "none"
     form = "encoded bytes" if kind == "image" else "integers or strings"
     raise DataError(
         f"{where}: no column could be the {kind}; expected one of {form}, the columns are {columns}. "
         f"Likely cause: not an image classification set, or another layout; {kind}=... names the column"
     )
+
+
+def _check_single(name: str, schema: Any, where: str) -> None:
+    """DataError for a column that stands in the file more than once, so that its name does not choose one."""
+    if schema.names.count(name) > 1:
+        raise DataError(
+            f"{where} has several columns called {name!r}; expected one. Rename or drop the others: "
+            "table.rename_columns(...) and pyarrow.parquet.write_table(...)"
+        )
 
 
 def _features(schema: Any) -> dict[str, dict[str, Any]]:

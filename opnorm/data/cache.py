@@ -87,6 +87,10 @@ def fingerprint(files: Iterable[Path], root: Path) -> list[list[str | int]]:
             raise DataError(
                 f"{file} cannot be read ({e}); expected a file. Likely cause: a broken link"
             ) from e
+        if not file.is_file():
+            raise DataError(
+                f"{file} is no file but a device, a pipe or a socket; expected an image or a parquet file"
+            )
         place = str(file.relative_to(root)) if file != root else file.name
         rows.append([place, str(file.resolve()), stat.st_size, stat.st_mtime_ns])
     return rows

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from opnorm._core.settings import check_choice
 from opnorm.data import Dataset
+from opnorm.data.dataset import check_dataset
 from opnorm.errors import DataError
 
 __all__ = ["ClassSeparation", "separation"]
@@ -115,6 +116,8 @@ def separation(
 def _points(data: Dataset | tuple[Tensor, Tensor], split: str) -> tuple[np.ndarray, np.ndarray]:
     """Images (N, C, H, W) and labels."""
     check_choice("split", split, ("train", "test", "all"))
+    if not isinstance(data, tuple):
+        check_dataset(data)
     if isinstance(data, Dataset):
         parts = [data.train, data.test] if split == "all" else [getattr(data, split)]
         images = torch.cat([part.images for part in parts])

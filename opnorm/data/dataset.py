@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,11 +12,12 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from opnorm._core.argument_checks import named
 from opnorm._core.random import permutation
-from opnorm._core.settings import check_count
+from opnorm._core.settings import check_count, check_seed
 from opnorm.errors import DataError
 
-__all__ = ["Dataset", "Split", "as_pixels"]
+__all__ = ["Dataset", "Split", "as_pixels", "check_dataset"]
 
 
 class Split(NamedTuple):
@@ -48,7 +50,7 @@ class Dataset:
 
     Raises:
         DataError: a wrong dtype, NaN or infinite pixels, a wrong or different shape, labels that are missing
-            or out of range, an empty split, fewer than 2 classes.
+            or out of range, an empty split, fewer than 2 classes, or two of one name.
     """
 
     name: str
@@ -59,12 +61,28 @@ class Dataset:
 
     def __post_init__(self) -> None:
         """Check everything, so that nothing later has to."""
+        if not isinstance(self.classes, tuple | list) or not all(
+            isinstance(name, str) for name in self.classes
+        ):
+            raise DataError(
+                f"{self.name}: classes={self.classes!r:.60}; expected the names of the classes, such as ('cat', 'dog')"
+            )
+        object.__setattr__(self, "classes", tuple(self.classes))
+        if twice := [name for name, count in Counter(self.classes).items() if count > 1]:
+            raise DataError(
+                f"{self.name}: {len(twice)} class names occur twice, such as {twice[0]!r}; expected different ones. "
+                "Likely cause: metadata of another set, or short names of longer ones"
+            )
         if len(self.classes) < 2:
             raise DataError(
                 f"{self.name}: {len(self.classes)} class(es), {self.classes!r}; expected at least 2. Likely "
                 "cause: the wrong label column, or images one folder too high or too low"
             )
         for part, split in (("train", self.train), ("test", self.test)):
+            if not isinstance(split, tuple) or len(split) != 2:
+                raise DataError(f"{self.name}: {part} is {named(split)}; expected Split(images, labels)")
+            split = Split(*split)
+            object.__setattr__(self, part, split)
             _check_images(f"{self.name}, {part} images", split.images)
             _check_labels(f"{self.name}, {part} labels", split, self.classes)
         train, test = tuple(self.train.images.shape[1:]), tuple(self.test.images.shape[1:])
@@ -125,8 +143,8 @@ class Dataset:
         Raises:
             DataError: ``n`` is below 1.
         """
-        if n < 1:
-            raise DataError(f"limit(n={n}): expected at least 1; likely cause: an empty share of the data")
+        check_count("limit", n, unit="points", error=DataError)
+        check_seed(seed, DataError)
 
         def some(split: Split, stream: int) -> Split:
             if len(split.labels) <= n:
@@ -179,6 +197,15 @@ class Dataset:
         if self.uncropped is not None:
             inside += f" (of {_by(tuple(self.uncropped.images.shape[1:]))})"
         return f"Dataset({self.name!r}: {inside}, {self.num_classes} classes)"
+
+
+def check_dataset(data: object) -> None:
+    """DataError for what is no :class:`Dataset`."""
+    if not isinstance(data, Dataset):
+        raise DataError(
+            f"data is {named(data)}; expected an opnorm.data.Dataset, as digits(), parquet(path) and folder(path) return, "
+            "or Dataset(name, Split(images, labels), Split(images, labels), classes)"
+        )
 
 
 def stratified(labels: np.ndarray, count: Callable[[int], int], seed: int = 0) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from opnorm._core.cores import available_cores
+from opnorm._core.memory import available_memory, gigabytes
 from opnorm._core.settings import check_count
 from opnorm.errors import DataError, did_you_mean
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 CHUNK = 256
 """Images decoded by one thread at a time."""
+
+LABEL_BYTES = 64
+"""Of memory for each label, where labels are read, compared and shuffled."""
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 """The formats that are read. Pillow has more; one of them (EPS) starts another program on the file's contents."""
@@ -51,21 +56,26 @@ def decode(
         name: of the images, for the progress bar and for messages.
 
     Raises:
-        DataError: an image is null, damaged or too large, or they differ in size and ``size`` is None.
+        DataError: an image is null, damaged or too large, all together need more than half of the free memory, or they
+            differ in size and ``size`` is None.
     """
     import PIL.Image
 
     from opnorm._core.progress_bar import progress_bar
 
     PIL.Image.init()  # here: the threads would race
-
+    check = budget(name, total)
+    if size is not None:
+        check(size, size)
     out = np.empty((0, 1, 1, 1), np.uint8)
     sizes: Counter[tuple[int, ...]] = Counter()
     row = 0
     deep: list[str] = []  # images of more than 8 bits a pixel
     with progress_bar() as bar:
         task = bar.add_task(f"decoding {name}", total=total, note="")
-        for images in _in_order(lambda chunk: [_decode(*image, size, deep) for image in chunk], chunks):
+        for images in _in_order(
+            lambda chunk: [_decode(*image, size, deep, check) for image in chunk], chunks
+        ):
             sizes.update(image.shape[:2] for image in images)
             if len(sizes) > 1:
                 raise _different_sizes(name, sizes)
@@ -88,10 +98,36 @@ def decode(
     return torch.from_numpy(out)
 
 
+def budget(name: str, total: int) -> Callable[[int, int], None]:
+    """A check of the width and height of images: so many of them, and their labels, must fit in half of the free memory.
+
+    One byte a pixel: color images take three times as much. It raises DataError.
+    """
+    free = available_memory()
+
+    def check(width: int, height: int) -> None:
+        needed = total * (width * height + LABEL_BYTES)
+        if free is not None and needed > free / 2:
+            of = f" of {width} x {height} pixels" if width * height > 1 else ""
+            raise DataError(
+                f"{name}: {total:,} images{of} take at least {gigabytes(needed)}; expected at most {gigabytes(free / 2)}, "
+                "half of the free memory. A smaller size=... shrinks them; a file with fewer rows holds a part of them"
+            )
+
+    return check
+
+
 def check_size(size: int | None) -> None:
     """DataError unless a size is None or a whole number of pixels."""
     if size is not None:
         check_count("size", size, unit="pixels", error=DataError)
+
+
+def check_names(**names: object) -> None:
+    """DataError unless each is text or None."""
+    for name, value in names.items():
+        if value is not None and not isinstance(value, str):
+            raise DataError(f"{name}={value!r:.60}: expected a name as text")
 
 
 def existing_path(path: str, expected: str) -> Path:
@@ -100,11 +136,16 @@ def existing_path(path: str, expected: str) -> Path:
     Raises:
         DataError: it does not exist; with the closest name beside it.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise DataError(f"the path is {path!r:.60}; expected {expected}, as text")
+    path = os.fspath(path)
     if not path.strip():
         raise DataError(f"the path is {path!r}; expected {expected}. Likely cause: an unset variable")
     try:
         expanded = Path(path).expanduser()
         if expanded.exists():
+            if not (expanded.is_file() or expanded.is_dir()):
+                raise DataError(f"{path!r} is a device, a pipe or a socket; expected {expected}")
             return expanded
         at = expanded.absolute()
         missing = next((p for p in [*reversed(at.parents), at] if not p.exists()), at)
@@ -123,8 +164,17 @@ def existing_path(path: str, expected: str) -> Path:
 # ---------------------------------------------------------------- one image
 
 
-def _decode(where: str, source: bytes | Path | None, size: int | None, deep: list[str]) -> np.ndarray:
-    """One image as uint8: (H, W) in gray, (H, W, 3) in color; ``where`` is added to ``deep`` if it had more than 8 bits."""
+def _decode(
+    where: str,
+    source: bytes | Path | None,
+    size: int | None,
+    deep: list[str],
+    check: Callable[[int, int], None],
+) -> np.ndarray:
+    """One image as uint8: (H, W) in gray, (H, W, 3) in color; ``where`` is added to ``deep`` if it had more than 8 bits.
+
+    ``check`` gets its width and height, where they are kept, before it is decoded.
+    """
     import PIL.Image
 
     if source is None:
@@ -135,6 +185,8 @@ def _decode(where: str, source: bytes | Path | None, size: int | None, deep: lis
     try:
         file = io.BytesIO(source) if isinstance(source, bytes) else source
         with PIL.Image.open(file, formats=FORMATS) as image:
+            if size is None:
+                check(*image.size)
             if image.mode.startswith("I") or ";16" in str(image.tile):
                 deep.append(where)
             return _pixels(image, where, size)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.argument_checks import check_tensor
 from opnorm._core.linear_map import LinearMap
 from opnorm._core.modes import Mode, default_modes, in_default_modes, model_state_preserved, ordinary
 from opnorm._core.outputs import output_of
@@ -114,6 +115,7 @@ def linearized(model: nn.Module, x: Tensor, *, mode: Mode = "eval") -> Iterator[
 
 def check_points(x: Tensor) -> None:
     """NormError unless x is a batch of floating point numbers (B, *in)."""
+    check_tensor("points", x, "floating point (B, *in)", NormError)
     if not x.is_floating_point() or x.ndim < 2 or not len(x):
         raise NormError(
             f"points are {x.dtype} of shape {tuple(x.shape)}; expected floating point (B, *in), B at least 1"

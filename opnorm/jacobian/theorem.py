@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.argument_checks import check_tensor
 from opnorm._core.lp import (
     check_alpha,
     check_orders,
@@ -22,7 +23,7 @@ from opnorm._core.modes import in_default_modes
 from opnorm._core.settings import check_count, check_number
 from opnorm.errors import NormError
 from opnorm.jacobian.linear_regions import activations, same_region
-from opnorm.jacobian.products import linearized
+from opnorm.jacobian.products import check_points, linearized
 
 __all__ = ["Agreement", "Secant", "secant_ascent", "theorem_1"]
 
@@ -94,6 +95,10 @@ def secant_ascent(
     check_number("eps", eps, "a radius above 0", above=0, error=NormError)
     check_count("steps", steps, 0, error=NormError)
     check_alpha(alpha, p)
+    check_points(x)
+    check_tensor("v", v, "the start (B, *in)", NormError)
+    if v.shape != x.shape:
+        raise NormError(f"v has shape {tuple(v.shape)}; expected {tuple(x.shape)}, that of x")
     with linearized(model, x) as J:
         here = J.outputs.detach()
     for k in range(steps + 1):
@@ -133,6 +138,7 @@ def theorem_1(
     check_orders(p, q)
     check_count("steps", steps, error=NormError)
     check_alpha(alpha, p)
+    check_points(x)
     v = start = random_start(x, p, seed)
     powers = []
     with linearized(model, x) as J:

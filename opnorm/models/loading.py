@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from opnorm import spec
 from opnorm._core import files
+from opnorm._core.argument_checks import check_module
 from opnorm._core.layers import unwrap
 from opnorm.errors import ModelError, SpecError, did_you_mean
 from opnorm.models.state_dicts import fill, plain_state_dict, state_dicts_in
@@ -81,7 +82,7 @@ def read_state_dicts(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], di
     Raises:
         ModelError: no such file, or one that cannot be read, or holds no state dict.
     """
-    path = Path(path)
+    path = _as_path(path)
     if not path.is_file():
         siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, siblings, f"searched in {path.parent.resolve()}")
@@ -99,6 +100,14 @@ def read_state_dicts(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], di
             f"{path} has a {type(loaded).__name__}, expected a state dict of tensors; save model.state_dict()"
         )
     return found, {}
+
+
+def _as_path(path: object) -> Path:
+    if not isinstance(path, str | Path):
+        raise ModelError(
+            f"the path is {path!r:.60}; expected the name of a file, such as 'weights.safetensors'"
+        )
+    return Path(path)
 
 
 def _cause(path: Path, error: Exception) -> str:
@@ -136,11 +145,13 @@ def save(model: nn.Module, path: str | Path, call: str | spec.Call | None = None
         ModelError: the name ends in something else.
         RunError: the file cannot be written.
     """
-    if Path(path).suffix != ".safetensors":
+    check_module(model, "save")
+    path = _as_path(path)
+    if path.suffix != ".safetensors":
         raise ModelError(f"{path}: expected a name that ends in .safetensors")
     if call is None:
         with suppress(SpecError):  # the user's own network, built in Python: the file then needs arch=...
             call = spec.spec_of(unwrap(model))
     metadata = {"format": "pt"} | ({SPEC_KEY: str(call)} if call is not None else {})
-    files.make_folder(Path(path).parent)
-    files.write_tensors(Path(path), plain_state_dict(model), metadata)
+    files.make_folder(path.parent)
+    files.write_tensors(path, plain_state_dict(model), metadata)

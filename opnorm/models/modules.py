@@ -50,7 +50,10 @@ class Normalize(nn.Module):
         super().__init__()
         for name, given, neutral in (("mean", mean, 0.0), ("std", std, 1.0)):
             value = neutral if given is None else given
-            numbers = torch.tensor(value, dtype=torch.float32).reshape(-1)
+            try:
+                numbers = torch.tensor(value, dtype=torch.float32).reshape(-1)
+            except (TypeError, ValueError):
+                numbers = torch.zeros(0)
             fits = len(numbers) in (1, channels) and bool(numbers.isfinite().all())
             if not fits or (name == "std" and not bool((numbers > 0).all())):
                 raise ModelError(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from opnorm._core.argument_checks import as_shape
 from opnorm._core.layers import BATCH_NORM, Shape, check_weights, in_float64, unwrap
 from opnorm._core.linear_map import MATRIX, linear_map
 from opnorm._core.modes import in_default_modes
@@ -66,7 +67,7 @@ def operator_norm(
     """
     check_ords([ord])
     check_weights(layer)
-    shape = _default_shape(layer) if in_shape is None else tuple(in_shape)
+    shape = _default_shape(layer) if in_shape is None else as_shape(in_shape)
     return norm_of(layer, ord, shape, interval_settings(relative_width, failure_probability))
 
 
@@ -93,6 +94,10 @@ def interval_settings(relative_width: float | None, failure_probability: float) 
 
 def check_ords(ords: Sequence[Order]) -> None:
     """NormError unless each is 1, 2, inf or a pair of them."""
+    if isinstance(ords, str | bytes) or not isinstance(ords, Sequence):
+        raise NormError(
+            f"ords={ords!r:.60}: expected several orders, such as (1, 2, math.inf), or (2,) for one"
+        )
     for ord in ords:
         ends = ord if isinstance(ord, tuple) and len(ord) == 2 else (ord,)
         if any(p not in (1, 2, math.inf) for p in ends):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from opnorm._core.argument_checks import named
 from opnorm._core.plain_text import csv_text
 from opnorm.errors import NormError
 from opnorm.norms import display
@@ -196,6 +197,11 @@ def compare(a: NormTable, b: NormTable) -> Comparison:
         >>> compare(before, measure(layer, torch.zeros(1, 2), ords=(1,))).changes[0].ratio_upper
         2.0
     """
+    for table in (a, b):
+        if not isinstance(table, NormTable):
+            raise NormError(
+                f"{named(table)} is no table of norms; expected what opnorm.measure(model, example) returns"
+            )
     ords = tuple(p for p in a.ords if p in b.ords)
     left, right = _by_call(a.rows), _by_call(b.rows)
     changes, missing = [], []

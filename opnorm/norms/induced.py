@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.argument_checks import as_shape, check_tensor
 from opnorm._core.convolution import conv_geometry, transpose_geometry
 from opnorm._core.layers import (
     CONV,
@@ -36,6 +37,7 @@ from opnorm._core.linear_map import LinearMap, linear_map
 from opnorm._core.lp import check_orders, conjugate, dual, lp_norm, per_row, power_iteration
 from opnorm._core.modes import in_default_modes
 from opnorm._core.rounding import unit_roundoff
+from opnorm._core.settings import check_count
 from opnorm.errors import NormError
 from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.norms.exact.kernel_sums import Plan, conv_plan, linear_plan, pq_norm
@@ -80,6 +82,7 @@ def induced(matrix: Tensor, p: float, q: float, restarts: int = 16, seed: int = 
     Source: Roth, Kilcher & Hofmann 2020, Table 1, Eqs. (11) and (12).
     """
     check_orders(p, q)
+    check_tensor("matrix", matrix, "floating point numbers (rows, columns)", NormError)
     if matrix.ndim != 2 or not matrix.is_floating_point():
         raise NormError(
             f"expected a matrix of floating point numbers, got {matrix.dtype} of shape {tuple(matrix.shape)}"
@@ -156,10 +159,11 @@ def induced_norm(
         NormError: p or q below 1, a layer that is not affine, or weights as for :func:`operator_norm`.
     """
     check_orders(p, q)
+    check_count("restarts", restarts, error=NormError)
     if isinstance(layer, LinearMap):
         return _of_map(layer, None, p, q, restarts, seed)
+    layer, in_shape = unwrap(layer), as_shape(in_shape)
     check_weights(layer)
-    layer, in_shape = unwrap(layer), tuple(in_shape)
     double = in_float64(layer)
     if p == q == 2:
         return spectral_norm(layer, in_shape)

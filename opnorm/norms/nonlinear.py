@@ -16,16 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.argument_checks import by_layer_type
 from opnorm._core.batch_norm import channel_scale
 from opnorm._core.derived_weights import weight_of
-from opnorm._core.layers import IDENTITY, Shape, is_standard, overrides
+from opnorm._core.layers import IDENTITY, Shape, is_empty_sequence, is_standard, overrides
 from opnorm.errors import NormError
 from opnorm.norms.exact.separable import PADDING
 
 __all__ = ["copies", "is_copying", "is_nonlinear", "lipschitz", "window_count"]
 
 
-@functools.singledispatch
+@by_layer_type
 def lipschitz(layer: nn.Module, ord: float, in_shape: Shape) -> float:
     """An upper bound on sup ‖layer(x) - layer(y)‖_p / ‖x - y‖_p of a layer that is not linear, in eval mode.
 
@@ -298,7 +299,9 @@ def is_copying(layer: nn.Module) -> bool:
     """Whether every output of the layer, in eval mode, is one of its inputs or a constant."""
     if known_base(layer, (*IDENTITY, *PADDING)):
         return not isinstance(layer, _CONSTANT) or all(p >= 0 for p in layer.padding)
-    return is_standard(layer, nn.Upsample) and layer.mode in ("nearest", "nearest-exact")
+    return is_empty_sequence(layer) or (
+        is_standard(layer, nn.Upsample) and layer.mode in ("nearest", "nearest-exact")
+    )
 
 
 def copies(move: Callable[[Tensor], Tensor], in_shape: Shape) -> int:
@@ -317,6 +320,6 @@ def copies(move: Callable[[Tensor], Tensor], in_shape: Shape) -> int:
 
 def copying_norm(layer: nn.Module, ord: float, in_shape: Shape) -> float:
     """The exact norm of a layer that only copies."""
-    if isinstance(layer, (*IDENTITY, *_CONSTANT)):
+    if isinstance(layer, (*IDENTITY, *_CONSTANT)) or is_empty_sequence(layer):
         return 1.0
     return float(copies(layer, in_shape)) ** (1 / ord)

@@ -138,7 +138,7 @@ class NormTable(display.TextTable):
             # an object is from `opnorm norms --json`
             listed = value["layers"] if isinstance(value, dict) else value
             rows = tuple(LayerNorms.from_dict(row) for row in listed)
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise NormError(f"this is no table of norms as NormTable.to_json writes it: {e!r:.100}") from e
         ords = dict.fromkeys(p for row in rows for p in (*row.norms, *row.lipschitz))
         return NormTable(rows, tuple(ords))
@@ -180,6 +180,8 @@ class NormTable(display.TextTable):
         """
         from opnorm.norms.plot import write_plot
 
+        if not isinstance(path, str | Path):
+            raise NormError(f"path={path!r:.60}: expected the name of a file, such as 'norms.svg'")
         return write_plot(self.rows, Path(path))
 
     def totals(self) -> list[str]:
@@ -200,6 +202,8 @@ def matching(layers: Sequence[tuple[str, str]], pattern: str) -> list[int]:
     Raises:
         NormError: none does.
     """
+    if not isinstance(pattern, str):
+        raise NormError(f"pattern {pattern!r:.60}: expected text such as 'layer1.*' or '*conv*'")
     found = [i for i, names in enumerate(layers) if any(fnmatchcase(name, pattern) for name in names)]
     if not found:
         names = list(dict.fromkeys(name for name, _ in layers))

@@ -83,7 +83,7 @@ def global_snr(lam: float = 0.01, steps: int = 1, operator: str = "reshaped") ->
 
 def _squares(A: LinearMap, u: Tensor, steps: int) -> Tensor:
     """σ² of each layer of a group, differentiable in the weights; u is replaced by the result of the iterations."""
-    start = u
+    start, u = u, u.to(A.dtype)
     with torch.no_grad():
         for step in range(steps):
             v = dual(A.T @ u, 2)

@@ -12,6 +12,7 @@ from opnorm._core.modes import Mode, in_default_modes
 from opnorm._core.settings import check_choice, check_number
 from opnorm.attacks._checks import check_classes
 from opnorm.jacobian import linearized, lp_norm
+from opnorm.jacobian.products import check_points
 from opnorm.regularizers.batch_statistics import point_by_point
 from opnorm.regularizers.hooks import Hooks, Regularizer, bound
 from opnorm.spec import factory
@@ -36,6 +37,7 @@ def input_gradient(lam: float = 1e-2, q: float = 2, power: float = 2, *, mode: M
     @in_default_modes
     def bind(model: nn.Module, example: Tensor) -> Hooks:
         check_initialized(model, "input_gradient")
+        check_points(example)
         with linearized(model, example[:1]):  # errors come before training
             pass
 

@@ -38,6 +38,7 @@ from opnorm._core.modes import Mode, in_default_modes
 from opnorm._core.settings import check_choice, check_count, check_number
 from opnorm.errors import ModelError, NormError, SpecError
 from opnorm.jacobian import Jacobian, Matrices, linearized
+from opnorm.jacobian.products import check_points
 from opnorm.regularizers.batch_statistics import point_by_point
 from opnorm.regularizers.hooks import Hooks, Regularizer, bound
 from opnorm.spec import factory
@@ -161,6 +162,7 @@ def _regularizer(search: _Search, lam: float, *, power: float, eps: float) -> Re
     @in_default_modes
     def bind(model: nn.Module, example: Tensor) -> Hooks:
         check_initialized(model, search.method)
+        check_points(example)
         with linearized(model, example[:1]) as J:  # errors come before training
             if J.outputs.ndim != 2:
                 shape = tuple(J.outputs.shape)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.argument_checks import named
 from opnorm._core.modes import in_default_modes
 from opnorm.errors import ModelError
 
@@ -73,9 +74,25 @@ Regularizer = Callable[[nn.Module, Tensor], Hooks]
 
 def chain(all_hooks: Sequence[Hooks]) -> Hooks:
     """Several regularizers as one, applied in the order given; penalties add up."""
+    if not isinstance(all_hooks, Sequence) or isinstance(all_hooks, Hooks):
+        raise ModelError(f"{named(all_hooks)}: expected a list of Hooks")
+    for hooks in all_hooks:
+        if not isinstance(hooks, Hooks):
+            raise ModelError(
+                f"a regularizer gave {named(hooks)}; expected Hooks, as norm_decay(p=1)(model, x) does: it is bound once"
+            )
 
     def penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return torch.stack([hooks.penalty(model, x, y) for hooks in all_hooks] or [x.new_zeros(())]).sum()
+        values = []
+        for i, hooks in enumerate(all_hooks):
+            value = hooks.penalty(model, x, y)
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                raise ModelError(
+                    f"the penalty of regularizer {i + 1} is {named(value)}; expected a scalar tensor, differentiable in the "
+                    "weights: without item() or float(), and summed up; x.new_zeros(()) for none"
+                )
+            values.append(value.reshape(()))
+        return torch.stack(values or [x.new_zeros(())]).sum()
 
     def each(name: str) -> Callable[..., None]:
         def call(*args: float) -> None:

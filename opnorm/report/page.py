@@ -127,7 +127,7 @@ def _drawn(spec: Mapping[str, Any], highlight: Sequence[str], format: str) -> by
     draw = getattr(vl_convert, f"vegalite_to_{format}")
     scale = {"scale": 2} if format == "png" else {}
     data = draw(_figure(spec, highlight), config=PAPER, allowed_base_urls=[], **scale)
-    return data.encode() if isinstance(data, str) else data
+    return data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
 
 
 def _picture(spec: Mapping[str, Any], highlight: Sequence[str]) -> str:
@@ -135,7 +135,7 @@ def _picture(spec: Mapping[str, Any], highlight: Sequence[str]) -> str:
     svg = re.sub(INVISIBLE, "", _drawn(spec, highlight, "svg").decode())
     places = re.compile(r'(?<= d=")[^"]*|(?<=transform=")[^"]*')
     svg = places.sub(lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), svg)
-    return base64.b64encode(svg.encode()).decode()
+    return base64.b64encode(svg.encode("utf-8", "backslashreplace")).decode()
 
 
 def _figure(spec: Mapping[str, Any], highlight: Sequence[str]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from opnorm import spec
 from opnorm._core import files
+from opnorm._core.argument_checks import check_module
 from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
 from opnorm._core.outputs import output_of
 from opnorm.attacks._autoattack import AutoAttack
@@ -92,8 +93,11 @@ def evaluate(
         RunError: nothing can be written. What is damaged of an earlier call is made again, with a warning.
     """
     norm, eps, mode = _terms(attack)
-    _check(x, eps, norm, part)
+    check_module(model)
     check_inputs(x, y)
+    _check(x, eps, norm, part)
+    with model_state_preserved(model), torch.no_grad():
+        check_logits(output_of(model, x[:1]), y[:1])  # what it does not take is an error before anything runs
     work = _Work(model, x, y, attack, attack_call(attack), norm, eps, mode, part, progress)
     if store is None:
         return _evaluate(work, None, surrogate)

@@ -4,23 +4,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from opnorm import spec
 from opnorm._core import files
-from opnorm._core.modes import evaluating
-from opnorm._core.outputs import output_of
-from opnorm.attacks._checks import check_classes
 from opnorm.data import Dataset
 from opnorm.data.dataset import as_pixels
-from opnorm.errors import ModelError, OpnormError, RunError
+from opnorm.errors import ModelError, RunError
 from opnorm.models.state_dicts import fill
 from opnorm.runs.identity import outputs, same_outputs
 from opnorm.runs.run import Run
 from opnorm.runs.store import Store
 from opnorm.training import TrainingSettings
+from opnorm.training.setup_checks import check_model
 
-__all__ = ["check_model", "known_of", "make_data", "make_model", "restore", "training_settings"]
+__all__ = ["known_of", "make_data", "make_model", "restore", "training_settings"]
 
 
 def make_data(run: Run) -> Dataset:
@@ -58,25 +56,6 @@ def make_model(run: Run, data: Dataset) -> nn.Module:
         name = f"{run.model} after {', '.join(run.augment) or 'no augmentation'}"
         check_model(model, as_pixels(changed), data.num_classes, name)
     return model
-
-
-def check_model(model: nn.Module, example: Tensor, classes: int, name: str) -> None:
-    """One forward pass, to see that images go in and one logit for each class comes out."""
-    try:
-        with evaluating(model):
-            out = output_of(model, example)
-    except OpnormError:
-        raise
-    except Exception as e:  # whatever the user's own network raises
-        raise ModelError(f"{name} does not take images of shape {tuple(example.shape[1:])}: {e}") from e
-    if out.numel() == 1:
-        check_classes(out, 1)  # with the remedy for one logit
-    shape = tuple(out.shape)
-    if shape != (1, classes):
-        raise ModelError(
-            f"{name} gives an output of shape {shape} for one image; expected (1, {classes}), one logit for each of the "
-            f"{classes} classes of the data. Set its number of classes, or leave it out so that it is taken from the data"
-        )
 
 
 def training_settings(run: Run) -> TrainingSettings:

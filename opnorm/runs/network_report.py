@@ -18,14 +18,15 @@ import torch
 from torch import nn
 
 from opnorm import spec
+from opnorm._core.argument_checks import check_module
 from opnorm.analyses import Analysis, all_analyses
 from opnorm.data import Dataset
-from opnorm.data.dataset import as_pixels
+from opnorm.data.dataset import as_pixels, check_dataset
 from opnorm.errors import ModelError, OpnormError, SpecError
-from opnorm.runs.build import check_model
 from opnorm.runs.identity import add_tensor, hash_of, network_identity, outputs
 from opnorm.runs.network_page import Network, NetworkReport, NetworkResults
 from opnorm.runs.store import FORMAT, Entry, Store
+from opnorm.training.setup_checks import check_model
 
 __all__ = ["AnalysisProgress", "Network", "NetworkReport", "NetworkResults", "analysis_calls", "analyze"]
 
@@ -70,6 +71,10 @@ def analysis_calls(
     filled: dict[str, int] = {"seed": seed} | ({} if points is None else {"points": points})
     every, order = all_analyses(), [one.name for one in all_analyses()]
     found: dict[str, tuple[Any, ...]] = {}
+    if not isinstance(analyses, str | Sequence):
+        raise SpecError(
+            f"analyses={analyses!r:.60}: expected names or calls, such as ['accuracy', 'norm_table']"
+        )
     for text in [analyses] if isinstance(analyses, str) else analyses:
         for given in (call for one in every for call in one.calls) if text == "all" else (text,):
             call = spec.parse(given) if isinstance(given, str) else spec.spec_of(given)
@@ -177,11 +182,16 @@ def _networks(networks: nn.Module | Mapping[str, nn.Module] | Sequence[Network])
     if isinstance(networks, nn.Module):
         return [Network(type(networks).__name__, networks)]
     if isinstance(networks, Mapping):
+        for label, model in networks.items():
+            check_module(model, str(label))
         return [Network(label, model) for label, model in networks.items()]
+    if not isinstance(networks, Sequence) or not all(isinstance(one, Network) for one in networks):
+        check_module(networks)
     return networks
 
 
 def _check(networks: Sequence[Network], data: Dataset, calls: Sequence[str]) -> None:
+    check_dataset(data)
     labels = [network.label for network in networks]
     if len(set(labels)) < len(labels) or not labels:
         raise SpecError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opnorm import spec
-from opnorm._core.settings import is_number
+from opnorm._core.settings import check_count, is_number
 from opnorm.errors import RunError, SpecError
 from opnorm.report import NOT_RUN_YET
 from opnorm.runs.identity import hash_of, identity, with_full_paths
@@ -86,11 +86,13 @@ class Run:
     def __post_init__(self) -> None:
         """Name the arguments of every call; OpnormError for one that cannot be read or found, or makes no sense."""
         check_settings(self.epochs, self.batch, self.precision, self.seed, self.ema)
-        if self.limit is not None and self.limit < 1:
-            raise SpecError(f"limit={self.limit!r}: expected at least 1 point, or None for all")
+        if self.limit is not None:
+            check_count("limit", self.limit, unit="points")
         for name, kind in _KINDS.items():
             value = getattr(self, name)
             many = name in ("regularizers", "augment", "analyses")
+            if many and (isinstance(value, str) or not isinstance(value, Sequence)):
+                raise SpecError(f"{name}={value!r:.60}: expected a tuple of calls, such as ({value!r:.60},)")
             object.__setattr__(
                 self, name, tuple(_canonical(v, kind) for v in value) if many else _canonical(value, kind)
             )

@@ -55,6 +55,8 @@ class Store:
     def __init__(
         self, root: str | Path = "runs", *, again: bool = False, subject: dict[str, Any] | None = None
     ) -> None:
+        if not isinstance(root, str | Path):
+            raise RunError(f"root={root!r:.60}: expected a folder, such as 'runs'")
         self.root, self.again, self.subject = Path(os.path.abspath(root)), again, subject or {}
 
     @contextmanager

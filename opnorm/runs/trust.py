@@ -34,7 +34,7 @@ def check_trusted(run: dict[str, Any], folder: Path) -> None:
 
 
 def _record(call: str) -> Path:
-    return cache_folder() / "trusted" / hashlib.sha256(call.encode()).hexdigest()
+    return cache_folder() / "trusted" / hashlib.sha256(call.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _own_calls(run: dict[str, Any]) -> list[str]:

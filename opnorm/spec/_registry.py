@@ -76,6 +76,8 @@ def names(kind: str) -> list[str]:
 
 
 def _family(kind: str) -> dict[str, Callable[..., Any]]:
+    if kind not in FAMILIES:
+        raise SpecError(f"kind={kind!r:.60}: expected one of {', '.join(FAMILIES)}")
     importlib.import_module(FAMILIES[kind])
     return _registry[kind]
 

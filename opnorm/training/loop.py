@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core import files
+from opnorm._core.argument_checks import named
 from opnorm._core.layers import check_initialized
 from opnorm._core.modes import default_modes
 from opnorm.data import Dataset
@@ -37,6 +38,7 @@ from opnorm.training.metrics import (
     not_finite,
 )
 from opnorm.training.precision import choose_precision, examples_for
+from opnorm.training.setup_checks import check_model, check_outcome, check_training, torch_device
 from opnorm.training.training_settings import TrainingSettings
 
 __all__ = ["train"]
@@ -50,7 +52,7 @@ def train(
     settings: TrainingSettings = TrainingSettings(),  # noqa: B008 - it is frozen
     *,
     device: torch.device | str = "cpu",
-    folder: Path | None = None,
+    folder: Path | str | None = None,
     probe: Callable[[nn.Module], Metrics] | None = None,
     progress: Progress | None = None,
 ) -> list[Metrics]:
@@ -69,11 +71,12 @@ def train(
         The metrics of every epoch: epoch, lr, loss, train_accuracy, seconds, and what ``probe`` gives.
 
     Raises:
-        TrainError: a batch that cannot be split evenly, or a loss or an output that is not finite (with the place).
-        ModelError: the model has nothing to train.
+        TrainError: arguments that are not as described, a batch that cannot be split evenly, an objective without a loss and
+            logits, or a loss or an output that is not finite (with the place).
+        ModelError: the model has nothing to train, or does not give one logit for each class.
         RunError: the folder cannot be written or belongs to other settings.
     """
-    device = torch.device(device)
+    folder, device = check_training(data, folder), torch_device(device)
     saved = distributed.broadcast_from_main(partial(read_checkpoint, folder))
     history: list[Metrics] = saved.history if saved else []
     state = _prepare(model, data, settings, device)
@@ -166,7 +169,7 @@ class _TrainingLoss(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, and the detached logits."""
         with torch.autocast(self.device, torch.bfloat16) if self.bf16 else nullcontext():
-            outcome = self.objective(self.model, x, y)
+            outcome = check_outcome(self.objective(self.model, x, y), y)
         return outcome.loss + self.hooks.penalty(self.model, x, y), outcome.logits.detach()
 
 
@@ -174,11 +177,14 @@ def _prepare(
     model: nn.Module, data: Dataset, settings: TrainingSettings, device: torch.device
 ) -> TrainingState:
     """The state at the beginning of a training."""
+    if not isinstance(settings, TrainingSettings):
+        raise TrainError(f"settings is {named(settings)}; expected TrainingSettings(epochs=5, ...)")
     check_initialized(model, "train")
     model.to(device)
     model.to(memory_format=_memory_format(settings))  # type: ignore[call-overload] # torch's stubs leave it out
     batch = min(settings.batch, len(data.train.images))
     example = _example(data.for_training.images[: min(batch, 32)].to(device), settings)
+    check_model(model, example[:1], data.num_classes, type(model).__name__, exactly=False)
     hooks = chain([bind(model, example) for bind in settings.regularizers])
     if batch % distributed.world_size():
         raise TrainError(

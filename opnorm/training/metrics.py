@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.modes import evaluating
-from opnorm.errors import AttackError, TrainError
+from opnorm.errors import AttackError, ModelError, TrainError
 from opnorm.training import distributed
 
 __all__ = [
@@ -124,7 +124,7 @@ def explained_errors(model: nn.Module, x: Tensor, epoch: int, step: int, steps: 
         if not (where := not_finite(model, x)):
             raise
         raise diverged("the attack has no target", epoch, step, steps, where) from e
-    except ValueError as e:
+    except (ValueError, ModelError) as e:
         if "more than 1 value per channel" not in str(e):
             raise
         raise TrainError(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from opnorm._core.settings import check_count, check_number
 from opnorm.data.augmentations import Augmentation
 from opnorm.errors import TrainError
 from opnorm.objectives import Objective, plain
@@ -10,6 +11,7 @@ from opnorm.regularizers import Regularizer
 from opnorm.training.optimizers import MakeOptimizer, sgd
 from opnorm.training.precision import PRECISIONS, Precision
 from opnorm.training.schedules import Schedule, cosine
+from opnorm.training.setup_checks import check_function, check_functions
 
 __all__ = ["Precision", "TrainingSettings", "check_settings"]
 
@@ -35,7 +37,7 @@ class TrainingSettings:
         ema: decay a step, in [0, 1), of an exponential moving average of the weights, such as 0.995; 0 for none.
 
     Raises:
-        TrainError: a number that makes no sense.
+        TrainError: a number that makes no sense, or something that is not as described.
     """
 
     objective: Objective = field(default_factory=plain)
@@ -51,19 +53,23 @@ class TrainingSettings:
     ema: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check everything, before anything runs."""
         check_settings(self.epochs, self.batch, self.precision, self.seed, self.ema)
+        check_function("objective", self.objective, "objective")
+        check_function("optimizer", self.optimizer, "optimizer")
+        check_function("schedule", self.schedule, "schedule")
+        check_functions("regularizers", self.regularizers, "regularizer")
+        check_functions("augment", self.augment, "augmentation")
 
 
 def check_settings(epochs: int, batch: int, precision: str, seed: int, ema: float) -> None:
     """TrainError for numbers that make no sense."""
-    if epochs < 0 or batch < 1:
-        raise TrainError(
-            f"epochs={epochs!r}, batch={batch!r}: expected at least 0 epochs and 1 point a batch"
-        )
+    check_count("epochs", epochs, 0, error=TrainError)
+    check_count("batch", batch, 1, "points", error=TrainError)
+    check_count("seed", seed, 0, error=TrainError)
     if precision not in PRECISIONS:
         raise TrainError(f"precision={precision!r}: expected {', '.join(PRECISIONS)}")
-    if not 0 <= seed < 2**63:
+    if seed >= 2**63:
         raise TrainError(f"seed={seed!r}: expected a whole number from 0 to 2**63 - 1")
-    if isinstance(ema, bool) or not 0 <= ema < 1:
-        raise TrainError(f"ema={ema!r}: expected a decay a step in [0, 1), such as 0.995; 0 for no average")
+    expected = "a decay a step in [0, 1), such as 0.995; 0 for no average"
+    check_number("ema", ema, expected, least=0, below=1, error=TrainError)

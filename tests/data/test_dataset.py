@@ -92,7 +92,7 @@ class TestLimit:
 
     @pytest.mark.parametrize("n", [0, -3])
     def test_below_one_is_refused(self, n):
-        with pytest.raises(DataError, match=rf"limit\(n={n}\).*at least 1"):
+        with pytest.raises(DataError, match=f"limit={n}: .*at least 1"):
             make().limit(n)
 
 

@@ -6,9 +6,11 @@ from typing import Any, Literal, ParamSpec, get_args
 
 from torch import nn
 
+from opnorm._core.argument_checks import check_module
 from opnorm._core.modes import in_default_modes
 from opnorm._core.settings import check_choice
 from opnorm.data import Dataset
+from opnorm.data.dataset import check_dataset
 from opnorm.report import Cell, Chart, Column
 from opnorm.spec import factory
 
@@ -56,6 +58,8 @@ class Analysis:
     @in_default_modes
     def __call__(self, model: nn.Module, data: Dataset) -> list[Row]:
         """The rows."""
+        check_module(model)
+        check_dataset(data)
         return self.rows(model, data)
 
 

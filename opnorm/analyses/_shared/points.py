@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from opnorm._core.modes import evaluating
 from opnorm._core.outputs import output_of
-from opnorm._core.settings import check_count, is_number
+from opnorm._core.settings import check_count, check_seed, is_number
 from opnorm.attacks import Attack, pgd
 from opnorm.attacks._checks import check_logits
 from opnorm.data import Dataset, Split
@@ -59,10 +59,11 @@ def at_any_radius(call: str) -> str:
     return re.sub(r"\beps=[^,)]*(, )?", "", call)
 
 
-def check_points(points: int | None) -> None:
-    """SpecError unless it is a whole number of at least 1, or None for all points."""
+def check_points(points: int | None, seed: int = 0) -> None:
+    """SpecError unless it is a whole number of at least 1, or None for all points, and the seed a whole number."""
     if points is not None:
         check_count("points", points)
+    check_seed(seed)
 
 
 def amounts(name: str, values: float | Sequence[float], zero: bool = True) -> list[float]:

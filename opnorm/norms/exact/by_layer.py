@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.argument_checks import by_layer_type
 from opnorm._core.batch_norm import batch_norm_scale
 from opnorm._core.convolution import conv_geometry, transpose_geometry
 from opnorm._core.derived_weights import weight_of
@@ -34,6 +35,7 @@ from opnorm._core.layers import (
     check_features,
     check_lazy,
     check_weight,
+    is_empty_sequence,
     overrides,
     unwrap,
 )
@@ -47,7 +49,7 @@ __all__ = ["l1", "linf"]
 
 
 @in_default_modes
-@functools.singledispatch
+@by_layer_type
 def l1(layer: nn.Module, in_shape: Shape) -> Tensor:
     """Exact ℓ1 operator norm of a layer in eval mode, differentiable in its weights.
 
@@ -69,7 +71,7 @@ def l1(layer: nn.Module, in_shape: Shape) -> Tensor:
 
 
 @in_default_modes
-@functools.singledispatch
+@by_layer_type
 def linf(layer: nn.Module, in_shape: Shape) -> Tensor:
     """Exact ℓ∞ operator norm of a layer; arguments and errors as :func:`l1`."""
     return _unknown(linf, layer, in_shape)
@@ -80,6 +82,8 @@ def _unknown(norm: Callable[[nn.Module, Shape], Tensor], layer: nn.Module, in_sh
     if inner is not layer:
         return norm(inner, in_shape)
     check_lazy(layer)
+    if is_empty_sequence(layer):
+        return torch.ones((), dtype=torch.float64)
     raise NormError(f"no exact norm is known for {type(layer).__name__}")
 
 

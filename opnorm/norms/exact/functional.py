@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
+from opnorm._core.argument_checks import as_shape, check_tensor
 from opnorm._core.convolution import ConvGeometry, same_padding, transposed_size
 from opnorm._core.layers import Shape
 from opnorm._core.modes import in_default_modes
+from opnorm._core.settings import check_count
 from opnorm.errors import NormError
 from opnorm.norms.exact.kernel_sums import check_axes, conv_plan, largest_sum, linear_plan
 
@@ -50,8 +52,8 @@ def conv_l1(
 
     Source: Liang & Huang 2021, Theorem 1, Eq. (1), without its Assumption 1.
     """
-    geometry = _geometry(weight.shape, stride, padding, dilation, groups, padding_mode)
-    return largest_sum(weight, conv_plan(0, weight.shape, geometry, tuple(input_size)))
+    geometry = _geometry(weight, stride, padding, dilation, groups, padding_mode)
+    return largest_sum(weight, conv_plan(0, weight.shape, geometry, _size(input_size)))
 
 
 @in_default_modes
@@ -71,8 +73,8 @@ def conv_linf(
 
     Source: Liang & Huang 2021, Theorem 1, Eq. (2), without its Assumption 1.
     """
-    geometry = _geometry(weight.shape, stride, padding, dilation, groups, padding_mode)
-    return largest_sum(weight, conv_plan(1, weight.shape, geometry, tuple(input_size)))
+    geometry = _geometry(weight, stride, padding, dilation, groups, padding_mode)
+    return largest_sum(weight, conv_plan(1, weight.shape, geometry, _size(input_size)))
 
 
 @in_default_modes
@@ -124,16 +126,27 @@ def conv_transpose_linf(
 @in_default_modes
 def linear_l1(weight: Float[Tensor, "out in"]) -> Float[Tensor, ""]:
     """Exact ℓ1 norm of a matrix, its largest column sum max_j Σ_i |W[i, j]|."""
-    return largest_sum(weight, linear_plan(0, weight.shape))
+    return _largest_sum_of_matrix(weight, 0)
 
 
 @in_default_modes
 def linear_linf(weight: Float[Tensor, "out in"]) -> Float[Tensor, ""]:
     """Exact ℓ∞ norm of a matrix, its largest row sum max_i Σ_j |W[i, j]|."""
-    return largest_sum(weight, linear_plan(1, weight.shape))
+    return _largest_sum_of_matrix(weight, 1)
+
+
+def _largest_sum_of_matrix(weight: Tensor, side: int) -> Tensor:
+    check_tensor("weight", weight, "a matrix (out, in)", NormError)
+    if weight.ndim != 2:
+        raise NormError(f"a weight of shape {tuple(weight.shape)}; expected a matrix (out, in)")
+    return largest_sum(weight, linear_plan(side, weight.shape))
 
 
 # ---------------------------------------------------------------- arguments
+
+
+def _size(input_size: object) -> Shape:
+    return as_shape(input_size, "input_size", "the spatial size of the input, such as (32, 32)")
 
 
 def _transposed(
@@ -149,7 +162,7 @@ def _transposed(
     """The norm of the convolution whose adjoint this is, from its output size ``input_size`` to its input."""
     if isinstance(padding, str):
         raise NormError(f"padding={padding!r}: a transposed convolution takes numbers")
-    geometry, size = _geometry(weight.shape, stride, padding, dilation, groups), tuple(input_size)
+    geometry, size = _geometry(weight, stride, padding, dilation, groups), _size(input_size)
     check_axes(geometry, size)
     extra = _per_axis(output_padding, len(size), "output_padding", 0)
     inner_size = transposed_size(geometry, size, extra)
@@ -157,12 +170,14 @@ def _transposed(
 
 
 def _geometry(
-    shape: Shape, stride: Size, padding: Padding, dilation: Size, groups: int, mode: str = "zeros"
+    weight: Tensor, stride: Size, padding: Padding, dilation: Size, groups: int, mode: str = "zeros"
 ) -> ConvGeometry:
-    kernel = tuple(shape[2:])
-    if not kernel or groups < 1 or shape[0] % groups:
+    check_tensor("weight", weight, "a kernel (C_out, C_in / groups, *kernel)", NormError)
+    check_count("groups", groups, error=NormError)
+    shape, kernel = tuple(weight.shape), tuple(weight.shape[2:])
+    if not kernel or shape[0] % groups:
         raise NormError(
-            f"a kernel of shape {tuple(shape)} with groups={groups} is not a convolution; "
+            f"a kernel of shape {shape} with groups={groups} is not a convolution; "
             "expected (C_out, C_in / groups, *kernel) with C_out a multiple of groups"
         )
     axes = len(kernel)

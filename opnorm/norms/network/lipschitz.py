@@ -122,6 +122,8 @@ def _propagated(
     for name, t in (*model.named_parameters(), *model.named_buffers()):
         if reason := missing_values(t):
             raise BoundError(f"{name} {reason}")
+        if t.is_complex():
+            raise BoundError(f"{name} is complex; bounds are known for real numbers only")
     if has_formula(model) and isinstance(example, Tensor):
         # the graph of a layer itself would not show the hooks that compute its weight
         model = nn.Sequential(model)

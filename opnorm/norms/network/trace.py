@@ -72,10 +72,23 @@ def trace(model: nn.Module, example: Example) -> list[LayerCall]:
     try:
         return _trace(model, args, kwargs)
     except Exception as e:  # whatever the user's own network raises
-        hint = "; does its forward want more? Pass a tuple of arguments or a dict"
         raise OpnormError(
-            f"the model does not take {_input_text(args, kwargs)}: {e}{hint if isinstance(e, TypeError) else ''}"
+            f"the model does not take {_input_text(args, kwargs)}: {e}{_cause(model, example, e)}"
         ) from e
+
+
+def _cause(model: nn.Module, example: Any, e: Exception) -> str:
+    """The likely cause why a model does not take an example; empty where none is known."""
+    sparse = [name for name, p in model.named_parameters() if p.layout != torch.strided]
+    if sparse:
+        return f"; {sparse[0]} is sparse, of which no norm is known: weight.to_dense() makes it dense"
+    if isinstance(e, TypeError):
+        return "; does its forward want more? Pass a tuple of arguments or a dict"
+    if isinstance(example, Tensor) and not example.is_floating_point() and not example.is_complex():
+        return f"; the example is {example.dtype}: are its inputs floating point, as pixels / 255?"
+    if isinstance(example, Tensor):
+        return f"; the first axis of an example of shape {tuple(example.shape)} is taken for the batch: is it missing?"
+    return ""
 
 
 def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[LayerCall]:
@@ -229,6 +242,8 @@ def _no_map(layer: nn.Module, inputs: list[Tensor], output: Any) -> str:
         return f"{kind} uses parameters of its own ({names}) in a way no layer shows"
     if not inputs:
         return f"{kind} takes no tensor"
+    if inputs[0].is_complex():
+        return f"{kind} takes complex numbers; norms are known for real ones only"
     if not inputs[0].is_floating_point():
         return f"{kind} takes whole numbers, between which there is no small change"
     if not isinstance(output, Tensor):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.argument_checks import as_shape, check_tensor
 from opnorm._core.derived_weights import weight_of
 from opnorm._core.frequencies import half_grid
 from opnorm._core.layers import CONV, LINEAR_OR_CONV, Shape, check_weights
@@ -15,6 +16,7 @@ from opnorm._core.linear_map import linear_map
 from opnorm._core.lp import dual, lp_norm, power_of_two
 from opnorm._core.modes import in_default_modes
 from opnorm._core.rounding import PRODUCT
+from opnorm._core.settings import check_count
 from opnorm.errors import NormError
 from opnorm.norms.exact.kernel_sums import conv_l2_bound
 from opnorm.norms.norm import Norm
@@ -43,9 +45,13 @@ def vs_norm(layer: nn.Module, in_shape: Shape, iterations: int = 100, seed: int 
     Source: Virmaux & Scaman 2018, Algorithm 1.
     """
     check_weights(layer)
-    x = torch.randn(1, *in_shape, generator=torch.Generator().manual_seed(seed))
-    weight = next(layer.parameters())
+    check_count("iterations", iterations, 0, error=NormError)
+    x = torch.randn(1, *as_shape(in_shape), generator=torch.Generator().manual_seed(seed))
+    weight = next(layer.parameters(), None)
+    if weight is None:
+        raise NormError(f"{type(layer).__name__} has no parameters; expected a linear or convolutional layer")
     x = x.to(weight.device, weight.dtype)
+    linear_map(layer, tuple(x.shape[1:]))  # raises where the layer is not affine or takes other inputs
     with torch.no_grad():
         offset = layer(torch.zeros_like(x))
     x, value = dual(x, 2), 0.0
@@ -71,7 +77,14 @@ def sgl_norm(weight: Tensor, input_size: Shape) -> float:
 
     Source: Sedghi, Gupta & Long 2019, Theorem 6.
     """
-    if max(k > n for k, n in zip(weight.shape[2:], input_size, strict=True)):
+    check_tensor("weight", weight, "a kernel (C_out, C_in, *kernel)", NormError)
+    input_size = as_shape(input_size, "input_size", "the spatial size of the input, such as (32, 32)")
+    if weight.ndim != 2 + len(input_size):
+        raise NormError(
+            f"a kernel of shape {tuple(weight.shape)} and input_size={input_size}; expected a kernel "
+            "(C_out, C_in, *kernel) with as many spatial axes as input_size has entries"
+        )
+    if any(k > n for k, n in zip(weight.shape[2:], input_size, strict=True)):
         raise NormError(f"SGL needs an input at least as large as the kernel, got {tuple(input_size)}")
     axes = range(2, weight.ndim)
     K = torch.fft.fftn(weight.detach().double(), s=tuple(input_size), dim=tuple(axes))
@@ -207,4 +220,4 @@ def bound(layer: nn.Module, in_shape: Shape, method: str = "certified") -> Norm:
     if method not in BOUNDS:
         raise NormError(f"method={method!r} is not known; expected one of {', '.join(BOUNDS)}")
     check_weights(layer)
-    return BOUNDS[method](layer, tuple(in_shape))
+    return BOUNDS[method](layer, as_shape(in_shape))

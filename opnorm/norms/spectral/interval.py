@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core import lp
+from opnorm._core.argument_checks import by_layer_type
 from opnorm._core.batch_norm import batch_norm_scale
 from opnorm._core.convolution import ConvGeometry, conv_geometry, transpose_geometry
 from opnorm._core.derived_weights import weight_of
@@ -31,9 +32,10 @@ from opnorm._core.layers import (
     overrides,
     unwrap,
 )
-from opnorm._core.linear_map import LinearMap, linear_map
+from opnorm._core.linear_map import LinearMap, check_map, linear_map
 from opnorm._core.modes import in_default_modes
 from opnorm._core.rounding import PRODUCT
+from opnorm._core.settings import check_count, check_number
 from opnorm.errors import NormError
 from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.norms.exact.separable import SEPARABLE
@@ -65,7 +67,7 @@ MANY = 1000  # steps of a Lanczos iteration that runs until it has converged
 
 
 @in_default_modes
-@functools.singledispatch
+@by_layer_type
 def spectral_norm(
     layer: nn.Module,
     in_shape: Shape,
@@ -96,17 +98,16 @@ def spectral_norm(
     check_interval(relative_width, failure_probability)
     check_weights(layer)
     linear = linear_map(layer, in_shape)
+    if 0 in linear.shape:
+        return Norm.of(0.0, 0.0, "exact: there are no inputs or no outputs")
     unit = float(lp.power_of_two(_length(layer, linear)))
     if not SMALLEST < unit < 1 / SMALLEST:
         divided = _divided(unwrap(layer), unit)
         found = spectral_norm(divided, in_shape, relative_width, failure_probability, effort)
         return Norm(found.lower * unit, found.upper * unit, found.method)
     t = polyphase_of(layer, in_shape)
-    norm = (
-        _convolution(linear, t, relative_width, effort)
-        if t
-        else _other(layer, linear, relative_width, effort)
-    )
+    aim = relative_width, effort
+    norm = _convolution(linear, t, *aim) if t else _other(layer, linear, *aim)
     if failure_probability and norm.relative_width > relative_width:
         norm = _with_probability(linear, norm, relative_width, failure_probability)
     if norm.relative_width > relative_width:
@@ -143,10 +144,9 @@ class _Divided(nn.Module):
 
 def check_interval(relative_width: float = 5e-3, failure_probability: float = 0.0) -> None:
     """NormError unless such an interval can be asked for."""
-    if not 0 < relative_width < math.inf:
-        raise NormError(f"relative_width={relative_width!r}: expected a number above 0")
-    if not 0 <= failure_probability < 1:
-        raise NormError(f"failure_probability={failure_probability!r}: expected a probability in [0, 1)")
+    check_number("relative_width", relative_width, "a number above 0", above=0, error=NormError)
+    expected = "a probability in [0, 1)"
+    check_number("failure_probability", failure_probability, expected, least=0, below=1, error=NormError)
 
 
 def _convolution(linear: LinearMap, t: Polyphase, relative_width: float, effort: int) -> Norm:
@@ -323,7 +323,7 @@ def power_iteration(
         seed: of the random start.
         tolerance: stop when the value grows by less than this, relatively.
     """
-    v = lp.dual(_random_start(linear, seed), 2)
+    v = lp.dual(_random_start(linear, seed, iterations), 2)
     found = lp.power_iteration(linear, v, 2, 2, steps=max(iterations, 1) - 1, tolerance=tolerance)
     return float(found.value) * (1 - PRODUCT)
 
@@ -339,10 +339,12 @@ def lanczos(linear: LinearMap, iterations: int, seed: int = 0, tolerance: float 
         seed: of the random start.
         tolerance: stop when ten steps add less than this to the value, relatively.
     """
-    v = krylov_maximizer(linear, _random_start(linear, seed), steps=iterations, tolerance=tolerance)
+    v = krylov_maximizer(linear, _random_start(linear, seed, iterations), iterations, tolerance)
     return float(lp.lp_norm(linear @ v, 2) / lp.lp_norm(v, 2)) * (1 - PRODUCT)
 
 
-def _random_start(linear: LinearMap, seed: int) -> Tensor:
+def _random_start(linear: LinearMap, seed: int, iterations: int = 0) -> Tensor:
+    check_map(linear)
+    check_count("iterations", iterations, 0, error=NormError)
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(1, *linear.in_shape, generator=generator, dtype=torch.float64).to(linear.device)

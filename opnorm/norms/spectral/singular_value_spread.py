@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from opnorm._core.argument_checks import as_shape
 from opnorm._core.frequencies import half_grid
 from opnorm._core.layers import Shape, check_weights
 from opnorm._core.linear_map import LinearMap
@@ -108,8 +109,10 @@ def singular_value_spread(
     check_number("failure_probability", failure_probability, expected, above=0, below=1, error=NormError)
     check_count("seed", seed, 0, error=NormError)
     check_weights(layer)
+    in_shape = as_shape(in_shape)
     spectrum = exact_spectrum(layer, in_shape)
     if spectrum is not None:
+        spectrum.check_not_empty()
         std, mean = spectrum.std, float(spectrum.values.mean())
         return Spread(std, std, std, mean, len(spectrum.values), 0.0, spectrum.method)
     convolution = as_convolution(layer, in_shape)

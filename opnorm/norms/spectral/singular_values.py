@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.argument_checks import as_shape
 from opnorm._core.derived_weights import weight_of
 from opnorm._core.frequencies import half_grid
 from opnorm._core.layers import Shape, check_weights, is_standard
@@ -54,17 +55,24 @@ class Spectrum:
     @property
     def std(self) -> float:
         """Their standard deviation (Wen et al. 2020 follow it layer by layer); off by at most ``error``."""
+        self.check_not_empty()
         largest = float(self.values[0])  # divided by, so that no square underflows or overflows
         return largest * float((self.values / largest).std(correction=0)) if largest else 0.0
 
     @property
     def condition(self) -> float:
         """Largest over smallest value; infinite for a map that loses a direction, NaN where the values are not exact."""
+        self.check_not_empty()
         if not self.exact:
             return math.nan
         smallest = float(self.values[-1])
         rounding = len(self.values) * 2.0**-52 * float(self.values[0])
         return float(self.values[0]) / smallest if smallest > rounding else math.inf
+
+    def check_not_empty(self) -> None:
+        """NormError where there are no values: of a layer without inputs or outputs."""
+        if not len(self.values):
+            raise NormError("a layer without inputs or outputs has no singular values; expected at least one")
 
     def plot(self, path: str | Path) -> Path:
         """Draw the values against their rank; the ending of ``path`` chooses SVG, PDF or PNG.
@@ -105,6 +113,7 @@ def singular_values(layer: nn.Module, in_shape: Shape, circular: bool = False) -
     Source: Sedghi, Gupta & Long 2019 (circular convolutions); Wen, Li & Jia 2020 compare their spread.
     """
     check_weights(layer)
+    in_shape = as_shape(in_shape)
     convolution = as_convolution(layer, in_shape)
     if circular and convolution is not None:
         return Spectrum(_of_symbol(convolution), 0.0, "Fourier transform of the circular convolution")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.argument_checks import as_shape
 from opnorm._core.layers import Shape, check_weights
 from opnorm._core.linear_map import LinearMap, linear_map
 from opnorm._core.modes import in_default_modes
@@ -55,8 +56,10 @@ def smallest_singular_value(layer: nn.Module, in_shape: Shape) -> Norm:
     Source: σ_min of Wen, Li & Jia 2020, Theorem 3.1.
     """
     check_weights(layer)
+    in_shape = as_shape(in_shape)
     spectrum = exact_spectrum(layer, in_shape)
     if spectrum is not None:
+        spectrum.check_not_empty()
         value, largest = float(spectrum.values[-1]), float(spectrum.values[0])
         error = 4 * sum(linear_map(layer, in_shape).shape) * UNIT * largest
         return Norm.of(max(value - error, 0.0), value + error, f"{spectrum.method}, to rounding")
