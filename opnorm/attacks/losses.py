@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from opnorm._core.lp import lp_norm
+from opnorm._core.lp import lp_norm, scaled_norm
 
 __all__ = [
     "AGAINST_CLEAN",
@@ -74,6 +74,8 @@ def distance(q: float) -> Loss:
 
     Source: Roth et al. 2020, Theorem 1.
     """
+    if q == 2:
+        return lambda logits, clean: scaled_norm(logits - clean, 2, 1)
     return lambda logits, clean: lp_norm(logits - clean, q)
 
 

@@ -75,8 +75,11 @@ def check_model(model: nn.Module, example: Tensor, classes: int, name: str, exac
     Raises:
         ModelError: something else happens.
     """
-    with model_state_preserved(model), torch.no_grad():
-        shape = tuple(output_of(model, example).shape)
+    try:
+        with model_state_preserved(model), torch.no_grad():
+            shape = tuple(output_of(model, example).shape)
+    except ModelError as e:
+        raise ModelError(f"{name} does not take images of shape {tuple(example.shape[1:])}: {e}") from e
     fits = len(shape) == 2 and shape[0] == len(example)
     if not fits or not (shape[1] == classes or (not exactly and int(shape[1]) > classes)):
         raise ModelError(

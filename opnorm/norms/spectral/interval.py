@@ -60,8 +60,7 @@ DENSE = 512  # up to this many rows or columns, the whole matrix is diagonalized
 # places along the shorter side, up to which the border is too large a part for the frequency response
 SMALL_MAP = 12
 TINY = 1e-6  # relative widths below which a Lanczos iteration would take longer than a diagonalization
-# maps that are shorter or longer than this are scaled: their Gram matrices would leave float64
-SMALLEST = 1e-100
+SMALLEST = 1e-100  # shorter maps, and longer ones, are scaled: their Gram matrices would leave float64
 NOTHING = Norm.of(0.0, math.inf, "not known")
 MANY = 1000  # steps of a Lanczos iteration that runs until it has converged
 
@@ -339,7 +338,8 @@ def lanczos(linear: LinearMap, iterations: int, seed: int = 0, tolerance: float 
         seed: of the random start.
         tolerance: stop when ten steps add less than this to the value, relatively.
     """
-    v = krylov_maximizer(linear, _random_start(linear, seed, iterations), iterations, tolerance)
+    v = _random_start(linear, seed, iterations)
+    v = krylov_maximizer(linear, v, steps=iterations, tolerance=tolerance)
     return float(lp.lp_norm(linear @ v, 2) / lp.lp_norm(v, 2)) * (1 - PRODUCT)
 
 
