@@ -174,7 +174,7 @@ def explained(objective: Callable[..., Outcome]) -> Callable[..., Outcome]:
     return checked
 
 
-def check_logits(logits: object, y: Tensor) -> None:
+def check_logits(logits: Tensor, y: Tensor) -> None:
     """One row of class scores for each label.
 
     Raises:
