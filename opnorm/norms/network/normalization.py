@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx
 
 from opnorm.norms.network.rules import FunctionCall
+from opnorm.norms.network.walk import operation_of
 from opnorm.norms.nonlinear import normalizing
 
 __all__ = ["normalization"]
@@ -53,7 +54,7 @@ class _Graph:
         """Of a call of one of the functions or methods; None for anything else."""
         if not isinstance(n, fx.Node) or n.op not in ("call_function", "call_method") or n in self.written:
             return None
-        name = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", "")
+        name = operation_of(n)
         return n.args if name in names and n.args and "out" not in n.kwargs else None
 
     def quotients(self, n: fx.Node) -> list[tuple[Any, Any, bool]]:
@@ -107,7 +108,7 @@ class _Graph:
         args = self.arguments(n, ("pow", "square", *MUL))
         if not args or n.kwargs:
             return False
-        name = n.target if isinstance(n.target, str) else n.target.__name__
+        name = operation_of(n)
         powers = {"pow": (2,), "square": ()}
         by_power = args[1:] == powers[name] if name in powers else self.is_same(args[1], x)
         return self.is_same(args[0], x) and by_power

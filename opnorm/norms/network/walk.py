@@ -100,5 +100,11 @@ def changed_by_hooks(layer: nn.Module) -> bool:
 
 
 def operation_of(n: fx.Node) -> str:
-    """The name of the function or layer that a node calls."""
-    return n.target if isinstance(n.target, str) else getattr(n.target, "__name__", str(n.target))
+    """The name of the function or layer that a node calls; that of an operator of a library has the library before it.
+
+    An own operator may have the name of a function of torch, and another meaning.
+    """
+    if isinstance(n.target, str):
+        return n.target
+    of_library = type(n.target).__module__ == "torch._ops"
+    return str(n.target) if of_library else getattr(n.target, "__name__", str(n.target))

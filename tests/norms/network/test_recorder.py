@@ -150,7 +150,7 @@ REFUSED = {
     "a parameter written to": (Net(by_memory, a=w()), "hidden"),
     "another output": (Net(lambda s, x: Output(x)), "returns Output; expected tensors"),
     "data set": (Net(behind, a=w()), "sets the attribute 'data'"),
-    "an operator of aten": (Net(lambda s, x: torch.ops.aten.relu(x)), "relu.*no rule"),
+    "an operator of aten": (Net(lambda s, x: torch.ops.aten.relu(x)), "aten.relu.*no rule"),
     "a mapped function": (Net(lambda s, x: torch.vmap(torch.exp)(x)), "hidden|no rule|no Lipschitz|another output"),
     "a gradient": (Net(lambda s, x: torch.func.grad(lambda v: (v**3).sum())(x)), "hidden|no rule|no Lipschitz|cannot be"),
 }  # fmt: skip
@@ -195,3 +195,15 @@ def test_the_compiler_is_not_imported():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "gru" in out
     assert out.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", ["relu", "silu", "sort", "flatten"])
+def test_an_own_operator_is_not_taken_for_the_function_of_its_name(name):
+    """5 x, under the name of a function that has a constant of 1 or 1.1."""
+    library = torch.library.Library("opnorm_tests", "FRAGMENT")
+    library.define(f"{name}(Tensor x) -> Tensor")
+    library.impl(name, lambda x: 5 * x, "CompositeImplicitAutograd")
+    operator = getattr(torch.ops.opnorm_tests, name)
+    bound = lipschitz_bound(Net(lambda s, x: operator(x)), torch.zeros(1, 2), 1)
+    assert bound.value is None
+    assert f"opnorm_tests.{name}" in bound.reason
