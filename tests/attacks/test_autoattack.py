@@ -17,7 +17,7 @@ from opnorm.attacks._randomized import MeanProbabilities
 from opnorm.attacks._square import Square
 from opnorm.attacks.losses import margin
 from opnorm.attacks.result import AttackResult
-from opnorm.errors import AttackError
+from opnorm.errors import AttackError, ModelError
 from opnorm.spec import build, spec_of
 from tests.attacks.test_batching import Shift
 from tests.attacks.test_contract import exactly_inside, record, same
@@ -533,9 +533,9 @@ def test_bad_models():
         def forward(self, x):
             return x, x
 
-    with pytest.raises(AttackError, match="the model returns tuple"):
+    with pytest.raises(ModelError, match="the model returns tuple with 2 tensors"):
         AutoAttack().evaluate(Pair(), *images(4))
-    with pytest.raises(AttackError, match="the model returns tuple"):
+    with pytest.raises(ModelError, match="the model returns tuple with 2 tensors"):
         AutoAttack(version="rand").evaluate(Pair(), *images(4))
 
 

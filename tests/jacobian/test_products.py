@@ -191,7 +191,7 @@ class Returns(nn.Module):
         (lambda z: z / 0, "gives NaN or infinity for 3 of 3 points; diverged training?"),
         (lambda z: z.sum(), r"gives shape \(\) for 3 points"),
         (lambda z: z[:2], r"gives shape \(2, 36\) for 3 points"),
-        (lambda z: [z], "gives a list for 3 points"),
+        (lambda z: (z, z), "returns tuple with 2 tensors"),
     ],
 )
 def test_outputs_without_a_jacobian(f, message):
