@@ -20,7 +20,7 @@ from opnorm._core.argument_checks import check_module
 from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
 from opnorm._core.outputs import output_of
 from opnorm.attacks._autoattack import AutoAttack
-from opnorm.attacks._checks import check_inputs, check_logits, is_amount
+from opnorm.attacks._checks import check_classes, check_inputs, check_logits, is_amount
 from opnorm.attacks._pgd import Attack
 from opnorm.attacks.gradient_masking import (
     GradientMaskingReport,
@@ -97,7 +97,9 @@ def evaluate(
     check_inputs(x, y)
     _check(x, eps, norm, part)
     with model_state_preserved(model), torch.no_grad():
-        check_logits(output_of(model, x[:1]), y[:1])  # what it does not take is an error before anything runs
+        logits = output_of(model, x[:1])  # what it does not take is an error before anything runs
+        check_classes(logits, 1)
+        check_logits(logits.expand(len(y), -1), y)
     work = _Work(model, x, y, attack, attack_call(attack), norm, eps, mode, part, progress)
     if store is None:
         return _evaluate(work, None, surrogate)

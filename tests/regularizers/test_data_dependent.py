@@ -330,7 +330,7 @@ def test_a_zero_jacobian_has_penalty_and_gradient_zero():
         (lambda: input_gradient(mode="test"), SpecError, "mode='test'"),
         (lambda: dd_onr(power=0.5), SpecError, "power=0.5: expected an exponent of at least 1"),
         (lambda: dd_onr(power=math.inf), SpecError, "power=inf"),
-        (lambda: dd_snr()(nn.Flatten(0), points()), ModelError, r"gives shape \(36,\) for 1 points"),
+        (lambda: dd_snr()(nn.Flatten(0), points()), ModelError, r"gives shape \(36, 1\) for 1 points"),
         (lambda: dd_snr()(nn.Identity(), points()), ModelError, "expected logits"),
         (
             lambda: dd_onr()(nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten()).double(), points()),

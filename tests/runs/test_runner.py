@@ -179,16 +179,14 @@ def test_failures_are_rows_and_the_page_is_written(store):
     text = page.read_text()
     assert "pgd_at(eps=0.3)" in text
     assert "smaller learning rate" in text
-    assert json.loads((page.parent / "report.json").read_text())["findings"][0].startswith(
-        "No result: pgd_at"
-    )
+    assert json.loads((page.parent / "report.json").read_text())["findings"][0].startswith("1 run failed")
 
 
 def test_a_page_of_failures_only(store):
     made = tour(**SMALL, lr=1e30, batch=8)
     results = run_study(made, store, jobs=1)
     assert all(r.failure for r in results)
-    assert "No result" in write_study(made, results, store).read_text()
+    assert "claims that need them are not decided" in write_study(made, results, store).read_text()
 
 
 def test_the_tour_without_training(store):
@@ -264,7 +262,8 @@ def test_ctrl_c_stops_every_process(tmp_path, until, moment):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert out == ""
-    assert err.splitlines() == ["stopped; what was done is kept, and the same command goes on from there"]
+    assert err.splitlines()[-1] == "stopped; what was done is kept, and the same command goes on from there"
+    assert "Traceback" not in err
     until(lambda: not alive(below))
     if moment == "training":
         assert epochs_kept(tmp_path) > 3
