@@ -71,8 +71,7 @@ def train(
         The metrics of every epoch: epoch, lr, loss, train_accuracy, seconds, and what ``probe`` gives.
 
     Raises:
-        TrainError: arguments that are not as described, a batch that cannot be split evenly, an objective without a loss and
-            logits, or a loss or an output that is not finite (with the place).
+        TrainError: a batch that cannot be split evenly, or a loss or an output that is not finite (with the place).
         ModelError: the model has nothing to train, or does not give one logit for each class.
         RunError: the folder cannot be written or belongs to other settings.
     """
