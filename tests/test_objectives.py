@@ -310,7 +310,7 @@ def test_max_mahalanobis_loss():
     attacked = evaluated(mmc(3.0, EPS, steps=5), model)
     z = model(adversary(model))
     assert torch.isclose(attacked.loss, ((z - mu[Y]) ** 2).sum() / 12)
-    with pytest.raises(ModelError, match="1 output"):
+    with pytest.raises(AttackError, match="1 class"):
         mmc()(nn.Sequential(nn.Flatten(), nn.Linear(16, 1)), X, Y * 0)
 
 

@@ -11,6 +11,7 @@ from opnorm import spec
 from opnorm._core.argument_checks import named
 from opnorm._core.modes import model_state_preserved
 from opnorm._core.outputs import output_of
+from opnorm.attacks._checks import check_classes
 from opnorm.data.dataset import check_dataset
 from opnorm.errors import ModelError, TrainError
 from opnorm.objectives import Outcome
@@ -77,9 +78,12 @@ def check_model(model: nn.Module, example: Tensor, classes: int, name: str, exac
     """
     try:
         with model_state_preserved(model), torch.no_grad():
-            shape = tuple(output_of(model, example).shape)
+            logits = output_of(model, example)
     except ModelError as e:
         raise ModelError(f"{name} does not take images of shape {tuple(example.shape[1:])}: {e}") from e
+    if logits.numel() == len(example):
+        check_classes(logits, len(example))  # with the remedy for one logit
+    shape = tuple(logits.shape)
     fits = len(shape) == 2 and shape[0] == len(example)
     if not fits or not (shape[1] == classes or (not exactly and int(shape[1]) > classes)):
         raise ModelError(

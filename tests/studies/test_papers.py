@@ -106,7 +106,8 @@ def check_pages_under_way(study, whole):
     for ended in sorted({0, 1, len(whole) // 2, len(whole) - 1}):
         report = study.report([r if i < ended else Result.to_come(r.run) for i, r in enumerate(whole)])
         assert len(report.runs) == ended
-        assert report.findings == []
+        # the search of Roth may end at a strength that diverges, which counts as accuracy 0
+        assert all("dd_snr" in finding or "dd_onr" in finding for finding in report.findings)
         assert [claim["name"] for claim in report.claims] == list(evidence)
         for claim in report.claims:
             waits = claim["outcome"] == "not decided" and claim["evidence"].startswith("Not run yet")
@@ -142,7 +143,7 @@ def test_some_of_the_runs():
     [
         ({"part": "tabel2"}, "did you mean liang2021.table2"),
         ({"part": "nothing"}, "there are table"),
-        ({"only": "mamba"}, "matches no run; there are VGG-11"),
+        ({"only": "mamba"}, "matches no run; there are .*VGG-11"),
         ({"size": "huge"}, "expected"),
         ({"seeds": 0}, "at least 1"),
     ],
