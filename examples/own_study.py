@@ -1,7 +1,6 @@
 """A study of your own: does a norm penalty make a network robust? Two methods, two seeds, a page and a verdict."""
 
 import tempfile
-from collections.abc import Sequence
 
 from opnorm import Run, Store
 from opnorm.report import Column, Report, Stat, Table
@@ -19,13 +18,12 @@ COLUMNS = [
 ]
 
 
-def report(results: Sequence[Result]) -> Report:
+def report(results: list[Result]) -> Report:
     """One row per method, the mean over its seeds, and the verdict."""
     plain, decay = {"method": "plain"}, {"method": DECAY}
     for row in (plain, decay):
-        own = [r for r in results if r.run.label == row["method"]]
         for key in ("accuracy", "robust_accuracy"):
-            row[key] = Stat.of(r.find(key)[0]["accuracy"] for r in own)
+            row[key] = Stat.of(r.find(key)[0]["accuracy"] for r in results if r.run.label == row["method"])
     verdict = (
         f"Robust: {percent(decay['robust_accuracy'])}; plainly trained: {percent(plain['robust_accuracy'])}."
     )
