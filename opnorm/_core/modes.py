@@ -128,7 +128,8 @@ def _one_thread(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _preserved(model: nn.Module, mode: Mode) -> Iterator[None]:
-    frozen = [p for p in model.parameters() if p.requires_grad]
+    # a forward inside may be the first one, which gives lazy layers their weights
+    frozen = [p for p in model.parameters() if p.requires_grad and not is_lazy(p)]
     moves = mode == "train" or (mode == "as is" and any(m.training for m in model.modules()))
     buffers = [
         (module, name, buffer, buffer.clone())

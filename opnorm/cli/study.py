@@ -62,7 +62,7 @@ def study(
     from opnorm import spec, studies
     from opnorm.cli.progress import StudyBar
     from opnorm.cli.study_plan import StudyPlan, about
-    from opnorm.runs.runner import Study, StudyProgress, run_study
+    from opnorm.runs.runner import Study, StudyProgress, check_jobs, run_study
     from opnorm.runs.store import Store
     from opnorm.runs.study_page import StudyPage, write_study
 
@@ -71,7 +71,7 @@ def study(
         return _print_list(o.json)
     if not name:
         raise OpnormError(
-            "which study? opnorm study --list says what there is; opnorm study tour is a good start"
+            "which study? opnorm study --list says what there is, --help how; opnorm study tour is a good start"
         )
     settings = {"data": o.data, "model": o.model, "seeds": o.seeds, "limit": o.limit, "size": o.size}
     call = studies.study_call(name).with_arguments(**settings, only=o.only)
@@ -79,6 +79,7 @@ def study(
     if not isinstance(built, Study):
         raise OpnormError(f"{call} gave {type(built).__name__}; expected a study")
     check_device(o.device)
+    check_jobs(o.jobs)
     plan = StudyPlan(built, store, o.jobs, o.device)
     if o.dry_run:
         return plan.show(o.json)

@@ -221,7 +221,7 @@ def _lp_pool(layer: Any, ord: float, in_shape: Shape, axes: int) -> float:
     """(Σ_W x_i^r)^{1/r} of windows W, r even or infinite; min |x_i| for r = -∞.
 
     ‖·‖_r is no steeper than 1 in ℓp for r ≥ p, and k^{1/r} in ℓ∞, reached by k equal entries. A position that is in several
-    windows counts once in each: (Σ_{W ∋ i} 1)^{1/p}, reached where it is the only entry that is not 0, for r ≥ p. torch
+    windows counts once in each: (Σ_{W: i in W} 1)^{1/p}, reached where it is the only entry that is not 0, for r ≥ p. torch
     divides by the number n of entries of a window that ceil_mode cuts off, and multiplies by k: it counts (k/n)^{1/r}.
     """
     r, kind = float(layer.norm_type), type(layer).__name__

@@ -77,6 +77,12 @@ WAITING = "waits"
 PAUSE = 0.5  # seconds between two looks at a run that another process is at
 
 
+def check_jobs(jobs: int | None) -> None:
+    """RunError for less than one process."""
+    if jobs is not None and jobs < 1:
+        raise RunError(f"jobs={jobs!r}: expected at least 1 process")
+
+
 def run_study(
     study: Study,
     store: Store,
@@ -104,8 +110,7 @@ def run_study(
         OpnormError: a run that cannot start (wrong data, wrong model); the other processes are stopped.
         KeyboardInterrupt: after Ctrl-C; the finished epochs of every run are on the disk.
     """
-    if jobs is not None and jobs < 1:
-        raise RunError(f"jobs={jobs!r}: expected at least 1 process")
+    check_jobs(jobs)
     report = progress or (lambda event: None)
     runs, begun = list(study.runs), 0
     results: list[Result] = []

@@ -156,7 +156,7 @@ def test_a_random_model_and_a_surrogate(cli, key):
         (["{key}", "--attack", "pdg"], "unknown attack 'pdg'; did you mean 'pgd'?"),
         (["{key}", "--attack", "pgd", "--version", "rand"], "pgd() has no parameter 'version'"),
         (["{key}", "--attack", "pgd(eps=0.1)", "--eps", "0.2"], "pgd() got 'eps' twice"),
-        (["{key}", "--limit", "0"], "limit(n=0)"),
+        (["{key}", "--limit", "0"], "limit=0: expected a whole number of points, at least 1"),
         (["{key}", "--data", "nope"], "unknown data set 'nope'"),
         (["{key}", "--sheet", "sheet.gif"], "--sheet sheet.gif: expected a name that ends in .png"),
         (["{key}", "--save", "no/x.safetensors"], "in an existing folder"),

@@ -252,7 +252,9 @@ def test_study_ends_with_the_page(cli):
     page = Path(out.splitlines()[-1])
     assert page.name == "report.html"
     assert page.stat().st_size > 100_000
-    n = len(err.splitlines())
+    address, *ended = err.splitlines()
+    assert address == f"page: {page.absolute().as_uri()}", "known before anything is trained"
+    n = len(ended)
     assert sorted(int(m) for m in re.findall(r"^\[(\d+)/", err, re.M)) == list(range(1, n + 1))
     assert "\x1b" not in err
     assert "\r" not in err

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,7 +104,7 @@ def test_layers_and_plot(main, tmp_path):
     status, out, err = main("norms", SMALL, "--layers", "Conv*", "--ord", "1", "--plot", "a/norms.svg")
     assert status == 0
     assert [line.split()[0] for line in out.splitlines()[:3]] == ["layer", "1", "3"]
-    assert "drawn in a/norms.svg" in " ".join(err.split())
+    assert f"drawn in {Path('a/norms.svg').absolute()}" in " ".join(err.split())
     assert (tmp_path / "a" / "norms.svg").read_text().startswith("<svg")
 
 
