@@ -26,7 +26,7 @@ def output_of(model: nn.Module, x: Tensor) -> Tensor:
         RuntimeError,
         TypeError,
         ValueError,
-        LookupError,
+        IndexError,
     ) as e:  # what torch raises where shapes or types do not fit
         weight = next((p for p in model.parameters() if p.is_floating_point()), x)
         cause = (

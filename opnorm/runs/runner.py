@@ -27,7 +27,7 @@ from opnorm.runs.run import Result, Run
 from opnorm.runs.store import Store
 from opnorm.runs.training_run import RunProgress, find_result, run_training, threads_of_torch
 
-__all__ = ["WAITING", "Study", "StudyProgress", "run_study"]
+__all__ = ["WAITING", "Study", "StudyProgress", "check_jobs", "run_study"]
 
 
 @dataclass(frozen=True)

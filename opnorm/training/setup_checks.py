@@ -79,7 +79,9 @@ def check_model(model: nn.Module, example: Tensor, classes: int, name: str, exac
     try:
         with model_state_preserved(model), torch.no_grad():
             logits = output_of(model, example)
-    except ModelError as e:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as e:  # whatever the user's own network raises
         raise ModelError(f"{name} does not take images of shape {tuple(example.shape[1:])}: {e}") from e
     if logits.numel() == len(example):
         check_classes(logits, len(example))  # with the remedy for one logit

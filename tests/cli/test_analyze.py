@@ -136,7 +136,7 @@ def test_results_of_a_run_elsewhere_are_kept_there(main, tmp_path, command):
         (("analyze", MODEL, *DATA, "--what", "acuracy"), "did you mean"),
         (
             ("analyze", "mlp(in_shape=(1, 8, 8), classes=1)", *DATA, "--what", "accuracy"),
-            "one logit for each",
+            "the model has 1 class",
         ),
         (("analyze", MODEL, *DATA, "--device", "nowhere"), "--device nowhere"),
     ],
