@@ -51,8 +51,6 @@ def study(
 ) -> None:
     """Carry out a whole study and write its page; the last line printed is where the page is.
 
-    opnorm study --list
-
     opnorm study tour
 
     opnorm study liang2021.table2
@@ -71,10 +69,10 @@ def study(
         return _print_list(o.json)
     if not name:
         raise OpnormError(
-            "which study? opnorm study --list says what there is, --help how; opnorm study tour is a good start"
+            "which study? opnorm study --list says what there is; opnorm study tour is a good start"
         )
-    settings = {"data": o.data, "model": o.model, "seeds": o.seeds, "limit": o.limit, "size": o.size}
-    call = studies.study_call(name).with_arguments(**settings, only=o.only)
+    settings = {n: getattr(o, n) for n in ("data", "model", "seeds", "limit", "size", "only")}
+    call = studies.study_call(name).with_arguments(**settings)
     built = spec.build(call, "study")
     if not isinstance(built, Study):
         raise OpnormError(f"{call} gave {type(built).__name__}; expected a study")
@@ -99,10 +97,10 @@ def study(
 
         results = run_study(built, store, jobs=o.jobs, device=o.device, progress=progress)
     path = shown(write_study(built, results, store, o.figures))
-    if o.json:
-        found = [about(r.run) | {"failure": r.failure, "results": r.rows} for r in results]
-        return print_json({"page": str(path), "runs": found})
-    return print(path)
+    if not o.json:
+        return print(path)
+    found = [about(r.run) | {"failure": r.failure, "results": r.rows} for r in results]
+    return print_json({"page": str(path), "runs": found})
 
 
 def _size(call: "Call") -> Any:

@@ -182,6 +182,7 @@
       open: details().filter((part) => part.open).map((part) => part.querySelector("summary").textContent),
     };
     history.replaceState({ opnorm: chosen }, "");
+    history.scrollRestoration = "manual"; // the browser would scroll smoothly to another place
     location.reload();
   }
 
@@ -199,7 +200,6 @@
       if (order) sort(head, order);
     }
     for (const element of plots) element.style.minHeight = `${chosen.heights[element.dataset.chart] ?? 0}px`;
-    history.scrollRestoration = "manual";
     goTo(chosen.place);
   }
 

@@ -10,7 +10,7 @@ from torch import nn
 from opnorm import spec
 from opnorm.analyses import all_analyses, margins
 from opnorm.data import Dataset, Split
-from opnorm.errors import ModelError, OpnormError, SpecError
+from opnorm.errors import AttackError, ModelError, OpnormError, SpecError
 from opnorm.models import mlp
 from opnorm.report.theme import INK
 from opnorm.runs.network_report import Network, analysis_calls, analyze
@@ -177,7 +177,7 @@ def test_errors_name_the_networks(two, tmp_path):
         analyze([two[0], Network("second", network().train())], data(), "accuracy", store=store)
     with pytest.raises(SpecError, match="different names"):
         analyze([two[0], two[0]], data(), "accuracy", store=store)
-    with pytest.raises(ModelError, match="one logit for each"):
+    with pytest.raises(AttackError, match="the model has 1 class"):
         analyze(nn.Sequential(nn.Flatten(), nn.Linear(16, 1)).eval(), data(), "accuracy", store=store)
     with pytest.raises(SpecError, match="200 test points and toy has 30; ask for fewer"):
         analyze(two, data(), "jacobian_spectrum(points=200)", store=store)
