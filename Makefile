@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help run test test-slow coverage lint docs bench bench-training bench-attacks bench-jacobian bench-gpu bench-scaling clean
+.PHONY: help run results results-page test test-slow coverage lint docs bench bench-training bench-attacks bench-jacobian bench-gpu bench-scaling clean
 help:
 	@echo "make run        train a network in 28 ways on real images and write the page that compares them"
+	@echo "make results    every study of the papers at the size laptop (hours): results/ and docs/results.md"
 	@echo "make test       every test but the slow ones"
 	@echo "make test-slow  the slow ones"
 	@echo "make coverage   the tests, and which lines and branches they miss"
@@ -22,6 +23,14 @@ help:
 
 run: $(VENV)/.core
 	@$(BIN)/opnorm study tour $(ARGS)
+
+results: $(VENV)/.core
+	@for name in $$($(BIN)/python docs/write_results.py --names); do \
+	  $(BIN)/opnorm study $$name --size laptop --keep results $(ARGS) || exit 1; done
+	@$(MAKE) results-page
+
+results-page: $(VENV)/.core
+	$(BIN)/python docs/write_results.py
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)

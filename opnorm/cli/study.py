@@ -37,6 +37,9 @@ class StudyOptions:
     jobs: int | None = None  # processes side by side; the number of cores, at most 8, when left out
     device: Device = "cpu"
     figures: Figures = None
+    keep: Path | None = (
+        None  # also write the report, small and without weights, to KEEP/NAME/, for a repository
+    )
     dry_run: bool = False  # list the runs, which are finished and what the others would take, and do nothing
     yes: bool = False  # go on with the size 'paper' on a CPU
     json: Json = False
@@ -96,7 +99,7 @@ def study(
             page(event)
 
         results = run_study(built, store, jobs=o.jobs, device=o.device, progress=progress)
-    path = shown(write_study(built, results, store, o.figures))
+    path = shown(write_study(built, results, store, o.figures, o.keep))
     if not o.json:
         return print(path)
     found = [about(r.run) | {"failure": r.failure, "results": r.rows} for r in results]

@@ -20,7 +20,7 @@ from opnorm.report.document import Column, Progress, Report, Stat, Table, known
 from opnorm.report.tables import duration_text, rough_duration, table_rows
 from opnorm.report.theme import INK, NOTE, PAPER
 
-__all__ = ["load_libraries", "write_figures", "write_json", "write_page"]
+__all__ = ["load_libraries", "small_svg", "write_figures", "write_json", "write_page"]
 
 FIGURE_WIDTH = 640
 PANEL_WIDTH = 300
@@ -130,12 +130,16 @@ def _drawn(spec: Mapping[str, Any], highlight: Sequence[str], format: str) -> by
     return data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
 
 
-def _picture(spec: Mapping[str, Any], highlight: Sequence[str]) -> str:
-    """An SVG in base64 for readers without JavaScript: a third of the size, without what cannot be seen."""
+def small_svg(spec: Mapping[str, Any], highlight: Sequence[str]) -> str:
+    """A chart as SVG of a third of the size, without what cannot be seen."""
     svg = re.sub(INVISIBLE, "", _drawn(spec, highlight, "svg").decode())
     places = re.compile(r'(?<= d=")[^"]*|(?<=transform=")[^"]*')
-    svg = places.sub(lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), svg)
-    return base64.b64encode(svg.encode("utf-8", "backslashreplace")).decode()
+    return places.sub(lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), svg)
+
+
+def _picture(spec: Mapping[str, Any], highlight: Sequence[str]) -> str:
+    """A chart as SVG in base64, for readers without JavaScript."""
+    return base64.b64encode(small_svg(spec, highlight).encode("utf-8", "backslashreplace")).decode()
 
 
 def _figure(spec: Mapping[str, Any], highlight: Sequence[str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from opnorm.report import (
     Progress,
     Report,
+    keep_report,
     load_libraries,
     write_figures,
     write_json,
@@ -34,7 +35,13 @@ def page_path(study: Study, store: Store) -> Path:
     return store.root / f"{study.name}-{keys}" / "report.html"
 
 
-def write_study(study: Study, results: Sequence[Result], store: Store, figures: str | None = None) -> Path:
+def write_study(
+    study: Study,
+    results: Sequence[Result],
+    store: Store,
+    figures: str | None = None,
+    keep: Path | None = None,
+) -> Path:
     """Write the page of a study that has ended, and its numbers in ``report.json`` and ``tables/`` beside it.
 
     Args:
@@ -42,6 +49,7 @@ def write_study(study: Study, results: Sequence[Result], store: Store, figures: 
         results: of its runs, in order.
         store: where the folder goes, see :func:`page_path`.
         figures: also write each figure as "svg", "pdf" or "png".
+        keep: also keep the report in a folder of this one, with the study's name (:func:`~opnorm.report.keep_report`).
 
     Returns:
         The path of the page.
@@ -55,6 +63,8 @@ def write_study(study: Study, results: Sequence[Result], store: Store, figures: 
     write_tables(report, path.parent / "tables")
     if figures:
         write_figures(report, path.parent / "figures", figures)
+    if keep:
+        keep_report(report, keep / study.name)
     return write_page(report, path)
 
 
