@@ -76,7 +76,10 @@ def test_another_file_is_refused_by_name(content, tmp_path):
 
 
 def test_the_page_has_every_claim_table_picture_and_command(report):
-    other = small_report(claims=[claim("not decided", "liu2020.table2")], sections=[], charts=report.charts)
+    other = small_report(
+        claims=[claim("not decided", "liu2020.table2")],
+        sections=[Section("table2", "Table 2", charts=report.charts)],
+    )
     page = results_page({"liu2020.table1": small_report(), "liu2020.table2": other}, "../results")
     assert "2 claims: 1 holds, 0 does not hold, 1 not decided." in page
     row = r"| A sentence about &lt;x> and a\_b that holds. | 3 \* 4 points | Section 2 | [liu2020.table1](#liu2020table1) |"

@@ -188,8 +188,14 @@ class Paper:
 
 
 def no_result(failed: Sequence[Result]) -> str:
-    """A sentence that names the runs that failed, for the top of a page."""
-    runs = "; ".join(f"{r.run.model}, {r.run.label}, seed {r.run.seed}: {r.failure}" for r in failed)
+    """A sentence that names the runs that failed, the seeds of a method together, for the top of a page."""
+    methods: dict[tuple[str, str], list[Result]] = {}
+    for r in failed:
+        methods.setdefault((r.run.model, r.run.label), []).append(r)
+    runs = "; ".join(
+        f"{model}, {label}, seed{'s' * (len(some) > 1)} {', '.join(str(r.run.seed) for r in some)}: {some[0].failure}"
+        for (model, label), some in methods.items()
+    )
     return f"{len(failed)} run{'s' * (len(failed) > 1)} failed, and claims that need them are not decided. {runs}."
 
 
