@@ -15,8 +15,8 @@ PAPER = Paper(
     sizes={
         "smoke": "one epoch of few points, to see that all works; nothing can be concluded from it",
         "laptop": (
-            "digits of 8x8 pixels, networks of the same families an eighth as wide, 8 epochs, attacks at larger radii (the "
-            "paper: CIFAR-10, 120 epochs, radius 1/255 and 8/255)"
+            "digits of 8x8 pixels, networks of the same families an eighth as wide, 8 epochs (5 in Figure 2), attacks at "
+            "larger radii (the paper: CIFAR-10, 120 epochs, radius 1/255 and 8/255)"
         ),
         "paper": "the published setting: CIFAR-10, 120 epochs",
     },

@@ -25,7 +25,9 @@ def slug(network: str) -> str:
     return network.lower().replace("-", "")
 
 
-def base_run(setting: Setting, network: str, lr: float, analyses: tuple[str, ...]) -> Run:
+def base_run(
+    setting: Setting, network: str, lr: float, analyses: tuple[str, ...], laptop_epochs: int = 8
+) -> Run:
     """A plain training, as published or small."""
     model = network_call(network, setting)
     if setting.size == "paper":
@@ -34,7 +36,7 @@ def base_run(setting: Setting, network: str, lr: float, analyses: tuple[str, ...
             epochs=120, batch=128, augment=("crop(padding=4)", "flip()"), analyses=analyses,
         )  # fmt: skip
     else:
-        epochs, limit = setting.pick(1, 8, None), setting.pick(100, None, None)
+        epochs, limit = setting.pick(1, laptop_epochs, None), setting.pick(100, None, None)
         optimizer = f"sgd(lr={5 * lr if lr < 0.1 else lr!r})"  # so few epochs need longer steps
         run = Run(
             model=model,

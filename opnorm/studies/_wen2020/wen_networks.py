@@ -40,6 +40,7 @@ DATA = {
     "CIFAR-100": 'hf("uoft-cs/cifar100", label="fine_label")',
     "Tiny-ImageNet": 'hf("zh-plus/tiny-imagenet", center_crop=56)',
 }
+SMALL_EPOCHS = {"CIFAR-10": 12, "CIFAR-100": 12, "Tiny-ImageNet": 10}
 # fewer training points stand for the harder data sets, which a network of this size cannot learn in minutes
 SMALL_LIMIT = {"CIFAR-10": None, "CIFAR-100": 600, "Tiny-ImageNet": None}
 
@@ -65,8 +66,8 @@ def base_run(setting: Setting, data: str, network: str) -> Run:
     if setting.size != "paper":
         limit = setting.pick(100, SMALL_LIMIT[data], None)
         run = Run(
-            model=SMALL[network], data="digits()", optimizer="sgd(lr=0.05)", epochs=setting.pick(1, 12, None), batch=64,
-            limit=limit,
+            model=SMALL[network], data="digits()", optimizer="sgd(lr=0.05)",
+            epochs=setting.pick(1, SMALL_EPOCHS[data], None), batch=64, limit=limit,
         )  # fmt: skip
     elif data == "Tiny-ImageNet":
         run = Run(
