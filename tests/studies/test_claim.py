@@ -1,12 +1,18 @@
 """Verdicts on claims, from made-up differences."""
 
+import math
+import re
+
+import numpy as np
 import pytest
 
-from opnorm.studies._shared.claim import Claim, above, below, decide, decided, no_lower, within
+from opnorm.studies._shared.claim import ALL_SEEDS, Claim, above, below, decide, decided, no_lower, within
 from opnorm.studies._shared.outcomes import MissingError, Outcomes
 from opnorm.studies._shared.paired_tests import Comparison
 
 CLEAR, OPPOSITE, OPEN = (1.0, 1.1, 0.9), (-1.0, -1.1, -0.9), (1.0, -0.9, 0.3)
+OPEN_UP = (1.0, -0.2, 0.6)
+EVERY = np.ones(400, bool)
 
 
 def outcome(region, *effects, **settings):
@@ -33,8 +39,16 @@ def test_all_or_a_share_of_several():
     assert outcome(above(), CLEAR, CLEAR) == "holds"
     assert outcome(above(), CLEAR, OPEN) == "not decided"
     assert outcome(above(), CLEAR, OPPOSITE) == "does not hold"
-    assert outcome(above(), CLEAR, OPPOSITE, share_needed=0.5) == "holds"
     assert outcome(above(), CLEAR, OPPOSITE, OPPOSITE, share_needed=0.5) == "does not hold"
+    assert outcome(above(), CLEAR, OPEN, CLEAR, share_needed=0.5) == "holds"
+    assert outcome(above(), CLEAR, OPPOSITE, OPEN, share_needed=0.5) == "not decided"
+
+
+def test_exactly_half_are_not_most():
+    assert outcome(above(), CLEAR, OPPOSITE, share_needed=0.5) == "does not hold"
+    assert outcome(above(), CLEAR, CLEAR, OPEN, OPEN, share_needed=0.5) == "not decided"
+    assert outcome(above(), CLEAR, CLEAR, CLEAR, OPEN, share_needed=0.5) == "holds"
+    assert outcome(above(), CLEAR, CLEAR, OPPOSITE, OPPOSITE, share_needed=0.5) == "does not hold"
 
 
 def test_the_number_of_comparisons_counts():
@@ -49,10 +63,56 @@ def test_the_evidence_has_the_numbers():
     found = decide([Comparison("SVC against plain", CLEAR)], above(), unit="units")
     assert found.evidence.startswith("SVC against plain: +1 units, 95 % over 3 seeds +0.752 to +1.25")
     assert (found.effect, found.seeds, found.points) == (pytest.approx(1.0), 3, None)
-    open_one = decide([Comparison("SVC against plain", OPEN)], above())
-    assert "seeds would" in open_one.evidence
     one = decide([Comparison("SVC against plain", (1.0,))], above())
     assert "one seed does not decide it" in one.evidence
+
+
+def test_the_evidence_has_the_bound_and_how_many_are_needed():
+    one = decide(
+        [Comparison.of_shares("a against b", [EVERY] * 3, [EVERY] * 3)], no_lower(0.05), percent=True
+    )
+    assert one.evidence.endswith("; the claim: above -5.")
+    assert "; the claim: between -0.1 and 0.1" in decide([Comparison("", CLEAR)], within(0.1)).evidence
+    several = decide(
+        [Comparison("", e) for e in (CLEAR, OPEN, CLEAR)], below(2.0), share_needed=0.5, unit="units"
+    )
+    assert several.evidence.startswith("Of 3 comparisons, 3 are below 2 units and 0 are not, 0 undecided")
+    assert "; the claim needs 2." in several.evidence
+
+
+def test_one_seed_is_worded_for_these_networks_only():
+    found = decide([Comparison.of_shares("a against b", [EVERY], [~EVERY])], above(), percent=True)
+    assert found.outcome == "not decided"
+    assert "one seed does not decide it (of these two networks alone: McNemar's p = " in found.evidence
+    contrary = decide([Comparison.of_shares("a against b", [~EVERY], [EVERY])], above(), percent=True)
+    assert contrary.outcome == "not decided"
+
+
+def seeds_named(verdict):
+    return int(re.search(r"; (\d+) seeds would decide it", verdict.evidence)[1])
+
+
+@pytest.mark.parametrize("region", [above(), within(2.0)], ids=["one bound", "two bounds"])
+@pytest.mark.parametrize("many", [1, 8])
+def test_so_many_seeds_would_decide(region, many):
+    """With so many seeds of this effect and spread the claim is decided, and with one less it is not."""
+
+    def with_seeds(n):
+        half, spread = n // 2, math.sqrt((n - 1) / (n - n % 2))
+        values = (*[0.6 + spread] * half, *[0.6 - spread] * half, *[0.6] * (n % 2))
+        return decide([Comparison(f"case {i}", values) for i in range(many)], region)
+
+    needed = seeds_named(with_seeds(3))
+    assert 3 < needed < ALL_SEEDS
+    assert with_seeds(needed).outcome == "holds"
+    assert with_seeds(needed - 1).outcome == "not decided"
+
+
+def test_the_correction_for_their_number_takes_more_seeds():
+    found = [seeds_named(decide([Comparison("", OPEN_UP)] * many, above())) for many in (1, 10)]
+    assert found[0] < found[1]
+    hopeless = decide([Comparison("", (1.0, -0.99))], above())
+    assert "30 seeds would not decide it" in hopeless.evidence
 
 
 def test_what_is_missing_is_not_decided():
@@ -63,8 +123,19 @@ def test_what_is_missing_is_not_decided():
     row = claim.as_dict(Outcomes([]))
     assert (row["outcome"], row["section"]) == ("not decided", "Table 2")
     assert "the training diverged" in row["evidence"]
+    unknown = Claim("name", "A sentence.", "Table 2", lambda outcomes: Comparison("a against b", (math.nan,)))
+    assert "a against b" in unknown.verdict(Outcomes([])).evidence
     left_out = Claim("name", "A sentence.", "Table 2", lambda outcomes: decide([], above()))
     assert left_out.verdict(Outcomes([])).outcome == "not decided"
+
+
+@pytest.mark.parametrize("error", [ValueError, IndexError, ZeroDivisionError, KeyError])
+def test_errors_of_the_program_are_not_hidden(error):
+    def wrong(outcomes):
+        raise error
+
+    with pytest.raises(error):
+        Claim("name", "A sentence.", "Table 2", wrong).verdict(Outcomes([]))
 
 
 def test_what_is_checked_exactly():

@@ -5,12 +5,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from opnorm.errors import OpnormError
 from opnorm.studies._shared.outcomes import MissingError, Outcomes
-from opnorm.studies._shared.paired_tests import ALL_SEEDS, Comparison, holm
+from opnorm.studies._shared.paired_tests import Comparison, holm
 
-__all__ = ["LEVEL", "Claim", "Region", "Verdict", "above", "below", "decide", "decided", "no_lower", "within"]
+__all__ = [
+    "ALL_SEEDS",
+    "LEVEL",
+    "Claim",
+    "Region",
+    "Verdict",
+    "above",
+    "below",
+    "decide",
+    "decided",
+    "no_lower",
+    "within",
+]
 
 LEVEL = 0.05
+ALL_SEEDS = 30
+"""The largest number of seeds that is proposed to decide a claim."""
+
 Outcome = Literal["holds", "does not hold", "not decided"]
 
 
@@ -21,26 +37,30 @@ class Region:
     low: float
     high: float
 
-    def p_inside(self, comparison: Comparison) -> float:
-        """The p-value of "the effect is outside"."""
+    def p_inside(self, comparison: Comparison, seeds: int | None = None) -> float:
+        """The p-value of "the effect is outside"; with another number of seeds where one is given."""
         return max(
-            comparison.p_above(self.low) if math.isfinite(self.low) else 0.0,
-            comparison.p_below(self.high) if math.isfinite(self.high) else 0.0,
+            comparison.p_above(self.low, seeds) if math.isfinite(self.low) else 0.0,
+            comparison.p_below(self.high, seeds) if math.isfinite(self.high) else 0.0,
         )
 
-    def p_outside(self, comparison: Comparison) -> float:
-        """The p-value of "the effect is inside"."""
+    def p_outside(self, comparison: Comparison, seeds: int | None = None) -> float:
+        """The p-value of "the effect is inside"; with another number of seeds where one is given."""
         ends = [
-            test(bound)
+            test(bound, seeds)
             for test, bound in ((comparison.p_below, self.low), (comparison.p_above, self.high))
             if math.isfinite(bound)
         ]
         return min(1.0, len(ends) * min(ends))
 
-    def nearest_end(self, effect: float) -> float:
-        """The end that has to be told apart from an effect."""
-        return min(
-            (end for end in (self.low, self.high) if math.isfinite(end)), key=lambda e: abs(e - effect)
+    def words(self, scale: float = 1.0) -> str:
+        """Such as "above 0", in units of ``1 / scale``."""
+        if math.isfinite(self.low) and math.isfinite(self.high):
+            return f"between {scale * self.low:g} and {scale * self.high:g}"
+        return (
+            f"above {scale * self.low + 0.0:g}"
+            if math.isfinite(self.low)
+            else f"below {scale * self.high + 0.0:g}"
         )
 
 
@@ -105,7 +125,7 @@ class Claim:
     decide: Callable[[Outcomes], Verdict]
 
     def verdict(self, outcomes: Outcomes) -> Verdict:
-        """The verdict; "not decided", with the reason, where a run that it needs has failed, or any is still to come."""
+        """The verdict; "not decided", with the reason, where any run is still to come, or what it needs is not known."""
         if outcomes.pending:
             return Verdict(
                 "not decided",
@@ -113,7 +133,7 @@ class Claim:
             )
         try:
             return self.decide(outcomes)
-        except MissingError as e:
+        except OpnormError as e:
             return Verdict("not decided", f"{e}.")
 
     def as_dict(self, outcomes: Outcomes) -> dict[str, Any]:
@@ -139,7 +159,7 @@ def decide(
     Args:
         comparisons: at least one.
         region: the effects that the claim allows.
-        share_needed: which share of the comparisons must be inside; 1 for all.
+        share_needed: more than this share of the comparisons must be inside, such as 0.5 for "most"; 1 for all.
         unit: of the effects, for the text.
         percent: whether effects are shares, shown in points of percent.
 
@@ -148,24 +168,20 @@ def decide(
     """
     if not comparisons:
         raise MissingError("the runs that it compares were left out")
-    inside = holm([region.p_inside(c) for c in comparisons])
-    outside = holm([region.p_outside(c) for c in comparisons])
-    needed = math.ceil(share_needed * len(comparisons) - 1e-9)
-    holding = sum(p < LEVEL for p in inside)
-    contrary = sum(p < LEVEL for p in outside)
-    outcome: Outcome = "not decided"
-    if holding >= needed:
-        outcome = "holds"
-    elif contrary > len(comparisons) - needed:
-        outcome = "does not hold"
-    tested = outside if outcome == "does not hold" else inside
+    many = len(comparisons)
+    needed = many if share_needed >= 1 else math.floor(share_needed * many + 1e-9) + 1
+    tests = _Tests.of(comparisons, region, needed)
     # the comparison that decides: the needed-th best one
-    order = sorted(range(len(comparisons)), key=lambda i: (tested[i], -abs(comparisons[i].effect)))
-    deciding = order[(needed if outcome != "does not hold" else len(comparisons) - needed + 1) - 1]
+    holds_or_open = tests.outcome != "does not hold"
+    tested, place = (tests.inside, needed) if holds_or_open else (tests.outside, many - needed + 1)
+    deciding = sorted(range(many), key=lambda i: (tested[i], -abs(comparisons[i].effect)))[place - 1]
     shown = comparisons[deciding]
+    text = _evidence(tests, region, shown, unit, percent)
+    if tests.outcome == "not decided":
+        text += _what_would_decide(tests, region, shown)
     return Verdict(
-        outcome,
-        _evidence(comparisons, region, holding, contrary, shown, outcome, unit, percent),
+        tests.outcome,
+        f"{text}.",
         shown.effect,
         shown.over_seeds,
         shown.over_points,
@@ -180,17 +196,51 @@ def decided(holds: bool, evidence: str, seeds: int = 0, points: int | None = Non
     return Verdict("holds" if holds else "does not hold", evidence, seeds=seeds, points=points)
 
 
-def _evidence(
-    comparisons: Sequence[Comparison],
-    region: Region,
-    holding: int,
-    contrary: int,
-    shown: Comparison,
-    outcome: Outcome,
-    unit: str,
-    percent: bool,
-) -> str:
-    many = len(comparisons)
+@dataclass(frozen=True)
+class _Tests:
+    """The tests of a claim's comparisons, with p-values corrected for their number.
+
+    Attributes:
+        comparisons: that were tested.
+        needed: how many must be inside the region.
+        inside, outside: the p-values of either answer.
+    """
+
+    comparisons: Sequence[Comparison]
+    needed: int
+    inside: list[float]
+    outside: list[float]
+
+    @classmethod
+    def of(
+        cls, comparisons: Sequence[Comparison], region: Region, needed: int, seeds: int | None = None
+    ) -> "_Tests":
+        """The tests; as they would be with another number of seeds where one is given."""
+        return cls(
+            comparisons,
+            needed,
+            holm([region.p_inside(c, seeds) for c in comparisons]),
+            holm([region.p_outside(c, seeds) for c in comparisons]),
+        )
+
+    @property
+    def holding(self) -> int:
+        return sum(p < LEVEL for p in self.inside)
+
+    @property
+    def contrary(self) -> int:
+        return sum(p < LEVEL for p in self.outside)
+
+    @property
+    def outcome(self) -> Outcome:
+        if self.holding >= self.needed:
+            return "holds"
+        return "does not hold" if self.contrary > len(self.comparisons) - self.needed else "not decided"
+
+
+def _evidence(tests: _Tests, region: Region, shown: Comparison, unit: str, percent: bool) -> str:
+    """The numbers of the comparison that decides; of several, also how many are where the claim says, and must be."""
+    many, holding, contrary = len(tests.comparisons), tests.holding, tests.contrary
     scale, unit = (100.0, " points") if percent else (1.0, f" {unit}" if unit else "")
 
     def number(x: float) -> str:
@@ -203,31 +253,26 @@ def _evidence(
         text += (
             f", over {shown.points} points {number(shown.over_points[0])} to {number(shown.over_points[1])}"
         )
-    if many > 1:
-        effects = [c.effect for c in comparisons]
-        text = (
-            f"Of {many} comparisons, {holding} are {_scaled(region, scale)}{unit} and {contrary} are not, "
-            f"{many - holding - contrary} undecided (5 %, corrected for {many}); effects from {number(min(effects))} to "
-            f"{number(max(effects))}. The deciding one: {text}"
-        )
-    if outcome == "not decided":
-        text += _what_would_decide(shown, region)
-    return text + "."
-
-
-def _what_would_decide(comparison: Comparison, region: Region) -> str:
-    if len(comparison.by_seed) == 1:
-        return "; one seed does not decide it"
-    needed = comparison.seeds_needed(region.nearest_end(comparison.effect))
+    if many == 1:
+        return f"{text}; the claim: {region.words(scale)}"
+    effects = [c.effect for c in tests.comparisons]
     return (
-        f"; {needed} seeds would decide it at this effect"
-        if needed
-        else f"; {ALL_SEEDS} seeds would not decide it"
+        f"Of {many} comparisons, {holding} are {region.words(scale)}{unit} and {contrary} are not, "
+        f"{many - holding - contrary} undecided (5 %, corrected for {many}); the claim needs {tests.needed}. Effects from "
+        f"{number(min(effects))} to {number(max(effects))}. The deciding one: {text}"
     )
 
 
-def _scaled(region: Region, scale: float) -> str:
-    ends = [end for end in (region.low, region.high) if math.isfinite(end)]
-    if len(ends) == 2:
-        return f"within ±{scale * region.high:g}"
-    return f"{'above' if math.isfinite(region.low) else 'below'} {scale * ends[0] + 0.0:g}"
+def _what_would_decide(tests: _Tests, region: Region, shown: Comparison) -> str:
+    """With how many seeds the claim would be decided if effects, spreads and points stayed as they are."""
+    if min(len(c.by_seed) for c in tests.comparisons) == 1:
+        networks = (
+            ""
+            if shown.mcnemar is None
+            else f" (of these two networks alone: McNemar's p = {shown.mcnemar:.2g})"
+        )
+        return f"; one seed does not decide it{networks}"
+    for seeds in range(max(len(c.by_seed) for c in tests.comparisons) + 1, ALL_SEEDS + 1):
+        if _Tests.of(tests.comparisons, region, tests.needed, seeds).outcome != "not decided":
+            return f"; {seeds} seeds would decide it at this effect and spread"
+    return f"; {ALL_SEEDS} seeds would not decide it at this effect and spread"

@@ -10,10 +10,7 @@ from numpy.typing import NDArray
 
 from opnorm.errors import RunError
 
-__all__ = ["ALL_SEEDS", "Comparison", "holm"]
-
-ALL_SEEDS = 30
-"""The largest number of seeds that is proposed to decide a comparison."""
+__all__ = ["Comparison", "holm"]
 
 Interval = tuple[float, float]
 
@@ -29,11 +26,14 @@ class Comparison:
         name: of the two, as text: "norm decay against plain, vgg11()".
         by_seed: the difference in each seed.
         by_point: where the difference is one of shares: of each seed, the difference at each point, -1, 0 or 1.
+        resolution: where the difference is one of counts, such as of layers: the smallest step of their share. The spread
+            over seeds is taken to be no smaller. Without it, equal differences in all seeds decide nothing.
     """
 
     name: str
     by_seed: tuple[float, ...]
     by_point: tuple[NDArray[np.int8], ...] = ()
+    resolution: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.by_seed or not all(math.isfinite(effect) for effect in self.by_seed):
@@ -48,12 +48,20 @@ class Comparison:
         if any(a.shape != b.shape for a, b in pairs):
             raise RunError(f"{name}: expected the same points in both")
         by_point = tuple(a.astype(np.int8) - b.astype(np.int8) for a, b in pairs)
-        return cls(name, tuple(float(d.mean()) for d in by_point), by_point)
+        return cls(name, tuple(float(d.mean()) for d in by_point), by_point, 1 / len(by_point[0]))
 
     @classmethod
     def of_values(cls, name: str, first: Sequence[float], second: Sequence[float]) -> "Comparison":
         """Of one number a seed, such as the norm of a layer."""
         return cls(name, tuple(a - b for a, b in zip(first, second, strict=True)))
+
+    @classmethod
+    def of_counts(cls, name: str, counted: Sequence[Sequence[bool]], share: float) -> "Comparison":
+        """The share of the layers (or ranks) of each seed that count, less a share, such as one half for "most layers"."""
+        if not all(len(seed) for seed in counted):
+            raise RunError(f"{name}: there is nothing to count")
+        by_seed = tuple(sum(seed) / len(seed) - share for seed in counted)
+        return cls(name, by_seed, (), 1 / min(len(seed) for seed in counted))
 
     @property
     def effect(self) -> float:
@@ -90,64 +98,79 @@ class Comparison:
         )  # fmt: skip
         return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
+    @cached_property
+    def _spread(self) -> float:
+        """The standard deviation over the seeds, at least one step of a count; 0 where they are equal to rounding."""
+        equal = np.ptp(self.by_seed) <= 1e-9 * max(map(abs, self.by_seed))
+        return self.resolution if equal else max(float(np.std(self.by_seed, ddof=1)), self.resolution)
+
     @property
     def _standard_error(self) -> float:
-        return float(np.std(self.by_seed, ddof=1)) / math.sqrt(len(self.by_seed))
+        return self._spread / math.sqrt(len(self.by_seed))
 
-    def p_above(self, bound: float) -> float:
-        """The p-value of "the effect is at most ``bound``".
+    def p_above(self, bound: float, seeds: int | None = None) -> float:
+        """The p-value of "the effect is at most ``bound``", of other seeds and other points.
 
-        The smaller of two tests', doubled (Bonferroni): Student's over the seeds, and one over the points that must reject
-        in every seed. With one seed, the one over points alone, so that it holds for these two networks only.
+        That of Student's test over the seeds. Of shares it is the larger of two: the points are drawn by chance, too, so the
+        second adds the variance of the mean over the points to that over the seeds, with the degrees of freedom of Welch. 1
+        with one seed: nothing is known of the spread over seeds then.
+
+        Args:
+            bound: of the effect.
+            seeds: what it would be with another number of seeds, of the same mean and spread.
         """
-        return self._p(bound, 1)
+        return self._p(bound, 1, seeds)
 
-    def p_below(self, bound: float) -> float:
+    def p_below(self, bound: float, seeds: int | None = None) -> float:
         """The p-value of "the effect is at least ``bound``"; see :meth:`p_above`."""
-        return self._p(bound, -1)
+        return self._p(bound, -1, seeds)
 
-    def _p(self, bound: float, sign: int) -> float:
-        found = []
-        if len(self.by_seed) > 1:
-            found.append(_student([sign * (effect - bound) for effect in self.by_seed]))
-        if self.by_point:
-            found.append(max(_paired(sign * d, sign * bound) for d in self.by_point))
-        return min(1.0, len(found) * min(found)) if found else 1.0
+    def _p(self, bound: float, sign: int, seeds: int | None) -> float:
+        n = len(self.by_seed) if seeds is None else seeds
+        if len(self.by_seed) < 2 or self._spread == 0:
+            return 1.0
+        above, over_seeds = sign * (self.effect - bound), (self._spread**2 / n, n - 1)
+        if not self.by_point:
+            return _student(above, over_seeds)
+        return max(_student(above, over_seeds), _student(above, over_seeds, self._variance_over_points))
 
-    def seeds_needed(self, bound: float) -> int | None:
-        """With how many seeds Student's interval would leave ``bound`` out, at this effect and spread; None above 30."""
-        from scipy.stats import t
+    @cached_property
+    def _variance_over_points(self) -> tuple[float, int]:
+        """The variance of the mean over the points, each a mean over the seeds, and its degrees of freedom.
 
-        if len(self.by_seed) < 2 or self.effect == bound:
+        With one point more in each direction than there is, so that no spread is not taken for certainty.
+        """
+        values = np.append(np.mean(self.by_point, axis=0), [1.0, -1.0])
+        return float(values.var(ddof=1)) / len(values), len(values) - 1
+
+    @cached_property
+    def mcnemar(self) -> float | None:
+        """The two-sided p-value of the exact test of McNemar, the largest of all seeds; None without points.
+
+        It is about these trained networks only: of the points at which they differ, each wins at as many.
+        """
+        from scipy.stats import binomtest
+
+        if not self.by_point:
             return None
-        spread, distance = float(np.std(self.by_seed, ddof=1)), abs(self.effect - bound)
-        counts = range(len(self.by_seed) + 1, ALL_SEEDS + 1)
-        return next((n for n in counts if t.ppf(0.975, n - 1) * spread / math.sqrt(n) < distance), None)
+        counts = [(int((d > 0).sum()), int((d != 0).sum())) for d in self.by_point]
+        return max(float(binomtest(wins, differ).pvalue) if differ else 1.0 for wins, differ in counts)
 
 
-def _student(values: Sequence[float]) -> float:
-    """The one-sided p-value of "the mean is at most 0"; equal values decide by their sign."""
-    from scipy.stats import ttest_1samp
+def _student(mean: float, *parts: tuple[float, int]) -> float:
+    """The one-sided p-value of "the mean is at most 0".
 
-    if np.ptp(values) == 0:
-        return 0.0 if values[0] > 0 else 1.0
-    return float(ttest_1samp(values, 0.0, alternative="greater").pvalue)
+    Args:
+        mean: that was found.
+        parts: of its variance, which are independent, each with its degrees of freedom.
 
-
-def _paired(at_points: NDArray[np.int8], bound: float) -> float:
-    """The one-sided p-value of "the mean is at most ``bound``", of differences -1, 0 and 1 at points.
-
-    For 0, exact McNemar: of the points that differ, as many are above as below. For another bound the normal approximation,
-    with one point more in each direction than there is, so that no spread is taken for none.
+    Source: Student 1908; of several parts, Welch 1947.
     """
-    from scipy.stats import binomtest, norm
+    from scipy.special import stdtr
 
-    above, below, n = int((at_points > 0).sum()), int((at_points < 0).sum()), len(at_points)
-    if bound == 0:
-        return float(binomtest(above, above + below, 0.5, "greater").pvalue) if above + below else 1.0
-    mean = (above - below) / n
-    deviation = math.sqrt(max((above + below + 2) / n - mean**2, 0.0) / n)
-    return float(norm.sf((mean - bound) / deviation))
+    variance = math.fsum(part for part, _ in parts)
+    freedom = variance**2 / math.fsum(part**2 / df for part, df in parts)
+    return float(stdtr(freedom, -mean / math.sqrt(variance)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
