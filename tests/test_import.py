@@ -1,9 +1,13 @@
 """Quick starts: --help and `import opnorm` do not load torch."""
 
+import json
 import subprocess
 import sys
 
 import pytest
+
+import opnorm
+from opnorm.runs.store import FORMAT
 
 CHECK = """
 import sys
@@ -35,6 +39,31 @@ def test_help_teaches_without_torch(command):
             "study": "--limit 2000",
         }
         assert example[command] in text
+
+
+@pytest.mark.parametrize(
+    ("args", "status"),
+    [
+        (["--version"], 0),
+        (["ls", "--out", "."], 0),
+        (["rm", "abc", "--out", "."], 2),
+        (["attac"], 2),
+        (["train", "--epoch", "x"], 2),
+    ],
+)
+def test_what_needs_no_network_needs_no_torch(args, status, tmp_path, monkeypatch):
+    """A run is listed, a version said, and a wrong argument refused at once."""
+    monkeypatch.chdir(tmp_path)
+    run = {"format": FORMAT, "run": {"objective": "plain()", "seed": 0, "model": "mlp()", "data": "digits()"}}
+    (tmp_path / "0123456789ab").mkdir()
+    (tmp_path / "0123456789ab" / "run.json").write_text(json.dumps(run))
+    done = python(
+        CHECK.format(args=args).replace("assert not e.code, e.code", f"assert e.code == {status}, e.code")
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"--version": f"opnorm {opnorm.__version__}", "ls": "mlp() on digits()"}.get(
+        args[0], ""
+    ) in done.stdout
 
 
 def test_import_does_not_load_torch():

@@ -3,6 +3,7 @@
 import os
 import sys
 
+from opnorm import __version__
 from opnorm._core.plain_text import printable
 from opnorm.cli.terminal import ends_with_its_readers, flush, write_what_the_terminal_shows
 from opnorm.errors import OpnormError
@@ -32,6 +33,8 @@ def _run(args: list[str]) -> None:
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"] or ["--help"]
     try:
+        if args == ["--version"]:
+            return print(f"opnorm {__version__}")
         from opnorm.cli.commands import app  # here, so that Ctrl-C while it is loaded is handled below
 
         args = _each_option_once(args)

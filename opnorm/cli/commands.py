@@ -57,5 +57,7 @@ def _leave(signum: int, frame: Any) -> None:
 
 
 app = tyro.extras.SubcommandApp()
-for command in (norms, train, attack, analyze, compare, study, separation, ls, rm):
+for command in (norms, train, attack, analyze, compare, study, separation):
     app.command(name=command.__name__)(_with_torch(command))
+for command in (ls, rm):
+    app.command(name=command.__name__)(command)

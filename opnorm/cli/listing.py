@@ -67,7 +67,7 @@ def _differing(runs: Sequence[Row]) -> list[str]:
 
 def _settings(row: Row, differing: Iterable[str]) -> str:
     """A run in a line; as text, for the user's own modules need not be importable from here."""
-    from opnorm.runs.run import method_label
+    from opnorm.runs.method_label import method_label
 
     run = row.get("run")
     if not isinstance(run, dict):

@@ -32,7 +32,8 @@ from opnorm.attacks.minimum_norm import distances
 from opnorm.attacks.result import AttackResult, StageResult, attack_call, gradient_warnings
 from opnorm.errors import AttackError, RunError, SpecError
 from opnorm.runs.evaluation import Evaluation
-from opnorm.runs.identity import add_tensor, hash_of, identity, network_identity, outputs
+from opnorm.runs.identity import hash_of, identity
+from opnorm.runs.network_identity import add_tensor, network_identity, outputs
 from opnorm.runs.store import FORMAT, Store
 
 __all__ = ["EvaluationProgress", "evaluate"]

@@ -12,7 +12,8 @@ from opnorm.data import Dataset
 from opnorm.data.dataset import as_pixels
 from opnorm.errors import ModelError, RunError
 from opnorm.models.state_dicts import fill
-from opnorm.runs.identity import outputs, same_outputs
+from opnorm.runs.identity import same_outputs
+from opnorm.runs.network_identity import outputs
 from opnorm.runs.run import Run
 from opnorm.runs.store import Store
 from opnorm.training import TrainingSettings

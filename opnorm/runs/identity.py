@@ -8,37 +8,21 @@ import ast
 import functools
 import hashlib
 import importlib.util
-import inspect
 import json
+import math
 import os
 import site
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import FunctionType
 from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 import opnorm
 from opnorm import spec
-from opnorm._core.modes import model_state_preserved
-from opnorm._core.outputs import output_of
-from opnorm.errors import SpecError
 
-__all__ = [
-    "add_tensor",
-    "hash_of",
-    "identity",
-    "network_identity",
-    "outputs",
-    "same_outputs",
-    "with_full_paths",
-]
+__all__ = ["hash_of", "identity", "same_outputs", "sources", "with_full_paths"]
 
 PATHS = {"file": "path", "folder": "path", "parquet": "path"}
 """The functions of opnorm that read a file or a folder, and the argument that names it."""
@@ -196,73 +180,15 @@ def _modules_of(package: str) -> list[str]:
     return [".".join((package, *(part for part in names if part != "__init__"))) for names in parts]
 
 
-# ---------------------------------------------------------------- networks
-
-
-def network_identity(model: nn.Module) -> str:
-    """A hash of a network: its text, attributes, weights and buffers; the user's code in it and arguments of that."""
-    digest = hashlib.sha256(repr(model).encode())
-    modules: set[str] = set()
-    for name, part in model.named_modules():
-        values = {k: v for k, v in vars(part).items() if not k.startswith("_") and k != "training"}
-        digest.update(json.dumps([name, {k: v for k, v in sorted(values.items()) if _is_plain(v)}]).encode())
-        for value in values.values():
-            if isinstance(value, Tensor):
-                add_tensor(digest, value)
-        functions = [value for value in values.values() if isinstance(value, FunctionType)]
-        modules |= {thing.__module__ for thing in (*type(part).__mro__, *functions)}
-        digest.update(_written_here(type(part)).encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        add_tensor(digest, tensor)
-    call = None
-    with suppress(SpecError):  # made in Python, not by a call
-        made = spec.full(spec.spec_of(model))
-        if any("." in part.name for part in spec.calls_in(made)):  # all of opnorm's own is in what precedes
-            call = identity(made)
-    return hash_of(digest.hexdigest(), sources(modules), call, opnorm.__version__)
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
-    if isinstance(value, tuple | list):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
-
-
-def _written_here(kind: type) -> str:
-    """The source of a class of an interactive session, which has no file."""
-    if kind.__module__ != "__main__" or hasattr(sys.modules["__main__"], "__file__"):
-        return ""
-    try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):
-        return ""
-
-
-def add_tensor(digest: Any, tensor: Tensor) -> None:
-    """Feed type, shape and values to a digest."""
-    digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-
-
-def outputs(model: nn.Module, in_shape: Sequence[int]) -> list[list[float]] | None:
-    """The outputs of a network for four fixed inputs in [0, 1]; None where they are random."""
-    like = next(model.parameters(), torch.zeros((), dtype=torch.float32))
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(4, *in_shape, dtype=torch.float32, generator=generator).to(like)
-    with model_state_preserved(model), torch.no_grad():
-        first, second = output_of(model, images), output_of(model, images)
-    rows = [[float(v) for v in row] for row in first.double().flatten(1)]
-    return rows if torch.equal(first.nan_to_num(), second.nan_to_num()) else None
-
-
 def same_outputs(kept: Any, now: list[list[float]] | None) -> bool:
     """Whether outputs that were kept are those of now, up to rounding; so it is where one of them is random."""
     if kept is None or now is None:
         return True
-    before, after = (torch.tensor([[float("nan") if v is None else v for v in row] for row in rows], dtype=torch.float64)
-                     for rows in (kept, now))  # fmt: skip
-    scale = float(before.nan_to_num().abs().max()) if before.numel() else 0.0
-    return before.shape == after.shape and torch.allclose(before, after, 1e-3, 1e-3 * scale, equal_nan=True)
+    if [len(row) for row in kept] != [len(row) for row in now]:
+        return False
+    before = [math.nan if value is None else value for row in kept for value in row]
+    scale = max((abs(value) for value in before if math.isfinite(value)), default=0.0)
+    return all(
+        math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-3 * scale) or (math.isnan(a) and math.isnan(b))
+        for a, b in zip(before, (value for row in now for value in row), strict=True)
+    )

@@ -23,7 +23,8 @@ from opnorm.analyses import Analysis, all_analyses
 from opnorm.data import Dataset
 from opnorm.data.dataset import as_pixels, check_dataset
 from opnorm.errors import ModelError, OpnormError, SpecError
-from opnorm.runs.identity import add_tensor, hash_of, network_identity, outputs
+from opnorm.runs.identity import hash_of
+from opnorm.runs.network_identity import add_tensor, network_identity, outputs
 from opnorm.runs.network_page import Network, NetworkReport, NetworkResults
 from opnorm.runs.store import FORMAT, Entry, Store
 from opnorm.training.setup_checks import check_model

@@ -12,11 +12,12 @@ from opnorm._core.settings import check_count, is_number
 from opnorm.errors import RunError, SpecError
 from opnorm.report import NOT_RUN_YET
 from opnorm.runs.identity import hash_of, identity, with_full_paths
+from opnorm.runs.method_label import method_label
 from opnorm.runs.store import FORMAT
 from opnorm.training.precision import Precision
 from opnorm.training.training_settings import check_settings
 
-__all__ = ["DEFAULT_ANALYSES", "Result", "Run", "analyses_after", "method_label"]
+__all__ = ["DEFAULT_ANALYSES", "Result", "Run", "analyses_after"]
 
 DEFAULT_ANALYSES = ("accuracy()", "robust_accuracy()", "norm_table()", "margins()")
 
@@ -136,13 +137,6 @@ class Run:
             )
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return Run(**settings)
-
-
-def method_label(objective: str, regularizers: Sequence[str], ema: float = 0.0) -> str:
-    """What a table calls a way of training."""
-    named = [] if objective == "plain()" else [objective]
-    averaged = [f"ema={ema:g}"] if ema else []
-    return " + ".join([*named, *regularizers, *averaged]) or "plain"
 
 
 def _canonical(value: Any, kind: str) -> str:

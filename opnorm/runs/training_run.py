@@ -24,7 +24,7 @@ from opnorm.data.dataset import as_pixels
 from opnorm.errors import TrainError
 from opnorm.models import save
 from opnorm.runs.build import known_of, make_data, make_model, restore, training_settings
-from opnorm.runs.identity import outputs
+from opnorm.runs.network_identity import outputs
 from opnorm.runs.run import Result, Run
 from opnorm.runs.store import Entry, Store
 from opnorm.runs.trust import trust

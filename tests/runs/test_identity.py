@@ -16,6 +16,7 @@ from opnorm.attacks import fgsm
 from opnorm.cli import main
 from opnorm.models import cnn, save
 from opnorm.runs.attack_evaluation import evaluate
+from opnorm.runs.identity import same_outputs
 from opnorm.runs.run import Run
 from opnorm.runs.store import Store
 from tests.attacks.honest import points
@@ -285,3 +286,23 @@ def test_a_run_in_the_store_means_the_same_from_anywhere(lab, monkeypatch):
     assert json.loads(json.dumps(run.as_dict()))["data"] == f'folder(path="{lab}/set")'
     monkeypatch.chdir(os.path.dirname(lab))
     assert Run.from_dict(run.as_dict()).key == run.key
+
+
+@pytest.mark.parametrize(
+    ("kept", "now", "same"),
+    [
+        (None, [[1.0]], True),
+        ([[1.0, 2.0]], None, True),
+        ([[1.0, 1000.0]], [[1.5, 1000.0]], True),
+        ([[1.0, 1000.0]], [[3.0, 1000.0]], False),
+        ([[1.0, 2.0]], [[1.0], [2.0]], False),
+        ([[None, 1.0]], [[math.nan, 1.0]], True),
+        ([[None, 1.0]], [[0.0, 1.0]], False),
+        ([[math.inf, 1.0]], [[math.inf, 1.0]], True),
+        ([[math.inf, 1.0]], [[5.0, 1.0]], False),
+        ([[0.0, 0.0]], [[1e-30, 0.0]], False),
+        ([[]], [[]], True),
+    ],
+)
+def test_outputs_are_the_same_up_to_rounding(kept, now, same):
+    assert same_outputs(kept, now) == same
