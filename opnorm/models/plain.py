@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opnorm._core.settings import check_number
+from opnorm._core.settings import check_choice, check_number
 from opnorm.errors import ModelError
 from opnorm.models.initialization import he
 from opnorm.models.modules import CHW, Normalize, Pixels, check_sizes
@@ -89,23 +89,28 @@ def vgg16(
     classes: int = 10,
     width: int = 64,
     dropout: float = 0.5,
+    pools: int = 5,
     mean: Pixels = None,
     std: Pixels = None,
 ) -> nn.Module:
     """VGG-16 without batch norm and with one hidden linear layer of 8 width units, which alone has dropout.
 
-    Channels: 2 x ``width``, 2 x 2 width, 3 x 4 width, 6 x 8 width; a max-pooling, rounding up, after each group. Weights
-    start as in He et al. 2015, and biases at 0. ``dropout`` is the share of hidden units set to 0 in each training step, in
-    [0, 1).
+    Channels: 2 x ``width``, 2 x 2 width, 3 x 4 width, 3 x 8 width, 3 x 8 width. A max-pooling, rounding up, ends each of the
+    first ``pools`` groups. Weights start as in He et al. 2015, and biases at 0. ``dropout`` is the share of hidden units set
+    to 0 in each training step, in [0, 1).
+
+    Small images need fewer poolings: on a 1 x 1 map only the middle of a 3 x 3 kernel meets the image, a ninth of the fan-in
+    for which the weights are scaled, so that every layer divides the signal by 3 and the network does not train.
 
     Source: Liu et al. 2020, Appendix B.1: the convolutions of VGG-16, one layer of 512 units; 14,982,474 parameters.
     """
     check_sizes(in_shape=in_shape, classes=classes, width=width)
     check_number("dropout", dropout, "a share in [0, 1)", least=0, below=1, error=ModelError)
+    check_choice("pools", pools, (0, 1, 2, 3, 4, 5), ModelError)
     groups = [[width * n for n in group] for group in ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))]
     model = named(
         normalize=Normalize(in_shape[0], mean, std),
-        **_convolutions(in_shape[0], groups, bn=False),
+        **_convolutions(in_shape[0], groups, bn=False, pools=pools),
         pool=nn.AdaptiveAvgPool2d(1),
         flatten=nn.Flatten(),
         hidden=nn.Linear(8 * width, 8 * width),
@@ -142,8 +147,10 @@ def cnn7(
     )
 
 
-def _convolutions(channels: int, groups: Sequence[Sequence[int]], *, bn: bool) -> dict[str, nn.Module]:
-    """Groups of 3x3 convolutions, each with ReLU; a max-pooling of 2x2 ends every group."""
+def _convolutions(
+    channels: int, groups: Sequence[Sequence[int]], *, bn: bool, pools: int = 5
+) -> dict[str, nn.Module]:
+    """Groups of 3x3 convolutions, each with ReLU; a max-pooling of 2x2 ends each of the first ``pools`` groups."""
     layers: dict[str, nn.Module] = {}
     number = 0
     for i, group in enumerate(groups, start=1):
@@ -154,7 +161,8 @@ def _convolutions(channels: int, groups: Sequence[Sequence[int]], *, bn: bool) -
                 layers[f"bn{number}"] = nn.BatchNorm2d(width)
             layers[f"relu{number}"] = nn.ReLU()
             channels = width
-        layers[f"pool{i}"] = nn.MaxPool2d(2, ceil_mode=True)
+        if i <= pools:
+            layers[f"pool{i}"] = nn.MaxPool2d(2, ceil_mode=True)
     return layers
 
 

@@ -3,7 +3,11 @@
 A weight-scale shift W_l → γ_l W_l with ∏ γ_l = 1 changes neither the complexity nor the energies ``product`` and ``log``. It
 changes the energy ``cnn`` by 1 / γ of the last linear layer: moving scale from the convolutions into that layer lowers it
 without a limit. A layer of zeros (the last ones of residual branches in some initializations) makes the product and its
-gradient 0; the logarithm and the complexity leave such a layer out.
+gradient 0; the logarithm and the complexity leave such a layer out. After the first steps it is not zero but tiny, and the
+gradient of its complexity is large, λ_c sqrt(n) / ‖W‖_2 for n weights, and orthogonal to W: one step of SGD gives the layer
+a norm of lr λ_c sqrt(n) / ‖W‖_2 that the data did not ask for. In WRN-28-10 with Fixup and convex sums that is 5, from
+a norm of 8e-5, at the paper's strengths, and the penalty is 1e7 in the next step. ``least`` leaves a layer out of the
+complexity until its norm is above it.
 
 A large energy needs a tiny λ_e: opnorm's VGG-16 starts from an energy of 3e39 (``cnn``: 8e38), where the paper's λ_e = 1e-31
 overflows after one step of SGD at 0.01; 1e-36 and less lower it.
@@ -38,6 +42,7 @@ def weissi(
     form: str = "product",
     eta: Exponents = (2, 2),
     g: Exponents = (1, 1),
+    least: float = 0.0,
 ) -> Regularizer:
     """Weight energy and complexity: λ_e ∏_l η(W_l)² + λ_c Σ_l g(W_l / η(W_l)).
 
@@ -52,12 +57,15 @@ def weissi(
             VGG-16 and the wide residual networks; "log": λ_e Σ_l log η(W_l)², for products out of the range of a float.
         eta: (p, q) of η, each at least 1, or inf.
         g: (p, q) of g, likewise, different from η's, whose complexity would always be 1.
+        least: a layer counts in the complexity where η(W) is above this, at least 0. The paper has 0; above 0 is for layers
+            that start at zero, such as those of ``wrn(norm="fixup")``.
 
-    Binding it raises ModelError where the penalty is not finite, and warns of normalization layers.
+    Binding it raises ModelError where the penalty is not finite, and warns of normalization layers, and of layers of zeros
+    with least=0.
 
     Source: Liu et al. 2020, Eqs. 4 and 13 and section 5 ("CNNs").
     """
-    settings = _Settings(energy, complexity, form, eta, g)
+    settings = _Settings(energy, complexity, form, eta, g, least)
     settings.check()
 
     @in_default_modes
@@ -69,6 +77,13 @@ def weissi(
         settings.check_finite([target.weight for target in layers], last, example.dtype)
         if reasons := _reasons(model, example, untreated_weights(model, layers)):
             warnings.warn(f"weissi: {reasons}", stacklevel=3)
+        zeros = [target.name for target in layers if not bool(target.weight.detach().any())]
+        if zeros and settings.complexity and not settings.least:
+            warnings.warn(
+                f"weissi: all weights of {', '.join(zeros)} are 0, and once they are tiny the gradient of their complexity "
+                "is so large that the training may diverge; least=0.1 leaves them out until their norm is above 0.1",
+                stacklevel=3,
+            )
 
         def penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             return settings.penalty([target.weight for target in layers], last).to(x.dtype)
@@ -84,10 +99,12 @@ class _Settings(NamedTuple):
     form: str
     eta: Exponents
     g: Exponents
+    least: float
 
     def check(self) -> None:
         for name in ("energy", "complexity"):
             check_number(name, getattr(self, name), "a strength of at least 0", least=0)
+        check_number("least", self.least, "a norm of at least 0, such as 0.1", least=0)
         check_choice("form", self.form, ("product", "cnn", "log"))
         for name in ("eta", "g"):
             pair: object = getattr(self, name)
@@ -115,7 +132,8 @@ class _Settings(NamedTuple):
             exponent = math.log(self.energy) + self.log_energy(sizes, last)
             total = total + torch.where((sizes != 0).all(), exponent, -math.inf).exp()
         if self.complexity:
-            total = total + self.complexity * (mixed_norms(weights, self.g) / _or_one(sizes)).sum()
+            ratios = mixed_norms(weights, self.g) / _or_one(sizes)
+            total = total + self.complexity * torch.where(sizes <= self.least, 0, ratios).sum()
         return total
 
     @torch.no_grad()

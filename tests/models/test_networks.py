@@ -140,6 +140,7 @@ def test_where_the_map_shrinks():
 
     assert sizes(vgg11(width=1)) == [32, 16, 8, 4, 2]
     assert sizes(vgg16(width=1)) == [32, 16, 8, 4, 2]
+    assert sizes(vgg16(width=1, pools=2)) == [32, 16, 8]
     assert sizes(vgg11(width=1, in_shape=(3, 28, 28)), (3, 28, 28)) == [28, 14, 7, 4, 2]
     assert sizes(cnn7(width=1)) == [32, 16, 8]
     assert trace(resnet18(width=1), torch.rand(1, 3, 32, 32))[-3].in_shape == (8, 4, 4)
@@ -180,6 +181,7 @@ def test_names_can_be_read():
         ("vgg16(dropout=1.0)", r"dropout=1.0: expected a share in \[0, 1\)"),
         ("vgg16(dropout=True)", "dropout=True"),
         ("vgg16(dropout=-0.5)", "dropout=-0.5"),
+        ("vgg16(pools=6)", "pools=6: expected 0, 1, 2, 3, 4 or 5"),
         *[
             (f"{name}({bad})", bad.split("=")[0])
             for name in ("vgg11", "vgg16", "cnn7", "resnet18", "senet18", "regnetx_200mf", "wrn", "wrn50_2")

@@ -5,11 +5,15 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from opnorm.data import digits
+from opnorm.data.dataset import as_pixels
 from opnorm.errors import ModelError, SpecError
+from opnorm.models import wrn
 from opnorm.regularizers import weissi
 from opnorm.regularizers._weissi import mixed_norms
 from opnorm.spec import build, full
@@ -213,7 +217,7 @@ def test_what_it_does_not_count_is_named_once():
 
 
 def test_its_text():
-    text = 'weissi(energy=0.1, complexity=1e-05, form="product", eta=(2, 2), g=(1, inf))'
+    text = 'weissi(energy=0.1, complexity=1e-05, form="product", eta=(2, 2), g=(1, inf), least=0)'
     assert str(full("weissi(energy=0.1, g=(1, inf))", "regularizer")) == text
     model = two_layers()
     assert float(build(text)(model, X2).penalty(model, X2, X2)) > 0
@@ -253,3 +257,40 @@ def test_models_without_layers():
         penalty(nn.Flatten())
     with pytest.raises(ModelError, match="finds no linear layer"):
         penalty(nn.Sequential(nn.Conv2d(1, 1, 2)).double(), form="cnn")
+
+
+def test_a_layer_counts_in_the_complexity_above_the_least_norm():
+    model = two_layers()  # norms 3 and 5, complexities 5/3 and 7/5
+    for least, want in ((0, 5 / 3 + 7 / 5), (2.99, 5 / 3 + 7 / 5), (3, 7 / 5), (5, 0)):
+        assert value(model, X2, energy=0, complexity=1, least=least) == pytest.approx(want, rel=1e-14)
+    penalty(model, X2, energy=0.1, complexity=1, least=4).backward()
+    assert torch.allclose(
+        model[1].weight.grad, 0.1 * 2 * 25 * model[1].weight, rtol=1e-14
+    )  # the energy's alone
+    with pytest.raises(SpecError, match="least=-1"):
+        weissi(least=-1)
+
+
+@pytest.mark.parametrize("aggregation", ["sum", "convex"])
+def test_layers_that_start_at_zero_do_not_jump(aggregation):
+    points = digits().limit(192).train
+    images, labels = as_pixels(points.images).split(64), points.labels.split(64)
+
+    def largest_of_them(least):
+        torch.manual_seed(0)
+        model = wrn(10, 1, "fixup", aggregation, (1, 8, 8))
+        starts_at_zero = [w for name, w in model.named_parameters() if name.endswith("branch.conv2.weight")]
+        assert not any(bool(w.detach().any()) for w in starts_at_zero)
+        hooks = weissi(0, 1e-4, least=least)(model, images[0])
+        optimizer = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9)
+        for x, y in zip(images, labels, strict=True):
+            optimizer.zero_grad()
+            (F.cross_entropy(model(x), y) + hooks.penalty(model, x, y)).backward()
+            optimizer.step()
+        return max(float(w.detach().norm()) for w in starts_at_zero)
+
+    with pytest.warns(UserWarning, match=r"stage1\.0\.branch\.conv2.* least=0\.1"):
+        assert largest_of_them(0.0) > 10  # more than other initial weights of that shape: sqrt(2 · 64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert largest_of_them(0.1) < 0.1
