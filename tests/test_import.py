@@ -1,12 +1,12 @@
 """Quick starts: --help and `import opnorm` do not load torch."""
 
-import json
 import subprocess
 import sys
 
 import pytest
 
 import opnorm
+from opnorm._core.files import write_json
 from opnorm.runs.store import FORMAT
 
 CHECK = """
@@ -56,7 +56,7 @@ def test_what_needs_no_network_needs_no_torch(args, status, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     run = {"format": FORMAT, "run": {"objective": "plain()", "seed": 0, "model": "mlp()", "data": "digits()"}}
     (tmp_path / "0123456789ab").mkdir()
-    (tmp_path / "0123456789ab" / "run.json").write_text(json.dumps(run))
+    write_json(tmp_path / "0123456789ab" / "run.json", run, checked=True)
     done = python(
         CHECK.format(args=args).replace("assert not e.code, e.code", f"assert e.code == {status}, e.code")
     )
@@ -91,7 +91,5 @@ def test_a_name_can_be_had_alone(name):
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    import opnorm
-
     with pytest.raises(AttributeError, match="no attribute 'nope'"):
         opnorm.nope  # noqa: B018
