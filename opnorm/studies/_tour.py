@@ -28,7 +28,7 @@ from opnorm.runs.training_run import environment
 from opnorm.spec import factory
 from opnorm.studies._shared.methods_table import FAILED_RUNS, failed_seeds
 from opnorm.studies._shared.outcomes import Case, Outcome, Outcomes
-from opnorm.studies._shared.paper import no_result
+from opnorm.studies._shared.paper import data_of, no_result
 from opnorm.studies.claims import mean, percent, rank_correlation
 from opnorm.studies.tour_claims import CLAIMS, TRAIN_EPS
 
@@ -262,7 +262,7 @@ def _settings(results: Sequence[Result]) -> dict[str, str]:
     attack = at_any_radius(next(iter(calls), ""))
     return {
         "opnorm": where["opnorm"] + (f", commit {where['git']}" if where["git"] else ""),
-        "data": run.data + (f", at most {run.limit} training and test points" if run.limit else ""),
+        "data": data_of(results),
         "test points": str(points) if points else "not known",
         "network": run.model,
         "training": f"{run.epochs} epochs, batch {run.batch}, {run.optimizer}, {run.schedule}, {run.precision}",

@@ -2,11 +2,9 @@
 
 import math
 
-from opnorm.analyses._norm_table import typical_norm
-from opnorm.runs.run import Result
 from opnorm.studies._shared.claim import Claim, Region, Verdict, below, decide, no_lower
-from opnorm.studies._shared.methods_table import Measure
-from opnorm.studies._shared.outcomes import Outcomes, correct_points
+from opnorm.studies._shared.methods_table import log_typical_norm
+from opnorm.studies._shared.outcomes import Measure, Outcomes, correct_points
 
 __all__ = ["CLAIMS", "TRAIN_EPS"]
 
@@ -19,9 +17,7 @@ COMPARABLE = 0.8  # of plain training's norm, and more, is "as large"
 robust_points = correct_points("robust_accuracy", norm="inf", eps=TRAIN_EPS)
 
 
-def _log_norm(result: Result) -> float:
-    norm = typical_norm(result.find("norm_table"), "inf")
-    return math.nan if norm is None else math.log10(norm)
+log_norm = log_typical_norm("inf")
 
 
 def _claim(
@@ -50,7 +46,7 @@ CLAIMS = (
     _claim(
         "norm_decay_shrinks_norms_of_layers",
         "Norm decay makes the typical ℓ∞ norm of a layer smaller than plain training does.",
-        f"{LIANG}, Table 2", (DECAY, "plain"), _log_norm, below(),
+        f"{LIANG}, Table 2", (DECAY, "plain"), log_norm, below(),
     ),
     _claim(
         "norm_decay_is_no_more_robust",
@@ -60,7 +56,7 @@ CLAIMS = (
     _claim(
         "adversarial_training_keeps_norms_as_large",
         "Adversarial training ends with a typical ℓ∞ norm of a layer of at least 0.8 times plain training's.",
-        f"{LIANG}, Figure 2", (TRAINED, "plain"), _log_norm, no_lower(-math.log10(COMPARABLE)),
+        f"{LIANG}, Figure 2", (TRAINED, "plain"), log_norm, no_lower(-math.log10(COMPARABLE)),
     ),
     _claim(
         "spectral_norm_at_the_data_is_as_robust",

@@ -16,8 +16,8 @@ from opnorm.studies._liu2020.liu_networks import (
     methods_of,
 )
 from opnorm.studies._shared.claim import Claim, Verdict, above, decide, no_lower
-from opnorm.studies._shared.methods_table import Measure, methods_table
-from opnorm.studies._shared.outcomes import Case, Outcomes, correct_points
+from opnorm.studies._shared.methods_table import methods_table
+from opnorm.studies._shared.outcomes import Case, Measure, Outcomes, correct_points
 from opnorm.studies._shared.paired_tests import Comparison
 from opnorm.studies._shared.paper import Part, Setting
 from opnorm.studies._shared.printed import printed_numbers
@@ -31,11 +31,10 @@ def _table_section(
     """One table a network and training, with the printed numbers beside."""
 
     def section(setting: Setting, outcomes: Outcomes) -> Section:
-        same = setting.size == "paper" and setting.data is None
         tables = {
             network: methods_table(
                 outcomes.of(network), columns(setting, radii), printed_numbers("liu2020", table, network),
-                same_setting=same, heading="regularization",
+                same_setting=setting.published, heading="regularization",
             )
             for network in outcomes.networks
         }  # fmt: skip

@@ -21,8 +21,8 @@ from opnorm.studies._roth2020.roth_search import (
     training_eps,
 )
 from opnorm.studies._shared.claim import Claim, Verdict, above, decide, decided, within
-from opnorm.studies._shared.methods_table import Measure, Quantity, accuracy_of, methods_table
-from opnorm.studies._shared.outcomes import Case, MissingError, Outcomes, row_of
+from opnorm.studies._shared.methods_table import Quantity, accuracy_of, methods_table
+from opnorm.studies._shared.outcomes import Case, Measure, MissingError, Outcomes, row_of
 from opnorm.studies._shared.paired_tests import Comparison
 from opnorm.studies._shared.paper import Part, Setting
 

@@ -1,33 +1,35 @@
 """Tables of a paper: one row a method, measured cells beside the printed ones, the best ones found by a test."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from opnorm.analyses._norm_table import typical_norm
 from opnorm.report import NOT_RUN_YET, Cell, Column, Stat, Table
 from opnorm.runs.run import Result
 from opnorm.studies._shared.claim import LEVEL
-from opnorm.studies._shared.outcomes import MissingError, Outcomes, correct_points, row_of
+from opnorm.studies._shared.outcomes import Measure, Outcomes, correct_points, row_of
 from opnorm.studies._shared.paired_tests import holm
 
 __all__ = [
     "FAILED_RUNS",
-    "Measure",
     "Quantity",
     "accuracy_of",
     "failed_seeds",
+    "log_typical_norm",
     "methods_table",
     "robust_accuracy_of",
     "typical_norm_of",
     "value_of",
 ]
 
-FAILED_RUNS = Column("failures", "failed runs", "text", None, "Means are over the seeds that did not fail.")
-
-Measure = Callable[[Result], NDArray[np.bool_] | float | None]
+FAILED_RUNS = Column(
+    "failures", "failed runs", "text", None,
+    "Means are over the seeds that did not fail; such a row takes no part in the choice of the best ones.",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,14 @@ class Quantity:
 
     Attributes:
         column: key, heading, unit.
-        measure: a number of a run, or the points that count, as an array of booleans, whose share is shown.
+        measure: what is shown of a run.
     """
 
     column: Column
     measure: Measure
 
     def cell(self, outcomes: Outcomes) -> Cell:
-        """Mean and spread over the seeds that did not fail."""
+        """Mean and spread over the seeds that did not fail and whose value is known."""
         found = [self.measure(o.result) for o in outcomes.good]
         arrays = [value for value in found if isinstance(value, np.ndarray)]
         if arrays:
@@ -67,9 +69,14 @@ def methods_table(
         printed: by method and column key, the paper's numbers, in the unit of the column.
         same_setting: whether the paper's setting was this one; only then is a difference shown.
         heading: of the first column.
+
+    Raises:
+        ValueError: a printed number belongs to no column.
     """
     keys = [q.column.key for q in quantities]
-    shown = {key for row in (printed or {}).values() for key in row if key in keys}
+    shown = {key for row in (printed or {}).values() for key in row}
+    if unknown := sorted(shown.difference(keys)):
+        raise ValueError(f"printed numbers of {', '.join(unknown)}; the columns are {', '.join(keys)}")
     columns = [Column("method", heading, "text")]
     for quantity in quantities:
         columns.append(quantity.column)
@@ -117,22 +124,23 @@ def _printed_columns(column: Column, same_setting: bool) -> list[Column]:
 
 
 def _best(outcomes: Outcomes, quantity: Quantity) -> list[int]:
-    """The rows of the best mean and of all that a test at 5 %, corrected for their number, does not tell from it."""
+    """The rows of the best mean and of all that a test at 5 %, corrected for their number, does not tell from it.
+
+    Methods take part whose seeds have all ended, did not fail, and have a value.
+    """
     methods = [outcomes.of(method=m) for m in outcomes.methods]
     sign = 1.0 if quantity.column.better == "high" else -1.0
-    means = {i: cell.mean for i, m in enumerate(methods) if isinstance(cell := quantity.cell(m), Stat)}
+    means: dict[int, float] = {}
+    for i, method in enumerate(methods):
+        cell = quantity.cell(method)
+        if isinstance(cell, Stat) and cell.n == len(method.all):
+            means[i] = cell.mean
     if len(means) < 2:
         return []
     top = max(means, key=lambda i: sign * means[i])
     others = [i for i in means if i != top]
-    p_values = []
-    for i in others:
-        try:
-            compared = methods[top].compare("", methods[i], quantity.measure)
-        except MissingError:
-            p_values.append(1.0)
-            continue
-        p_values.append(compared.p_above(0.0) if sign > 0 else compared.p_below(0.0))
+    compared = [methods[top].compare("best", methods[i], quantity.measure) for i in others]
+    p_values = [c.p_above(0.0) if sign > 0 else c.p_below(0.0) for c in compared]
     tied = [i for i, p in zip(others, holm(p_values), strict=True) if p >= LEVEL]
     return [] if len(tied) == len(others) else sorted([top, *tied])
 
@@ -161,14 +169,22 @@ def robust_accuracy_of(label: str, help: str, analysis: str = "robust_accuracy",
 
 def typical_norm_of(ord: str, name: str) -> Quantity:
     """The geometric mean of a norm over the linear and convolutional layers: "1", "2" or "inf"."""
-    from opnorm.analyses._norm_table import typical_norm
-
     help = f"Geometric mean of the {name} operator norm over the linear and convolutional layers."
 
     def measure(result: Result) -> float | None:
         return typical_norm(result.find("norm_table"), ord)
 
     return Quantity(Column(f"norm_{ord}", f"{name} norm", "number", "low", help), measure)
+
+
+def log_typical_norm(ord: str) -> Callable[[Result], float | None]:
+    """log10 of the geometric mean of a norm over the linear and convolutional layers; None where one is 0 or not known."""
+
+    def measure(result: Result) -> float | None:
+        norm = typical_norm(result.find("norm_table"), ord)
+        return math.log10(norm) if norm else None
+
+    return measure
 
 
 def value_of(

@@ -10,11 +10,23 @@ from numpy.typing import NDArray
 from opnorm.analyses import all_analyses
 from opnorm.analyses._shared.by_point import unpack
 from opnorm.errors import OpnormError
-from opnorm.report import Chart, Stat, known
+from opnorm.report import Chart, known
 from opnorm.runs.run import Result, Run
 from opnorm.studies._shared.paired_tests import Comparison
 
-__all__ = ["Case", "MissingError", "Outcome", "Outcomes", "by_point_of", "correct_points", "row_of"]
+__all__ = [
+    "Case",
+    "Measure",
+    "MissingError",
+    "Outcome",
+    "Outcomes",
+    "by_point_of",
+    "correct_points",
+    "row_of",
+]
+
+Measure = Callable[[Result], NDArray[np.bool_] | float | None]
+"""A number of a run, or the points that count, as an array of booleans, whose share is meant; None where it is not known."""
 
 
 class MissingError(OpnormError):
@@ -123,36 +135,24 @@ class Outcomes:
         """
         return {o.seed: measure(o.result) for o in self.complete()}
 
-    def mean(self, measure: Callable[[Result], float]) -> float:
-        """The mean of a measure over the seeds; MissingError where a run failed."""
-        values = self.by_seed(measure).values()
-        return float(np.mean(list(values)))
-
-    def stat(self, measure: Callable[[Result], float | None], points: int | None = None) -> Stat | None:
-        """A cell of a table: mean and spread over the seeds that did not fail."""
-        return Stat.of([measure(o.result) for o in self.good], points)
-
-    def compare(
-        self, name: str, other: "Outcomes", measure: Callable[[Result], NDArray[np.bool_] | float | None]
-    ) -> Comparison:
+    def compare(self, name: str, other: "Outcomes", measure: Measure) -> Comparison:
         """This method minus another one, of the seeds that both have.
 
         Args:
             name: of the two, as text.
             other: the second.
-            measure: a number, or the points that count as an array of booleans.
+            measure: of both.
 
         Raises:
             MissingError: a run failed, or a value is not known.
         """
         first, second = self.by_seed(measure), other.by_seed(measure)
-        if not all(
-            isinstance(value, np.ndarray) or known(value) for value in (*first.values(), *second.values())
-        ):
-            raise MissingError(f"{name}: a value is not known")
         seeds = [seed for seed in first if seed in second]
         if not seeds:
             raise MissingError(f"{name}: no seed in common")
+        for seed in seeds:
+            if not all(isinstance(v, np.ndarray) or known(v) for v in (first[seed], second[seed])):
+                raise MissingError(f"{name}: a value is not known in seed {seed}")
         pairs = [first[s] for s in seeds], [second[s] for s in seeds]
         if isinstance(pairs[0][0], np.ndarray):
             return Comparison.of_shares(name, *pairs)

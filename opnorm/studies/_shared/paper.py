@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from opnorm._core.settings import check_choice, check_count
-from opnorm.errors import SpecError
+from opnorm.errors import OpnormError, SpecError
 from opnorm.report import Report, Section
 from opnorm.runs.run import Result, Run
 from opnorm.runs.runner import Study
@@ -15,7 +15,7 @@ from opnorm.runs.training_run import environment
 from opnorm.studies._shared.claim import Claim
 from opnorm.studies._shared.outcomes import Case, MissingError, Outcome, Outcomes
 
-__all__ = ["SIZES", "Paper", "Part", "Setting", "no_result"]
+__all__ = ["SIZES", "Paper", "Part", "Setting", "data_of", "no_result", "outcomes_of"]
 
 SIZES = ("smoke", "laptop", "paper")
 """Seconds, to see that all works; minutes on two cores; the published settings."""
@@ -47,6 +47,11 @@ class Setting:
     def pick(self, smoke: Any, laptop: Any, paper: Any) -> Any:
         """The value for this size."""
         return dict(zip(SIZES, (smoke, laptop, paper), strict=True))[self.size]
+
+    @property
+    def published(self) -> bool:
+        """Whether the settings are those of the paper, so that measured numbers can be set against printed ones."""
+        return self.size == "paper" and self.data is None and self.limit is None
 
     def base(self, run: Run) -> Run:
         """A run with the chosen data and limit."""
@@ -115,7 +120,7 @@ class Paper:
             raise SpecError(f"only={setting.only!r} matches no run; there are {', '.join(names)}")
 
         def outcomes(p: Part, results: Sequence[Result]) -> Outcomes:
-            return _outcomes([*cases[p.name], *_more(p, setting, cases[p.name], results)], results)
+            return outcomes_of(p, setting, cases[p.name], results)
 
         def more(results: Sequence[Result]) -> list[Run]:
             known = {result.run.key: result for result in results}
@@ -156,7 +161,7 @@ class Paper:
             sections.append(replace(section, key=part.name, text=section.text or part.asks, charts=charts))
             study = f"{self.name}.{part.name}"
             claims += [claim.as_dict(outcomes[part.name]) | {"study": study} for claim in part.claims]
-        where, run = environment(), results[0].run
+        where = environment()
         return Report(
             title=self.title if len(parts) > 1 else f"{self.title}: {parts[0].name}",
             question=" ".join(part.asks for part in parts),
@@ -168,7 +173,7 @@ class Paper:
             settings={
                 "paper": self.source,
                 "size": f"{setting.size}: {self.sizes[setting.size]}",
-                "data": run.data + (f", at most {run.limit} training and test points" if run.limit else ""),
+                "data": data_of(results),
                 "opnorm": where["opnorm"] + (f", commit {where['git']}" if where["git"] else ""),
                 "computing time": f"{sum(r.seconds for r in results):.0f} s in all runs together",
                 "machine": f"{where['machine']}; Python {where['python']}, torch {where['torch']}",
@@ -200,11 +205,19 @@ def no_result(failed: Sequence[Result]) -> str:
 
 
 def _section(part: Part, setting: Setting, outcomes: Outcomes) -> Section:
-    """The section of a part; without tables where a run that one of them needs has failed or is still to come."""
+    """The section of a part; without tables, and with the reason, where what one of them needs is not known."""
     try:
         return part.section(setting, outcomes)
-    except MissingError as e:
+    except OpnormError as e:
         return Section(part.name, part.name, f"{part.asks} Not known: {e}.")
+
+
+def data_of(results: Sequence[Result]) -> str:
+    """The data of all runs, each with its limit, as text."""
+    limits = {
+        r.run: f", at most {r.run.limit} training and test points" if r.run.limit else "" for r in results
+    }
+    return "; ".join(dict.fromkeys(run.data + limit for run, limit in limits.items()))
 
 
 def merged(runs: Iterable[Run]) -> list[Run]:
@@ -253,6 +266,11 @@ def _lacking(run: Run, known: Mapping[str, Result]) -> bool:
     """Whether a run, or an analysis that it asks for, has not been carried out."""
     result = known.get(run.key)
     return result is None or not (result.failure or set(run.analyses) <= result.rows.keys())
+
+
+def outcomes_of(part: Part, setting: Setting, cases: Sequence[Case], results: Sequence[Result]) -> Outcomes:
+    """The outcomes of the first cases of a part, and of those that depend on what these gave."""
+    return _outcomes([*cases, *_more(part, setting, cases, results)], results)
 
 
 def _outcomes(cases: Sequence[Case], results: Sequence[Result]) -> Outcomes:

@@ -9,7 +9,7 @@ from opnorm.report import Cell, Chart, Column, Section, Table
 from opnorm.runs.run import Result
 from opnorm.studies._shared.claim import Claim, Verdict, above, below, decide
 from opnorm.studies._shared.methods_table import Quantity, methods_table, value_of
-from opnorm.studies._shared.outcomes import Case, MissingError, Outcomes, row_of
+from opnorm.studies._shared.outcomes import Case, Measure, MissingError, Outcomes, row_of
 from opnorm.studies._shared.paired_tests import Comparison
 from opnorm.studies._shared.paper import Part, Setting
 from opnorm.studies._shared.printed import printed_numbers
@@ -19,8 +19,6 @@ from opnorm.studies._wen2020.wen_networks import DIGITS_SCALE, cases
 __all__ = ["PARTS"]
 
 VARIED = (1, 2, 4)  # gray levels
-
-Measure = Callable[[Result], float]
 
 
 def _resnets(setting: Setting, *analyses: str) -> list[Case]:
@@ -83,7 +81,7 @@ def _variation_section(setting: Setting, outcomes: Outcomes) -> Section:
     tables = {
         network: methods_table(
             outcomes.of(network), quantities, printed_numbers("wen2020", "table1", network),
-            same_setting=setting.size == "paper" and setting.data is None, heading="adversarial training",
+            same_setting=setting.published, heading="adversarial training",
         )
         for network in outcomes.networks
     }  # fmt: skip
@@ -211,7 +209,7 @@ def _spread_section(setting: Setting, outcomes: Outcomes) -> Section:
     help = "Change of the standard deviation of a layer's singular values, over the layers where it {}."
     for key, label in labels.items():
         names.append(Column(key, label, "number", None, help.format(label.split(",")[0])))
-        names.append(Column(f"{key}_paper", "paper" if setting.size == "paper" else "paper, other setting"))
+        names.append(Column(f"{key}_paper", "paper" if setting.published else "paper, other setting"))
     rows: list[dict[str, Cell]] = []
     for network in outcomes.networks:
         printed = printed_numbers("wen2020", "b2", network).get("AR 16", {})

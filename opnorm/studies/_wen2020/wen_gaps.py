@@ -6,8 +6,8 @@ from dataclasses import replace
 from opnorm.report import Section
 from opnorm.runs.run import Result
 from opnorm.studies._shared.claim import Claim, Region, Verdict, above, below, decide
-from opnorm.studies._shared.methods_table import Measure, methods_table
-from opnorm.studies._shared.outcomes import Case, Outcomes, correct_points, row_of
+from opnorm.studies._shared.methods_table import methods_table
+from opnorm.studies._shared.outcomes import Case, Measure, Outcomes, correct_points, row_of
 from opnorm.studies._shared.paired_tests import Comparison
 from opnorm.studies._shared.paper import Part, Setting
 from opnorm.studies._shared.printed import printed_numbers
@@ -52,7 +52,7 @@ def _gaps_section(table: str, title: str) -> Callable[[Setting, Outcomes], Secti
         tables = {
             network: methods_table(
                 outcomes.of(network), columns(), printed_numbers("wen2020", table, network),
-                same_setting=setting.size == "paper" and setting.data is None, heading="adversarial training",
+                same_setting=setting.published, heading="adversarial training",
             )
             for network in outcomes.networks
         }  # fmt: skip
