@@ -9,7 +9,7 @@ help:
 	@echo "make run        train a network in 28 ways on real images and write the page that compares them"
 	@echo "make results    every study of the papers at the size laptop (hours): results/ and docs/results.md"
 	@echo "make test       every test but the slow ones"
-	@echo "make test-slow  the slow ones"
+	@echo "make test-slow  the slow ones, and the property tests with all their random examples"
 	@echo "make coverage   the tests, and which lines and branches they miss"
 	@echo "make lint       style, docstrings and types"
 	@echo "make docs       the documentation: docs/_build/index.html"
@@ -36,7 +36,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow --timeout 1800 $(ARGS)
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -m slow --timeout 1800 $(ARGS)
 
 coverage: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --cov --cov-report term:skip-covered --cov-fail-under 90 $(ARGS)

@@ -5,9 +5,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
 
-from tests import shapes
+from tests import property_tests, shapes
 
 shapes.install()  # before anything imports opnorm
 THREADS = os.environ.get("OPNORM_TEST_THREADS", "1")  # of each process; two tests run at a time
@@ -19,16 +18,7 @@ import torch  # noqa: E402
 
 torch.set_num_threads(int(THREADS))
 
-settings.register_profile(
-    "ci",
-    derandomize=True,
-    deadline=None,
-    database=None,
-    max_examples=100,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
-settings.register_profile("search", settings.get_profile("ci"), derandomize=False, max_examples=2000)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+property_tests.load_profile()
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a script's background job: the processes that tests start would ignore Ctrl-C, too
@@ -38,6 +28,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where the kernels are tested: cpu, cuda or cuda:1")
     parser.addoption("--dtype", default="float64", choices=["float32", "float64"], help="in which precision")
+
+
+@pytest.hookimpl(tryfirst=True)  # before the markers choose
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With all their examples, property tests are slow: `make test-slow` runs them."""
+    if property_tests.PROFILE == "thorough":
+        for item in items:
+            if getattr(getattr(item, "function", None), "is_hypothesis_test", False):
+                item.add_marker("slow")
 
 
 def pytest_configure(config: pytest.Config) -> None:

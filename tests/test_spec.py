@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -30,6 +30,7 @@ from opnorm.spec import (
     stated,
 )
 from opnorm.training import schedules
+from tests.property_tests import examples
 
 # ---------------------------------------------------------------- reading and writing
 
@@ -279,13 +280,13 @@ def parse_or_refuse(text):
 
 
 @given(st.text(st.characters(), max_size=40) | _tokens | _tokens.map(lambda t: f"f({t})"))
-@settings(max_examples=600)
+@examples(600)
 def test_fuzz(text):
     parse_or_refuse(text)
 
 
 @given(st.lists(_values, max_size=3), st.data())
-@settings(max_examples=300)
+@examples(300)
 def test_fuzz_mutated_calls(values, data):
     text = str(Call("f", tuple(values)))
     for _ in range(data.draw(st.integers(1, 4))):
@@ -394,7 +395,7 @@ def test_string_to_object_to_string(kind):
     built = 0
 
     @given(calls(kind))
-    @settings(max_examples=8 if kind == "model" else 25)  # large networks take a second each
+    @examples(8 if kind == "model" else 25)  # large networks take a second each
     def check(call):
         nonlocal built
         text = str(call)
@@ -416,7 +417,7 @@ def test_string_to_object_to_string(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_fuzz_build(kind):
     @given(calls(kind, wild=True))
-    @settings(max_examples=60)
+    @examples(60)
     def check(call):
         try:
             build(call, kind)
@@ -430,7 +431,7 @@ def test_fuzz_build(kind):
     st.sampled_from([n for k in KINDS for n in names(k) if n not in ("hf", "tour")]),
     st.lists(_values, max_size=2),
 )
-@settings(max_examples=150)
+@examples(150)
 def test_fuzz_build_with_any_positional_arguments(name, values):
     values = [v if not isinstance(v, int) or abs(v) < 50 else 50 for v in values]
     with contextlib.suppress(OpnormError):

@@ -63,6 +63,7 @@ def factory(kind: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 _remember(result, Call(name, (), tuple((k, _to_value(v)) for k, v in arguments.items())))
             return result
 
+        made.__signature__ = signature  # type: ignore[attr-defined]  # inspect works it out at every call otherwise
         if own:
             _registry[kind][name] = made
         return made

@@ -1,6 +1,7 @@
 """Text to call and back: :func:`parse` reads literals and arithmetic, ``str(call)`` writes the canonical text."""
 
 import ast
+import functools
 import math
 import operator
 import warnings
@@ -83,6 +84,11 @@ def parse(text: str | Call) -> Call:
         raise SpecError(
             f"expected a call as text, such as 'cnn(width=32)', got {type(text).__name__} {text!r:.60}"
         )
+    return _parsed(text)
+
+
+@functools.lru_cache(4096)  # a study reads the same texts for each of its runs
+def _parsed(text: str) -> Call:
     node = _to_ast(text)
     if isinstance(node, ast.Name | ast.Attribute):
         return Call(_name(node, text))

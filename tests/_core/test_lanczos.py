@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from opnorm._core.lanczos import lanczos, steps_for, upper_factor
 from opnorm._core.linear_map import LinearMap
 from opnorm._core.lp import lp_norm
 from opnorm.jacobian import Matrices
+from tests.property_tests import examples
 
 DTYPES = {torch.float32: (1e-30, 1e-10, 1.0, 1e10, 1e30), torch.float64: (1e-140, 1e-30, 1.0, 1e30, 1e140)}
 
@@ -39,7 +40,7 @@ def test_a_batch_of_maps_of_any_scale(dtype, scale, shape):
 
 
 @given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
-@settings(max_examples=100)
+@examples(100)
 def test_the_best_vector_of_the_krylov_space(seed, rows, columns, steps):
     A, start = gauss(rows, columns, seed=seed), gauss(columns, seed=seed + 1)
     v = lanczos(Matrices(A[None]), start[None], steps=steps)[0]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse.linalg import svds
 from torch import nn
@@ -25,6 +25,7 @@ from tests.norms.cases import (
     on_cases,
     transposed_convolutions,
 )
+from tests.property_tests import examples
 
 
 def check_map(layer, shape):
@@ -83,7 +84,7 @@ def test_adjoint_and_matrix(layer, shape):
 
 
 @given(convolutions())
-@settings(max_examples=60)
+@examples(60)
 def test_adjoint_and_matrix_of_any_convolution(case):
     check_map(*case)
 
@@ -94,7 +95,7 @@ def test_adjoint_and_matrix_of_other_layers(layer, shape):
 
 
 @given(st.one_of(convolutions(modes=("circular", "reflect", "replicate")), transposed_convolutions()))
-@settings(max_examples=100)
+@examples(100)
 def test_adjoint_and_matrix_of_padded_and_transposed_convolutions(case):
     check_map(*case)
 

@@ -1,13 +1,14 @@
 """Random numbers by hash: fixed for ever, and evenly mixed."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from opnorm._core.random import permutation
+from tests.property_tests import examples
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.integers(0, 3000), st.integers(-(10**12), 10**12))
 def test_every_index_is_there_once(n, seed):
     assert sorted(permutation(n, seed).tolist()) == list(range(n))

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from opnorm.attacks.hyperplanes import step_to_plane
+from tests.property_tests import examples
 
 NORMS = (math.inf, 2, 1)
 
@@ -47,7 +48,7 @@ pixel = st.one_of(st.sampled_from([0.0, 1.0, 0.5]), st.floats(0, 1, width=32))
 slope = st.one_of(st.sampled_from([0.0, 1.0, -1.0]), st.floats(0.01, 4), st.floats(-4, -0.01))
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(st.lists(st.tuples(pixel, slope), min_size=1, max_size=12), st.floats(-3, 3), st.sampled_from(NORMS))
 def test_the_shortest_step(point, c, norm):
     z, w = (torch.tensor(v, dtype=torch.float64) for v in zip(*point, strict=True))

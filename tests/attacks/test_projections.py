@@ -5,13 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from opnorm._core.random import normal, point_keys, uniform
 from opnorm.attacks._rows import select
 from opnorm.attacks.projections import ball
 from opnorm.errors import AttackError
+from tests.property_tests import examples
 
 
 def project_by_bisection(x, z, eps):
@@ -30,7 +31,7 @@ def project_by_bisection(x, z, eps):
 
 
 @given(st.integers(1, 30), st.floats(1e-3, 3), st.floats(0.01, 20), st.integers(0, 10**6))
-@settings(max_examples=150)
+@examples(150)
 def test_l2_and_box(size, eps, spread, seed):
     rng = np.random.default_rng(seed)
     x = rng.random(size)
@@ -55,7 +56,7 @@ def furthest_in_l1_and_box(x, direction, eps):
 
 
 @given(st.integers(1, 40), st.floats(-3, 1), st.floats(-3, 6), st.integers(0, 10**6))
-@settings(max_examples=300)
+@examples(300)
 def test_l1_and_box(size, log_eps, log_spread, seed):
     """p is the projection of z on a convex set if and only if no w in the set has <z - p, w - p> > 0."""
     rng = np.random.default_rng(seed)
@@ -72,7 +73,7 @@ def test_l1_and_box(size, log_eps, log_spread, seed):
 
 
 @given(st.integers(1, 20), st.floats(1e-4, 1), st.integers(0, 10**6))
-@settings(max_examples=60)
+@examples(60)
 def test_linf_and_box(size, eps, seed):
     rng = np.random.default_rng(seed)
     x, z = rng.random(size), rng.standard_normal(size)
@@ -93,7 +94,7 @@ def furthest_in_lp_and_box(x, direction, eps, p):
 
 
 @given(st.integers(1, 40), st.floats(-3, 1), st.floats(-3, 2), st.floats(1.1, 12), st.integers(0, 10**6))
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_lp_and_box(size, log_eps, log_spread, p, seed):
     """A point is the projection of z on a convex set if and only if no w in the set has <z - point, w - point> > 0."""
     rng = np.random.default_rng(seed)

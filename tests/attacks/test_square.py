@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -22,6 +22,7 @@ from opnorm.spec import build, spec_of
 from tests.attacks.test_batching import run
 from tests.attacks.test_contract import exactly_inside, record, same
 from tests.attacks.victims import EPS, Linear, images, net
+from tests.property_tests import examples
 
 NORMS = (math.inf, 2, 1)
 
@@ -46,7 +47,7 @@ def advanced(search, batch, state, answer):
 # ---------------------------------------------------------------- squares
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(1, 6), st.integers(0, 2**32))
 def test_windows_and_bumps_against_loops(sizes, side, seed):
     """Segments, squares, cubes, and windows of four axes."""

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
@@ -22,6 +22,7 @@ from opnorm.errors import AttackError, BoundError
 from opnorm.models import cnn, mlp
 from opnorm.models.modules import Normalize
 from tests.attacks.honest import honest, points
+from tests.property_tests import examples
 
 METHODS = ("lipschitz", "ibp", "crown-ibp", "crown")
 NORMS = (1, 2, math.inf)
@@ -93,7 +94,7 @@ def corners_and_more(x, eps, norm, count=64):
 
 
 @given(st.data())
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_bounds_hold_on_any_network_and_ball(data):
     torch.manual_seed(data.draw(st.integers(0, 10_000)))
     net, shape = sequence(data.draw)
@@ -267,7 +268,7 @@ def test_the_box_counts():
 
 
 @given(st.integers(0, 10_000), st.sampled_from([0.02, 0.05, 0.1, 0.2]), st.sampled_from(NORMS))
-@settings(max_examples=15, deadline=None)
+@examples(15)
 def test_no_certified_point_of_a_small_network_has_a_misclassified_neighbor(seed, eps, norm):
     """Two pixels, every ball on a grid."""
     torch.manual_seed(seed)

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -19,6 +19,7 @@ from opnorm.errors import BoundError
 from opnorm.models import resnet
 from tests.attacks.honest import honest
 from tests.certificates.test_certificates import corners_and_more
+from tests.property_tests import examples
 
 NORMS = (1, 2, math.inf)
 WIDTH = 4
@@ -87,7 +88,7 @@ step_of_graph = st.tuples(st.sampled_from(RandomGraph.OPERATIONS), st.integers(0
     st.sampled_from([0.0, 1e-3, 0.3]),
     st.integers(0, 1000),
 )
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_bounds_of_random_graphs_hold(operations, scale, dtype, norm, eps, seed):
     torch.manual_seed(seed)
     net = RandomGraph(operations, scale).eval().to(dtype)

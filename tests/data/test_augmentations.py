@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from opnorm import spec
 from opnorm.data.augmentations import boxes, crop, flip, random_resized_crop
 from opnorm.errors import DataError, SpecError
+from tests.property_tests import examples
 
 
 def batch(b=8, c=3, h=9, w=7, seed=0):
@@ -31,7 +32,7 @@ def windows(image, padding):
     return {padded[:, i : i + h, j : j + w].tobytes(): (i, j) for i, j in places}
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(
     b=st.integers(1, 9),
     c=st.integers(1, 3),
@@ -58,7 +59,7 @@ def test_crop_uses_every_offset_equally():
     assert ((counts - 200) ** 2 / 200).sum() < 52  # chi-square, 24 degrees of freedom, p = 0.001
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(p=st.sampled_from([0.0, 0.3, 1.0]), b=st.integers(1, 20), w=st.integers(1, 8), seed=st.integers(0, 99))
 def test_flip_mirrors_whole_images(p, b, w, seed):
     x = batch(b, 3, 4, w, seed)
@@ -76,7 +77,7 @@ def test_flip_happens_with_probability_p(p):
     assert turned == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p) / 4000))
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     h=st.integers(1, 40),
     w=st.integers(1, 40),
@@ -98,7 +99,7 @@ def test_random_resized_crop_is_interpolate_on_the_box(h, w, size, seed, scale, 
         assert (y[i] - expected).abs().max() <= 0.5 + 0.01  # rounding, and float32 near a half
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(
     h=st.integers(1, 70),
     w=st.integers(1, 70),

@@ -3,12 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from opnorm.data import Dataset, Split
 from opnorm.data.dataset import hold_out, stratified
 from opnorm.errors import DataError
+from tests.property_tests import examples
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -38,7 +39,7 @@ def test_properties():
     assert len({data, data}) == 1
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(n=st.integers(1, 600), c=st.integers(1, 4), h=st.integers(1, 6), seed=st.integers(0, 1000))
 def test_mean_and_std_are_those_of_float64(n, c, h, seed):
     data = make(split(n, (c, h, 3), seed), split(1, (c, h, 3)))
@@ -96,7 +97,7 @@ class TestLimit:
             make().limit(n)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=200))
 def test_stratified_takes_its_share_of_each_class(labels):
     labels = np.array(labels)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -12,6 +12,7 @@ from opnorm.errors import ModelError, NormError
 from opnorm.jacobian import features, jacobian_norm, linearized, lp_norm, random_start
 from opnorm.jacobian import point_norms as module
 from tests.jacobian.maps import CELLS, INF, brute, gauss, nets, points, truth
+from tests.property_tests import examples
 
 EASY = [(p, q) for p, q in CELLS if p == 1 or q == INF or p == q == 2]
 
@@ -223,7 +224,7 @@ def bounds(W, p, q):
     st.sampled_from([*CELLS, (3, 1.5), (1.5, 4)]),
     st.sampled_from([(14, 20), (3, 20), (260, 270)]),  # by all signs, by matrices, by products alone
 )
-@settings(max_examples=200)
+@examples(200)
 def test_every_scale_and_dtype(exponent, dtype, cell, shape):
     """The interval holds the norm of the weights at any scale; within the range of the type it is as narrow as for 1."""
     exponent = exponent if dtype == torch.float64 else exponent % 300 - 150

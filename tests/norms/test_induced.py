@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -14,6 +14,7 @@ from opnorm._core.linear_map import linear_map
 from opnorm.errors import NormError
 from opnorm.norms.induced import induced, induced_norm
 from tests.norms.cases import CASES, PADDED_CASES, TRANSPOSED_CASES, WEIGHTLESS_CASES, matrix, on_cases
+from tests.property_tests import examples
 
 module = importlib.import_module("opnorm.norms.induced")  # the package may have a function of that name
 INF = math.inf
@@ -54,7 +55,7 @@ def by_search(A, p, q, seed=0):
 
 
 @given(matrices, orders, orders)
-@settings(max_examples=400)
+@examples(400)
 def test_interval_holds_every_ratio(A, p, q):
     found = induced(A, p, q)
     assert found.lower <= found.upper
@@ -62,7 +63,7 @@ def test_interval_holds_every_ratio(A, p, q):
 
 
 @given(st.integers(1, 5), st.integers(0, 10**6), orders, orders)
-@settings(max_examples=300)
+@examples(300)
 def test_two_columns_on_the_whole_circle(m, seed, p, q):
     """With two inputs every direction can be tried."""
     A = random_matrix(m, 2, seed)
@@ -78,7 +79,7 @@ def test_two_columns_on_the_whole_circle(m, seed, p, q):
 
 @pytest.mark.slow
 @given(matrices, orders, orders)
-@settings(max_examples=5000)
+@examples(5000)
 def test_interval_holds_every_ratio_in_thousands(A, p, q):
     found = induced(A, p, q)
     assert found.lower <= found.upper
@@ -86,7 +87,7 @@ def test_interval_holds_every_ratio_in_thousands(A, p, q):
 
 
 @given(matrices, orders)
-@settings(max_examples=100)
+@examples(100)
 def test_columns_and_rows(A, r):
     for q, M, value in ((r, A, induced(A, 1, r)), (r, A.T, induced(A, r / (r - 1) if r > 1 else INF, INF))):
         assert value.exact
@@ -94,7 +95,7 @@ def test_columns_and_rows(A, r):
 
 
 @given(matrices, st.sampled_from([1, 1.5, 2, 3, INF]))
-@settings(max_examples=100)
+@examples(100)
 def test_signs(A, q):
     signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=A.shape[1])), dtype=torch.float64)
     truth = float(norm(signs @ A.T, q).max())
@@ -130,7 +131,7 @@ def test_two_to_two():
 
 
 @given(matrices, orders, orders)
-@settings(max_examples=150)
+@examples(150)
 def test_duality_scaling_and_permutation(A, p, q):
     dual = {1: INF, INF: 1}
     p_dual, q_dual = (dual.get(r) or r / (r - 1) for r in (p, q))
@@ -145,7 +146,7 @@ def test_duality_scaling_and_permutation(A, p, q):
 
 
 @given(matrices, matrices, orders, orders, orders)
-@settings(max_examples=100)
+@examples(100)
 def test_composition(A, B, p, q, r):
     k = min(A.shape[1], B.shape[0])
     A, B = A[:, :k], B[:k]
@@ -154,7 +155,7 @@ def test_composition(A, B, p, q, r):
 
 
 @given(matrices, orders)
-@settings(max_examples=60)
+@examples(60)
 def test_positive_matrices_reach_their_norm(A, p):
     """For A >= 0 and p = q the iteration finds the maximum: it has no other critical point (Boyd 1974)."""
     A = A.abs() + 0.01

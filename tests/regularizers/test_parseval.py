@@ -5,12 +5,13 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from opnorm.errors import ModelError, SpecError
 from opnorm.regularizers import parseval
+from tests.property_tests import examples
 
 
 def bound(model, x, **arguments):
@@ -28,7 +29,7 @@ def matrix(weight):
     return weight.detach().flatten(1)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     st.integers(1, 5), st.integers(1, 5), st.integers(1, 3), st.integers(1, 3), st.integers(0, 100),
     st.booleans(),

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -18,6 +18,7 @@ from opnorm.regularizers import weissi
 from opnorm.regularizers._weissi import mixed_norms
 from opnorm.spec import build, full
 from opnorm.theory.weight_scale import shift
+from tests.property_tests import examples
 
 X = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -80,7 +81,7 @@ def test_the_gradients_are_the_paper_s():
 P = st.sampled_from([1, 1.5, 2, 3, math.inf])
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.integers(1, 4), st.integers(1, 4), P, P, st.integers(0, 100))
 def test_mixed_norms_and_their_gradients(rows, columns, p, q, seed):
     torch.manual_seed(seed)
@@ -117,7 +118,7 @@ def test_gradcheck(form, eta, g):
             assert (up - down) / 2e-6 == pytest.approx(float(grad.view(-1)[i]), abs=1e-7)
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(st.floats(-3, 3), st.floats(-3, 3), P, P)
 def test_a_shift_moves_only_the_cnn_form(a, b, p, q):
     factors = [math.exp(a), math.exp(b), math.exp(-a - b)]

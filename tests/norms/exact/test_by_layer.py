@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -25,6 +25,7 @@ from opnorm.norms import (
     vs_norm,
 )
 from tests.norms.cases import CASES, convolutions, matrix, on_all_cases, small_strides
+from tests.property_tests import examples
 
 
 def truth(M):
@@ -49,7 +50,7 @@ def test_equals_the_matrix(layer, shape):
 
 
 @given(convolutions())
-@settings(max_examples=250)
+@examples(250)
 def test_any_convolution_equals_its_matrix(case):
     check(*case)
 
@@ -64,7 +65,7 @@ def test_small_rectangles_and_strides():
 
 
 @given(convolutions(max_size=4, max_kernel=3), st.sampled_from([l1, linf]))
-@settings(max_examples=25)
+@examples(25)
 def test_gradient_is_that_of_finite_differences(case, norm):
     layer, shape = case
     value = norm(layer, shape)
@@ -133,7 +134,7 @@ def test_functional_form_and_per_axis_arguments():
 
 
 @given(convolutions(), st.floats(-1e6, 1e6).filter(lambda c: abs(c) > 1e-6))
-@settings(max_examples=30)
+@examples(30)
 def test_scaling(case, factor):
     layer, shape = case
     before = [float(n(layer, shape)) for n in (l1, linf)]
@@ -144,7 +145,7 @@ def test_scaling(case, factor):
 
 
 @given(convolutions(), st.randoms(use_true_random=False))
-@settings(max_examples=30)
+@examples(30)
 def test_order_of_output_channels_does_not_matter(case, random):
     layer, shape = case
     before = [float(n(layer, shape)) for n in (l1, linf)]
@@ -158,7 +159,7 @@ def test_order_of_output_channels_does_not_matter(case, random):
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 99))
-@settings(max_examples=30)
+@examples(30)
 def test_transposition_swaps_l1_and_linf(rows, columns, seed):
     W = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     assert float(linear_l1(W)) == pytest.approx(float(linear_linf(W.T)), rel=1e-14)

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -40,6 +40,7 @@ from tests.norms.cases import (
     resizings,
     transposed_convolutions,
 )
+from tests.property_tests import examples
 
 MODES = ("circular", "reflect", "replicate")
 FAR = ("zeros", *MODES)
@@ -65,25 +66,25 @@ def test_without_gradients(layer, shape):
 
 
 @given(convolutions(modes=MODES))
-@settings(max_examples=400)
+@examples(400)
 def test_any_padding_mode(case):
     check(*case)
 
 
 @given(convolutions(max_size=2, max_kernel=7, modes=MODES))
-@settings(max_examples=200)
+@examples(200)
 def test_any_padding_mode_on_tiny_maps(case):
     check(*case)
 
 
 @given(transposed_convolutions())
-@settings(max_examples=400)
+@examples(400)
 def test_any_transposed_convolution(case):
     check(*case)
 
 
 @given(st.one_of(poolings(), resizings(), paddings(), foldings()))
-@settings(max_examples=300)
+@examples(300)
 def test_any_pooling_resizing_padding_and_folding(case):
     check(*case)
 
@@ -96,7 +97,7 @@ def test_any_pooling_resizing_padding_and_folding(case):
         *(poolings(), resizings(), paddings(), foldings()),
     )
 )
-@settings(max_examples=10_000)
+@examples(10_000)
 def test_ten_thousand_layers(case):
     check(*case)
 
@@ -118,7 +119,7 @@ def axes(draw):
 
 
 @given(axes())
-@settings(max_examples=300)
+@examples(300)
 def test_patterns_are_those_of_the_whole_axis(case):
     """The short axis that stands for a long one, and the dominant patterns, lose no maximum."""
     kernel, size, stride, before, after, dilation, mode, outputs = case
@@ -231,7 +232,7 @@ def test_functional_padding_in_words_pairs_and_modes():
 
 
 @given(transposed_convolutions())
-@settings(max_examples=100)
+@examples(100)
 def test_functional_transposed(case):
     layer, shape = case
     sizes = (layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
@@ -261,7 +262,7 @@ def test_functional_transposed_refuses(norm, arguments, message):
 
 
 @given(convolutions(max_size=4, max_kernel=3))
-@settings(max_examples=100)
+@examples(100)
 def test_transposition_swaps_the_two_norms(case):
     """The transposed convolution back to the input's size is the adjoint."""
     layer, (_, *size) = case
@@ -278,7 +279,7 @@ def test_transposition_swaps_the_two_norms(case):
 
 
 @given(convolutions(max_size=4, max_kernel=3, modes=FAR), st.integers(1, 3))
-@settings(max_examples=60)
+@examples(60)
 def test_composition_is_submultiplicative(case, channels):
     layer, shape = case
     out = layer(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:]
@@ -289,7 +290,7 @@ def test_composition_is_submultiplicative(case, channels):
 
 
 @given(convolutions(modes=FAR), st.randoms(use_true_random=False))
-@settings(max_examples=60)
+@examples(60)
 def test_signs_and_order_of_channels_do_not_matter(case, random):
     layer, shape = case
     before = [float(n(layer, shape)) for n in (l1, linf)]
@@ -302,7 +303,7 @@ def test_signs_and_order_of_channels_do_not_matter(case, random):
 
 
 @given(convolutions(modes=FAR))
-@settings(max_examples=60)
+@examples(60)
 def test_flipping_the_kernel_and_the_image_does_not_matter(case):
     layer, shape = case
     if layer.padding == "same" or any(s > 1 for s in layer.stride):

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -16,6 +16,7 @@ from opnorm.models import cnn, resnet
 from opnorm.norms import NetworkBound, lipschitz_bound, measure, operator_norm, spectral_complexity
 from opnorm.norms.network.layer_rules import RULES
 from tests.norms import nets
+from tests.property_tests import examples
 
 ORDS = (1, 2, math.inf)
 
@@ -292,7 +293,7 @@ def networks(draw):
 
 
 @given(networks(), st.sampled_from(ORDS))
-@settings(max_examples=60)
+@examples(60)
 def test_no_random_network_is_steeper_than_its_bound(case, p):
     model, shape = case
     check(model, shape, p)

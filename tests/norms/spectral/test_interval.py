@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -12,6 +12,7 @@ from opnorm._core.linear_map import linear_map
 from opnorm.norms import Norm, operator_norm, power_iteration, spectral_norm
 from opnorm.norms.exact.kernel_sums import conv_l2_bound
 from tests.norms.cases import convolutions, matrix, on_all_cases
+from tests.property_tests import examples
 
 
 def check(layer, shape, close=0.0):
@@ -30,13 +31,13 @@ def test_interval(layer, shape):
 
 
 @given(convolutions())
-@settings(max_examples=80)
+@examples(80)
 def test_interval_of_any_convolution(case):
     check(*case, close=0.9)
 
 
 @given(convolutions(max_size=4), st.sampled_from([0.01, 1e-8, 1e8]))
-@settings(max_examples=15)
+@examples(15)
 def test_scale_does_not_matter(case, factor):
     """FastClip's shifted iteration loses a quarter of the norm when the kernel is multiplied by 0.01."""
     layer, shape = case
@@ -48,7 +49,7 @@ def test_scale_does_not_matter(case, factor):
 
 
 @given(convolutions())
-@settings(max_examples=50)
+@examples(50)
 def test_cheap_bound(case):
     layer, shape = case
     out_shape = linear_map(layer, shape).out_shape

@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from opnorm.errors import NormError
 from opnorm.norms import lipschitz_bound, operator_norm, spectral_norm
 from tests.norms.cases import WEIGHTLESS_CASES, foldings, matrix, on_cases, paddings, poolings, pq, resizings
+from tests.property_tests import examples
 
 
 def check(layer, shape):
@@ -30,7 +31,7 @@ def test_equals_the_matrix(layer, shape):
 
 
 @given(st.one_of(poolings(), resizings(), paddings(), foldings()))
-@settings(max_examples=200)
+@examples(200)
 def test_any_layer(case):
     check(*case)
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -13,6 +13,7 @@ from opnorm.norms.spectral.interval import polyphase_of
 from opnorm.norms.spectral.padded_convolution import BlockGram
 from opnorm.norms.spectral.upper_bound import certify
 from tests.norms.cases import convolutions, matrix
+from tests.property_tests import examples
 
 MODES = ("circular", "reflect", "replicate")
 
@@ -22,7 +23,7 @@ def truth(layer, shape):
 
 
 @pytest.mark.parametrize("rows", [1, 256])
-@settings(max_examples=60)
+@examples(60)
 @given(case=convolutions(max_size=8, max_kernel=4, modes=(*MODES, "zeros")))
 def test_the_block_factorization_finds_the_norm(rows, case):
     """Of two numbers closely around the norm, the first is no bound and the second is."""
@@ -78,7 +79,7 @@ def test_too_much_work_is_said():
     assert float(narrow.upper) <= float(wide.upper)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(case=convolutions(max_size=40, max_kernel=3), width=st.sampled_from([0.5, 2.0, 10.0]))
 def test_lower_ends_from_a_part_of_the_map_are_attained(case, width):
     layer, shape = case

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from torch import nn
 
 import opnorm.norms.spectral.singular_values as spectrum
@@ -15,6 +15,7 @@ from opnorm.errors import NormError
 from opnorm.norms import singular_value_spread, singular_values, smallest_singular_value
 from opnorm.norms.spectral.convolution_matrix import as_convolution
 from tests.norms.cases import convolutions
+from tests.property_tests import examples
 
 
 def truth(layer, in_shape):
@@ -126,7 +127,7 @@ def test_circular_values_of_other_sizes_and_layers():
         singular_values(nn.BatchNorm2d(3).eval(), (3, 2, 2), circular=True)
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(convolutions())
 def test_frobenius_norms_and_sparse_matrices(case):
     """In closed form, for every padding, against the matrix."""

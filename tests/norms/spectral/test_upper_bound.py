@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -26,6 +26,7 @@ from opnorm.norms.spectral.padded_convolution import padding_bound
 from opnorm.norms.spectral.positive_definite import DOUBLE, SINGLE, CholeskyTest
 from opnorm.norms.spectral.symbol_search import SymbolSearch
 from opnorm.norms.spectral.upper_bound import bound_by_cells, certify
+from tests.property_tests import examples
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -95,7 +96,7 @@ def holds(layer, in_shape):
     )  # small maps: diagonalized where the symbol is too loose
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(layers())
 def test_interval_holds_the_truth(case):
     if assume_fits(*case):
@@ -104,14 +105,14 @@ def test_interval_holds_the_truth(case):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@settings(max_examples=10_000, deadline=None)
+@examples(10_000)
 @given(layers())
 def test_interval_holds_the_truth_ten_thousand_times(case):
     if assume_fits(*case):
         holds(*case)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(layers(transposed=(False,)))
 def test_reduction_to_stride_1_is_the_same_map(case):
     layer, in_shape = case
@@ -138,7 +139,7 @@ def test_reduction_to_stride_1_is_the_same_map(case):
     assert math.isclose(top, float(torch.linalg.matrix_norm(M, 2)), rel_tol=1e-10, abs_tol=1e-300)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(layers(transposed=(False,)), st.integers(0, 2**31))
 def test_gram_symbol_is_the_symbols_square(case, seed):
     layer, in_shape = case
@@ -298,7 +299,7 @@ def test_named_bounds():
         bound(nn.BatchNorm2d(3), (3, 4, 4), "thm1")
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(layers())
 def test_coarse_bounds_hold_for_any_layer(case):
     layer, in_shape = case
@@ -352,7 +353,7 @@ def test_iterations_are_lower_bounds():
     assert math.isclose(lanczos(linear, 200), true, rel_tol=1e-9)
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(layers())
 def test_gram_matrices(case):
     """The top eigenvalue is that of the layer, also where phases differ in length."""
@@ -487,7 +488,7 @@ def test_wide_intervals_are_cheap(width):
 
 
 @pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
-@settings(max_examples=25)
+@examples(25)
 @given(case=st.data())
 def test_padding_that_copies_the_input(mode, case):
     d, k, p, s, dilation, n = (
