@@ -136,11 +136,12 @@ def each_no_smaller(outcomes: Outcomes) -> Verdict:
     comparisons = []
     for name, trained, plain in _pairs(outcomes):
         first, second = trained.by_seed(_norms), plain.by_seed(_norms)
-        shares = [
-            sum(a >= COMPARABLE * b for a, b in zip(first[s], second[s], strict=True)) / len(first[s])
-            for s in first.keys() & second.keys()
+        counted = [
+            [a >= COMPARABLE * b for a, b in zip(first[s], second[s], strict=True)]
+            for s in first
+            if s in second
         ]
-        comparisons.append(Comparison(f"share of layers, {name}", tuple(share - 0.5 for share in shares)))
+        comparisons.append(Comparison.of_counts(f"share of layers, {name}", counted, 0.5))
     return decide(comparisons, above(), share_needed=0.5, unit="above one half")
 
 

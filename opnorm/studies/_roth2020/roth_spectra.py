@@ -220,12 +220,11 @@ def share_of_ranks_lower(outcomes: Outcomes, method: str, at: str) -> Comparison
     """The share of ranks at which a method's singular value is below standard training's, less what is "the whole"."""
     before = of_method(outcomes, STANDARD).by_seed(lambda r: spectrum(r, at))
     after = of_method(outcomes, method).by_seed(lambda r: row_of(r, "jacobian_spectrum", at=at)["mean"])
-    shares = [
-        float(np.mean([b < a for a, b in zip(before[seed], after[seed], strict=False)]))
-        for seed in sorted(before.keys() & after.keys())
+    counted = [
+        [b < a for a, b in zip(before[seed], after[seed], strict=False)] for seed in before if seed in after
     ]
     name = f"share of ranks that are lower, {method} against {STANDARD}, {at} points"
-    return Comparison(name, tuple(share - WHOLE for share in shares))
+    return Comparison.of_counts(name, counted, WHOLE)
 
 
 def whole_spectrum_shrinks(outcomes: Outcomes) -> Verdict:

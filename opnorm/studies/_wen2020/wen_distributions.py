@@ -160,19 +160,13 @@ def _share_that_fell(outcomes: Outcomes) -> list[Comparison]:
         some = outcomes.of(network)
         weakest, strongest = some.of(method=some.methods[0]), some.of(method=some.methods[-1])
         before, after = weakest.by_seed(_spread_of), strongest.by_seed(_spread_of)
-        shares = [
-            float(
-                np.mean(
-                    [
-                        after[seed][layer] < before[seed][layer]
-                        for layer in before[seed].keys() & after[seed].keys()
-                    ]
-                )
-            )
-            for seed in before.keys() & after.keys()
+        counted = [
+            [after[s][layer] < before[s][layer] for layer in before[s] if layer in after[s]]
+            for s in before
+            if s in after
         ]
         name = f"share of layers whose spread fell from {some.methods[0]} to {some.methods[-1]}, {network}"
-        found.append(Comparison(name, tuple(share - 0.5 for share in shares)))
+        found.append(Comparison.of_counts(name, counted, 0.5))
     return found
 
 
