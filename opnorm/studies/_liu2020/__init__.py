@@ -15,10 +15,16 @@ PAPER = Paper(
     sizes={
         "smoke": "one epoch of few points, to see that all works; nothing can be concluded from it",
         "laptop": (
-            "digits of 8x8 pixels, a perceptron of width 128, a CNN and a VGG-16 an eighth as wide, a WRN-10-1, 12 epochs, "
-            "radii 3 times the paper's, own strengths of WEISSI (the paper: MNIST and CIFAR-10, WRN-28-10, 60 to 300 epochs)"
+            "digits of 8x8 pixels, a perceptron of width 128, a CNN and a VGG-16 an eighth as wide (the VGG-16 with two "
+            "poolings), a WRN-10-1, 12 epochs (VGG-16: 20), radii 3 times the paper's, 5 steps of PGD in training, own "
+            "strengths of WEISSI (the paper: MNIST and CIFAR-10, WRN-28-10, 60 to 300 epochs); the complexity of a layer of "
+            "the WRN counts once its norm is above 0.1, because Fixup starts layers at zero"
         ),
-        "paper": "the published settings: MNIST and CIFAR-10, 60, 300 and 200 epochs",
+        "paper": (
+            "the published settings: MNIST and CIFAR-10, 60, 300 and 200 epochs; but the complexity of a layer of the WRN "
+            "counts once its norm is above 0.1, as Fixup starts layers at zero, and without it the first steps diverge; "
+            "with the printed strengths the energy of the VGG-16 overflows in the second step, and these runs fail"
+        ),
     },
 )
 

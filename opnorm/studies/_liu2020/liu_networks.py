@@ -30,7 +30,7 @@ PUBLISHED = {
 SMALL = {
     "MLP": "mlp(width=128, mean=0, std=1)",
     "CNN": "cnn(width=16, mean=0, std=1)",
-    "VGG-16": "vgg16(width=8, mean=0, std=1)",
+    "VGG-16": "vgg16(width=8, pools=2, mean=0, std=1)",  # five poolings would leave maps of one pixel
     "WRN-28-10": "wrn(depth=10, width=1, norm='fixup', mean=0, std=1)",
 }
 # λ_e, λ_c; a product of norms changes with widths by many powers of ten, so small networks have their own
@@ -45,9 +45,11 @@ PUBLISHED_WEIGHTS = {
 SMALL_WEIGHTS = {
     "MLP": (1e-5, 1e-4),
     "CNN": (1e-5, 1e-4),
-    "VGG-16": (1e-26, 3e-5),
+    "VGG-16": (1e-29, 3e-5),
     "WRN-28-10": (1e-12, 1e-4),
 }
+LEAST_NORM = 0.1
+"""Of a layer that counts in the complexity: Fixup starts layers at zero, where the gradient of the complexity diverges."""
 
 
 def radius(eps: float, setting: Setting) -> float:
@@ -65,11 +67,12 @@ def regularizer(method: str, network: str, training: str, setting: Setting) -> t
     small = SMALL_WEIGHTS[network]
     energy, complexity = PUBLISHED_WEIGHTS[training, key] if setting.size == "paper" else small
     form = "cnn" if network in ("VGG-16", "WRN-28-10") else "product"
+    least = LEAST_NORM if network == "WRN-28-10" else 0.0
     if method == "energy alone":
         complexity = 0.0
     if method == "complexity alone":
         energy = 0.0
-    return (f"weissi(energy={energy!r}, complexity={complexity!r}, form={form!r})",)
+    return (f"weissi(energy={energy!r}, complexity={complexity!r}, form={form!r}, least={least!r})",)
 
 
 def base_run(setting: Setting, network: str, *, convex: bool) -> Run:
@@ -78,10 +81,11 @@ def base_run(setting: Setting, network: str, *, convex: bool) -> Run:
     if convex:
         call = call.replace("norm='fixup'", "norm='fixup', aggregation='convex'")
     if setting.size != "paper":
-        deep = network in ("VGG-16", "WRN-28-10")
+        vgg = network == "VGG-16"  # 15 layers without normalization need smaller steps, and more of them
         run = Run(
-            model=call, data="digits()", optimizer="sgd(lr=0.03)" if deep else "sgd(lr=0.1)",
-            epochs=setting.pick(1, 12, None), batch=64, limit=setting.pick(100, None, None),
+            model=call, data="digits()", optimizer=f"sgd(lr={0.03 if vgg else 0.1})",
+            epochs=setting.pick(1, 20 if vgg else 12, None), batch=32 if vgg else 64,
+            limit=setting.pick(100, None, None),
         )  # fmt: skip
     elif network in ("MLP", "CNN"):
         run = Run(
@@ -141,7 +145,7 @@ def cases(
     found = []
     for training in trainings if setting.size != "smoke" else trainings[:1]:
         plain = (
-            "plain()" if training == "standard" else f"pgd_at(eps={eps!r}, steps={setting.pick(2, 10, 10)})"
+            "plain()" if training == "standard" else f"pgd_at(eps={eps!r}, steps={setting.pick(2, 5, 10)})"
         )
         for method in methods if setting.size != "smoke" else (methods[0], methods[-1]):
             run = replace(
