@@ -45,7 +45,7 @@ PUBLISHED_WEIGHTS = {
 SMALL_WEIGHTS = {
     "MLP": (1e-5, 1e-4),
     "CNN": (1e-5, 1e-4),
-    "VGG-16": (1e-29, 3e-5),
+    "VGG-16": (1e-28, 3e-5),
     "WRN-28-10": (1e-12, 1e-4),
 }
 LEAST_NORM = 0.1
