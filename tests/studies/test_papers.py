@@ -12,10 +12,13 @@ from opnorm.runs.run import Result
 from opnorm.runs.runner import run_study
 from opnorm.runs.store import Store
 from opnorm.studies import Setting, papers, study_call
-from opnorm.studies._shared.outcomes import Outcome, Outcomes
-from opnorm.studies._shared.paper import SIZES
+from opnorm.studies._shared.outcomes import Outcomes
+from opnorm.studies._shared.paper import SIZES, outcomes_of
+from opnorm.studies._shared.printed import printed_numbers
+from tests.studies.made_up_results import outcomes_with
 
 PAPERS = {paper.name: paper for paper in papers()}
+SMOKE = Setting("smoke")
 CLAIMS = [(paper, part, claim) for paper in papers() for part in paper.parts for claim in part.claims]
 
 
@@ -39,7 +42,7 @@ def test_laptop_size_has_all_that_the_paper_has():
                 {(c.network, re.sub(r"[\d.e-]+", "#", c.method)) for c in part.cases(Setting(s))}
                 for s in ("laptop", "paper")
             )
-            assert len(laptop) >= len(full), f"{paper.name}.{part.name}"
+            assert full <= laptop, f"{paper.name}.{part.name}"
 
 
 @pytest.mark.parametrize(("paper", "part", "claim"), CLAIMS, ids=lambda x: x.name)
@@ -52,6 +55,39 @@ def test_every_claim_names_its_section(paper, part, claim):
 def test_names_of_claims_are_unique():
     names = [claim.name for _, _, claim in CLAIMS]
     assert len(set(names)) == len(names)
+
+
+PRINTED = [
+    (paper, part) for paper in papers() for part in paper.parts if printed_numbers(paper.name, part.name)
+]
+
+
+def test_every_printed_table_has_its_part():
+    assert {(paper.name, part.name) for paper, part in PRINTED} == {
+        (name, table) for name, tables in printed_numbers().items() for table in tables
+    }
+
+
+@pytest.mark.parametrize(("paper", "part"), PRINTED, ids=lambda x: x.name)
+def test_every_printed_number_is_shown(paper, part, monkeypatch):
+    """Beside the measured one, in the table of its network, the row of its method (or of its network) and its column."""
+    monkeypatch.setattr(Outcomes, "chart", lambda *_: [])  # tables alone
+    setting = Setting("paper", seeds=1)
+    tables = part.section(setting, outcomes_with(paper, part, {}, setting)).tables
+    for network, methods in printed_numbers(paper.name, part.name).items():
+        for method, numbers in methods.items():
+            shown = [
+                (table, row)
+                for title, table in tables.items()
+                for row in table.rows
+                if (title == network and row["method"] == method)
+                or (network not in tables and row["method"] in (method, network))
+            ]
+            ((table, row),) = shown
+            keys = {column.key for column in table.columns}
+            for key, number in numbers.items():
+                assert f"{key}_paper" in keys, (network, method, key)
+                assert row[f"{key}_paper"] == number
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -73,14 +109,17 @@ def test_smoke(name, main, tmp_path):
     made_up_failures_leave_claims_undecided(name)
 
 
-def verdicts(name, results):
-    """By claim, the outcome that these results give."""
-    found = {}
-    for part in PAPERS[name].parts:
-        cases = [case for case in part.cases(Setting("smoke")) if case.run.key in results]
-        outcomes = Outcomes([Outcome(case, results[case.run.key]) for case in cases])
-        found |= {claim.name: claim.verdict(outcomes).outcome for claim in part.claims}
-    return found
+def verdicts(name, study, results):
+    """By claim, the verdict that these results give, those of searches included; what these ask for next is to come."""
+    further = {
+        run.key: Result.to_come(run) for run in (study.more(list(results.values())) if study.more else ())
+    }
+    known = list((results | further).values())
+    return {
+        claim.name: claim.verdict(outcomes_of(part, SMOKE, part.cases(SMOKE), known))
+        for part in PAPERS[name].parts
+        for claim in part.claims
+    }
 
 
 def made_up_failures_leave_claims_undecided(name):
@@ -90,10 +129,15 @@ def made_up_failures_leave_claims_undecided(name):
     failed = {
         key: replace(r, rows={}, metrics=[], failure="the loss was not finite") for key, r in results.items()
     }
-    before = verdicts(name, results)
+    before = verdicts(name, study, results)
+    assert not any(verdict.evidence.startswith("Not run yet") for verdict in before.values())
     for key in results:
-        for claim, outcome in verdicts(name, results | {key: failed[key]}).items():
-            assert outcome in ("not decided", before[claim]), claim
+        for claim, verdict in verdicts(name, study, results | {key: failed[key]}).items():
+            if verdict != before[claim]:
+                assert verdict.outcome == "not decided", claim
+                assert re.search(
+                    "the loss was not finite|Not run yet|left out|no radius", verdict.evidence
+                ), verdict
     check_pages_under_way(study, list(results.values()))
     report = study.report(list(failed.values()))
     assert {claim["outcome"] for claim in report.claims} <= {"not decided"}

@@ -92,11 +92,17 @@ def _median_length(result: Result) -> float:
     return float(np.median(row_of(result, "input_gradients")["lengths"]))
 
 
-def _above_bound(result: Result) -> float:
-    """The share of points whose input gradient is longer than its bound; 0 by the theorem. NaN where no bound is known."""
+def _log_median(result: Result) -> float | None:
+    """log10 of the median length; None where it is 0, as of a network whose logits do not change."""
+    median = _median_length(result)
+    return math.log10(median) if median else None
+
+
+def _above_bound(result: Result) -> float | None:
+    """The share of points whose input gradient is longer than its bound; 0 by the theorem. None where no bound is known."""
     row = row_of(result, "input_gradients")
     if row["bounds"] is None:
-        return math.nan
+        return None
     return float(np.mean(np.array(row["lengths"]) > np.array(row["bounds"])))
 
 
@@ -125,7 +131,7 @@ def _gradients_section(setting: Setting, outcomes: Outcomes) -> Section:
 
 
 def gradients_are_shorter(outcomes: Outcomes) -> Verdict:
-    return _pair(outcomes, WEISSI, lambda result: math.log10(_median_length(result)))
+    return _pair(outcomes, WEISSI, _log_median)
 
 
 # ---------------------------------------------------------------- ablation and invariance

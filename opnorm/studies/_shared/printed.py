@@ -8,14 +8,24 @@ from typing import Any
 __all__ = ["printed_numbers"]
 
 
-def printed_numbers(paper: str, table: str, network: str) -> dict[str, dict[str, float]]:
-    """The printed cells of a network's table, by method and by column, shares as fractions; empty where there are none."""
-    found: dict[str, dict[str, float]] = _all().get(paper, {}).get(table, {}).get(network, {})
+def printed_numbers(*where: str) -> dict[str, Any]:
+    """The printed numbers by paper, table, network, method and column, of the first of these that are named.
+
+    Shares are fractions. Empty where there are none.
+
+    Example:
+        >>> printed_numbers("liu2020", "table1", "MLP, standard")["WEISSI"]["clean"]
+        0.9766
+    """
+    found = _all()
+    for name in where:
+        found = found.get(name, {})
     return found
 
 
 @functools.cache
-def _all() -> Any:
-    return json.loads(
+def _all() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(
         (resources.files("opnorm.studies._shared") / "printed.json").read_text(encoding="utf-8")
     )
+    return found
