@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -32,11 +33,42 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before the markers choose
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With all their examples, property tests are slow: `make test-slow` runs them."""
-    if property_tests.PROFILE == "thorough":
-        for item in items:
-            if getattr(getattr(item, "function", None), "is_hypothesis_test", False):
-                item.add_marker("slow")
+    """Of a test marked ``each_value``, the combinations that show no new value are slow.
+
+    So are property tests with all their examples, which `make test-slow` runs.
+    """
+    for item in items:
+        function = getattr(item, "function", None)
+        if property_tests.PROFILE == "thorough" and getattr(function, "is_hypothesis_test", False):
+            item.add_marker("slow")
+    combined = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("each_value"):
+            combined[item.function].append(item)
+    for of_one in combined.values():
+        for item in _with_nothing_new(of_one):
+            item.add_marker("slow")
+
+
+def _with_nothing_new(items: list[pytest.Item]) -> list[pytest.Item]:
+    """The items that are left when each value is in one: first those with most new values, then those of rarest ones."""
+    values, left = {item: _values(item) for item in items}, list(items)
+    uses: Counter[tuple] = Counter()
+
+    def worth(item: pytest.Item) -> tuple[int, int]:
+        return sum(not uses[v] for v in values[item]), -sum(uses[v] for v in values[item])
+
+    while left and worth(best := max(left, key=worth))[0]:
+        uses.update(values[best])
+        left.remove(best)
+    return left
+
+
+def _values(item: pytest.Item) -> set[tuple]:
+    """The values of its parameters, those of one ``parametrize`` together."""
+    names = [marker.args[0] for marker in item.iter_markers("parametrize")]
+    groups = [n.replace(" ", "").split(",") if isinstance(n, str) else n for n in names]
+    return {(*group, *(id(item.callspec.params[name]) for name in group)) for group in groups}
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -103,6 +103,7 @@ def path_of(search, model, batch):
     return path, etas
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("norm", [math.inf, 2])
 @pytest.mark.parametrize("steps", [1, 2, 5, 17, 50, 100])
 def test_same_path_as_the_plain_algorithm(norm, steps):
@@ -198,6 +199,7 @@ def test_rows_at_different_iterations_do_not_affect_each_other():
 # ---------------------------------------------------------------- known optima
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("norm", [math.inf, 2, 1])
 @pytest.mark.parametrize("box", ["inactive", "active"])
 @pytest.mark.parametrize("loss", ["ce", "dlr", "cw"])
@@ -272,6 +274,7 @@ def test_losses_towards_a_target_by_hand():
     assert towards("dlr")(7 * z, pair).item() == pytest.approx(towards("dlr")(z, pair).item())
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("classes", [2, 3, 4, 8, 10])
 @pytest.mark.parametrize("loss", ["ce", "dlr", "cw"])
 @pytest.mark.parametrize("targets", [0, 1, 9])

@@ -40,6 +40,7 @@ def exactly_inside(x, z, eps, norm):
             assert sum(abs(g) ** norm for g in gaps) <= eps**norm
 
 
+@pytest.mark.each_value
 @on_all_attacks(pytest.mark.parametrize)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("random_start", [True, False])
@@ -63,6 +64,7 @@ def test_points_are_exactly_in_the_ball_and_in_the_box(name, norm, dtype, random
             assert all((a != b).any() for a, b in zip(x, z, strict=True))
 
 
+@pytest.mark.each_value
 @on_the_others(pytest.mark.parametrize)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.filterwarnings("ignore:with 3 classes:UserWarning", "ignore:the DLR loss:UserWarning")
@@ -132,6 +134,7 @@ def best_in_ball_and_box(x, direction, eps, norm):
     return (x + low * direction).clamp(0, 1)
 
 
+@pytest.mark.each_value
 @on_all_attacks(pytest.mark.parametrize)
 @pytest.mark.parametrize("box", ["inactive", "active"])
 def test_near_the_optimum_of_a_linear_model(name, norm, box):
@@ -218,6 +221,7 @@ def same(a, b):
     return a == b
 
 
+@pytest.mark.each_value
 @on_all_attacks(pytest.mark.parametrize)
 @pytest.mark.parametrize("mode", ["eval", "train", "as is"])
 @pytest.mark.parametrize("fails_after", [None, 0, 2])
@@ -285,6 +289,7 @@ def test_one_logit_is_refused_with_the_remedy(name, norm):
         make(name, norm)(net(classes=1).eval(), x, torch.zeros(4, dtype=torch.long))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("grad", [torch.no_grad, torch.enable_grad])
 @on_all_attacks(pytest.mark.parametrize)
 def test_gradient_mode_of_the_caller_does_not_matter(name, norm, grad):

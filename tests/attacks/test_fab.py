@@ -115,6 +115,7 @@ def test_points_of_any_type_are_exactly_inside(norm, dtype):
         assert (model(closest.points).argmax(1) != y)[closest.distance < math.inf].all()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("targets", [9, 0])
 @pytest.mark.parametrize("norm", NORMS)
 def test_points_do_not_depend_on_batch_or_order(norm, targets):

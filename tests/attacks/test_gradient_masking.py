@@ -25,6 +25,7 @@ def judged(model, attack, n=50, **settings):
     return report, {sign.component: sign.text for sign in report.indicators if sign.suspicious}
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("norm", EPS, ids="{:g}".format)
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_an_honest_model_is_cleared(norm, attack):

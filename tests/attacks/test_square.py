@@ -115,6 +115,7 @@ def test_the_schedule():
 # ---------------------------------------------------------------- steps
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     "shape",
     [
@@ -159,6 +160,7 @@ def test_proposals_stay_in_the_ball_and_change_two_squares_at_most(norm, shape):
         state = advanced(search, batch, state, response(batch, torch.rand(16, generator=generator)))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 7, 9), (3, 2, 2), (2, 1, 1), (11,), (3, 8), (2, 3, 5, 4)])
 @pytest.mark.parametrize("norm", [2, 1])
 def test_away_from_the_box_no_length_is_lost(norm, shape):
@@ -226,6 +228,7 @@ def test_the_features_of_a_vector_have_no_neighbors():
     assert before.shape == x.repeat(rows, 1).shape
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("shape", [(1, 4, 4), (3, 2, 2), (1, 1, 1), (16,), (2, 8), (1, 2, 3, 3)])
 @pytest.mark.parametrize("norm", NORMS)
 def test_near_the_optimum_of_linear_models(norm, shape):
@@ -242,6 +245,7 @@ def test_near_the_optimum_of_linear_models(norm, shape):
     assert share.min() >= enough
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("norm", NORMS)
 def test_points_are_exactly_inside(norm, dtype):
@@ -284,6 +288,7 @@ def test_queries_alone_and_no_more_than_allowed(norm):
     assert model.asked == 6  # wrong by nature
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("stop", [True, False])
 def test_points_do_not_depend_on_batch_or_order(norm, stop):
@@ -387,6 +392,7 @@ def counted(model, x, y, search, **settings):
     return result, sizes
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("norm", [math.inf, 2, 1])
 @pytest.mark.parametrize("patience", [math.inf, 3])
 @pytest.mark.parametrize("factor", [0.25, 2])

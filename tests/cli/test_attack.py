@@ -183,7 +183,7 @@ def test_what_the_user_can_mend_is_one_line(cli, key, args, message):
 
 def test_killed_it_goes_on(opnorm, key, tmp_path, until):
     """500 points are two parts; the first one is kept."""
-    args = ("attack", key, "--attack", "pgd(steps=300)", "--eps", "0.1", "--json")
+    args = ("attack", key, "--attack", "pgd(steps=100)", "--eps", "0.1", "--json")
     process, _ = opnorm(*args, wait=False)
     kept = tmp_path / "runs" / "attacks"
     until(lambda: list(kept.glob("*.partial/part-*")))

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from opnorm.cli import main
+from tests.data.files import write_pictures
 
 TINY = [
     "--model",
@@ -64,6 +65,12 @@ def stubborn():
 
 def oops():
     raise RuntimeError("two\\nlines")
+
+def study(lr=0.05):
+    from dataclasses import replace
+    from opnorm.studies import tour
+    whole = tour(size="smoke", seeds=1, limit=50, model="cnn(width=2)", lr=lr)
+    return replace(whole, runs=whole.runs[:4])
 """
 
 
@@ -200,7 +207,9 @@ def test_norms(cli):
 
 
 def test_study_dry_run(cli, here):
-    status, out, err = cli("study", "tour", "--dry-run", "--seeds", "1", "--size", "smoke")
+    status, out, err = cli(
+        "study", "tour(model='cnn(width=2)')", "--dry-run", "--seeds", "1", "--size", "smoke"
+    )
     assert (status, err) == (0, "")
     lines = out.splitlines()
     runs = [line for line in lines if re.match(r"[0-9a-f]{12}  to do", line)]
@@ -245,8 +254,13 @@ SMOKE = [
 ]
 
 
-def test_study_ends_with_the_page(cli):
-    status, out, err = cli(*SMOKE)
+FOUR = ["study", "my_module.study()", "--jobs", "1"]
+
+
+@pytest.mark.parametrize("study", [FOUR, pytest.param(SMOKE, marks=pytest.mark.slow)], ids=["four", "all"])
+def test_study_ends_with_the_page(cli, study):
+    """Of four runs of the tour; behind the slow marker, of all."""
+    status, out, err = cli(*study)
     assert status == 0
     assert len(out.splitlines()) == 1
     page = Path(out.splitlines()[-1])
@@ -259,19 +273,19 @@ def test_study_ends_with_the_page(cli):
     assert "\x1b" not in err
     assert "\r" not in err
 
-    status, again, err = cli(*SMOKE, "--json")
+    status, again, err = cli(*study, "--json")
     found = json.loads(again)
     assert found["page"] == str(page)
     assert len(found["runs"]) == n
     assert not any(r["failure"] for r in found["runs"])
     assert err.count("found, ") == n
     assert (
-        cli(*SMOKE, "--dry-run")[1].splitlines()[-1] == f"{n} runs, {n} finished"
+        cli(*study, "--dry-run")[1].splitlines()[-1] == f"{n} runs, {n} finished"
     )  # and nothing to estimate
 
 
 def test_a_study_with_failures_says_so_and_ends_well(cli):
-    status, out, err = cli(*SMOKE[:1], "tour(lr=1e30)", *SMOKE[2:])
+    status, out, err = cli("study", "my_module.study(lr=1e30)", *FOUR[2:])
     assert status == 0
     assert Path(out.strip()).exists()
     assert "failed: " in err
@@ -287,6 +301,27 @@ def on_mnist(folder, *args):
     return json.loads(done.stdout)
 
 
+def test_a_run_on_images_in_parquet_files(cli, here, monkeypatch):
+    monkeypatch.setenv("OPNORM_CACHE", str(here / "cache"))
+    for part in ("train", "test"):
+        write_pictures(here / f"animals/{part}-00000-of-00001.parquet", 50)
+    args = (
+        "train",
+        "--data",
+        'parquet("animals")',
+        "--limit",
+        "40",
+        "--model",
+        "mlp(width=8)",
+        "--epochs",
+        "1",
+    )
+    status, out, err = cli(*args, "--analyses", "accuracy", "--json")
+    assert status == 0, err
+    assert json.loads(out)["results"]["accuracy()"][0]["points"] == 40
+
+
+@pytest.mark.slow
 @pytest.mark.data
 def test_a_run_on_mnist(data_folder, here, monkeypatch):
     monkeypatch.setenv("OPNORM_CACHE", str(here / "cache"))

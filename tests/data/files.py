@@ -1,9 +1,12 @@
 """Parquet files as the Hugging Face hub has them, for tests."""
 
+import io
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -24,3 +27,13 @@ def write(path, images, labels, metadata=None, image="image", label="label", str
     table = pa.table({image: column, label: labels, **more})
     pq.write_table(table.replace_schema_metadata(metadata), path)
     return path
+
+
+def write_pictures(path, n):
+    """``n`` random gray pictures as PNG, with labels in turn."""
+    pictures = np.random.default_rng(0).integers(0, 256, (n, 8, 8), dtype=np.uint8)
+    encoded = []
+    for picture in pictures:
+        Image.fromarray(picture).save(file := io.BytesIO(), "PNG")
+        encoded.append(file.getvalue())
+    return write(path, encoded, [i % len(CLASSES) for i in range(n)], features())

@@ -341,7 +341,9 @@ REAL = {
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize(
+    "name", ["mnist", *(pytest.param(n, marks=pytest.mark.slow) for n in REAL if n != "mnist")]
+)
 def test_real(data_folder, name):
     train, test, shape, first = REAL[name]
 

@@ -76,16 +76,38 @@ def test_what_goes_wrong_in_one_process_goes_wrong_in_both(troubles, name, first
     assert texts[1].startswith(second)
 
 
-def test_the_commands_result_is_that_of_one_process_also_when_killed(tmp_path, opnorm, until):
-    """By torchrun itself, and by two processes that are killed in the second epoch and started again."""
+def _whole_run(folder, args, by_torchrun):
+    """A run begun by two processes; what is called at its end gives what they printed."""
+    if not by_torchrun:
+        group = ranks.start(2, ranks.opnorm, args, folder, folder / "whole")
+
+        def end():
+            assert ranks.end(group) == [0, 0]
+            return "".join((folder / f"whole.out{rank}").read_text() for rank in range(2))
+
+        return end
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    process = subprocess.Popen(
+        [*torchrun, "-m", "opnorm", *args],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+    def end():
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        assert "Warning" not in err
+        return out
+
+    return end
+
+
+@pytest.mark.parametrize("by_torchrun", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_commands_result_is_that_of_one_process_also_when_killed(tmp_path, opnorm, until, by_torchrun):
+    """By two processes, or by torchrun itself, and by two that are killed in the second epoch and started again."""
     status, out, _ = opnorm(*RUN, "--epochs", "3", "--out", "one", "--json")
     assert status == 0
     key = json.loads(out)["key"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    whole = subprocess.Popen(
-        [*torchrun, "-m", "opnorm", *RUN, "--epochs", "3", "--out", "two", "--json"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    whole = _whole_run(tmp_path, [*RUN, "--epochs", "3", "--out", "two", "--json"], by_torchrun)
     args = [*RUN, "--epochs", "3", "--out", "killed", "--json"]
     group = ranks.start(2, ranks.opnorm, args, tmp_path, tmp_path / "first")
     until((tmp_path / "killed" / f"{key}.partial" / "checkpoint.safetensors").exists)
@@ -97,10 +119,7 @@ def test_the_commands_result_is_that_of_one_process_also_when_killed(tmp_path, o
     assert ranks.end(group) == [0, 0]
     assert json.loads((tmp_path / "second.out0").read_text())["key"] == key
     assert (tmp_path / "second.out1").read_text() == ""
-    out, err = whole.communicate(timeout=60)
-    assert whole.returncode == 0, err
-    assert "Warning" not in err
-    assert json.loads(out)["results"].keys() == {"accuracy()"}, "one process prints"
+    assert json.loads(whole())["results"].keys() == {"accuracy()"}, "one process prints"
 
     one, two, killed = (
         read_tensors(tmp_path / name / key / "weights.safetensors")[0] for name in ("one", "two", "killed")

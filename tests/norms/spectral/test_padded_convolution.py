@@ -36,6 +36,7 @@ def test_the_block_factorization_finds_the_norm(rows, case):
         assert BlockGram.cheapest(as_convolution(layer, shape)).first_upper_bound(around) == around[1]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     ("arguments", "shape"),
