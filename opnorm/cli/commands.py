@@ -56,8 +56,9 @@ def _leave(signum: int, frame: Any) -> None:
     os._exit(130)
 
 
+COMMANDS: tuple[Callable[..., Any], ...] = (norms, train, attack, analyze, compare, study, separation, ls, rm)
+WITHOUT_TORCH = (ls, rm)
+
 app = tyro.extras.SubcommandApp()
-for command in (norms, train, attack, analyze, compare, study, separation):
-    app.command(name=command.__name__)(_with_torch(command))
-for command in (ls, rm):
-    app.command(name=command.__name__)(command)
+for command in COMMANDS:
+    app.command(name=command.__name__)(command if command in WITHOUT_TORCH else _with_torch(command))
