@@ -18,6 +18,8 @@ ATTACKS = {
     "autoattack": lambda norm: autoattack(norm, EPS[norm], attacks=("apgd-ce", "apgd-t")),
     "pgd": lambda norm: pgd(norm, EPS[norm], 30),
 }
+BY_PGD = ["pgd", pytest.param("autoattack", marks=pytest.mark.slow)]
+"""For masks that both find in the same way."""
 
 
 def judged(model, attack, n=50, **settings):
@@ -54,21 +56,21 @@ def test_a_quantized_input_layer(attack):
     assert "check the input layer: the logits of " in report.summary
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", BY_PGD)
 def test_rounding_with_a_made_up_gradient(attack):
     """A straight-through estimator gives gradients, but the model feels no small move."""
     model = Around(before=lambda x: x + ((x * 8).round() / 8 - x).detach())
     assert "the input layer" in judged(model, ATTACKS[attack](math.inf))[1]
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", BY_PGD)
 def test_a_saturated_softmax(attack):
     _, bad = judged(saturates(), ATTACKS[attack](math.inf))
     assert bad.keys() == {"the softmax"}
     assert "the gradient of cross-entropy is exactly zero" in bad["the softmax"]
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", BY_PGD)
 def test_probabilities_of_a_saturated_softmax(attack):
     model = Around(after=lambda z: (100 * z).softmax(1))
     assert {"the output", "the gradient", "the large radius"} <= judged(model, ATTACKS[attack](math.inf))[
@@ -80,7 +82,7 @@ def test_probabilities_of_a_saturated_softmax(attack):
     )  # which is flat where a probability is near 1
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", BY_PGD)
 def test_a_random_layer(attack):
     _, bad = judged(draws(), ATTACKS[attack](math.inf))
     assert "two passes over the same points differ" in bad["the random layers"]
@@ -169,6 +171,7 @@ class Vote(nn.Module):
         return votes + self.decoy * self.small(x.flatten(1))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("decoy", [1e-3, 0.03])
 @pytest.mark.parametrize("norm", EPS, ids="{:g}".format)
 def test_a_vote_with_the_gradient_of_a_decoy(norm, decoy):
