@@ -1,9 +1,7 @@
 """Liang & Huang 2021: do large norms of layers hurt adversarial robustness?"""
 
-from opnorm.runs.runner import Study
-from opnorm.spec import factory
 from opnorm.studies._liang2021 import liang_constructions, liang_figure2, liang_table1, liang_table2
-from opnorm.studies._shared.paper import Paper, Setting
+from opnorm.studies._shared.paper import Paper, study_of
 
 __all__ = ["PAPER", "liang2021"]
 
@@ -21,30 +19,4 @@ PAPER = Paper(
         "paper": "the published setting: CIFAR-10, 120 epochs",
     },
 )
-
-
-@factory("study")
-def liang2021(
-    part: str | None = None,
-    size: str = "laptop",
-    seeds: int | None = None,
-    data: str | None = None,
-    limit: int | None = None,
-    only: str | None = None,
-) -> Study:
-    """The tables, figures and constructions of Liang & Huang 2021, with a verdict on every claim.
-
-    Args:
-        part: one table or figure, all when None.
-        size: "smoke", "laptop" or "paper".
-        seeds: how many times each training is repeated.
-        data: a data set as a call; that of the size when None.
-        limit: at most so many training and test points.
-        only: a pattern of networks or methods; the others are left out.
-
-    Raises:
-        SpecError: an unknown part or size, a pattern that matches nothing.
-
-    Source: Liang & Huang 2021.
-    """
-    return PAPER.study(part, Setting(size, seeds, data, limit, only))
+liang2021 = study_of(PAPER)

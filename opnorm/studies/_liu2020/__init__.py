@@ -1,9 +1,7 @@
 """Liu, Cui & Chan 2020: regularization of weights that does not change with their scale (WEISSI)."""
 
-from opnorm.runs.runner import Study
-from opnorm.spec import factory
 from opnorm.studies._liu2020 import liu_figures, liu_tables
-from opnorm.studies._shared.paper import Paper, Setting
+from opnorm.studies._shared.paper import Paper, study_of
 
 __all__ = ["PAPER", "liu2020"]
 
@@ -27,30 +25,4 @@ PAPER = Paper(
         ),
     },
 )
-
-
-@factory("study")
-def liu2020(
-    part: str | None = None,
-    size: str = "laptop",
-    seeds: int | None = None,
-    data: str | None = None,
-    limit: int | None = None,
-    only: str | None = None,
-) -> Study:
-    """The tables and figures of Liu, Cui & Chan 2020, with a verdict on every claim.
-
-    Args:
-        part: one table or figure, all when None.
-        size: "smoke", "laptop" or "paper".
-        seeds: how many times each training is repeated.
-        data: a data set as a call; that of the size when None.
-        limit: at most so many training and test points.
-        only: a pattern of networks or methods; the others are left out.
-
-    Raises:
-        SpecError: an unknown part or size, a pattern that matches nothing.
-
-    Source: Liu, Cui & Chan 2020.
-    """
-    return PAPER.study(part, Setting(size, seeds, data, limit, only))
+liu2020 = study_of(PAPER)

@@ -8,6 +8,7 @@ import numpy as np
 from opnorm.report import Column, Section, weights_against_epoch
 from opnorm.runs.run import Result
 from opnorm.studies._liu2020.liu_networks import (
+    ABLATION,
     METHODS,
     RADII,
     WEIGHT_DECAY,
@@ -26,7 +27,6 @@ from opnorm.studies._shared.paper import Part, Setting
 __all__ = ["PARTS"]
 
 NETWORK = "WRN-28-10"
-ALONE = ("energy alone", "complexity alone", WEISSI_CA)
 
 
 def _standard(*analyses: str, methods: tuple[str, ...] = METHODS) -> Callable[[Setting], list[Case]]:
@@ -77,11 +77,11 @@ def _pair(outcomes: Outcomes, method: str, measure: Callable[[Result], float | N
     return decide([some.compare(name, outcomes.of(method=WEIGHT_DECAY), measure)], below())
 
 
-def weissi_has_the_lowest_energy(outcomes: Outcomes) -> Verdict:
+def energy_is_lower(outcomes: Outcomes) -> Verdict:
     return _pair(outcomes, WEISSI, _last("log10_weight_energy"))
 
 
-def convex_has_lower_complexity(outcomes: Outcomes) -> Verdict:
+def complexity_is_lower(outcomes: Outcomes) -> Verdict:
     return _pair(outcomes, WEISSI_CA, _last("weight_complexity"))
 
 
@@ -138,7 +138,7 @@ def gradients_are_shorter(outcomes: Outcomes) -> Verdict:
 
 
 def _ablation_cases(setting: Setting) -> list[Case]:
-    return cases(setting, NETWORK, ("accuracy()", evaluation(setting)), ALONE, trainings=("standard",))
+    return cases(setting, NETWORK, ("accuracy()", evaluation(setting)), ABLATION, trainings=("standard",))
 
 
 def _ablation_section(setting: Setting, outcomes: Outcomes) -> Section:
@@ -152,7 +152,7 @@ def _ablation_section(setting: Setting, outcomes: Outcomes) -> Section:
 def both_terms_are_needed(outcomes: Outcomes) -> Verdict:
     comparisons = [
         comparison
-        for alone in ALONE[:2]
+        for alone in ABLATION[:2]
         for comparison in compared(outcomes, made_attacks(outcomes), "standard", WEISSI_CA, alone)
     ]
     return decide(comparisons, above(), share_needed=0.5, percent=True)
@@ -211,13 +211,13 @@ PARTS = (
                 "weissi_lowers_the_energy",
                 "The weights of networks trained with WEISSI end with less energy than with weight decay.",
                 "Section 6.3, Figure 2",
-                weissi_has_the_lowest_energy,
+                energy_is_lower,
             ),
             Claim(
                 "convex_aggregation_lowers_the_complexity",
                 "With convex aggregation, WEISSI ends with less complexity than weight decay.",
                 "Section 6.3, Figure 2",
-                convex_has_lower_complexity,
+                complexity_is_lower,
             ),
         ),
     ),

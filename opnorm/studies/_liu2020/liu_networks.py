@@ -13,10 +13,24 @@ from opnorm.studies._shared.methods_table import Quantity, accuracy_of
 from opnorm.studies._shared.outcomes import Case, by_point_of
 from opnorm.studies._shared.paper import Setting
 
-__all__ = ["METHODS", "RADII", "TRAININGS", "attacked", "cases", "columns", "evaluation", "methods_of"]
+__all__ = [
+    "ABLATION",
+    "METHODS",
+    "MNIST_NETWORKS",
+    "RADII",
+    "TRAININGS",
+    "attacked",
+    "cases",
+    "columns",
+    "evaluation",
+    "methods_of",
+]
 
 WEIGHT_DECAY, WEISSI, WEISSI_CA = "weight decay", "WEISSI", "WEISSI-CA"
 METHODS = (WEIGHT_DECAY, "Parseval OC", "Parseval", WEISSI, WEISSI_CA)
+ABLATION = ("energy alone", "complexity alone", WEISSI_CA)  # of WEISSI-CA, Figure 4
+CONVEX = ("Parseval", *ABLATION)  # sums of shortcut and branch are convex
+MNIST_NETWORKS = ("MLP", "CNN")
 TRAININGS = ("standard", "adversarial")
 RADII = (0.05, 0.03, 0.01)  # FGSM; PGD at the last two
 DIGITS_SCALE = 3.0  # digits need longer changes
@@ -63,10 +77,10 @@ def regularizer(method: str, network: str, training: str, setting: Setting) -> t
         return ("weight_decay(lam=1e-4, form='squares')",)
     if method.startswith("Parseval"):
         return ("parseval()",)
-    key = WEISSI_CA if method == WEISSI_CA else network
+    key = WEISSI_CA if method in ABLATION else network
     small = SMALL_WEIGHTS[network]
     energy, complexity = PUBLISHED_WEIGHTS[training, key] if setting.size == "paper" else small
-    form = "cnn" if network in ("VGG-16", "WRN-28-10") else "product"
+    form = "product" if network in MNIST_NETWORKS else "cnn"
     least = LEAST_NORM if network == "WRN-28-10" else 0.0
     if method == "energy alone":
         complexity = 0.0
@@ -87,7 +101,7 @@ def base_run(setting: Setting, network: str, *, convex: bool) -> Run:
             epochs=setting.pick(1, 20 if vgg else 12, None), batch=32 if vgg else 64,
             limit=setting.pick(100, None, None),
         )  # fmt: skip
-    elif network in ("MLP", "CNN"):
+    elif network in MNIST_NETWORKS:
         run = Run(
             model=call,
             data='hf("ylecun/mnist")',
@@ -115,7 +129,7 @@ def evaluation(setting: Setting, radii: Sequence[float] = RADII) -> str:
 
 def methods_of(network: str, setting: Setting) -> tuple[str, ...]:
     """The rows of a network's table."""
-    if network in ("MLP", "CNN"):
+    if network in MNIST_NETWORKS:
         return (WEIGHT_DECAY, WEISSI)
     return (WEIGHT_DECAY, "Parseval OC", WEISSI) if network == "VGG-16" else METHODS
 
@@ -141,7 +155,7 @@ def cases(
         objective: of all trainings; plain or PGD when None.
         label: the name of network and training; both with a comma when None.
     """
-    eps = radius(0.01 if network in ("VGG-16", "WRN-28-10") else 0.03, setting)
+    eps = radius(0.03 if network in MNIST_NETWORKS else 0.01, setting)
     found = []
     for training in trainings if setting.size != "smoke" else trainings[:1]:
         plain = (
@@ -149,15 +163,14 @@ def cases(
         )
         for method in methods if setting.size != "smoke" else (methods[0], methods[-1]):
             run = replace(
-                base_run(setting, network, convex=method in ("Parseval", WEISSI_CA)),
+                base_run(setting, network, convex=method in CONVEX),
                 objective=objective or plain,
                 regularizers=regularizer(method, network, training, setting),
                 analyses=tuple(analyses),
             )
             name = label or f"{network}, {training}"
-            found += setting.repeated(
-                Case(name, method, run), setting.pick(1, 3, 3 if len(methods) > 2 else 5)
-            )
+            trials = 5 if network in MNIST_NETWORKS else 3
+            found += setting.repeated(Case(name, method, run), setting.pick(1, 3, trials))
     return found
 
 

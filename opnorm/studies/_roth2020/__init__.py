@@ -1,9 +1,7 @@
 """Roth, Kilcher & Hofmann 2020: is adversarial training a form of data-dependent operator norm regularization?"""
 
-from opnorm.runs.runner import Study
-from opnorm.spec import factory
 from opnorm.studies._roth2020 import roth_linearity, roth_robustness, roth_spectra
-from opnorm.studies._shared.paper import Paper, Setting
+from opnorm.studies._shared.paper import Paper, study_of
 
 __all__ = ["PAPER", "roth2020"]
 
@@ -30,34 +28,4 @@ PAPER = Paper(
         ),
     },
 )
-
-
-@factory("study")
-def roth2020(
-    part: str | None = None,
-    size: str = "laptop",
-    seeds: int | None = None,
-    data: str | None = None,
-    limit: int | None = None,
-    only: str | None = None,
-) -> Study:
-    """The figures and the theorem of Roth, Kilcher & Hofmann 2020, with a verdict on every claim.
-
-    The radius of adversarial training and the weights of regularizers are searched for, as in the paper's section 5.1: the
-    radius is the smallest at which almost all attacked inputs fool the network trained without attacks, and a weight is that
-    at which clean accuracy equals the adversarially trained network's. The search is part of the study.
-
-    Args:
-        part: one figure, or theorem1; all when None.
-        size: "smoke", "laptop" or "paper".
-        seeds: how many times each training is repeated.
-        data: a data set as a call; that of the size when None.
-        limit: at most so many training and test points.
-        only: a pattern of networks; the others are left out.
-
-    Raises:
-        SpecError: an unknown part or size, a pattern that matches nothing.
-
-    Source: Roth, Kilcher & Hofmann 2020.
-    """
-    return PAPER.study(part, Setting(size, seeds, data, limit, only))
+roth2020 = study_of(PAPER)

@@ -12,10 +12,11 @@ from opnorm.report import Report, Section
 from opnorm.runs.run import Result, Run
 from opnorm.runs.runner import Study
 from opnorm.runs.training_run import environment
+from opnorm.spec import factory
 from opnorm.studies._shared.claim import Claim
 from opnorm.studies._shared.outcomes import Case, MissingError, Outcome, Outcomes
 
-__all__ = ["SIZES", "Paper", "Part", "Setting", "data_of", "no_result", "outcomes_of"]
+__all__ = ["SIZES", "Paper", "Part", "Setting", "data_of", "no_result", "outcomes_of", "study_of"]
 
 SIZES = ("smoke", "laptop", "paper")
 """Seconds, to see that all works; minutes on two cores; the published settings."""
@@ -190,6 +191,38 @@ class Paper:
                 for seconds in [None if r.failure else r.seconds]
             ],
         )
+
+
+def study_of(paper: Paper) -> Callable[..., Study]:
+    """The study of a paper as a call, registered under the paper's name."""
+
+    def study(
+        part: str | None = None,
+        size: str = "laptop",
+        seeds: int | None = None,
+        data: str | None = None,
+        limit: int | None = None,
+        only: str | None = None,
+    ) -> Study:
+        return paper.study(part, Setting(size, seeds, data, limit, only))
+
+    study.__name__ = study.__qualname__ = paper.name
+    study.__doc__ = f"""The tables and figures of a paper, with a verdict on every claim: {paper.title}.
+
+    Args:
+        part: one table or figure, all when None.
+        size: "smoke", "laptop" or "paper".
+        seeds: how many times each training is repeated.
+        data: a data set as a call; that of the size when None.
+        limit: at most so many training and test points.
+        only: a pattern of networks or methods; the others are left out.
+
+    Raises:
+        SpecError: an unknown part or size, a pattern that matches nothing.
+
+    Source: {paper.source}.
+    """
+    return factory("study")(study)
 
 
 def no_result(failed: Sequence[Result]) -> str:

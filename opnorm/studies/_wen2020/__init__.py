@@ -1,8 +1,6 @@
 """Wen, Li & Jia 2020: how does adversarial robustness regularize neural networks?"""
 
-from opnorm.runs.runner import Study
-from opnorm.spec import factory
-from opnorm.studies._shared.paper import Paper, Setting
+from opnorm.studies._shared.paper import Paper, study_of
 from opnorm.studies._wen2020 import wen_distributions, wen_gaps
 
 __all__ = ["PAPER", "wen2020"]
@@ -22,30 +20,4 @@ PAPER = Paper(
         "paper": "the published settings: CIFAR-10, CIFAR-100 and Tiny-ImageNet, 200 and 90 epochs",
     },
 )
-
-
-@factory("study")
-def wen2020(
-    part: str | None = None,
-    size: str = "laptop",
-    seeds: int | None = None,
-    data: str | None = None,
-    limit: int | None = None,
-    only: str | None = None,
-) -> Study:
-    """The tables and figures of Wen, Li & Jia 2020, with a verdict on every claim.
-
-    Args:
-        part: one table or figure, all when None.
-        size: "smoke", "laptop" or "paper".
-        seeds: how many times each training is repeated.
-        data: a data set as a call; that of the size when None.
-        limit: at most so many training and test points.
-        only: a pattern of networks or methods; the others are left out.
-
-    Raises:
-        SpecError: an unknown part or size, a pattern that matches nothing.
-
-    Source: Wen, Li & Jia 2020.
-    """
-    return PAPER.study(part, Setting(size, seeds, data, limit, only))
+wen2020 = study_of(PAPER)
