@@ -16,6 +16,7 @@ from opnorm.data import Dataset
 from opnorm.report import Column, norm_name
 
 SMALLEST = 1 / 255  # the first radius that is tried
+RESOLUTION = torch.finfo(torch.float32).eps / 2  # of pixels in [0, 1]
 
 
 @register("accuracy and robustness")
@@ -29,8 +30,8 @@ def attack_radius(
 ) -> Analysis:
     """The smallest radius at which an attack succeeds on almost all inputs of a network.
 
-    Of a network trained without attacks it is the radius for adversarial training. The attack is projected gradient ascent,
-    at those of the first ``points`` that are correct without it; success is taken to grow with the radius.
+    Of a network trained without attacks it is the radius for adversarial training. The attack is projected gradient ascent
+    as in :func:`roth_robust_accuracy`, at those of the first ``points`` that are correct without it; success is taken to grow with the radius.
 
     Args:
         norm: of the ball: 1, 2, inf, or any other p from 1 on.
@@ -52,7 +53,7 @@ def attack_radius(
     check_points(points)
 
     def attack(eps: float) -> Attack:
-        return pgd(norm=norm, eps=eps, steps=steps, seed=seed)
+        return pgd(norm, eps, steps, seed=seed, bf16=False, ascent="roth")
 
     call = at_any_radius(attack_call(attack(SMALLEST)))  # raises what is wrong with the settings
 
@@ -82,12 +83,21 @@ def attack_radius(
 
 
 def _smallest(succeeds: Callable[[float], bool], largest: float, precision: float) -> float | None:
-    """The smallest radius of success up to a relative precision, by doubling and bisection; None where there is none."""
+    """The smallest radius of success up to a relative precision, by doubling or halving, and bisection; None without one.
+
+    Below the resolution of a pixel no smaller one is looked for.
+    """
     high = min(SMALLEST, largest)
-    while not succeeds(high):
-        if high == largest:
-            return None
-        high = min(2 * high, largest)
+    if succeeds(high):
+        while high > RESOLUTION and succeeds(high / 2):
+            high /= 2
+        if high <= RESOLUTION:
+            return high
+    else:
+        while not succeeds(high):
+            if high == largest:
+                return None
+            high = min(2 * high, largest)
     low = high / 2
     while high > low * (1 + precision):
         middle = math.sqrt(low * high)

@@ -3,9 +3,10 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from opnorm._core.settings import check_choice, check_count
+from opnorm._core.settings import check_choice, check_count, check_number
+from opnorm._core.outputs import output_of
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
 from opnorm.analyses._shared.points import amounts, check_points, sample, summary
 from opnorm.data import Dataset
@@ -14,11 +15,17 @@ from opnorm.norms.network.lipschitz import lipschitz_bound
 from opnorm.report import Axis, Chart, Heading, Panel, Point, draw_curves, method_of, norm_name, one_sentence
 
 BATCH = 100
+LINE = 1000  # inputs of the line
 
 
 @register("neighborhood of the data", "lipschitz_bracket()", "lipschitz_bracket(norm=inf)")
 def lipschitz_bracket(
-    norm: float = 2, radius: float = 0.1, points: int | None = 100, steps: int = 20, seed: int = 0
+    norm: float = 2,
+    radius: float = 0.1,
+    points: int | None = 100,
+    steps: int = 20,
+    seed: int = 0,
+    along: float = 0.0,
 ) -> Analysis:
     """The network's Lipschitz constant from ℓp to ℓp, from above and from below, of the logits.
 
@@ -26,11 +33,14 @@ def lipschitz_bracket(
     - from below: the largest ‖J(x)‖_p at random test points, and the largest secant slope ‖f(x + z) - f(x)‖_p / ‖z‖_p found
       by ``steps`` of ascent over ‖z‖_p = ``radius``, from the Jacobian's own maximizer; x + z may leave [0, 1].
 
+    - with ``along`` above 0 also the largest slope between neighbors of 1,000 inputs from 0 to that value of the first
+      coordinate, the other ones those of the first test point: it finds a slope that is far from the data.
+
     p is ``norm``. The gap between them shows how little the global bound depends on the data.
 
     Returns:
         One row: norm, points, radius; upper (None where it is not known) and reason; jacobian and secant (the largest);
-        jacobian_mean, secant_mean.
+        jacobian_mean, secant_mean; with ``along``, along (the largest slope there).
 
     Source: Liang & Huang 2021, Definition 1; Roth, Kilcher & Hofmann 2020, Sec. 3.
     """
@@ -38,6 +48,7 @@ def lipschitz_bracket(
     check_count("steps", steps)
     check_choice("norm", norm, (1, 2, math.inf))
     amounts("radius", radius, zero=False)
+    check_number("along", along, "a distance of at least 0", least=0)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         x, _ = sample(model, data, points, seed)
@@ -53,15 +64,27 @@ def lipschitz_bracket(
         row |= {"upper": bound.value, "reason": bound.reason}
         for key, values in (("jacobian", jacobian), ("secant", secant)):
             row |= {key: float(values.max()), f"{key}_mean": summary(values)["mean"]}
+        if along:
+            row["along"] = _slope_along(model, x[0], along, norm)
         return [row]
 
     return Analysis(rows, sentence, chart=chart)
 
 
+@torch.no_grad()
+def _slope_along(model: nn.Module, x: Tensor, end: float, norm: float) -> float:
+    """The largest secant slope between neighbors on the line from 0 to ``end`` in the first coordinate."""
+    line = x.flatten().repeat(LINE, 1)
+    line[:, 0] = torch.linspace(0, end, LINE, dtype=line.dtype, device=line.device)
+    logits = torch.cat([output_of(model, part.reshape(-1, *x.shape)) for part in line.split(BATCH)]).double()
+    distances = line[:, 0].double().diff()
+    return float((torch.linalg.vector_norm(logits.diff(dim=0), norm, dim=1) / distances).max())
+
+
 def sentence(rows: Rows) -> str:
     parts = []
     for row in rows:
-        below, name = max(row["secant"], row["jacobian"]), norm_name(row["norm"])
+        below, name = max(row["secant"], row["jacobian"], row.get("along", 0.0)), norm_name(row["norm"])
         if row["upper"] is None:
             text = f"slopes up to {below:.3g} were found; a bound is not known ({row['reason']})"
         else:

@@ -1,5 +1,6 @@
 """Time of each way of computing a layer's norm, and a check of the exact ones."""
 
+import copy
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -38,7 +39,9 @@ def norm_times(seconds: float = 0.5, most: int = 100) -> Analysis:
     Returns:
         One row a layer: layer, kind, in_shape, shape (of the weight), threads, times (seconds, by method; None where it is
         not defined), values (by method), differences (of the exact norms from those of the explicit float64 matrix,
-        relative, of the same weights on an input of 4 pixels a side; None for a linear layer).
+        relative, of the same weights on an input of 4 pixels a side; None for a linear layer), whole_differences (those on
+        the input itself from the largest sums of |A|'s columns and rows, by the layer with absolute weights in float64;
+        None where padding is not with zeros).
 
     Raises:
         ModelError: there is no linear or convolutional layer.
@@ -67,7 +70,8 @@ def _row(call: LayerCall, seconds: float, most: int) -> Row:
     found = {name: _time(way, seconds, most) for name, way in ways.items()}
     row["times"] = {name: taken for name, (taken, _) in found.items()}
     row["values"] = {name: value for name, (_, value) in found.items()}
-    return row | {"differences": _differences(layer, shape)}
+    row["differences"] = _differences(layer, shape)
+    return row | {"whole_differences": _whole_differences(layer, shape, row["values"])}
 
 
 def _sgl(layer: nn.Module, shape: Sequence[int]) -> float:
@@ -102,9 +106,35 @@ def _differences(layer: nn.Module, shape: Sequence[int]) -> dict[str, float] | N
     norms = {"l1": float(l1(layer, small).detach()), "linf": float(linf(layer, small).detach())}
     matrix = linear_map(layer, small).to_dense().abs()
     explicit = {"l1": float(matrix.sum(0).max()), "linf": float(matrix.sum(1).max())}
-    return {
-        name: abs(norms[name] - explicit[name]) / explicit[name] if explicit[name] else 0.0 for name in norms
-    }
+    return {name: _relative(norms[name], explicit[name]) for name in norms}
+
+
+def _whole_differences(
+    layer: nn.Module, shape: Sequence[int], values: dict[str, float | None]
+) -> dict[str, float] | None:
+    """|exact - sums| / sums of ℓ1 and ℓ∞, with the sums of |A|'s columns and rows; None where those are not known.
+
+    Without its bias the layer with weights |K| has the matrix |A|: of ones it gives the sums of the rows, and its transpose
+    those of the columns.
+    """
+    if getattr(layer, "padding_mode", "zeros") != "zeros" or None in (values["l1"], values["linf"]):
+        return None
+    positive = copy.deepcopy(layer).double().requires_grad_(False)
+    weight, bias = getattr(positive, "weight"), getattr(positive, "bias")  # noqa: B009
+    weight.abs_()
+    if bias is not None:
+        bias.zero_()
+    ones = torch.ones(1, *shape, dtype=torch.float64, device=weight.device, requires_grad=True)
+    rows = positive(ones)
+    (columns,) = torch.autograd.grad(rows.sum(), ones)
+    sums = {"l1": float(columns.max()), "linf": float(rows.detach().max())}
+    return {name: _relative(values[name], total) for name, total in sums.items()}
+
+
+def _relative(value: float | None, right: float) -> float:
+    """|value - right| / right, 0 where both are 0."""
+    assert value is not None, "a norm that is known"
+    return abs(value - right) / right if right else abs(value)
 
 
 def sentence(rows: Rows) -> str:

@@ -16,7 +16,10 @@ PAPER = Paper(
             "digits of 8x8 pixels, networks of the same families an eighth as wide, 8 epochs (5 in Figure 2), attacks at "
             "larger radii (the paper: CIFAR-10, 120 epochs, radius 1/255 and 8/255)"
         ),
-        "paper": "the published setting: CIFAR-10, 120 epochs",
+        "paper": (
+            "the published setting: CIFAR-10, 120 epochs; norm decay as the authors' program has it (it leaves out 1/N, and "
+            "has the last signs in place of their mean), not as their Algorithm 1, which the other sizes have"
+        ),
     },
 )
 liang2021 = study_of(PAPER)

@@ -1,9 +1,12 @@
 """Propositions 1 and 2, Theorem 2: networks that are built, not trained."""
 
-from opnorm.report import Section
+from opnorm import spec
+from opnorm.report import Column, Section
 from opnorm.runs.run import Result, Run
+from opnorm.studies._liang2021.liang_networks import attack_of
 from opnorm.studies._shared.claim import Claim, Verdict, decided
 from opnorm.studies._shared.methods_table import (
+    Quantity,
     accuracy_of,
     methods_table,
     robust_accuracy_of,
@@ -17,6 +20,9 @@ __all__ = ["PART"]
 EPS = 0.05  # digits of different classes are more than 2 ε apart
 POINTS = 40
 SLOPES = (0.0, 1e3, 1e6)  # the Lipschitz constant is at least this
+ALONG = (
+    4.0  # the slope is past the data in the direction of the first pixel, at 2 + ε beyond its largest value
+)
 
 
 def cases(setting: Setting) -> list[Case]:
@@ -26,7 +32,7 @@ def cases(setting: Setting) -> list[Case]:
         "accuracy()",
         f"robust_accuracy(eps=({EPS},), points={points}, attack={attack!r})",
         "norm_table()",
-        f"lipschitz_bracket(norm=inf, radius={EPS}, points={min(points, 10)})",
+        f"lipschitz_bracket(norm=inf, radius={EPS}, points={min(points, 10)}, along={ALONG:g})",
     )
     found = []
     for slope in SLOPES[: setting.pick(1, 3, 3)]:
@@ -40,9 +46,15 @@ def section(setting: Setting, outcomes: Outcomes) -> Section:
     quantities = [
         accuracy_of(),
         robust_accuracy_of(
-            f"ℓ∞ ε = {EPS}", "Share of the memorized points that AutoAttack leaves correct.", eps=EPS
+            f"ℓ∞ ε = {EPS}",
+            f"Share of the memorized points that {attack_of(outcomes)} leaves correct.",
+            eps=EPS,
         ),
         typical_norm_of("inf", "ℓ∞"),
+        Quantity(
+            Column("slope", "slope found", "number", None, "A lower end of the Lipschitz constant, ℓ∞."),
+            steepest,
+        ),
     ]
     table = methods_table(outcomes, quantities, heading="network")
     return Section(
@@ -55,12 +67,31 @@ def section(setting: Setting, outcomes: Outcomes) -> Section:
 def robust_with_any_norm(outcomes: Outcomes) -> Verdict:
     rows = [row_of(o.result, "robust_accuracy", eps=EPS) for o in outcomes.complete()]
     norms = [_largest_norm(o.result) for o in outcomes.all]
-    holds = all(row["correct"] == row["points"] for row in rows)
+    slopes = [steepest(o.result) for o in outcomes.all]
+    wanted = [asked_slope(o.case.run) for o in outcomes.all]
+    robust = all(row["correct"] == row["points"] for row in rows)
+    steep = all(slope >= least for slope, least in zip(slopes, wanted, strict=True))
     parts = [
-        f"{row['correct']} of {row['points']} points robust with a layer of ℓ∞ norm {norm:.3g}"
-        for row, norm in zip(rows, norms, strict=True)
+        f"{row['correct']} of {row['points']} points robust with a layer of ℓ∞ norm {norm:.3g} and a slope of {slope:.3g} "
+        f"(asked for: {least:g})"
+        for row, norm, slope, least in zip(rows, norms, slopes, wanted, strict=True)
     ]
-    return decided(holds, f"{rows[0]['attack']}: {', '.join(parts)}.", 1, min(row["points"] for row in rows))
+    return decided(
+        robust and steep, f"{rows[0]['attack']}: {', '.join(parts)}.", 1, min(row["points"] for row in rows)
+    )
+
+
+def steepest(result: Result) -> float:
+    """The lower end of the Lipschitz constant."""
+    row = row_of(result, "lipschitz_bracket")
+    return max(row["jacobian"], row["secant"], row["along"])
+
+
+def asked_slope(run: Run) -> float:
+    """The Lipschitz constant that a network was built for."""
+    slope = dict(spec.parse(run.model).kwargs)["lipschitz"]
+    assert isinstance(slope, int | float), "a slope is a number"
+    return float(slope)
 
 
 def _largest_norm(result: Result) -> float:

@@ -7,22 +7,22 @@ from dataclasses import replace
 from opnorm.analyses._shared.layer_rows import KINDS
 from opnorm.report import Section, layers_against_epoch
 from opnorm.runs.run import Result
-from opnorm.studies._liang2021.liang_networks import NETWORKS, base_run, slug
-from opnorm.studies._shared.claim import Claim, Verdict, above, decide, no_lower
-from opnorm.studies._shared.methods_table import (
-    Quantity,
-    accuracy_of,
-    methods_table,
-    robust_accuracy_of,
-    typical_norm_of,
+from opnorm.studies._liang2021.liang_networks import (
+    NETWORKS,
+    PLAIN,
+    base_run,
+    columns,
+    evaluation,
+    norm_charts,
+    slug,
 )
-from opnorm.studies._shared.outcomes import Case, Outcomes
-from opnorm.studies._shared.paired_tests import Comparison
+from opnorm.studies._shared.claim import Claim, Verdict, above, decide, no_lower
+from opnorm.studies._shared.methods_table import Quantity, log_typical_norm, methods_table
+from opnorm.studies._shared.outcomes import Case, Outcomes, share_that
 from opnorm.studies._shared.paper import Part, Setting
 
 __all__ = ["PART"]
 
-PLAIN = "plain"
 LAPTOP_EPOCHS = 5  # an epoch of ten attack steps costs as much as ten plain ones
 COMPARABLE = 0.8  # of plain training's norm, and more, is "comparable or larger"
 
@@ -51,13 +51,7 @@ def _objectives(setting: Setting) -> dict[str, str]:
 
 
 def cases(setting: Setting) -> list[Case]:
-    points, eps = setting.pick(10, 200, None), _eps(setting)
-    attack = "'autoattack'" if setting.size == "paper" else "'apgd', version='fast', restarts=1"
-    analyses = (
-        "accuracy()",
-        f"robust_accuracy(eps=({eps!r},), points={points}, attack={attack})",
-        "norm_table()",
-    )
+    analyses = evaluation(setting, _eps(setting))
     return [
         case
         for network in list(NETWORKS)[: setting.pick(1, 4, 4)]
@@ -68,28 +62,20 @@ def cases(setting: Setting) -> list[Case]:
                 label,
                 replace(base_run(setting, network, 0.1, analyses, LAPTOP_EPOCHS), objective=objective),
             ),
-            setting.pick(1, 3, 1),
+            setting.pick(1, 3, 3),
         )
     ]
 
 
 def section(setting: Setting, outcomes: Outcomes) -> Section:
-    eps = "8/255" if setting.size == "paper" else f"{_eps(setting):g}"
     quantities = [
-        accuracy_of(),
-        robust_accuracy_of(
-            f"ℓ∞ ε = {eps}", "Share of test images that stay correct after AutoAttack.", eps=_eps(setting)
-        ),
-        typical_norm_of("1", "ℓ1"),
-        typical_norm_of("2", "ℓ2"),
-        typical_norm_of("inf", "ℓ∞"),
+        q if q.column.key[:4] != "norm" else _neither(q) for q in columns(setting, outcomes, _eps(setting))
     ]
-    quantities = [q if q.column.key[:4] != "norm" else _neither(q) for q in quantities]
     tables = {network: methods_table(outcomes.of(network), quantities) for network in outcomes.networks}
     charts = []
     for network in outcomes.networks:
         some = outcomes.of(network)
-        charts += some.chart("norm_table", f"norms-{slug(network)}", f"Norms of the layers of {network}")
+        charts += norm_charts(outcomes, network)
         epochs = layers_against_epoch(some.metrics(), some.methods)
         charts.append(
             replace(epochs, key=f"epochs-{slug(network)}", title=f"Norms of {network} against epoch")
@@ -103,13 +89,9 @@ def _neither(quantity: Quantity) -> Quantity:
     return replace(quantity, column=replace(quantity.column, better=None))
 
 
-def _norms(result: Result) -> list[float]:
-    return [row["norms"]["inf"]["lower"] for row in result.find("norm_table") if row["kind"] in KINDS]
-
-
-def _log_typical(result: Result) -> float:
-    norms = _norms(result)
-    return math.fsum(map(math.log10, norms)) / len(norms)
+def _norms(result: Result) -> dict[str, float]:
+    rows = [row for row in result.find("norm_table") if row["kind"] in KINDS]
+    return {row["layer"]: row["norms"]["inf"]["lower"] for row in rows}
 
 
 def _pairs(outcomes: Outcomes) -> Iterator[tuple[str, Outcomes, Outcomes]]:
@@ -122,7 +104,9 @@ def _pairs(outcomes: Outcomes) -> Iterator[tuple[str, Outcomes, Outcomes]]:
 
 
 def typical_no_smaller(outcomes: Outcomes) -> Verdict:
-    comparisons = [trained.compare(name, plain, _log_typical) for name, trained, plain in _pairs(outcomes)]
+    comparisons = [
+        trained.compare(name, plain, log_typical_norm("inf")) for name, trained, plain in _pairs(outcomes)
+    ]
     return decide(
         comparisons,
         no_lower(-math.log10(COMPARABLE)),
@@ -133,15 +117,10 @@ def typical_no_smaller(outcomes: Outcomes) -> Verdict:
 
 def each_no_smaller(outcomes: Outcomes) -> Verdict:
     """The share of layers whose norm is comparable or larger, against one half."""
-    comparisons = []
-    for name, trained, plain in _pairs(outcomes):
-        first, second = trained.by_seed(_norms), plain.by_seed(_norms)
-        counted = [
-            [a >= COMPARABLE * b for a, b in zip(first[s], second[s], strict=True)]
-            for s in first
-            if s in second
-        ]
-        comparisons.append(Comparison.of_counts(f"share of layers, {name}", counted, 0.5))
+    comparisons = [
+        share_that(f"share of layers, {name}", trained, plain, _norms, lambda a, b: a >= COMPARABLE * b, 0.5)
+        for name, trained, plain in _pairs(outcomes)
+    ]
     return decide(comparisons, above(), share_needed=0.5, unit="above one half")
 
 

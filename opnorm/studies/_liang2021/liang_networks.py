@@ -1,9 +1,15 @@
 """The networks and trainings that several parts of Liang & Huang 2021 share."""
 
+from opnorm.analyses._shared.points import at_any_radius
+from opnorm.report import Chart
 from opnorm.runs.run import Run
+from opnorm.studies._shared.methods_table import Quantity, accuracy_of, robust_accuracy_of, typical_norm_of
+from opnorm.studies._shared.outcomes import Outcomes
 from opnorm.studies._shared.paper import Setting
 
-__all__ = ["NETWORKS", "base_run", "network_call", "slug"]
+__all__ = ["NETWORKS", "PLAIN", "attack_of", "base_run", "columns", "evaluation", "norm_charts", "slug"]
+
+PLAIN = "plain"
 
 NETWORKS = {
     "VGG-11": "vgg11",
@@ -23,6 +29,40 @@ def network_call(name: str, setting: Setting) -> str:
 def slug(network: str) -> str:
     """A network's name in the key of a chart."""
     return network.lower().replace("-", "")
+
+
+def evaluation(setting: Setting, eps: float) -> tuple[str, ...]:
+    """Accuracy, accuracy under attack, norms."""
+    points = setting.pick(10, 200, None)
+    attack = "'autoattack'" if setting.size == "paper" else "'apgd', version='fast', restarts=1"
+    return (
+        "accuracy()",
+        f"robust_accuracy(eps=({eps!r},), points={points}, attack={attack})",
+        "norm_table()",
+    )
+
+
+def attack_of(outcomes: Outcomes) -> str:
+    """The attack that ran, without its radius."""
+    rows = [row for o in outcomes.good for row in o.result.find("robust_accuracy")]
+    return at_any_radius(rows[0]["attack"]) if rows else "the attack"
+
+
+def columns(setting: Setting, outcomes: Outcomes, eps: float) -> list[Quantity]:
+    """Clean accuracy, that under the attack that ran, typical norms."""
+    radius = f"{255 * eps:g}/255" if setting.size == "paper" else f"{eps:g}"
+    help = f"Share of test images that stay correct after {attack_of(outcomes)}."
+    return [
+        accuracy_of(),
+        robust_accuracy_of(f"ℓ∞ ε = {radius}", help, eps=eps),
+        *(typical_norm_of(ord, name) for ord, name in (("1", "ℓ1"), ("2", "ℓ2"), ("inf", "ℓ∞"))),
+    ]
+
+
+def norm_charts(outcomes: Outcomes, network: str) -> list[Chart]:
+    """The norms of a network's layers."""
+    title = f"Norms of the layers of {network}"
+    return outcomes.of(network).chart("norm_table", f"norms-{slug(network)}", title)
 
 
 def base_run(

@@ -1,21 +1,21 @@
 """Table 2: accuracy, robustness and norms of four networks with norms kept small in four ways."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from opnorm.analyses._norm_table import typical_norm
 from opnorm.report import Section
 from opnorm.runs.run import Result
-from opnorm.studies._liang2021.liang_networks import NETWORKS, base_run, slug
-from opnorm.studies._shared.claim import Claim, Verdict, below, decide, no_lower
-from opnorm.studies._shared.methods_table import (
-    accuracy_of,
-    methods_table,
-    robust_accuracy_of,
-    typical_norm_of,
+from opnorm.studies._liang2021.liang_networks import (
+    NETWORKS,
+    PLAIN,
+    base_run,
+    columns,
+    evaluation,
+    norm_charts,
 )
+from opnorm.studies._shared.claim import Claim, Verdict, below, decide, no_lower
+from opnorm.studies._shared.methods_table import log_typical_norm, methods_table
 from opnorm.studies._shared.outcomes import Case, Outcomes, correct_points
 from opnorm.studies._shared.paired_tests import Comparison
 from opnorm.studies._shared.paper import Part, Setting
@@ -24,7 +24,6 @@ __all__ = ["PART"]
 
 STRENGTHS = (1e-2, 1e-3, 1e-4, 1e-5)  # from the strongest to the weakest, as the columns of the table
 CLIPS = (0.5, 1.0, 1.5, 2.0)
-PLAIN = "plain"
 
 
 def methods(setting: Setting) -> dict[str, dict[str, str]]:
@@ -58,13 +57,7 @@ def _eps(setting: Setting) -> float:
 
 
 def cases(setting: Setting) -> list[Case]:
-    points, eps = setting.pick(10, 200, None), _eps(setting)
-    attack = "'autoattack'" if setting.size == "paper" else "'apgd', version='fast', restarts=1"
-    analyses = (
-        "accuracy()",
-        f"robust_accuracy(eps=({eps!r},), points={points}, attack={attack})",
-        "norm_table()",
-    )
+    analyses = evaluation(setting, _eps(setting))
     ways = {PLAIN: ()} | {label: (call,) for of in methods(setting).values() for label, call in of.items()}
     networks = list(NETWORKS)[: setting.pick(1, 4, 4)]
     return [
@@ -75,40 +68,19 @@ def cases(setting: Setting) -> list[Case]:
             Case(
                 network, label, replace(base_run(setting, network, 0.01, analyses), regularizers=regularizers)
             ),
-            setting.pick(1, 2, 1),
+            setting.pick(1, 2, 3),
         )
     ]
 
 
 def section(setting: Setting, outcomes: Outcomes) -> Section:
-    eps = "1/255" if setting.size == "paper" else f"{_eps(setting):g}"
-    attack = "AutoAttack (standard)" if setting.size == "paper" else "the gradient attacks of AutoAttack"
-    quantities = [
-        accuracy_of(),
-        robust_accuracy_of(
-            f"ℓ∞ ε = {eps}", f"Share of test images that stay correct after {attack}.", eps=_eps(setting)
-        ),
-        typical_norm_of("1", "ℓ1"),
-        typical_norm_of("2", "ℓ2"),
-        typical_norm_of("inf", "ℓ∞"),
-    ]
+    quantities = columns(setting, outcomes, _eps(setting))
     tables = {network: methods_table(outcomes.of(network), quantities) for network in outcomes.networks}
-    charts = []
-    for network in outcomes.networks:
-        title = f"Norms of the layers of {network}"
-        charts += outcomes.of(network).chart("norm_table", f"norms-{slug(network)}", title)
+    charts = [chart for network in outcomes.networks for chart in norm_charts(outcomes, network)]
     return Section("table2", "Table 2: keeping norms small", tables=tables, charts=charts)
 
 
 # ---------------------------------------------------------------- claims
-
-
-def _log_norm(ord: str) -> Callable[[Result], float]:
-    def measure(result: Result) -> float:
-        norm = typical_norm(result.find("norm_table"), ord)
-        return math.nan if norm is None else math.log10(norm)
-
-    return measure
 
 
 def _strongest(outcomes: Outcomes, family: str) -> str | None:
@@ -135,8 +107,8 @@ def _against_plain(
 
 def shrinks(outcomes: Outcomes) -> Verdict:
     comparisons = [
-        *_against_plain(outcomes, ("ℓ1 norm decay",), _log_norm("1")),
-        *_against_plain(outcomes, ("ℓ∞ norm decay",), _log_norm("inf")),
+        *_against_plain(outcomes, ("ℓ1 norm decay",), log_typical_norm("1")),
+        *_against_plain(outcomes, ("ℓ∞ norm decay",), log_typical_norm("inf")),
     ]
     return decide(comparisons, below(), unit="in log10 of the typical norm")
 

@@ -112,7 +112,7 @@ def _linearity_section(setting: Setting, outcomes: Outcomes) -> Section:
 # ---------------------------------------------------------------- Figure 5
 
 
-def _cells_analyses(setting: Setting, eps: float) -> list[str]:
+def _cells_analyses(setting: Setting) -> list[str]:
     noise = (0.0, 0.1) if setting.size == "smoke" else (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
     return [f"relu_cells(points={setting.pick(10, 200, 200)}, eps={noise!r})"]
 
@@ -187,7 +187,7 @@ PARTS = (
         name="figure5",
         asks="How many activations does an image share with its neighbors?",
         cases=lambda setting: standard_cases(setting, [CNN]),
-        more=cnn_more(_cells_analyses, METHODS),
+        more=cnn_more(lambda setting, eps: _cells_analyses(setting), METHODS),
         section=_cells_section,
         claims=(
             Claim(

@@ -16,6 +16,7 @@ from opnorm.studies._roth2020.roth_search import (
     matched_strength,
     measured,
     search_table,
+    searched,
     setting_text,
     standard_cases,
     training_eps,
@@ -102,13 +103,18 @@ def compared(
     *,
     clean: bool = False,
 ) -> list[Comparison]:
-    """Accuracies of pairs of methods at the training radius, or clean."""
+    """Accuracies of pairs of methods at the training radius, or clean.
+
+    Raises:
+        MissingError: the radius of a network is not known, because its standard training failed.
+    """
     comparisons = []
     for network in networks:
-        some = outcomes.of(network.name)
-        eps = training_eps(network, outcomes)
-        if not some.all or eps is None:
+        if not searched(network, outcomes).all:  # left out by the caller or the size
             continue
+        some, eps = outcomes.of(network.name), training_eps(network, outcomes)
+        if eps is None:
+            raise MissingError(f"{network.name}: no radius is known")
         right = correct_points("accuracy") if clean else correct_points("roth_robust_accuracy", eps=eps)
         where = "clean" if clean else f"at ε = {eps:g}"
         comparisons += [

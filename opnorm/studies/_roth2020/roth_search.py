@@ -23,6 +23,7 @@ __all__ = [
     "matched_strength",
     "measured",
     "search_table",
+    "searched",
     "setting_text",
     "standard_cases",
     "training_eps",
@@ -100,15 +101,25 @@ def standard_cases(setting: Setting, networks: Sequence[Network]) -> list[Case]:
                     analyses=(*CLEAN, f"attack_radius(norm={network.norm:g}, points={points})"),
                 ),
             ),
-            setting.pick(1, 3, 1),
+            setting.pick(1, 3, 3),
         )
     ]
 
 
+def searched(network: Network, outcomes: Outcomes) -> Outcomes:
+    """The standard trainings that the search for the radius begins with."""
+    return outcomes.of(SEARCH + network.name, STANDARD)
+
+
 def training_eps(network: Network, outcomes: Outcomes) -> float | None:
-    """The radius of adversarial training, to three digits, from the first seed of standard training; None if not known."""
-    found = outcomes.of(SEARCH + network.name, STANDARD).good
-    eps = row_of(found[0].result, "attack_radius")["eps"] if found else None
+    """The radius of adversarial training, to three digits, from the first seed of standard training.
+
+    None if that is not known: another seed is no substitute, or a failed run would change the whole study.
+    """
+    found = searched(network, outcomes).all
+    if not found or found[0].result.failure:
+        return None
+    eps = row_of(found[0].result, "attack_radius")["eps"]
     return None if eps is None else significant(eps, 3)
 
 
@@ -139,7 +150,7 @@ def further_cases(
     base = replace(base_run(setting, network), analyses=(*CLEAN, *analyses(eps)))
 
     def repeated(method: str, run: Run) -> list[Case]:
-        return setting.repeated(Case(network.name, method, run), setting.pick(1, 3, 1))
+        return setting.repeated(Case(network.name, method, run), setting.pick(1, 3, 3))
 
     adversarial = replace(base, objective=adversarial_objective(setting, network, eps))
     found = [

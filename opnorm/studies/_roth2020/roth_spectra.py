@@ -22,7 +22,7 @@ from opnorm.studies._roth2020.roth_search import (
 )
 from opnorm.studies._shared.claim import Claim, Verdict, above, decide, decided, within
 from opnorm.studies._shared.methods_table import Quantity, accuracy_of, methods_table
-from opnorm.studies._shared.outcomes import Case, Measure, MissingError, Outcomes, row_of
+from opnorm.studies._shared.outcomes import Case, Measure, MissingError, Outcomes, row_of, share_that
 from opnorm.studies._shared.paired_tests import Comparison
 from opnorm.studies._shared.paper import Part, Setting
 
@@ -137,7 +137,10 @@ def agrees_in_one_region(outcomes: Outcomes) -> Verdict:
         f"{worst['worst_inside']:.9f} (p = {worst['p']}, q = {worst['q']}, ε = {worst['eps']:g})"
     )
     return decided(
-        worst["worst_inside"] >= EXACT, evidence + ".", len({o.seed for o in some.good}), rows[0]["points"]
+        worst["worst_inside"] >= EXACT,
+        evidence + ".",
+        len({o.seed for o in some.complete()}),
+        rows[0]["points"],
     )
 
 
@@ -158,8 +161,14 @@ def spectrum(result: Result, at: str) -> list[float]:
     return [value for value in values if value > FLOAT32_ERROR * values[0]]
 
 
-def _log_typical(at: str) -> Measure:
-    return lambda result: float(np.mean(np.log10(spectrum(result, at))))
+def common_ranks(outcomes: Outcomes, at: str) -> int:
+    """How many singular values are above rounding in every network; 0 where there is none."""
+    return min((len(spectrum(o.result, at)) for o in outcomes.good), default=0)
+
+
+def log_typical(at: str, ranks: int) -> Measure:
+    """log10 of the geometric mean of the largest ``ranks`` singular values, so that networks are compared on the same ranks."""
+    return lambda result: float(np.mean(np.log10(spectrum(result, at)[:ranks])))
 
 
 def aligned(network: str, rank: int = 0) -> Callable[[Result], float]:
@@ -181,8 +190,14 @@ def _spectrum_section(setting: Setting, outcomes: Outcomes) -> Section:
             lambda r: spectrum(r, "clean")[0],
         ),
         Quantity(
-            Column("typical", "log₁₀, mean", "number", "low", help.format("mean logarithm over all ranks")),
-            _log_typical("clean"),
+            Column(
+                "typical",
+                "log₁₀, mean",
+                "number",
+                "low",
+                help.format("mean logarithm over the ranks that are above rounding in all"),
+            ),
+            log_typical("clean", common_ranks(some, "clean")),
         ),
         Quantity(
             Column(
@@ -192,7 +207,7 @@ def _spectrum_section(setting: Setting, outcomes: Outcomes) -> Section:
                 "low",
                 "The same at attacked test images.",
             ),
-            _log_typical("attacked"),
+            log_typical("attacked", common_ranks(some, "attacked")),
         ),
         Quantity(
             Column("own", "cosine", "number", None, "Of attacks with the first singular vector, mean."),
@@ -218,13 +233,16 @@ def _spectrum_section(setting: Setting, outcomes: Outcomes) -> Section:
 
 def share_of_ranks_lower(outcomes: Outcomes, method: str, at: str) -> Comparison:
     """The share of ranks at which a method's singular value is below standard training's, less what is "the whole"."""
-    before = of_method(outcomes, STANDARD).by_seed(lambda r: spectrum(r, at))
-    after = of_method(outcomes, method).by_seed(lambda r: row_of(r, "jacobian_spectrum", at=at)["mean"])
-    counted = [
-        [b < a for a, b in zip(before[seed], after[seed], strict=False)] for seed in before if seed in after
-    ]
+    first, second = of_method(outcomes, method), of_method(outcomes, STANDARD)
     name = f"share of ranks that are lower, {method} against {STANDARD}, {at} points"
-    return Comparison.of_counts(name, counted, WHOLE)
+    return share_that(
+        name,
+        second,
+        first,
+        lambda r: dict(enumerate(spectrum(r, at))),
+        lambda before, after: after < before,
+        WHOLE,
+    )
 
 
 def whole_spectrum_shrinks(outcomes: Outcomes) -> Verdict:
@@ -235,12 +253,12 @@ def whole_spectrum_shrinks(outcomes: Outcomes) -> Verdict:
 
 
 def global_changes_little(outcomes: Outcomes) -> Verdict:
-    comparisons = [
-        of_method(outcomes, method).compare(
-            f"{method} against {STANDARD}", of_method(outcomes, STANDARD), _log_typical("clean")
-        )
-        for method in GLOBAL
-    ]
+    comparisons = []
+    for method in GLOBAL:
+        some, standard = of_method(outcomes, method), of_method(outcomes, STANDARD)
+        ranks = common_ranks(Outcomes([*some.complete(), *standard.complete()]), "clean")
+        name = f"{method} against {STANDARD}, {ranks} ranks"
+        comparisons.append(some.compare(name, standard, log_typical("clean", ranks)))
     return decide(comparisons, within(HARDLY), unit="in log10 of the typical singular value")
 
 

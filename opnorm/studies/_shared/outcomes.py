@@ -1,6 +1,6 @@
 """What came out of the runs of a part, by network, method and seed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ __all__ = [
     "by_point_of",
     "correct_points",
     "row_of",
+    "share_that",
 ]
 
 Measure = Callable[[Result], NDArray[np.bool_] | float | None]
@@ -157,6 +158,40 @@ class Outcomes:
         if isinstance(pairs[0][0], np.ndarray):
             return Comparison.of_shares(name, *pairs)
         return Comparison.of_values(name, *pairs)
+
+
+def share_that(
+    name: str,
+    first: Outcomes,
+    second: Outcomes,
+    measure: Callable[[Result], Mapping[Any, float]],
+    counts: Callable[[float, float], bool],
+    share: float,
+    measure_second: Callable[[Result], Mapping[Any, float]] | None = None,
+) -> Comparison:
+    """The share of layers (or ranks) at which the values of two methods stand in a relation, less a share such as one half.
+
+    Args:
+        name: of the comparison, as text.
+        first: the outcomes of one network and method.
+        second: those of another method.
+        measure: the values of a run by layer or rank; those that both runs of a seed have count.
+        counts: (value of the first, value of the second) -> whether it counts.
+        share: that is taken away.
+        measure_second: of the second method, where it is measured in another way.
+
+    Raises:
+        MissingError: a run failed, or they have no seed, or no layer, in common.
+    """
+    one, other = first.by_seed(measure), second.by_seed(measure_second or measure)
+    counted = [
+        [counts(value, other[seed][key]) for key, value in one[seed].items() if key in other[seed]]
+        for seed in one
+        if seed in other
+    ]
+    if not counted or not all(counted):
+        raise MissingError(f"{name}: nothing in common")
+    return Comparison.of_counts(name, counted, share)
 
 
 def _label(outcome: Outcome) -> dict[str, Any]:

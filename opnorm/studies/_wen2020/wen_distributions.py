@@ -9,11 +9,11 @@ from opnorm.report import Cell, Chart, Column, Section, Table
 from opnorm.runs.run import Result
 from opnorm.studies._shared.claim import Claim, Verdict, above, below, decide
 from opnorm.studies._shared.methods_table import Quantity, methods_table, value_of
-from opnorm.studies._shared.outcomes import Case, Measure, MissingError, Outcomes, row_of
+from opnorm.studies._shared.outcomes import Case, Measure, MissingError, Outcomes, row_of, share_that
 from opnorm.studies._shared.paired_tests import Comparison
 from opnorm.studies._shared.paper import Part, Setting
 from opnorm.studies._shared.printed import printed_numbers
-from opnorm.studies._wen2020.wen_gaps import strongest_against_weakest
+from opnorm.studies._wen2020.wen_gaps import ends_of, strongest_against_weakest, strongest_lies
 from opnorm.studies._wen2020.wen_networks import DIGITS_SCALE, cases
 
 __all__ = ["PARTS"]
@@ -25,10 +25,6 @@ def _resnets(setting: Setting, *analyses: str) -> list[Case]:
     """ResNet-56 on the two data sets of the figures."""
     data = ("CIFAR-10", "CIFAR-100")[: setting.pick(1, 2, 2)]
     return [case for name in data for case in cases(setting, name, analyses, networks=["ResNet-56"])]
-
-
-def _verdict(measure: Measure, unit: str) -> Callable[[Outcomes], Verdict]:
-    return lambda outcomes: decide(strongest_against_weakest(outcomes, measure), below(), unit=unit)
 
 
 def _charts(outcomes: Outcomes, *analyses: str) -> list[Chart]:
@@ -158,15 +154,10 @@ def _share_that_fell(outcomes: Outcomes) -> list[Comparison]:
     found = []
     for network in outcomes.networks:
         some = outcomes.of(network)
-        weakest, strongest = some.of(method=some.methods[0]), some.of(method=some.methods[-1])
-        before, after = weakest.by_seed(_spread_of), strongest.by_seed(_spread_of)
-        counted = [
-            [after[s][layer] < before[s][layer] for layer in before[s] if layer in after[s]]
-            for s in before
-            if s in after
-        ]
-        name = f"share of layers whose spread fell from {some.methods[0]} to {some.methods[-1]}, {network}"
-        found.append(Comparison.of_counts(name, counted, 0.5))
+        weakest, strongest = ends_of(some)
+        name = f"share of layers whose spread fell from {weakest} to {strongest}, {network}"
+        first, last = some.of(method=strongest), some.of(method=weakest)
+        found.append(share_that(name, first, last, _spread_of, lambda a, b: a < b, 0.5))
     return found
 
 
@@ -177,8 +168,8 @@ def spread_falls(outcomes: Outcomes) -> Verdict:
 def _changes(outcomes: Outcomes, network: str) -> dict[str, float]:
     """Sum and mean of the layers' changes from the weakest to the strongest, those that fell and those that rose."""
     some = outcomes.of(network)
-    before = some.of(method=some.methods[0]).by_seed(_spread_of)
-    after = some.of(method=some.methods[-1]).by_seed(_spread_of)
+    weakest, strongest = ends_of(some)
+    before, after = some.of(method=weakest).by_seed(_spread_of), some.of(method=strongest).by_seed(_spread_of)
     found: dict[str, list[float]] = {"fell": [], "rose": []}
     for seed in before.keys() & after.keys():
         for layer in before[seed].keys() & after[seed].keys():
@@ -273,13 +264,13 @@ PARTS = (
                 "margins_concentrate",
                 "Margins concentrate around zero as adversarial training grows stronger.",
                 WHERE,
-                _verdict(_margin, "of the mean distance of margins from 0"),
+                strongest_lies(below(), _margin, unit="of the mean distance of margins from 0"),
             ),
             Claim(
                 "confidence_falls",
                 "Predictions become less confident as adversarial training grows stronger.",
                 WHERE,
-                _verdict(_confidence, "of the mean probability"),
+                strongest_lies(below(), _confidence, unit="of the mean probability"),
             ),
         ),
         also=("figure1b", "figure5a", "figure5b"),

@@ -7,15 +7,26 @@ from opnorm.report import Section
 from opnorm.runs.run import Result
 from opnorm.studies._shared.claim import Claim, Region, Verdict, above, below, decide
 from opnorm.studies._shared.methods_table import methods_table
-from opnorm.studies._shared.outcomes import Case, Measure, Outcomes, correct_points, row_of
+from opnorm.studies._shared.outcomes import Case, Measure, MissingError, Outcomes, correct_points, row_of
 from opnorm.studies._shared.paired_tests import Comparison
 from opnorm.studies._shared.paper import Part, Setting
 from opnorm.studies._shared.printed import printed_numbers
 from opnorm.studies._wen2020.wen_networks import cases, columns, evaluation
 
-__all__ = ["PARTS", "strongest_against_weakest"]
+__all__ = ["PARTS", "ends_of", "strongest_against_weakest", "strongest_lies"]
 
 SPECTRAL_NORMS = (1, 3, 5)
+
+
+def ends_of(outcomes: Outcomes) -> tuple[str, str]:
+    """The weakest and the strongest adversarial training.
+
+    Raises:
+        MissingError: there is one only, because the others were left out.
+    """
+    if len(outcomes.methods) < 2:
+        raise MissingError("the trainings that it compares were left out")
+    return outcomes.methods[0], outcomes.methods[-1]
 
 
 def strongest_against_weakest(
@@ -25,7 +36,7 @@ def strongest_against_weakest(
     found = []
     for network in networks or outcomes.networks:
         some = outcomes.of(network)
-        weakest, strongest = some.methods[0], some.methods[-1]
+        weakest, strongest = ends_of(some)
         name = f"{strongest} against {weakest}, {network}"
         found.append(some.of(method=strongest).compare(name, some.of(method=weakest), measure))
     return found
@@ -61,9 +72,11 @@ def _gaps_section(table: str, title: str) -> Callable[[Setting, Outcomes], Secti
     return section
 
 
-def _decide(
-    measure: Measure, region: Region, *, percent: bool = False, unit: str = ""
+def strongest_lies(
+    region: Region, measure: Measure, *, percent: bool = False, unit: str = ""
 ) -> Callable[[Outcomes], Verdict]:
+    """Whether the difference of the strongest adversarial training to the weakest is in a region."""
+
     def verdict(outcomes: Outcomes) -> Verdict:
         return decide(strongest_against_weakest(outcomes, measure), region, percent=percent, unit=unit)
 
@@ -78,13 +91,13 @@ def _claims(table: str, figure: str) -> tuple[Claim, ...]:
             f"loss_gap_shrinks_{name}",
             "The gap between test and training loss shrinks as adversarial training grows stronger.",
             where,
-            _decide(gap_of("loss_gap"), below(), unit="of the loss gap"),
+            strongest_lies(below(), gap_of("loss_gap"), unit="of the loss gap"),
         ),
         Claim(
             f"test_accuracy_falls_{name}",
             "Test accuracy falls as adversarial training grows stronger.",
             where,
-            _decide(correct_points("accuracy"), below(), percent=True),
+            strongest_lies(below(), correct_points("accuracy"), percent=True),
         ),
     )
 
@@ -125,45 +138,45 @@ def _spectral_cases(setting: Setting) -> list[Case]:
     return found
 
 
+def _bounded(outcomes: Outcomes) -> tuple[str, list[str]]:
+    """The network whose norms are not bounded, and those whose are; MissingError where the first was left out."""
+    free = [network for network in outcomes.networks if network.endswith("not bounded")]
+    if not free:
+        raise MissingError("the network without bounds was left out")
+    return free[0], [network for network in outcomes.networks if network not in free]
+
+
 def normalization_is_not_enough(outcomes: Outcomes) -> Verdict:
     """At the weakest adversarial training, bounding norms does not make robust what the strongest does."""
-    free = [network for network in outcomes.networks if network.endswith("not bounded")]
-    strongest = outcomes.of(free[0] if free else None, outcomes.methods[-1])
+    free, bounded = _bounded(outcomes)
+    weakest, most = ends_of(outcomes)
+    strongest = outcomes.of(free, most)
 
     def robust(result: Result) -> float:
         return float(row_of(result, "wen_robust_accuracy")["accuracy"])
 
     comparisons = [
         strongest.compare(
-            f"{outcomes.methods[-1]} without bounds against {outcomes.methods[0]}, {network}",
-            outcomes.of(network, outcomes.methods[0]),
-            robust,
+            f"{most} without bounds against {weakest}, {network}", outcomes.of(network, weakest), robust
         )
-        for network in outcomes.networks
-        if network not in free
+        for network in bounded
     ]
     return decide(comparisons, above(), percent=True)
 
 
 def normalization_shrinks_gap(outcomes: Outcomes) -> Verdict:
     """Bounded against not bounded, at each strength."""
-    free = [network for network in outcomes.networks if network.endswith("not bounded")]
+    free, bounded = _bounded(outcomes)
     comparisons = [
         outcomes.of(network, method).compare(
             f"{network.rpartition(', ')[2]}, {method}, against not bounded",
-            outcomes.of(free[0], method),
+            outcomes.of(free, method),
             gap_of("loss_gap"),
         )
-        for network in outcomes.networks
-        if free and network not in free
+        for network in bounded
         for method in outcomes.methods
     ]
     return decide(comparisons, below(), share_needed=0.5, unit="of the loss gap")
-
-
-def fgsm_robustness_is_no_higher(outcomes: Outcomes) -> Verdict:
-    """The loss gap of the FGSM variant, as with PGD."""
-    return decide(strongest_against_weakest(outcomes, gap_of("loss_gap")), below(), unit="of the loss gap")
 
 
 WHERE_FGSM = "Appendix B.6, Table 2, Figures 9 to 11"
@@ -178,13 +191,13 @@ PARTS = (
                 "fgsm_shrinks_the_loss_gap",
                 "With FGSM instead of PGD, too, the loss gap shrinks as adversarial training grows stronger.",
                 WHERE_FGSM,
-                fgsm_robustness_is_no_higher,
+                strongest_lies(below(), gap_of("loss_gap"), unit="of the loss gap"),
             ),
             Claim(
                 "fgsm_lowers_test_accuracy",
                 "With FGSM, too, test accuracy falls as adversarial training grows stronger.",
                 WHERE_FGSM,
-                _decide(correct_points("accuracy"), below(), percent=True),
+                strongest_lies(below(), correct_points("accuracy"), percent=True),
             ),
         ),
         also=("figure9", "figure10", "figure11"),

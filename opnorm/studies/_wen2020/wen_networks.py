@@ -1,6 +1,6 @@
 """The networks, trainings and columns that several parts of Wen, Li & Jia 2020 share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from opnorm.studies._shared.methods_table import Quantity, value_of
 from opnorm.studies._shared.outcomes import Case, row_of
 from opnorm.studies._shared.paper import Setting
 
-__all__ = ["ADVERSARIAL", "NETWORKS", "STRENGTHS", "Columns", "cases", "columns", "strength_label"]
+__all__ = ["ADVERSARIAL", "NETWORKS", "STRENGTHS", "cases", "columns", "strength_label"]
 
 STRENGTHS = (4, 8, 16)  # of adversarial training, in gray levels
 DIGITS_SCALE = 3.0  # digits need longer changes: 12, 24 and 48 gray levels stand for 4, 8 and 16
@@ -121,12 +121,9 @@ def cases(
                     **changes,
                 ),
             ),
-            setting.pick(1, 3, 1),
+            setting.pick(1, 3, 3),
         )
     ]
-
-
-Columns = Mapping[str, Sequence[float]]
 
 
 def columns() -> list[Quantity]:
