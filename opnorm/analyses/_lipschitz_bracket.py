@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.settings import check_choice, check_count, check_number
 from opnorm._core.outputs import output_of
+from opnorm._core.settings import check_choice, check_count, check_number
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
 from opnorm.analyses._shared.points import amounts, check_points, sample, summary
 from opnorm.data import Dataset

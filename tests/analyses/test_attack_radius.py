@@ -50,6 +50,26 @@ def linear_weight_norm(model: nn.Module, order: float) -> float:
     return float(torch.linalg.vector_norm(w, order))
 
 
+@pytest.mark.parametrize("factor", [1 / 3000, 0.0])
+def test_radii_far_below_a_gray_level(linear, factor):
+    """The network of images that are ``factor`` times as far from the boundary; at 0 any radius is enough."""
+    model, _, margins = linear
+    w = model[1].weight[1] - model[1].weight[0]
+    images = torch.full((8, 1, 4, 4), 128, dtype=torch.uint8)
+    distance = factor * float(margins.abs().max()) / linear_weight_norm(model, 2)
+    with torch.no_grad():  # all images are the same: the boundary is moved to this distance from them
+        side = distance * float(torch.linalg.vector_norm(w)) / 2
+        at = float(w @ as_pixels(images)[0].flatten()) / 2
+        model[1].bias.copy_(torch.tensor([at, -at]) + torch.tensor([side, -side]))
+    split = Split(images, model(as_pixels(images)).argmax(1))
+    (row,) = attack_radius(2, 1.0, precision=0.02)(model, Dataset("one", split, split, ("a", "b")))
+    if factor:
+        assert distance < 1 / 255 / 4
+        assert row["eps"] == pytest.approx(distance, rel=0.05)
+    else:
+        assert 0 < row["eps"] < 1e-6
+
+
 def test_a_constant_model_has_no_such_radius():
     split = Split(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))

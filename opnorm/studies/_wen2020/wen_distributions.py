@@ -1,7 +1,7 @@
 """Table 1, Figures 1, 4, 5 and 8, B.2 and Theorem 3.1: margins, confidence, singular values, variation of the loss."""
 
 import math
-from collections.abc import Callable
+import operator
 
 import numpy as np
 
@@ -157,7 +157,7 @@ def _share_that_fell(outcomes: Outcomes) -> list[Comparison]:
         weakest, strongest = ends_of(some)
         name = f"share of layers whose spread fell from {weakest} to {strongest}, {network}"
         first, last = some.of(method=strongest), some.of(method=weakest)
-        found.append(share_that(name, first, last, _spread_of, lambda a, b: a < b, 0.5))
+        found.append(share_that(name, first, last, _spread_of, operator.lt, 0.5))
     return found
 
 
