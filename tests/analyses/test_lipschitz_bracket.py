@@ -7,8 +7,12 @@ import pytest
 import torch
 
 from opnorm.analyses import lipschitz_bracket
+from opnorm.data import Dataset
+from opnorm.data.dataset import Split
+from opnorm.errors import SpecError
 from opnorm.jacobian import jacobian_norm, secant_ascent
 from opnorm.norms import lipschitz_bound
+from opnorm.theory import memorizer
 from tests.analyses.toys import SHAPE, sampled, two_class_network, two_classes
 
 NETWORK = two_class_network
@@ -34,3 +38,19 @@ def test_the_bracket_holds_the_lipschitz_constant(model, norm):
         best = torch.maximum(best, slope)
     assert row["secant_mean"] == pytest.approx(float(best.mean()), rel=1e-3)
     assert row["secant"] == pytest.approx(float(best.max()), rel=1e-3)
+
+
+def test_a_slope_far_from_the_data():
+    """That of a built network is past its points; the line through the first coordinate finds it."""
+    points = torch.tensor([[[[0.1, 0.2], [0.0, 0.3]]], [[[0.9, 0.2], [0.5, 0.3]]]])
+    labels = torch.tensor([0, 1])
+    split = Split((points * 255).to(torch.uint8), labels)
+    network = memorizer(points, labels, eps=0.05, lipschitz=1000.0).eval()
+    (row,) = lipschitz_bracket(math.inf, 0.05, points=2, steps=3, along=4.0)(
+        network, Dataset("two", split, split, ("a", "b"))
+    )
+    assert max(row["jacobian"], row["secant"]) < 1000
+    assert 1000 <= row["along"] <= row["upper"] * (1 + 1e-6)
+    assert "at the data 0 was" not in lipschitz_bracket().sentence([row])
+    with pytest.raises(SpecError, match="along=-1"):
+        lipschitz_bracket(along=-1)

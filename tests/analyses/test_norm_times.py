@@ -1,5 +1,7 @@
 """Times of norms: what is defined for which layer, values beside the norms themselves."""
 
+import importlib
+
 import pytest
 import torch
 from torch import nn
@@ -39,6 +41,23 @@ def test_exact_norms_are_those_of_the_matrix(rows):
     assert rows[2]["differences"] is None
     for row in rows[:2]:
         assert max(row["differences"].values()) < 1e-6
+    for row in rows:  # at the whole input, linear layers included
+        assert max(row["whole_differences"].values()) < 1e-6
+
+
+def test_a_wrong_norm_is_seen(monkeypatch):
+    """At the whole input, where no explicit matrix is made."""
+    module = importlib.import_module("opnorm.analyses._norm_times")
+    monkeypatch.setattr(module, "linf", lambda layer, shape: 1.1 * linf(layer, shape))
+    toy = data()
+    row = norm_times(seconds=0.0)(MODEL, toy)[0]
+    assert row["whole_differences"]["linf"] == pytest.approx(0.1, rel=1e-4)
+    assert row["whole_differences"]["l1"] < 1e-6
+
+
+def test_sums_of_absolute_values_are_no_norm_where_padding_repeats_pixels():
+    model = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"))
+    assert norm_times(seconds=0.0)(model, data())[0]["whole_differences"] is None
 
 
 def test_display(rows):
