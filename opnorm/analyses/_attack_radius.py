@@ -30,9 +30,8 @@ def attack_radius(
 ) -> Analysis:
     """The smallest radius at which an attack succeeds on almost all inputs of a network.
 
-    Of a network trained without attacks it is the radius for adversarial training. The attack is projected gradient ascent,
-    that of :func:`roth_robust_accuracy`, at those of the first ``points`` that are correct without it; success is taken to
-    grow with the radius.
+    Of a network trained without attacks it is the radius for adversarial training. The attack is that of
+    :func:`roth_robust_accuracy`, at those of the first ``points`` that are correct; success is taken to grow with it.
 
     Args:
         norm: of the ball: 1, 2, inf, or any other p from 1 on.
