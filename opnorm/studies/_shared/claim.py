@@ -275,4 +275,5 @@ def _what_would_decide(tests: _Tests, region: Region, shown: Comparison) -> str:
     for seeds in range(max(len(c.by_seed) for c in tests.comparisons) + 1, ALL_SEEDS + 1):
         if _Tests.of(tests.comparisons, region, tests.needed, seeds).outcome != "not decided":
             return f"; {seeds} seeds would decide it at this effect and spread"
-    return f"; {ALL_SEEDS} seeds would not decide it at this effect and spread"
+    points = "" if shown.points is None else f" with {shown.points} points"
+    return f"; {ALL_SEEDS} seeds{points} would not decide it at this effect and spread"
