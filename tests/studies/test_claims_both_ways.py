@@ -7,7 +7,7 @@ import pytest
 from opnorm.studies import Setting, papers
 from opnorm.studies._shared.claim import Verdict
 from opnorm.studies._shared.outcomes import Outcome, Outcomes
-from tests.studies.made_up_results import Changes, outcomes_with
+from tests.studies.made_up_results import NUMBERS, Changes, outcomes_with
 
 CLAIMS = {
     claim.name: (paper, part, claim) for paper in papers() for part in paper.parts for claim in part.claims
@@ -73,7 +73,8 @@ WORLDS: dict[str, tuple[Changes, Changes]] = {
         for training in ("standard", "adversarial")
         for n in (1, 2, 3)
     },
-    "convex_aggregation_is_more_robust": (of("*: WEISSI-CA", robust=0.8, clean=0.85), of("*: WEISSI-CA", robust=0.2)),
+    "convex_aggregation_costs_clean_accuracy": (of("*: WEISSI-CA", clean=0.7), of("*: WEISSI-CA", clean=0.99)),
+    "convex_aggregation_is_more_robust": (of("*: WEISSI-CA", robust=0.8), of("*: WEISSI-CA", robust=0.2)),
     "weissi_helps_the_loss_of_max_mahalanobis_centers": (of("*: WEISSI", robust=0.8), of("*: WEISSI", robust=0.2)),
     "weissi_lowers_the_energy": (of("*: WEISSI", energy=5.0), of("*: WEISSI", energy=40.0)),
     "convex_aggregation_lowers_the_complexity": (of("*: WEISSI-CA", complexity=5.0), of("*: WEISSI-CA", complexity=90.0)),
@@ -126,3 +127,12 @@ def failed(outcome: Outcome) -> Outcome:
 def test_the_claim_does_not_hold(name):
     verdict = CLAIMS[name][2].verdict(outcomes_for(name, WORLDS[name][1]))
     assert verdict.outcome == "does not hold", verdict.evidence
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_networks_that_are_dead(name):
+    """All that is measured is 0, but for what cannot be: a verdict, or the reason why there is none, and no error."""
+    zeros = {"*": dict.fromkeys(NUMBERS.keys() - {"radius", "slow", "fast", "complexity"}, 0.0)}
+    verdict = CLAIMS[name][2].verdict(outcomes_for(name, zeros))
+    assert verdict.outcome in ("holds", "does not hold", "not decided")
+    assert verdict.evidence.endswith(".")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from opnorm.analyses._shared.layer_rows import KINDS
-from opnorm.report import Section, layers_against_epoch
+from opnorm.report import Section, layers_against_epoch, slug
 from opnorm.runs.run import Result
 from opnorm.studies._liang2021.liang_networks import (
     NETWORKS,
@@ -14,7 +14,6 @@ from opnorm.studies._liang2021.liang_networks import (
     columns,
     evaluation,
     norm_charts,
-    slug,
 )
 from opnorm.studies._shared.claim import Claim, Verdict, above, decide, no_lower
 from opnorm.studies._shared.methods_table import Quantity, log_typical_norm, methods_table

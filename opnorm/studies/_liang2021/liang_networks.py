@@ -1,13 +1,13 @@
 """The networks and trainings that several parts of Liang & Huang 2021 share."""
 
 from opnorm.analyses._shared.points import at_any_radius
-from opnorm.report import Chart
+from opnorm.report import Chart, slug
 from opnorm.runs.run import Run
 from opnorm.studies._shared.methods_table import Quantity, accuracy_of, robust_accuracy_of, typical_norm_of
 from opnorm.studies._shared.outcomes import Outcomes
 from opnorm.studies._shared.paper import Setting
 
-__all__ = ["NETWORKS", "PLAIN", "attack_of", "base_run", "columns", "evaluation", "norm_charts", "slug"]
+__all__ = ["NETWORKS", "PLAIN", "attack_of", "base_run", "columns", "evaluation", "norm_charts"]
 
 PLAIN = "plain"
 
@@ -24,11 +24,6 @@ def network_call(name: str, setting: Setting) -> str:
     """A network of the paper, or a narrow one of its family."""
     call = NETWORKS[name]
     return f"{call}()" if setting.size == "paper" else f"{call}(width={LAPTOP_WIDTH[call]})"
-
-
-def slug(network: str) -> str:
-    """A network's name in the key of a chart."""
-    return network.lower().replace("-", "")
 
 
 def evaluation(setting: Setting, eps: float) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from opnorm.runs.run import Result
 from opnorm.studies._roth2020.roth_search import (
     CNN,
     STANDARD,
+    known_eps,
     measured,
     setting_text,
     standard_cases,
@@ -75,8 +76,8 @@ def variation(eps: float, direction: str) -> Number:
 
 def _of_eps(make: Callable[[float, str], Number], unit: str) -> Callable[[Outcomes], Verdict]:
     def verdict(outcomes: Outcomes) -> Verdict:
-        eps = training_eps(CNN, outcomes)
-        measures = {} if eps is None else {f"{d} direction": make(eps, d) for d in DIRECTIONS}
+        eps = known_eps(CNN, outcomes)
+        measures = {f"{d} direction": make(eps, d) for d in DIRECTIONS}
         return _against_standard(outcomes, measures, below(), unit)
 
     return verdict

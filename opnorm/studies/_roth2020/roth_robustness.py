@@ -13,6 +13,7 @@ from opnorm.studies._roth2020.roth_search import (
     STANDARD,
     Network,
     further_cases,
+    known_eps,
     matched_strength,
     measured,
     search_table,
@@ -106,15 +107,13 @@ def compared(
     """Accuracies of pairs of methods at the training radius, or clean.
 
     Raises:
-        MissingError: the radius of a network is not known, because its standard training failed.
+        MissingError: a run failed, or the radius of a network is not known.
     """
     comparisons = []
     for network in networks:
         if not searched(network, outcomes).all:  # left out by the caller or the size
             continue
-        some, eps = outcomes.of(network.name), training_eps(network, outcomes)
-        if eps is None:
-            raise MissingError(f"{network.name}: no radius is known")
+        some, eps = outcomes.of(network.name), known_eps(network, outcomes)
         right = correct_points("accuracy") if clean else correct_points("roth_robust_accuracy", eps=eps)
         where = "clean" if clean else f"at ε = {eps:g}"
         comparisons += [

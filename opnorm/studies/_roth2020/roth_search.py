@@ -8,7 +8,7 @@ from opnorm import spec
 from opnorm.report import Cell, Column, Stat, Table, significant
 from opnorm.runs.matching import next_strength
 from opnorm.runs.run import Result, Run
-from opnorm.studies._shared.outcomes import Case, Outcomes, row_of
+from opnorm.studies._shared.outcomes import Case, MissingError, Outcomes, row_of
 from opnorm.studies._shared.paper import Setting
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Network",
     "adversarial_objective",
     "further_cases",
+    "known_eps",
     "matched_strength",
     "measured",
     "search_table",
@@ -121,6 +122,19 @@ def training_eps(network: Network, outcomes: Outcomes) -> float | None:
         return None
     eps = row_of(found[0].result, "attack_radius")["eps"]
     return None if eps is None else significant(eps, 3)
+
+
+def known_eps(network: Network, outcomes: Outcomes) -> float:
+    """The radius of adversarial training.
+
+    Raises:
+        MissingError: a standard training failed, or no radius is known at which almost all attacks on it succeed.
+    """
+    searched(network, outcomes).complete()
+    eps = training_eps(network, outcomes)
+    if eps is None:
+        raise MissingError(f"{network.name}: no radius is known at which almost all attacks succeed")
+    return eps
 
 
 def adversarial_objective(setting: Setting, network: Network, eps: float) -> str:

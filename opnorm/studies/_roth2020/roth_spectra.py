@@ -168,8 +168,8 @@ def common_ranks(outcomes: Outcomes, at: str) -> int:
 
 
 def log_typical(at: str, ranks: int) -> Measure:
-    """log10 of the geometric mean of the largest ``ranks`` singular values, the same ones in all networks."""
-    return lambda result: float(np.mean(np.log10(spectrum(result, at)[:ranks])))
+    """log10 of the geometric mean of the largest ``ranks`` singular values, the same ones in all networks; None of none."""
+    return lambda result: float(np.mean(np.log10(spectrum(result, at)[:ranks]))) if ranks else None
 
 
 def aligned(network: str, rank: int = 0) -> Callable[[Result], float]:
@@ -188,7 +188,7 @@ def _spectrum_section(setting: Setting, outcomes: Outcomes) -> Section:
         accuracy_of(),
         Quantity(
             Column("largest", "largest", "number", "low", help.format("largest")),
-            lambda r: spectrum(r, "clean")[0],
+            lambda r: next(iter(spectrum(r, "clean")), None),
         ),
         Quantity(
             Column(

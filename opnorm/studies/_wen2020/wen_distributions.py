@@ -105,11 +105,11 @@ def _margin(result: Result) -> float:
     return float(np.abs(row_of(result, "margins", split="test")["margins"]).mean())
 
 
-def _confidence(result: Result) -> float:
+def _confidence(result: Result) -> float | None:
     """The mean probability of the right class over the test points that are classified correctly."""
     probabilities = np.array(row_of(result, "predictions", split="test")["probabilities"])
     correct = np.array(row_of(result, "margins", split="test")["margins"]) > 0
-    return float(probabilities[correct].mean()) if correct.any() else math.nan
+    return float(probabilities[correct].mean()) if correct.any() else None
 
 
 def _margins_section(setting: Setting, outcomes: Outcomes) -> Section:
