@@ -14,7 +14,7 @@ PAPER = Paper(
         "smoke": "one epoch of few points, to see that all works; nothing can be concluded from it",
         "laptop": (
             "digits of 8x8 pixels, a perceptron of width 128, a CNN and a VGG-16 an eighth as wide (the VGG-16 with two "
-            "poolings), a WRN-10-1, 12 epochs (VGG-16: 20), radii 3 times the paper's, 5 steps of PGD in training, own "
+            "poolings), a WRN-10-1, 12 epochs (VGG-16: 20), radii 3 times the paper's, own "
             "strengths of WEISSI (the paper: MNIST and CIFAR-10, WRN-28-10, 60 to 300 epochs); the complexity of a layer of "
             "the WRN counts once its norm is above 0.1, because Fixup starts layers at zero"
         ),

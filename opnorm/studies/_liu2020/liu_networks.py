@@ -159,7 +159,7 @@ def cases(
     found = []
     for training in trainings if setting.size != "smoke" else trainings[:1]:
         plain = (
-            "plain()" if training == "standard" else f"pgd_at(eps={eps!r}, steps={setting.pick(2, 5, 10)})"
+            "plain()" if training == "standard" else f"pgd_at(eps={eps!r}, steps={setting.pick(2, 10, 10)})"
         )
         for method in methods if setting.size != "smoke" else (methods[0], methods[-1]):
             run = replace(
