@@ -68,7 +68,7 @@ def cases(setting: Setting) -> list[Case]:
             Case(
                 network, label, replace(base_run(setting, network, 0.01, analyses), regularizers=regularizers)
             ),
-            setting.pick(1, 2, 3),
+            setting.pick(1, 3, 3),
         )
     ]
 

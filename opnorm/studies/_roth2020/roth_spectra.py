@@ -129,7 +129,7 @@ def agrees_in_one_region(outcomes: Outcomes) -> Verdict:
     ]
     inside = [row for row in rows if row["worst_inside"] is not None]
     if not inside:
-        raise MissingError("no ascent stayed in one linear region")
+        raise MissingError("no ascent stayed in one linear region" if rows else "no ascent was measured")
     worst = min(inside, key=lambda row: row["worst_inside"])
     ascents = sum(round(row["same_region"] * row["points"]) for row in inside)
     pairs = len({(row["p"], row["q"]) for row in inside})
