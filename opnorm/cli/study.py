@@ -71,9 +71,7 @@ def study(
     if o.list:
         return _print_list(o.json)
     if not name:
-        raise OpnormError(
-            "which study? opnorm study --list says what there is; opnorm study tour is a good start"
-        )
+        raise OpnormError("which study? --list says what there is, --help how; opnorm study tour is a start")
     settings = {n: getattr(o, n) for n in ("data", "model", "seeds", "limit", "size", "only")}
     call = studies.study_call(name).with_arguments(**settings)
     built = spec.build(call, "study")
