@@ -513,7 +513,7 @@ except BaseException:  # as the real one does while numpy is loaded from C
 
 def test_ctrl_c_while_torch_loads(tmp_path, until):
     (tmp_path / "torch.py").write_text(FAKE_TORCH)
-    code = "import sys; sys.path.insert(0, '.'); from opnorm.cli import main; main(['ls'])"
+    code = "import sys; sys.path.insert(0, '.'); from opnorm.cli import main; main(['norms', 'mlp()'])"
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
