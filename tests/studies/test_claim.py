@@ -61,7 +61,9 @@ def test_the_number_of_comparisons_counts():
 
 def test_the_evidence_has_the_numbers():
     found = decide([Comparison("SVC against plain", CLEAR)], above(), unit="units")
-    assert found.evidence.startswith("SVC against plain: +1 units, 95 % over 3 seeds +0.752 to +1.25")
+    assert found.evidence.startswith(
+        "SVC against plain: +1 units, one-sided p = 0.0017, 95 % over 3 seeds +0.752 to +1.25"
+    )
     assert (found.effect, found.seeds, found.points) == (pytest.approx(1.0), 3, None)
     one = decide([Comparison("SVC against plain", (1.0,))], above())
     assert "one seed does not decide it" in one.evidence
