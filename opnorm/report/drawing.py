@@ -65,7 +65,7 @@ def log_axis(
             ticks = [t for k in powers for d in digits if low <= (t := significant(d * 10.0**k)) <= high]
     if len(ticks) < 2:
         ticks = [significant(t, 3) for t in (low * 1.15, high / 1.15)]
-    text = ".1~%" if percent else ".0e" if high >= 1e6 or low < 1e-3 else ",~g"
+    text = ".4~%" if percent else ".0e" if high >= 1e6 or low < 1e-3 else ",~g"
     return channel.axis(title=title, values=sorted(set(ticks)), format=text, labelOverlap=True).scale(
         type="log", domain=[low, high], nice=False
     )
