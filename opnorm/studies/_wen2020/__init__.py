@@ -14,7 +14,7 @@ PAPER = Paper(
         "smoke": "one epoch of few points, to see that all works; nothing can be concluded from it",
         "laptop": (
             "digits of 8x8 pixels (600 of them in place of CIFAR-100), residual networks of 8 and 14 layers and a WRN-50-2 "
-            "of width 4, 12 epochs (10 of the WRN), radii 3 times the paper's (the paper: CIFAR and Tiny-ImageNet, 56 and "
+            "of width 4, 12 epochs (10 of the WRN), radii twice the paper's (the paper: CIFAR and Tiny-ImageNet, 56 and "
             "110 layers, 200 epochs)"
         ),
         "paper": "the published settings: CIFAR-10, CIFAR-100 and Tiny-ImageNet, 200 and 90 epochs",
