@@ -80,7 +80,7 @@ def results_page(reports: Mapping[str, Report], pictures: str) -> str:
         "",
         f"{len(claims)} claims: {counts}.",
         "",
-        *_claims(claims, "### {}"),
+        *_claims(claims, "## {}"),
     ]
     for name, report in reports.items():
         lines += ["", f"## {name}", "", *_study(name, report, f"{pictures}/{name}")]
