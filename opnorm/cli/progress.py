@@ -94,9 +94,10 @@ def _outcome(event: StudyProgress) -> str:
     """One run's time and accuracy, or why it failed."""
     result = event.result
     assert result is not None, "only of runs that have ended"
-    found = f"found, of {result.ended}, " if result.found else f"{result.seconds:.1f} s, "
     if result.failure:
-        return f"{found}failed: {result.failure}"
+        again = f" (remembered; delete {result.folder} to try again)" if result.found else ""
+        return f"failed: {result.failure}{again}"
+    found = f"found, of {result.ended}, " if result.found else f"{result.seconds:.1f} s, "
     accuracy = result.find("accuracy")
     return found + (f"{accuracy[0]['accuracy']:.1%} clean" if accuracy else "done")
 

@@ -186,13 +186,15 @@ def _run_one(index: int, run: Run, store: Store, device: str, report: Progress) 
             text = f"epoch {at.epoch}/{at.epochs}, loss {at.loss:.3f}, {at.accuracy:.1%}"
         report(StudyProgress(index, run, share, text))
 
+    remembered = bool(store.failure(run.key))
     try:
         return run_training(run, store, device=device, progress=progress)
     except BusyError:
         report(StudyProgress(index, run, 0.0, "waits for another process that is at it"))
         return None
-    except TrainError as e:
-        return Result(run, [], {}, 0.0, str(e), store.folder(run.key))
+    except TrainError as e:  # the reason alone, without the folder: reports are carried to other machines
+        why = store.failure(run.key) or str(e)
+        return Result(run, [], {}, 0.0, why, store.folder(run.key), found=remembered)
 
 
 # ---------------------------------------------------------------- several processes

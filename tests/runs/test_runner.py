@@ -181,6 +181,11 @@ def test_failures_are_rows_and_the_page_is_written(store):
     assert "smaller learning rate" in text
     assert json.loads((page.parent / "report.json").read_text())["findings"][0].startswith("1 run failed")
 
+    remembered = run_study(made, store, jobs=1)[2]
+    assert (remembered.failure, remembered.found) == (results[2].failure, True)
+    assert not results[2].found
+    assert str(store.root) not in remembered.failure, "a report names no folder of this machine"
+
 
 def test_a_page_of_failures_only(store):
     made = tour(**SMALL, lr=1e30, batch=8)
