@@ -32,7 +32,6 @@ def lipschitz_bracket(
     - from above, on all inputs: the layers' norms along the graph (:func:`opnorm.norms.lipschitz_bound`);
     - from below: the largest ‖J(x)‖_p at random test points, and the largest secant slope ‖f(x + z) - f(x)‖_p / ‖z‖_p found
       by ``steps`` of ascent over ‖z‖_p = ``radius``, from the Jacobian's own maximizer; x + z may leave [0, 1].
-
     - with ``along`` above 0 also the largest slope between neighbors of 1,000 inputs from 0 to that value of the first
       coordinate, the other ones those of the first test point: it finds a slope that is far from the data.
 

@@ -250,7 +250,8 @@ def _evidence(tests: _Tests, region: Region, shown: Comparison, unit: str, perce
     if shown.over_seeds:
         p = min(region.p_inside(shown), region.p_outside(shown))
         low, high = map(number, shown.over_seeds)
-        text += f", one-sided p = {p:.2g}, 95 % over {len(shown.by_seed)} seeds {low} to {high}"
+        sides = "" if math.isfinite(region.low) and math.isfinite(region.high) else "one-sided "
+        text += f", {sides}p = {p:.2g}, 95 % over {len(shown.by_seed)} seeds {low} to {high}"
     if shown.over_points:
         text += (
             f", over {shown.points} points {number(shown.over_points[0])} to {number(shown.over_points[1])}"
