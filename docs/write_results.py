@@ -1,13 +1,17 @@
 """Write docs/results.md from the reports in results/: `make results-page`."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from opnorm.report import read_report, results_page
+from opnorm._core.plain_text import markdown_row
+from opnorm.report import Report, read_report, to_markdown
+from opnorm.report.tables import duration_text
 from opnorm.studies import papers
 
 ROOT = Path(__file__).parents[1]
+OUTCOMES = ("holds", "does not hold", "not decided")
 
 
 def names() -> Iterator[str]:
@@ -16,11 +20,101 @@ def names() -> Iterator[str]:
         yield from (f"{paper.name}.{part.name}" for part in paper.parts)
 
 
-def page() -> str:
-    """The page, of the studies whose reports are there."""
+def kept_reports() -> dict[str, Report]:
+    """The reports that are there, by the study's name."""
     paths = {name: ROOT / "results" / name / "report.json" for name in names()}
-    reports = {name: read_report(path) for name, path in paths.items() if path.exists()}
-    return results_page(reports, "../results")
+    return {name: read_report(path) for name, path in paths.items() if path.exists()}
+
+
+def results_page(reports: Mapping[str, Report], studies: Sequence[str], pictures: str) -> str:
+    """Reports of papers' studies as one page of Markdown: all claims, then a section for each study.
+
+    Args:
+        reports: by the study's name, such as ``liang2021.table2``, in order.
+        studies: all names; those without a report are listed as not run.
+        pictures: the folder, as seen from the page, in which ``NAME/KEY.svg`` are the charts.
+    """
+    claims = [claim for report in reports.values() for claim in report.claims]
+    counts = ", ".join(f"{sum(c['outcome'] == outcome for c in claims)} {outcome}" for outcome in OUTCOMES)
+    lines = [
+        "# Results",
+        "",
+        "Every claim of the four papers that can be tested, with the verdict of our own measurements at the size `laptop`:",
+        "small members of the papers' families of networks, small sets of images, two cores, a few seeds. A verdict says",
+        "what these networks show, not what the papers' networks would. How: [studies](studies.md).",
+        "This page is made from `results/` by `make results-page`; `make results` measures all of it again.",
+        "",
+        f"{len(claims)} claims: {counts}.",
+        "",
+        *(
+            [f"Not run yet: {', '.join(missing)}.", ""]
+            if (missing := [s for s in studies if s not in reports])
+            else []
+        ),
+        *_claims(claims, "## {}"),
+    ]
+    for name, report in reports.items():
+        lines += ["", f"## {name}", "", *_study(name, report, f"{pictures}/{name}")]
+    return "\n".join(lines) + "\n"
+
+
+def _study(name: str, report: Report, pictures: str) -> list[str]:
+    """The section of one study."""
+    took = duration_text(sum(run["seconds"] or 0.0 for run in report.runs))
+    lines = [report.question, "", "```sh", f"opnorm study {name} --size laptop", "```", ""]
+    lines += [f"- runs: {len(report.runs)}, {took} of computing time"]
+    lines += [f"- {key}: {text}" for key, text in report.settings.items() if key != "computing time"]
+    lines += ["", *(line for finding in report.findings for line in (finding, ""))]
+    for section in report.sections:
+        lines += [f"### {section.title}", ""]
+        lines += [section.text, ""] if section.text and section.text != report.question else []
+        for title, table in section.tables.items():
+            lines += [f"{title}:", "", to_markdown(table)]
+        for chart in section.charts:
+            if not chart.empty:
+                lines += [
+                    f"![{chart.title}]({pictures}/{chart.key}.svg)",
+                    "",
+                    f"{chart.title}. {chart.caption}",
+                    "",
+                ]
+    return lines + _claims(report.claims, "**{}**")
+
+
+def _claims(claims: Sequence[dict[str, Any]], heading: str) -> list[str]:
+    """Claims as tables, one for each outcome."""
+    lines = []
+    for outcome in OUTCOMES:
+        some = [claim for claim in claims if claim["outcome"] == outcome]
+        if some:
+            rows = [
+                [
+                    _cell(c["sentence"]),
+                    _cell(c["evidence"]),
+                    _cell(c["section"]),
+                    f"[{c['study']}](#{_anchor(c['study'])})",
+                ]
+                for c in some
+            ]
+            head = markdown_row(["claim", "measured", "in the paper", "study"])
+            lines += [
+                heading.format(outcome.capitalize()),
+                "",
+                head,
+                "|---|---|---|---|",
+                *map(markdown_row, rows),
+                "",
+            ]
+    return lines
+
+
+def _anchor(heading: str) -> str:
+    """The name that Markdown gives to a heading."""
+    return heading.lower().replace(".", "")
+
+
+def _cell(text: str) -> str:
+    return text.replace("*", r"\*").replace("_", r"\_").replace("<", "&lt;")
 
 
 if __name__ == "__main__":
@@ -29,4 +123,5 @@ if __name__ == "__main__":
     if parser.parse_args().names:
         print(*names(), sep="\n")
     else:
-        (ROOT / "docs" / "results.md").write_text(page(), encoding="utf-8")
+        page = results_page(kept_reports(), list(names()), "../results")
+        (ROOT / "docs" / "results.md").write_text(page, encoding="utf-8")

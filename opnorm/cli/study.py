@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from opnorm._core.files import shown
+from opnorm._core.files import make_folder, shown
 from opnorm.cli.options import Again, Device, Figures, Json, Limit, Runs, check_device, print_json
 from opnorm.errors import OpnormError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from opnorm.runs.run import Result
     from opnorm.spec import Call
 
 __all__ = ["study"]
@@ -62,7 +65,7 @@ def study(
     """
     from opnorm import spec, studies
     from opnorm.cli.progress import StudyBar
-    from opnorm.cli.study_plan import StudyPlan, about
+    from opnorm.cli.study_plan import StudyPlan
     from opnorm.runs.runner import Study, StudyProgress, check_jobs, run_study
     from opnorm.runs.store import Store
     from opnorm.runs.study_page import StudyPage, write_study
@@ -79,6 +82,8 @@ def study(
         raise OpnormError(f"{call} gave {type(built).__name__}; expected a study")
     check_device(o.device)
     check_jobs(o.jobs)
+    if o.keep and not o.dry_run:
+        make_folder(o.keep)  # before hours of training
     plan = StudyPlan(built, store, o.jobs, o.device)
     if o.dry_run:
         return plan.show(o.json)
@@ -98,10 +103,17 @@ def study(
 
         results = run_study(built, store, jobs=o.jobs, device=o.device, progress=progress)
     path = shown(write_study(built, results, store, o.figures, o.keep))
-    if not o.json:
-        return print(path)
+    if o.keep:
+        print(f"kept: {o.keep / built.name / 'report.json'}", file=sys.stderr)
+    return _print_results(path, results) if o.json else print(path)
+
+
+def _print_results(page: Path, results: "Sequence[Result]") -> None:
+    """Where the page is, and every run with its rows or the reason why it has none."""
+    from opnorm.cli.study_plan import about
+
     found = [about(r.run) | {"failure": r.failure, "results": r.rows} for r in results]
-    return print_json({"page": str(path), "runs": found})
+    print_json({"page": str(page), "runs": found})
 
 
 def _size(call: "Call") -> Any:

@@ -22,7 +22,7 @@ from opnorm.report.document import (
 )
 from opnorm.report.epochs import against_epoch, epoch_charts, layers_against_epoch, weights_against_epoch
 from opnorm.report.histograms import Sample, histogram_points
-from opnorm.report.kept import keep_report, read_report, results_page
+from opnorm.report.kept import keep_report, read_report
 from opnorm.report.page import load_libraries, write_figures, write_json, write_page
 from opnorm.report.table_files import slug, to_csv, to_latex, to_markdown, write_tables
 from opnorm.report.theme import NORMS, norm_name, one_sentence, significant
@@ -58,7 +58,6 @@ __all__ = [
     "norm_name",
     "one_sentence",
     "read_report",
-    "results_page",
     "significant",
     "slug",
     "to_csv",
