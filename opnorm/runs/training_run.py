@@ -179,7 +179,8 @@ def environment() -> dict[str, Any]:
         "git": git_state(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
+        f"{torch.backends.cpu.get_cpu_capability()} used by torch",
         "threads": torch.get_num_threads(),
         "processes": distributed.world_size(),
     }

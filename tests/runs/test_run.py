@@ -455,6 +455,7 @@ def test_what_is_written_is_plain(tiny, store):
     }  # fmt: skip
     assert about["data"]["train"] == 100
     assert {"opnorm", "git", "torch", "python", "machine", "threads"} <= about["where"].keys()
+    assert f"{torch.backends.cpu.get_cpu_capability()} used by torch" in about["where"]["machine"]
     rows = read_lines(folder / "metrics.jsonl")
     assert rows[0].keys() == {
         "epoch", "lr", "loss", "train_accuracy", "seconds", "test_accuracy", "norm_1", "norm_2", "norm_inf",
