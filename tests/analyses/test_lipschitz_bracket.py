@@ -54,3 +54,26 @@ def test_a_slope_far_from_the_data():
     assert "at the data 0 was" not in lipschitz_bracket().sentence([row])
     with pytest.raises(SpecError, match="along=-1"):
         lipschitz_bracket(along=-1)
+
+
+class Kink(torch.nn.Module):
+    """Logits (a · relu(x_0 - start), 0), which are flat from 0 to ``start``."""
+
+    def __init__(self, start: float, slope: float) -> None:
+        super().__init__()
+        self.start, self.slope = start, slope
+
+    def forward(self, x):
+        first = self.slope * torch.relu(x.flatten(1)[:, :1] - self.start)
+        return torch.cat([first, torch.zeros_like(first)], 1)
+
+
+@pytest.mark.parametrize(("start", "slope", "end"), [(3.0, 7.0, 4.0), (1.5, 250.0, 2.0), (0.0, 0.5, 1e3)])
+@pytest.mark.parametrize("norm", [1, 2, math.inf])
+def test_a_slope_far_from_the_data_is_found_along_the_line(start, slope, end, norm):
+    (row,) = lipschitz_bracket(norm, points=3, steps=2, along=end)(Kink(start, slope).eval(), two_classes())
+    assert row["along"] == pytest.approx(slope, rel=1e-3)
+    (short,) = lipschitz_bracket(norm, points=3, steps=2, along=max(start, 1e-9))(
+        Kink(start + 1, slope).eval(), two_classes()
+    )
+    assert short["along"] == 0
