@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from opnorm.errors import BoundError
@@ -30,6 +31,7 @@ class GraphWalk(fx.Interpreter):
 
     def __init__(self, forward: ForwardGraph) -> None:
         super().__init__(nn.Module(), graph=forward.graph)
+        self.extra_traceback = False  # it would be added to the reasons
         self.named = forward.named
         self.bounds: dict[fx.Node, Any] = {}
         self.result: Any = None
@@ -61,6 +63,10 @@ class GraphWalk(fx.Interpreter):
             output = super().run_node(n)
         except Exception as e:  # of the user's own network
             raise BoundError(f"its graph fails where the model need not, at {n.name}: {first_line(e)}") from e
+        if any(t.layout != torch.strided for t in tensors_in(output)):
+            raise BoundError(
+                f"{n.name} ({operation_of(n)}) is sparse; bounds are known for dense tensors only"
+            )
         bound = self.bounds[n] = self.known_of(n, args, kwargs, output)
         written = {t.untyped_storage().data_ptr() for t, version in versions if t._version != version}
         for m, value in self.env.items() if written else ():

@@ -136,7 +136,17 @@ def by_memory(s, x):
     return y
 
 
+def times_sparse(s, x):
+    return torch.stack([(s.a.weight.detach().to_sparse() * row).to_dense().sum(0) for row in x])
+
+
+def sparse_for_a_while(s, x):
+    return 3 * x.to_sparse().to_dense()
+
+
 REFUSED = {
+    "a sparse constant": (Net(times_sparse, a=w()), "sparse"),
+    "a sparse value": (Net(sparse_for_a_while), "sparse"),
     "a value in an if": (Net(lambda s, x: x if (x > 0).all() else 9 * x), "control flow by the data .*__bool__"),
     "an if that is caught": (Net(swallowed), "control flow by the data"),
     "a number": (Net(lambda s, x: x * x.sum().item()), "control flow by the data .*item"),
@@ -162,6 +172,7 @@ def test_what_is_refused(name):
     bound = lipschitz_bound(model, torch.zeros(1, 2), 1)
     assert bound.value is None, bound
     assert re.search(reason, bound.reason), bound.reason
+    assert "\n" not in bound.reason
     assert torch.zeros(1).tolist() == [0]  # nothing is recorded any more
 
 
