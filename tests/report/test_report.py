@@ -452,3 +452,17 @@ def test_the_report_needs_no_torch():
 def test_few_epochs_have_a_tick_each():
     rows = [{"method": "plain", "seed": 0, "epoch": e, "test_accuracy": 0.5} for e in (1, 2, 3)]
     assert '"values": [1, 2, 3]' in json.dumps(against_epoch(rows, ["plain"]).spec)
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [((1e-4, 1.0), {"0.01%", "0.1%", "1%", "10%", "100%"}), ((0.02, 0.3), {"2%", "5%", "10%", "20%"})],
+)
+def test_labels_of_shares_on_a_log_axis_tell_them_apart(values, labels, tmp_path):
+    points = [Point("a", "p", i, value) for i, value in enumerate(values)]
+    panels = {"p": Panel("P", log=True, percent=True)}
+    chart = draw_curves(points, ["a"], Heading("k", "t", "c."), panels, Axis("x"))
+    (svg,) = write_figures(Report("t", "q?", charts=[chart]), tmp_path)
+    shown = re.findall(r">([\d.]+%)<", svg.read_text())
+    assert len(shown) == len(set(shown))
+    assert labels <= set(shown)
