@@ -27,5 +27,10 @@ PAPER = Paper(
             "both are this project's reading"
         ),
     },
+    note=(
+        "The radius of adversarial training and the weights of regularizers are searched for, as in section 5.1: "
+        "the radius is the smallest at which almost all attacked inputs fool the network trained without attacks, and a "
+        "weight is that at which clean accuracy equals the adversarially trained network's. The search is part of the study."
+    ),
 )
 roth2020 = study_of(PAPER)

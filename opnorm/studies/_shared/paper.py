@@ -99,6 +99,7 @@ class Paper:
         source: the paper.
         parts: in the order of the paper.
         sizes: for each size, in which way it differs from the paper's settings.
+        note: more about the study, for its docstring.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Paper:
     source: str
     parts: tuple[Part, ...]
     sizes: Mapping[str, str]
+    note: str = ""
 
     def study(self, part: str | None, setting: Setting) -> Study:
         """The study of one part, or of all.
@@ -207,8 +209,9 @@ def study_of(paper: Paper) -> Callable[..., Study]:
         return paper.study(part, Setting(size, seeds, data, limit, only))
 
     study.__name__ = study.__qualname__ = paper.name
+    note = f"\n    {paper.note}\n" if paper.note else ""
     study.__doc__ = f"""The tables and figures of a paper, with a verdict on every claim: {paper.title}.
-
+{note}
     Args:
         part: one table or figure, all when None.
         size: "smoke", "laptop" or "paper".
