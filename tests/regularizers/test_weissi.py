@@ -93,6 +93,19 @@ def test_mixed_norms_and_their_gradients(rows, columns, p, q, seed):
     assert torch.autograd.gradcheck(lambda w: mixed_norms([w], (p, q)), W)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e-36, 1e-25, 1e20, 1e36])
+@pytest.mark.parametrize("pq", [(2, 2), (1, 2), (3, 3), (1, math.inf)])
+def test_mixed_norms_of_tiny_and_huge_weights(dtype, scale, pq):
+    W = torch.full((4, 4, 1), scale, dtype=dtype, requires_grad=True)
+    norm = mixed_norms([W], pq)[0]
+    ones = mixed_norms([torch.ones(4, 4, 1)], pq)[0]
+    assert float(norm.detach() / W.detach()[0, 0, 0].double()) == pytest.approx(float(ones))
+    norm.log().backward()
+    assert W.grad.isfinite().all()
+    assert float((W.grad.double() * W.detach().double()).sum()) == pytest.approx(1, rel=1e-2)  # of degree 1
+
+
 @pytest.mark.parametrize("form", ["product", "cnn", "log"])
 @pytest.mark.parametrize(("eta", "g"), [((2, 2), (1, 1)), ((1, 2), (2, math.inf)), ((math.inf, 1), (2, 2))])
 def test_gradcheck(form, eta, g):
