@@ -153,9 +153,9 @@ class _Settings(NamedTuple):
 
 
 def mixed_norms(weights: list[Tensor], pq: Exponents) -> Tensor:
-    """‖W‖_{p,q} = (Σ_rows ‖row‖_p^q)^{1/q} of each weight (out, ...), as (L,) in float64; differentiable, with gradient 0 at zero.
+    """‖W‖_{p,q} = (Σ_rows ‖row‖_p^q)^{1/q} of each weight (out, ...), as (L,); differentiable, with gradient 0 at zero.
 
-    In float32 the squares of weights below 1e-23 are 0, and those above 1e19 inf.
+    In float64: in float32 the squares of weights below 1e-23 are 0, and those above 1e19 inf.
 
     Source: Liu et al. 2020, Eq. 4.
     """
