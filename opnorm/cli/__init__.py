@@ -13,14 +13,15 @@ __all__ = ["main"]
 RESUMING = ("analyze", "attack", "compare", "study", "train")
 """Commands that keep what they have done, and go on from there."""
 
-SEVERAL = ("--analyses", "--augment", "--eps", "--regularizers", "--what")
+SEVERAL = ("--analyses", "--augment", "--eps", "--fail-over", "--regularizers", "--what")
 """Options that take several values, which may also be given one by one."""
 
 
 def main(args: list[str] | None = None) -> None:
     """Entry point of ``opnorm``: 0 when all went well, 2 for what the user can mend, 130 after Ctrl-C, 1 for the rest.
 
-    141 where the reader of the output has ended, as in ``opnorm ls | head``.
+    1 is also the status of a network that ``--fail-under`` or ``--fail-over`` refuses, and 141 that where the reader of
+    the output has ended, as in ``opnorm ls | head``.
     """
     args = sys.argv[1:] if args is None else args
     _wait_briefly()

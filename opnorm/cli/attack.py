@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from opnorm._core.files import shown
+from opnorm.cli.gates import refuse, share, too_low
 from opnorm.cli.options import (
     Again,
     DataOfRun,
@@ -51,6 +52,9 @@ class AttackOptions:
         None  # write the points, clean and perturbed, with index and label, here: a .safetensors file
     )
     sheet: Path | None = None  # draw adversarial points: clean, perturbed, difference; a .png file
+    fail_under: str | None = (
+        None  # end with status 1 where the share of the points that stay correct is below this number
+    )
     out: Results = None
     again: Again = False
     trust: Trust = False
@@ -73,6 +77,8 @@ def attack(
     opnorm attack 3f2a9c01d4e7 --norm 2 --eps 0.5 --attack 'pgd(steps=40)' --sheet adversarial.png
 
     opnorm attack 'my_package.models.noisy()' --data 'digits()' --version rand --json
+
+    opnorm attack 3f2a9c01d4e7 --eps 0.1 --fail-under 0.45
     """
     from opnorm import spec
     from opnorm.cli.progress import AttackBar
@@ -88,6 +94,7 @@ def attack(
     o = replace(o, save=absolute(o.save), sheet=absolute(o.sheet))
     if len(o.eps) > 1 and (o.save or o.sheet):
         raise OpnormError(f"--eps {' '.join(o.eps)}: --save and --sheet write the points of one radius")
+    least = share("--fail-under", o.fail_under)
     norm = None if o.norm is None else number("--norm", o.norm)
     radii = [number("--eps", eps) for eps in o.eps] or [None]
     call = spec.parse(o.attack).with_arguments(norm=norm, version=o.version, seed=o.seed)
@@ -100,7 +107,7 @@ def attack(
     surrogate = None if o.surrogate is None else network_and_data(o.surrogate, data, out)[0].to(o.device)
     test = (dataset if o.limit is None else dataset.limit(o.limit)).test
     x, y = as_pixels(test.images).to(o.device), test.labels.to(o.device)
-    network, found, folder = network.to(o.device), [], run_folder(model, out)
+    network, found, low, folder = network.to(o.device), [], [], run_folder(model, out)
     subject = {"subject": folder.name if folder else model, "data": data, "limit": o.limit}
     store = Store(out / "attacks", again=o.again, subject=subject)
     for chosen in attacks:
@@ -114,9 +121,11 @@ def attack(
         if not o.json:
             _print_evaluation(done)
         about = {"model": model, "data": data, "limit": o.limit}
+        low += too_low(done, least)
         found.append(about | done.as_dict() | {"folder": str(done.folder and shown(done.folder))})
     if o.json:
         print_json(found[0] if len(found) == 1 else found)
+    refuse(low)
 
 
 def _check_file(option: str, path: Path | None, suffix: str) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from opnorm.cli.gates import check_norms, norm_gates, refuse
 from opnorm.cli.options import Data, Json, ModelOrRun, Results, Trust, absolute, number, print_json
 from opnorm.cli.subjects import check_network, network_of_run, results_folder, run_folder, trust_runs
 from opnorm.errors import OpnormError
@@ -26,6 +27,9 @@ class NormsOptions:
         None  # a second model or run (or a .json file that --json wrote): how its norms differ, layer by layer
     )
     layers: str = "*"  # only layers whose name or class matches: 'layer1.*', '*conv*', Conv2d
+    fail_over: tuple[
+        str, ...
+    ] = ()  # end with status 1 where a norm is above, or not known: inf=12 of each layer, network:2=1e4 of the whole
     plot: Path | None = None  # also draw the norms: a file ending in .svg, .pdf, .png or .html
     out: Results = None
     trust: Trust = False
@@ -53,6 +57,8 @@ def norms(
     opnorm norms 'cnn(width=16)' --ord 2 --relative-width 1e-6
 
     opnorm norms 'file("before.safetensors")' --against 'file("after.safetensors")'
+
+    opnorm norms 3f2a9c01d4e7 --fail-over inf=12 network:2=1e4
     """
     from opnorm.norms import compare, lipschitz_bound
 
@@ -61,6 +67,7 @@ def norms(
     if o.json + o.csv + o.markdown > 1:
         raise OpnormError("--json, --csv and --markdown exclude each other")
     ords = _orders(o.ord)
+    gates = norm_gates(o.fail_over, ords, o.layers)
     if o.trust:
         trust_runs((model, *([o.against] if o.against else [])), out)
     network, example = _model_and_example(model, o)
@@ -76,6 +83,11 @@ def norms(
         table.plot(o.plot)
         print(f"drawn in {o.plot}", file=sys.stderr)
     _print_norms(result, table, bounds, o)
+    refuse(
+        check_norms(
+            gates, table, lambda p: bounds.get(p) or lipschitz_bound(network, example, p, table=table)
+        )
+    )
 
 
 def _orders(text: str) -> tuple[Any, ...]:

@@ -158,6 +158,8 @@ def test_a_random_model_and_a_surrogate(cli, key):
         (["{key}", "--attack", "pgd(eps=0.1)", "--eps", "0.2"], "pgd() got 'eps' twice"),
         (["{key}", "--limit", "0"], "limit=0: expected a whole number of points, at least 1"),
         (["{key}", "--data", "nope"], "unknown data set 'nope'"),
+        (["{key}", "--fail-under", "45"], "--fail-under 45: expected a share of the points from 0 to 1, such as 0.45"),
+        (["{key}", "--fail-under", "half"], "--fail-under 'half': expected a number"),
         (["{key}", "--sheet", "sheet.gif"], "--sheet sheet.gif: expected a name that ends in .png"),
         (["{key}", "--save", "no/x.safetensors"], "in an existing folder"),
         (["{key}", "--device", "abacus"], "--device abacus"),
