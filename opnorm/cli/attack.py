@@ -80,7 +80,6 @@ def attack(
 
     opnorm attack 3f2a9c01d4e7 --eps 0.1 --fail-under 0.45
     """
-    from opnorm import spec
     from opnorm.cli.progress import AttackBar
     from opnorm.data.dataset import as_pixels
     from opnorm.runs.attack_evaluation import evaluate
@@ -89,16 +88,10 @@ def attack(
     from opnorm.runs.store import Store
 
     o, out = options, results_folder((model,), options.out)
-    _check_file("--save", o.save, ".safetensors")
-    _check_file("--sheet", o.sheet, ".png")
+    _check_files(o)
     o = replace(o, save=absolute(o.save), sheet=absolute(o.sheet))
-    if len(o.eps) > 1 and (o.save or o.sheet):
-        raise OpnormError(f"--eps {' '.join(o.eps)}: --save and --sheet write the points of one radius")
     least = share("--fail-under", o.fail_under)
-    norm = None if o.norm is None else number("--norm", o.norm)
-    radii = [number("--eps", eps) for eps in o.eps] or [None]
-    call = spec.parse(o.attack).with_arguments(norm=norm, version=o.version, seed=o.seed)
-    attacks = [spec.build(call.with_arguments(eps=eps), "attack") for eps in radii]
+    attacks = _attacks(o)
     check_device(o.device)
     if o.trust:
         trust_runs((model, *([] if o.surrogate is None else [o.surrogate])), out)
@@ -128,10 +121,25 @@ def attack(
     refuse(low)
 
 
-def _check_file(option: str, path: Path | None, suffix: str) -> None:
+def _check_files(o: AttackOptions) -> None:
     """OpnormError before the attack begins, where its results could not be written after it."""
-    if path is not None and (path.suffix != suffix or not path.absolute().parent.is_dir()):
-        raise OpnormError(f"{option} {path}: expected a name that ends in {suffix}, in an existing folder")
+    for option, path, suffix in (("--save", o.save, ".safetensors"), ("--sheet", o.sheet, ".png")):
+        if path is not None and (path.suffix != suffix or not path.absolute().parent.is_dir()):
+            raise OpnormError(
+                f"{option} {path}: expected a name that ends in {suffix}, in an existing folder"
+            )
+    if len(o.eps) > 1 and (o.save or o.sheet):
+        raise OpnormError(f"--eps {' '.join(o.eps)}: --save and --sheet write the points of one radius")
+
+
+def _attacks(o: AttackOptions) -> list[Any]:
+    """The attack for every radius."""
+    from opnorm import spec
+
+    norm = None if o.norm is None else number("--norm", o.norm)
+    radii = [number("--eps", eps) for eps in o.eps] or [None]
+    call = spec.parse(o.attack).with_arguments(norm=norm, version=o.version, seed=o.seed)
+    return [spec.build(call.with_arguments(eps=eps), "attack") for eps in radii]
 
 
 def _print_evaluation(done: Any) -> None:
