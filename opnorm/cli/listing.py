@@ -21,29 +21,103 @@ Row = dict[str, Any]
 NAMED = ("model", "data", "objective", "regularizers", "ema", "seed", "analyses")
 """The settings that every line of ``opnorm ls`` has, and those that tell nothing apart."""
 
+ON_THE_LINE = (
+    "key",
+    "state",
+    "begun",
+    "seconds",
+    "method",
+    "model",
+    "data",
+    "objective",
+    "regularizers",
+    "seed",
+)
+"""Columns that every line shows."""
 
-def ls(out: Runs = Path("runs"), json: Json = False) -> None:
+
+def ls(
+    out: Runs = Path("runs"),
+    where: Annotated[
+        str | None, arg(help="only runs that meet a condition: 'robust_accuracy > 0.5 and model ~ resnet'")
+    ] = None,
+    sort: Annotated[
+        str | None, arg(help="order of the runs: a column, such as 'accuracy desc'; by begin when left out")
+    ] = None,
+    parquet: Annotated[
+        Path | None, arg(help="write one row a run, with all columns, to this .parquet file")
+    ] = None,
+    json: Json = False,
+) -> None:
     """List the runs of a folder: key, state, when begun, seconds, what; below each run the attacks on its network.
 
     Of the settings, model, data, way of training and seed are always there, and every other one in which the runs differ.
+    --where and --sort take the columns of --json and --parquet: settings, state, accuracy, robust_accuracy (the lowest
+    that is known), robust_NORM_EPS_ATTACK, norms; those that they name are shown.
+
+    opnorm ls --where 'robust_accuracy > 0.5 and model ~ resnet' --sort 'accuracy desc'
+
+    opnorm ls --where 'state = finished and not (data ~ digits or seed > 2)' --parquet runs.parquet
     """
+    if parquet is not None and parquet.suffix != ".parquet":
+        raise OpnormError(f"--parquet {parquet}: expected a name that ends in .parquet")
     runs, others = _runs(out)
+    flat: dict[str, Row] = {}
+    named: list[str] = []
+    if where is not None or sort is not None or parquet or json:
+        flat, named = _selected(out, where, sort)
+        by_key = {row["key"]: row for row in runs}
+        runs = [by_key[key] for key in flat if key in by_key]
+        others = [] if where is not None or sort is not None else others
+    if parquet:
+        from opnorm.runs.run_columns import write_parquet
+
+        write_parquet(parquet, list(flat.values()))
+        print(f"{len(flat)} rows in {shown(parquet)}", file=sys.stderr)
     if json:
-        return print_json([*runs, *others])
+        kept = ({"run": row.get("run"), "attacks": row["attacks"]} for row in runs)
+        return print_json([*(flat[row["key"]] | more for row, more in zip(runs, kept, strict=True)), *others])
     if not runs + others:
-        return print(f"no runs in {out}", file=sys.stderr)
+        return print(f"no runs in {out}{' meet the condition' * (where is not None)}", file=sys.stderr)
+    return _print_runs(runs, others, flat, named)
+
+
+def _selected(out: Path, where: str | None, sort: str | None) -> tuple[dict[str, Row], list[str]]:
+    """The rows that meet a condition, in order, by their keys; and the columns that were named."""
+    from opnorm.runs.run_columns import COLUMNS, run_rows
+    from opnorm.runs.store import Store
+    from opnorm.runs.where import condition, sort_rows
+
+    rows, named = run_rows(Store(out)), []
+    if where is not None:
+        meets = condition(where, rows, COLUMNS)
+        rows, named = [row for row in rows if meets(row)], list(meets.columns)
+    if sort is not None:
+        rows, column = sort_rows(sort, rows, COLUMNS)
+        named.append(column)
+    return {row["key"]: row for row in rows}, [
+        name for name in dict.fromkeys(named) if name not in ON_THE_LINE
+    ]
+
+
+def _print_runs(runs: list[Row], others: list[Row], flat: dict[str, Row], named: list[str]) -> None:
     differing = _differing([row["run"] for row in runs if isinstance(row.get("run"), dict)])
     shown: dict[str, str] = {}
     for row in runs:
         what, note = _settings(row, differing), ""
         if what and (twin := shown.setdefault(what, row["key"])) != row["key"]:
             note = f" (as {twin}, with other code, files or version of opnorm)"
+        values = {name: flat[row["key"]].get(name) for name in named if name not in differing}
+        note += "".join(f"  {name} {_number(value)}" for name, value in values.items())
         _print(row, what + note)
         for attack in row["attacks"]:
             _print(attack, _attack(attack), "    ")
     for attack in others:
         _print(attack, f"{_attack(attack)}: {attack.get('subject') or attack.get('model', '')}")
-    return None
+
+
+def _number(value: Any) -> str:
+    return "not known" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _runs(out: Path) -> tuple[list[Row], list[Row]]:

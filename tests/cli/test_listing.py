@@ -104,6 +104,46 @@ def test_no_folder_of_a_stranger_commands_the_terminal(main, tiny, tmp_path):
     assert len(json.loads(main("ls", "--json")[1])) == 7
 
 
+def test_runs_that_meet_a_condition_in_order(main, key, tiny):
+    begin(replace(tiny, seed=1))
+    begin(replace(tiny, model="mlp(depth=1)", seed=2))
+    main("attack", key, *PGD)
+    status, out, err = main("ls", "--where", "model ~ CNN and epochs_done >= 0", "--sort", "seed desc")
+    lines = out.splitlines()
+    assert (status, err, len(lines)) == (0, "", 3)
+    assert "seed 1: " in lines[0]
+    assert lines[0].endswith("  epochs_done 0")
+    assert lines[1].startswith(key)
+    assert "    " in lines[2][:4]
+    rows = json.loads(main("ls", "--where", "robust_inf_0.05_pgd >= 0", "--json")[1])
+    assert [(row["key"], len(row["attacks"]), row["run"]["seed"]) for row in rows] == [(key, 1, 0)]
+    assert (
+        rows[0]["robust_accuracy"] == rows[0]["robust_inf_0.05_pgd"] == rows[0]["attacks"][0]["robust"] / 30
+    )
+    status, out, err = main("ls", "--where", "seed > 0", "--parquet", "runs.parquet")
+    assert (status, out.count("\n"), err) == (0, 2, "2 rows in runs.parquet\n")
+    assert main("ls", "--where", "seed > 7")[1:] == ("", "no runs in runs meet the condition\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--where", "robust_acuracy > 0.5"), "did you mean 'robust_accuracy'?"),
+        (
+            ("--where", "model > 0.5"),
+            "model is text, such as cnn(width=4), and 0.5 is not one to compare with >",
+        ),
+        (("--sort", "acuracy"), "--sort 'acuracy': no column 'acuracy'; did you mean 'accuracy'?"),
+        (("--parquet", "runs.csv"), "--parquet runs.csv: expected a name that ends in .parquet"),
+    ],
+)
+def test_a_selection_that_cannot_be_meant(main, tiny, args, message):
+    begin(tiny)
+    status, out, err = main("ls", *args)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+
+
 # ---------------------------------------------------------------- keys
 
 
