@@ -53,7 +53,7 @@ def flip(p: float = 0.5) -> Augmentation:
 
     def augment(x: Tensor, generator: torch.Generator) -> UInt8[Tensor, "B C H W"]:
         b, *_ = _check_batch(x)
-        chosen = (torch.rand(b, generator=generator) < p).to(x.device)
+        chosen = (torch.rand(b, dtype=torch.float32, generator=generator) < p).to(x.device)
         return torch.where(chosen[:, None, None, None], x.flip(-1), x)
 
     return augment

@@ -151,7 +151,9 @@ def _refuse_mixing(model: nn.Module, x: Tensor) -> None:
         return
     if not outputs.requires_grad:
         return
-    u = torch.rand(outputs.shape[1:], generator=torch.Generator().manual_seed(0)).to(outputs)
+    u = torch.rand(outputs.shape[1:], dtype=torch.float32, generator=torch.Generator().manual_seed(0)).to(
+        outputs
+    )
     for one, other in ((0, 1), (1, 0)):
         only = torch.zeros_like(outputs).index_fill(0, torch.tensor(one, device=x.device), 1) * u
         gradient = torch.autograd.grad(outputs, pair, only, retain_graph=True)[0][other]
