@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -14,6 +14,7 @@ from opnorm.errors import OpnormError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from opnorm.runs.engines.engine import Engine
     from opnorm.runs.run import Result
     from opnorm.spec import Call
 
@@ -39,6 +40,16 @@ class StudyOptions:
     again: Again = False
     jobs: int | None = None  # processes side by side; the number of cores, at most 8, when left out
     device: Device = "cpu"
+    engine: Literal["local", "ray"] = "local"  # processes of this machine, or a Ray cluster (opnorm[ray])
+    ray_address: str | None = (
+        None  # 'ray://HOST:PORT', 'HOST:PORT' or 'auto'; the cluster of this job, or one of this machine, when left out
+    )
+    storage: str | None = (
+        None  # a URL that all nodes see, such as 's3://bucket/study', where they do not see the folder --out
+    )
+    cpus: float | None = None  # cores of a run, a part of one too; whole ones are its threads
+    gpus: float | None = None  # GPUs of a run, or the part of one; above 1, a process for each
+    processes: int = 1  # that train a run together
     figures: Figures = None
     keep: Path | None = (
         None  # also write the report, small and without weights, to KEEP/NAME/, for a repository
@@ -66,7 +77,7 @@ def study(
     from opnorm import spec, studies
     from opnorm.cli.progress import StudyBar
     from opnorm.cli.study_plan import StudyPlan
-    from opnorm.runs.runner import Study, StudyProgress, check_jobs, run_study
+    from opnorm.runs.runner import Study, StudyProgress, run_study
     from opnorm.runs.store import Store
     from opnorm.runs.study_page import StudyPage, write_study
 
@@ -80,11 +91,12 @@ def study(
     built = spec.build(call, "study")
     if not isinstance(built, Study):
         raise OpnormError(f"{call} gave {type(built).__name__}; expected a study")
-    check_device(o.device)
-    check_jobs(o.jobs)
+    if o.engine == "local" or o.dry_run:
+        check_device(o.device)
+    engine = _engine(o)
     if o.keep and not o.dry_run:
         make_folder(o.keep)  # before hours of training
-    plan = StudyPlan(built, store, o.jobs, o.device)
+    plan = StudyPlan(built, store, getattr(engine, "jobs", o.jobs), o.device)
     if o.dry_run:
         return plan.show(o.json)
     if o.device == "cpu" and not o.yes and plan.missing and _size(call) == "paper":
@@ -101,11 +113,32 @@ def study(
             bar(event)
             page(event)
 
-        results = run_study(built, store, jobs=o.jobs, device=o.device, progress=progress)
+        results = run_study(built, store, progress=progress, engine=engine)
     path = shown(write_study(built, results, store, o.figures, o.keep))
     if o.keep:
         print(f"kept: {o.keep / built.name / 'report.json'}", file=sys.stderr)
     return _print_results(path, results) if o.json else print(path)
+
+
+def _engine(o: StudyOptions) -> "Engine":
+    """What carries out the runs; OpnormError for options that do not go together."""
+    amounts: dict[str, Any] = {
+        "jobs": o.jobs,
+        "device": o.device,
+        "cpus": o.cpus,
+        "gpus": o.gpus,
+        "processes": o.processes,
+    }
+    if o.engine == "ray":
+        from opnorm.runs.engines.ray import RayEngine
+
+        return RayEngine(o.ray_address, storage=o.storage or "", **amounts)
+    from opnorm.runs.engines.local import LocalEngine
+
+    for option, value in (("--ray-address", o.ray_address), ("--storage", o.storage)):
+        if value is not None:
+            raise OpnormError(f"{option} {value}: expected with --engine ray only")
+    return LocalEngine(**amounts)
 
 
 def _print_results(page: Path, results: "Sequence[Result]") -> None:

@@ -8,9 +8,10 @@ from opnorm._core.files import shown
 from opnorm.cli.options import print_json
 from opnorm.errors import DataError
 from opnorm.report.tables import duration_text
+from opnorm.runs.engines.local import default_jobs
 from opnorm.runs.plan import Estimate, estimate, of_other_versions
 from opnorm.runs.run import Run
-from opnorm.runs.runner import Study, default_jobs
+from opnorm.runs.runner import Study
 from opnorm.runs.store import Store
 
 __all__ = ["StudyPlan", "about"]

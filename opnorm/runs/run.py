@@ -157,6 +157,7 @@ class Result:
         folder: the folder with its files.
         ended: when its training ended.
         found: whether nothing had to be done for it.
+        log: where the output of a run that failed on another machine is; empty where it was printed here.
     """
 
     run: Run
@@ -167,6 +168,7 @@ class Result:
     folder: Path | None = None
     ended: str = ""
     found: bool = field(default=False, compare=False)
+    log: str = field(default="", compare=False)
 
     @classmethod
     def to_come(cls, run: Run) -> "Result":

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from opnorm.errors import OpnormError, RunError
-from opnorm.runs import runner as study_module
+from opnorm.runs.engines import engine as engine_module
+from opnorm.runs.engines import local as local_module
 from opnorm.runs.run import Result, Run
 from opnorm.runs.runner import Study, StudyProgress, run_study
 from opnorm.runs.store import Store
@@ -64,14 +65,14 @@ def test_results_come_in_order_and_are_found_again(tiny, store, seeds, monkeypat
     assert shares == sorted(shares)
     assert all(0 <= share <= 1 for share in shares)
 
-    monkeypatch.setattr(study_module, "run_training", lambda *a, **k: pytest.fail("run again"))
+    monkeypatch.setattr(engine_module, "run_training", lambda *a, **k: pytest.fail("run again"))
     news.clear()
     assert run_study(few(runs), store, jobs=4, progress=news.append) == results
     assert [(n.index, n.text) for n in news] == [(0, "found"), (1, "found"), (2, "found")]
 
 
 def test_side_by_side_gives_the_same_bits(tiny, store, seeds, tmp_path, same, monkeypatch):
-    monkeypatch.setattr(study_module, "available_cores", lambda: 2)
+    monkeypatch.setattr(local_module, "available_cores", lambda: 2)
     runs = seeds(replace(tiny, epochs=2, objective="pgd_at(steps=2)"), 3)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -140,7 +141,7 @@ def test_a_run_that_another_process_is_at_is_waited_for(tiny, store, tmp_path, u
 
 
 def test_threads_are_those_of_the_plan_however_much_is_left(tiny, store, seeds, monkeypatch):
-    monkeypatch.setattr(study_module, "available_cores", lambda: 4)
+    monkeypatch.setattr(local_module, "available_cores", lambda: 4)
     runs = seeds(replace(tiny, epochs=1), 2)
     before = torch.get_num_threads()
     run_training(runs[0], store)

@@ -1,0 +1,57 @@
+"""One of the processes of torchrun that train a run together; it says how far it is in files."""
+
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from opnorm._core import files
+from opnorm.errors import OpnormError
+from opnorm.runs.engines.process_group import EVENTS, OUTCOME, TASK
+from opnorm.runs.engines.share import progress_of
+from opnorm.runs.run import Run
+from opnorm.runs.store import Store
+from opnorm.runs.training_run import RunProgress, run_training
+from opnorm.training import distributed
+
+__all__ = ["main"]
+
+
+def main(folder: Path) -> None:
+    """Train what the folder's task says, and write what came out; an error of opnorm is no reason to start again."""
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    task = files.read_json(folder / TASK)
+    again = task["again"] and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    run, store, last = Run.from_dict(task["run"]), Store(task["root"], again=again), 0.0
+
+    def progress(event: RunProgress) -> None:
+        nonlocal last
+        if time.monotonic() - last > 0.2:
+            last = time.monotonic()
+            done, text = progress_of(event)
+            with (folder / EVENTS).open("a") as f:
+                f.write(json.dumps({"done": done, "text": text}) + "\n")
+
+    outcome = {"error": "", "text": ""}
+    try:
+        with distributed.process_group(task["device"]) as device:
+            run_training(run, store, device=device, progress=progress)
+    except OpnormError as e:
+        outcome = {"error": type(e).__name__, "text": str(e)}
+    if outcome["error"] or os.environ["RANK"] == "0":
+        files.write_json(folder / OUTCOME.format(rank=os.environ["RANK"]), outcome)
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

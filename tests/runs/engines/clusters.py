@@ -1,0 +1,41 @@
+"""Small Ray clusters of this machine, whose nodes are processes, for the tests of the engine ray."""
+
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+STORE = 80_000_000  # bytes of each node's object store
+QUIET = {
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_enable_metrics_collection": "0",
+}
+
+
+@contextmanager
+def cluster(nodes: int = 2, **head):
+    """A head without cores, and nodes with one core each; one cluster at a time on this machine."""
+    os.environ |= QUIET
+    from ray.cluster_utils import Cluster
+
+    with FileLock(Path(tempfile.gettempdir()) / "opnorm-test-cluster.lock"):
+        options = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE}
+        found = Cluster(initialize_head=True, head_node_args=options | head)
+        try:
+            for _ in range(nodes):
+                add(found)
+            yield found
+        finally:
+            found.shutdown()
+
+
+def add(to, **options):
+    """A node with one core."""
+    return to.add_node(num_cpus=1, object_store_memory=STORE, **options)
