@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from opnorm.report import Column, Report, Section, Stat, Table
+from opnorm.studies._shared.minutes import laptop_minutes
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = runpy.run_path(str(ROOT / "docs" / "write_results.py"))
@@ -17,12 +18,32 @@ KEPT = sorted(path.parent.name for path in (ROOT / "results").glob("*/report.jso
 
 @pytest.fixture(scope="module")
 def page():
-    return SCRIPT["results_page"](SCRIPT["kept_reports"](), NAMES, "../results")
+    return SCRIPT["results_page"](SCRIPT["kept_reports"](), NAMES, "../results", SCRIPT["reasons"]())
 
 
 def test_the_page_is_made_from_the_reports(page):
     written = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     assert written == page, "make results-page writes it anew"
+
+
+def test_the_list_of_studies_names_the_kept_times():
+    for name, report in SCRIPT["kept_reports"]().items():
+        taken = sum(run["seconds"] or 0 for run in report.runs) / 60
+        assert laptop_minutes(name) == pytest.approx(taken, abs=1), "make results-page writes them anew"
+    assert {name for name in NAMES if laptop_minutes(name) is not None} == set(KEPT)
+
+
+def test_claims_without_a_positive_verdict_have_a_reason_and_no_others():
+    reports = [json.loads((ROOT / "results" / name / "report.json").read_text()) for name in KEPT]
+    open_ones = {
+        (c["study"], c["name"]) for report in reports for c in report["claims"] if c["outcome"] != "holds"
+    }
+    reasons = {
+        (study, claim): why for study, some in SCRIPT["reasons"]().items() for claim, why in some.items()
+    }
+    assert open_ones - reasons.keys() == set(), "results/reasons.toml says why, or that it is not known why"
+    assert reasons.keys() - open_ones == set(), "these hold, or are gone"
+    assert all(why.endswith(".") and len(why.split()) > 10 for why in reasons.values())
 
 
 def test_every_kept_study_exists_and_is_on_the_page(page):
@@ -55,7 +76,7 @@ def test_every_verdict_is_counted_and_shown(page):
     reports = [json.loads((ROOT / "results" / name / "report.json").read_text()) for name in KEPT]
     claims = [claim for report in reports for claim in report["claims"]]
     for outcome in ("holds", "does not hold", "not decided"):
-        assert f"{sum(claim['outcome'] == outcome for claim in claims)} {outcome}" in page
+        assert f" {outcome.capitalize()}: {sum(c['outcome'] == outcome for c in claims)}." in page
         below = page.partition(f"## {outcome.capitalize()}\n")[2].partition("\n## ")[0]
         rows = [line for line in below.splitlines() if line.startswith("| ")][1:]
         assert len(rows) == sum(claim["outcome"] == outcome for claim in claims)
@@ -69,6 +90,7 @@ def test_a_page_of_made_up_reports():
     ]
     section = Section("table1", "Table 1", "What?", {"First": Table(columns, rows, {"clean": [0]})})
     claim = {
+        "name": "it_is",
         "sentence": "A sentence about <x> and a_b.",
         "outcome": "not decided",
         "evidence": "3 * 4 points",
@@ -77,13 +99,21 @@ def test_a_page_of_made_up_reports():
     }
     run = {"key": "k", "label": "l", "seed": 0, "seconds": 61.0}
     made = Report("T", "Why?", findings=["1 run failed."], runs=[run], claims=[claim], sections=[section])
-    page = SCRIPT["results_page"]({"liu2020.table1": made}, ["liu2020.table1", "liu2020.table2"], "pictures")
-    assert "1 claims: 0 holds, 0 does not hold, 1 not decided." in page
+    why = {"liu2020.table1": {"it_is": "Too few_points.", "gone": "Never shown."}}
+    page = SCRIPT["results_page"](
+        {"liu2020.table1": made}, ["liu2020.table1", "liu2020.table2"], "pictures", why
+    )
+    assert "1 claims. Holds: 0. Does not hold: 0. Not decided: 1." in page
     assert "Not run yet: liu2020.table2." in page
-    row = r"| A sentence about &lt;x> and a\_b. | 3 \* 4 points | Section 2 | [liu2020.table1](#liu2020table1) |"
+    row = (
+        r"| A sentence about &lt;x> and a\_b. | 3 \* 4 points<br>Reason: Too few\_points. | Section 2 "
+        "| [liu2020.table1](#liu2020table1) |"
+    )
     assert page.count(row) == 2, "among all claims, and in its study"
+    assert "Never shown" not in page
     for line in (
         "Why?",
+        "opnorm study liu2020.table1 --size laptop --seeds 1",
         "1 run failed.",
         "What?",
         "| plain | **33.3 ±\u20091.0** |",

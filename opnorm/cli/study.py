@@ -160,6 +160,7 @@ def _print_list(json: bool) -> None:
     """Every study and every part: what it asks, how many runs, how long."""
     from opnorm import spec, studies
     from opnorm.studies import papers
+    from opnorm.studies._shared.minutes import laptop_minutes
     from opnorm.studies.tour_claims import CLAIMS
 
     rows: list[dict[str, Any]] = [
@@ -167,7 +168,7 @@ def _print_list(json: bool) -> None:
             "study": f"{paper.name}.{part.name}",
             "asks": part.asks,
             "runs": len(paper.study(part.name, studies.Setting()).runs),
-            "minutes": part.minutes,
+            "minutes": laptop_minutes(f"{paper.name}.{part.name}"),
             "claims": [claim.name for claim in part.claims],
         }
         for paper in papers()
@@ -180,7 +181,7 @@ def _print_list(json: bool) -> None:
             "study": "tour",
             "asks": asks,
             "runs": len(tour.runs),
-            "minutes": 6.0,
+            "minutes": 6,
             "claims": [c.name for c in CLAIMS],
         },
         *rows,
@@ -188,7 +189,7 @@ def _print_list(json: bool) -> None:
     if json:
         return print_json(rows)
     for row in rows:
-        minutes = "" if row["minutes"] is None else f", about {row['minutes']:g} min"
+        minutes = "" if row["minutes"] is None else f", about {row['minutes']} min"
         print(f"{row['study']:24}  {row['runs']} runs{minutes}, {len(row['claims'])} claims")
         print(f"{'':24}  {row['asks']}")
-    return print("runs and minutes are of the size laptop on two cores")
+    return print("runs and minutes of computing time are of the size laptop, on a CPU with AVX2")

@@ -44,6 +44,11 @@ class Axis(NamedTuple):
     text: Callable[[float], str] = "{:.4g}".format
     mark: tuple[float, str] | None = None
 
+    @property
+    def name(self) -> str:
+        """The title in tooltips; "at" where the axis has none."""
+        return self.quantity or self.title.partition(" (")[0].partition(",")[0] or "at"
+
 
 class Panel(NamedTuple):
     """Title and vertical axis of a panel.
@@ -113,6 +118,8 @@ def draw_curves(
 ) -> Chart:
     """One line per method in every panel, averaged over seeds, with error bars of one standard deviation.
 
+    A panel whose points all stand at one number has one symbol per method side by side instead.
+
     Args:
         points: in any order.
         methods: all methods in order, the baseline first; methods that only the points name follow.
@@ -125,27 +132,59 @@ def draw_curves(
     """
     points = list(points)
     order = list(dict.fromkeys([*methods, *(point.method for point in points)]))
-    values: list[dict[str, Any]] = []
+    placed: dict[str, tuple[Panel, Axis, list[dict[str, Any]]]] = {}
+    beside = set()
     for key, panel in panels.items():
         axis = panel.x or x or Axis()
-        groups: dict[tuple[str, float | str, bool], list[Point]] = {}
-        for point in points:
-            if point.panel == key and (point.rug or known(point.value)) and _on_axis(point.x, axis):
-                groups.setdefault((point.method, point.x, point.rug), []).append(point)
-        own = [_value(key, group, panel, axis) for group in groups.values()]
-        places = {name: i for i, name in enumerate(axis.names)}
-        values += sorted(
-            (value for value in own if value is not None),
-            key=lambda value: (order.index(value["method"]), places.get(value["x"], value["x"])),
-        )
+        some = [
+            p for p in points if p.panel == key and (p.rug or known(p.value)) and _on_axis(p.x, axis)
+        ]  # fmt: skip
+        if _at_one_number(some):
+            beside.add(key)
+            panel, axis, some = _side_by_side(panel, axis, some, order)
+        if own := _values(key, some, panel, axis, order):
+            placed[key] = panel, axis, own
     from opnorm.report import drawing  # loads altair
 
     drawn = [
-        drawing.panel(key, panel, panel.x or x or Axis(), own, dots=dots, band=band)
-        for key, panel in panels.items()
-        if (own := [value for value in values if value["panel"] == key])
+        drawing.panel(key, panel, axis, own, dots=dots or key in beside, band=band and key not in beside)
+        for key, (panel, axis, own) in placed.items()
     ]
-    return drawing.assemble(heading, drawn, values, order, dots=dots, columns=columns)
+    values = [value for _, _, own in placed.values() for value in own]
+    symbols = dots or bool(placed.keys() & beside)
+    return drawing.assemble(heading, drawn, values, order, dots=symbols, columns=columns)
+
+
+def _at_one_number(points: Sequence[Point]) -> bool:
+    """Whether several methods have one point each, all above one number, so that no line can be drawn."""
+    places = {point.x for point in points}
+    several = len({point.method for point in points}) > 1
+    return several and len(places) == 1 and not any(p.rug or isinstance(p.x, str) for p in points)
+
+
+def _side_by_side(
+    panel: Panel, axis: Axis, points: Sequence[Point], order: Sequence[str]
+) -> tuple[Panel, Axis, list[Point]]:
+    """The panel with the methods' names on its horizontal axis, and the number in its title."""
+    there = {point.method for point in points}
+    title = f"{panel.title}, {axis.name} = {axis.text(float(points[0].x))}"
+    names = Axis(quantity="method", names=tuple(method for method in order if method in there))
+    return panel._replace(title=title, dots=True, zero=False), names, [p._replace(x=p.method) for p in points]
+
+
+def _values(
+    key: str, points: Sequence[Point], panel: Panel, axis: Axis, order: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The means over seeds of one panel, in the order of the methods and along the axis."""
+    groups: dict[tuple[str, float | str, bool], list[Point]] = {}
+    for point in points:
+        groups.setdefault((point.method, point.x, point.rug), []).append(point)
+    own = [_value(key, group, panel, axis) for group in groups.values()]
+    places = {name: i for i, name in enumerate(axis.names)}
+    return sorted(
+        (value for value in own if value is not None),
+        key=lambda value: (order.index(value["method"]), places.get(value["x"], value["x"])),
+    )
 
 
 def _on_axis(x: float | str, axis: Axis) -> bool:

@@ -117,8 +117,10 @@ def panel(
 
     rows = alt.Chart(ROWS).encode(x=x, detail="method:N")
     curve = rows.encode(y=vertical("value"))
-    quantity = axis.quantity or axis.title.partition(" (")[0].partition(",")[0] or "at"
-    fields = [("method", "method"), ("at", quantity), ("text", panel.quantity)]
+    quantity = axis.name
+    fields = [("method", "method"), ("text", panel.quantity)]
+    if quantity != "method":
+        fields.insert(1, ("at", quantity))
     tooltip = tooltips(*fields, *([("note", panel.note)] if panel.note else []))
     spread = {"y": vertical("lo"), "y2": "hi"}
     shade = bars(rows, **spread)

@@ -17,7 +17,7 @@ from opnorm._core import files
 from opnorm._core.settings import check_choice
 from opnorm.errors import OpnormError
 from opnorm.report.document import Column, Progress, Report, Stat, Table, known
-from opnorm.report.tables import duration_text, rough_duration, table_rows
+from opnorm.report.tables import duration_text, marks_note, rough_duration, table_rows
 from opnorm.report.theme import INK, NOTE, PAPER
 
 __all__ = ["load_libraries", "small_svg", "write_figures", "write_json", "write_page"]
@@ -55,7 +55,7 @@ def write_page(report: Report, path: Path, progress: Progress | None = None) -> 
     )
     template = env.from_string((source / "page.html.jinja").read_text(encoding="utf-8"))
     charts = [chart for chart in report.all_charts if not chart.empty]
-    columns, rows = _drawn_table(report.table or Table([], []))
+    columns, rows, note = _drawn_table(report.table or Table([], []))
     sections = [
         {"about": section, "tables": [(title, *_drawn_table(t)) for title, t in section.tables.items()]}
         for section in report.sections
@@ -74,6 +74,7 @@ def write_page(report: Report, path: Path, progress: Progress | None = None) -> 
         figures={} if progress else {c.key: _picture(c.spec, report.highlight) for c in charts},
         columns=columns,
         rows=rows,
+        note=note,
         sections=sections,
         one_seed=any(isinstance(c, Stat) and c.n == 1 for c in cells),
         shares=any(isinstance(c, Stat) and c.interval for c in cells),
@@ -100,8 +101,8 @@ def _tables(report: Report) -> list[Table]:
     return [report.table, *tables] if report.table else tables
 
 
-def _drawn_table(table: Table) -> tuple[list[Column], list[dict[str, Any]]]:
-    return table.columns, table_rows(table)
+def _drawn_table(table: Table) -> tuple[list[Column], list[dict[str, Any]], str]:
+    return table.columns, table_rows(table), marks_note(table)
 
 
 def write_json(report: Report, path: Path) -> Path:

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,17 @@ RAISED = {"<super>": "^", "<sub>": "_"}
 
 
 def to_markdown(table: Table) -> str:
-    """The table as Markdown: mean ± standard deviation, the best in bold; a failed row has its reason in its second cell."""
+    """The table as Markdown: mean ± standard deviation, the best in bold, what ties with it in italics.
+
+    A failed row has its reason in its second cell.
+    """
     numbers = [column.kind != "text" for column in table.columns]
     head = [_heading(_markdown(column.label), column.kind, "%") for column in table.columns]
     rule = "|" + "|".join("---:" if number else "---" for number in numbers) + "|"
     others = len(table.columns) - 1
-    rows = _rows(table, _markdown, "**{}**", lambda why: [why, *[""] * (others - 1)][:others])
+    rows = _rows(
+        table, _markdown, {"best": "**{}**", "tied": "*{}*"}, lambda why: [why, *[""] * (others - 1)][:others]
+    )
     return "\n".join([markdown_row(head), rule, *map(markdown_row, rows)]) + "\n"
 
 
@@ -41,7 +46,7 @@ def to_latex(table: Table) -> str:
     rows = _rows(
         table,
         _latex,
-        r"\textbf{{{}}}",
+        {"best": r"\textbf{{{}}}", "tied": r"\textit{{{}}}"},
         lambda why: [rf"\multicolumn{{{others}}}{{l}}{{\emph{{{why}}}}}"] if others else [],
     )
     lines = [rf"{' & '.join(cells)} \\" for cells in (head, *rows)]
@@ -109,7 +114,10 @@ def _heading(label: str, kind: str, percent: str) -> str:
 
 
 def _rows(
-    table: Table, escape: Callable[[str], str], bold: str, reason: Callable[[str], list[str]]
+    table: Table,
+    escape: Callable[[str], str],
+    marks: Mapping[str, str],
+    reason: Callable[[str], list[str]],
 ) -> list[list[str]]:
     """The cells of every row as text; a failed one has its name and the cells of its reason."""
     found = []
@@ -121,7 +129,7 @@ def _rows(
         else:
             for cell in cells:
                 text = escape(" ".join(filter(None, [cell["text"], cell["spread"]])) or "not known")
-                texts.append(bold.format(text) if cell["best"] else text)
+                texts.append(marks.get(cell["mark"], "{}").format(text))
         found.append(texts)
     return found
 

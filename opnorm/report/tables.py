@@ -5,21 +5,43 @@ from typing import Any
 
 from opnorm.report.document import NOT_RUN_YET, Cell, Column, Stat, Table
 
-__all__ = ["duration_text", "rough_duration", "table_rows"]
+__all__ = ["duration_text", "marks_note", "rough_duration", "table_rows"]
 
 
 def table_rows(table: Table) -> list[dict[str, Any]]:
-    """The rows in the form of the template: each cell's text, spread, sort key, and if it is a best one."""
-    best = {column.key: _best(table, column) for column in table.columns}
-    if table.best is not None:
-        best = {column.key: set(table.best.get(column.key, ())) for column in table.columns}
+    """The rows in the form of the template: each cell's text, spread, sort key, and its ``mark``, see :func:`marks_note`."""
+    marks = {column.key: _marks(table, column) for column in table.columns}
     rows = []
     for number, row in enumerate(table.rows):
-        cells = [_cell(row.get(c.key), c) | {"best": number in best[c.key]} for c in table.columns]
+        cells = [_cell(row.get(c.key), c) | {"mark": marks[c.key].get(number, "")} for c in table.columns]
         failed = row.get("_failed")
         reason = failed if failed in (None, NOT_RUN_YET) else f"failed: {failed}"
         rows.append({"cells": cells, "reason": reason})
     return rows
+
+
+def marks_note(table: Table) -> str:
+    """What bold (the mark "best") and italic ("tied") mean in a table; empty where no cell is marked."""
+    if not any(_marks(table, column) for column in table.columns):
+        return ""
+    if table.best is None:
+        return (
+            "Bold: the best of a column. Italic: what lies within one standard deviation of it or, of a share with one "
+            "seed, within its interval."
+        )
+    return (
+        "Bold: the best mean of a column. Italic: the means that a test at 5 %, corrected for their number, does not tell "
+        "from it."
+    )
+
+
+def _marks(table: Table, column: Column) -> dict[int, str]:
+    """By row: "best" for the best mean of those that are marked, "tied" for the others."""
+    marked = _best(table, column) if table.best is None else table.best.get(column.key, ())
+    means = {n: stat.mean for n in marked if (stat := Stat.from_cell(table.rows[n].get(column.key)))}
+    sign = -1.0 if column.better == "low" else 1.0
+    top = max(means, key=lambda n: sign * means[n], default=None)
+    return {n: "best" if n == top else "tied" for n in means}
 
 
 def _cell(value: Cell, column: Column) -> dict[str, Any]:

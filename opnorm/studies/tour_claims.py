@@ -5,6 +5,7 @@ import math
 from opnorm.studies._shared.claim import Claim, Region, Verdict, below, decide, no_lower
 from opnorm.studies._shared.methods_table import log_typical_norm
 from opnorm.studies._shared.outcomes import Measure, Outcomes, correct_points
+from opnorm.studies._shared.unit import POINTS, times_the
 
 __all__ = ["CLAIMS", "TRAIN_EPS"]
 
@@ -33,10 +34,8 @@ def _claim(
     def verdict(outcomes: Outcomes) -> Verdict:
         first, second = (outcomes.of(method=method) for method in methods)
         compared = first.compare(f"{methods[0]} against {methods[1]}", second, measure)
-        percent = measure is robust_points
-        return decide(
-            [compared], region, percent=percent, unit="" if percent else "in log10 of the typical ℓ∞ norm"
-        )
+        unit = POINTS if measure is robust_points else times_the("typical ℓ∞ norm")
+        return decide([compared], region, unit=unit)
 
     return Claim(name, sentence, section, verdict)
 

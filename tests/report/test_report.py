@@ -31,7 +31,7 @@ from opnorm.report import (
     write_json,
     write_page,
 )
-from opnorm.report.tables import duration_text, table_rows
+from opnorm.report.tables import duration_text, marks_note, table_rows
 
 vl_convert = pytest.importorskip("vl_convert")
 
@@ -101,24 +101,29 @@ def test_a_share_has_its_interval_and_its_number_of_points():
     first, second = (row["cells"][0] for row in table_rows(table))
     assert (first["text"], first["interval"]) == ("90.0", "78.6–95.7, n\u00a0=\u00a050")
     assert (second["text"], second["interval"]) == ("88.0", "84.9–90.6, n\u00a0=\u00a0500")
-    assert not first["best"], "2 points are within the interval of 50 images"
+    assert (first["mark"], second["mark"]) == ("", ""), "2 points are within the interval of 50 images"
     assert Stat.share(0, 0) is None
     seeds = Stat.of([0.9, 0.8], points=100).interval
     assert seeds == Stat.share(85, 100).interval, "seeds share the points"
 
 
 def test_the_best_of_a_column_and_what_ties_with_it():
-    def best(better, *cells, failed=()):
+    def marks(better, *cells, failed=(), best=None):
         rows = [{"a": cell} | ({"_failed": "no"} if i in failed else {}) for i, cell in enumerate(cells)]
-        drawn = table_rows(Table([Column("a", "A", "percent", better)], rows))
-        return {i for i, row in enumerate(drawn) if row["cells"][0]["best"]}
+        table = Table([Column("a", "A", "percent", better)], rows, best)
+        found = {i: mark for i, row in enumerate(table_rows(table)) if (mark := row["cells"][0]["mark"])}
+        assert bool(marks_note(table)) == bool(found)
+        return found
 
-    assert best("high", Stat(0.9, 0.01, 3), Stat(0.8, 0.01, 3), Stat(0.895, 0.001, 3)) == {0, 2}
-    assert best("low", 3.0, 1.0, None) == {1}
-    assert best("high", Stat(0.9, 0.05, 3), Stat(0.88, 0.01, 3)) == set(), "all tie: none is best"
-    assert best(None, 1.0, 2.0) == set()
-    assert best("high", 1.0) == set()
-    assert best("high", 1.0, 9.0, 2.0, failed=(1,)) == {2}
+    three = Stat(0.9, 0.01, 3), Stat(0.8, 0.01, 3), Stat(0.895, 0.001, 3)
+    assert marks("high", *three) == {0: "best", 2: "tied"}
+    assert marks("low", 3.0, 1.0, None) == {1: "best"}
+    assert marks("high", Stat(0.9, 0.05, 3), Stat(0.88, 0.01, 3)) == {}, "all tie: none is best"
+    assert marks(None, 1.0, 2.0) == {}
+    assert marks("high", 1.0) == {}
+    assert marks("high", 1.0, 9.0, 2.0, failed=(1,)) == {2: "best"}
+    assert marks("low", *three, best={"a": [1, 2]}) == {1: "best", 2: "tied"}, "found by a test"
+    assert marks("low", *three, best={}) == {}
 
 
 def test_durations():
@@ -466,3 +471,25 @@ def test_labels_of_shares_on_a_log_axis_tell_them_apart(values, labels, tmp_path
     shown = re.findall(r">([\d.]+%)<", svg.read_text())
     assert len(shown) == len(set(shown))
     assert labels <= set(shown)
+
+
+def test_methods_at_one_number_stand_side_by_side():
+    points = [
+        Point(m, panel, x, v)
+        for m, v in (("a", 0.5), ("a", 0.7), ("b", 0.4))
+        for panel, x in (("one", 0.1), ("two", 0.1), ("two", 0.2))
+    ]
+    panels = {"one": Panel("After FGSM"), "two": Panel("After PGD")}
+    chart = draw_curves(points, ["a"], Heading("k", "t", "c."), panels, Axis("ε, largest change"), dots=False)
+    one, two = chart.spec["vconcat"][0]["concat"]
+    assert one["title"]["text"] == "After FGSM, ε = 0.1"
+    assert two["title"]["text"] == "After PGD"
+    places = {
+        panel: [v["x"] for v in chart.spec["datasets"]["rows"] if v["panel"] == panel] for panel in panels
+    }
+    assert places == {"one": ["a", "b"], "two": [0.1, 0.2, 0.1, 0.2]}
+    assert "shape" in chart.spec["vconcat"][1]["encoding"], (
+        "the legend shows the symbols, as there is no line"
+    )
+    alone = draw_curves(points[:1], [], Heading("k", "t", "c."), panels, Axis("ε"))
+    assert alone.spec["datasets"]["rows"][0]["x"] == 0.1

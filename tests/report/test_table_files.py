@@ -35,7 +35,7 @@ TABLE = Table(
         {"method": "one seed", "clean": Stat(0.7, 0.0, 1, 200), "norm": Stat(1e-9, 0.0, 1)},
         {"method": "weissi", "_failed": HOSTILE},
     ],
-    best={"clean": [1]},
+    best={"clean": [1, 2]},
 )  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def test_markdown():
     assert lines[1] == "|---|---:|---:|---:|"
     assert lines[2] == "| plain | 50.0 ±\u200910.0 | −1,234 ±\u200920 | 7.00 |"
     assert "**90.0 ±\u20091.0** | not known | not known |" in lines[3]
-    assert lines[4] == "| one seed | 70.0 | 1.00 × 10⁻⁹ | not known |"
+    assert lines[4] == "| one seed | *70.0* | 1.00 × 10⁻⁹ | not known |"
     assert lines[5].startswith("| weissi | failed: 50%")
     assert len(lines) == 6, "line breaks in cells do not break rows"
     assert {len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in lines} == {5}, "nor do bars"
@@ -66,6 +66,7 @@ def test_latex_is_ascii_and_balanced():
         assert not re.search(r"[#%]", row)
     assert r"plain & 50.0 $\pm$\,10.0 & $-$1,234" in rows[1]
     assert r"\textbf{90.0 $\pm$\,1.0} & not known" in rows[2]
+    assert r"one seed & \textit{70.0}" in rows[3]
     assert r"$\ell$$\infty$ $\varepsilon$=10$^{-}$$^{3}$ log$_{1}$$_{0}$" in rows[2]
     assert r"\multicolumn{3}{l}{\emph{failed: 50\%" in rows[4]
 

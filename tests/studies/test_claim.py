@@ -9,6 +9,7 @@ import pytest
 from opnorm.studies._shared.claim import ALL_SEEDS, Claim, above, below, decide, decided, no_lower, within
 from opnorm.studies._shared.outcomes import MissingError, Outcomes
 from opnorm.studies._shared.paired_tests import Comparison
+from opnorm.studies._shared.unit import POINTS, difference_in, share_of, times_the
 
 CLEAR, OPPOSITE, OPEN = (1.0, 1.1, 0.9), (-1.0, -1.1, -0.9), (1.0, -0.9, 0.3)
 OPEN_UP = (1.0, -0.2, 0.6)
@@ -60,38 +61,60 @@ def test_the_number_of_comparisons_counts():
 
 
 def test_the_evidence_has_the_numbers():
-    found = decide([Comparison("SVC against plain", CLEAR)], above(), unit="units")
+    found = decide([Comparison("SVC against plain", CLEAR)], above(), unit=difference_in("the loss"))
     assert found.evidence.startswith(
-        "SVC against plain: +1 units, one-sided p = 0.0017, 95 % over 3 seeds +0.752 to +1.25"
+        "SVC against plain: +1 in the loss (one-sided p = 0.0017; 95 %: +0.752 to +1.25 over 3 seeds). The claim: above 0"
     )
     assert (found.effect, found.seeds, found.points) == (pytest.approx(1.0), 3, None)
     one = decide([Comparison("SVC against plain", (1.0,))], above())
-    assert "one seed does not decide it" in one.evidence
+    assert "One seed does not decide it" in one.evidence
 
 
 def test_the_evidence_has_the_bound_and_how_many_are_needed():
-    one = decide(
-        [Comparison.of_shares("a against b", [EVERY] * 3, [EVERY] * 3)], no_lower(0.05), percent=True
-    )
-    assert one.evidence.endswith("; the claim: above -5.")
-    assert "; the claim: between -0.1 and 0.1" in decide([Comparison("", CLEAR)], within(0.1)).evidence
+    one = decide([Comparison.of_shares("a against b", [EVERY] * 3, [EVERY] * 3)], no_lower(0.05), unit=POINTS)
+    assert ", 0 to 0 over 400 test points). The claim: above -5 percentage points." in one.evidence
+    assert ". The claim: between -0.1 and 0.1." in decide([Comparison("", CLEAR)], within(0.1)).evidence
     several = decide(
-        [Comparison("", e) for e in (CLEAR, OPEN, CLEAR)], below(2.0), share_needed=0.5, unit="units"
+        [Comparison("", e) for e in (CLEAR, OPEN, CLEAR)],
+        below(2.0),
+        share_needed=0.5,
+        unit=difference_in("the loss"),
     )
-    assert several.evidence.startswith("Of 3 comparisons, 3 are below 2 units and 0 are not, 0 undecided")
-    assert "; the claim needs 2." in several.evidence
+    assert several.evidence.startswith(
+        "3 of 3 comparisons are below 2 in the loss (tests at 5 %, corrected for 3); the claim needs 2. They range from "
+        "+0.133 to +1. The one that decides: "
+    )
+    split = decide([Comparison("", e) for e in (OPPOSITE, CLEAR, OPEN)], above())
+    assert split.evidence.startswith("1 of 3 comparisons is above 0, 1 is not, 1 is undecided (")
+
+
+def test_ratios_and_shares_are_read_as_such():
+    """Not as a logarithm, and not as what a share has above one half."""
+    doubled = decide(
+        [Comparison("a against b", (0.3, 0.31, 0.29))], within(0.1), unit=times_the("typical norm")
+    )
+    assert doubled.evidence.startswith("a against b: 2 times the typical norm (p = ")
+    assert (
+        "; 95 %: 1.88 to 2.11 over 3 seeds). The claim: between 0.794 and 1.26 times the typical norm."
+        in (doubled.evidence)
+    )
+    layers = decide([Comparison("share", (0.4, 0.5, 0.45))], above(), unit=share_of("the layers", 0.5))
+    assert layers.evidence.startswith("share: 95 % of the layers (one-sided p = ")
+    assert " to 100 over 3 seeds). The claim: above 50 % of the layers." in layers.evidence
 
 
 def test_one_seed_is_worded_for_these_networks_only():
-    found = decide([Comparison.of_shares("a against b", [EVERY], [~EVERY])], above(), percent=True)
+    found = decide([Comparison.of_shares("a against b", [EVERY], [~EVERY])], above(), unit=POINTS)
     assert found.outcome == "not decided"
-    assert "one seed does not decide it (of these two networks alone: McNemar's p = " in found.evidence
-    contrary = decide([Comparison.of_shares("a against b", [~EVERY], [EVERY])], above(), percent=True)
+    assert "One seed does not decide it (of these two networks alone: McNemar's p = " in found.evidence
+    contrary = decide([Comparison.of_shares("a against b", [~EVERY], [EVERY])], above(), unit=POINTS)
     assert contrary.outcome == "not decided"
 
 
 def seeds_named(verdict):
-    return int(re.search(r"; (\d+) seeds would decide it", verdict.evidence)[1])
+    return int(
+        re.search(r"With (\d+) seeds of this effect and spread it would be decided", verdict.evidence)[1]
+    )
 
 
 @pytest.mark.parametrize("region", [above(), within(2.0)], ids=["one bound", "two bounds"])
@@ -114,7 +137,7 @@ def test_the_correction_for_their_number_takes_more_seeds():
     found = [seeds_named(decide([Comparison("", OPEN_UP)] * many, above())) for many in (1, 10)]
     assert found[0] < found[1]
     hopeless = decide([Comparison("", (1.0, -0.99))], above())
-    assert "30 seeds would not decide it" in hopeless.evidence
+    assert "With 30 seeds of this effect and spread it would still not be decided." in hopeless.evidence
 
 
 def test_what_is_missing_is_not_decided():

@@ -106,8 +106,8 @@ PART = Part(
     claims=(
         Claim(
             "robust_networks_of_any_norm_exist",
-            "For separated points there is a network that is robust at all of them, however large its Lipschitz constant "
-            "and its norms are wanted to be.",
+            "For separated points there is a network that is robust at all of them, however large a Lipschitz constant "
+            "and norms are asked for.",
             "Theorem 2, Proposition 2",
             robust_with_any_norm,
         ),

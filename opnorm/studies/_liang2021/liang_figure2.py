@@ -19,6 +19,7 @@ from opnorm.studies._shared.claim import Claim, Verdict, above, decide, no_lower
 from opnorm.studies._shared.methods_table import Quantity, log_typical_norm, methods_table
 from opnorm.studies._shared.outcomes import Case, Outcomes, share_that
 from opnorm.studies._shared.paper import Part, Setting
+from opnorm.studies._shared.unit import share_of, times_the
 
 __all__ = ["PART"]
 
@@ -110,7 +111,7 @@ def typical_no_smaller(outcomes: Outcomes) -> Verdict:
         comparisons,
         no_lower(-math.log10(COMPARABLE)),
         share_needed=0.5,
-        unit="in log10 of the typical ℓ∞ norm",
+        unit=times_the("typical ℓ∞ norm"),
     )
 
 
@@ -120,7 +121,7 @@ def each_no_smaller(outcomes: Outcomes) -> Verdict:
         share_that(f"share of layers, {name}", trained, plain, _norms, lambda a, b: a >= COMPARABLE * b, 0.5)
         for name, trained, plain in _pairs(outcomes)
     ]
-    return decide(comparisons, above(), share_needed=0.5, unit="above one half")
+    return decide(comparisons, above(), share_needed=0.5, unit=share_of("the layers", 0.5))
 
 
 SECTION = "Section “The Norms of Adversarially Robust Networks”, Figure 2"

@@ -19,6 +19,7 @@ from opnorm.studies._shared.methods_table import log_typical_norm, methods_table
 from opnorm.studies._shared.outcomes import Case, Outcomes, correct_points
 from opnorm.studies._shared.paired_tests import Comparison
 from opnorm.studies._shared.paper import Part, Setting
+from opnorm.studies._shared.unit import POINTS, times_the
 
 __all__ = ["PART"]
 
@@ -110,7 +111,7 @@ def shrinks(outcomes: Outcomes) -> Verdict:
         *_against_plain(outcomes, ("ℓ1 norm decay",), log_typical_norm("1")),
         *_against_plain(outcomes, ("ℓ∞ norm decay",), log_typical_norm("inf")),
     ]
-    return decide(comparisons, below(), unit="in log10 of the typical norm")
+    return decide(comparisons, below(), unit=times_the("typical norm"))
 
 
 def generalizes(outcomes: Outcomes) -> Verdict:
@@ -126,12 +127,12 @@ def generalizes(outcomes: Outcomes) -> Verdict:
                 comparisons.append(
                     of_network.of(method=method).compare(name, plain, correct_points("accuracy"))
                 )
-    return decide(comparisons, no_lower(0.02), share_needed=0.5, percent=True)
+    return decide(comparisons, no_lower(0.02), share_needed=0.5, unit=POINTS)
 
 
 def lowers_robustness(outcomes: Outcomes) -> Verdict:
     comparisons = _against_plain(outcomes, FAMILIES, correct_points("robust_accuracy"))
-    return decide(comparisons, below(), share_needed=0.5, percent=True)
+    return decide(comparisons, below(), share_needed=0.5, unit=POINTS)
 
 
 PART = Part(

@@ -23,6 +23,7 @@ from opnorm.studies._shared.claim import Claim, Verdict, above, below, decide, d
 from opnorm.studies._shared.methods_table import Quantity, methods_table, value_of
 from opnorm.studies._shared.outcomes import Case, Outcomes, row_of
 from opnorm.studies._shared.paper import Part, Setting
+from opnorm.studies._shared.unit import POINTS, Unit, difference_in, times_the
 
 __all__ = ["PARTS"]
 
@@ -71,18 +72,18 @@ def _trace_section(setting: Setting, outcomes: Outcomes) -> Section:
     )
 
 
-def _pair(outcomes: Outcomes, method: str, measure: Callable[[Result], float | None]) -> Verdict:
+def _pair(outcomes: Outcomes, method: str, measure: Callable[[Result], float | None], unit: Unit) -> Verdict:
     some = outcomes.of(method=method)
     name = f"{method} against weight decay"
-    return decide([some.compare(name, outcomes.of(method=WEIGHT_DECAY), measure)], below())
+    return decide([some.compare(name, outcomes.of(method=WEIGHT_DECAY), measure)], below(), unit=unit)
 
 
 def energy_is_lower(outcomes: Outcomes) -> Verdict:
-    return _pair(outcomes, WEISSI, _last("log10_weight_energy"))
+    return _pair(outcomes, WEISSI, _last("log10_weight_energy"), difference_in("log₁₀ energy"))
 
 
 def complexity_is_lower(outcomes: Outcomes) -> Verdict:
-    return _pair(outcomes, WEISSI_CA, _last("weight_complexity"))
+    return _pair(outcomes, WEISSI_CA, _last("weight_complexity"), difference_in("the complexity"))
 
 
 # ---------------------------------------------------------------- input gradients
@@ -131,7 +132,7 @@ def _gradients_section(setting: Setting, outcomes: Outcomes) -> Section:
 
 
 def gradients_are_shorter(outcomes: Outcomes) -> Verdict:
-    return _pair(outcomes, WEISSI, _log_median)
+    return _pair(outcomes, WEISSI, _log_median, times_the("median length"))
 
 
 # ---------------------------------------------------------------- ablation and invariance
@@ -155,7 +156,7 @@ def both_terms_are_needed(outcomes: Outcomes) -> Verdict:
         for alone in ABLATION[:2]
         for comparison in compared(outcomes, made_attacks(outcomes), "standard", WEISSI_CA, alone)
     ]
-    return decide(comparisons, above(), share_needed=0.5, percent=True)
+    return decide(comparisons, above(), share_needed=0.5, unit=POINTS)
 
 
 def _shift_section(setting: Setting, outcomes: Outcomes) -> Section:
@@ -215,7 +216,8 @@ PARTS = (
             ),
             Claim(
                 "convex_aggregation_lowers_the_complexity",
-                "With convex aggregation, WEISSI ends with less complexity than weight decay.",
+                "The weights of networks trained with WEISSI and convex aggregation end with less complexity than "
+                "with weight decay.",
                 "Section 6.3, Figure 2",
                 complexity_is_lower,
             ),
@@ -243,7 +245,7 @@ PARTS = (
         claims=(
             Claim(
                 "both_terms_are_needed",
-                "Both terms together are more robust than either alone, over FGSM and PGD.",
+                "Networks trained with both terms of WEISSI are more robust under FGSM and PGD than with either term alone.",
                 "Section 6.3, Figure 4",
                 both_terms_are_needed,
             ),

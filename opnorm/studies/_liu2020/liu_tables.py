@@ -23,6 +23,7 @@ from opnorm.studies._shared.outcomes import Case, Measure, Outcomes, correct_poi
 from opnorm.studies._shared.paired_tests import Comparison
 from opnorm.studies._shared.paper import Part, Setting
 from opnorm.studies._shared.printed import printed_numbers
+from opnorm.studies._shared.unit import POINTS
 
 __all__ = ["PARTS", "compared", "made_attacks", "median_trials"]
 
@@ -130,11 +131,11 @@ CLEAN: list[tuple[str, Measure]] = [("clean", correct_points("accuracy"))]
 
 def clean_accuracy_falls(outcomes: Outcomes) -> Verdict:
     """Of convex aggregation, in standard training."""
-    return decide(compared(outcomes, CLEAN, "standard", WEISSI_CA, WEISSI), below(), percent=True)
+    return decide(compared(outcomes, CLEAN, "standard", WEISSI_CA, WEISSI), below(), unit=POINTS)
 
 
 def _clean(training: str) -> Callable[[Outcomes], Verdict]:
-    return lambda outcomes: decide(compared(outcomes, CLEAN, training), no_lower(0.01), percent=True)
+    return lambda outcomes: decide(compared(outcomes, CLEAN, training), no_lower(0.01), unit=POINTS)
 
 
 def _robust(training: str, method: str = WEISSI, other: str = WEIGHT_DECAY) -> Callable[[Outcomes], Verdict]:
@@ -142,11 +143,11 @@ def _robust(training: str, method: str = WEISSI, other: str = WEIGHT_DECAY) -> C
         compared(outcomes, made_attacks(outcomes), training, method, other),
         above(),
         share_needed=0.5,
-        percent=True,
+        unit=POINTS,
     )
 
 
-def _claims(table: str, number: int) -> tuple[Claim, ...]:
+def _claims(table: str, number: int, networks: str) -> tuple[Claim, ...]:
     found = []
     for training in TRAININGS:
         words = "adversarial training" if training == "adversarial" else "standard training"
@@ -154,14 +155,13 @@ def _claims(table: str, number: int) -> tuple[Claim, ...]:
         found += [
             Claim(
                 f"weissi_is_as_accurate_{training}_{table}",
-                f"With {words}, networks trained with WEISSI are as accurate as those with weight decay, or more so.",
+                f"With {words}, {networks} are as accurate with WEISSI as with weight decay, or more so.",
                 where,
                 _clean(training),
             ),
             Claim(
                 f"weissi_is_more_robust_{training}_{table}",
-                f"With {words}, networks trained with WEISSI stay correct under FGSM and PGD more often than with weight "
-                "decay.",
+                f"With {words}, {networks} stay correct under FGSM and PGD more often with WEISSI than with weight decay.",
                 where,
                 _robust(training),
             ),
@@ -178,14 +178,14 @@ PARTS = (
         section=_table_section(
             "table1", "Table 1: a perceptron and a small convolutional network", MNIST_RADII
         ),
-        claims=_claims("table1", 1),
+        claims=_claims("table1", 1, "small networks"),
     ),
     Part(
         name="table2",
         asks="Is a VGG network more accurate and robust with WEISSI?",
         cases=_table_cases(("VGG-16",)),
         section=_table_section("table2", "Table 2: VGG-16"),
-        claims=_claims("table2", 2),
+        claims=_claims("table2", 2, "VGG networks"),
     ),
     Part(
         name="table3",
@@ -193,10 +193,10 @@ PARTS = (
         cases=_table_cases(("WRN-28-10",)),
         section=_table_section("table3", "Table 3: a wide residual network"),
         claims=(
-            *_claims("table3", 3),
+            *_claims("table3", 3, "wide residual networks"),
             Claim(
                 "convex_aggregation_is_more_robust",
-                "Convex aggregation makes networks trained with WEISSI more robust.",
+                "Convex aggregation makes networks trained with WEISSI more robust under FGSM and PGD.",
                 "Section 6.3, Table 3",
                 _robust("standard", WEISSI_CA, WEISSI),
             ),
@@ -216,7 +216,8 @@ PARTS = (
         claims=(
             Claim(
                 "weissi_helps_the_loss_of_max_mahalanobis_centers",
-                "With the loss of Max-Mahalanobis centers, WEISSI is more robust than weight decay under FGSM and PGD.",
+                "With the loss of Max-Mahalanobis centers, networks stay correct under FGSM and PGD more often with WEISSI "
+                "than with weight decay.",
                 "Section 6.4, Table 4",
                 _robust("MMC"),
             ),

@@ -20,6 +20,7 @@ from opnorm.studies._shared.claim import Claim, Region, Verdict, above, below, d
 from opnorm.studies._shared.methods_table import Quantity, accuracy_of, methods_table
 from opnorm.studies._shared.outcomes import Outcomes, row_of
 from opnorm.studies._shared.paper import Part, Setting
+from opnorm.studies._shared.unit import POINTS, Unit, difference_in
 
 __all__ = ["PARTS"]
 
@@ -30,7 +31,7 @@ DIRECTIONS = ("random", "adversarial")
 Number = Callable[[Result], float]
 
 
-def _against_standard(outcomes: Outcomes, measures: dict[str, Number], region: Region, unit: str) -> Verdict:
+def _against_standard(outcomes: Outcomes, measures: dict[str, Number], region: Region, unit: Unit) -> Verdict:
     """Adversarial training and d.d. SNR against standard training."""
     comparisons = [
         of_method(outcomes, method).compare(
@@ -74,7 +75,7 @@ def variation(eps: float, direction: str) -> Number:
     return lambda r: max(_sigmas(r, eps, direction)) - min(_sigmas(r, eps, direction))
 
 
-def _of_eps(make: Callable[[float, str], Number], unit: str) -> Callable[[Outcomes], Verdict]:
+def _of_eps(make: Callable[[float, str], Number], unit: Unit) -> Callable[[Outcomes], Verdict]:
     def verdict(outcomes: Outcomes) -> Verdict:
         eps = known_eps(CNN, outcomes)
         measures = {f"{d} direction": make(eps, d) for d in DIRECTIONS}
@@ -155,7 +156,7 @@ def _cells_section(setting: Setting, outcomes: Outcomes) -> Section:
 
 
 LINEAR, CELLS = "Section 5.4, Figure 4", "Section 5.5, Figure 5 and Figure 9"
-UNIT = "of the top singular value"
+UNIT = difference_in("the top singular value")
 PARTS = (
     Part(
         name="figure4",
@@ -166,19 +167,22 @@ PARTS = (
         claims=(
             Claim(
                 "adversarially_trained_networks_are_more_linear",
-                "At the training radius, networks of adversarial training and d.d. SNR deviate less from linear.",
+                "At the training radius, networks of adversarial training and d.d. SNR deviate less from their "
+                "linearization than those of standard training.",
                 f"{LINEAR} left",
-                _of_eps(deviation, "of the deviation"),
+                _of_eps(deviation, difference_in("the deviation")),
             ),
             Claim(
                 "top_singular_value_stays_low",
-                "Within the training radius their largest singular value is lower than with standard training.",
+                "Within the training radius, the Jacobian's largest singular value is lower with adversarial training and "
+                "d.d. SNR than with standard training.",
                 f"{LINEAR} right",
                 _of_eps(top_value, UNIT),
             ),
             Claim(
                 "top_singular_value_stays_flat",
-                "Within the training radius it varies less than with standard training.",
+                "Within the training radius, the Jacobian's largest singular value varies less with adversarial training "
+                "and d.d. SNR than with standard training.",
                 f"{LINEAR} right",
                 _of_eps(variation, UNIT),
             ),
@@ -196,18 +200,19 @@ PARTS = (
                 "Adversarial training and d.d. SNR give more shared activations around test images than standard training.",
                 f"{CELLS} left",
                 lambda outcomes: _against_standard(
-                    outcomes, {"around test images": shared("data")}, above(), "of the share"
+                    outcomes, {"around test images": shared("data")}, above(), POINTS
                 ),
             ),
             Claim(
                 "more_around_data_than_elsewhere",
-                "They add more shared activations around test images than around uniform noise.",
+                "Adversarial training and d.d. SNR add more shared activations around test images than around uniform "
+                "noise.",
                 f"{CELLS} right",
                 lambda outcomes: _against_standard(
                     outcomes,
                     {"around test images less around noise": _more_around_data},
                     above(),
-                    "of the share",
+                    POINTS,
                 ),
             ),
         ),

@@ -27,6 +27,7 @@ from opnorm.studies._shared.methods_table import accuracy_of, methods_table, rob
 from opnorm.studies._shared.outcomes import Case, MissingError, Outcomes, correct_points
 from opnorm.studies._shared.paired_tests import Comparison
 from opnorm.studies._shared.paper import Part, Setting
+from opnorm.studies._shared.unit import POINTS
 
 __all__ = ["FIGURE3", "FIGURE7", "TABLE2"]
 
@@ -35,6 +36,7 @@ NETWORKS = (
     Network("7-layer CNN, ℓ∞", "cnn7()", "cnn7(width=8)", math.inf),
     Network("WRN-28-10, ℓ2", "wrn(depth=28, width=10)", "wrn(depth=10, width=1)"),
 )
+
 METHODS = (STANDARD, ADVERSARIAL, *GLOBAL, DATA_DEPENDENT)
 FACTORS = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2)  # of the training radius
 SHARES = (0.25, 0.5, 0.75)  # of adversarial training in a mixture
@@ -128,7 +130,7 @@ def compared(
 def _verdict(
     outcomes: Outcomes, pairs: Sequence[tuple[str, str]], region: Region, clean: bool = False
 ) -> Verdict:
-    return decide(compared(outcomes, NETWORKS, pairs, clean=clean), region, percent=True)
+    return decide(compared(outcomes, NETWORKS, pairs, clean=clean), region, unit=POINTS)
 
 
 def _accuracies_section(setting: Setting, outcomes: Outcomes) -> Section:
@@ -228,7 +230,7 @@ def mixtures_are_as_robust(outcomes: Outcomes) -> Verdict:
     if not mixtures:
         raise MissingError("there is no mixture, because the search for the weight has not ended")
     pairs = [(m, ADVERSARIAL) for m in mixtures]
-    return decide(compared(outcomes, [CNN], pairs), no_lower(MARGIN), percent=True)
+    return decide(compared(outcomes, [CNN], pairs), no_lower(MARGIN), unit=POINTS)
 
 
 FIGURE7 = Part(

@@ -26,6 +26,7 @@ from opnorm.studies._shared.methods_table import Quantity, accuracy_of, methods_
 from opnorm.studies._shared.outcomes import Case, Measure, MissingError, Outcomes, row_of, share_that
 from opnorm.studies._shared.paired_tests import Comparison
 from opnorm.studies._shared.paper import Part, Setting
+from opnorm.studies._shared.unit import difference_in, share_of, times_the
 
 __all__ = ["MATCHED", "PARTS", "cnn_more", "of_method"]
 
@@ -250,7 +251,7 @@ def whole_spectrum_shrinks(outcomes: Outcomes) -> Verdict:
     comparisons = [
         share_of_ranks_lower(outcomes, method, at) for method in MATCHED for at in ("clean", "attacked")
     ]
-    return decide(comparisons, above(), unit=f"of the share of ranks, less {WHOLE:g}")
+    return decide(comparisons, above(), unit=share_of("the ranks", WHOLE))
 
 
 def global_changes_little(outcomes: Outcomes) -> Verdict:
@@ -260,7 +261,7 @@ def global_changes_little(outcomes: Outcomes) -> Verdict:
         ranks = common_ranks(Outcomes([*some.complete(), *standard.complete()]), "clean")
         name = f"{method} against {STANDARD}, {ranks} ranks"
         comparisons.append(some.compare(name, standard, log_typical("clean", ranks)))
-    return decide(comparisons, within(HARDLY), unit="in log10 of the typical singular value")
+    return decide(comparisons, within(HARDLY), unit=times_the("typical singular value"))
 
 
 def _alignments(outcomes: Outcomes, other: Callable[[Result], float], name: str) -> Verdict:
@@ -270,7 +271,7 @@ def _alignments(outcomes: Outcomes, other: Callable[[Result], float], name: str)
         comparisons.append(
             Comparison(f"{method}, first singular vector against {name}", tuple(differences.values()))
         )
-    return decide(comparisons, above(), unit="of the cosine")
+    return decide(comparisons, above(), unit=difference_in("the cosine"))
 
 
 WHERE = "Section 5.2, Figure 2"
@@ -305,7 +306,7 @@ PARTS = (
             ),
             Claim(
                 "global_snr_leaves_the_spectrum",
-                "Global SNR has almost no effect on the Jacobian's singular values: at most 26 % of their typical size.",
+                "Global SNR hardly changes the Jacobian's singular values: their typical size by at most 26 %.",
                 f"{WHERE} left",
                 global_changes_little,
             ),
@@ -317,13 +318,14 @@ PARTS = (
             ),
             Claim(
                 "attacks_align_more_than_with_random_networks",
-                "They align with it more than with the first singular vector of a network of random weights.",
+                "Adversarial perturbations align with the Jacobian's first singular vector more than with that of a network "
+                "with random weights.",
                 f"{WHERE} right",
                 lambda outcomes: _alignments(outcomes, aligned("random"), "random weights"),
             ),
             Claim(
                 "alignment_falls_with_rank",
-                "Their alignment is weaker with singular vectors of high rank.",
+                "Adversarial perturbations align less with the Jacobian's last singular vector than with the first.",
                 f"{WHERE} right",
                 lambda outcomes: _alignments(outcomes, aligned("own", -1), "the last one"),
             ),

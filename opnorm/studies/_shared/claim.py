@@ -8,6 +8,7 @@ from typing import Any, Literal
 from opnorm.errors import OpnormError
 from opnorm.studies._shared.outcomes import MissingError, Outcomes
 from opnorm.studies._shared.paired_tests import Comparison, holm
+from opnorm.studies._shared.unit import NO_UNIT, Unit
 
 __all__ = [
     "ALL_SEEDS",
@@ -53,14 +54,12 @@ class Region:
         ]
         return min(1.0, len(ends) * min(ends))
 
-    def words(self, scale: float = 1.0) -> str:
-        """Such as "above 0", in units of ``1 / scale``."""
+    def words(self, unit: Unit = NO_UNIT) -> str:
+        """Such as "above -5 percentage points"."""
         if math.isfinite(self.low) and math.isfinite(self.high):
-            return f"between {scale * self.low:g} and {scale * self.high:g}"
+            return f"between {unit.bound(self.low, self.high)}"
         return (
-            f"above {scale * self.low + 0.0:g}"
-            if math.isfinite(self.low)
-            else f"below {scale * self.high + 0.0:g}"
+            f"above {unit.bound(self.low)}" if math.isfinite(self.low) else f"below {unit.bound(self.high)}"
         )
 
 
@@ -148,8 +147,7 @@ def decide(
     region: Region,
     *,
     share_needed: float = 1.0,
-    unit: str = "",
-    percent: bool = False,
+    unit: Unit = NO_UNIT,
 ) -> Verdict:
     """Whether the effects lie where a claim says.
 
@@ -161,7 +159,6 @@ def decide(
         region: the effects that the claim allows.
         share_needed: more than this share of the comparisons must be inside, such as 0.5 for "most"; 1 for all.
         unit: of the effects, for the text.
-        percent: whether effects are shares, shown in points of percent.
 
     Raises:
         MissingError: no comparison.
@@ -176,12 +173,12 @@ def decide(
     tested, place = (tests.inside, needed) if holds_or_open else (tests.outside, many - needed + 1)
     deciding = sorted(range(many), key=lambda i: (tested[i], -abs(comparisons[i].effect)))[place - 1]
     shown = comparisons[deciding]
-    text = _evidence(tests, region, shown, unit, percent)
+    text = _evidence(tests, region, shown, unit)
     if tests.outcome == "not decided":
-        text += _what_would_decide(tests, region, shown)
+        text += f" {_what_would_decide(tests, region, shown)}"
     return Verdict(
         tests.outcome,
-        f"{text}.",
+        text,
         shown.effect,
         shown.over_seeds,
         shown.over_points,
@@ -238,32 +235,37 @@ class _Tests:
         return "does not hold" if self.contrary > len(self.comparisons) - self.needed else "not decided"
 
 
-def _evidence(tests: _Tests, region: Region, shown: Comparison, unit: str, percent: bool) -> str:
+def _evidence(tests: _Tests, region: Region, shown: Comparison, unit: Unit) -> str:
     """The numbers of the comparison that decides; of several, also how many are where the claim says, and must be."""
     many, holding, contrary = len(tests.comparisons), tests.holding, tests.contrary
-    scale, unit = (100.0, " points") if percent else (1.0, f" {unit}" if unit else "")
-
-    def number(x: float) -> str:
-        return f"{scale * x:+.3g}"
-
-    text = f"{shown.name}: {number(shown.effect)}{unit}"
+    found = []
     if shown.over_seeds:
         p = min(region.p_inside(shown), region.p_outside(shown))
-        low, high = map(number, shown.over_seeds)
         sides = "" if math.isfinite(region.low) and math.isfinite(region.high) else "one-sided "
-        text += f", {sides}p = {p:.2g}, 95 % over {len(shown.by_seed)} seeds {low} to {high}"
+        low, high = map(unit.number, shown.over_seeds)
+        found.append(f"{sides}p = {p:.2g}; 95 %: {low} to {high} over {len(shown.by_seed)} seeds")
     if shown.over_points:
-        text += (
-            f", over {shown.points} points {number(shown.over_points[0])} to {number(shown.over_points[1])}"
-        )
+        low, high = map(unit.number, shown.over_points)
+        found.append(f"{low} to {high} over {shown.points} test points")
+    text = f"{shown.name}: {unit.after(unit.number(shown.effect))}"
+    if found:
+        text += f" ({', '.join(found)})"
     if many == 1:
-        return f"{text}; the claim: {region.words(scale)}"
+        return f"{text}. The claim: {region.words(unit)}."
+    undecided = many - holding - contrary
+    counts = [f"{holding} of {many} comparisons {_are(holding)} {region.words(unit)}"]
+    counts += [f"{contrary} {_are(contrary)} not"] if contrary else []
+    counts += [f"{undecided} {_are(undecided)} undecided"] if undecided else []
     effects = [c.effect for c in tests.comparisons]
+    ends = f"{unit.number(min(effects))} to {unit.number(max(effects))}"
     return (
-        f"Of {many} comparisons, {holding} are {region.words(scale)}{unit} and {contrary} are not, "
-        f"{many - holding - contrary} undecided (5 %, corrected for {many}); the claim needs {tests.needed}. Effects from "
-        f"{number(min(effects))} to {number(max(effects))}. The deciding one: {text}"
+        f"{', '.join(counts)} (tests at 5 %, corrected for {many}); the claim needs {tests.needed}. "
+        f"They range from {ends}. The one that decides: {text}."
     )
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def _what_would_decide(tests: _Tests, region: Region, shown: Comparison) -> str:
@@ -274,9 +276,9 @@ def _what_would_decide(tests: _Tests, region: Region, shown: Comparison) -> str:
             if shown.mcnemar is None
             else f" (of these two networks alone: McNemar's p = {shown.mcnemar:.2g})"
         )
-        return f"; one seed does not decide it{networks}"
+        return f"One seed does not decide it{networks}."
     for seeds in range(max(len(c.by_seed) for c in tests.comparisons) + 1, ALL_SEEDS + 1):
         if _Tests.of(tests.comparisons, region, tests.needed, seeds).outcome != "not decided":
-            return f"; {seeds} seeds would decide it at this effect and spread"
-    points = "" if shown.points is None else f" with {shown.points} points"
-    return f"; {ALL_SEEDS} seeds{points} would not decide it at this effect and spread"
+            return f"With {seeds} seeds of this effect and spread it would be decided."
+    points = "" if shown.points is None else f" and {shown.points} test points"
+    return f"With {ALL_SEEDS} seeds of this effect and spread{points} it would still not be decided."

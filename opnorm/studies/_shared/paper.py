@@ -76,7 +76,6 @@ class Part:
         claims: what the paper concludes from it.
         more: further runs that depend on what the first ones gave, if there are any; an empty list at the end.
         also: other names under which it can be asked for, such as those of figures that show the same.
-        minutes: how long the laptop size took on two cores with AVX2; None where it has not been measured.
     """
 
     name: str
@@ -86,7 +85,6 @@ class Part:
     claims: tuple[Claim, ...] = ()
     more: Callable[[Setting, Outcomes], list[Case]] | None = None
     also: tuple[str, ...] = ()
-    minutes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -237,7 +235,8 @@ def no_result(failed: Sequence[Result]) -> str:
         f"{model}, {label}, seed{'s' * (len(some) > 1)} {', '.join(str(r.run.seed) for r in some)}: {some[0].failure}"
         for (model, label), some in methods.items()
     )
-    return f"{len(failed)} run{'s' * (len(failed) > 1)} failed, and claims that need them are not decided. {runs}."
+    many, needed = len(failed), "it" if len(failed) == 1 else "them"
+    return f"{many} run{'s' * (many > 1)} failed, and claims that need {needed} are not decided. {runs}."
 
 
 def _section(part: Part, setting: Setting, outcomes: Outcomes) -> Section:

@@ -13,6 +13,7 @@ from opnorm.studies._shared.outcomes import Case, Measure, MissingError, Outcome
 from opnorm.studies._shared.paired_tests import Comparison
 from opnorm.studies._shared.paper import Part, Setting
 from opnorm.studies._shared.printed import printed_numbers
+from opnorm.studies._shared.unit import POINTS, difference_in, share_of
 from opnorm.studies._wen2020.wen_gaps import ends_of, strongest_against_weakest, strongest_lies
 from opnorm.studies._wen2020.wen_networks import DIGITS_SCALE, cases
 
@@ -94,7 +95,7 @@ def variation_falls(outcomes: Outcomes) -> Verdict:
     comparisons = [
         c for radius in eps for c in strongest_against_weakest(outcomes, _variation("mean", radius))
     ]
-    return decide(comparisons, below(), unit="of the mean change")
+    return decide(comparisons, below(), unit=difference_in("the mean change"))
 
 
 # ---------------------------------------------------------------- margins and confidence
@@ -162,7 +163,7 @@ def _share_that_fell(outcomes: Outcomes) -> list[Comparison]:
 
 
 def spread_falls(outcomes: Outcomes) -> Verdict:
-    return decide(_share_that_fell(outcomes), above(), unit="above one half")
+    return decide(_share_that_fell(outcomes), above(), unit=share_of("the layers", 0.5))
 
 
 def _changes(outcomes: Outcomes, network: str) -> dict[str, float]:
@@ -264,13 +265,13 @@ PARTS = (
                 "margins_concentrate",
                 "Margins concentrate around zero as adversarial training grows stronger.",
                 WHERE,
-                strongest_lies(below(), _margin, unit="of the mean distance of margins from 0"),
+                strongest_lies(below(), _margin, unit=difference_in("the mean distance of margins from 0")),
             ),
             Claim(
                 "confidence_falls",
                 "Predictions become less confident as adversarial training grows stronger.",
                 WHERE,
-                strongest_lies(below(), _confidence, unit="of the mean probability"),
+                strongest_lies(below(), _confidence, unit=POINTS),
             ),
         ),
         also=("figure1b", "figure5a", "figure5b"),

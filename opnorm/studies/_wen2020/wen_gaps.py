@@ -11,6 +11,7 @@ from opnorm.studies._shared.outcomes import Case, Measure, MissingError, Outcome
 from opnorm.studies._shared.paired_tests import Comparison
 from opnorm.studies._shared.paper import Part, Setting
 from opnorm.studies._shared.printed import printed_numbers
+from opnorm.studies._shared.unit import POINTS, Unit, difference_in
 from opnorm.studies._wen2020.wen_networks import cases, columns, evaluation
 
 __all__ = ["PARTS", "ends_of", "strongest_against_weakest", "strongest_lies"]
@@ -72,32 +73,30 @@ def _gaps_section(table: str, title: str) -> Callable[[Setting, Outcomes], Secti
     return section
 
 
-def strongest_lies(
-    region: Region, measure: Measure, *, percent: bool = False, unit: str = ""
-) -> Callable[[Outcomes], Verdict]:
+def strongest_lies(region: Region, measure: Measure, unit: Unit) -> Callable[[Outcomes], Verdict]:
     """Whether the difference of the strongest adversarial training to the weakest is in a region."""
 
     def verdict(outcomes: Outcomes) -> Verdict:
-        return decide(strongest_against_weakest(outcomes, measure), region, percent=percent, unit=unit)
+        return decide(strongest_against_weakest(outcomes, measure), region, unit=unit)
 
     return verdict
 
 
-def _claims(table: str, figure: str) -> tuple[Claim, ...]:
+def _claims(table: str, figure: str, data: str) -> tuple[Claim, ...]:
     where = f"Section 4.1, {table}, {figure}"
     name = table.lower().replace(" ", "")
     return (
         Claim(
             f"loss_gap_shrinks_{name}",
-            "The gap between test and training loss shrinks as adversarial training grows stronger.",
+            f"On {data}, the gap between test and training loss shrinks as adversarial training grows stronger.",
             where,
-            strongest_lies(below(), gap_of("loss_gap"), unit="of the loss gap"),
+            strongest_lies(below(), gap_of("loss_gap"), unit=difference_in("the loss gap")),
         ),
         Claim(
             f"test_accuracy_falls_{name}",
-            "Test accuracy falls as adversarial training grows stronger.",
+            f"On {data}, test accuracy falls as adversarial training grows stronger.",
             where,
-            strongest_lies(below(), correct_points("accuracy"), percent=True),
+            strongest_lies(below(), correct_points("accuracy"), unit=POINTS),
         ),
     )
 
@@ -109,7 +108,7 @@ def _gaps_part(name: str, data: str, figures: tuple[str, ...], strengths: tuple[
         asks=f"What does ever stronger adversarial training do to accuracies, losses and their gaps ({data})?",
         cases=lambda setting: cases(setting, data, _analyses(setting), strengths=strengths),
         section=_gaps_section(name, f"{label}: adversarial training of growing strength, {data}"),
-        claims=_claims(label, figures[0].replace("figure", "Figure ")),
+        claims=_claims(label, figures[0].replace("figure", "Figure "), data),
         also=figures,
     )
 
@@ -161,7 +160,7 @@ def normalization_is_not_enough(outcomes: Outcomes) -> Verdict:
         )
         for network in bounded
     ]
-    return decide(comparisons, above(), percent=True)
+    return decide(comparisons, above(), unit=POINTS)
 
 
 def normalization_shrinks_gap(outcomes: Outcomes) -> Verdict:
@@ -176,7 +175,7 @@ def normalization_shrinks_gap(outcomes: Outcomes) -> Verdict:
         for network in bounded
         for method in outcomes.methods
     ]
-    return decide(comparisons, below(), share_needed=0.5, unit="of the loss gap")
+    return decide(comparisons, below(), share_needed=0.5, unit=difference_in("the loss gap"))
 
 
 WHERE_FGSM = "Appendix B.6, Table 2, Figures 9 to 11"
@@ -189,15 +188,15 @@ PARTS = (
         claims=(
             Claim(
                 "fgsm_shrinks_the_loss_gap",
-                "With FGSM instead of PGD, too, the loss gap shrinks as adversarial training grows stronger.",
+                "The gap between test and training loss shrinks as adversarial training with FGSM grows stronger, too.",
                 WHERE_FGSM,
-                strongest_lies(below(), gap_of("loss_gap"), unit="of the loss gap"),
+                strongest_lies(below(), gap_of("loss_gap"), unit=difference_in("the loss gap")),
             ),
             Claim(
                 "fgsm_lowers_test_accuracy",
-                "With FGSM, too, test accuracy falls as adversarial training grows stronger.",
+                "Test accuracy falls as adversarial training with FGSM grows stronger, too.",
                 WHERE_FGSM,
-                strongest_lies(below(), correct_points("accuracy"), percent=True),
+                strongest_lies(below(), correct_points("accuracy"), unit=POINTS),
             ),
         ),
         also=("figure9", "figure10", "figure11"),
