@@ -167,7 +167,8 @@ def _side_by_side(
 ) -> tuple[Panel, Axis, list[Point]]:
     """The panel with the methods' names on its horizontal axis, and the number in its title."""
     there = {point.method for point in points}
-    title = f"{panel.title}, {axis.name} = {axis.text(float(points[0].x))}"
+    place = points[0].x
+    title = f"{panel.title}, {axis.name} = {place if isinstance(place, str) else axis.text(place)}"
     names = Axis(quantity="method", names=tuple(method for method in order if method in there))
     return panel._replace(title=title, dots=True, zero=False), names, [p._replace(x=p.method) for p in points]
 

