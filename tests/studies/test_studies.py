@@ -152,7 +152,7 @@ def test_a_failed_run_of_the_tour_leaves_its_claims_undecided():
     assert report.table.columns[-1].label == "failed runs"
     assert report.table.rows[2]["failures"] == "seed 0: the loss was not finite"
     failed, best, correlation = report.findings
-    assert failed.startswith("1 run failed, and claims that need them are not decided.")
+    assert failed.startswith("1 run failed, and claims that need it are not decided.")
     assert best.startswith("Most robust at ε = 0.1: pgd_at(eps=0.1), ")
     assert re.search(r"is \+0.\d+ \(", correlation)
 
