@@ -25,6 +25,7 @@ from opnorm._core.modes import in_default_modes
 from opnorm._core.rounding import unit_roundoff
 from opnorm._core.settings import check_count
 from opnorm.errors import NormError
+from opnorm.jacobian.derivative import warn_unless_derivative
 from opnorm.jacobian.products import (
     Jacobian,
     Matrices,
@@ -101,6 +102,8 @@ def jacobian_norm(
             formula is known, and from below alone; inf is its limit, the power method of Eq. 12. As published it is
             ``alpha=math.inf, steps=10, restarts=1``. A finite α is for p = 1, 2 and inf.
 
+    A warning says so where the Jacobian by autograd is clearly not the derivative of the network at the first point.
+
     Raises:
         NormError: p, q, steps or restarts below 1, or another α; ModelError as :func:`opnorm.jacobian.linearized`.
 
@@ -114,6 +117,7 @@ def jacobian_norm(
     x = x.detach()
     with linearized(model, x[:1]) as J:
         outputs, inputs = J.shape
+        warn_unless_derivative(model, x, J)
     most = min(SIDE, 4 * steps) if p == q == 2 else SIDE  # a step costs about four rows
     size = outputs * inputs * 8
     small = min(outputs, inputs) <= most and size <= BYTES

@@ -143,6 +143,8 @@ def layer_norms(
                 constants[ord] = lipschitz(layer, ord, shape)
             else:
                 norms[ord] = norm_of(layer, ord, shape, settings or {})
+                if ord == 2 and math.isinf(norms[ord].upper) and known_base(layer, l1.registry) is None:
+                    norms[ord] = _with_upper(norms[ord], lipschitz_bound(layer, torch.zeros(1, *shape)).value)
         except NormError as e:
             reason, bound = str(e), None
             if (
@@ -158,6 +160,17 @@ def layer_norms(
     if is_nonlinear(layer) and not reasons:
         reasons.append("not linear; the figure after ≤ is its Lipschitz constant")
     return norms, constants, "; ".join(dict.fromkeys(reasons))
+
+
+def _with_upper(norm: Norm, upper: float | None) -> Norm:
+    """The interval with a bound of the layer's forward as its upper end, if there is one."""
+    if upper is None:
+        return norm
+    return Norm.of(
+        norm.lower,
+        max(upper, float(norm.lower)),
+        f"{norm.method.partition(';')[0]}; upper end from its forward",
+    )
 
 
 def _kind(layer: nn.Module) -> str:

@@ -709,3 +709,14 @@ def test_width_and_failure_reach_the_intervals():
             opnorm.operator_norm(layer, 2, shape, **bad)
         with pytest.raises(NormError, match=r"expected a (number above 0|probability)"):
             opnorm.measure(nn.Sequential(layer), torch.zeros(1, *shape), (2,), **bad)
+
+
+def test_an_identity_that_is_too_large_for_a_matrix_has_an_upper_end():
+    """A layer without a formula, such as DropPath in eval mode, whose forward has a bound."""
+
+    class Branch(nn.Module):
+        def forward(self, x):
+            return x * (0.0 if self.training else 2.0)
+
+    (row,) = measure(nn.Sequential(Branch()).eval(), torch.zeros(1, 5, 30, 30), ords=(2,)).rows
+    assert row.norms[2].lower <= 2 <= row.norms[2].upper <= 2 * (1 + 1e-9)

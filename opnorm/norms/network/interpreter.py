@@ -1,7 +1,7 @@
 """An interpreter of a network's graph that propagates a Lipschitz bound to every value, by the rules of ``rules.py``."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
@@ -15,6 +15,7 @@ from opnorm.norms.network.layer_rules import RULES  # those of rules.py and its 
 from opnorm.norms.network.normalization import normalization
 from opnorm.norms.network.one_variable import IDENTITY, MAX_STEPS
 from opnorm.norms.network.pointwise import Pending, Pointwise, Start, TooLong, pointwise
+from opnorm.norms.network.reflections import PICKS, by_sign
 from opnorm.norms.network.rules import FunctionCall, constant, depends, p_norm
 from opnorm.norms.network.sorting import JOINED, READ, Made, side_by_side
 from opnorm.norms.network.trace import leaves
@@ -59,6 +60,7 @@ class BoundInterpreter(GraphWalk):
         self.ord, self.known, self.nodes = ord, known, nodes
         self.forms: dict[fx.Node, Pointwise] = {}  # the nodes as functions of one variable of nodes before
         self.made: dict[fx.Node, Made] = {}
+        self.constants: dict[fx.Node, tuple[Any, int]] = {}  # what does not depend on the input; its version
 
     def overwrite(self, m: fx.Node, by: fx.Node, whole: bool) -> None:
         """The form of a node is that of the node that wrote its value."""
@@ -76,11 +78,13 @@ class BoundInterpreter(GraphWalk):
         if form is None:
             self._resolve(n)
         bounds, kwarg_bounds = self._bounds_of(n.args), self._bounds_of(n.kwargs)
-        if n.op in ("get_attr", "output"):
-            return bounds[0] if n.op == "output" else None
+        if n.op == "output":
+            return bounds[0]
         if not depends((bounds, kwarg_bounds)):
-            random = str(operation_of(n)) in RANDOM
-            return BoundError(f"{n.name} draws random numbers") if random else None
+            if str(operation_of(n)) in RANDOM:
+                return BoundError(f"{n.name} draws random numbers")
+            self.constants[n] = output, getattr(output, "_version", 0)
+            return None
         bound = self._by_rule(n, args, kwargs, (bounds, kwarg_bounds), output)
         if form is None:
             return self._start(n, bound, output)
@@ -106,7 +110,9 @@ class BoundInterpreter(GraphWalk):
             bound = self._of_function(n, call) if layer is None else self._of_layer(layer, call)
         except NormError as e:
             first = next((b for b in inputs if isinstance(b, BoundError)), None)
-            return first or BoundError(f"{name} ({operation}): {e}")
+            bound = self._by_sign([n]) if operation_of(n) in PICKS else None
+            if bound is None:
+                return first or BoundError(f"{name} ({operation}): {e}")
         if isinstance(bound, float):
             known = [b for b in inputs if isinstance(b, float)]
             factor = bound / known[0] if len(known) == 1 and known[0] else None
@@ -191,14 +197,25 @@ class BoundInterpreter(GraphWalk):
 
     def _side_by_side(self, n: fx.Node) -> float:
         """The bound of values side by side by what their entries are; infinite where that is not known."""
-        parts = n.args[0] if n.args else n.kwargs["tensors"]
+        parts: Any = n.args[0] if n.args else n.kwargs["tensors"]
+        picked = self._by_sign(parts) if all(isinstance(m, fx.Node) for m in parts) else None
+        return min(self._of_entries(parts), math.inf if picked is None else picked)
+
+    def _of_entries(self, parts: Sequence[fx.Node]) -> float:
+        """The bound of values side by side, by the values that their entries are from."""
 
         def bound(m: fx.Node) -> float:
             known = self.bounds[m]
             known = known.form.best(known.fallback) if isinstance(known, Pending) else known
             return math.inf if isinstance(known, BoundError) else constant(known)
 
-        return side_by_side(parts, self.made, self.written, bound, self.ord)  # type: ignore[arg-type]
+        return side_by_side(parts, self.made, self.written, bound, self.ord)
+
+    def _by_sign(self, parts: Sequence[fx.Node]) -> float | None:
+        """The bound of values side by side that are picked by the sign of another one; None where they are not."""
+        if self.overwritten:
+            return None
+        return by_sign(parts, self.made, self.constants, self.written, self._of_entries, self.ord)
 
     def _made(self, n: fx.Node, args: tuple, kwargs: dict[str, Any], output: Any) -> Made:
         first = output[0] if isinstance(output, tuple | list) and output else output

@@ -118,6 +118,10 @@ refuse(
     "has no Lipschitz constant on all inputs, or none that is known here",
 )
 refuse(
+    "scaled_dot_product_attention multi_head_attention_forward",
+    "dot-product attention has no Lipschitz constant on all inputs (Kim, Papamakarios & Mnih 2021)",
+)
+refuse(
     "round floor ceil sign argmax argmin gt lt ge le eq ne",
     "jumps, or picks by the values themselves",
 )

@@ -402,7 +402,7 @@ UNKNOWN = {
     "normalize": (Net(lambda s, x: F.normalize(x)), "no Lipschitz constant"),
     "jump": (Jumps(), "jumps"),
     "to whole numbers": (Net(lambda s, x: x.to(torch.int32).float()), "whole numbers"),
-    "picks by value": (Net(lambda s, x: torch.where(x > 0, x, -x)), "by the values|jumps"),
+    "picks by value": (Net(lambda s, x: torch.where(x > 0, x, 1 - x)), "by the values|jumps"),
     "index by value": (Net(lambda s, x: x[:, x.argmax(1)]), "jumps"),
     "place of the maximum": (Net(lambda s, x: x.max(1)[1].float()), "place of a maximum"),
     "partly in place": (Net(lambda s, x: (x[:, :1].mul_(3), x)[1]), "writes into|another output"),
