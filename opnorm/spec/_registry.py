@@ -194,26 +194,29 @@ def _bind(call: Call, function: Callable[..., Any]) -> inspect.BoundArguments:
     kinds = {p.name: p.kind for p in signature.parameters.values()}
     accepted = [n for n, k in kinds.items() if k not in (k.VAR_POSITIONAL, k.VAR_KEYWORD)]
     open_ended = any(k is k.VAR_KEYWORD for k in kinds.values())
-    usage = f"it accepts: {_usage(signature)}"
     keys = [key for key, _ in call.kwargs]
     for key in keys:
         if key not in accepted and not open_ended:
-            raise SpecError(f"{call.name}() has no parameter {key!r}{did_you_mean(key, accepted)}; {usage}")
+            raise SpecError(
+                f"{call.name}() has no parameter {key!r}{did_you_mean(key, accepted)}; {_usage(signature)}"
+            )
         if keys.count(key) > 1:
-            raise SpecError(f"{call.name}() got {key!r} twice; {usage}")
+            raise SpecError(f"{call.name}() got {key!r} twice; {_usage(signature)}")
     try:
         return signature.bind(*call.args, **dict(call.kwargs))
     except TypeError as e:
-        raise SpecError(f"{call}: {e}; {usage}") from None
+        raise SpecError(f"{call}: {e}; {_usage(signature)}") from None
 
 
 def _usage(signature: inspect.Signature) -> str:
+    """Such as "it accepts: lam, p=inf"."""
+
     def text(p: inspect.Parameter) -> str:
         if p.default is p.empty:
             return p.name
         return f"{p.name}={to_text(p.default) if isinstance(p.default, float) else repr(p.default)}"
 
-    return ", ".join(text(p) for p in signature.parameters.values()) or "no arguments"
+    return f"it accepts: {', '.join(text(p) for p in signature.parameters.values()) or 'no arguments'}"
 
 
 # ---------------------------------------------------------------- object -> call
