@@ -2,6 +2,7 @@
 
     opnorm.measure(model, example)             the norms of every layer
     opnorm.operator_norm(layer, ord, shape)    of one layer
+    opnorm.measure_checkpoint("model.safetensors")  of every weight of a file, without its model
     opnorm.attacks.pgd(eps=8/255)(model, x, y) an attack
     opnorm.regularizers.norm_decay(p=1)        a regularizer for any training loop
     opnorm.training.train(model, data)         the project's own loop
@@ -29,6 +30,7 @@ _WHERE = {
     "lipschitz_bound": "opnorm.norms",
     "run_training": "opnorm.runs.training_run",
     "measure": "opnorm.norms",
+    "measure_checkpoint": "opnorm.models",
     "operator_norm": "opnorm.norms",
     "parse": "opnorm.spec",
 }
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from opnorm.data import Dataset as Dataset
     from opnorm.errors import OpnormError as OpnormError
     from opnorm.jacobian import jacobian_norm as jacobian_norm
+    from opnorm.models import measure_checkpoint as measure_checkpoint
     from opnorm.norms import Norm as Norm
     from opnorm.norms import lipschitz_bound as lipschitz_bound
     from opnorm.norms import measure as measure

@@ -81,7 +81,7 @@ def norm_gates(texts: Iterable[str], ords: tuple[Any, ...], layers: str) -> list
             raise OpnormError(f"--fail-over {text}: no norm is below 0; expected a number of at least 0")
         if ord not in ords:
             raise OpnormError(f"--fail-over {text}: this norm is not measured; add it to --ord")
-        if network and isinstance(ord, tuple):
+        if network and isinstance(ord, tuple | str):
             raise OpnormError(f"--fail-over {text}: the whole network has bounds for 1, 2 and inf only")
         if network and layers != "*":
             raise OpnormError(f"--fail-over {text} is of the whole network; leave --layers out")

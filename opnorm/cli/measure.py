@@ -8,9 +8,16 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from opnorm.cli.gates import check_norms, norm_gates, refuse
-from opnorm.cli.options import Data, Json, ModelOrRun, Results, Trust, absolute, number, print_json
-from opnorm.cli.subjects import check_network, network_of_run, results_folder, run_folder, trust_runs
+from opnorm.cli.gates import Gate, check_norms, norm_gates, refuse
+from opnorm.cli.options import Data, Json, ModelRunOrWeights, Results, Trust, absolute, number, print_json
+from opnorm.cli.subjects import (
+    check_network,
+    is_weights,
+    network_of_run,
+    results_folder,
+    run_folder,
+    trust_runs,
+)
 from opnorm.errors import OpnormError
 
 __all__ = ["norms", "separation"]
@@ -21,11 +28,13 @@ class NormsOptions:
     """The options of the command."""
 
     input: str | None = None  # shape of one input: 3,32,32; taken from the model's in_shape when left out
-    ord: str = "1,2,inf"  # which norms: 1, 2, inf, or pairs such as 1:2, from l1 to l2
+    ord: str = "1,2,inf"  # which norms: 1, 2, inf, rms (from RMS to RMS), or pairs such as 1:2, from l1 to l2
     relative_width: str | None = None  # of the l2 intervals: upper / lower - 1 to aim at; 0.005 when left out
     against: str | None = (
-        None  # a second model or run (or a .json file that --json wrote): how its norms differ, layer by layer
+        None  # a second model or run (or a .json file that --json wrote): how its norms differ, layer by layer; of
+        # weights without a model: a second file, or an adapter: how far each weight moved
     )
+    condition: bool = False  # of weights without a model: also the condition, from all singular values; slow
     layers: str = "*"  # only layers whose name or class matches: 'layer1.*', '*conv*', Conv2d
     fail_over: tuple[
         str, ...
@@ -39,7 +48,7 @@ class NormsOptions:
 
 
 def norms(
-    model: Positional[ModelOrRun], options: Annotated[NormsOptions, arg(name="")] = NormsOptions()
+    model: Positional[ModelRunOrWeights], options: Annotated[NormsOptions, arg(name="")] = NormsOptions()
 ) -> None:
     """How far each layer of a network can amplify a change of its input: its operator norms, in eval mode.
 
@@ -59,6 +68,8 @@ def norms(
     opnorm norms 'file("before.safetensors")' --against 'file("after.safetensors")'
 
     opnorm norms 3f2a9c01d4e7 --fail-over inf=12 network:2=1e4
+
+    opnorm norms model.safetensors.index.json --against fine-tuned/   # without the model: every weight by its name
     """
     from opnorm.norms import compare, lipschitz_bound
 
@@ -68,6 +79,11 @@ def norms(
         raise OpnormError("--json, --csv and --markdown exclude each other")
     ords = _orders(o.ord)
     gates = norm_gates(o.fail_over, ords, o.layers)
+    if is_weights(model) and run_folder(model, out) is None:
+        _print_weights(model, ords, gates, o)
+        return
+    if o.condition:
+        raise OpnormError(f"--condition is for a file or folder of weights; {model} is a model or a run")
     if o.trust:
         trust_runs((model, *([o.against] if o.against else [])), out)
     network, example = _model_and_example(model, o)
@@ -77,7 +93,7 @@ def norms(
     if o.against is not None:
         result = compare(table, _other_table(o, example, ords))
     elif o.layers == "*":
-        single = [p for p in ords if not isinstance(p, tuple)]
+        single = [p for p in ords if not isinstance(p, tuple | str)]
         bounds = {p: lipschitz_bound(network, example, p, table=table) for p in single}
     if o.plot is not None:
         table.plot(o.plot)
@@ -90,12 +106,42 @@ def norms(
     )
 
 
+def _print_weights(path: str, ords: tuple[Any, ...], gates: list[Gate], options: NormsOptions) -> None:
+    """The table of a checkpoint without its model, or how far it moved."""
+    from opnorm._core.progress_bar import stdout
+    from opnorm.models import measure_checkpoint
+
+    for name, given in (("--input", options.input), ("--plot", options.plot), ("--trust", options.trust)):
+        if given:
+            raise OpnormError(
+                f"{name} is for a model; {path} is measured without one. Its network: 'file(\"{path}\", arch=...)'"
+            )
+    if gates and (options.against is not None or any(gate.network for gate in gates)):
+        raise OpnormError(
+            f"--fail-over {gates[0].text}: of {path} without its model, the norms of each weight are known"
+        )
+    width = 5e-3 if options.relative_width is None else number("--relative-width", options.relative_width)
+    # beside l2, its multiple from RMS to RMS costs nothing
+    more = ("rms",) if options.ord == NormsOptions.ord else ()
+    table = measure_checkpoint(
+        path, options.against, (*ords, *more), only=options.layers, condition=options.condition,
+        relative_width=width, progress=True,
+    )  # fmt: skip
+    if options.json:
+        print_json(load_json(table.to_json()))
+    elif options.csv or options.markdown:
+        print(table.to_csv() if options.csv else table.to_markdown(), end="")
+    else:
+        stdout().print(table)
+    refuse(check_norms(gates, table, lambda p: None))
+
+
 def _orders(text: str) -> tuple[Any, ...]:
     from opnorm.norms.display import order
 
     ords = tuple(dict.fromkeys(order(part) for part in text.split(",") if part.strip()))
     if not ords:
-        raise OpnormError(f"--ord {text!r}: expected some of 1, 2, inf, such as 1,2,inf")
+        raise OpnormError(f"--ord {text!r}: expected some of 1, 2, inf, rms, such as 1,2,inf")
     return ords
 
 

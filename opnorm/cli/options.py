@@ -20,6 +20,15 @@ _RUN = "; or a run: its key (see opnorm ls), the beginning of it, or its folder"
 
 Model = Annotated[str, arg(help=_MODEL)]
 ModelOrRun = Annotated[str, arg(help=_MODEL + _RUN)]
+ModelRunOrWeights = Annotated[
+    str,
+    arg(
+        help=_MODEL
+        + _RUN
+        + "; or weights without their model: a .safetensors or .pt file, an index of shards, a folder of "
+        "the hub or of a LoRA adapter"
+    ),
+]
 Data = Annotated[str, arg(help=_DATA)]
 DataOfRun = Annotated[str, arg(help=_DATA + "; that of the run when left out")]
 

@@ -13,6 +13,7 @@ __all__ = [
     "check_network",
     "choose",
     "data_of",
+    "is_weights",
     "network_and_data",
     "network_of_run",
     "results_folder",
@@ -21,6 +22,9 @@ __all__ = [
     "train_command",
     "trust_runs",
 ]
+
+WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".index.json")
+"""How the names of files of weights end."""
 
 LEAST = 3  # digits of a key that are enough to name it
 
@@ -160,3 +164,13 @@ def check_network(text: str, out: Path) -> None:
         raise OpnormError(
             f"{text} is no run in {shown(out)} (see opnorm ls --out {shown(out)}), and no network: {e}"
         ) from e
+
+
+def is_weights(text: str) -> bool:
+    """Whether a text names a file or folder of weights, there or not, rather than a call, a run or a key."""
+    if "(" in text:
+        return False
+    folder = Path(text)
+    if folder.is_dir():
+        return not (folder / "run.json").exists()
+    return text.lower().endswith(WEIGHTS)

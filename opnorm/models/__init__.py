@@ -17,6 +17,7 @@ from opnorm.models.loading import file, save
 from opnorm.models.modules import Normalize
 from opnorm.models.plain import cnn, cnn7, mlp, parallel_convs, vgg11, vgg16
 from opnorm.models.residual import regnetx_200mf, resnet, resnet18, senet18, wrn, wrn50_2
+from opnorm.models.weight_norms import measure_checkpoint
 
 __all__ = [
     "Normalize",
@@ -24,6 +25,7 @@ __all__ = [
     "cnn7",
     "file",
     "max_mahalanobis",
+    "measure_checkpoint",
     "mlp",
     "parallel_convs",
     "regnetx_200mf",

@@ -1,6 +1,7 @@
 """Weights in files: opnorm's own, which record their network, and state dicts of others."""
 
 import re
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +15,16 @@ from opnorm._core.layers import unwrap
 from opnorm.errors import ModelError, SpecError, did_you_mean
 from opnorm.models.state_dicts import fill, plain_state_dict, state_dicts_in
 
-__all__ = ["SPEC_KEY", "file", "read_state_dicts", "recorded_call", "save"]
+__all__ = [
+    "SPEC_KEY",
+    "as_path",
+    "cause",
+    "check_there",
+    "file",
+    "read_state_dicts",
+    "recorded_call",
+    "save",
+]
 
 SPEC_KEY = "opnorm.model"
 """Metadata entry of a safetensors file: the call that builds the network the weights belong to."""
@@ -82,18 +92,16 @@ def read_state_dicts(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], di
     Raises:
         ModelError: no such file, or one that cannot be read, or holds no state dict.
     """
-    path = _as_path(path)
-    if not path.is_file():
-        siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
-        hint = did_you_mean(path.name, siblings, f"searched in {path.parent.resolve()}")
-        raise ModelError(f"no file {path}{hint}")
+    path = as_path(path)
+    check_there(path)
     try:
         if path.suffix == ".safetensors":
             tensors, metadata = files.read_tensors(path)
             return {"": tensors}, metadata
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        mapped = zipfile.is_zipfile(path)  # tensors are read from the disk when they are used
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as e:
-        raise ModelError(f"{path} cannot be read as weights: {_cause(path, e)}") from e
+        raise ModelError(f"{path} cannot be read as weights: {cause(path, e)}") from e
     found = dict(state_dicts_in(loaded))
     if not found:
         raise ModelError(
@@ -102,7 +110,16 @@ def read_state_dicts(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], di
     return found, {}
 
 
-def _as_path(path: object) -> Path:
+def check_there(path: Path) -> None:
+    """ModelError where there is no such file."""
+    if not path.is_file():
+        siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, siblings, f"searched in {path.parent.resolve()}")
+        raise ModelError(f"no file {path}{hint}")
+
+
+def as_path(path: object) -> Path:
+    """The path of a file; ModelError for what is none."""
     if not isinstance(path, str | Path):
         raise ModelError(
             f"the path is {path!r:.60}; expected the name of a file, such as 'weights.safetensors'"
@@ -110,17 +127,18 @@ def _as_path(path: object) -> Path:
     return Path(path)
 
 
-def _cause(path: Path, error: Exception) -> str:
+def cause(path: Path, error: Exception) -> str:
     """The likely cause why a file holds no weights, in one line."""
     with path.open("rb") as f:
-        start = f.read(200).lstrip().lower()
+        beginning = f.read(10_000_000)
+    start = beginning[:200].lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer; git lfs pull fetches the file itself"
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         return (
             "it is a web page; likely cause: the address of a page about the file instead of the file's own"
         )
-    if b'"weight_map"' in path.read_bytes()[:10_000_000]:
+    if b'"weight_map"' in beginning:
         return "it is the index of several files; their tensors in one file of safetensors.torch.save_file are read"
     if other := re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error)):
         return (
@@ -146,7 +164,7 @@ def save(model: nn.Module, path: str | Path, call: str | spec.Call | None = None
         RunError: the file cannot be written.
     """
     check_module(model, "save")
-    path = _as_path(path)
+    path = as_path(path)
     if path.suffix != ".safetensors":
         raise ModelError(f"{path}: expected a name that ends in .safetensors")
     if call is None:

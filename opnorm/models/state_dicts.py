@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from opnorm._core.layers import missing_values
 from opnorm.errors import ModelError
 
-__all__ = ["fill", "plain_state_dict", "state_dicts_in"]
+__all__ = ["AVERAGES", "aligned", "fill", "plain_state_dict", "state_dicts_in"]
 
 State = Mapping[str, Tensor]
 
@@ -197,6 +197,26 @@ def _spellings(name: str) -> Iterator[str]:
             pattern = re.escape(here).replace(r"\{\}", r"(\w+)")
             if found := re.fullmatch(rf"(|.*\.){pattern}", name):
                 yield found[1] + there.format(found[2])
+
+
+def aligned(mine: Collection[str], theirs: Collection[str]) -> dict[str, str]:
+    """The names of mine that theirs have too -> how these write them: without the parts and the prefix that wrappers add."""
+    short = [_shortened(names, parts) for names in (mine, theirs) for parts in WRAPPER_NAMES]
+    one, other = (
+        next(found for found in some if len(found) == len(names))
+        for some, names in ((short[: len(WRAPPER_NAMES)], mine), (short[len(WRAPPER_NAMES) :], theirs))
+    )
+    shifts: Counter[tuple[str, str]] = Counter({("", ""): sum(name in other for name in one)})
+    for names, others, mark in ((one, other, 0), (other, one, 1)):
+        for name in names:
+            parts = name.split(".")
+            for i in range(1, len(parts)):
+                if ".".join(parts[i:]) in others:
+                    start = ".".join(parts[:i]) + "."
+                    shifts[("", start) if mark else (start, "")] += 1
+    (drop, add), _ = shifts.most_common(1)[0]
+    pairs = {name: add + name.removeprefix(drop) for name in one if name.startswith(drop)}
+    return {one[name]: other[twin] for name, twin in pairs.items() if twin in other}
 
 
 def _shortened(names: Collection[str], dropped: set[str]) -> dict[str, str]:

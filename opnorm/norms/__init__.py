@@ -15,6 +15,7 @@ from opnorm.norms.exact.functional import (
 )
 from opnorm.norms.induced import induced_norm
 from opnorm.norms.layer_table import measure
+from opnorm.norms.matrix_norms import WeightNorms
 from opnorm.norms.network.lipschitz import NetworkBound, NodeBound, lipschitz_bound, spectral_complexity
 from opnorm.norms.network.trace import LayerCall, trace
 from opnorm.norms.nonlinear import lipschitz
@@ -25,6 +26,7 @@ from opnorm.norms.spectral.singular_value_spread import Spread, singular_value_s
 from opnorm.norms.spectral.singular_values import Spectrum, singular_values
 from opnorm.norms.spectral.smallest_singular_value import smallest_singular_value
 from opnorm.norms.table import LayerNorms, NormTable
+from opnorm.norms.weight_table import Move, MoveTable, WeightTable
 
 __all__ = [
     "BOUNDS",
@@ -33,6 +35,8 @@ __all__ = [
     "LayerCall",
     "LayerNorms",
     "LinearMap",
+    "Move",
+    "MoveTable",
     "NetworkBound",
     "NodeBound",
     "Norm",
@@ -41,6 +45,8 @@ __all__ = [
     "Spectrum",
     "Spread",
     "Summary",
+    "WeightNorms",
+    "WeightTable",
     "bound",
     "compare",
     "conv_l1",

@@ -14,7 +14,7 @@ from opnorm._core.modes import in_default_modes
 from opnorm.errors import NormError
 from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.norms.nonlinear import copying_norm, is_copying, is_nonlinear, known_base
-from opnorm.norms.norm import Norm
+from opnorm.norms.norm import Norm, rms_norm
 from opnorm.norms.spectral.interval import spectral_norm
 
 __all__ = [
@@ -25,8 +25,8 @@ __all__ = [
     "operator_norm",
 ]
 
-Order = float | tuple[float, float]
-"""1, 2 or ``math.inf``, or a pair (p, q) of them."""
+Order = float | str | tuple[float, float]
+"""1, 2 or ``math.inf``, a pair (p, q) of them, or "rms"."""
 
 
 @in_default_modes
@@ -43,7 +43,8 @@ def operator_norm(
     Args:
         layer: a linear layer; see :func:`opnorm.norms.l1` for the types. An affine layer of any other type goes through
             its explicit matrix, where that is small enough.
-        ord: 1 or ``math.inf`` (exact), 2 (an interval), or a pair ``(p, q)`` of these.
+        ord: 1 or ``math.inf`` (exact), 2 (an interval), a pair ``(p, q)`` of these, or "rms": from RMS to RMS, the ℓ2 norm
+            times sqrt(inputs / outputs), as ‖x‖_RMS = ‖x‖_2 / sqrt(n).
         in_shape: shape of one input, without the batch axis: ``(C, H, W)`` for a Conv2d. Not needed for Linear and batch
             norm, whose norms do not depend on it.
         relative_width: of an ℓ2 interval, upper / lower - 1, to aim at; 5e-3 when None.
@@ -56,7 +57,7 @@ def operator_norm(
         NormError: another ``ord``, a layer that is not linear or whose norm is not known, weights that are NaN, infinite,
             on the meta device, not initialized, quantized or not real floating-point numbers.
 
-    Source: Liang & Huang 2021, Theorem 1 (ℓ1, ℓ∞).
+    Source: Liang & Huang 2021, Theorem 1 (ℓ1, ℓ∞); Large et al. 2024 (RMS).
 
     Example:
         >>> import torch
@@ -93,21 +94,25 @@ def interval_settings(relative_width: float | None, failure_probability: float) 
 
 
 def check_ords(ords: Sequence[Order]) -> None:
-    """NormError unless each is 1, 2, inf or a pair of them."""
+    """NormError unless each is 1, 2, inf, a pair of them or "rms"."""
     if isinstance(ords, str | bytes) or not isinstance(ords, Sequence):
         raise NormError(
             f"ords={ords!r:.60}: expected several orders, such as (1, 2, math.inf), or (2,) for one"
         )
     for ord in ords:
         ends = ord if isinstance(ord, tuple) and len(ord) == 2 else (ord,)
-        if any(p not in (1, 2, math.inf) for p in ends):
+        if ord != "rms" and any(p not in (1, 2, math.inf) for p in ends):
             raise NormError(
-                f"ord={ord!r} is not known; expected 1, 2, math.inf or a pair of them, such as (1, 2)"
+                f'ord={ord!r} is not known; expected 1, 2, math.inf, "rms" or a pair of numbers, such as (1, 2)'
             )
 
 
 def norm_of(layer: nn.Module, ord: Order, shape: Shape, settings: dict[str, Any]) -> Norm:
     """As :func:`operator_norm`, without its checks; ``settings`` are those of an ℓ2 interval."""
+    if isinstance(ord, str):
+        l2 = norm_of(layer, 2, shape, settings)
+        outputs, inputs = linear_map(layer, shape).shape
+        return rms_norm(l2, inputs, outputs)
     if isinstance(ord, tuple) and ord[0] == ord[1]:
         ord = ord[0]
     known = known_base(layer, l1.registry) is not None or unwrap(layer) is not layer

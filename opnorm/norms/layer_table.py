@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from opnorm._core.layers import BATCH_NORM, Shape, check_weights, unwrap
+from opnorm._core.layers import BATCH_NORM, Shape, check_weights, in_float64, unwrap
 from opnorm._core.modes import in_default_modes
 from opnorm.errors import NormError
 from opnorm.norms._operator_norm import Order, check_ords, interval_settings, norm_of
@@ -42,7 +42,7 @@ def measure(
         model: any network; left as it was. Compiled and data-parallel ones are looked into.
         example: a batch of inputs (B, C, H, W), of which the first is run through the model to find the shapes; or a tuple
             of the model's arguments, or a dict of its named ones.
-        ords: which norms: 1 and ``math.inf`` exact, 2 as an interval, pairs (p, q).
+        ords: which norms: 1 and ``math.inf`` exact, 2 and "rms" as intervals, pairs (p, q).
         only: leave out all layers but those whose name or class matches a pattern, as :meth:`NormTable.select`.
         progress: show a bar with the time left on standard error, if that is a terminal.
         relative_width: of ℓ2 intervals, upper / lower - 1, to aim at; 5e-3 when None.
@@ -140,7 +140,7 @@ def layer_norms(
     for ord in ords:
         try:
             if is_nonlinear(layer) and not isinstance(ord, tuple):
-                constants[ord] = lipschitz(layer, ord, shape)
+                constants[ord] = _constant(layer, ord, shape)
             else:
                 norms[ord] = norm_of(layer, ord, shape, settings or {})
                 if ord == 2 and math.isinf(norms[ord].upper) and known_base(layer, l1.registry) is None:
@@ -148,7 +148,7 @@ def layer_norms(
         except NormError as e:
             reason, bound = str(e), None
             if (
-                not isinstance(ord, tuple)
+                isinstance(ord, int | float)
                 and known_base(layer, l1.registry) is None
                 and not is_nonlinear(layer)
             ):
@@ -171,6 +171,16 @@ def _with_upper(norm: Norm, upper: float | None) -> Norm:
         max(upper, float(norm.lower)),
         f"{norm.method.partition(';')[0]}; upper end from its forward",
     )
+
+
+def _constant(layer: nn.Module, ord: float | str, shape: Shape) -> float:
+    """The Lipschitz constant of a layer that is not linear; from RMS to RMS by the number of its outputs."""
+    if not isinstance(ord, str):
+        return lipschitz(layer, ord, shape)
+    constant = lipschitz(layer, 2, shape)
+    with torch.no_grad():
+        outputs = in_float64(layer)(torch.zeros(1, *shape, dtype=torch.float64)).numel()
+    return constant * math.sqrt(math.prod(shape) / outputs) if outputs else 0.0
 
 
 def _kind(layer: nn.Module) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from opnorm.errors import NormError
 from opnorm.norms.number_text import interval
 
-__all__ = ["Norm", "Product", "product"]
+__all__ = ["Norm", "Product", "product", "rms_norm"]
 
 
 class Norm(NamedTuple):
@@ -82,6 +82,17 @@ class Product(NamedTuple):
     log10_upper: float
     layers: int
     reason: str = ""
+
+
+def rms_norm(l2: Norm, inputs: int, outputs: int) -> Norm:
+    """The norm from RMS to RMS, from the ℓ2 norm: sqrt(n_in / n_out) ‖M‖_2, as ‖x‖_RMS = ‖x‖_2 / sqrt(n).
+
+    Source: Large et al. 2024 (Modula); Bernstein & Newhouse 2024.
+    """
+    if inputs == outputs or not outputs:
+        return l2
+    factor, rounding = math.sqrt(inputs / outputs), 2.0**-50
+    return Norm.of(l2.lower * factor * (1 - rounding), l2.upper * factor * (1 + rounding), l2.method)
 
 
 def product(norms: Sequence[Norm], reason: str = "") -> Product:

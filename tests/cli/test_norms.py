@@ -131,7 +131,7 @@ def test_against_another_network_or_a_table(main, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ((SMALL, "--ord", "3"), "norm '3': expected 1, 2, inf, or a pair such as 1:2"),
+        ((SMALL, "--ord", "3"), "norm '3': expected 1, 2, inf, rms, or a pair such as 1:2"),
         ((SMALL, "--ord", ","), "--ord ',': expected some of 1, 2, inf"),
         ((SMALL, "--ord", "1:2:inf"), "norm '1:2:inf': expected"),
         ((SMALL, "--layers", "none"), "no layer matches 'none'; there are 0, 1, 2"),
@@ -167,3 +167,40 @@ def test_intervals_are_as_narrow_as_asked_for(main):
     status, _, error = main("norms", SMALL, "--relative-width", "0")
     assert status == 2
     assert "relative_width=0" in error
+
+
+def test_weights_without_their_model(main, tmp_path):
+    torch.manual_seed(0)
+    save(cnn(in_shape=(1, 8, 8), width=2), tmp_path / "x.safetensors")
+    save(cnn(in_shape=(1, 8, 8), width=2), tmp_path / "y.safetensors")
+    status, out, _ = main("norms", "x.safetensors")
+    assert status == 0
+    assert out.splitlines()[0].split()[:7] == ["weight", "kind", "shape", "ℓ1", "ℓ2", "ℓ∞", "RMS"]
+    assert "The file records its network" in out
+    value = json.loads(main("norms", "x.safetensors", "--ord", "1,rms", "--layers", "kernel", "--json")[1])
+    assert {tuple(row["norms"]) for row in value["weights"]} == {("1", "rms")}
+    value = json.loads(main("norms", "x.safetensors", "--against", "y.safetensors", "--json")[1])
+    assert main("norms", "x.safetensors", "--fail-over", "1=1e9")[0] == 0
+    assert "refused: ℓ1 of layer" in main("norms", "x.safetensors", "--fail-over", "1=1e-9")[2]
+    assert all(row["relative"]["2"]["lower"] > 0 for row in value["weights"] if row["kind"] != "diagonal")
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("missing.safetensors",), "no file missing.safetensors"),
+        ((".",), ". has no weights"),
+        (("x.pt", "--input", "3,8,8"), "--input is for a model"),
+        (("x.pt", "--ord", "1:2"), "pairs need the layer"),
+        (("x.pt", "--fail-over", "network:2=3"), "the norms of each weight are known"),
+        ((SMALL, "--condition"), "--condition is for a file or folder of weights"),
+    ],
+)
+def test_wrong_uses_of_weights_are_one_line(main, tmp_path, args, says):
+    torch.save({"w": torch.ones(2, 2)}, tmp_path / "x.pt")
+    if args == (".",):
+        (tmp_path / "x.pt").unlink()
+    status, _, err = main("norms", *args)
+    assert status == 2
+    assert says in err
+    assert err.count("\n") == 1

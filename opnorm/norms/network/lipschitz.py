@@ -103,7 +103,7 @@ def lipschitz_bound(
         4
     """
     check_ords([ord])
-    if isinstance(ord, tuple):
+    if isinstance(ord, tuple | str):
         raise NormError(f"ord={ord!r}: bounds along the graph are from ℓp to ℓp; expected 1, 2 or math.inf")
     nodes: list[NodeBound] = []
     value: float | None
