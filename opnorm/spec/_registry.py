@@ -79,8 +79,11 @@ def names(kind: str) -> list[str]:
 def _family(kind: str) -> dict[str, Callable[..., Any]]:
     if kind not in FAMILIES:
         raise SpecError(f"kind={kind!r:.60}: expected one of {', '.join(FAMILIES)}")
-    importlib.import_module(FAMILIES[kind])
+    _import(FAMILIES[kind])
     return _registry[kind]
+
+
+_import = functools.cache(importlib.import_module)
 
 
 def resolve(call: Call, kind: str | None = None) -> Callable[..., Any]:
@@ -182,6 +185,7 @@ def fill(call: Call, **known: Value) -> Call:
     return Call(call.name, call.args, (*kept, *new))
 
 
+@functools.lru_cache(maxsize=1000)  # a study reads its calls a hundred thousand times
 def _signature(function: Callable[..., Any], name: str) -> inspect.Signature:
     try:
         return inspect.signature(function)

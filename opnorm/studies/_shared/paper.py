@@ -260,8 +260,9 @@ def merged(runs: Iterable[Run]) -> list[Run]:
     found: dict[str, Run] = {}
     for run in runs:
         other = found.get(run.key)
-        analyses = tuple(dict.fromkeys((*other.analyses, *run.analyses))) if other else run.analyses
-        found[run.key] = replace(run, analyses=analyses)
+        if other is not None and not set(run.analyses) <= set(other.analyses):
+            other = replace(other, analyses=tuple(dict.fromkeys((*other.analyses, *run.analyses))))
+        found[run.key] = other or run
     return list(found.values())
 
 
