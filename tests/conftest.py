@@ -65,10 +65,13 @@ def _with_nothing_new(items: list[pytest.Item]) -> list[pytest.Item]:
 
 
 def _values(item: pytest.Item) -> set[tuple]:
-    """The values of its parameters, those of one ``parametrize`` together."""
+    """The values of its parameters and of its fixtures', those of one ``parametrize`` together."""
     names = [marker.args[0] for marker in item.iter_markers("parametrize")]
     groups = [n.replace(" ", "").split(",") if isinstance(n, str) else n for n in names]
-    return {(*group, *(id(item.callspec.params[name]) for name in group)) for group in groups}
+    of_fixtures = [[name] for name in item.callspec.params if not any(name in group for group in groups)]
+    return {
+        (*group, *(id(item.callspec.params[name]) for name in group)) for group in (*groups, *of_fixtures)
+    }
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -83,7 +83,14 @@ def test_everything_public_can_be_had():
 
 
 @pytest.mark.parametrize(
-    "name", ["AutoAttack", "analyze", "certificates", "jacobian_norm", "lipschitz_bound"]
+    "name",
+    [
+        "certificates",
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("AutoAttack", "analyze", "jacobian_norm", "lipschitz_bound")
+        ),
+    ],
 )
 def test_a_name_can_be_had_alone(name):
     done = python(f"import opnorm; opnorm.{name}; assert {name!r} in opnorm.__all__")

@@ -76,6 +76,7 @@ def test_columns_have_cells(name, measured):
         assert cell is None or isinstance(cell, str | float | Stat)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("case", ["one network", "two methods, two seeds", "one row", "nothing"])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_chart_draws(name, case, measured, tmp_path, capfd):

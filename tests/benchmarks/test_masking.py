@@ -22,6 +22,7 @@ def test_names_are_distinct_and_many():
         assert len(set(names(group))) == len(names(group)) >= 40
 
 
+@pytest.mark.slow
 def test_part_of_the_collection(tmp_path, capsys, monkeypatch):
     """Masks are found on a network of a few epochs, which is honest without them."""
     monkeypatch.setitem(networks.SETS, "digits", (1300, 4, 0.05))

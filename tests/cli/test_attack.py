@@ -183,6 +183,7 @@ def test_what_the_user_can_mend_is_one_line(cli, key, args, message):
     assert message in err
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on(opnorm, key, tmp_path, until):
     """500 points are two parts; the first one is kept."""
     args = ("attack", key, "--attack", "pgd(steps=100)", "--eps", "0.1", "--json")

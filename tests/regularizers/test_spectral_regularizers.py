@@ -53,6 +53,7 @@ def batch(shape):
 # ---------------------------------------------------------------- spectral normalization
 
 
+@pytest.mark.each_value
 @pytest.mark.filterwarnings("ignore:spectral_normalization. the bound of large layers not padded")
 @pytest.mark.parametrize("factor", [0.1, 0.999, 1.0, 2.0])
 def test_the_true_norm_is_at_most_sp(case, factor):
@@ -109,6 +110,7 @@ def test_the_last_thing_done_to_a_layer_is_a_certificate(monkeypatch):
 # ---------------------------------------------------------------- the penalty
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("operator", ["reshaped", "true"])
 def test_after_many_iterations_the_penalty_and_its_gradient_are_those_of_the_svd(case, operator):
     layer, shape = case

@@ -74,6 +74,7 @@ def test_an_attack_by_hand(make, data):
     assert row["interval"][0] < row["robust_accuracy"] < row["interval"][1]
 
 
+@pytest.mark.slow
 def test_parts_do_not_change_what_autoattack_says(data):
     """In float64 the rounding of kernels, which differs with the batch, decides about no point."""
     model, (x, y) = Around().double(), data
@@ -126,7 +127,9 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("make", [pgd, lambda eps: autoattack(eps=eps, attacks=FAST)])
+@pytest.mark.parametrize(
+    "make", [pgd, pytest.param(lambda eps: autoattack(eps=eps, attacks=FAST), marks=pytest.mark.slow)]
+)
 def test_it_goes_on_from_the_parts_that_ended(store, data, make):
     def stop(progress):
         if progress.finished >= 40:

@@ -93,16 +93,10 @@ def test_every_setting_has_a_part_in_the_key(tiny):
 
 def test_the_key_is_the_same_in_every_process(tiny):
     code = f"from opnorm.runs.run import Run; print(Run(**{tiny.as_dict()!r}).key)"
-    found = [
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env=os.environ | {"PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-        )
-        for seed in ("0", "1")
-    ]
-    assert [f.stdout.strip() for f in found] == [tiny.key] * 2, found[0].stderr
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": "1"}, capture_output=True, text=True
+    )
+    assert found.stdout.strip() == tiny.key, found.stderr
 
 
 def test_a_run_as_plain_values(tiny):
@@ -302,6 +296,7 @@ def test_a_kill_at_every_change_of_the_file_system(tiny, finished, tmp_path, sam
     assert n > 15
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_lose_at_most_the_epoch_under_way(tiny, finished, store, tmp_path, same):
     """After its first epoch each process may use up to 4 times the CPU time of that epoch before it is killed."""
     tiny = replace(tiny, epochs=25, objective="pgd_at(steps=2)", regularizers=("norm_decay(p=inf)",))

@@ -117,7 +117,7 @@ def test_jobs_that_make_no_sense(tiny, store, jobs):
         run_study(few([tiny]), store, jobs=jobs)
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_that_another_process_is_at_is_waited_for(tiny, store, tmp_path, until, seeds, jobs):
     """The others come first; then the lock is free, here because its holder is killed."""
     runs, ready = seeds(replace(tiny, epochs=1), 3), tmp_path / "ready"
@@ -253,7 +253,7 @@ def epochs_kept(folder: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    "moment", [0.2, "training", *(pytest.param(d, marks=pytest.mark.slow) for d in (0.0, 0.6, 1.2))]
+    "moment", ["training", *(pytest.param(d, marks=pytest.mark.slow) for d in (0.0, 0.2, 0.6, 1.2))]
 )
 def test_ctrl_c_stops_every_process(tmp_path, until, moment):
     """Some seconds after the workers have begun to start, or once they train."""
@@ -275,6 +275,7 @@ def test_ctrl_c_stops_every_process(tmp_path, until, moment):
         assert epochs_kept(tmp_path) > 3
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_parent_that_is_killed(tmp_path, until):
     process = tour_process(tmp_path)
     until(lambda: epochs_kept(tmp_path) > 0)
@@ -285,6 +286,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path, until):
     until(lambda: not alive(below))
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_ends_the_study_with_the_likely_cause(tmp_path, until):
     process = tour_process(tmp_path)
     until(lambda: epochs_kept(tmp_path) > 0)

@@ -48,6 +48,7 @@ def key(cli, tmp_path):
     return json.loads(cli("train", "--model", "cnn(width=2)", *TINY, "--json")[1])["key"]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
     "change",

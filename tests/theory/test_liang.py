@@ -116,6 +116,7 @@ def test_soft_steps_are_within_tau(activation, tau):
 
 
 class TestMemorizer:
+    @pytest.mark.each_value
     @pytest.mark.parametrize("activation", ACTIVATIONS)
     @pytest.mark.parametrize("norm", NORMS)
     def test_real_images(self, images, norm, activation):
@@ -130,6 +131,7 @@ class TestMemorizer:
             toward, other = towards_others(x, y, eps, norm)
             assert margins(net, toward[other], y.repeat_interleave(other.sum(1))).min() > 0.74
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("activation", ["relu", "softplus", "tanh"])
     @pytest.mark.parametrize("norm", NORMS)
     def test_attacked(self, images, norm, activation):
@@ -175,6 +177,7 @@ class TestMemorizer:
             inside = point + eps * grid[grid.norm(norm, dim=1) <= 1]
             assert margins(net, inside, label.expand(len(inside))).min() > 0.74
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize("activation", ACTIVATIONS)
     @pytest.mark.parametrize("xi", [1.0, 1e5])
     def test_lipschitz_constant_is_at_least(self, images, activation, xi):

@@ -57,6 +57,7 @@ def ends(value):
     return tuple(torch.as_tensor(value, dtype=torch.float64).flatten().tolist())
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("measured", MEASURED)
 @pytest.mark.parametrize("name", LAYERS)
 def test_everything_follows_the_scale_of_the_weights(name, measured):
