@@ -95,7 +95,7 @@ def test_commands_of_the_pages_are_understood(line):
         ran.append(_command)
 
     app = tyro.extras.SubcommandApp()
-    for name in ("norms", "train", "attack", "analyze", "compare", "study", "separation", "ls", "rm"):
+    for name in (each.__name__ for each in commands.COMMANDS):
         app.command(name=name)(functools.wraps(getattr(commands, name))(functools.partial(note, name)))
     app.cli(args=[command, *args])
     assert ran == [command]

@@ -349,13 +349,24 @@ def test_parse_runs_imports_opens_and_starts_nothing():
 # ---------------------------------------------------------------- names and objects
 
 
+def test_hf_is_a_data_set_where_one_is_meant_and_a_network_elsewhere():
+    """The only name of two families, as the hub has both."""
+    of_data, of_model = (resolve(parse('hf("me/x")'), kind) for kind in ("data set", "model"))
+    assert of_data is not of_model
+    assert resolve(parse('hf("me/set", size=8)')) is of_data
+    assert resolve(parse('hf("me/net", arch=cnn())')) is of_model
+    assert full('file("w.pt", arch=hf("me/net"))', "model") == parse(
+        'file(path="w.pt", arch=hf(repo="me/net", revision=None, arch=None), key=None, strict=True)'
+    )
+
+
 def test_every_name_belongs_to_one_family():
-    every = [n for kind in FAMILIES for n in names(kind)]
+    every = [n for kind in FAMILIES for n in names(kind) if (kind, n) != ("data set", "hf")]
     assert len(every) == len(set(every)), "a nested call could mean either"
     for kind in FAMILIES:
         for name in names(kind):
-            assert resolve(Call(name), kind) is resolve(Call(name))
-            signature = inspect.signature(resolve(Call(name)))
+            assert name == "hf" or resolve(Call(name), kind) is resolve(Call(name))
+            signature = inspect.signature(resolve(Call(name), kind))
             assert all(p.kind is not p.VAR_KEYWORD for p in signature.parameters.values())
 
 

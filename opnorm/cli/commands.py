@@ -13,6 +13,7 @@ import tyro
 
 from opnorm.cli.analyze import analyze, compare
 from opnorm.cli.attack import attack
+from opnorm.cli.exports import export, push
 from opnorm.cli.listing import ls, rm
 from opnorm.cli.measure import norms, separation
 from opnorm.cli.runs import train
@@ -56,7 +57,9 @@ def _leave(signum: int, frame: Any) -> None:
     os._exit(130)
 
 
-COMMANDS: tuple[Callable[..., Any], ...] = (norms, train, attack, analyze, compare, study, separation, ls, rm)
+COMMANDS: tuple[Callable[..., Any], ...] = (
+    norms, train, attack, analyze, compare, study, separation, ls, export, push, rm,
+)  # fmt: skip
 WITHOUT_TORCH = (ls, rm)
 
 app = tyro.extras.SubcommandApp()

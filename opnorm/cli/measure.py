@@ -232,13 +232,15 @@ def _shape(text: str) -> tuple[int, ...]:
 def _input_shape(call: Any) -> tuple[Any, ...]:
     """The in_shape that the model was made with, anywhere in the call, or in the file that the call names."""
     from opnorm import spec
-    from opnorm.models.loading import SPEC_KEY, read_state_dicts, recorded_call
+    from opnorm.models.hub_models import hub_weights
+    from opnorm.models.loading import READERS, SPEC_KEY, read_state_dicts, recorded_call
 
     calls = list(spec.calls_in(spec.full(call, "model")))
     shapes = [dict(part.kwargs).get("in_shape") for part in calls]
     if not any(isinstance(shape, tuple) for shape in shapes):
-        for read in [dict(part.kwargs) for part in calls if part.name == "file"]:
-            path = str(read["path"])
+        for part in [part for part in calls if part.name in READERS]:
+            read: dict[str, Any] = dict(part.kwargs)
+            path = str(read["path"]) if "path" in read else hub_weights(read["repo"], read["revision"])
             metadata = read_state_dicts(path)[1]
             if read["arch"] is None:
                 recorded = spec.full(recorded_call(path, metadata), "model")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from opnorm._core.hub_access import download
 from opnorm.data._parquet import read_parquet
 from opnorm.data.dataset import Dataset
 from opnorm.data.decode import check_names, check_size
@@ -68,33 +69,8 @@ def hf(
 
 
 def _download(repo: str, config: str | None, revision: str | None) -> Path:
-    try:
-        import huggingface_hub
-        from huggingface_hub import errors
-    except ImportError as e:
-        raise DataError(
-            f"hf({repo!r}) needs the package huggingface-hub ({e}): pip install 'opnorm[hub]'. "
-            "Files that are already on this machine are read by parquet(path)"
-        ) from e
     pattern = f"{config.strip('/')}/*.parquet" if config else "*.parquet"
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                repo_id=repo, repo_type="dataset", revision=revision, allow_patterns=[pattern]
-            )
-        )
-    except Exception as e:
-        causes = {
-            errors.GatedRepoError: "access needs a permission: accept the terms on its page, then run `hf auth login`",
-            errors.RepositoryNotFoundError: "a typing error in 'owner/name', or it is private and needs `hf auth login`",
-            errors.RevisionNotFoundError: f"revision={revision!r} is not a branch, tag or commit of it",
-            errors.HFValidationError: "not of the form 'owner/name'",
-            Exception: "no network, a proxy, or the hub is down; what was downloaded before is read by parquet(path)",
-        }
-        cause = next(text for kind, text in causes.items() if isinstance(e, kind))
-        lines = [line.strip() for line in str(e).splitlines() if line.strip()]
-        reason = ": ".join([type(e).__name__, *(f"{line:.200}" for line in lines[:1])])
-        raise DataError(
-            f"hf({repo!r}): expected a data set on the Hugging Face hub, but the download failed ({reason}). "
-            f"Likely cause: {cause}"
-        ) from e
+    return download(
+        repo, "dataset", revision, [pattern], what=f"hf({repo!r})", error=DataError,
+        instead="Files that are already on this machine are read by parquet(path)",
+    )  # fmt: skip

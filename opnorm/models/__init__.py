@@ -13,6 +13,7 @@ kept: ``cnn(mean=0, std=1)`` gets the pixels as they are. Weights follow torch's
 
 from opnorm.models.external import timm
 from opnorm.models.fixed_centers import max_mahalanobis
+from opnorm.models.hub_models import hf
 from opnorm.models.loading import file, save
 from opnorm.models.modules import Normalize
 from opnorm.models.plain import cnn, cnn7, mlp, parallel_convs, vgg11, vgg16
@@ -24,6 +25,7 @@ __all__ = [
     "cnn",
     "cnn7",
     "file",
+    "hf",
     "max_mahalanobis",
     "measure_checkpoint",
     "mlp",

@@ -1,6 +1,7 @@
 """Weights in files: opnorm's own, which record their network, and state dicts of others."""
 
 import re
+import weakref
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +31,13 @@ SPEC_KEY = "opnorm.model"
 """Metadata entry of a safetensors file: the call that builds the network the weights belong to."""
 
 
+READERS = ("file", "hf")
+"""The networks whose weights are read."""
+
+_networks: "weakref.WeakKeyDictionary[nn.Module, spec.Call]" = weakref.WeakKeyDictionary()
+"""The call of a network alone, without the weights that it was filled with."""
+
+
 @spec.factory("model")
 def file(path: str, arch: nn.Module | None = None, key: str | None = None, strict: bool = True) -> nn.Module:
     """A network with the weights of a file: ``file("weights.safetensors", arch=resnet(depth=20))``.
@@ -57,6 +65,9 @@ def file(path: str, arch: nn.Module | None = None, key: str | None = None, stric
     if not isinstance(arch, nn.Module):
         raise ModelError(f"arch={arch!r:.60}: expected a network, such as arch=resnet(depth=20)")
     fill(arch, found, path, key, strict)
+    if arch not in _networks:
+        with suppress(SpecError):
+            _networks[arch] = spec.spec_of(arch)
     return arch
 
 
@@ -69,9 +80,9 @@ def recorded_call(path: str, metadata: dict[str, str]) -> spec.Call:
     if SPEC_KEY not in metadata:
         raise ModelError(f"{path} does not record its network; pass arch=..., such as arch=resnet(depth=20)")
     recorded = call = spec.parse(metadata[SPEC_KEY])
-    while call.name == "file" and isinstance(inner := dict(call.kwargs).get("arch"), spec.Call):
+    while call.name in READERS and isinstance(inner := dict(call.kwargs).get("arch"), spec.Call):
         call = inner
-    if not {part.name for part in spec.calls_in(call)} <= {*spec.names("model")} - {"file"}:
+    if not {part.name for part in spec.calls_in(call)} <= {*spec.names("model")} - {*READERS}:
         raise ModelError(
             f"{path} records the network {recorded!s:.200}, which is not opnorm's own; pass arch=... to build it"
         )
@@ -169,7 +180,7 @@ def save(model: nn.Module, path: str | Path, call: str | spec.Call | None = None
         raise ModelError(f"{path}: expected a name that ends in .safetensors")
     if call is None:
         with suppress(SpecError):  # the user's own network, built in Python: the file then needs arch=...
-            call = spec.spec_of(unwrap(model))
+            call = _networks.get(unwrap(model)) or spec.spec_of(unwrap(model))
     metadata = {"format": "pt"} | ({SPEC_KEY: str(call)} if call is not None else {})
     files.make_folder(path.parent)
     files.write_tensors(path, plain_state_dict(model), metadata)

@@ -29,6 +29,9 @@ FAMILIES = {
 }
 """What a name can be, and the module that registers the names of this family when it is imported."""
 
+TWO_FAMILIES = ("hf",)
+"""Names of more than one family; without a family, the first one that takes the arguments is meant."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -91,7 +94,7 @@ def resolve(call: Call, kind: str | None = None) -> Callable[..., Any]:
 
     Args:
         call: what to look up.
-        kind: its family (a key of ``FAMILIES``); any family when None.
+        kind: its family (a key of ``FAMILIES``); any family when None, of several the first that takes the arguments.
 
     Raises:
         SpecError: unknown name, with the closest known ones.
@@ -99,13 +102,27 @@ def resolve(call: Call, kind: str | None = None) -> Callable[..., Any]:
     if "." in call.name:
         return _resolve_dotted(call.name)
     for family in [kind] if kind else FAMILIES:
-        if call.name in (members := _family(family)):
+        if call.name in (members := _family(family)) and (kind or _is_meant(call, members[call.name])):
             return members[call.name]
     known = sorted(n for family in ([kind] if kind else FAMILIES) for n in names(family))
     raise SpecError(
         f"unknown {kind or 'name'} {call.name!r}{did_you_mean(call.name, known)}; "
         f"known: {', '.join(known)}; your own code: package.module.{call.name}(...)"
     )
+
+
+def _is_meant(call: Call, function: Callable[..., Any]) -> bool:
+    """Whether a call whose family is not known can be of this function."""
+    if call.name not in TWO_FAMILIES:
+        return True
+    with suppress(SpecError):
+        return _bind(call, function) is not None
+    return False
+
+
+def _kind_inside(call: Call, kind: str | None) -> str | None:
+    """The family of a call inside another one: that of the outer one where the name is in it, as of ``hf``; else any."""
+    return kind if kind and call.name in _family(kind) else None
 
 
 def _resolve_dotted(name: str) -> Callable[..., Any]:
@@ -155,7 +172,8 @@ def build(text: str | Call, kind: str | None = None, **known: Value) -> Any:
     if known:
         call = fill(call, **known)
     bound = _bind(call, function)
-    built = map_calls(Call(call.name, bound.args, tuple(bound.kwargs.items())), build)
+    whole = Call(call.name, bound.args, tuple(bound.kwargs.items()))
+    built = map_calls(whole, lambda inner: build(inner, _kind_inside(inner, kind)))
     try:
         made = function(*built.args, **dict(built.kwargs))
     except OpnormError:
@@ -300,19 +318,20 @@ def _canonical(call: Call, kind: str | None, which: Arguments) -> Call:
             args.append(value)
         elif which != "not default" or not _is_default(value, p.default):
             pairs.append((key, value))
-    values = tuple(_canonical_value(v, which) for v in args)
-    return Call(call.name, values, tuple((k, _canonical_value(v, which)) for k, v in pairs))
+    values = tuple(_canonical_value(v, kind, which) for v in args)
+    return Call(call.name, values, tuple((k, _canonical_value(v, kind, which)) for k, v in pairs))
 
 
-def _canonical_value(value: Any, which: Arguments) -> Value:
+def _canonical_value(value: Any, kind: str | None, which: Arguments) -> Value:
     if isinstance(value, tuple | list):
-        return tuple(_canonical_value(v, which) for v in value)
+        return tuple(_canonical_value(v, kind, which) for v in value)
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)  # 2.0 and 2 are one setting, so they must be one text
     if value is None or isinstance(value, bool | int | float | str):
         return value
     # a default may be an object, such as attack=pgd()
-    return _canonical(value if isinstance(value, Call) else spec_of(value), None, which)
+    inner = value if isinstance(value, Call) else spec_of(value)
+    return _canonical(inner, _kind_inside(inner, kind), which)
 
 
 def _is_default(value: Any, default: Any) -> bool:

@@ -475,7 +475,7 @@ def test_files_remember_the_network(text, tmp_path):
 
 def test_every_network_is_listed():
     small = {text.partition("(")[0] for text in SMALL.values()}
-    assert small | {"file", "timm"} == set(names("model")), "add a line to SMALL"
+    assert small | {"file", "hf", "timm"} == set(names("model")), "add a line to SMALL"
 
 
 def test_normalize_refuses_another_number_of_channels():

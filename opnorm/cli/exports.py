@@ -1,0 +1,57 @@
+"""``opnorm export`` and ``opnorm push``: a finished run as a folder for others, and on the Hugging Face hub."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from opnorm._core.files import shown
+from opnorm.cli.options import Runs
+from opnorm.cli.subjects import run_folder
+from opnorm.errors import OpnormError
+
+__all__ = ["export", "finished_run", "push"]
+
+RunName = Annotated[
+    Positional[str], arg(help="a run: its key (see opnorm ls), the beginning of it, or its folder")
+]
+
+
+def finished_run(text: str, out: Path) -> Path:
+    """The folder of a run that has weights; OpnormError where there is none."""
+    folder = run_folder(text, Path(os.path.abspath(out)))
+    if folder is None:
+        raise OpnormError(f"{text} is no run in {shown(out)}; opnorm ls --out {shown(out)} lists them")
+    return folder
+
+
+def export(
+    run: RunName,
+    to: Annotated[Path, arg(help="folder to write to: new, or of an earlier export")],
+    out: Runs = Path("runs"),
+) -> None:
+    """Write a finished run as a folder for others: weights, model card, settings, and load.py, as the hub expects them.
+
+    opnorm export 3f2a9c01d4e7 --to my_network
+    """
+    from opnorm.runs.export import export as write
+
+    for path in write(finished_run(run, out), Path(os.path.abspath(to))):
+        print(shown(path))
+
+
+def push(
+    run: RunName,
+    repo: Annotated[str, arg(help="user/name on the hub; made where it is missing")],
+    private: Annotated[bool, arg(help="make the repository private")] = False,
+    out: Runs = Path("runs"),
+) -> None:
+    """Upload what opnorm export writes to the Hugging Face hub (or the one at HF_ENDPOINT); needs a token of the hub.
+
+    opnorm push 3f2a9c01d4e7 --repo user/name --private
+    """
+    from opnorm.runs.export import push as upload
+
+    print(upload(finished_run(run, out), repo, private=private))
+    print(f"load it: hf({repo!r}), in Python opnorm.models.hf({repo!r})")
