@@ -18,9 +18,11 @@ from opnorm.cli.options import (
     Limit,
     ModelOrRun,
     Results,
+    SkipBad,
     Trust,
     check_device,
     print_json,
+    skipping_bad,
 )
 from opnorm.cli.subjects import data_of, network_and_data, results_folder, run_folder, run_of, trust_runs
 from opnorm.errors import OpnormError
@@ -50,6 +52,7 @@ class AnalyzeOptions:
         None  # test points of each analysis that takes a sample of them, in place of its own default
     )
     limit: Limit = None
+    skip_bad: SkipBad = False
     seed: int = 0  # of the choice of points and of attacks
     out: Results = None
     again: Again = False
@@ -110,6 +113,7 @@ def _analyze(models: tuple[str, ...], options: AnalyzeOptions) -> None:
     if o.trust:
         trust_runs(tuple(model for _, model in named), out)
     data = _data_of_all([model for _, model in named], out) if o.data is None else o.data
+    data = skipping_bad(data, o.skip_bad)
     pairs = [_network(label, model, data, out) for label, model in named]
     networks, dataset = [network for network, _ in pairs], pairs[0][1]
     for network in networks:

@@ -15,12 +15,14 @@ from opnorm.cli.options import (
     Json,
     ModelOrRun,
     Results,
+    SkipBad,
     Trust,
     absolute,
     check_device,
     number,
     print_json,
     say_found,
+    skipping_bad,
 )
 from opnorm.cli.subjects import data_of, network_and_data, results_folder, run_folder, trust_runs
 from opnorm.errors import OpnormError
@@ -43,6 +45,7 @@ class AttackOptions:
     version: Literal["standard", "plus", "rand", "fast"] | None = (
         None  # of AutoAttack: standard as published; rand for models that draw random numbers; fast costs less
     )
+    skip_bad: SkipBad = False
     limit: int | None = None  # attack at most so many test points, a fixed random choice
     seed: int | None = None  # of the attack's random numbers
     surrogate: str | None = (
@@ -95,11 +98,11 @@ def attack(
     check_device(o.device)
     if o.trust:
         trust_runs((model, *([] if o.surrogate is None else [o.surrogate])), out)
-    data = data_of(model, out) if o.data is None else o.data
+    data = skipping_bad(data_of(model, out) if o.data is None else o.data, o.skip_bad)
     network, dataset = network_and_data(model, data, out)
     surrogate = None if o.surrogate is None else network_and_data(o.surrogate, data, out)[0].to(o.device)
     test = (dataset if o.limit is None else dataset.limit(o.limit)).test
-    x, y = as_pixels(test.images).to(o.device), test.labels.to(o.device)
+    x, y = as_pixels(test.images[:]).to(o.device), test.labels.to(o.device)
     network, found, low, folder = network.to(o.device), [], [], run_folder(model, out)
     subject = {"subject": folder.name if folder else model, "data": data, "limit": o.limit}
     store = Store(out / "attacks", again=o.again, subject=subject)

@@ -39,6 +39,12 @@ Results = Annotated[
         help="folder of runs; results are kept in it, and found again; that of the run, or runs, when left out"
     ),
 ]
+SkipBad = Annotated[
+    bool,
+    arg(
+        help="leave out images that cannot be decoded and say which they are: skip_bad=True in the call of the data"
+    ),
+]
 Limit = Annotated[int | None, arg(help="use at most so many training and test points")]
 Device = Annotated[str, arg(help="cpu, cuda, cuda:1, mps")]
 Again = Annotated[bool, arg(help="make everything anew, also what is kept")]
@@ -61,6 +67,16 @@ def number(option: str, text: str) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise OpnormError(f"{option} {text!r}: expected a number, such as 8/255, 0.5, 2 or inf")
     return value
+
+
+def skipping_bad(data: str, skip_bad: bool) -> str:
+    """The call of a data set, with ``skip_bad=True`` if the option says so."""
+    from opnorm import spec
+
+    call = spec.parse(data)
+    if not skip_bad or dict(call.kwargs).get("skip_bad") is True:
+        return data
+    return str(call.with_arguments(skip_bad=True))
 
 
 def absolute(path: Path | None) -> Path | None:

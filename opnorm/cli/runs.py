@@ -16,9 +16,11 @@ from opnorm.cli.options import (
     Limit,
     Model,
     Runs,
+    SkipBad,
     check_device,
     print_json,
     say_found,
+    skipping_bad,
 )
 
 __all__ = ["train"]
@@ -40,6 +42,7 @@ class TrainOptions:
     batch: int = 128  # points a step
     augment: tuple[str, ...] = ()  # any number of: 'crop(padding=4)' 'flip()'
     limit: Limit = None
+    skip_bad: SkipBad = False
     precision: Literal["fp32", "bf16", "auto"] = (
         "fp32"  # bf16: compute under autocast; auto: the faster one here
     )
@@ -58,7 +61,7 @@ class TrainOptions:
 def train(options: Annotated[TrainOptions, arg(name="")] = TrainOptions()) -> None:
     """Train one network and say how accurate and robust it is and how large its norms are.
 
-    Stop it with Ctrl-C and call it again: it goes on from the last finished epoch. With several processes, one for each
+    Stop it with Ctrl-C and call it again: it goes on from the last checkpoint. With several processes, one for each
     GPU: torchrun --nproc-per-node=4 -m opnorm train --device cuda ...
 
     opnorm train --objective 'pgd_at(eps=0.1)' --regularizers 'norm_decay(p=inf, beta=0.01)' --epochs 20
@@ -71,6 +74,7 @@ def train(options: Annotated[TrainOptions, arg(name="")] = TrainOptions()) -> No
 
     store = Store(options.out, again=options.again)
     settings = {field.name: getattr(options, field.name) for field in fields(Run)}
+    settings["data"] = skipping_bad(options.data, options.skip_bad)
     run = Run(**settings | {"analyses": options.analyses or analyses_after(options.objective)})
     with distributed.process_group(options.device) as device:
         with distributed.synchronized_errors():

@@ -4,13 +4,17 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
+from opnorm._core.image_decoding import Encoded
 from opnorm._core.plain_text import file_name
-from opnorm.data.cache import DecodedSplits, cached, fingerprint
+from opnorm.data.cache import files_state, fingerprint
 from opnorm.data.dataset import Dataset
-from opnorm.data.decode import CHUNK, SUFFIXES, Encoded, check_names, check_size, existing_path
+from opnorm.data.decode import SUFFIXES, check_names, check_size, existing_path
+from opnorm.data.encoded_parts import EncodedPart, EncodedSet, Reading
 from opnorm.errors import DataError, did_you_mean
 from opnorm.spec import factory
 
@@ -36,6 +40,8 @@ def folder(
     center_crop: int | None = None,
     train: str | None = None,
     test: str | None = None,
+    stream: bool = False,
+    skip_bad: bool = False,
 ) -> Dataset:
     """Read image files from class folders: ``path/train/cat/1.png`` and ``path/test/cat/2.png``.
 
@@ -50,6 +56,8 @@ def folder(
         center_crop: evaluations see only the central square of this many pixels; see :meth:`Dataset.center_crop`.
         train: the name of the folder with the training part; None for the usual names.
         test: the name of the folder with the test part, such as "val"; None for the usual names.
+        stream: leave the images on the disk and decode them as they are needed, for sets that do not fit in memory.
+        skip_bad: leave out images that cannot be decoded, and say which they are; else the first one is an error.
 
     Returns:
         A data set of uint8 (N, C, H, W) images; C is 1 if all are gray, else 3. Its name is the folder's.
@@ -64,19 +72,45 @@ def folder(
     if not root.is_dir():
         raise DataError(f"{path!r} is a file; expected {EXPECTED}")
     parts = _find_parts(root, train, test)
-    prints = {part: fingerprint([file for _, file in files], root) for part, files in parts.items()}
-    key = {"reader": "folder", "size": size, "files": prints}
+    reading = Reading(size, stream, skip_bad)
 
-    def read() -> DecodedSplits:
-        classes = sorted({name for name, _ in parts["train"]})
+    def key() -> dict[str, Any]:
+        prints = {part: fingerprint([file for _, file in files], root) for part, files in parts.items()}
+        return {"reader": "folder", "size": size, "files": prints}
+
+    def encoded() -> EncodedSet:
+        classes = {name: k for k, name in enumerate(sorted({name for name, _ in parts["train"]}))}
         names = tuple(file_name(name) for name in classes)
-        labelled = {
-            part: (_chunks(root, files), torch.tensor([classes.index(name) for name, _ in files]))
+        found = {
+            part: EncodedPart.whole(
+                FileRows(root, [str(file.relative_to(root)) for _, file in files]),
+                torch.tensor([classes[name] for name, _ in files]),
+            )
             for part, files in parts.items()
         }
-        return DecodedSplits.decoded(labelled, size, file_name(root.name), names)
+        return EncodedSet(found, names)
 
-    return Dataset(file_name(root.resolve().name), *cached(key, read)).center_crop(center_crop)
+    splits = reading.splits(file_name(root.name), key, encoded)
+    return Dataset(file_name(root.resolve().name), *splits).center_crop(center_crop)
+
+
+class FileRows:
+    """Image files by row, each a block of its own; see :class:`opnorm.data.streaming.EncodedRows`."""
+
+    buffer = 0
+
+    def __init__(self, root: Path, names: list[str]) -> None:
+        self.root, self.names = root, names
+        self.starts = np.arange(len(names) + 1)
+
+    def files_state(self) -> str:
+        """See :meth:`opnorm.data.streaming.EncodedRows.files_state`."""
+        return files_state(self.root / name for name in self.names)
+
+    def read(self, rows: np.ndarray) -> Iterator[tuple[int, Encoded]]:
+        """Each row with its image; see :meth:`opnorm.data.streaming.EncodedRows.read`."""
+        for row in rows.tolist():
+            yield row, (self.names[row], self.root / self.names[row])
 
 
 def _find_parts(root: Path, train: str | None, test: str | None) -> dict[str, Files]:
@@ -136,8 +170,3 @@ def _images(path: Path, may_be_empty: bool) -> Files:
     if not found:
         raise DataError(f"{str(path)!r} holds no class folders with images; expected {EXPECTED}")
     return found
-
-
-def _chunks(root: Path, files: Files) -> Iterator[list[Encoded]]:
-    for start in range(0, len(files), CHUNK):
-        yield [(str(file.relative_to(root)), file) for _, file in files[start : start + CHUNK]]

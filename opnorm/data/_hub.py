@@ -6,6 +6,7 @@ from opnorm._core.hub_access import download
 from opnorm.data._parquet import read_parquet
 from opnorm.data.dataset import Dataset
 from opnorm.data.decode import check_names, check_size
+from opnorm.data.encoded_parts import Reading
 from opnorm.errors import DataError
 from opnorm.spec import factory
 
@@ -24,6 +25,8 @@ def hf(
     center_crop: int | None = None,
     train: str | None = None,
     test: str | None = None,
+    stream: bool = False,
+    skip_bad: bool = False,
 ) -> Dataset:
     """Download a data set's parquet files from the Hugging Face hub and read them as :func:`opnorm.data.parquet` does.
 
@@ -41,6 +44,8 @@ def hf(
         center_crop: evaluations see only the central square of this many pixels; see :meth:`Dataset.center_crop`.
         train: the name of the training part, as of :func:`opnorm.data.parquet`.
         test: the name of the test part, such as "validation".
+        stream: leave the images encoded on the disk, as of :func:`opnorm.data.parquet`.
+        skip_bad: leave out images that cannot be decoded, as of :func:`opnorm.data.parquet`.
 
     Returns:
         A data set of uint8 (N, C, H, W) images, named ``repo``, or ``repo/config``.
@@ -65,7 +70,8 @@ def hf(
             "format; revision='refs/convert/parquet' is the hub's own parquet copy of most sets"
         )
     name = f"{repo}/{config}" if config else repo
-    return read_parquet(root, name, (image, label), size, (train, test)).center_crop(center_crop)
+    reading = Reading(size, stream, skip_bad)
+    return read_parquet(root, name, (image, label), reading, (train, test)).center_crop(center_crop)
 
 
 def _download(repo: str, config: str | None, revision: str | None) -> Path:

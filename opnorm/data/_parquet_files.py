@@ -9,6 +9,7 @@ from opnorm.errors import DataError
 __all__ = ["EXPECTED", "find_parts"]
 
 EXPECTED = "a .parquet file, or a folder with train-*.parquet and test-*.parquet (or valid-*, val-*)"
+SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)\.parquet$")
 PART = re.compile(r"(?:^|[^a-z])(train|test|val)")  # also training, testing, valid, validation
 
 
@@ -56,7 +57,25 @@ def find_parts(root: Path, train: str | None = None, test: str | None = None) ->
             f"{str(root)!r} holds several data sets, in the folders {', '.join(configs)}; expected one. "
             f"Read one of them: parquet({str(root / configs[-1])!r}), or hf(..., config={configs[-1]!r})"
         )
+    for places in chosen.values():
+        _check_shards(places, root)
     return {part: [files[place] for place in places] for part, places in chosen.items()}
+
+
+def _check_shards(places: list[Path], root: Path) -> None:
+    """DataError where one of the files "NAME-00001-of-00004.parquet" is not there."""
+    found: dict[tuple[Path, str, str], set[int]] = {}
+    for place in places:
+        if named := SHARD.match(place.name):
+            found.setdefault((place.parent, named[1], named[3]), set()).add(int(named[2]))
+    for (parent, name, count), numbers in found.items():
+        if missing := sorted(set(range(int(count))) - numbers):
+            first = parent / f"{name}-{missing[0]:0{len(count)}}-of-{count}.parquet"
+            raise DataError(
+                f"{str(root)!r} lacks {len(missing)} of the {int(count)} files {name}-*-of-{count}.parquet, the first of "
+                f"them {str(first)!r}; expected all. Likely cause: a stopped download; without -of-{count} in their "
+                "names, some of the files are read as a whole set"
+            )
 
 
 def _named(places: Iterable[Path], name: str, root: Path) -> list[Path]:

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from opnorm._core.files import atomic_write, make_folder, read_tensors, remove_partial_files
+from opnorm._core.image_decoding import Encoded
 from opnorm.data.dataset import Split, hold_out
-from opnorm.data.decode import Encoded, decode
+from opnorm.data.decode import decode
 from opnorm.errors import DataError, RunError
 
 __all__ = ["DecodedSplits", "cache_folder", "cached", "fingerprint"]
@@ -94,6 +95,15 @@ def fingerprint(files: Iterable[Path], root: Path) -> list[list[str | int]]:
         place = str(file.relative_to(root)) if file != root else file.name
         rows.append([place, str(file.resolve()), stat.st_size, stat.st_mtime_ns])
     return rows
+
+
+def files_state(files: Iterable[Path]) -> str:
+    """A hash of the names, sizes and times of the last change of files."""
+    digest = hashlib.sha256()
+    for file in files:
+        stat = file.stat()
+        digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def _load(path: Path) -> DecodedSplits | None:

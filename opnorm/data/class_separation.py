@@ -120,7 +120,7 @@ def _points(data: Dataset | tuple[Tensor, Tensor], split: str) -> tuple[np.ndarr
         check_dataset(data)
     if isinstance(data, Dataset):
         parts = [data.train, data.test] if split == "all" else [getattr(data, split)]
-        images = torch.cat([part.images for part in parts])
+        images = torch.cat([part.images[:] for part in parts])
         labels = torch.cat([part.labels for part in parts])
     else:
         images, labels = data

@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -15,16 +15,22 @@ from torch import Tensor
 from opnorm._core.argument_checks import named
 from opnorm._core.random import permutation
 from opnorm._core.settings import check_count, check_seed
+from opnorm.data.streaming import StreamedImages
 from opnorm.errors import DataError
 
 __all__ = ["Dataset", "Split", "as_pixels", "check_dataset"]
+
+
+SAMPLE = 2048
+"""Images of a streamed set by which its mean and standard deviation are found."""
 
 
 class Split(NamedTuple):
     """Images and their labels, row by row: ``images, labels = data.train``.
 
     Attributes:
-        images: uint8 (N, C, H, W), pixels 0 to 255.
+        images: uint8 (N, C, H, W), pixels 0 to 255. Of a streamed set a
+            :class:`~opnorm.data.streaming.StreamedImages`: ``images[a:b]`` and ``images.split(n)`` are decoded then.
         labels: int64 (N,), each in [0, number of classes).
     """
 
@@ -112,7 +118,10 @@ class Dataset:
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """The mean of each channel over all training pixels, scaled to [0, 1]; exact but for one rounding."""
+        """The mean of each channel over all training pixels, scaled to [0, 1]; exact but for one rounding.
+
+        Of a streamed set it is, as the standard deviation, that of a fixed random choice of 2,048 images.
+        """
         return self._moments[0]
 
     @property
@@ -122,13 +131,13 @@ class Dataset:
 
     @functools.cached_property
     def _moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        images = self.for_training.images
-        channels = images.shape[1]
+        images: Any = self.for_training.images
+        n, channels = 0, images.shape[1]
         counts = np.zeros((channels, 256), np.int64)  # whole numbers, so that no order of summing matters
-        for chunk in images.split(256):
+        for chunk in images.sample(SAMPLE) if isinstance(images, StreamedImages) else images.split(256):
+            n += chunk.numel() // channels
             for c in range(channels):
                 counts[c] += np.bincount(chunk[:, c].reshape(-1).cpu().numpy(), minlength=256)
-        n = images.numel() // channels
         level = np.arange(256)
         total, squares = (counts @ level).tolist(), (counts @ level**2).tolist()
         mean = tuple(s / (255 * n) for s in total)
@@ -149,8 +158,7 @@ class Dataset:
         def some(split: Split, stream: int) -> Split:
             if len(split.labels) <= n:
                 return split
-            rows = _kept(len(split.labels), n, 2 * seed + stream).to(split.labels.device)
-            return Split(split.images[rows], split.labels[rows])
+            return subset(split, _kept(len(split.labels), n, 2 * seed + stream).to(split.labels.device))
 
         train, test = some(self.train, 0), some(self.test, 1)
         return Dataset(self.name, train, test, self.classes, self.uncropped and some(self.uncropped, 0))
@@ -221,7 +229,15 @@ def hold_out(images: Tensor, labels: Tensor) -> tuple[Split, Split]:
     rows = stratified(labels.numpy(), lambda n: max(round(n / 5), min(1, n - 1)))
     is_test = torch.zeros(len(labels), dtype=torch.bool)
     is_test[torch.from_numpy(rows)] = True
-    return Split(images[~is_test], labels[~is_test]), Split(images[is_test], labels[is_test])
+    whole = Split(images, labels)
+    return subset(whole, ~is_test), subset(whole, is_test)
+
+
+def subset(split: Split, chosen: Tensor) -> Split:
+    """Some of the points: those at these places, or where a mask is true. Those of a streamed set remain encoded."""
+    images: Any = split.images
+    kept: Any = images.subset(chosen) if isinstance(images, StreamedImages) else images[chosen]
+    return Split(kept, split.labels[chosen])
 
 
 def _kept(points: int, n: int, stream: int) -> Tensor:
@@ -231,8 +247,11 @@ def _kept(points: int, n: int, stream: int) -> Tensor:
 
 def _central(split: Split, size: int) -> Split:
     """The central size x size pixels of each image, as views."""
-    top, left = ((n - size) // 2 for n in split.images.shape[2:])
-    return Split(split.images[:, :, top : top + size, left : left + size], split.labels)
+    images: Any = split.images
+    if isinstance(images, StreamedImages):
+        return Split(cast(Tensor, images.central(size)), split.labels)
+    top, left = ((n - size) // 2 for n in images.shape[2:])
+    return split._replace(images=images[:, :, top : top + size, left : left + size])
 
 
 def _by(shape: tuple[int, ...]) -> str:
@@ -240,6 +259,8 @@ def _by(shape: tuple[int, ...]) -> str:
 
 
 def _check_images(what: str, images: object) -> None:
+    if isinstance(images, StreamedImages) and len(images):
+        return  # each is checked when it is decoded
     if not isinstance(images, Tensor):
         raise DataError(
             f"{what} are a {type(images).__name__}; expected a torch.Tensor; see torch.from_numpy"

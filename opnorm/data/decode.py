@@ -1,14 +1,13 @@
 """Decoding of images (PNG, JPEG, ...) into one uint8 tensor, for the parquet and the folder reader."""
 
-import io
 import itertools
 import os
 import warnings
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,12 +15,13 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from opnorm._core.cores import available_cores
+from opnorm._core.image_decoding import Encoded, decode_image
 from opnorm._core.memory import available_memory, gigabytes
+from opnorm._core.processes import in_order
 from opnorm._core.settings import check_count
 from opnorm.errors import DataError, did_you_mean
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+R = TypeVar("R")
 
 CHUNK = 256
 """Images decoded by one thread at a time."""
@@ -29,15 +29,9 @@ CHUNK = 256
 LABEL_BYTES = 64
 """Of memory for each label, where labels are read, compared and shuffled."""
 
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-"""The formats that are read. Pillow has more; one of them (EPS) starts another program on the file's contents."""
-
 SUFFIXES = frozenset(
     [".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"]
 )
-
-Encoded: TypeAlias = tuple[str, bytes | Path | None]
-"""The origin of an image (for messages), and its bytes or its file."""
 
 
 def decode(
@@ -74,7 +68,7 @@ def decode(
     with progress_bar() as bar:
         task = bar.add_task(f"decoding {name}", total=total, note="")
         for images in _in_order(
-            lambda chunk: [_decode(*image, size, deep, check) for image in chunk], chunks
+            lambda chunk: [decode_image(*image, size, deep, check) for image in chunk], chunks
         ):
             sizes.update(image.shape[:2] for image in images)
             if len(sizes) > 1:
@@ -98,10 +92,52 @@ def decode(
     return torch.from_numpy(out)
 
 
-def budget(name: str, total: int) -> Callable[[int, int], None]:
+def undecodable(chunks: Iterable[list[Encoded]], total: int, size: int | None, name: str) -> dict[str, str]:
+    """The images that cannot be decoded: the place of each in the order, as text for JSON, and what is wrong with it.
+
+    Args:
+        chunks: the images in order.
+        total: their number.
+        size: as of :func:`decode`.
+        name: of the images, for the progress bar.
+    """
+    import PIL.Image
+
+    from opnorm._core.progress_bar import progress_bar
+
+    PIL.Image.init()
+
+    def faults(chunk: list[Encoded]) -> list[str]:
+        found = []
+        for image in chunk:
+            try:
+                decode_image(*image, size, [], budget(name, 1))
+                found.append("")
+            except DataError as e:
+                found.append(str(e))
+        return found
+
+    bad: dict[str, str] = {}
+    row = 0
+    with progress_bar() as bar:
+        task = bar.add_task(f"checking {name}", total=total, note="")
+        for messages in _in_order(faults, chunks):
+            bad |= {str(row + i): message for i, message in enumerate(messages) if message}
+            row += len(messages)
+            bar.advance(task, len(messages))
+    return bad
+
+
+IN_MEMORY = (
+    "stream=True in the call of the data decodes them as they are needed; a smaller size=... shrinks them; a file with "
+    "fewer rows holds a part of them"
+)
+
+
+def budget(name: str, total: int, remedy: str = IN_MEMORY) -> Callable[[int, int], None]:
     """A check of the width and height of images: so many of them, and their labels, must fit in half of the free memory.
 
-    One byte a pixel: color images take three times as much. It raises DataError.
+    One byte a pixel: color images take three times as much. It raises DataError, with a remedy.
     """
     free = available_memory()
 
@@ -111,7 +147,7 @@ def budget(name: str, total: int) -> Callable[[int, int], None]:
             of = f" of {width} x {height} pixels" if width * height > 1 else ""
             raise DataError(
                 f"{name}: {total:,} images{of} take at least {gigabytes(needed)}; expected at most {gigabytes(free / 2)}, "
-                "half of the free memory. A smaller size=... shrinks them; a file with fewer rows holds a part of them"
+                f"half of the free memory. {remedy}"
             )
 
     return check
@@ -161,88 +197,6 @@ def existing_path(path: str, expected: str) -> Path:
     raise DataError(f"{path!r}: there is no {str(missing)!r}; expected {expected}{hint}")
 
 
-# ---------------------------------------------------------------- one image
-
-
-def _decode(
-    where: str,
-    source: bytes | Path | None,
-    size: int | None,
-    deep: list[str],
-    check: Callable[[int, int], None],
-) -> np.ndarray:
-    """One image as uint8: (H, W) in gray, (H, W, 3) in color; ``where`` is added to ``deep`` if it had more than 8 bits.
-
-    ``check`` gets its width and height, where they are kept, before it is decoded.
-    """
-    import PIL.Image
-
-    if source is None:
-        raise DataError(
-            f"{where}: the image is null; expected its encoded bytes. "
-            "Likely cause: a gap in the data, or the file holds paths of images instead of the images"
-        )
-    try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else source
-        with PIL.Image.open(file, formats=FORMATS) as image:
-            if size is None:
-                check(*image.size)
-            if image.mode.startswith("I") or ";16" in str(image.tile):
-                deep.append(where)
-            return _pixels(image, where, size)
-    except DataError:
-        raise
-    except PIL.Image.DecompressionBombError as e:
-        raise DataError(f"{where}: {e}; expected a photo. Likely cause: a damaged or hostile file") from e
-    except Exception as e:
-        length = f"{len(source)} bytes" if isinstance(source, bytes) else "the file"
-        raise DataError(
-            f"{where}: {length} cannot be decoded ({type(e).__name__}: {e!s:.200}); expected a whole "
-            f"{', '.join(FORMATS)} image. Likely cause: a truncated download or a damaged row"
-        ) from e
-
-
-def _pixels(image: "Image", where: str, size: int | None) -> np.ndarray:
-    import PIL.Image
-    import PIL.ImageOps
-
-    if "exif" in image.info:
-        image = PIL.ImageOps.exif_transpose(image)
-    if image.mode not in ("L", "RGB"):
-        image = _to_8_bit(image, where)
-    short = min(image.size)
-    left, top = (image.width - (size or 0)) // 2, (image.height - (size or 0)) // 2
-    if size and size == short:
-        image = image.crop((left, top, left + size, top + size))
-    elif size:  # the central square directly to its final size: a very long image needs no more memory
-        x, y = (image.width - short) / 2, (image.height - short) / 2
-        bilinear = PIL.Image.Resampling.BILINEAR
-        image = image.resize((size, size), bilinear, box=(x, y, x + short, y + short))
-    return np.asarray(image)
-
-
-def _to_8_bit(image: "Image", where: str) -> "Image":
-    """Any other mode as "L" or "RGB"."""
-    import PIL.Image
-
-    if image.mode in ("1", "LA", "La"):
-        return image.convert("L")
-    if image.mode in ("P", "PA"):
-        color = image.convert("RGBA").convert("RGB")
-        red, green, blue = (np.asarray(c) for c in color.split())
-        return color.getchannel(0) if (red == green).all() and (red == blue).all() else color
-    if image.mode.startswith("I"):
-        levels = np.asarray(image).astype(np.int64)
-        if levels.min() < 0 or levels.max() > 65535:
-            raise DataError(
-                f"{where}: gray levels from {levels.min()} to {levels.max()}; expected 8 or 16 bits a pixel"
-            )
-        return PIL.Image.fromarray(((levels + 128) // 257).astype(np.uint8))
-    if image.mode == "F":
-        raise DataError(f"{where}: float pixels; expected 8 or 16 bits a pixel, as their range is not known")
-    return image.convert("RGB")
-
-
 # ---------------------------------------------------------------- many images
 
 
@@ -256,8 +210,8 @@ def _different_sizes(name: str, sizes: Counter[tuple[int, ...]]) -> DataError:
 
 
 def _in_order(
-    function: Callable[[list[Encoded]], list[np.ndarray]], chunks: Iterable[list[Encoded]]
-) -> Iterator[list[np.ndarray]]:
+    function: Callable[[list[Encoded]], list[R]], chunks: Iterable[list[Encoded]]
+) -> Iterator[list[R]]:
     """``map`` on threads that reads only a few chunks in advance and stops at the first error."""
     ahead = iter(chunks)
     first = next(ahead, None)
@@ -266,14 +220,5 @@ def _in_order(
     sizes = [s.stat().st_size if isinstance(s, Path) else len(s or b"") for _, s in first]
     small = sum(sizes) < 4096 * len(first)  # their decoding holds Python's lock most of the time
     workers = 1 if small else available_cores()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="opnorm-decode")
-    waiting: deque[Future[list[np.ndarray]]] = deque()
-    try:
-        for chunk in itertools.chain([first], ahead):
-            waiting.append(pool.submit(function, chunk))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with ThreadPoolExecutor(workers, thread_name_prefix="opnorm-decode") as pool:
+        yield from in_order(pool, function, itertools.chain([first], ahead), 2 * workers)

@@ -22,6 +22,7 @@ from opnorm._core.argument_checks import check_module
 from opnorm.analyses import Analysis, all_analyses
 from opnorm.data import Dataset
 from opnorm.data.dataset import as_pixels, check_dataset
+from opnorm.data.streaming import StreamedImages
 from opnorm.errors import ModelError, OpnormError, SpecError
 from opnorm.runs.identity import hash_of
 from opnorm.runs.network_identity import add_tensor, network_identity, outputs
@@ -158,8 +159,12 @@ def analyze(
 
 def _digest(data: Dataset) -> str:
     digest = hashlib.sha256()
-    for tensor in (*data.train, *data.test):
-        add_tensor(digest, tensor)
+    for images, labels in (data.train, data.test):
+        if isinstance(images, StreamedImages):
+            digest.update(images.fingerprint().encode())
+        else:
+            add_tensor(digest, images)
+        add_tensor(digest, labels)
     return digest.hexdigest()
 
 

@@ -238,7 +238,7 @@ def memorizer_of(
     """
     check_count("limit", limit)
     images, labels = data.limit(limit).test
-    *body, last = memorizer(images.float() / 255, labels, eps, norm, activation, lipschitz)
+    *body, last = memorizer(images[:].float() / 255, labels, eps, norm, activation, lipschitz)
     assert isinstance(last, nn.Linear), "a memorizer ends with a linear layer"
     weight, bias = torch.zeros(len(data.classes), last.in_features), torch.zeros(len(data.classes))
     weight[: last.out_features], bias[: last.out_features] = last.weight.detach(), last.bias.detach()

@@ -1,4 +1,4 @@
-"""The state of a training after its last whole epoch, in one safetensors file; nothing is ever unpickled."""
+"""The state of a training after an epoch or inside one, in one safetensors file; nothing is ever unpickled."""
 
 import warnings
 from dataclasses import dataclass
@@ -13,12 +13,13 @@ from opnorm.errors import RunError
 from opnorm.regularizers import Hooks
 from opnorm.training.ema import Average
 from opnorm.training.metrics import Metrics
+from opnorm.training.position import EpochPosition
 
 __all__ = ["Checkpoint", "TrainingState", "read_checkpoint", "restore", "save_checkpoint"]
 
 CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
 NEXT = "checkpoint.next.safetensors"  # until it takes the place of the last one
-PREVIOUS = "checkpoint.previous.safetensors"  # of the epoch before, for when the last one is damaged
+PREVIOUS = "checkpoint.previous.safetensors"  # the one before, for when the last one is damaged
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,22 @@ class TrainingState:
 
 
 class Checkpoint(NamedTuple):
-    """What was saved: tensors by ``part/name``, the number of epochs done, and the metrics of every epoch."""
+    """What was saved: tensors by ``part/name``, the epochs done, the metrics of each, and the place in the next one."""
 
     tensors: dict[str, Tensor]
     epochs: int
     history: list[Metrics]
+    inside: EpochPosition | None = None
+
+    @property
+    def note(self) -> Metrics:
+        """What the metrics say of the training, such as its precision."""
+        return self.inside.note if self.inside else self.history[-1]
 
 
-def save_checkpoint(folder: Path, state: TrainingState, history: list[Metrics]) -> None:
+def save_checkpoint(
+    folder: Path, state: TrainingState, history: list[Metrics], inside: EpochPosition | None = None
+) -> None:
     """First the metrics, then the state: a line too many is dropped on resuming, one too few cannot be made up."""
     files.write_lines(folder / METRICS, history)
     tensors = {f"model/{k}": v for k, v in state.model.state_dict().items()}
@@ -48,6 +57,9 @@ def save_checkpoint(folder: Path, state: TrainingState, history: list[Metrics]) 
     for i, slots in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{i}/{k}": v for k, v in slots.items() if isinstance(v, Tensor)}
     metadata = {"epoch": str(len(history)), "metrics": files.lines_checksum(history)}
+    if inside:
+        tensors |= {f"inside/{k}": v for k, v in inside.tensors.items()}
+        metadata |= inside.metadata()
     files.write_tensors(folder / NEXT, tensors, metadata)  # beside the last one, in case the disk is full
     with files.writing(folder / CHECKPOINT):
         if (folder / CHECKPOINT).exists():
@@ -95,7 +107,8 @@ def _read(path: Path, metrics: Path) -> Checkpoint:
         raise RunError(
             f"{metrics} has changed since the checkpoint was written; delete the folder to start over"
         )
-    return Checkpoint(tensors, int(epochs), history)
+    own = {k.removeprefix("inside/"): v for k, v in tensors.items() if k.startswith("inside/")}
+    return Checkpoint(tensors, int(epochs), history, EpochPosition.read(metadata, own))
 
 
 def restore(saved: Checkpoint, state: TrainingState, folder: Path | None) -> None:
@@ -104,7 +117,9 @@ def restore(saved: Checkpoint, state: TrainingState, folder: Path | None) -> Non
     Raises:
         RunError: it is of another network, optimizer or regularizer.
     """
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "hooks": {}, "average": {}, "optimizer": {}}
+    parts: dict[str, dict[str, Tensor]] = {
+        p: {} for p in ("model", "hooks", "average", "optimizer", "inside")
+    }
     try:
         for key, tensor in saved.tensors.items():
             part, _, name = key.partition("/")

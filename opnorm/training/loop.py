@@ -1,13 +1,13 @@
 """The training loop, to be read from top to bottom.
 
 An epoch depends on (seed, epoch) and on the state at its beginning, and on nothing else: the order of the data, the
-augmentation, dropout and the attacks' random starts all follow from one seed set when it begins. So a run that was
-killed resumes from its last checkpoint and ends, on a CPU, with the same bits as one that was not.
+augmentation, dropout and the attacks' random starts all follow from one seed set when it begins. A checkpoint within an
+epoch holds the states of the random numbers as well. So a run that was killed resumes from its last checkpoint and ends,
+on a CPU, with the same bits as one that was not.
 
 In an initialized process group all processes train one network; see :mod:`opnorm.training.distributed`.
 """
 
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -21,12 +21,13 @@ from opnorm._core.argument_checks import named
 from opnorm._core.layers import check_initialized
 from opnorm._core.modes import default_modes
 from opnorm.data import Dataset
-from opnorm.data.dataset import Split, as_pixels
+from opnorm.data.dataset import as_pixels
 from opnorm.errors import ModelError, TrainError
 from opnorm.objectives import Objective
 from opnorm.regularizers import Hooks, chain
 from opnorm.training import distributed
-from opnorm.training.checkpoint import TrainingState, read_checkpoint, restore, save_checkpoint
+from opnorm.training.batches import Batches, open_batches
+from opnorm.training.checkpoint import Checkpoint, TrainingState, read_checkpoint, restore, save_checkpoint
 from opnorm.training.ema import Average
 from opnorm.training.metrics import (
     Meter,
@@ -37,6 +38,7 @@ from opnorm.training.metrics import (
     explained_errors,
     not_finite,
 )
+from opnorm.training.position import EpochPosition, Session
 from opnorm.training.precision import choose_precision, examples_for
 from opnorm.training.setup_checks import check_model, check_outcome, check_training, torch_device
 from opnorm.training.training_settings import TrainingSettings
@@ -55,6 +57,7 @@ def train(
     folder: Path | str | None = None,
     probe: Callable[[nn.Module], Metrics] | None = None,
     progress: Progress | None = None,
+    checkpoint_minutes: float = 10.0,
 ) -> list[Metrics]:
     """Train a model in place: ``train(model, data, TrainingSettings(epochs=5, objective=pgd_at()))``.
 
@@ -66,6 +69,7 @@ def train(
         folder: a checkpoint and the metrics (JSON lines) of every epoch are written there, and found there.
         probe: measures the model, with averaged weights, after every epoch; added to the metrics.
         progress: called after every step (every 25th on a GPU).
+        checkpoint_minutes: a checkpoint within an epoch is written when the last one is so old.
 
     Returns:
         The metrics of every epoch: epoch, lr, loss, train_accuracy, seconds, and what ``probe`` gives.
@@ -79,37 +83,48 @@ def train(
     saved = distributed.broadcast_from_main(partial(read_checkpoint, folder))
     history: list[Metrics] = saved.history if saved else []
     state = _prepare(model, data, settings, device)
-    loss, note = _loss(state, data, settings, device, history)
-    if folder and distributed.is_main_process():
-        files.make_folder(folder)
-    train_data = Split(*(tensor.to(device) for tensor in data.for_training))
-    if saved:
-        restore(saved, state, folder)
-    _check_weights(model, f"the checkpoint in {folder}" if saved else "the network")
-    stalled = StalledCheck(train_data.labels)
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(cuda), distributed.synchronized_batch_norm(model):
+    loss, note = _loss(state, data, settings, device, saved)
+    save = _start(saved, state, folder, history)
+    session = Session(save, saved.inside if saved else None, device, note, checkpoint_minutes)
+    stalled = StalledCheck(data.for_training.labels)
+    cuda, steps = device.type == "cuda", max(1, len(data.for_training.labels) // settings.batch)
+    with (
+        torch.random.fork_rng([device] if cuda else []), distributed.synchronized_batch_norm(model),
+        open_batches(data.for_training, device) as batches,
+    ):  # fmt: skip
         for epoch in range(len(history), settings.epochs):
-            started = time.perf_counter()
-            steps = max(1, len(train_data.labels) // settings.batch)
             meter = Meter(epoch, settings.epochs, steps, progress, every=25 if cuda else 1)
-            rate = _train_epoch(state, loss, train_data, settings, meter)
+            rate = _train_epoch(state, loss, batches, settings, meter, session)
             with distributed.synchronized_errors():
                 stalled.see(meter)
-                row = {"epoch": epoch + 1, "lr": rate, **meter.result()}
-                row |= note | {"seconds": time.perf_counter() - started}
+                row = {"epoch": epoch + 1, "lr": rate, **meter.result(), **note, "seconds": session.seconds}
                 if probe and distributed.is_main_process():
                     with state.average.applied(state.hooks.constrain):
                         row |= probe(model)
                 history.append(row)
-                if folder and distributed.is_main_process():
-                    save_checkpoint(folder, state, history)
+                session.end_epoch()
     state.average.apply(state.hooks.constrain)
     return history
 
 
+def _start(
+    saved: Checkpoint | None, state: TrainingState, folder: Path | None, history: list[Metrics]
+) -> Callable[[EpochPosition | None], None] | None:
+    """Restore what was saved; gives the function that saves, in the main process of a training with a folder.
+
+    Raises:
+        ModelError: a weight is not finite before training, which no learning rate is to blame for.
+    """
+    if saved:
+        restore(saved, state, folder)
+    _check_weights(state.model, f"the checkpoint in {folder}" if saved else "the network")
+    if not folder or not distributed.is_main_process():
+        return None
+    files.make_folder(folder)
+    return partial(save_checkpoint, folder, state, history)
+
+
 def _check_weights(model: nn.Module, what: str) -> None:
-    """ModelError where a weight is not finite before training, which no learning rate is to blame for."""
     for name, weight in model.named_parameters():
         if bad := int((~torch.isfinite(weight)).sum()):
             raise ModelError(
@@ -119,21 +134,26 @@ def _check_weights(model: nn.Module, what: str) -> None:
 
 
 def _train_epoch(
-    state: TrainingState, loss_of: nn.Module, data: Split, settings: TrainingSettings, meter: Meter
+    state: TrainingState,
+    loss_of: nn.Module,
+    batches: Batches,
+    settings: TrainingSettings,
+    meter: Meter,
+    session: Session,
 ) -> float:
-    """One pass over the data; gives the last learning rate."""
+    """One pass over the data, from its beginning or from where an earlier session was; gives the last learning rate."""
     model, optimizer, hooks = state.model, state.optimizer, state.hooks
     epoch, steps = meter.epoch, meter.steps
     seed = (settings.seed * 1_000_003 + epoch) % 2**63
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(data.labels), generator=generator).to(data.labels.device)
+    chunks = batches.order(generator)[: steps * settings.batch].chunk(steps)
+    session.begin_epoch(meter, generator)
     model.train()
-    for step, chosen in enumerate(order[: steps * settings.batch].chunk(steps)):
+    for step, (x, y) in enumerate(batches.load(chunks[meter.step :]), meter.step):
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * settings.schedule(epoch + step / steps, settings.epochs)
         rate = float(optimizer.param_groups[0]["lr"])
-        x, y = data.images[chosen], data.labels[chosen]
         for augment in settings.augment:
             x = augment(x, generator)
         x, y = distributed.shard(x), distributed.shard(y)
@@ -148,6 +168,7 @@ def _train_epoch(
         optimizer.step()
         hooks.after_step(rate)
         state.average.update(epoch * steps + step + 1)
+        session.after_step(meter, generator)
     with distributed.synchronized_errors():
         if where := not_finite(model, x):  # after the last step, which no loss follows
             raise diverged("the network is broken", epoch, steps - 1, steps, where)
@@ -204,23 +225,27 @@ def _loss(
     data: Dataset,
     settings: TrainingSettings,
     device: torch.device,
-    history: list[Metrics],
+    saved: Checkpoint | None,
 ) -> tuple[nn.Module, Metrics]:
     """The module that computes the loss, and what the metrics say of it: the precision that was chosen, if it was."""
-    precision = _precision(state.model, data, settings, device, history)
+    precision = _precision(state.model, data, settings, device, saved)
     loss = _TrainingLoss(state.model, settings.objective, state.hooks, precision, device)
     note = {"precision": precision} if settings.precision == "auto" else {}
     return distributed.data_parallel(loss), note
 
 
 def _precision(
-    model: nn.Module, data: Dataset, settings: TrainingSettings, device: torch.device, history: list[Metrics]
+    model: nn.Module,
+    data: Dataset,
+    settings: TrainingSettings,
+    device: torch.device,
+    saved: Checkpoint | None,
 ) -> str:
     """The precision in which all processes train: the one that was chosen before, if any."""
     if settings.precision == "fp32":
         return "fp32"
-    if settings.precision == "auto" and history:
-        return str(history[-1]["precision"])
+    if settings.precision == "auto" and saved:
+        return str(saved.note["precision"])
     count = examples_for(settings.batch, device)
     images, labels = (tensor[:count].to(device) for tensor in data.for_training)
     x = _example(images, settings).contiguous(memory_format=_memory_format(settings))

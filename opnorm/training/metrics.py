@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -77,6 +77,19 @@ class Meter:
     def result(self) -> Metrics:
         """Means over the epoch."""
         return {"loss": self.mean, "train_accuracy": self.accuracy}
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums so far, after at least one step."""
+        assert isinstance(self.loss, Tensor), "a step was counted"
+        assert isinstance(self.correct, Tensor), "a step was counted"
+        assert self.answers is not None, "a step was counted"
+        counted = torch.tensor(self.points)
+        return {"loss": self.loss, "correct": self.correct, "answers": self.answers, "points": counted}
+
+    def restore(self, step: int, state: Mapping[str, Tensor]) -> None:
+        """Go on after so many steps with the sums of :meth:`state`."""
+        self.step, self.points = step, int(state["points"])
+        self.loss, self.correct, self.answers = state["loss"], state["correct"], state["answers"]
 
     def only_answer(self) -> int | None:
         """The class that was predicted for at least 99 % of the epoch's points of this process; None if there is none."""

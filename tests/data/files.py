@@ -29,9 +29,9 @@ def write(path, images, labels, metadata=None, image="image", label="label", str
     return path
 
 
-def write_pictures(path, n):
+def write_pictures(path, n, seed=0):
     """``n`` random gray pictures as PNG, with labels in turn."""
-    pictures = np.random.default_rng(0).integers(0, 256, (n, 8, 8), dtype=np.uint8)
+    pictures = np.random.default_rng(seed).integers(0, 256, (n, 8, 8), dtype=np.uint8)
     encoded = []
     for picture in pictures:
         Image.fromarray(picture).save(file := io.BytesIO(), "PNG")

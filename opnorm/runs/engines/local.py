@@ -1,27 +1,25 @@
 """Several processes of this machine, each with its part of the cores."""
 
 import multiprocessing
-import os
 import queue
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import torch
 
 from opnorm._core.cores import available_cores
+from opnorm._core.processes import start_with_parent, workers_without_sigint
 from opnorm.errors import RunError
 from opnorm.runs.engines.engine import PAUSE, Progress, StudyProgress, announce, run_one
 from opnorm.runs.engines.share import Share, check_share
 from opnorm.runs.run import Result, Run
 from opnorm.runs.store import Store
 
-__all__ = ["LocalEngine", "check_jobs", "default_jobs", "exit_with_parent", "workers_without_sigint"]
+__all__ = ["LocalEngine", "check_jobs", "default_jobs"]
 
 
 def check_jobs(jobs: int | None) -> None:
@@ -159,34 +157,13 @@ def _result_of(future: "Future[Result | None]") -> Result | None:
         ) from e
 
 
-@contextmanager
-def workers_without_sigint() -> Iterator[None]:
-    """Ctrl-C reaches every process of the terminal; processes started in this block ignore it until this one decides."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 _worker: dict[str, Any] = {}
 
 
 def _start_worker(worker_end: Connection, events: Any, threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=exit_with_parent, args=(worker_end,), daemon=True).start()
+    start_with_parent(worker_end)
     torch.set_num_threads(threads)
     _worker.update(events=events, last=0.0)
-
-
-def exit_with_parent(worker_end: Connection) -> None:
-    """End this process once the other end is closed; nothing is lost by it that a kill would not lose."""
-    with suppress(OSError):
-        worker_end.poll(None)
-    os._exit(1)
 
 
 def _run_in_worker(index: int, run: dict[str, Any], store: Store, share: Share) -> Result | None:

@@ -15,10 +15,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from opnorm._core.processes import workers_without_sigint
 from opnorm.errors import RunError
 from opnorm.runs.engines.driver_lock import only_driver
 from opnorm.runs.engines.engine import Progress, StudyProgress, announce
-from opnorm.runs.engines.local import check_jobs, workers_without_sigint
+from opnorm.runs.engines.local import check_jobs
 from opnorm.runs.engines.ray_driver import Cluster, drive
 from opnorm.runs.engines.ray_task import Outcome, Storage
 from opnorm.runs.engines.share import Share, check_share
