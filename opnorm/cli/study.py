@@ -190,6 +190,7 @@ def _print_list(json: bool) -> None:
         return print_json(rows)
     for row in rows:
         minutes = "" if row["minutes"] is None else f", about {row['minutes']} min"
-        print(f"{row['study']:24}  {row['runs']} runs{minutes}, {len(row['claims'])} claims")
+        count = len(row["claims"])
+        print(f"{row['study']:24}  {row['runs']} runs{minutes}, {count} claim{'s' * (count != 1)}")
         print(f"{'':24}  {row['asks']}")
     return print("runs and minutes of computing time are of the size laptop, on a CPU with AVX2")

@@ -12,6 +12,7 @@ from opnorm.runs.run import Result
 from opnorm.runs.runner import run_study
 from opnorm.runs.store import Store
 from opnorm.studies import Setting, papers, study_call
+from opnorm.studies._shared.minutes import laptop_minutes
 from opnorm.studies._shared.outcomes import Outcomes
 from opnorm.studies._shared.paper import SIZES, outcomes_of
 from opnorm.studies._shared.printed import printed_numbers
@@ -157,6 +158,15 @@ def check_pages_under_way(study, whole):
         for claim in report.claims:
             waits = claim["outcome"] == "not decided" and claim["evidence"].startswith("Not run yet")
             assert waits or (ended and claim["evidence"] == evidence[claim["name"]]), claim
+
+
+def test_the_list_names_every_part_with_its_runs_and_time(main):
+    status, out, _ = main("study", "--list", "--json")
+    assert status == 0
+    rows = {row["study"]: row for row in json.loads(out)}
+    assert rows.keys() == {"tour"} | {f"{p.name}.{part.name}" for p in PAPERS.values() for part in p.parts}
+    assert all(row["runs"] > 0 and row["asks"].endswith("?") for row in rows.values())
+    assert rows["liu2020.table1"]["minutes"] == laptop_minutes("liu2020.table1") > 1
 
 
 def test_one_part_by_its_name():
