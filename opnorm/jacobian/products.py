@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from opnorm._core.argument_checks import check_tensor
 from opnorm._core.linear_map import LinearMap
@@ -106,7 +107,10 @@ def linearized(model: nn.Module, x: Tensor, *, mode: Mode = "eval") -> Iterator[
     ):
         _refuse_coupling(model)
         inputs = x.detach().clone().requires_grad_()
-        outputs = output_of(model, inputs)
+        with sdpa_kernel(
+            SDPBackend.MATH
+        ):  # torch's fused attention has no second derivative, as J @ v needs it
+            outputs = output_of(model, inputs)
         outputs = outputs[:, None] if outputs.ndim == 1 else outputs  # one number a point
         _check_output(model, outputs, inputs)
         _refuse_mixing(model, x)

@@ -225,3 +225,25 @@ def test_points_and_vectors_that_do_not_fit():
             J.T @ torch.zeros(2, 5).double()
         with pytest.raises(NormError, match=r"vectors of shape \(1, 1, 6, 6\); expected \(2, 1, 6, 6\)"):
             J @ x[:1]
+
+
+class Attention(nn.Module):
+    """One head, by torch's fused function or written out."""
+
+    def __init__(self, fused):
+        super().__init__()
+        self.fused = fused
+
+    def forward(self, x):
+        q, k, v = x, 2 * x, x.flip(2)
+        if self.fused:
+            return F.scaled_dot_product_attention(q, k, v)
+        return (q @ k.mT / math.sqrt(x.shape[2])).softmax(2) @ v
+
+
+def test_fused_attention_has_the_jacobian_of_what_it_computes():
+    x = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    v = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with linearized(Attention(True), x) as fused, linearized(Attention(False), x) as written:
+        assert torch.allclose(fused @ v, written @ v)
+        assert torch.allclose(fused.T @ v, written.T @ v)
