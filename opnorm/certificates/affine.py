@@ -20,7 +20,17 @@ from opnorm._core.linear_map import LinearMap
 from opnorm.errors import BoundError
 from opnorm.norms.network.trace import leaves
 
-__all__ = ["UNIT", "Affine", "Selection", "averaged", "combination", "diagonal", "lower_sum", "selection"]
+__all__ = [
+    "TINY",
+    "UNIT",
+    "Affine",
+    "Selection",
+    "averaged",
+    "combination",
+    "diagonal",
+    "lower_sum",
+    "selection",
+]
 
 UNIT = 2.0**-24
 TF32 = 2.0**-9  # twice the relative error of a product whose factors are rounded to 11 bits
@@ -72,6 +82,14 @@ class Affine:
         center = self.map @ ((low + high) / 2) + self.bias
         radius = self.size @ ((high - low) / 2) + self.rounding(low, high)
         return center - radius, center + radius
+
+    def propagated(self, off: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """|W| off, and the rounding of its own."""
+        return self.size @ off + self.rounding(low, high)
+
+    def open(self, low: Tensor, high: Tensor) -> Tensor:
+        """Nowhere."""
+        return torch.zeros_like(low, dtype=torch.bool)
 
     def backward(self, A: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """<A, W x + b> = <Wᵀ A, x> + <A, b>, less the error by rounding."""

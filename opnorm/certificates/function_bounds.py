@@ -210,9 +210,11 @@ def _(call: Call) -> LayerBounds:
 
 @rule("clamp clamp_min clip")
 def _(call: Call) -> LayerBounds:
-    low = call.function.argument(1, "min")
-    if len(call.values) != 1 or low != 0 or call.function.argument(2, "max") is not None:
-        raise BoundError("only a clamp at 0 from below has bounds")
+    low, high = call.function.argument(1, "min"), call.function.argument(2, "max")
+    if isinstance(low, int | float) and isinstance(high, int | float) and low < high:
+        return call.of_layer(nn.Hardtanh(low, high))
+    if len(call.values) != 1 or low != 0 or high is not None:
+        raise BoundError("only a clamp between two numbers, or at 0 from below, has bounds")
     return ReLU(call.shapes[0])
 
 

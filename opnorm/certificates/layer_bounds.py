@@ -1,7 +1,7 @@
 """Bounds on the outputs of a layer, in the arithmetic in which it computes them.
 
-Linear layers, (transposed) convolutions, ReLU, pooling, batch norm, and what only moves entries (Flatten,
-PixelShuffle, dropout) have bounds; other layers join by
+Linear layers, (transposed) convolutions, ReLU and other activations of one variable, pooling, batch norm, and what only
+moves entries (Flatten, PixelShuffle, dropout) have bounds; other layers join by
 ``@layer_bounds.register``.
 """
 
@@ -29,8 +29,10 @@ from opnorm._core.layers import (
     overrides,
 )
 from opnorm._core.linear_map import linear_map
+from opnorm.certificates.activation_lines import Curve
 from opnorm.certificates.affine import Affine, averaged, diagonal, lower_sum, selection
 from opnorm.errors import BoundError
+from opnorm.norms.network.pointwise import LAYERS, layer_function
 
 __all__ = ["LayerBounds", "MaxPool", "ReLU", "check_layer", "layer_bounds"]
 
@@ -56,6 +58,12 @@ class LayerBounds(Protocol):
         A (B, R, *out_shape) holds R functionals for each point.
         """
 
+    def propagated(self, off: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """The largest error of the outputs, if inputs between the bounds have errors of at most ``off``."""
+
+    def open(self, low: Tensor, high: Tensor) -> Tensor:
+        """Where tighter bounds on the inputs would make the linear bounds tighter."""
+
 
 @dataclass(eq=False)
 class ReLU:
@@ -70,6 +78,14 @@ class ReLU:
     def interval(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """It is monotone."""
         return low.clamp(min=0), high.clamp(min=0)
+
+    def propagated(self, off: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """It changes by no more than its input."""
+        return off
+
+    def open(self, low: Tensor, high: Tensor) -> Tensor:
+        """Where both signs are possible."""
+        return (low < 0) & (high > 0)
 
     def backward(self, A: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """The line from below where A > 0, that from above where A < 0."""
@@ -95,6 +111,14 @@ class MaxPool:
     def interval(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """It is monotone."""
         return self.layer(low), self.layer(high)
+
+    def propagated(self, off: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """The largest of the window."""
+        return self.layer(off)
+
+    def open(self, low: Tensor, high: Tensor) -> Tensor:
+        """Where both signs are possible, as of the activation before or behind."""
+        return (low < 0) & (high > 0)
 
     def backward(self, A: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """To one input of each window where A > 0, to none where A < 0."""
@@ -135,6 +159,18 @@ def layer_bounds(layer: nn.Module, in_shape: Shape) -> LayerBounds:
 @layer_bounds.register
 def _(layer: nn.ReLU, in_shape: Shape) -> LayerBounds:
     return ReLU(in_shape)
+
+
+def _curve(layer: nn.Module, in_shape: Shape) -> LayerBounds:
+    function = layer_function(layer)
+    if function is None:
+        raise BoundError("no bounds are known for it with these settings")
+    return Curve(layer, function, in_shape)
+
+
+for kind in (*LAYERS, nn.Softplus):
+    if kind is not nn.ReLU:
+        layer_bounds.register(kind, _curve)
 
 
 def _moved(layer: nn.Module, in_shape: Shape) -> LayerBounds:

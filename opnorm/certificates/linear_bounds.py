@@ -99,14 +99,8 @@ def _before_nonlinear(steps: Sequence[Step]) -> list[int]:
 
 
 def propagated_rounding(step: Step, off: Values, box: Box) -> Tensor:
-    """The largest error of a step's outputs, if its inputs, within the box, have errors of at most ``off``.
-
-    Other steps than affine ones, such as max(x, 0), change by no more than their inputs.
-    """
-    inputs = step.joined(off)
-    if isinstance(step.bounds, Affine):
-        return step.bounds.size @ inputs + step.bounds.rounding(*box)
-    return step.bounds.interval(inputs, inputs)[1]
+    """The largest error of a step's outputs, if its inputs, within the box, have errors of at most ``off``."""
+    return step.bounds.propagated(step.joined(off), *box)
 
 
 def _to_input(
@@ -185,11 +179,11 @@ def lower_bound(steps: Sequence[Step], boxes: Sequence[Box], balls: Balls, A: Te
 
 
 def tightened(steps: Sequence[Step], boxes: Sequence[Box], ball: Balls) -> list[Box]:
-    """Tighter intervals of one point: those before each nonlinear step that contain 0, by backward propagation."""
+    """Tighter intervals of one point, before each nonlinear step where it helps, by backward propagation."""
     boxes = list(boxes)
     for k in _before_nonlinear(steps)[1:]:
         low, high = (t.flatten().clone() for t in boxes[k])
-        open_ = ((low < 0) & (high > 0)).nonzero().squeeze(1)
+        open_ = _open(steps, boxes, k).flatten().nonzero().squeeze(1)
         for rows in open_.split(512) if len(open_) else ():
             A = torch.zeros(1, len(rows), len(low), dtype=low.dtype, device=low.device)
             A[0, torch.arange(len(rows)), rows] = 1
@@ -204,10 +198,19 @@ def tightened(steps: Sequence[Step], boxes: Sequence[Box], ball: Balls) -> list[
     return boxes
 
 
+def _open(steps: Sequence[Step], boxes: Sequence[Box], k: int) -> Tensor:
+    """Where tighter bounds on value k make those of a step that takes it tighter."""
+    found = torch.zeros_like(boxes[k][0], dtype=torch.bool)
+    for step in steps:
+        if k in step.inputs:
+            of_inputs = step.bounds.open(*step.box(boxes)).double()[:, None]
+            found |= sum(part for i, part in step.parted(of_inputs, boxes) if i == k)[:, 0] > 0  # type: ignore[index]
+    return found
+
+
 def crown_work(steps: Sequence[Step], boxes: Sequence[Box]) -> Tensor:
     """The number of multiplications in :func:`tightened` for each point, (B,)."""
     work = torch.zeros(len(boxes[0][0]), device=boxes[0][0].device)
     for k in _before_nonlinear(steps)[1:]:
-        low, high = boxes[k]
-        work += 2 * sum(s.bounds.work for s in steps[:k]) * ((low < 0) & (high > 0)).flatten(1).sum(1)
+        work += 2 * sum(s.bounds.work for s in steps[:k]) * _open(steps, boxes, k).flatten(1).sum(1)
     return work

@@ -63,7 +63,11 @@ def sequence(draw):
             layers += [nn.ConvTranspose2d(channels, 2 * groups, kernel, **settings_)]
         channels = 2 * groups
         layers += draw(st.sampled_from([[], [nn.BatchNorm2d(channels)]]))
-        layers += draw(st.sampled_from([[], [nn.ReLU()], [nn.ReLU(inplace=True), nn.Dropout()]]))
+        layers += draw(
+            st.sampled_from(
+                [[], [nn.ReLU()], [nn.SiLU()], [nn.Tanh()], [nn.ReLU(inplace=True), nn.Dropout()]]
+            )
+        )
         pools = (
             (), (nn.MaxPool2d(2, 1, 1),), (nn.MaxPool2d(2, ceil_mode=True),),
             (nn.AvgPool2d(2, 1, 1),), (nn.AdaptiveAvgPool2d(2),),
@@ -292,7 +296,7 @@ def test_no_certified_point_of_a_small_network_has_a_misclassified_neighbor(seed
 
 def test_the_radius_of_networks_without_bounds_is_still_proved():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.Tanh(), nn.Linear(20, 10))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.Softmin(1), nn.Linear(20, 10))
     x, _ = points(10)
     with torch.no_grad():
         y = model(x).argmax(1)
@@ -300,7 +304,7 @@ def test_the_radius_of_networks_without_bounds_is_still_proved():
     assert (radius > 0).any()
     assert (lipschitz_radius(model, x, (y + 1) % 10, 2) == 0).all(), "wrong points have none"
     eps = float(radius.median())
-    with pytest.warns(UserWarning, match=r"2 \(Tanh\).*no bounds are known"):
+    with pytest.warns(UserWarning, match=r"2 \(Softmin\).*no bounds are known"):
         proved = certified(model, x, y, eps, 2)
     assert torch.equal(proved, radius > eps)
 
@@ -361,7 +365,7 @@ WITHOUT_BOUNDS = {
     "own layer": lambda: nn.Sequential(nn.Flatten(), Own(64, 10)),
     "hooks": hooked,
     "16 bits": lambda: mlp(in_shape=(1, 8, 8), width=4).to(torch.bfloat16),
-    "sigmoid": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Sigmoid()),
+    "softmax": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(1)),
     "batch statistics": lambda: nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten(), nn.Linear(64, 10)),
     "another module": lambda: nn.ModuleDict({"a": nn.Linear(64, 10)}),
 }  # fmt: skip

@@ -240,7 +240,7 @@ def halves_doubled_in_place(x):
 
 
 REFUSED = {
-    "sigmoid": torch.sigmoid,
+    "softmax": lambda x: x.softmax(1),
     "x * x": lambda x: x * x,
     "1 / x": lambda x: 1 / x,
     "sort": lambda x: x.sort(1)[0],

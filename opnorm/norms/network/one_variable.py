@@ -21,7 +21,16 @@ from opnorm._core import decimal_intervals as iv
 from opnorm._core.decimal_intervals import HUGE, INFINITE, Interval, add, mul
 from opnorm.norms.network.jets import OPERATIONS, Jet, chain, product, total
 
-__all__ = ["IDENTITY", "MAX_STEPS", "Function", "apply", "constant", "largest_slope"]
+__all__ = [
+    "IDENTITY",
+    "MAX_STEPS",
+    "Function",
+    "apply",
+    "constant",
+    "kinks",
+    "largest_slope",
+    "slope_and_curvature",
+]
 
 Step = tuple
 """The name of an operation and its arguments: an int is the number of an earlier step, a float a number."""
@@ -166,10 +175,21 @@ def _middle(low: Decimal, high: Decimal) -> Decimal:
     return sign * (near * far).sqrt() if far > 4 * near else (low + high) / 2
 
 
+def slope_and_curvature(function: Function, x: Interval) -> tuple[Interval, Interval]:
+    """Intervals that contain f' and f'' on an interval; f'' of everything where f' jumps inside."""
+    jet = _jet(function, x)
+    return jet.slope, jet.curvature
+
+
 def _edges(function: Function) -> list[float]:
-    """Where the function may have kinks, as far as they are at zeros of a x + b, and 0."""
+    """Where to begin: 0, 1 and -1, and the kinks."""
+    return sorted({0.0, -1.0, 1.0, *kinks(function)})
+
+
+def kinks(function: Function) -> list[float]:
+    """Where the function may have kinks, as far as they are at zeros of a x + b."""
     lines: list[Any] = []  # (a, b) of the steps that are a x + b
-    edges = {0.0, -1.0, 1.0}
+    edges: set[float] = set()
     for name, *arguments in function:
         ends = [lines[a] for a in arguments if isinstance(a, int)]
         line = None
@@ -185,8 +205,8 @@ def _edges(function: Function) -> list[float]:
         elif name == "reciprocal" and ends[0] and ends[0][1] and not ends[0][0]:
             line = (0.0, 1 / ends[0][1])
         elif name in ("kink", "clamp") and ends[0] and ends[0][0]:
-            kinks = [0.0] if name == "kink" else arguments[1:]
-            edges.update((kink - ends[0][1]) / ends[0][0] for kink in kinks)
+            places = [0.0] if name == "kink" else arguments[1:]
+            edges.update((place - ends[0][1]) / ends[0][0] for place in places)
         lines.append(line)
     return sorted(e for e in edges if abs(e) < 1e300)
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from opnorm._core.layers import Shape, is_standard
 from opnorm.errors import BoundError
 from opnorm.norms.network.layer_rules import BUILDERS
-from opnorm.norms.network.one_variable import MAX_STEPS, Function, apply, constant, largest_slope
+from opnorm.norms.network.one_variable import IDENTITY, MAX_STEPS, Function, apply, constant, largest_slope
 
-__all__ = ["Pending", "Pointwise", "Start", "TooLong", "pointwise"]
+__all__ = ["Pending", "Pointwise", "Start", "TooLong", "layer_function", "pointwise"]
 
 MAX_CONSTANTS = 16  # different sets of constants in one value, such as the slopes of channels
 
@@ -238,6 +238,15 @@ def pointwise(
     if len(function) > MAX_STEPS:
         raise TooLong
     return Pointwise(start, function)
+
+
+def layer_function(layer: nn.Module) -> Function | None:
+    """An activation as a function of one variable, or None where it is none that is known."""
+    start = Start(1.0, ())
+    try:
+        return _function("", layer, [Pointwise(start, IDENTITY)], {}, start)
+    except _NoFunction:
+        return None
 
 
 def _function(
