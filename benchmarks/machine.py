@@ -1,7 +1,5 @@
 """What every benchmark prints about the machine, and how every benchmark measures."""
 
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -10,40 +8,9 @@ from typing import Any
 
 import torch
 
-import opnorm
+from opnorm._core.machine import about
 
-FLAGS = (
-    "avx2",
-    "avx512f",
-    "avx512_bf16",
-    "amx_bf16",
-)  # instruction sets that decide the speed of a network on a CPU
-
-
-def about(device: str = "cpu") -> dict[str, Any]:
-    """The versions, the instruction sets (those that torch uses, after any restriction), the threads, the device."""
-    found: dict[str, Any] = {
-        "opnorm": opnorm.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "instruction sets": " ".join(flag for flag in FLAGS if flag in _cpu_flags()) or "not known",
-        "used by torch": torch.backends.cpu.get_cpu_capability(),
-        "ONEDNN_MAX_CPU_ISA": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
-        "threads": torch.get_num_threads(),
-        "device": device,
-    }
-    if torch.device(device).type == "cuda":
-        found |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
-    return found
-
-
-def _cpu_flags() -> list[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:  # not Linux
-        return []
-    return next((line.split() for line in text.splitlines() if line.startswith("flags")), [])
+__all__ = ["about", "peak_memory", "resident", "seconds", "synchronize"]
 
 
 def synchronize(device: str) -> None:
@@ -77,12 +44,12 @@ def peak_memory(work: Callable[[], Any], device: str = "cpu") -> float | None:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts at what is resident now
     except OSError:
         return None
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     work()
-    return _resident("VmHWM") - before
+    return resident("VmHWM") - before
 
 
-def _resident(field: str) -> float:
-    """MiB, of this process, as Linux counts them."""
+def resident(field: str) -> float:
+    """MiB of this process as Linux counts them: VmRSS is the resident memory now, VmHWM at its peak."""
     text = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith(field))

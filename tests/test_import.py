@@ -44,6 +44,7 @@ def test_help_teaches_without_torch(command):
 @pytest.mark.parametrize(
     ("args", "status"),
     [
+        ([], 0),
         (["--version"], 0),
         (["ls", "--out", "."], 0),
         (["rm", "abc", "--out", "."], 2),

@@ -6,6 +6,7 @@ import sys
 from opnorm import __version__
 from opnorm._core.plain_text import printable
 from opnorm.cli.terminal import ends_with_its_readers, flush, write_what_the_terminal_shows
+from opnorm.cli.welcome import WELCOME
 from opnorm.errors import OpnormError
 
 __all__ = ["main"]
@@ -32,8 +33,10 @@ def main(args: list[str] | None = None) -> None:
 
 def _run(args: list[str]) -> None:
     debug = "--debug" in args
-    args = [a for a in args if a != "--debug"] or ["--help"]
+    args = [a for a in args if a != "--debug"]
     try:
+        if not args:
+            return print(WELCOME)
         if args == ["--version"]:
             return print(f"opnorm {__version__}")
         from opnorm.cli.commands import app  # here, so that Ctrl-C while it is loaded is handled below

@@ -13,6 +13,7 @@ import tyro
 
 from opnorm.cli.analyze import analyze, compare
 from opnorm.cli.attack import attack
+from opnorm.cli.doctor import doctor
 from opnorm.cli.exports import export, push
 from opnorm.cli.listing import ls, rm
 from opnorm.cli.measure import norms, separation
@@ -58,7 +59,7 @@ def _leave(signum: int, frame: Any) -> None:
 
 
 COMMANDS: tuple[Callable[..., Any], ...] = (
-    norms, train, attack, analyze, compare, study, separation, ls, export, push, rm,
+    norms, train, attack, analyze, compare, study, separation, ls, export, push, rm, doctor,
 )  # fmt: skip
 WITHOUT_TORCH = (ls, rm)
 

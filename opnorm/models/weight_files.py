@@ -147,21 +147,22 @@ def _of_safetensors(path: Path) -> tuple[dict[str, StoredTensor], tuple[str, ...
 
     def read(name: str) -> Callable[[], Tensor]:
         def tensor() -> Tensor:
-            try:
-                return opened.get_tensor(name)
+            try:  # opened anew, so that no pages of tensors that were read before stay in memory
+                with safe_open(path, framework="pt") as f:
+                    return f.get_tensor(name)
             except (OSError, SafetensorError, RuntimeError, ValueError) as e:
                 raise ModelError(f"{path}: the tensor {name} cannot be read: {cause(path, e)}") from e
 
         return tensor
 
     try:
-        opened = safe_open(path, framework="pt")
         tensors = {}
-        for name in opened.keys():  # noqa: SIM118 - not a dict
-            part = opened.get_slice(name)
-            dtype = str(part.get_dtype())
-            tensors[name] = StoredTensor(tuple(part.get_shape()), DTYPES.get(dtype, dtype), read(name))
-        metadata = dict(opened.metadata() or {})
+        with safe_open(path, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - not a dict
+                part = opened.get_slice(name)
+                dtype = str(part.get_dtype())
+                tensors[name] = StoredTensor(tuple(part.get_shape()), DTYPES.get(dtype, dtype), read(name))
+            metadata = dict(opened.metadata() or {})
     except (OSError, SafetensorError) as e:
         raise ModelError(f"{path} cannot be read as weights: {cause(path, e)}") from e
     return tensors, _remarks(path, metadata)

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from opnorm.cli import main
+from opnorm.cli.commands import COMMANDS
 from tests.data.files import write_pictures
 
 TINY = [
@@ -468,10 +470,13 @@ def test_threads_wait_briefly_unless_the_user_says_otherwise(given, want):
     assert done.stdout.split()[-1] == want
 
 
-def test_no_arguments_show_the_help(cli):
-    status, out, _ = cli()
-    assert status == 0
-    assert "train" in out
+def test_no_arguments_show_what_to_do_next(main):
+    status, out, err = main()
+    assert (status, err) == (0, "")
+    assert len(out.splitlines()) < 15
+    for line in re.findall(r"^  (opnorm .*?)(?:  .*)?$", out, re.MULTILINE):
+        _, command, *_ = shlex.split(line)
+        assert command == "--help" or command in {c.__name__ for c in COMMANDS}
 
 
 # ---------------------------------------------------------------- real processes
