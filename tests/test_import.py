@@ -63,7 +63,7 @@ def test_what_needs_no_network_needs_no_torch(args, status, tmp_path, monkeypatc
     )
     assert done.returncode == 0, done.stderr
     assert {"--version": f"opnorm {opnorm.__version__}", "ls": "mlp() on digits()"}.get(
-        args[0], ""
+        args[0] if args else "", ""
     ) in done.stdout
 
 
