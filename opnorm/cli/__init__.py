@@ -14,7 +14,7 @@ __all__ = ["main"]
 RESUMING = ("analyze", "attack", "compare", "study", "train")
 """Commands that keep what they have done, and go on from there."""
 
-SEVERAL = ("--analyses", "--augment", "--eps", "--fail-over", "--regularizers", "--what")
+SEVERAL = ("--analyses", "--augment", "--eps", "--fail-over", "--regularizers", "--track", "--what")
 """Options that take several values, which may also be given one by one."""
 
 

@@ -249,7 +249,7 @@ def _removed(text: str, out: Path) -> list[Path]:
     made = [
         a["folder"] for a in kept if a.get("subject") == key or str(a.get("model", "")).startswith(of_run)
     ]
-    return [folder, *made]
+    return [folder, *made, *(found for found in (out / "tensorboard" / key,) if found.is_dir())]
 
 
 def _about(file: Path) -> Row:

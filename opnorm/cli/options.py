@@ -48,6 +48,12 @@ SkipBad = Annotated[
 Limit = Annotated[int | None, arg(help="use at most so many training and test points")]
 Device = Annotated[str, arg(help="cpu, cuda, cuda:1, mps")]
 Again = Annotated[bool, arg(help="make everything anew, also what is kept")]
+Track = Annotated[
+    tuple[str, ...],
+    arg(
+        help="trackers that also get the metrics: tensorboard, trackio, wandb, a module with init, log, finish"
+    ),
+]
 Trust = Annotated[
     bool,
     arg(help="run the code of own modules that the folder of a run from elsewhere names; read it before"),

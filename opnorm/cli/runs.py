@@ -17,6 +17,7 @@ from opnorm.cli.options import (
     Model,
     Runs,
     SkipBad,
+    Track,
     check_device,
     print_json,
     say_found,
@@ -52,6 +53,7 @@ class TrainOptions:
     analyses: tuple[
         str, ...
     ] = ()  # what to find out afterwards; accuracy, robustness, norms, margins when left out
+    track: Track = ()
     out: Runs = Path("runs")
     again: Again = False
     device: Device = "cpu"
@@ -69,10 +71,12 @@ def train(options: Annotated[TrainOptions, arg(name="")] = TrainOptions()) -> No
     from opnorm.cli.progress import TrainBar
     from opnorm.runs.run import Run, analyses_after
     from opnorm.runs.store import Store
+    from opnorm.runs.tracking import check_trackers
     from opnorm.runs.training_run import run_training
     from opnorm.training import distributed
 
-    store = Store(options.out, again=options.again)
+    store = Store(options.out, again=options.again, track=options.track)
+    check_trackers(store.track, store.root)
     settings = {field.name: getattr(options, field.name) for field in fields(Run)}
     settings["data"] = skipping_bad(options.data, options.skip_bad)
     run = Run(**settings | {"analyses": options.analyses or analyses_after(options.objective)})

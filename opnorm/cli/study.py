@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from opnorm._core.files import make_folder, shown
-from opnorm.cli.options import Again, Device, Figures, Json, Limit, Runs, check_device, print_json
+from opnorm.cli.options import Again, Device, Figures, Json, Limit, Runs, Track, check_device, print_json
 from opnorm.errors import OpnormError
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from opnorm.runs.engines.engine import Engine
     from opnorm.runs.run import Result
+    from opnorm.runs.store import Store
     from opnorm.spec import Call
 
 __all__ = ["study"]
@@ -50,6 +51,7 @@ class StudyOptions:
     cpus: float | None = None  # cores of a run, a part of one too; whole ones are its threads
     gpus: float | None = None  # GPUs of a run, or the part of one; above 1, a process for each
     processes: int = 1  # that train a run together
+    track: Track = ()
     figures: Figures = None
     keep: Path | None = (
         None  # also write the report, small and without weights, to KEEP/NAME/, for a repository
@@ -81,7 +83,7 @@ def study(
     from opnorm.runs.store import Store
     from opnorm.runs.study_page import StudyPage, write_study
 
-    o, store = options, Store(options.out, again=options.again)
+    o, store = options, Store(options.out, again=options.again, track=options.track)
     if o.list:
         return _print_list(o.json)
     if not name:
@@ -93,6 +95,7 @@ def study(
         raise OpnormError(f"{call} gave {type(built).__name__}; expected a study")
     if o.engine == "local" or o.dry_run:
         check_device(o.device)
+    _check_trackers(o, store)
     engine = _engine(o)
     if o.keep and not o.dry_run:
         make_folder(o.keep)  # before hours of training
@@ -139,6 +142,16 @@ def _engine(o: StudyOptions) -> "Engine":
         if value is not None:
             raise OpnormError(f"{option} {value}: expected with --engine ray only")
     return LocalEngine(**amounts)
+
+
+def _check_trackers(o: StudyOptions, store: "Store") -> None:
+    from opnorm.runs.tracking import check_trackers
+
+    check_trackers(store.track, store.root)
+    if o.storage and "tensorboard" in store.track:
+        raise OpnormError(
+            "--track tensorboard writes below --out, and with --storage no node keeps that folder"
+        )
 
 
 def _print_results(page: Path, results: "Sequence[Result]") -> None:

@@ -47,17 +47,24 @@ class Store:
         root: made when first written to.
         again: nothing that it holds is found; it is made anew.
         subject: added to the run.json of what is begun, such as the run whose network is attacked.
+        track: trackers that also get the metrics of trainings, see :mod:`opnorm.runs.tracking`.
 
     Attributes:
         root: absolute, so that a change of the working folder misplaces nothing.
     """
 
     def __init__(
-        self, root: str | Path = "runs", *, again: bool = False, subject: dict[str, Any] | None = None
+        self,
+        root: str | Path = "runs",
+        *,
+        again: bool = False,
+        subject: dict[str, Any] | None = None,
+        track: tuple[str, ...] = (),
     ) -> None:
         if not isinstance(root, str | Path):
             raise RunError(f"root={root!r:.60}: expected a folder, such as 'runs'")
         self.root, self.again, self.subject = Path(os.path.abspath(root)), again, subject or {}
+        self.track = tuple(dict.fromkeys(track))
 
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:

@@ -27,6 +27,7 @@ from opnorm.runs.build import known_of, make_data, make_model, restore, training
 from opnorm.runs.network_identity import outputs
 from opnorm.runs.run import Result, Run
 from opnorm.runs.store import Entry, Store
+from opnorm.runs.tracking import tracked
 from opnorm.runs.trust import trust
 from opnorm.training import TrainingProgress, distributed, train, weight_metrics
 
@@ -82,7 +83,8 @@ def run_training(
                 warnings.warn(f"{damage}; the network of run {run.key} is trained again", stacklevel=2)
                 entry.restart()
             if not _is_done(run, store):
-                _complete(run, entry, device, report, start_others)
+                with tracked(run, store, report) as told:
+                    _complete(run, entry, device, told, start_others)
         return _load(run, store)
 
 

@@ -27,7 +27,8 @@ def main(folder: Path) -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     task = files.read_json(folder / TASK)
     again = task["again"] and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-    run, store, last = Run.from_dict(task["run"]), Store(task["root"], again=again), 0.0
+    store = Store(task["root"], again=again, track=tuple(task["track"]))
+    run, last = Run.from_dict(task["run"]), 0.0
 
     def progress(event: RunProgress) -> None:
         nonlocal last

@@ -47,7 +47,8 @@ def train_in_group(run: Run, store: Store, share: Share, progress: Callable[[flo
         return found
     with tempfile.TemporaryDirectory(prefix="opnorm-group-") as name:
         folder = Path(name)
-        task = {"run": run.as_dict(), "root": str(store.root), "again": store.again, "device": share.device}
+        task: dict[str, Any] = {"run": run.as_dict(), "root": str(store.root), "device": share.device}
+        task |= {"again": store.again, "track": store.track}
         files.write_json(folder / TASK, task)
         status = _carry_out(folder, share, progress)
         said = [folder / OUTCOME.format(rank=rank) for rank in range(share.processes)]

@@ -99,7 +99,7 @@ class RayEngine:
         context = multiprocessing.get_context("spawn")
         own, other = context.Pipe()
         runs = {i: run.as_dict() for i, run in missing.items()}
-        storage = Storage(str(store.root), self.url, os.getcwd())
+        storage = Storage(str(store.root), self.url, os.getcwd(), store.track)
         log = store.root / ".logs" / "ray.log"
         driver = context.Process(target=drive, args=(other, own, self.cluster, storage, runs), daemon=False)
         with workers_without_sigint():

@@ -29,11 +29,13 @@ class Storage(NamedTuple):
         root: a folder that all nodes see; of the driver alone where there is a URL.
         url: what all nodes see instead; each run works in a local folder and is copied there.
         cwd: the user's folder, where own modules are.
+        track: the trackers, as of the store.
     """
 
     root: str
     url: str
     cwd: str
+    track: tuple[str, ...] = ()
 
 
 class Outcome(NamedTuple):
@@ -70,7 +72,7 @@ def run_task(index: int, settings: dict[str, Any], storage: Storage, share: Shar
     with tempfile.TemporaryDirectory(prefix="opnorm-run-") if remote else nullcontext(storage.root) as root:
         log, where = Path(root, ".logs", f"{index}.log"), ""
         try:
-            run, store = Run.from_dict(settings), Store(root)
+            run, store = Run.from_dict(settings), Store(root, track=storage.track)
             log = log.with_name(f"{run.key}.log")
             where = f"{storage.url or storage.root}/.logs/{log.name}"
             with _written_to(log):
