@@ -1,7 +1,7 @@
 """Folders of runs under a URL (``s3://bucket/study``, ``file:///mnt/study``), for machines without a common file system.
 
     URL/KEY/current.json         the marker, written last: the name of every file, whether the run is finished
-    URL/KEY/CHECKSUM-NAME        the files of the folder, each under its checksum
+    URL/KEY/CHECKSUM             the files of the folder, each under its checksum; those that are equal once
 
 A run works in a local folder. :meth:`RemoteFolder.upload` sends the files that have changed, then the marker; what is there
 before the marker changes is the folder before, whole. Nothing keeps two machines from one folder: the driver does.
@@ -58,10 +58,11 @@ class RemoteFolder:
         with self._explained("write", key), tempfile.TemporaryDirectory(dir=folder.parent) as name:
             before = self._marker(key)
             there = set(before["files"].values()) if before else set()
-            found = {path.name: f"{_checksum(path)}-{path.name}" for path in _snapshot(folder, Path(name))}
+            found = {path.name: _checksum(path) for path in _snapshot(folder, Path(name))}
             self.fs.makedirs(f"{self.root}/{key}", exist_ok=True)
             for file, target in found.items():
                 if target not in there:
+                    there.add(target)
                     self.fs.put_file(str(Path(name, file)), f"{self.root}/{key}/{target}")
             self.write(f"{key}/{MARKER}", json.dumps({"files": found, "finished": folder.name == key}))
             for old in there - set(found.values()):
@@ -82,7 +83,7 @@ class RemoteFolder:
             try:
                 for name, target in marker["files"].items():
                     self.fs.get_file(f"{self.root}/{key}/{target}", str(part / name))
-                    if _checksum(part / name) != target.partition("-")[0]:
+                    if _checksum(part / name) != target:
                         raise RunError(f"{self.url}/{key}/{target}: {files.CHANGED}; remove {self.url}/{key}")
                 for folder in (root / key, root / f"{key}.partial"):
                     shutil.rmtree(folder, ignore_errors=True)

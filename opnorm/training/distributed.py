@@ -71,6 +71,10 @@ def process_group(device: str) -> Iterator[str]:
     elif device != "cpu":
         raise TrainError(f"device {device}: expected cpu or cuda, of which each process takes its own")
     store, own_rank, count = next(dist.rendezvous("env://"))
+    if (
+        os.environ.get("GROUP_WORLD_SIZE") == "1"
+    ):  # torchrun keeps what a group that has died wrote in the store
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group(backend, store=store, rank=own_rank, world_size=count, timeout=TIMEOUT)
     if own_rank == 0:
         atexit.register(store.set, MAIN_HAS_REPORTED, "")

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -121,3 +122,39 @@ def hold_lock(root, key, ready):
 def timeless(metrics):
     """The metrics without what no two runs share."""
     return [{k: v for k, v in row.items() if k != "seconds"} for row in metrics]
+
+
+def children(pid: int) -> list[int]:
+    """Processes below another, without those that wait for their parent to look at them."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid and fields[0] != "Z":
+            found += [int(stat.parent.name), *children(int(stat.parent.name))]
+    return found
+
+
+def alive(pids) -> list[int]:
+    def state(pid):
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return "Z"
+
+    return [pid for pid in pids if state(pid) != "Z"]
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:  # it has just ended
+        return ""
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]

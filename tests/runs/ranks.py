@@ -1,20 +1,13 @@
 """What the processes of a group do in the tests; they are started without torchrun, which takes seconds."""
 
 import os
-import socket
 
 from tests.runs import processes
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 def start(count, target, *args):
     """``count`` processes at work on ``target(*args)`` with what torchrun puts into the environment."""
-    port = free_port()
+    port = processes.free_port()
     return [processes.start(_joined, rank, count, port, target, args) for rank in range(count)]
 
 

@@ -23,36 +23,13 @@ from opnorm.runs.study_page import write_study
 from opnorm.runs.training_run import run_training
 from opnorm.studies import tour
 from tests.runs import processes
-from tests.runs.processes import timeless
+from tests.runs.processes import alive, children, command_of, timeless
 
 SMALL = {"model": "cnn(width=2)", "seeds": 1, "size": "smoke", "limit": 64}
 
 
 def few(runs) -> Study:
     return Study("few", runs, lambda results: pytest.fail("not asked for"))
-
-
-def children(pid: int) -> list[int]:
-    """Processes below another, without those that wait for their parent to look at them."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid and fields[0] != "Z":
-            found += [int(stat.parent.name), *children(int(stat.parent.name))]
-    return found
-
-
-def alive(pids) -> list[int]:
-    def state(pid):
-        try:
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return "Z"
-
-    return [pid for pid in pids if state(pid) != "Z"]
 
 
 def test_results_come_in_order_and_are_found_again(tiny, store, seeds, monkeypatch):
@@ -86,14 +63,7 @@ def test_side_by_side_gives_the_same_bits(tiny, store, seeds, tmp_path, same, mo
         assert a.rows == b.rows
         same(store, Store(tmp_path / "one"), run)
     assert sorted(n.index for n in news if n.result) == [0, 1, 2]
-    assert not [p for p in children(os.getpid()) if "spawn_main" in _command(p)], "no worker stays"
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:  # it has just ended
-        return ""
+    assert not [p for p in children(os.getpid()) if "spawn_main" in command_of(p)], "no worker stays"
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -106,7 +76,7 @@ def test_a_run_that_cannot_start_stops_the_study(tiny, store, jobs, until):
         run_study(few(runs), store, jobs=jobs)
     until(
         lambda: (
-            not alive(p for p in children(os.getpid()) if p not in before and "tracker" not in _command(p))
+            not alive(p for p in children(os.getpid()) if p not in before and "tracker" not in command_of(p))
         )
     )
 
@@ -258,7 +228,7 @@ def epochs_kept(folder: Path) -> int:
 def test_ctrl_c_stops_every_process(tmp_path, until, moment):
     """Some seconds after the workers have begun to start, or once they train."""
     process = tour_process(tmp_path)
-    until(lambda: any("spawn_main" in _command(p) for p in children(process.pid)))
+    until(lambda: any("spawn_main" in command_of(p) for p in children(process.pid)))
     if moment == "training":
         until(lambda: epochs_kept(tmp_path) > 3)
     else:
@@ -290,7 +260,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path, until):
 def test_a_worker_that_is_killed_ends_the_study_with_the_likely_cause(tmp_path, until):
     process = tour_process(tmp_path)
     until(lambda: epochs_kept(tmp_path) > 0)
-    workers = [p for p in children(process.pid) if "spawn_main" in _command(p)]
+    workers = [p for p in children(process.pid) if "spawn_main" in command_of(p)]
     os.kill(workers[0], signal.SIGKILL)  # as the kernel does when memory is short
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2

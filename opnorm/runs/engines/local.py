@@ -71,19 +71,19 @@ class LocalEngine:
     ) -> dict[int, Result]:
         """Carry out the runs; see :meth:`opnorm.runs.engines.engine.Engine.run`."""
         # of all these runs, however many are there, so that what is left after a kill gets the same bits
+        share = self.share(len(of))
         planned = min(self.jobs, max(len(of), 1))
-        share = Share(self.device, self.processes, self._threads(planned))
         if min(planned, len(missing)) > 1:
             return _run_in_processes(missing, store, _Plan(min(planned, len(missing)), share), report)
         return _run_one_by_one(missing, store, share, report)
 
-    def _threads(self, planned: int) -> int:
-        """The threads of one process."""
+    def share(self, of: int) -> Share:
+        """What each of so many runs gets."""
+        side_by_side = min(self.jobs, max(of, 1)) * self.processes
+        threads = torch.get_num_threads() if side_by_side == 1 else max(1, available_cores() // side_by_side)
         if self.cpus:
-            return max(1, int(self.cpus / self.processes))
-        if planned * self.processes == 1:
-            return torch.get_num_threads()
-        return max(1, available_cores() // (planned * self.processes))
+            threads = max(1, int(self.cpus / self.processes))
+        return Share(self.device, self.processes, threads)
 
 
 def _run_one_by_one(

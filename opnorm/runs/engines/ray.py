@@ -31,6 +31,7 @@ from opnorm.runs.training_run import find_result
 
 __all__ = ["RayEngine"]
 
+LOADED = 600.0  # seconds until torch and Ray are loaded, on a machine that is busy
 REACHED = 60.0  # seconds until a cluster has answered
 STARTED = 180.0  # until one has started on this machine
 LOOK = 2.0  # between two looks at the head
@@ -143,7 +144,7 @@ class RayEngine:
 
 def _messages(own: Connection, address: str, log: Path) -> Any:
     """What the driver says until it ends well: (index, outcome) or (index, (share, text))."""
-    limit = time.monotonic() + (REACHED if address else STARTED)
+    limit = time.monotonic() + LOADED
     head, looked, missed = "", 0.0, 0
     while True:
         if not own.poll(0.2):
@@ -161,10 +162,14 @@ def _messages(own: Connection, address: str, log: Path) -> Any:
             kind, *heard = own.recv()
         except (EOFError, OSError) as e:
             raise RunError(_gone(head or address, log)) from e
-        if kind == "reached":
+        if kind == "connecting":
+            limit = time.monotonic() + (REACHED if address else STARTED)
+        elif kind == "reached":
             head = heard[0]
         elif kind == "error":
             raise RunError(heard[0])
+        elif kind == "gone":
+            raise RunError(_gone(head, log))
         elif kind == "note":
             warnings.warn(heard[0], stacklevel=2)
         elif kind == "end":

@@ -44,6 +44,10 @@ class Cluster(NamedTuple):
     share: Share
 
 
+class _HeadGoneError(Exception):
+    """The head of the cluster answers no longer."""
+
+
 def drive(
     to: Connection, parent: Connection, cluster: Cluster, storage: Storage, runs: dict[int, dict[str, Any]]
 ) -> None:
@@ -64,6 +68,8 @@ def drive(
             for stream in (1, 2):
                 os.dup2(f.fileno(), stream)
         _drive(say, cluster, storage, runs)
+    except _HeadGoneError:
+        say("gone")
     except OpnormError as e:
         say("error", str(e))
     except Exception as e:  # noqa: BLE001 - whatever Ray raises
@@ -81,6 +87,7 @@ def _end_with_parent(to: Connection) -> None:
 def _drive(say: Any, cluster: Cluster, storage: Storage, runs: dict[int, dict[str, Any]]) -> None:
     import ray
 
+    say("connecting")
     say("reached", _connect(ray, cluster.address))
     try:
         for note in check_nodes(ray, cluster.cpus, cluster.gpus, storage):
@@ -141,7 +148,11 @@ def _hand_out(
                 say("run", i, outcome)
         if not ended:
             time.sleep(0 if at_work else 0.1)
-        for i, event in ray.get(board.take.remote(), timeout=ANSWER).items():
+        try:
+            news = ray.get(board.take.remote(), timeout=ANSWER)
+        except ray.exceptions.RayError as e:  # the board is on the head
+            raise _HeadGoneError from e
+        for i, event in news.items():
             say("run", i, event)
 
 
