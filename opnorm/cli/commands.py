@@ -18,6 +18,7 @@ from opnorm.cli.exports import export, push
 from opnorm.cli.listing import ls, rm
 from opnorm.cli.measure import norms, separation
 from opnorm.cli.runs import train
+from opnorm.cli.show import show
 from opnorm.cli.study import study
 
 __all__ = ["app"]
@@ -59,9 +60,9 @@ def _leave(signum: int, frame: Any) -> None:
 
 
 COMMANDS: tuple[Callable[..., Any], ...] = (
-    norms, train, attack, analyze, compare, study, separation, ls, export, push, rm, doctor,
+    norms, train, attack, analyze, compare, study, separation, ls, show, export, push, rm, doctor,
 )  # fmt: skip
-WITHOUT_TORCH = (ls, rm)
+WITHOUT_TORCH = (ls, rm, show)
 
 app = tyro.extras.SubcommandApp()
 for command in COMMANDS:
