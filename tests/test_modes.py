@@ -190,3 +190,27 @@ def test_results_are_those_without(name, modes):
     assert len(found) == len(WANTED[name])
     for a, b in zip(WANTED[name], found, strict=True):
         assert same(a, b), (a, b)
+
+
+def test_masked_positions_of_a_transformer_are_the_same_with_gradients_and_without():
+    """torch's fast path without gradients leaves them 0, and nested tensors in between, which hooks cannot read."""
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+            self.encoder, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(8, 3)
+
+        def forward(self, x):
+            padding = torch.arange(x.shape[1]).expand(len(x), -1) >= 4
+            return self.head(self.encoder(x, src_key_padding_mask=padding).mean(1))
+
+    torch.manual_seed(0)
+    model, x = Masked().eval(), torch.rand(3, 6, 8)
+    y = model(x).argmax(1)  # with gradients
+    assert [row.kind for row in norms.measure(model, x, ords=(1,)).rows].count("Linear") == 5
+    explicit = torch.autograd.functional.jacobian(model, x[:1]).view(3, 48)
+    found = jacobian.jacobian_norm(model, x[:1])
+    assert float(found.lower) == pytest.approx(float(torch.linalg.matrix_norm(explicit, 2)), rel=1e-4)
+    assert bool(evaluate(model, x, y, pgd(eps=1e-6, steps=2)).result.correct.all())
+    assert torch.backends.mha.get_fastpath_enabled()

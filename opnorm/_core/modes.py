@@ -36,6 +36,9 @@ _FREE = threading.Condition()
 def default_modes(*, keep_autocast: bool = False) -> Iterator[None]:
     """Without the caller's inference mode, default device, anomaly detection and, if not kept, autocast.
 
+    And without torch's fast path of transformer encoders, which without gradients gives other outputs than with them where
+    positions are masked, and nested tensors in between.
+
     The default type stays: tensors of opnorm are made with a type of their own.
     """
     with ExitStack() as stack:
@@ -48,6 +51,9 @@ def default_modes(*, keep_autocast: bool = False) -> Iterator[None]:
             stack.enter_context(torch.autograd.set_detect_anomaly(False))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
+        if torch.backends.mha.get_fastpath_enabled():
+            torch.backends.mha.set_fastpath_enabled(False)
+            stack.callback(torch.backends.mha.set_fastpath_enabled, True)
         yield
 
 

@@ -40,7 +40,13 @@ from opnorm.training.metrics import (
 )
 from opnorm.training.position import EpochPosition, Session
 from opnorm.training.precision import choose_precision, examples_for
-from opnorm.training.setup_checks import check_model, check_outcome, check_training, torch_device
+from opnorm.training.setup_checks import (
+    check_model,
+    check_outcome,
+    check_training,
+    torch_device,
+    warn_of_large_steps,
+)
 from opnorm.training.training_settings import TrainingSettings
 
 __all__ = ["train"]
@@ -215,6 +221,7 @@ def _prepare(
     if not weights:
         raise ModelError(f"{type(model).__name__} has no weights to train; are all of them frozen?")
     optimizer = settings.optimizer(list(weights.values()))
+    warn_of_large_steps(settings.objective, optimizer)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return TrainingState(model, optimizer, hooks, Average(weights, settings.ema))

@@ -1,5 +1,6 @@
 """Checks of what a training is given, so that an error names the argument and not a line of the loop."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ __all__ = [
     "check_outcome",
     "check_training",
     "torch_device",
+    "warn_of_large_steps",
 ]
 
 
@@ -36,6 +38,8 @@ def check_function(name: str, value: Any, kind: str) -> None:
     if any(value is spec.resolve(spec.parse(f"{made}()"), kind) for made in spec.names(kind)):
         raise TrainError(f"{name}={value.__name__}: {example}; call it: {value.__name__}(...)")
 
+
+LARGEST_STEP = 0.2  # the learning rate times the scale; above it networks died on the digits
 
 EXAMPLES = {
     "objective": "pgd_at(eps=0.1)",
@@ -60,6 +64,17 @@ def check_training(data: object, folder: object) -> Path | None:
     if folder is not None and not isinstance(folder, str | Path):
         raise TrainError(f"folder is {named(folder)}; expected a path")
     return None if folder is None else Path(folder)
+
+
+def warn_of_large_steps(objective: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Warn where SGD's first steps are too large for an objective that states a scale of its gradients."""
+    scale, rate = getattr(objective, "gradient_scale", 1.0), optimizer.param_groups[0]["lr"]
+    if isinstance(optimizer, torch.optim.SGD) and scale > 1 and scale * rate > LARGEST_STEP:
+        warnings.warn(
+            f"the gradients of this objective begin about {scale:g} times as large as those of cross-entropy; with "
+            f"lr={rate:g} SGD usually ends in a dead network. sgd(lr={LARGEST_STEP / scale:.2g}) learns, or mmc with a smaller radius",
+            stacklevel=4,
+        )
 
 
 def torch_device(device: torch.device | str) -> torch.device:

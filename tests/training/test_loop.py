@@ -471,6 +471,26 @@ class Dead(nn.Module):
 
 
 @pytest.mark.parametrize(
+    ("objective", "optimizer", "told"),
+    [
+        (objectives.mmc(), optimizers.sgd(), "sgd(lr=0.02)"),
+        (objectives.mmc(radius=4), optimizers.sgd(0.1), "sgd(lr=0.05)"),
+        (objectives.mmc(), optimizers.sgd(0.01), ""),
+        (objectives.mmc(), optimizers.adam(0.1), ""),
+        (objectives.mmc(radius=1), optimizers.sgd(), ""),
+        (objectives.plain(), optimizers.sgd(1.0), ""),
+    ],
+)  # fmt: skip
+def test_first_steps_that_are_too_large_are_said_at_the_beginning(objective, optimizer, told):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(Dead(0), DATA, objective=objective, optimizer=optimizer, epochs=0)
+    found = [str(w.message) for w in caught if "dead network" in str(w.message)]
+    assert len(found) == bool(told)
+    assert all(told in message for message in found)
+
+
+@pytest.mark.parametrize(
     ("lives_from", "epochs", "batch", "told"),
     [
         (1000, 2, 10, True),
