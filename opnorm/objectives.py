@@ -133,9 +133,8 @@ def mmc(
     Either way the nearest center is that of the largest logit, and everything that works on logits works here as ever. With
     ``eps`` above 0 the inputs are attacked first, as in :func:`pgd_at`, on the log-odds of the largest logit.
 
-    The norm C is ``radius``, 10 as published; the first gradients grow with it. SGD learns with a learning rate of at most
-    about 0.2 / C; above it, as with ``sgd()`` and C = 10, training begins with a warning and usually ends in dead ReLUs. A
-    model with a single logit, or without that last layer, is a ModelError in the first batch.
+    The norm C is ``radius``, 10 as published. SGD learns at rates up to about 0.2 / C; above, as ``sgd()`` does with C = 10,
+    it usually ends in dead ReLUs. A single logit, or no such last layer, is a ModelError in the first batch.
 
     Source: Pang et al. 2020, Eq. 8; Liu et al. 2020, Table 4, train with it.
     """
@@ -156,9 +155,7 @@ def mmc(
             mu = centers(logits.shape[1], radius).to(logits.device)
         return Outcome((wide(z) - mu[y]).square().sum(1).mean() / 2, logits)
 
-    vars(objective)["gradient_scale"] = (
-        radius  # of the loss in z, at the beginning; training checks its rate by it
-    )
+    vars(objective)["gradient_scale"] = radius  # of its first gradients
     return objective
 
 

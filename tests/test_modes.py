@@ -207,10 +207,8 @@ def test_masked_positions_of_a_transformer_are_the_same_with_gradients_and_witho
 
     torch.manual_seed(0)
     model, x = Masked().eval(), torch.rand(3, 6, 8)
-    y = model(x).argmax(1)  # with gradients
     assert [row.kind for row in norms.measure(model, x, ords=(1,)).rows].count("Linear") == 5
     explicit = torch.autograd.functional.jacobian(model, x[:1]).view(3, 48)
     found = jacobian.jacobian_norm(model, x[:1])
     assert float(found.lower) == pytest.approx(float(torch.linalg.matrix_norm(explicit, 2)), rel=1e-4)
-    assert bool(evaluate(model, x, y, pgd(eps=1e-6, steps=2)).result.correct.all())
     assert torch.backends.mha.get_fastpath_enabled()

@@ -72,7 +72,8 @@ def warn_of_large_steps(objective: Any, optimizer: torch.optim.Optimizer) -> Non
     if isinstance(optimizer, torch.optim.SGD) and scale > 1 and scale * rate > LARGEST_STEP:
         warnings.warn(
             f"the gradients of this objective begin about {scale:g} times as large as those of cross-entropy; with "
-            f"lr={rate:g} SGD usually ends in a dead network. sgd(lr={LARGEST_STEP / scale:.2g}) learns, or mmc with a smaller radius",
+            f"lr={rate:g} SGD usually ends in a dead network. sgd(lr={LARGEST_STEP / scale:.2g}) learns, or mmc with a "
+            "smaller radius",
             stacklevel=4,
         )
 
