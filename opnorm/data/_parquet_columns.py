@@ -38,8 +38,9 @@ def open_file(file: Path) -> Any:
     import pyarrow.parquet
 
     with readable(file):
-        # a buffer: else a row group is read whole, however large it is
-        return pyarrow.parquet.ParquetFile(file, buffer_size=2**20, page_checksum_verification=True)
+        # as a stream: else a row group is read whole, however large it is
+        stream = {"pre_buffer": False, "buffer_size": 2**20}
+        return pyarrow.parquet.ParquetFile(file, **stream, page_checksum_verification=True)
 
 
 class Columns(NamedTuple):
