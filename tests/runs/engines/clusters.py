@@ -39,3 +39,31 @@ def cluster(nodes: int = 2, **head):
 def add(to, **options):
     """A node with one core."""
     return to.add_node(num_cpus=1, object_store_memory=STORE, **options)
+
+
+@contextmanager
+def connected(address):
+    """Ray's module, connected to a cluster."""
+    import ray
+
+    ray.init(address=address, namespace="tests", log_to_driver=False, configure_logging=False)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def full_object_stores(ray):
+    """References to objects that fill most of the object store of every node with a core."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def large():
+        return bytes(STORE - 10_000_000)
+
+    task, found = ray.remote(large), []
+    for node in ray.nodes():
+        if node["Resources"].get("CPU"):
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            found.append(task.options(num_cpus=0, scheduling_strategy=there).remote())
+    ray.wait(found, num_returns=len(found), fetch_local=False)
+    return found

@@ -16,7 +16,7 @@ from opnorm.runs.engines.ray import RayEngine
 from opnorm.runs.identity import hash_of
 from opnorm.runs.runner import Study, run_study
 from opnorm.runs.store import Store
-from tests.runs.engines.clusters import cluster
+from tests.runs.engines.clusters import cluster, connected, full_object_stores
 
 EPOCHS = 30
 
@@ -31,14 +31,12 @@ def never_back(news, index) -> bool:
     return all(b >= a - 1 / EPOCHS for a, b in pairwise(shares))
 
 
-def test_a_study_in_which_a_node_is_killed_has_the_bits_of_the_local_engine(
-    tiny, store, tmp_path, seeds, same
-):
+def test_a_node_is_killed_and_the_object_stores_are_full(tiny, store, tmp_path, seeds, same):
     runs, local = seeds(replace(tiny, epochs=EPOCHS), 2), Store(tmp_path / "local")
     bad = replace(tiny, optimizer="sgd(lr=1e30)", batch=16)
     run_study(few([*runs, bad]), local, engine=LocalEngine(1, cpus=1))
     killed, news = [], []
-    with cluster() as nodes:
+    with cluster() as nodes, connected(nodes.address) as ray:
 
         def progress(event):
             news.append(event)
@@ -46,7 +44,9 @@ def test_a_study_in_which_a_node_is_killed_has_the_bits_of_the_local_engine(
                 killed.append(next(iter(nodes.worker_nodes)))  # both have a run
                 nodes.remove_node(killed[0], allow_graceful=False)
 
+        full = full_object_stores(ray)
         results = run_study(few([*runs, bad]), store, engine=RayEngine(nodes.address), progress=progress)
+        assert len(full) == 2
     assert killed
     assert never_back(news, 0)
     assert never_back(news, 1)
