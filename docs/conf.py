@@ -2,9 +2,17 @@
 
 import inspect
 import re
+import sys
+from pathlib import Path
 
 import opnorm
 from opnorm.analyses import all_analyses
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import method_pages  # noqa: E402
+import reference_pages  # noqa: E402
 
 project = "opnorm"
 author = "the opnorm authors"
@@ -41,11 +49,20 @@ def _escape(text: str) -> str:
 
 
 def _before(app, what, name, obj, options, lines):
-    code = False  # doctests are left as they are
+    """Escape formulas in sentences; show indented blocks (formulas, programs) and doctests as they are."""
+    shown, doctest, block = [], False, False
     for i, line in enumerate(lines):
-        code = line.lstrip().startswith(">>>") or (code and bool(line.strip()))
-        if not code:
-            lines[i] = _escape(line)
+        after_blank = i > 0 and not lines[i - 1].strip()
+        doctest = line.lstrip().startswith(">>>") or (doctest and bool(line.strip()))
+        if line.strip() and not line.startswith(" "):
+            block = False
+        elif line.startswith("    ") and after_blank and not block and not doctest:
+            above = next((text for text in reversed(shown) if text.strip()), "")
+            if above and not above.startswith((" ", "- ")):
+                shown += ["::", ""]
+                block = True
+        shown.append(line if doctest or block else _escape(line))
+    lines[:] = shown
 
 
 def _analyses_table(section):
@@ -67,15 +84,56 @@ def _analyses_table(section):
 
 
 def insert_tables(text):
-    """A page's text with the tables of analyses."""
-    return re.sub(r"<!-- analyses: (.*?) -->", lambda found: _analyses_table(found[1]), text)
+    """A page's text with the tables that are made from the docstrings."""
+    text = re.sub(r"<!-- analyses: (.*?) -->", lambda found: _analyses_table(found[1]), text)
+    text = re.sub(r"<!-- other names -->", lambda _: method_pages.names_table(), text)
+    return re.sub(
+        r"<!-- names:\n(.*?)-->", lambda found: reference_pages.short_list(found[1]), text, flags=re.DOTALL
+    )
 
 
 def _read(app, docname, source):
     source[0] = insert_tables(source[0])
 
 
+def _write_pages(app):
+    """The pages that are made from docstrings; those that are as they were keep their date."""
+    made = method_pages.pages() | reference_pages.pages()
+    for name, text in made.items():
+        path = HERE / name
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+    for folder in ("methods", "reference"):
+        for path in (HERE / folder).glob("*.md"):
+            if path.relative_to(HERE).as_posix() not in made:
+                path.unlink()
+
+
+def _find(app, env, node, contnode):
+    """A reference to a name where it is imported leads to where it is documented."""
+    from sphinx.util.nodes import make_refnode
+
+    place = reference_pages.place_of(node.get("reftarget", ""))
+    found = env.domaindata["py"]["objects"].get(place)
+    if found is None:
+        return None
+    return make_refnode(app.builder, node["refdoc"], found.docname, found.node_id, contnode, place)
+
+
+def _check_reference(app, env):
+    """A public name without an entry is a warning, and so an error of `make docs`."""
+    from sphinx.util import logging
+
+    missing = reference_pages.all_places() - set(env.domaindata["py"]["objects"])
+    for name in sorted(missing):
+        logging.getLogger(__name__).warning("%s is public and has no entry in the reference", name)
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.connect("builder-inited", _write_pages)
     app.connect("source-read", _read)
+    app.connect("missing-reference", _find)
+    app.connect("env-check-consistency", _check_reference)
     app.connect("autodoc-process-docstring", _before, priority=100)  # before napoleon writes its own markup

@@ -18,5 +18,5 @@ def test_it_runs(script, tmp_path, monkeypatch, capsys):
 
 
 def test_there_is_one_for_each_kind():
-    kinds = {"layer", "regularizer", "attack", "analysis", "study", "training_loop"}
+    kinds = {"model", "data", "layer", "regularizer", "attack", "analysis", "study", "training_loop"}
     assert kinds <= {path.stem.removeprefix("own_") for path in SCRIPTS}
