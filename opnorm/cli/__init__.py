@@ -13,9 +13,8 @@ __all__ = ["main"]
 
 RESUMING = ("analyze", "attack", "compare", "study", "train")
 """Commands that keep what they have done, and go on from there."""
-
-SEVERAL = ("--analyses", "--augment", "--eps", "--fail-over", "--regularizers", "--track", "--what")
-"""Options that take several values, which may also be given one by one."""
+SHELLS = ("bash", "zsh")
+"""Those that tyro writes completions for."""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -39,14 +38,16 @@ def _run(args: list[str]) -> None:
             return print(WELCOME)
         if args == ["--version"]:
             return print(f"opnorm {__version__}")
-        from opnorm.cli.commands import app  # here, so that Ctrl-C while it is loaded is handled below
+        from opnorm.cli.arguments import checked  # here, so that Ctrl-C while it is loaded is handled below
+        from opnorm.cli.commands import COMMANDS, app
 
-        args = _each_option_once(args)
+        args = _completion(args) or checked(args, COMMANDS)
         with flush():
             app.cli(
                 prog="opnorm",
                 description="Operator norms of neural networks: measure them, train with them kept small, see what they "
-                "did. Add --debug to any command for a traceback.",
+                "did. Add --debug to any command for a traceback; --version says which opnorm this is; "
+                "--print-completion bash (or zsh) prints what completes commands and options by Tab.",
                 args=args,
             )
     except KeyboardInterrupt:
@@ -57,29 +58,27 @@ def _run(args: list[str]) -> None:
         if debug:
             raise
         foreseen = isinstance(e, OpnormError | OSError)
-        text = str(e) if foreseen else f"{type(e).__name__}: {e}; --debug shows where"
+        text = _reason(e) if foreseen else f"{type(e).__name__}: {e}; --debug shows where"
         if not (foreseen and int(os.environ.get("RANK", "0"))):  # torchrun's first process says it for all
             print("opnorm:", printable(" ".join(text.split())), file=sys.stderr)
         sys.exit(2 if foreseen else 1)
 
 
-def _each_option_once(args: list[str]) -> list[str]:
-    """The values of a repeated option together where it takes several; OpnormError where it takes one."""
-    groups: dict[str, list[str]] = {"": []}  # by option: its tokens
-    name = ""
-    for token in args:
-        option, equals, value = token.partition("=")
-        if not option.startswith("--"):
-            groups[name].append(token)
-            continue
-        name = option.replace("_", "-")
-        if name not in groups:
-            groups[name] = [option, value] if equals else [option]
-        elif name in SEVERAL:
-            groups[name] += [value] if equals else []
-        else:
-            raise OpnormError(f"{option} is given twice; expected one value")
-    return [token for group in groups.values() for token in group]
+def _completion(args: list[str]) -> list[str]:
+    """tyro's arguments for ``--print-completion SHELL``; none where something else is asked for."""
+    if args[0].partition("=")[0] != "--print-completion":
+        return []
+    shell = " ".join(args)[len("--print-completion") + 1 :]
+    if shell not in SHELLS:
+        raise OpnormError(f"--print-completion {shell!r}: expected {' or '.join(SHELLS)}")
+    return ["--tyro-print-completion", shell]
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, beginning with the file where it is about one."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
 
 
 def _wait_briefly() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from opnorm._core.files import shown
-from opnorm.cli.options import Runs
+from opnorm.cli.options import Json, Runs, print_json
 from opnorm.cli.subjects import run_folder
 from opnorm.errors import OpnormError
 
@@ -30,6 +30,7 @@ def export(
     run: RunName,
     to: Annotated[Path, arg(help="folder to write to: new, or of an earlier export")],
     out: Runs = Path("runs"),
+    json: Json = False,
 ) -> None:
     """Write a finished run as a folder for others: weights, model card, settings, and load.py, as the hub expects them.
 
@@ -37,8 +38,10 @@ def export(
     """
     from opnorm.runs.export import export as write
 
-    for path in write(finished_run(run, out), Path(os.path.abspath(to))):
-        print(shown(path))
+    files = [str(shown(path)) for path in write(finished_run(run, out), Path(os.path.abspath(to)))]
+    if json:
+        return print_json({"files": files})
+    return print("\n".join(files))
 
 
 def push(
@@ -46,6 +49,7 @@ def push(
     repo: Annotated[str, arg(help="user/name on the hub; made where it is missing")],
     private: Annotated[bool, arg(help="make the repository private")] = False,
     out: Runs = Path("runs"),
+    json: Json = False,
 ) -> None:
     """Upload what opnorm export writes to the Hugging Face hub (or the one at HF_ENDPOINT); needs a token of the hub.
 
@@ -53,5 +57,7 @@ def push(
     """
     from opnorm.runs.export import push as upload
 
-    print(upload(finished_run(run, out), repo, private=private))
-    print(f"load it: hf({repo!r}), in Python opnorm.models.hf({repo!r})")
+    url = upload(finished_run(run, out), repo, private=private)
+    if json:
+        return print_json({"url": url, "call": f"hf({repo!r})"})
+    return print(f"{url}\nload it: hf({repo!r}), in Python opnorm.models.hf({repo!r})")

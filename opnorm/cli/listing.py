@@ -190,6 +190,7 @@ def rm(
     ],
     out: Runs = Path("runs"),
     yes: Annotated[bool, arg(help="do not ask")] = False,
+    json: Json = False,
 ) -> None:
     """Remove runs, and the attacks on and analyses of their networks; asks before. Pages that show them stay, and are named.
 
@@ -209,16 +210,17 @@ def rm(
                 raise OpnormError(
                     f"{shown(folder)} is under way in another process, and was not removed; stop that before"
                 ) from e
-        for folder in removed:
+        pages = [str(shown(page)) for page in _pages({_key(folder) for folder in removed}, out)]
+        for folder in () if json else removed:
             print(f"{'remove' if not yes else 'removed'} {shown(folder)}")
-        for page in _pages({_key(folder) for folder in removed}, out):
-            print(
-                f"kept {shown(page)}, a page that shows what was removed; remove it yourself where it is not wanted"
-            )
+        for page in () if json else pages:
+            print(f"kept {page}, a page that shows what was removed; remove it yourself where it is not wanted")
         if not yes and not _agreed(len(removed)):
             raise OpnormError("nothing was removed")
         for folder in removed:
             Store(folder.parent).remove(_key(folder))
+    if json:
+        print_json({"removed": [str(shown(folder)) for folder in removed], "pages": pages})
 
 
 def _key(folder: Path) -> str:

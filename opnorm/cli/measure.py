@@ -18,7 +18,7 @@ from opnorm.cli.subjects import (
     run_folder,
     trust_runs,
 )
-from opnorm.errors import OpnormError
+from opnorm.errors import NormError, OpnormError
 
 __all__ = ["norms", "separation"]
 
@@ -159,7 +159,11 @@ def _other_table(options: NormsOptions, example: Any, ords: tuple[Any, ...]) -> 
 
     text = options.against or ""
     if text.endswith(".json") and "(" not in text:
-        return NormTable.from_json(Path(text).read_text(encoding="utf-8")).select(options.layers)
+        try:
+            table = NormTable.from_json(Path(text).read_text(encoding="utf-8", errors="replace"))
+        except NormError as e:
+            raise OpnormError(f"--against {text}: {e}") from e
+        return table.select(options.layers)
     shape = options.input or ",".join(map(str, example.shape[1:]))
     return _measure(*_model_and_example(text, replace(options, input=shape)), ords, options)
 

@@ -161,6 +161,11 @@ def check_network(text: str, out: Path) -> None:
     try:
         spec.resolve(spec.parse(text), "model")
     except SpecError as e:
+        if os.path.exists(text) or is_weights(text):
+            raise OpnormError(
+                f"{text} is no run{'' if os.path.exists(text) else ', and there is no such file'}; expected a run, or a "
+                "network as a call; one with weights of a file: 'file(\"weights.safetensors\", arch=resnet(depth=20))'"
+            ) from e
         raise OpnormError(
             f"{text} is no run in {shown(out)} (see opnorm ls --out {shown(out)}), and no network: {e}"
         ) from e

@@ -96,5 +96,5 @@ def write_plot(rows: Sequence[Any], path: Path) -> Path:
     chart = norm_chart(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as part:
-        chart.save(part, format=ending, inline=True, scale_factor=2)
+        chart.save(part, format=ending, scale_factor=2, **{"inline": True} if ending == "html" else {})
     return path

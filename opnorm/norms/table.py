@@ -139,7 +139,9 @@ class NormTable(display.TextTable):
             listed = value["layers"] if isinstance(value, dict) else value
             rows = tuple(LayerNorms.from_dict(row) for row in listed)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-            raise NormError(f"this is no table of norms as NormTable.to_json writes it: {e!r:.100}") from e
+            raise NormError(
+                f"{text[:30]!r}...: expected a table of norms, as opnorm norms --json and NormTable.to_json write it"
+            ) from e
         ords = dict.fromkeys(p for row in rows for p in (*row.norms, *row.lipschitz))
         return NormTable(rows, tuple(ords))
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from opnorm.errors import OpnormError, SpecError, did_you_mean
+from opnorm.spec._annotations import misfit
 from opnorm.spec._syntax import Call, Value, map_calls, parse, to_text
 
 __all__ = ["FAMILIES", "build", "factory", "fill", "full", "names", "resolve", "short", "spec_of", "stated"]
@@ -105,9 +106,10 @@ def resolve(call: Call, kind: str | None = None) -> Callable[..., Any]:
         if call.name in (members := _family(family)) and (kind or _is_meant(call, members[call.name])):
             return members[call.name]
     known = sorted(n for family in ([kind] if kind else FAMILIES) for n in names(family))
+    listed = f"known: {', '.join(known)}; " if kind else ""  # of all families, too many to read
     raise SpecError(
         f"unknown {kind or 'name'} {call.name!r}{did_you_mean(call.name, known)}; "
-        f"known: {', '.join(known)}; your own code: package.module.{call.name}(...)"
+        f"{listed}your own code: package.module.{call.name}(...)"
     )
 
 
@@ -179,7 +181,8 @@ def build(text: str | Call, kind: str | None = None, **known: Value) -> Any:
     except OpnormError:
         raise
     except Exception as e:
-        raise SpecError(f"{call} failed: {type(e).__name__}: {e}") from e
+        why = misfit(function, _signature(function, call.name).bind(*built.args, **dict(built.kwargs)).arguments)
+        raise SpecError(f"{call}: {why}" if why else f"{call} failed: {type(e).__name__}: {e}") from e
     if not any(function is f for family in _registry.values() for f in family.values()):
         _remember(made, call)  # a registered function has remembered its call itself, arguments by name
     return made
