@@ -56,9 +56,11 @@ def decode_image(
     except PIL.Image.DecompressionBombError as e:
         raise DataError(f"{where}: {e}; expected a photo. Likely cause: a damaged or hostile file") from e
     except Exception as e:
+        unknown = isinstance(e, PIL.UnidentifiedImageError)
+        why = "no image of a known format" if unknown else f"{e!s:.200}" or type(e).__name__
         length = f"{len(source)} bytes" if isinstance(source, bytes) else "the file"
         raise DataError(
-            f"{where}: {length} cannot be decoded ({type(e).__name__}: {e!s:.200}); expected a whole "
+            f"{where}: {length} cannot be decoded ({why}); expected a whole "
             f"{', '.join(FORMATS)} image. Likely cause: a truncated download or a damaged row; "
             "skip_bad=True, on the command line --skip-bad, leaves such images out"
         ) from e

@@ -37,6 +37,8 @@ def check_count(
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         of = f" of {unit}" if unit else ""
         raise error(f"{name}={value!r}: expected a whole number{of}, at least {least}")
+    if value >= 2**63:
+        raise error(f"{name}={value!r:.60}: expected a whole number from {least} to 2**63 - 1")
 
 
 def check_seed(seed: object, error: type[OpnormError] = SpecError) -> None:

@@ -2,10 +2,11 @@
 
 import os
 import sys
+from contextlib import nullcontext
 
 from opnorm import __version__
 from opnorm._core.plain_text import printable
-from opnorm.cli.terminal import ends_with_its_readers, flush, write_what_the_terminal_shows
+from opnorm.cli.terminal import ends_with_its_readers, flush, help_without_colors, write_what_the_terminal_shows
 from opnorm.cli.welcome import WELCOME
 from opnorm.errors import OpnormError
 
@@ -42,7 +43,8 @@ def _run(args: list[str]) -> None:
         from opnorm.cli.commands import COMMANDS, app
 
         args = _completion(args) or checked(args, COMMANDS)
-        with flush():
+        helps = bool({"-h", "--help"} & {*args})
+        with flush(), help_without_colors() if helps else nullcontext():
             app.cli(
                 prog="opnorm",
                 description="Operator norms of neural networks: measure them, train with them kept small, see what they "

@@ -61,6 +61,8 @@ def ls(
     """
     if parquet is not None and parquet.suffix != ".parquet":
         raise OpnormError(f"--parquet {parquet}: expected a name that ends in .parquet")
+    if out.exists() and not out.is_dir():
+        raise OpnormError(f"--out {out}: expected a folder of runs; this is a file")
     runs, others = _runs(out)
     flat: dict[str, Row] = {}
     named: list[str] = []

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from opnorm.errors import OpnormError
+from opnorm.errors import OpnormError, did_you_mean
 
 _MODEL = (
     "a network as a call: 'resnet(depth=20)', 'file(\"weights.safetensors\", arch=cnn())', "
@@ -46,6 +46,7 @@ SkipBad = Annotated[
     ),
 ]
 Limit = Annotated[int | None, arg(help="use at most so many training and test points")]
+DEVICES = ("cpu", "cuda", "mps")
 Device = Annotated[str, arg(help="cpu, cuda, cuda:1, mps")]
 Again = Annotated[bool, arg(help="make everything anew, also what is kept")]
 Track = Annotated[
@@ -98,6 +99,8 @@ def check_device(device: str) -> None:
         torch.zeros(1, device=device).item()
     except Exception as e:  # torch raises whatever its backends do
         why = str(e).splitlines()[0].partition(". ")[0]
+        if "device string" in why:  # torch lists twenty that nobody has
+            why = "no device" + did_you_mean(device.partition(":")[0], DEVICES)
         raise OpnormError(f"--device {device}: {why}; expected one that this machine has, such as cpu") from e
 
 

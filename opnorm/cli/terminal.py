@@ -13,7 +13,7 @@ from typing import Any
 from opnorm._core.plain_text import PLAIN
 from opnorm.errors import OpnormError
 
-__all__ = ["ends_with_its_readers", "flush", "write_what_the_terminal_shows"]
+__all__ = ["ends_with_its_readers", "flush", "help_without_colors", "write_what_the_terminal_shows"]
 
 COERCED = ("", "C.UTF-8", "C.utf8", "UTF-8")
 """What Python sets LC_CTYPE to in the C locale, and writes UTF-8 although the terminal may not show it."""
@@ -33,6 +33,21 @@ def _is_c_locale() -> bool:
         return False
     kind = env.get("LC_CTYPE", "")
     return (env.get("LC_ALL") or (env.get("LANG") if kind in COERCED else kind)) in ("C", "POSIX")
+
+
+@contextmanager
+def help_without_colors() -> Iterator[None]:
+    """Where ``NO_COLOR`` is set, tyro's help in the block is as on a terminal without colors; rich reads it itself."""
+    before = os.environ.get("TERM")
+    if os.environ.get("NO_COLOR"):
+        os.environ["TERM"] = "dumb"
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["TERM"] = before
+        else:
+            os.environ.pop("TERM", None)
 
 
 @contextmanager

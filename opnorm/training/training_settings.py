@@ -69,7 +69,5 @@ def check_settings(epochs: int, batch: int, precision: str, seed: int, ema: floa
     check_count("seed", seed, 0, error=TrainError)
     if precision not in PRECISIONS:
         raise TrainError(f"precision={precision!r}: expected {', '.join(PRECISIONS)}")
-    if seed >= 2**63:
-        raise TrainError(f"seed={seed!r}: expected a whole number from 0 to 2**63 - 1")
     expected = "a decay a step in [0, 1), such as 0.995; 0 for no average"
     check_number("ema", ema, expected, least=0, below=1, error=TrainError)

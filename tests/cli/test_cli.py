@@ -368,7 +368,7 @@ BAD = {
     "device meta": (["train", "--device", "meta"], r"--device meta: .*such as cpu"),
     "device hpu": (["train", "--device", "hpu"], r"--device hpu: .*such as cpu"),
     "device xla": (["train", "--device", "xla"], r"--device xla: .{0,120}; expected one that this machine has"),
-    "device empty": (["train", "--device", ""], r"--device : "),
+    "device empty": (["train", "--device", ""], r"--device '': expected one, not empty"),
     "eps": (["train", "--objective", "pgd_at(eps=8)"], r"did you mean 8/255\?"),
     "learning rate": (["train", "--optimizer", "sgd(lr=0)"], r"lr=0"),
     "classes": (["train", "--model", "mlp(classes=7)"], r"output of shape \(1, 7\) for one image; expected \(1, 10\)"),
@@ -543,13 +543,14 @@ def test_what_is_said_after_ctrl_c(cli, monkeypatch, command, kept):
     assert (status, out, err) == (130, "", f"stopped{sentence}\n")
 
 
-def in_terminal(args, cwd, columns=100) -> tuple[int, str]:
+def in_terminal(args, cwd, columns=100, no_color="") -> tuple[int, str]:
     """The exit status, and what a terminal was sent."""
     pid, fd = pty.fork()
     if pid == 0:
         os.chdir(cwd)
-        os.environ.update(TERM="xterm", COLUMNS=str(columns), LINES="30", OMP_NUM_THREADS="1")
-        os.environ.pop("NO_COLOR", None)
+        os.environ.update(
+            TERM="xterm", COLUMNS=str(columns), LINES="30", OMP_NUM_THREADS="1", NO_COLOR=no_color
+        )
         os.execv(sys.executable, [sys.executable, "-m", "opnorm", *args])
     shown = b""
     while True:

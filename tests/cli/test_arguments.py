@@ -1,0 +1,167 @@
+"""Every wrong use of the command line ends with status 2 and one line that names the value and what was expected."""
+
+import re
+import shlex
+import shutil
+
+import pytest
+
+from opnorm.errors import OpnormError
+
+USES = """
+nors                                          | unknown command 'nors'; did you mean 'norms'\\?; expected first one of norms, train
+''                                            | unknown command ''; expected first one of norms
+--json                                        | unknown option '--json'; expected first one of norms
+'mlp()'                                       | unknown command 'mlp\\(\\)'; did you mean opnorm norms 'mlp\\(\\)'\\?
+--print-completion                            | --print-completion '': expected bash or zsh
+--print-completion fish                       | --print-completion 'fish': expected bash or zsh
+norms                                         | MODEL is missing; expected such as: opnorm norms 'resnet
+norms ''                                      | MODEL '': expected one, not empty
+norms mlp() cnn()                             | 'cnn\\(\\)' is too much: opnorm norms takes one MODEL
+norms mlp() --odr 1                           | unknown option --odr of opnorm norms; did you mean --ord\\?
+norms mlp() --eps 0.1                         | unknown option --eps of opnorm norms; an option of opnorm attack
+norms mlp() -o x                              | unknown option -o of opnorm norms
+norms mlp() --ord                             | --ord has no value
+norms mlp() --ord 7                           | norm '7': expected 1, 2, inf
+norms mlp() --ord nan                         | norm 'nan': expected 1, 2, inf
+norms mlp() --json=yes                        | --json=yes: --json takes no value
+norms mlp() --json true                       | 'true' is too much: --json takes no value
+norms mlp() --json --no-json                  | --no-json is given twice; expected one value
+norms mlp() --json --csv                      | exclude each other
+norms mlp() --input 0                         | --input '0': expected numbers
+norms mlp() --relative-width=nan              | --relative-width 'nan': expected a number
+norms mlp() --relative-width -1               | relative_width=-1: expected a number above 0
+norms mlp() --layers nope                     | no layer matches 'nope'; there are 0, 1
+norms mlp() --fail-over                       | --fail-over has no value; expected one or more
+norms mlp() --fail-over inf=-1                | no norm is below 0
+norms mlp() --against nope.json               | nope.json: No such file
+norms 'cnn(width=2)' --ord inf --against junk.json   | --against junk.json: '\\{\\.\\.\\. is broken'\\.\\.\\.: expected
+norms 'cnn(width=2)' --ord inf --against text.txt    | text.txt is no run; expected a run, or a network as a call
+norms 'cnn(width=2)' --ord 1 --against no.pt         | no.pt is no run, and there is no such file
+norms mlp() --plot x.gif                      | ends in .svg, .pdf, .png or .html, not '.gif'
+norms mlp(width=nan)                          | nan is not a setting; expected a number
+norms mlp(width=())                           | mlp\\(width=\\(\\)\\): width=\\(\\): expected a whole number
+norms 'torch.nn.Linear(3)' --input 3          | missing a required argument: 'out_features'
+norms nope.safetensors                        | no file nope.safetensors
+norms junk.safetensors                        | junk.safetensors cannot be read as weights: .*truncated
+norms empty                                   | empty has no weights: expected model.safetensors
+norms 'file("empty")'                         | empty is a folder; expected a file of weights
+norms 'file("junk.safetensors", arch=nope())' | unknown name 'nope'; your own code
+train mlp()                                   | takes options only; did you mean --model 'mlp\\(\\)'\\?
+train --model=                                | --model '': expected one, not empty
+train --model mlp --model cnn                 | --model is given twice; expected one value
+train --no-model                              | unknown option --no-model of opnorm train
+train --regularizers --epochs 1               | --regularizers has no value; expected one or more
+train --epochs 1.5                            | --epochs '1.5': expected a whole number
+train --epochs 1 2                            | '2' is too much: --epochs takes one value
+train --epochs 9999999999999999999999         | epochs=9+: expected a whole number from 0 to
+train --epochs -1                             | epochs=-1: expected a whole number
+train --ema x                                 | --ema 'x': expected a number
+train --ema nan                               | ema=nan: expected a decay
+train --precision fp61                        | --precision 'fp61': expected fp32, bf16 or auto
+train --device gpu                            | --device gpu: .*such as cpu
+train --schedule 'step(milestones=("a",))'    | milestones=\\('a',\\), .*: expected rising whole epochs
+train --schedule 'step(milestones=3)'         | milestones=3, .*: expected rising whole epochs
+train --optimizer 'sgd(lr=-1)'                | lr=-1: expected a learning rate above 0
+train --data mlp()                            | unknown data set 'mlp'; known: digits
+train --data 'folder("images")'               | train/a/x.png: the file cannot be decoded \\(no image of a known format\\)
+train --out text.txt                          | cannot write in text.txt: Not a directory
+attack                                        | MODEL is missing; expected such as: opnorm attack
+attack --eps 0.1 KEY                          | MODEL is missing; --eps takes all values that follow it
+attack KEY --eps 8                            | did you mean 8/255\\?
+attack KEY --eps 0.1 x                        | --eps 'x': expected a number, such as 8/255
+attack KEY --versoin fast                     | unknown option --versoin of opnorm attack; did you mean --version\\?
+attack KEY --norm l2                          | --norm 'l2': expected a number
+attack KEY --save x.pt                        | --save x.pt: expected a name that ends in .safetensors
+attack KEY --fail-under 45                    | --fail-under 45: expected a share
+attack KEY --limit x                          | --limit 'x': expected a whole number
+attack nope                                   | nope is no run in runs .*unknown model 'nope'
+analyze KEY KEY                               | is too much: opnorm analyze takes one MODEL
+analyze --what accuracy KEY                   | MODEL is missing; --what takes all values that follow it
+analyze KEY --what acuracy                    | did you mean 'accuracy'\\?
+compare KEY                                   | 1 network to compare; expected two or more
+compare                                       | 0 network to compare; expected two or more
+study tuor                                    | did you mean 'tour'\\?
+study --lst                                   | unknown option --lst of opnorm study; did you mean --list\\?
+study tour --figures gif                      | --figures 'gif': expected svg, pdf or png
+study tour --storage s3://x                   | --storage s3://x: expected with --engine ray only
+separation a b                                | 'b' is too much: opnorm separation takes one DATA
+separation --split valid                      | --split 'valid': expected train, test or all
+separation --norm x                           | --norm 'x': expected a number
+ls x                                          | 'x' is too much: opnorm ls takes options only
+ls --out text.txt                             | --out text.txt: expected a folder of runs
+ls --where 'nope > 3'                         | no column 'nope'
+ls --parquet x.csv                            | expected a name that ends in .parquet
+export KEY                                    | --to is missing; expected such as: opnorm export
+export KEY --to text.txt                      | text.txt is no folder to write to
+export nope --to x                            | nope is no run in runs; opnorm ls --out runs lists them
+push KEY                                      | --repo is missing; expected such as: opnorm push
+rm                                            | no run to remove was named
+rm nope                                       | nope is no run in runs
+doctor x                                      | 'x' is too much: opnorm doctor takes options only
+"""
+INTERNAL = r"Traceback|\b_[A-Z]\w+|\w+Error\b|NoneType|<class|object at 0x|has no attribute|\[Errno|\x1b"
+
+
+@pytest.fixture
+def key(tiny, finished, tmp_path):
+    """The key of a finished run of the user's folder, where there are some files of no use."""
+    shutil.copytree(finished(tiny).root, tmp_path / "runs")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "images/train/a").mkdir(parents=True)
+    for name in ("text.txt", "junk.json", "junk.safetensors", "images/train/a/x.png"):
+        (tmp_path / name).write_text("{... is broken")
+    return tiny.key
+
+
+def test_each_is_one_line_with_a_hint(main, key):
+    wrong = []
+    for line in USES.strip().splitlines():
+        use, _, message = line.partition(" | ")
+        status, out, err = main(*(key if word == "KEY" else word for word in shlex.split(use)))
+        text = err.removeprefix("opnorm: ")
+        one = err.count("\n") == 1 and len(text) < len(err) < 900 and not re.search(INTERNAL, err)
+        if (status, out) != (2, "") or not one or not re.search(message.strip(), text):
+            wrong.append((use.strip(), message.strip(), status, out, err))
+    assert wrong == []
+
+
+def test_a_file_that_cannot_be_opened_is_named_first(main, monkeypatch):
+    from opnorm.cli import listing
+
+    def denied(*args):
+        raise PermissionError(13, "Permission denied", "runs")
+
+    monkeypatch.setattr(listing, "_runs", denied)
+    assert main("ls") == (2, "", "opnorm: runs: Permission denied\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "read"),
+    [(["norms", "a b", "--ord", "1"], ["norms", "a b", "--ord", "1"]),
+     (["train", "--epochs", "-1", "--skip_bad"], ["train", "--epochs", "-1", "--skip-bad"]),
+     (["attack", "m", "--eps=1", "--json", "--eps", "-inf"], ["attack", "m", "--eps", "1", "-inf", "--json"]),
+     (["compare", "--json", "a", "b", "--no-trust"], ["compare", "--json", "a", "b", "--no-trust"]),
+     (["rm", "a", "b", "--yes"], ["rm", "a", "b", "--yes"]), (["ls", "-x", "--help"], ["ls", "-x", "--help"]),
+     (["--help"], ["--help"]), ([], [])],
+)  # fmt: skip
+def test_right_uses_are_passed_on(args, read):
+    from opnorm.cli.arguments import checked
+    from opnorm.cli.commands import COMMANDS
+
+    assert checked(args, COMMANDS) == read
+
+
+def test_options_of_a_command_of_another_kind():
+    """Values of tuples of numbers are checked one by one; a required option may stand anywhere."""
+    from opnorm.cli.arguments import checked
+
+    def sums(*, numbers: tuple[int, ...], to: str = "x") -> None:
+        """Sum.
+
+        opnorm sums --numbers 1 2
+        """
+
+    assert checked(["sums", "--to", "y", "--numbers", "1", "2"], [sums])[-3:] == ["--numbers", "1", "2"]
+    with pytest.raises(OpnormError, match="--numbers 'x': expected a whole number"):
+        checked(["sums", "--numbers", "1", "x"], [sums])
