@@ -60,7 +60,9 @@ def test_what_needs_no_network_needs_no_torch(args, status, tmp_path, monkeypatc
     (tmp_path / "0123456789ab").mkdir()
     write_json(tmp_path / "0123456789ab" / "run.json", run, checked=True)
     done = python(
-        CHECK.format(args=args).replace("assert not e.code, e.code", f"assert (e.code or 0) == {status}, e.code")
+        CHECK.format(args=args).replace(
+            "assert not e.code, e.code", f"assert (e.code or 0) == {status}, e.code"
+        )
     )
     assert done.returncode == 0, done.stderr
     assert {"--version": f"opnorm {opnorm.__version__}", "ls": "mlp() on digits()"}.get(

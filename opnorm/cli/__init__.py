@@ -6,7 +6,12 @@ from contextlib import nullcontext
 
 from opnorm import __version__
 from opnorm._core.plain_text import printable
-from opnorm.cli.terminal import ends_with_its_readers, flush, help_without_colors, write_what_the_terminal_shows
+from opnorm.cli.terminal import (
+    ends_with_its_readers,
+    flush,
+    help_without_colors,
+    write_what_the_terminal_shows,
+)
 from opnorm.cli.welcome import WELCOME
 from opnorm.errors import OpnormError
 
@@ -67,7 +72,7 @@ def _run(args: list[str]) -> None:
 
 
 def _completion(args: list[str]) -> list[str]:
-    """tyro's arguments for ``--print-completion SHELL``; none where something else is asked for."""
+    """The arguments of tyro for ``--print-completion SHELL``; none where something else is asked for."""
     if args[0].partition("=")[0] != "--print-completion":
         return []
     shell = " ".join(args)[len("--print-completion") + 1 :]

@@ -199,7 +199,9 @@ def _check_given(
         if argument.required and argument.name not in given:
             greedy = [name for name, tokens in groups.items() if name and len(tokens) > 2]
             why = (
-                f"; {greedy[0]} takes all values that follow it" if greedy and "--" not in argument.name else ""
+                f"; {greedy[0]} takes all values that follow it"
+                if greedy and "--" not in argument.name
+                else ""
             )
             lines = (getdoc(command) or "").splitlines()
             example = next(line for line in lines if line.startswith(f"opnorm {command.__name__} "))

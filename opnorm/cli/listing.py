@@ -216,7 +216,9 @@ def rm(
         for folder in () if json else removed:
             print(f"{'remove' if not yes else 'removed'} {shown(folder)}")
         for page in () if json else pages:
-            print(f"kept {page}, a page that shows what was removed; remove it yourself where it is not wanted")
+            print(
+                f"kept {page}, a page that shows what was removed; remove it yourself where it is not wanted"
+            )
         if not yes and not _agreed(len(removed)):
             raise OpnormError("nothing was removed")
         for folder in removed:

@@ -124,7 +124,9 @@ def read_state_dicts(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], di
 def check_there(path: Path) -> None:
     """ModelError where there is no such file."""
     if path.is_dir():
-        raise ModelError(f"{path} is a folder; expected a file of weights, such as {path / 'weights.safetensors'}")
+        raise ModelError(
+            f"{path} is a folder; expected a file of weights, such as {path / 'weights.safetensors'}"
+        )
     if not path.is_file():
         siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, siblings, f"searched in {path.parent.resolve()}")

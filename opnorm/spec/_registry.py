@@ -181,7 +181,9 @@ def build(text: str | Call, kind: str | None = None, **known: Value) -> Any:
     except OpnormError:
         raise
     except Exception as e:
-        why = misfit(function, _signature(function, call.name).bind(*built.args, **dict(built.kwargs)).arguments)
+        why = misfit(
+            function, _signature(function, call.name).bind(*built.args, **dict(built.kwargs)).arguments
+        )
         raise SpecError(f"{call}: {why}" if why else f"{call} failed: {type(e).__name__}: {e}") from e
     if not any(function is f for family in _registry.values() for f in family.values()):
         _remember(made, call)  # a registered function has remembered its call itself, arguments by name

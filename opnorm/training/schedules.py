@@ -46,6 +46,6 @@ def step(milestones: Sequence[int] = (75, 90, 100), gamma: float = 0.1) -> Sched
     whole = isinstance(milestones, tuple | list) and all(isinstance(m, int) for m in milestones)
     if not whole or list(milestones) != sorted(set(milestones)) or not 0 < gamma < math.inf:
         raise SpecError(
-            f"milestones={milestones!r}, gamma={gamma!r}: expected rising whole epochs, such as (75, 90), and a factor above 0"
+            f"milestones={milestones!r}, gamma={gamma!r}: expected rising whole epochs and a factor above 0"
         )
     return lambda done, epochs: gamma ** sum(done >= m for m in milestones)

@@ -9,7 +9,7 @@ import pytest
 from opnorm.errors import OpnormError
 
 USES = """
-nors                                          | unknown command 'nors'; did you mean 'norms'\\?; expected first one of norms, train
+nors                                          | unknown command 'nors'; did you mean 'norms'\\?; expected first one of norms
 ''                                            | unknown command ''; expected first one of norms
 --json                                        | unknown option '--json'; expected first one of norms
 'mlp()'                                       | unknown command 'mlp\\(\\)'; did you mean opnorm norms 'mlp\\(\\)'\\?
@@ -92,6 +92,8 @@ ls x                                          | 'x' is too much: opnorm ls takes
 ls --out text.txt                             | --out text.txt: expected a folder of runs
 ls --where 'nope > 3'                         | no column 'nope'
 ls --parquet x.csv                            | expected a name that ends in .parquet
+show                                          | RUN is missing; expected such as: opnorm show
+show nope                                     | nope is no run in runs; opnorm ls --out runs lists them
 export KEY                                    | --to is missing; expected such as: opnorm export
 export KEY --to text.txt                      | text.txt is no folder to write to
 export nope --to x                            | nope is no run in runs; opnorm ls --out runs lists them

@@ -21,6 +21,7 @@ USES = {
     "analyze": "analyze KEY --what accuracy",
     "compare": "compare a=KEY b=KEY --what accuracy",
     "study": "study --list",
+    "show": "show KEY",
     "export": "export KEY --to made",
     "push": "push KEY --repo me/network",
     "rm": "rm KEY --yes",
