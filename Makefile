@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help run results results-page test test-slow coverage lint docs bench bench-training bench-attacks bench-jacobian bench-gpu bench-scaling clean
+.PHONY: help run results results-page test test-slow coverage lint wheel docs bench bench-training bench-attacks bench-jacobian bench-gpu bench-scaling clean
 help:
 	@echo "make run        train a network in 28 ways on real images and write the page that compares them"
 	@echo "make results    every study of the papers at the size laptop (hours): results/ and docs/results.md"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-slow  the slow ones, and the property tests with all their random examples"
 	@echo "make coverage   the tests, and which lines and branches they miss"
 	@echo "make lint       style, docstrings and types"
+	@echo "make wheel      what pip installs: dist/ with a wheel and the sources"
 	@echo "make docs       the documentation: docs/_build/index.html"
 	@echo "make bench      speed beside other people's methods (ARGS=--quick for a minute)"
 	@echo "make bench-training  the loop beside a plain one (ARGS=--quick for a few minutes)"
@@ -40,6 +41,10 @@ test-slow: $(VENV)/.dev
 
 coverage: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --cov --cov-report term:skip-covered --cov-fail-under 90 $(ARGS)
+
+wheel: $(VENV)/.dev
+	$(BIN)/python -m build --no-isolation
+	@ls dist/*
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
