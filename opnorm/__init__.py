@@ -28,6 +28,7 @@ _WHERE = {
     "build": "opnorm.spec",
     "jacobian_norm": "opnorm.jacobian",
     "lipschitz_bound": "opnorm.norms",
+    "local_lipschitz": "opnorm.jacobian",
     "run_training": "opnorm.runs.training_run",
     "measure": "opnorm.norms",
     "measure_checkpoint": "opnorm.models",
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from opnorm.data import Dataset as Dataset
     from opnorm.errors import OpnormError as OpnormError
     from opnorm.jacobian import jacobian_norm as jacobian_norm
+    from opnorm.jacobian import local_lipschitz as local_lipschitz
     from opnorm.models import measure_checkpoint as measure_checkpoint
     from opnorm.norms import Norm as Norm
     from opnorm.norms import lipschitz_bound as lipschitz_bound

@@ -37,7 +37,7 @@ from opnorm.jacobian.products import (
 )
 from opnorm.norms.induced import induced, sign_vectors
 
-__all__ = ["PointNorms", "jacobian_norm"]
+__all__ = ["PointNorms", "jacobian_norm", "spectral_by_products"]
 
 SIGNS = 12  # 2^11 sign vectors of the outputs are tried for q = 1
 SIDE = 256  # a Gram matrix of this size is diagonalized at every point
@@ -275,19 +275,26 @@ def _hard(A: Tensor, x: Tensor, method: _PowerMethod) -> PointNorms:
 # ---------------------------------------------------------------- by products alone
 
 
-def _by_products(J: Jacobian, x: Tensor, method: _PowerMethod) -> PointNorms:
-    outputs, inputs = J.shape
-    start = random_start(x, 2, method.seed)
-    v = lanczos(J, start, steps=method.steps)
+def spectral_by_products(J: LinearMap, x: Tensor, steps: int, seed: int = 0) -> PointNorms:
+    """‖J_b‖_2 of maps of the points x (B, *in), by Lanczos iteration."""
+    start = random_start(x, 2, seed)
+    v = lanczos(J, start, steps=steps)
     sigma, residual = _measured(J, v)
-    upper = sigma * upper_factor(inputs, method.steps, FAILURE_PROBABILITY)
+    upper = sigma * upper_factor(J.shape[1], steps, FAILURE_PROBABILITY)
     limit = torch.finfo(J.dtype).tiny / torch.finfo(J.dtype).eps  # shorter products lose digits
     if (sigma < limit).any():
         zero = (J @ (start / limit) == 0).flatten(1).all(1)
         upper = torch.where((sigma < limit) & ~zero, math.inf, upper)
-    how = f"Lanczos, {method.steps} steps: upper end right with probability 1 - {FAILURE_PROBABILITY:g}"
+    how = f"Lanczos, {steps} steps: upper end right with probability 1 - {FAILURE_PROBABILITY:g}"
+    return PointNorms(sigma, upper, v, residual, how)
+
+
+def _by_products(J: Jacobian, x: Tensor, method: _PowerMethod) -> PointNorms:
+    outputs, inputs = J.shape
+    spectral = spectral_by_products(J, x, method.steps, method.seed)
     if method.p == method.q == 2:
-        return PointNorms(sigma, upper, v, residual, how)
+        return spectral
+    upper, how = spectral.upper, spectral.method
     found = _iterated(J, x, method)
     upper = upper * inputs ** max(0.0, 0.5 - 1 / method.p) * outputs ** max(0.0, 1 / method.q - 0.5)
     how = f"{HARD} with {method.restarts} restarts, upper by norm equivalence with 2→2 ({how})"

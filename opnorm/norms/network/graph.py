@@ -1,7 +1,7 @@
 """The forward of a network as a graph, down to the layers that opnorm has formulas for."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -43,7 +43,10 @@ class ForwardGraph(NamedTuple):
 
 
 def forward_graph(
-    model: nn.Module, example: Example, is_node: Callable[[nn.Module], bool] | None = None
+    model: nn.Module,
+    example: Example,
+    is_node: Callable[[nn.Module], bool] | None = None,
+    written_out: Mapping[str, Callable[..., Any]] | None = None,
 ) -> ForwardGraph:
     """The graph of what the forward does with an example, down to the layers that opnorm has formulas for.
 
@@ -51,6 +54,7 @@ def forward_graph(
         model: taken as it is.
         example: as for :func:`opnorm.measure`.
         is_node: whether a layer is one node, always; by default if opnorm has a formula for it.
+        written_out: functions of torch, by their names, and others of which the operations are recorded in their place.
 
     Raises:
         BoundError: the forward cannot be written as a graph, with the operation or the reason.
@@ -58,11 +62,11 @@ def forward_graph(
     """
     args, kwargs = arguments(model, example)
     is_node = is_node or _is_known
-    recorder = Recorder(model)
+    recorder = Recorder(model, written_out)
     inputs = map_tensors((args, kwargs), lambda t: recorder.input(shifted(t)))
     try:
         with no_random_numbers(), _uncompiled(model), attributes_restored(model):
-            for name, layer in _leaves(model, is_node):
+            for name, layer in _leaves(model, is_node, written_out or {}):
                 call = recorder.layer(name, layer, layer._call_impl, is_node(layer))
                 vars(layer)["_compiled_call_impl"] = call  # torch takes it in the place of the forward
             with recorder:
@@ -81,12 +85,16 @@ def _is_known(layer: nn.Module) -> bool:
     return known_base(layer, l1.registry) is not None or is_copying(layer) or is_nonlinear(layer)
 
 
-def _leaves(model: nn.Module, is_node: Callable[[nn.Module], bool]) -> list[tuple[str, nn.Module]]:
-    """The layers with a formula and torch's own ones without children, each once."""
+def _leaves(
+    model: nn.Module, is_node: Callable[[nn.Module], bool], written_out: Collection[str]
+) -> list[tuple[str, nn.Module]]:
+    """The layers with a formula and torch's own ones without children, each once, but for those that are written out."""
     return [
         (name.replace("_orig_mod.", ""), m)
         for name, m in model.named_modules()
-        if m is not model and (is_node(m) or (type(m).__module__.startswith("torch.nn.") and not m._modules))
+        if m is not model
+        and type(m).__name__.lower() not in written_out
+        and (is_node(m) or (type(m).__module__.startswith("torch.nn.") and not m._modules))
     ]
 
 

@@ -4,7 +4,7 @@ A product of two values that depend on the input has no constant by itself; this
 """
 
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import fx
 
@@ -12,7 +12,7 @@ from opnorm.norms.network.rules import FunctionCall
 from opnorm.norms.network.walk import operation_of
 from opnorm.norms.nonlinear import normalizing
 
-__all__ = ["normalization"]
+__all__ = ["Quotient", "normalization", "quotient"]
 
 MUL, DIV, SUB = ("mul", "multiply"), ("div", "divide", "true_divide", "truediv"), ("sub", "subtract")
 
@@ -37,10 +37,33 @@ def normalization(
         if axes is not None and graph.is_same(axes[0], x):
             size = call.args[0].numel() / max(1, call.args[1].numel())
             return bound_of(x) * (1.0 if call.ord == 2 else 2 * (1 - 1 / size))
+    found = quotient(n, written)
+    return None if found is None else bound_of(found.x) * normalizing(found.eps, None, call.ord, "it")
+
+
+class Quotient(NamedTuple):
+    """A value divided by its root mean square: x / sqrt(mean(x²) + eps).
+
+    Attributes:
+        x: the value.
+        size: the node of sqrt(mean(x²) + eps), or of its inverse.
+        inverse: whether it is the inverse.
+        eps: a number.
+    """
+
+    x: fx.Node
+    size: fx.Node
+    inverse: bool
+    eps: float
+
+
+def quotient(n: fx.Node, written: Collection[fx.Node]) -> Quotient | None:
+    """What a node divides by its root mean square; None at any other node."""
+    graph = _Graph(written)
     for x, other, inverse in graph.quotients(n):
         eps = graph.root_mean_square(other, x, inverse)
         if eps is not None:
-            return bound_of(x) * normalizing(eps, None, call.ord, "it")
+            return Quotient(x, other, inverse, eps)
     return None
 
 

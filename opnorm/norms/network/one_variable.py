@@ -15,7 +15,7 @@ import heapq
 import itertools
 import math
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from opnorm._core import decimal_intervals as iv
 from opnorm._core.decimal_intervals import HUGE, INFINITE, Interval, add, mul
@@ -25,11 +25,13 @@ __all__ = [
     "IDENTITY",
     "MAX_STEPS",
     "Function",
+    "Slopes",
     "apply",
     "constant",
     "kinks",
     "largest_slope",
     "slope_and_curvature",
+    "slopes_between",
 ]
 
 Step = tuple
@@ -153,15 +155,63 @@ def _largest_slope(function: Function) -> float:
     return bound if bound < 1e30 else math.inf
 
 
+class Slopes(NamedTuple):
+    """Upper bounds for all x of an interval; infinite where none is certified.
+
+    Attributes:
+        slope: on |f'|.
+        change: on the difference of two values of f'.
+        curvature: on |f''|.
+    """
+
+    slope: float
+    change: float
+    curvature: float
+
+
+CUTS = 512  # steps, of all parts of an interval
+
+
+def slopes_between(function: Function, low: float, high: float) -> Slopes:
+    """Bounds on f' and f'' on the interval [low, high].
+
+    Example:
+        >>> square = apply("power", IDENTITY, 2)
+        >>> slopes_between(square, 1.0, 3.0)
+        Slopes(slope=6.0, change=4.0, curvature=2.0)
+    """
+    with decimal.localcontext(iv.CONTEXT):
+        edges = sorted({Decimal(e) for e in (low, *kinks(function), high) if low <= e <= high})
+        parts = max(1, CUTS // len(function) // len(edges))
+        slopes, curvature = [], Decimal(0)
+        for a, b in itertools.pairwise(edges) if len(edges) > 1 else [(edges[0], edges[0])]:
+            places = [a + (b - a) * k / parts for k in range(parts)] + [b]
+            for ends in itertools.pairwise(places):
+                jet = _jet(function, ends)
+                slopes.append(_slope(function, *ends, jet))
+                curvature = max(curvature, iv.sizes(jet.curvature)[1])
+        least, most = min(s[0] for s in slopes), max(s[1] for s in slopes)
+        largest = max(iv.sizes(s)[1] for s in slopes)
+        return Slopes(
+            *map(iv.float_above, (largest, add((most, most), iv.minus((least, least)))[1], curvature))
+        )
+
+
 def _push(heap: list, function: Function, low: Decimal, high: Decimal) -> Decimal:
     """Add an interval with the upper bound of its slopes; a lower bound of the largest one among them."""
-    whole, middle = _jet(function, (low, high)), _middle(low, high)
+    slope = _slope(function, low, high, _jet(function, (low, high)))
+    heapq.heappush(heap, (iv.sizes(slope)[1].copy_negate(), low, high))
+    middle = _middle(low, high)
+    lowest, _ = iv.sizes(_jet(function, (middle, middle)).slope)
+    return lowest if lowest < INFINITE else Decimal(0)
+
+
+def _slope(function: Function, low: Decimal, high: Decimal, whole: Jet) -> Interval:
+    """All slopes between two ends, by the jet there and by the mean value form."""
+    middle = _middle(low, high)
     point = _jet(function, (middle, middle)).slope
     by_mean_value = add(point, mul(whole.curvature, add((low, high), iv.minus((middle, middle)))))
-    slope = iv.intersection(whole.slope, by_mean_value)
-    heapq.heappush(heap, (iv.sizes(slope)[1].copy_negate(), low, high))
-    lowest, _ = iv.sizes(point)
-    return lowest if lowest < INFINITE else Decimal(0)
+    return iv.intersection(whole.slope, by_mean_value)
 
 
 def _middle(low: Decimal, high: Decimal) -> Decimal:

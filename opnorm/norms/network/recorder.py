@@ -91,10 +91,12 @@ class Recorder(TorchFunctionMode):
         graph: of the operations so far.
         named: the layers and constants that the graph names.
         read: the parameters of the model that are used outside of recorded layers, with their names.
+        written_out: functions of torch, by their names, that are recorded as the operations of another one.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, written_out: Mapping[str, Callable[..., Any]] | None = None) -> None:
         super().__init__()
+        self.written_out = written_out or {}
         self.graph = fx.Graph()
         self.named: dict[str, Any] = {}
         self.read: dict[str, Tensor] = {}
@@ -176,6 +178,9 @@ class Recorder(TorchFunctionMode):
         self.read |= {self._own[id(t)][0]: t for t in tensors_in((args, kwargs)) if id(t) in self._own}
         if not self.depends((args, kwargs)):
             return func(*args, **kwargs)
+        if (function := self.written_out.get(_name(func))) is not None:
+            with _Again(self):
+                return function(*args, **kwargs)
         try:
             arguments, versions = self._arguments(args, kwargs)
             output = func(*args, **kwargs)
@@ -253,6 +258,17 @@ class Recorder(TorchFunctionMode):
 
     def _part(self, whole: Callable[[], fx.Node], key: Any) -> fx.Node:
         return self.graph.call_function(operator.getitem, (whole(), key))
+
+
+class _Again(TorchFunctionMode):
+    """The recorder inside one of its own calls, where torch switches it off."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.recorder.__torch_function__(func, types, args, kwargs)
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
