@@ -188,7 +188,7 @@ def slopes_between(function: Function, low: float, high: float) -> Slopes:
             places = [a + (b - a) * k / parts for k in range(parts)] + [b]
             for ends in itertools.pairwise(places):
                 jet = _jet(function, ends)
-                slopes.append(_slope(function, *ends, jet))
+                slopes.append(_slope(function, *ends, jet)[0])
                 curvature = max(curvature, iv.sizes(jet.curvature)[1])
         least, most = min(s[0] for s in slopes), max(s[1] for s in slopes)
         largest = max(iv.sizes(s)[1] for s in slopes)
@@ -199,19 +199,18 @@ def slopes_between(function: Function, low: float, high: float) -> Slopes:
 
 def _push(heap: list, function: Function, low: Decimal, high: Decimal) -> Decimal:
     """Add an interval with the upper bound of its slopes; a lower bound of the largest one among them."""
-    slope = _slope(function, low, high, _jet(function, (low, high)))
+    slope, point = _slope(function, low, high, _jet(function, (low, high)))
     heapq.heappush(heap, (iv.sizes(slope)[1].copy_negate(), low, high))
-    middle = _middle(low, high)
-    lowest, _ = iv.sizes(_jet(function, (middle, middle)).slope)
+    lowest, _ = iv.sizes(point)
     return lowest if lowest < INFINITE else Decimal(0)
 
 
-def _slope(function: Function, low: Decimal, high: Decimal, whole: Jet) -> Interval:
-    """All slopes between two ends, by the jet there and by the mean value form."""
+def _slope(function: Function, low: Decimal, high: Decimal, whole: Jet) -> tuple[Interval, Interval]:
+    """All slopes between two ends, by the jet there and by the mean value form; and that in the middle."""
     middle = _middle(low, high)
     point = _jet(function, (middle, middle)).slope
     by_mean_value = add(point, mul(whole.curvature, add((low, high), iv.minus((middle, middle)))))
-    return iv.intersection(whole.slope, by_mean_value)
+    return iv.intersection(whole.slope, by_mean_value), point
 
 
 def _middle(low: Decimal, high: Decimal) -> Decimal:
