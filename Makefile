@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help run results results-page test test-slow coverage lint wheel docs bench bench-training bench-attacks bench-jacobian bench-gpu bench-scaling clean
+.PHONY: help run results results-page gallery test test-slow coverage lint wheel docs bench bench-training bench-attacks bench-jacobian bench-gpu bench-scaling clean
 help:
 	@echo "make run        train a network in 28 ways on real images and write the page that compares them"
 	@echo "make results    every study of the papers at the size laptop (hours): results/ and docs/results.md"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint       style, docstrings and types"
 	@echo "make wheel      what pip installs: dist/ with a wheel and the sources"
 	@echo "make docs       the documentation: docs/_build/index.html"
+	@echo "make gallery    the pictures and answers of docs/gallery.md, measured again (five minutes)"
 	@echo "make bench      speed beside other people's methods (ARGS=--quick for a minute)"
 	@echo "make bench-training  the loop beside a plain one (ARGS=--quick for a few minutes)"
 	@echo "make bench-attacks   attacks beside other people's (ARGS=--quick for two minutes)"
@@ -32,6 +33,9 @@ results: $(VENV)/.core
 
 results-page: $(VENV)/.core
 	$(BIN)/python docs/write_results.py
+
+gallery: $(VENV)/.core
+	$(BIN)/python docs/write_gallery.py
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)

@@ -38,6 +38,7 @@ html_theme = "furo"
 html_title = f"opnorm {version}"
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
 nitpicky = False
 
 
@@ -51,6 +52,10 @@ def _escape(text: str) -> str:
 def _before(app, what, name, obj, options, lines):
     """Escape formulas in sentences; show indented blocks (formulas, programs) and doctests as they are."""
     shown, doctest, block = [], False, False
+    text = "\n".join(lines)  # a source that goes on in the next line is one paragraph
+    lines[:] = re.sub(
+        r"^Source: .*(?:\n +\S.*)+", lambda found: re.sub(r"\n +", " ", found[0]), text, flags=re.MULTILINE
+    ).split("\n")
     for i, line in enumerate(lines):
         after_blank = i > 0 and not lines[i - 1].strip()
         doctest = line.lstrip().startswith(">>>") or (doctest and bool(line.strip()))

@@ -168,6 +168,12 @@ class Chart:
         """Whether there is nothing to draw."""
         return self.spec.get("datasets", {}).get("rows") == []
 
+    def _repr_svg_(self) -> str:
+        """The picture that a notebook shows."""
+        from opnorm.report.page import small_svg  # draws; this module is data
+
+        return small_svg(self.spec, ())
+
 
 @dataclass(frozen=True)
 class Section:
