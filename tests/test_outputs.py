@@ -40,6 +40,7 @@ KINDS = {
     "named tuple": lambda z: Named(z, 2 * z),
     "dict": lambda z: {"loss": z.sum(), "logits": z},
     "ordered": lambda z: OrderedDict(out=z),
+    "encoder": lambda z: {"pooler_output": 2 * z, "last_hidden_state": z},
     "tuple": lambda z: (z,),
     "list": lambda z: [z],
 }

@@ -11,6 +11,9 @@ from opnorm.errors import ModelError
 
 __all__ = ["one_tensor", "output_of"]
 
+NAMES = ("logits", "last_hidden_state")
+"""What an output that has several tensors calls the one that is meant."""
+
 
 def output_of(model: nn.Module, x: Tensor) -> Tensor:
     """The model's output for a copy of x, which it may write to; see :func:`one_tensor`.
@@ -44,8 +47,9 @@ def output_of(model: nn.Module, x: Tensor) -> Tensor:
 def one_tensor(output: Any) -> Tensor:
     """The tensor that an output consists of.
 
-    A tensor is itself. Of a mapping, a dataclass or a named tuple it is what is called ``logits``; else its only tensor,
-    as of a tuple, a list or a mapping of one.
+    A tensor is itself. Of a mapping, a dataclass or a named tuple it is what is called ``logits``, else
+    ``last_hidden_state``, as of the encoders of transformers; else its only tensor, as of a tuple, a list or a mapping of
+    one.
 
     Raises:
         ModelError: there is no tensor, or there are several, which are named.
@@ -54,8 +58,9 @@ def one_tensor(output: Any) -> Tensor:
         return output
     parts = _parts(output)
     tensors = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
-    if "logits" in tensors:
-        return tensors["logits"]
+    for name in NAMES:
+        if name in tensors:
+            return tensors[name]
     if len(tensors) == 1:
         return next(iter(tensors.values()))
     kind = type(output).__name__

@@ -1,6 +1,5 @@
 """Weights in files: opnorm's own, which record their network, and state dicts of others."""
 
-import re
 import weakref
 import zipfile
 from contextlib import suppress
@@ -13,14 +12,12 @@ from opnorm import spec
 from opnorm._core import files
 from opnorm._core.argument_checks import check_module
 from opnorm._core.layers import unwrap
-from opnorm.errors import ModelError, SpecError, did_you_mean
+from opnorm.errors import ModelError, SpecError
+from opnorm.models.paths import INDEX, as_path, cause, check_there, in_folder, of_index
 from opnorm.models.state_dicts import fill, plain_state_dict, state_dicts_in
 
 __all__ = [
     "SPEC_KEY",
-    "as_path",
-    "cause",
-    "check_there",
     "file",
     "read_state_dicts",
     "recorded_call",
@@ -50,7 +47,8 @@ def file(path: str, arch: nn.Module | None = None, key: str | None = None, stric
     either of torch's two styles.
 
     Args:
-        path: a ``.safetensors`` file, or a file of ``torch.save``, which is read without unpickling anything but tensors.
+        path: a ``.safetensors`` file; a file of ``torch.save``, which is read without unpickling anything but tensors; an
+            index of shards, ``model.safetensors.index.json``; or a folder of the hub that has one of them.
         arch: the network to fill; not needed for files that opnorm wrote, which record it.
         key: the place of the state dict in the file, where several fit: "state_dict_ema".
         strict: False also takes weights some of whose names are missing or left over, with a warning.
@@ -100,11 +98,17 @@ def _recorded_network(path: str, metadata: dict[str, str]) -> nn.Module:
 def read_state_dicts(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
     """The state dicts of a file by their places, and its metadata (empty but for safetensors). Only tensors are unpickled.
 
+    Of an index of shards, or of a folder that has one, the tensors of all shards are one state dict.
+
     Raises:
         ModelError: no such file, or one that cannot be read, or holds no state dict.
     """
     path = as_path(path)
+    if path.is_dir():
+        path = in_folder(path)
     check_there(path)
+    if path.name.endswith(INDEX):
+        return {"": of_index(path, _of_shard)}, {}
     try:
         if path.suffix == ".safetensors":
             tensors, metadata = files.read_tensors(path)
@@ -121,47 +125,8 @@ def read_state_dicts(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], di
     return found, {}
 
 
-def check_there(path: Path) -> None:
-    """ModelError where there is no such file."""
-    if path.is_dir():
-        raise ModelError(
-            f"{path} is a folder; expected a file of weights, such as {path / 'weights.safetensors'}"
-        )
-    if not path.is_file():
-        siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
-        hint = did_you_mean(path.name, siblings, f"searched in {path.parent.resolve()}")
-        raise ModelError(f"no file {path}{hint}")
-
-
-def as_path(path: object) -> Path:
-    """The path of a file; ModelError for what is none."""
-    if not isinstance(path, str | Path):
-        raise ModelError(
-            f"the path is {path!r:.60}; expected the name of a file, such as 'weights.safetensors'"
-        )
-    return Path(path)
-
-
-def cause(path: Path, error: Exception) -> str:
-    """The likely cause why a file holds no weights, in one line."""
-    with path.open("rb") as f:
-        beginning = f.read(10_000_000)
-    start = beginning[:200].lstrip().lower()
-    if start.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer; git lfs pull fetches the file itself"
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return (
-            "it is a web page; likely cause: the address of a page about the file instead of the file's own"
-        )
-    if b'"weight_map"' in beginning:
-        return "it is the index of several files; their tensors in one file of safetensors.torch.save_file are read"
-    if other := re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error)):
-        return (
-            f"it also holds a {other[1]}, and only tensors are unpickled, because anything else can run code; the program "
-            "that wrote it can save the weights alone: torch.save(model.state_dict(), path)"
-        )
-    text = str(error).rpartition("WeightsUnpickler error: ")[2].strip() or type(error).__name__
-    return f"{text.splitlines()[0]:.200}; truncated, or of another format?"
+def _of_shard(path: Path) -> dict[str, Tensor]:
+    return {name: tensor for state in read_state_dicts(path)[0].values() for name, tensor in state.items()}
 
 
 def save(model: nn.Module, path: str | Path, call: str | spec.Call | None = None) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from opnorm._core.files import read_json
 from opnorm.errors import ModelError, RunError
-from opnorm.models.weight_files import ADAPTER, StoredTensor, WeightFiles, open_weights
+from opnorm.models.paths import ADAPTER
+from opnorm.models.weight_files import StoredTensor, WeightFiles, open_weights
 from opnorm.norms.spectral.large_matrix import PanelMatrix
 
 __all__ = ["Adapter", "Change", "is_adapter", "open_adapter"]

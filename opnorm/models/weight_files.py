@@ -1,6 +1,5 @@
 """Files of weights as they are, without a network: each tensor by its name, read when it is asked for."""
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,26 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from opnorm._core import files
 from opnorm.errors import ModelError
-from opnorm.models.loading import SPEC_KEY, as_path, cause, check_there, read_state_dicts
+from opnorm.models.loading import SPEC_KEY, read_state_dicts
+from opnorm.models.paths import INDEX, as_path, cause, check_there, in_folder, of_index
 from opnorm.models.state_dicts import AVERAGES
 
-__all__ = ["ADAPTER", "StoredTensor", "WeightFiles", "open_weights"]
-
-ADAPTER = "adapter_config.json"
-"""The file that makes a folder one of low-rank changes."""
-
-INDEX = ".index.json"
-FOLDER = (
-    "model.safetensors.index.json",
-    "model.safetensors",
-    "diffusion_pytorch_model.safetensors.index.json",
-    "diffusion_pytorch_model.safetensors",
-    "pytorch_model.bin.index.json",
-    "pytorch_model.bin",
-)
-"""What is measured of a folder of the Hugging Face hub: the first of these that it has."""
+__all__ = ["StoredTensor", "WeightFiles", "open_weights"]
 
 SHARD = re.compile(r"-(\d+)-of-(\d+)(\.\w+)$")
 OPTIMIZER = {"optimizer", "optim", "optimizers", "optimizer_state_dict", "scheduler", "momentum"}
@@ -80,66 +65,17 @@ def open_weights(path: str | Path) -> WeightFiles:
     """
     path = as_path(path)
     if path.is_dir():
-        return WeightFiles(path, *_of_file(_in_folder(path)))
+        return WeightFiles(path, *_of_file(in_folder(path)))
     check_there(path)
     return WeightFiles(path, *_of_file(path))
 
 
 def _of_file(path: Path) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
     if path.name.endswith(INDEX):
-        return _of_index(path)
+        return of_index(path, lambda shard: _of_file(shard)[0]), ()
     if path.suffix == ".safetensors":
         return _of_safetensors(path)
     return _of_torch(path)
-
-
-def _in_folder(folder: Path) -> Path:
-    """The file of a folder that has its weights, or names them."""
-    there = {file.name for file in folder.iterdir()}
-    for name in FOLDER:
-        if name in there:
-            return folder / name
-    found = sorted(name for name in there if name.endswith(".safetensors"))
-    if len(found) == 1:
-        return folder / found[0]
-    if not found:
-        raise ModelError(
-            f"{folder} has no weights: expected {FOLDER[1]}, {FOLDER[0]} with its shards, {FOLDER[-1]}, {ADAPTER} with an "
-            "adapter, or one .safetensors file"
-        )
-    raise ModelError(
-        f"{folder} has {len(found)} .safetensors files and no {FOLDER[0]} that says which belong together; name one file, "
-        f"such as {folder / found[0]}"
-    )
-
-
-def _of_index(path: Path) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
-    """The tensors of all shards, each from the shard that the index names."""
-    try:
-        with files.reading(path):
-            index = json.loads(path.read_bytes())
-        places = {str(name): str(shard) for name, shard in index["weight_map"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise ModelError(
-            f"{path} is no index of shards: expected JSON with a weight_map; {cause(path, e)}"
-        ) from e
-    tensors: dict[str, StoredTensor] = {}
-    for shard in dict.fromkeys(places.values()):
-        file = path.parent / shard
-        if Path(shard).name != shard or not file.is_file():
-            raise ModelError(
-                f"{path} names the shard {shard}, which is not beside it; was the folder downloaded in part?"
-            )
-        found = _of_file(file)[0]
-        expected = [name for name, place in places.items() if place == shard]
-        if lacking := [name for name in expected if name not in found]:
-            raise ModelError(
-                f"{file} has no tensor {lacking[0]}, which {path.name} says is in it"
-                + (f", and lacks {len(lacking) - 1} more" if len(lacking) > 1 else "")
-                + "; are they of the same download?"
-            )
-        tensors |= {name: found[name] for name in expected}
-    return tensors, ()
 
 
 def _of_safetensors(path: Path) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:

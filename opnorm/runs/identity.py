@@ -21,6 +21,7 @@ from typing import Any
 
 import opnorm
 from opnorm import spec
+from opnorm.models.paths import INDEX, shards_of
 
 __all__ = ["hash_of", "identity", "same_outputs", "sources", "with_full_paths"]
 
@@ -68,6 +69,8 @@ def _paths(call: spec.Call) -> Iterator[str]:
         path = os.path.abspath(os.path.expanduser(text))
         if text and (name == PATHS.get(call.name) or "." in call.name) and os.path.exists(path):
             yield path
+            if path.endswith(INDEX) and call.name == "file":
+                yield from (os.path.join(os.path.dirname(path), shard) for shard in shards_of(Path(path)))
 
 
 def file_state(path: Path) -> Any:

@@ -45,7 +45,7 @@ norms 'torch.nn.Linear(3)' --input 3          | missing a required argument: 'ou
 norms nope.safetensors                        | no file nope.safetensors
 norms junk.safetensors                        | junk.safetensors cannot be read as weights: .*truncated
 norms empty                                   | empty has no weights: expected model.safetensors
-norms 'file("empty")'                         | empty is a folder; expected a file of weights
+norms 'file("empty")'                         | empty has no weights: expected model.safetensors
 norms 'file("junk.safetensors", arch=nope())' | unknown name 'nope'; your own code
 train mlp()                                   | takes options only; did you mean --model 'mlp\\(\\)'\\?
 train --model=                                | --model '': expected one, not empty

@@ -1,6 +1,7 @@
 """Weights in files."""
 
 import argparse
+import json
 import os
 import pickle
 import warnings
@@ -14,7 +15,8 @@ from torch.nn.utils import parametrizations
 
 from opnorm.errors import ModelError, OpnormError, SpecError
 from opnorm.models import file, mlp, resnet, save
-from opnorm.spec import build, spec_of
+from opnorm.runs.identity import identity
+from opnorm.spec import build, full, parse, spec_of
 
 
 def small(seed=0):
@@ -119,8 +121,10 @@ def test_missing_file(tmp_path):
         file(str(tmp_path / "wieghts.safetensors"))
     with pytest.raises(ModelError, match=r"no file .*searched in"):
         file(str(tmp_path / "nowhere" / "x.pt"))
-    with pytest.raises(ModelError, match="no file"):
-        file(str(tmp_path))
+    assert same(file(str(tmp_path)), small().state_dict()), "the only file of its folder"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match=r"has no weights: expected model\.safetensors"):
+        file(str(tmp_path / "empty"))
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
@@ -425,6 +429,20 @@ def test_one_of_several_shards(tmp_path):
     arch = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
     with pytest.raises(ModelError, match=r"missing 1.weight; the file is one of several shards"):
         file(str(tmp_path / "model-00001-of-00002.safetensors"), arch=arch)
-    (tmp_path / "model.safetensors.index.json").write_text('{"metadata": {}, "weight_map": {}}')
-    with pytest.raises(ModelError, match="the index of several files"):
-        file(str(tmp_path / "model.safetensors.index.json"), arch=arch)
+
+
+def test_an_index_and_its_folder_fill_a_network_from_all_shards(tmp_path):
+    layers = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    state = layers.state_dict()
+    places = {name: f"model-0000{1 + int(name[0])}-of-00002.safetensors" for name in state}
+    for place in set(places.values()):
+        save_file({f"net.{n}": t for n, t in state.items() if places[n] == place}, tmp_path / place)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {f"net.{name}": place for name, place in places.items()}}))
+    for path in (tmp_path, index):
+        assert same(file(str(path), arch=nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))), state)
+    key = identity(full(parse(f"file({str(index)!r})")))
+    save_file({"net.1.bias": state["1.bias"]}, tmp_path / places["1.bias"])
+    assert identity(full(parse(f"file({str(index)!r})"))) != key, "the shards count"
+    with pytest.raises(ModelError, match=r"has no tensor net.1.weight, which .* says is in it"):
+        file(str(index), arch=layers)
