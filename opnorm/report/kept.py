@@ -1,5 +1,6 @@
 """Reports in a repository: their content as JSON with six digits, and their charts as small pictures."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,11 +13,15 @@ from opnorm.report.page import small_svg
 
 __all__ = ["keep_report", "read_report"]
 
+MOST_DATA = 200_000
+"""Bytes of a chart that are kept beside its picture."""
+
 
 def keep_report(report: Report, folder: Path) -> Path:
     """Write a report as ``folder/report.json`` and its charts as ``folder/KEY.svg``, to be committed to a repository.
 
-    Numbers have six digits. An earlier report in the folder is replaced, with its charts; other files there stay.
+    Numbers have six digits. Of a chart with more than 200 kB of data, the picture is kept and the data are not. An earlier
+    report in the folder is replaced, with its charts; other files there stay.
 
     Returns:
         The path of ``report.json``.
@@ -32,9 +37,14 @@ def keep_report(report: Report, folder: Path) -> Path:
     }:
         (folder / f"{key}.svg").unlink(missing_ok=True)
     for chart in report.all_charts:
-        if not chart.empty:
+        if chart.spec and not chart.empty:
             files.write_bytes(folder / f"{chart.key}.svg", small_svg(chart.spec, report.highlight).encode())
-    files.write_json(path, _six_digits(asdict(report)))
+    content = _six_digits(asdict(report))
+    for part in (content, *content["sections"]):
+        for chart in part["charts"]:
+            if len(json.dumps(chart["spec"])) > MOST_DATA:
+                chart["spec"] = {}
+    files.write_json(path, content)
     return path
 
 

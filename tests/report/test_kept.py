@@ -65,6 +65,18 @@ def test_a_kept_report_is_small_and_has_its_pictures(report, tmp_path):
     assert keep_report(kept, tmp_path / "again").read_bytes() == (tmp_path / "small/report.json").read_bytes()
 
 
+def test_of_a_large_chart_the_picture_is_kept(report, tmp_path):
+    chart = report.charts[0]
+    large = dataclasses.replace(chart, spec=chart.spec | {"usermeta": "x" * 300_000})
+    path = keep_report(dataclasses.replace(report, charts=[large], sections=[]), tmp_path)
+    assert path.stat().st_size < 200_000
+    picture = (tmp_path / f"{chart.key}.svg").read_bytes()
+    again = read_report(path)
+    assert (again.charts[0].title, again.charts[0].spec) == (chart.title, {})
+    keep_report(again, tmp_path)
+    assert (tmp_path / f"{chart.key}.svg").read_bytes() == picture
+
+
 @pytest.mark.parametrize(
     "content", [{}, {"table": 1, "charts": [], "sections": []}, {"table": None, "charts": 3}]
 )
