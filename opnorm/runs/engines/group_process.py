@@ -3,13 +3,14 @@
 import json
 import os
 import sys
-import threading
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 
 from opnorm._core import files
+from opnorm._core.processes import start_with_parent
 from opnorm.errors import OpnormError
 from opnorm.runs.engines.process_group import EVENTS, OUTCOME, TASK
 from opnorm.runs.engines.share import progress_of
@@ -23,7 +24,8 @@ __all__ = ["main"]
 
 def main(folder: Path) -> None:
     """Train what the folder's task says, and write what came out; an error of opnorm is no reason to start again."""
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    # torchrun hands its own standard input on, which is closed when the study ends
+    start_with_parent(Connection(os.dup(sys.stdin.fileno()), writable=False))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     task = files.read_json(folder / TASK)
     again = task["again"] and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
@@ -46,12 +48,6 @@ def main(folder: Path) -> None:
         outcome = {"error": type(e).__name__, "text": str(e)}
     if outcome["error"] or os.environ["RANK"] == "0":
         files.write_json(folder / OUTCOME.format(rank=os.environ["RANK"]), outcome)
-
-
-def _end_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 if __name__ == "__main__":

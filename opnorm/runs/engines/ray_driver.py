@@ -1,18 +1,17 @@
 """The process that talks to a Ray cluster: it checks the nodes, hands out the runs, and tells its parent what it hears."""
 
 import os
-import signal
 import sys
 import threading
 import time
 from collections import deque
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from opnorm._core import files
 from opnorm._core.cores import available_cores
+from opnorm._core.processes import start_with_parent
 from opnorm.errors import OpnormError, RunError
 from opnorm.runs.engines.engine import PAUSE
 from opnorm.runs.engines.ray_nodes import check_nodes
@@ -53,8 +52,7 @@ def drive(
 ) -> None:
     """Carry out runs on a cluster; the messages go to the parent, all that Ray prints into ``.logs/ray.log``."""
     parent.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, args=(to,), daemon=True).start()
+    start_with_parent(to)
     lock = threading.Lock()
 
     def say(*message: Any) -> None:
@@ -75,13 +73,6 @@ def drive(
     except Exception as e:  # noqa: BLE001 - whatever Ray raises
         say("error", f"Ray: {' '.join(str(e).split())[:500] or type(e).__name__}")
     sys.stdout.flush()
-
-
-def _end_with_parent(to: Connection) -> None:
-    """End this process, and with it the tasks of its job, once the other end is closed."""
-    with suppress(OSError):
-        to.poll(None)
-    os._exit(1)
 
 
 def _drive(say: Any, cluster: Cluster, storage: Storage, runs: dict[int, dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ Answer = dict[str, str]
 
 
 def check_nodes(ray: Any, cpus: float, gpus: float, storage: Storage) -> list[str]:
-    """Ask every node, by a small task, for its versions and for a token that is written to the storage.
+    """Ask every node that has room for a run, by a small task, for its versions and a token written to the storage.
 
     Args:
         ray: the module, connected to a cluster.
@@ -33,8 +33,7 @@ def check_nodes(ray: Any, cpus: float, gpus: float, storage: Storage) -> list[st
         RunError: no node has room for a run; a node has another version of opnorm or torch, does not see the storage or
             cannot write there, or does not answer.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    _check_room(nodes, cpus, gpus)
+    nodes = _nodes_with_room(ray, cpus, gpus)
     token, remote = f"token-{uuid.uuid4().hex}", RemoteFolder(storage.url) if storage.url else None
     folder = Path(storage.root) / ".tokens"
     try:
@@ -63,16 +62,19 @@ def check_nodes(ray: Any, cpus: float, gpus: float, storage: Storage) -> list[st
     return []
 
 
-def _check_room(nodes: list[dict[str, Any]], cpus: float, gpus: float) -> None:
+def _nodes_with_room(ray: Any, cpus: float, gpus: float) -> list[dict[str, Any]]:
     def has(node: dict[str, Any], name: str) -> float:
         return float(node["Resources"].get(name, 0))
 
-    if not any(has(node, "CPU") >= cpus and has(node, "GPU") >= gpus for node in nodes):
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    able = [node for node in nodes if has(node, "CPU") >= cpus and has(node, "GPU") >= gpus]
+    if not able:
         found = "; ".join(
             f"{node['NodeManagerHostname']} {has(node, 'CPU'):g} CPUs and {has(node, 'GPU'):g} GPUs"
             for node in nodes
         )
         raise RunError(f"a run takes {cpus:g} CPUs and {gpus:g} GPUs, and no node has as many: {found[:500]}")
+    return able
 
 
 def _question() -> Callable[[str, str, str, str], Answer]:
@@ -113,7 +115,7 @@ def _question() -> Callable[[str, str, str, str], Answer]:
 
 
 def _ask(ray: Any, nodes: list[dict[str, Any]], storage: Storage, token: str) -> dict[str, Answer]:
-    """What every node answers, by its name."""
+    """What each of the nodes answers, by its name."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     task, asked = ray.remote(_question()), {}

@@ -1,11 +1,7 @@
 """Small Ray clusters of this machine, whose nodes are processes, for the tests of the engine ray."""
 
 import os
-import tempfile
 from contextlib import contextmanager
-from pathlib import Path
-
-from filelock import FileLock
 
 STORE = 80_000_000  # bytes of each node's object store
 QUIET = {
@@ -21,19 +17,18 @@ QUIET = {
 
 @contextmanager
 def cluster(nodes: int = 2, **head):
-    """A head without cores, and nodes with one core each; one cluster at a time on this machine."""
+    """A head without cores, and nodes with one core each."""
     os.environ |= QUIET
     from ray.cluster_utils import Cluster
 
-    with FileLock(Path(tempfile.gettempdir()) / "opnorm-test-cluster.lock"):
-        options = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE}
-        found = Cluster(initialize_head=True, head_node_args=options | head)
-        try:
-            for _ in range(nodes):
-                add(found)
-            yield found
-        finally:
-            found.shutdown()
+    options = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE}
+    found = Cluster(initialize_head=True, head_node_args=options | head)
+    try:
+        for _ in range(nodes):
+            add(found)
+        yield found
+    finally:
+        found.shutdown()
 
 
 def add(to, **options):

@@ -31,8 +31,8 @@ def process_of_rank(rank: int) -> int:
 
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_process_that_is_killed(tiny, store, tmp_path, same, rank):
-    run = replace(tiny, epochs=40)
-    options = ["--model", run.model, "--data", run.data, "--epochs", "40", "--batch", "32", "--limit", "100"]
+    run = replace(tiny, epochs=60)
+    options = ["--model", run.model, "--data", run.data, "--epochs", "60", "--batch", "32", "--limit", "100"]
     options += ["--analyses", "accuracy", "--out", "whole"]
     whole = ranks.start(2, ranks.opnorm, ["train", *options], tmp_path, tmp_path / "whole")
     assert ranks.end(whole) == [0, 0], (tmp_path / "whole.err0").read_text()

@@ -1,28 +1,43 @@
 """A study on a Ray cluster: the bits of the local engine, whatever dies; one message for what cannot work."""
 
+import os
+import re
 import socket
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
+import opnorm
 from opnorm.errors import BusyError, RunError
 from opnorm.runs.engines import driver_lock
 from opnorm.runs.engines import ray as ray_module
 from opnorm.runs.engines.driver_lock import only_driver
 from opnorm.runs.engines.local import LocalEngine
 from opnorm.runs.engines.ray import RayEngine
+from opnorm.runs.engines.ray_nodes import check_nodes
+from opnorm.runs.engines.ray_task import Storage
 from opnorm.runs.identity import hash_of
+from opnorm.runs.run import Run
 from opnorm.runs.runner import Study, run_study
 from opnorm.runs.store import Store
-from tests.runs.engines.clusters import cluster, connected, full_object_stores
+from tests.runs import processes
+from tests.runs.engines.clusters import add, cluster, connected, full_object_stores
+from tests.runs.processes import alive, children
 
 EPOCHS = 30
+CLIENT_PORT = processes.free_port()
 
 
 def few(runs) -> Study:
     return Study("few", runs, lambda results: pytest.fail("not asked for"))
+
+
+def driver(address, root, url, runs):
+    """A driver in a process of its own."""
+    run_study(few([Run.from_dict(run) for run in runs]), Store(root), engine=RayEngine(address, storage=url))
 
 
 def never_back(news, index) -> bool:
@@ -31,12 +46,26 @@ def never_back(news, index) -> bool:
     return all(b >= a - 1 / EPOCHS for a, b in pairwise(shares))
 
 
-def test_a_node_is_killed_and_the_object_stores_are_full(tiny, store, tmp_path, seeds, same):
+@pytest.fixture(scope="module")
+def two_nodes():
+    with cluster(ray_client_server_port=CLIENT_PORT) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def nodes(two_nodes):
+    """A cluster of two nodes with a core each."""
+    while len(two_nodes.worker_nodes) < 2:  # a test has killed one
+        add(two_nodes)
+    return two_nodes
+
+
+def test_a_node_is_killed_and_the_object_stores_are_full(nodes, tiny, store, tmp_path, seeds, same):
     runs, local = seeds(replace(tiny, epochs=EPOCHS), 2), Store(tmp_path / "local")
     bad = replace(tiny, optimizer="sgd(lr=1e30)", batch=16)
     run_study(few([*runs, bad]), local, engine=LocalEngine(1, cpus=1))
     killed, news = [], []
-    with cluster() as nodes, connected(nodes.address) as ray:
+    with connected(nodes.address) as ray:
 
         def progress(event):
             news.append(event)
@@ -55,6 +84,85 @@ def test_a_node_is_killed_and_the_object_stores_are_full(tiny, store, tmp_path, 
     assert Path(results[2].log).exists()
     for run in runs:
         same(store, local, run)
+
+
+def test_nodes_that_cannot_be_used(nodes, tmp_path, monkeypatch):
+    """Found out by a task on each, before anything trains."""
+    shared = Storage(str(tmp_path), "", "")
+    unshared = "/proc/self/cwd/runs"  # which every process understands in its own way
+    with connected(nodes.address) as ray:
+        assert check_nodes(ray, 1, 0, shared) == []
+        assert not list((tmp_path / ".tokens").iterdir())
+        with pytest.raises(RunError, match="takes 64 CPUs and 0 GPUs, and no node has as many"):
+            check_nodes(ray, 64, 0, shared)
+        monkeypatch.chdir(tmp_path)
+        for storage in (Storage(unshared, "", ""), Storage("", f"file://{unshared}", "")):
+            with pytest.raises(
+                RunError, match=r"does not see what this machine writes to .*it is not shared"
+            ):
+                check_nodes(ray, 1, 0, storage)
+        for module in (opnorm, torch):
+            name, version = module.__name__, module.__version__
+            monkeypatch.setattr(module, "__version__", "99.0")
+            with pytest.raises(RunError, match=f"has {name} {re.escape(version)}, and this machine 99.0"):
+                check_nodes(ray, 1, 0, shared)
+            monkeypatch.setattr(module, "__version__", version)
+
+
+@pytest.mark.slow
+def test_a_driver_is_killed_and_started_again(nodes, tiny, store, tmp_path, seeds, same, until, monkeypatch):
+    """The nodes keep the runs under a URL, in which the second driver finds what the first one's runs have left."""
+    monkeypatch.setattr(driver_lock, "DEAD", 1.0)
+    runs, local = seeds(replace(tiny, epochs=EPOCHS), 3), Store(tmp_path / "local")
+    url = f"file://{tmp_path}/there"
+    run_study(few(runs), local, engine=LocalEngine(1, cpus=1))
+    first = processes.start(driver, nodes.address, store.root, url, [run.as_dict() for run in runs])
+    until(lambda: list((tmp_path / "there").glob("*/current.json")), 240)
+    first.kill()
+    first.join()
+    news = []
+    run_study(few(runs), store, engine=RayEngine(nodes.address, storage=url), progress=news.append)
+    begun = [next((e.share for e in news if e.index == i and "epoch" in e.text), 1.0) for i in range(3)]
+    assert max(begun) > 1 / EPOCHS, "what was there was not made again"
+    for run in runs:
+        same(store, local, run)
+
+
+@pytest.mark.slow
+def test_the_head_goes(tiny, store):
+    long = replace(tiny, epochs=1000)
+    with cluster(nodes=1) as nodes:
+
+        def progress(event):
+            if "epoch" in event.text and event.share > 0.01:
+                nodes.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+        with pytest.raises(RunError, match=r"the head of the cluster .* has gone.*Finished epochs are kept"):
+            run_study(few([long]), store, engine=RayEngine(nodes.address), progress=progress)
+    assert store.metrics(store.folder(long.key))
+
+
+@pytest.mark.slow
+def test_a_cluster_of_this_machine_is_started_and_ended(tiny, store, until):
+    def rays():
+        names = ("/raylet", "/gcs_server")
+        return {
+            p for p in children(os.getpid()) if processes.command_of(p).partition("\0")[0].endswith(names)
+        }
+
+    before, seen = rays(), set()  # another cluster of the tests may be there
+    study = few([replace(tiny, epochs=1)])
+    (result,) = run_study(study, store, engine=RayEngine(), progress=lambda _: seen.update(rays() - before))
+    assert not result.failure
+    assert len(seen) == 2
+    until(lambda: not alive(seen))
+
+
+@pytest.mark.slow
+def test_rays_client(nodes, tiny, store):
+    (result,) = run_study(few([tiny]), store, engine=RayEngine(f"ray://127.0.0.1:{CLIENT_PORT}"))
+    assert not result.failure
+    assert result.rows
 
 
 # ---------------------------------------------------------------- without a cluster
