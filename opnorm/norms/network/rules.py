@@ -113,13 +113,15 @@ def refuse(names: str, reason: str) -> None:
         raise BoundError(reason)
 
 
+AT_THE_DATA = "opnorm.local_lipschitz bounds it on a ball around a point"
+
 refuse(
     "normalize cosine_similarity rsqrt sqrt log exp pow square reciprocal bmm einsum",
     "has no Lipschitz constant on all inputs, or none that is known here",
 )
 refuse(
     "scaled_dot_product_attention multi_head_attention_forward",
-    "dot-product attention has no Lipschitz constant on all inputs (Kim, Papamakarios & Mnih 2021)",
+    f"dot-product attention has no Lipschitz constant on all inputs (Kim, Papamakarios & Mnih 2021); {AT_THE_DATA}",
 )
 refuse(
     "round floor ceil sign argmax argmin gt lt ge le eq ne",
@@ -261,7 +263,7 @@ def _(call: FunctionCall) -> float:
     (a, of_a), (b, of_b) = call.operand(0, "input"), call.operand(1, "other")
     if depends(of_a) and depends(of_b):
         raise BoundError(
-            "a product of two values that both depend on the input has no Lipschitz constant by itself"
+            f"a product of two values that both depend on the input has no Lipschitz constant by itself; {AT_THE_DATA}"
         )
     return scaled(call, 0, b, Tensor.max) if depends(of_a) else scaled(call, 1, a, Tensor.max)
 

@@ -1,14 +1,19 @@
 """Bounds on balls, against dense Jacobians and slopes at points of the ball; rows, blocks and messages."""
 
 import copy
+import json
+import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+import opnorm
+from opnorm.errors import NormError
 from opnorm.jacobian import local_lipschitz
-from tests.jacobian.local.networks import NETWORKS, network
+from tests.jacobian.local.networks import DIM, NETWORKS, Attention, PreNorm, feed_forward, network
 from tests.property_tests import examples
 
 
@@ -68,3 +73,54 @@ def test_no_slope_of_the_ball_is_above_it(name, seed, radius, scale, gain, dtype
         assert "bound" in row.reason
     else:
         assert steepest(model, x, radius * scale, steps=4) <= row.upper * (1 + 1e-6)
+
+
+def test_each_block_is_measured_at_its_own_input():
+    torch.manual_seed(0)
+    blocks = [PreNorm(DIM, nn.LayerNorm, Attention(DIM, 2), feed_forward()) for _ in range(2)]
+    model, x = nn.Sequential(*blocks, nn.Linear(DIM, 3)).eval(), torch.randn(2, 4, DIM)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    table = local_lipschitz(model, x)
+    assert [(row.block, row.point) for row in table.rows] == [
+        (name, point) for point in (0, 1) for name in ("0", "1", "")
+    ]
+    second = local_lipschitz(blocks[1], blocks[0](x[1:]).detach(), blocks=()).rows[0]
+    assert table.rows[4].lower == pytest.approx(second.lower, rel=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
+    (row, *_) = json.loads(table.to_json())
+    assert row["upper"] / row["lower"] == row["ratio"]
+    assert "PreNorm" in str(table)
+    parts = local_lipschitz(model, x[:1], 1e-3, blocks="0.*").rows
+    assert [row.block for row in parts if row.kind == "Attention"] == ["0.mixer"]
+
+
+def test_the_change_is_that_of_the_kinds_of_operations():
+    model, x = network("vit block")
+    (row,) = local_lipschitz(model, x, 1e-2).rows
+    assert {"softmax", "layernorm", "matmul", "gelu"} == set(row.change)
+    assert row.upper == pytest.approx(row.at_center + math.fsum(row.change.values()), rel=1e-6)
+
+
+class Sorted(nn.Module):
+    def forward(self, x):
+        return torch.einsum("btd,bsd->bts", x, x)
+
+
+def test_what_is_not_known_is_named():
+    (row,) = local_lipschitz(Sorted(), torch.randn(1, 3, 4), 0.1).rows
+    assert row.upper is None
+    assert "einsum" in row.reason
+    assert "not known" in str(local_lipschitz(Sorted(), torch.randn(1, 3, 4), 0.1))
+    (row,) = local_lipschitz(Sorted(), torch.randn(1, 3, 4)).rows
+    assert row.upper is not None, "at the point itself it is the Jacobian's norm"
+    with pytest.raises(NormError, match="blocks='head' matches no module; there are norm1"):
+        local_lipschitz(network("vit block")[0], torch.randn(1, 3, DIM), blocks="head")
+    with pytest.raises(NormError, match="radius"):
+        local_lipschitz(Sorted(), torch.randn(1, 3, 4), -1)
+
+
+def test_the_bound_on_all_inputs_says_what_is_known():
+    bound = opnorm.lipschitz_bound(Attention(DIM, 2), torch.zeros(1, 4, DIM))
+    assert "scaled_dot_product_attention" in bound.reason
+    assert "opnorm.local_lipschitz" in bound.reason
