@@ -410,7 +410,7 @@ UNKNOWN = {
     "random": (Net(lambda s, x: x + torch.rand(2)), "random"),
     "random like": (Net(lambda s, x: x * torch.rand_like(x)), "random"),
     "dropout always": (Net(lambda s, x: F.dropout(x, 0.5, training=True)), "random|drops"),
-    "attention": (nn.TransformerEncoderLayer(2, 1, 4), "multi_head_attention_forward.*no rule"),
+    "attention": (nn.TransformerEncoderLayer(2, 1, 4), "no Lipschitz constant on all inputs.*local_lipschitz"),
     "rnn": (Net(lambda s, x: s.r(x)[0], r=nn.GRU(2, 2)), "gru.*no rule"),
     "another forward": (type("Twice", (nn.Tanh,), {"forward": lambda s, x: torch.special.i1(x)})(), "no rule"),
     "nan": (nn.Sequential(nn.Linear(2, 2), weights(nn.Linear(2, 2), [[math.nan, 0], [0, 0]])), "1 .*NaN"),
