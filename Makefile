@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help run results results-page gallery test test-slow coverage lint wheel docs bench bench-training bench-attacks bench-jacobian bench-gpu bench-scaling clean
+.PHONY: help run results results-page benchmarks-page gallery test test-slow coverage lint wheel docs bench bench-training bench-attacks bench-jacobian bench-gpu bench-scaling clean
 help:
 	@echo "make run        train a network in 28 ways on real images and write the page that compares them"
 	@echo "make results    every study of the papers at the size laptop (hours): results/ and docs/results.md"
@@ -33,6 +33,9 @@ results: $(VENV)/.core
 
 results-page: $(VENV)/.core
 	$(BIN)/python docs/write_results.py
+
+benchmarks-page: $(VENV)/.core
+	$(BIN)/python docs/write_benchmarks.py
 
 gallery: $(VENV)/.core
 	$(BIN)/python docs/write_gallery.py

@@ -81,7 +81,7 @@ def _analyses_table(section):
             count = "all" if points is None or points.default is None else str(points.default)
             count = "none" if section == "weights" else count
             first = "first " if count not in ("all", "none") and "first ``points``" in text else ""
-            result = text.splitlines()[0].replace("|", "\\|")
+            result = method_pages.cell(text.splitlines()[0])
             lines.append(
                 f"| `{one.name}` | {result} | {first}{count} | {source[1].strip('.') if source else ''} |"
             )
@@ -135,8 +135,14 @@ def _check_reference(app, env):
         logging.getLogger(__name__).warning("%s is public and has no entry in the reference", name)
 
 
+def _skip(app, what, name, obj, skip, options):
+    """The fields of a named tuple are in its docstring."""
+    return True if inspect.isdatadescriptor(obj) and "Alias for field" in (obj.__doc__ or "") else None
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.connect("autodoc-skip-member", _skip)
     app.connect("builder-inited", _write_pages)
     app.connect("source-read", _read)
     app.connect("missing-reference", _find)

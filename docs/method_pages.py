@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,15 +98,19 @@ def index_page(found: list[Method]) -> str:
         "[the list of names](../names.md)."
     ]
     for kind, title in TITLES.items():
-        rows = [f"| [`{m.name}`]({m.name}.md) | {_cell(m.sentence)} |" for m in found if m.kind == kind]
+        rows = [f"| [`{m.name}`]({m.name}.md) | {cell(m.sentence)} |" for m in found if m.kind == kind]
         parts.append(f"## {title}\n\n| method | what it is |\n|---|---|\n" + "\n".join(rows))
     listed = "\n".join(m.name for kind in TITLES for m in found if m.kind == kind)
     parts.append(f"```{{toctree}}\n:hidden:\n\n{listed}\n```")
     return "\n\n".join(parts) + "\n"
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("*", "\\*").replace("_", "\\_")
+def cell(text: str) -> str:
+    """A sentence of a docstring as a cell of a table in Markdown: names as code, everything else as it is written."""
+    text = re.sub(r"(?::\w+:)?`+~?([^`]+)`+", r"`\1`", text)
+    pieces = re.split(r"(`[^`]*`)", text)
+    pieces[::2] = [re.sub(r"[\\*_]", r"\\\g<0>", piece) for piece in pieces[::2]]
+    return "".join(pieces).replace("|", "\\|")
 
 
 def names_table() -> str:

@@ -8,7 +8,7 @@ import itertools
 import pkgutil
 from typing import Any
 
-from method_pages import methods
+from method_pages import cell, methods
 
 import opnorm
 
@@ -95,7 +95,8 @@ def _entry(module: str, name: str) -> str:
         return f".. py:data:: {name}\n   :module: {module}\n\n   {_comment(module, name)}"
     if (place := places()[id(value)]) != path or id(value) in on_method_pages():
         role = "class" if inspect.isclass(value) else "func"
-        return f"- ``{path}``: :py:{role}:`{place}`"
+        here = "" if place == path else f"``{path}``: "
+        return f"- {here}:py:{role}:`{place}`"
     if inspect.isclass(value):
         return f".. autoclass:: {path}\n   :members:"
     return f".. autofunction:: {path}"
@@ -130,9 +131,7 @@ def short_list(text: str) -> str:
             value = _value(module, each)
             if _is_documented_once(value):
                 role = "class" if inspect.isclass(value) else "func"
-                first = (inspect.getdoc(value) or "").partition("\n")[0]
-                for mark in "\\|*_":
-                    first = first.replace(mark, f"\\{mark}")
+                first = cell((inspect.getdoc(value) or "").partition("\n")[0])
                 rows.append(f"| {{py:{role}}}`{module}.{each}` | {first} |")
     return "| name | what it is |\n|---|---|\n" + "\n".join(rows)
 
@@ -142,9 +141,7 @@ def index_page() -> str:
     rows = []
     for module in public_modules():
         text = (inspect.getdoc(importlib.import_module(module)) or "").partition("\n\n")[0].replace("\n", " ")
-        rows.append(
-            f"| [`{module}`]({module}.md) | {text.replace('|', chr(92) + '|').replace('*', chr(92) + '*')} |"
-        )
+        rows.append(f"| [`{module}`]({module}.md) | {cell(text)} |")
     listed = "\n".join(public_modules())
     return (
         "# Every public name\n\nOne page for each module. What [the short list](../api.md) names is meant for users "

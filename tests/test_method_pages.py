@@ -61,7 +61,9 @@ def test_a_method_is_found_by_its_other_names(searched, page):
 
 def test_every_public_name_is_in_the_reference():
     pages = "\n".join([*reference_pages.pages().values(), *method_pages.pages().values()])
-    documented = set(re.findall(r"^(?:\.\. auto(?:function|class):: |- ``)([\w.]+)", pages, re.MULTILINE))
+    documented = set(
+        re.findall(r"^(?:\.\. auto(?:function|class):: |- ``|- :py:\w+:`)([\w.]+)", pages, re.MULTILINE)
+    )
     constants = re.findall(r"^\.\. py:data:: (\w+)\n   :module: ([\w.]+)", pages, re.MULTILINE)
     documented |= {f"{module}.{name}" for name, module in constants}
     modules = {"opnorm"} | {found.name for found in pkgutil.walk_packages(opnorm.__path__, "opnorm.")}
@@ -88,3 +90,13 @@ def test_the_short_list_names_what_exists():
     ):
         rows = reference_pages.short_list(names).splitlines()[2:]
         assert len(rows) >= len(names.split())
+
+
+def test_every_page_is_in_the_table_of_contents():
+    text = (DOCS / "index.md").read_text(encoding="utf-8")
+    listed = " ".join(
+        re.findall(r"^```{toctree}\n(?::[^\n]*\n)*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    ).split()
+    pages = {path.stem for path in DOCS.glob("*.md")} - {"index"}
+    assert {name for name in listed if "/" not in name} == pages
+    assert len(listed) == len(set(listed))
