@@ -158,7 +158,7 @@ def local_lipschitz(
         >>> import torch
         >>> _ = torch.manual_seed(0)
         >>> layer = torch.nn.TransformerEncoderLayer(16, 4, 32, activation="gelu", batch_first=True)
-        >>> (row,) = opnorm.local_lipschitz(layer, torch.randn(1, 5, 16), radius=0.01).rows
+        >>> (row,) = local_lipschitz(layer, torch.randn(1, 5, 16), radius=0.01).rows
         >>> row.lower <= row.upper <= 3 * row.lower
         True
     """
