@@ -25,7 +25,7 @@ def softmax(a: Operand, output: Tensor, axis: int) -> Known:
       the third central moment E[(h - E h)³] of h under p, at most (max h - min h) Var(h) ≤ √2 ‖J‖_2 for ‖h‖_2 = 1. So J
       changes by at most √2 ρ sup ‖J‖_2; and by at most sup ‖J‖_2, as a difference of two positive semidefinite matrices.
 
-    Source: Yudin et al. 2025 have ‖J‖_2 in closed form; Castin, Ablin & Peyré 2024 bound it by the scores.
+    Source: Yudin et al. 2025 for ‖J‖_2, which they have in closed form; the rest is proved above.
     """
     p = output.double()
     if not bool(p.isfinite().all()):
