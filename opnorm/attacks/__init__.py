@@ -21,6 +21,7 @@ from opnorm.attacks._fab import fab
 from opnorm.attacks._pgd import Attack, fgsm, pgd
 from opnorm.attacks._square import square
 from opnorm.attacks.minimum_norm import MinimumNormPoints, accuracy_curve, minimal_eps
+from opnorm.attacks.other_packages import as_foolbox, as_torchattacks, external
 
 __all__ = [
     "Attack",
@@ -29,7 +30,10 @@ __all__ = [
     "MinimumNormPoints",
     "accuracy_curve",
     "apgd",
+    "as_foolbox",
+    "as_torchattacks",
     "autoattack",
+    "external",
     "fab",
     "fgsm",
     "minimal_eps",
