@@ -159,8 +159,12 @@ def test_a_cluster_of_this_machine_is_started_and_ended(tiny, store, until):
 
 
 @pytest.mark.slow
-def test_rays_client(nodes, tiny, store):
-    (result,) = run_study(few([tiny]), store, engine=RayEngine(f"ray://127.0.0.1:{CLIENT_PORT}"))
+@pytest.mark.parametrize("how", ["client", "job"])
+def test_other_ways_to_a_cluster(nodes, tiny, store, monkeypatch, how):
+    if how == "job":
+        monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+    engine = RayEngine(f"ray://127.0.0.1:{CLIENT_PORT}" if how == "client" else None)
+    (result,) = run_study(few([tiny]), store, engine=engine)
     assert not result.failure
     assert result.rows
 
