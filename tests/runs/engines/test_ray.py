@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 from dataclasses import replace
 from itertools import pairwise
@@ -60,7 +61,17 @@ def nodes(two_nodes):
     return two_nodes
 
 
-def test_a_node_is_killed_and_the_object_stores_are_full(nodes, tiny, store, tmp_path, seeds, same):
+def a_node(nodes):
+    nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+
+
+def a_process(nodes):
+    busy = [pid for pid in children(os.getpid()) if processes.command_of(pid).startswith("ray::run_task")]
+    os.kill(busy[0], signal.SIGKILL)
+
+
+@pytest.mark.parametrize("kill", [a_node, pytest.param(a_process, marks=pytest.mark.slow)])
+def test_something_is_killed_and_the_object_stores_are_full(nodes, tiny, store, tmp_path, seeds, same, kill):
     runs, local = seeds(replace(tiny, epochs=EPOCHS), 2), Store(tmp_path / "local")
     bad = replace(tiny, optimizer="sgd(lr=1e30)", batch=16)
     run_study(few([*runs, bad]), local, engine=LocalEngine(1, cpus=1))
@@ -70,8 +81,8 @@ def test_a_node_is_killed_and_the_object_stores_are_full(nodes, tiny, store, tmp
         def progress(event):
             news.append(event)
             if not killed and "epoch" in event.text and event.share > 0.1:
-                killed.append(next(iter(nodes.worker_nodes)))  # both have a run
-                nodes.remove_node(killed[0], allow_graceful=False)
+                killed.append(event)
+                kill(nodes)  # both nodes have a run
 
         full = full_object_stores(ray)
         results = run_study(few([*runs, bad]), store, engine=RayEngine(nodes.address), progress=progress)
