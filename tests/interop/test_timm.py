@@ -11,7 +11,7 @@ pytest.importorskip(
     reason="the extra timm is optional, and needs the torchvision that belongs to torch",
     exc_type=(ImportError, RuntimeError),
 )
-NAMES = ["resnet10t", "vit_tiny_patch16_224", "convnext_atto"]
+NAMES = [pytest.param("resnet10t", marks=pytest.mark.slow), "vit_tiny_patch16_224", "convnext_atto"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -20,6 +20,6 @@ def test_networks(name):
     model, x = timm(name, in_shape=(1, 32, 32), classes=3).eval(), torch.rand(6, 1, 32, 32)
     check_measured(model, x)
     check_jacobian(model, x)
-    if name == NAMES[0]:
+    if name == "resnet10t":
         check_attacked(model, x)
         check_trained(model, x)
