@@ -1,7 +1,7 @@
 """Geometry of convolutions: sizes, strides and padding, one entry per spatial axis."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ __all__ = [
     "check_padding",
     "conv_geometry",
     "pad_index",
+    "pad_or_crop",
     "padding_maps",
     "same_padding",
     "transpose_geometry",
@@ -142,13 +143,24 @@ def pad_index(size: int, before: int, after: int, mode: str = "zeros") -> tuple[
     return tuple(size - 1 - abs(size - 1 - abs(h)) for h in positions)
 
 
+def pad_or_crop(v: Tensor, pads: Sequence[int]) -> Tensor:
+    """Zeros on the sides where the number is positive, less entries where it is negative, in the order of ``F.pad``.
+
+    ``F.pad`` crops first, and fails where one side loses more than there is before the other side gets its zeros.
+    """
+    if min(pads) < 0 < max(pads):
+        v = F.pad(v, [max(p, 0) for p in pads])
+        pads = [min(p, 0) for p in pads]
+    return F.pad(v, list(pads))
+
+
 def padding_maps(
     geometry: ConvGeometry, in_size: Shape, device: torch.device
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """The padding of the spatial axes, and its adjoint, which adds every copy of a pixel back onto it."""
     if geometry.mode == "zeros":
         pads = [p for pair in reversed(geometry.padding) for p in pair]
-        return lambda v: F.pad(v, pads), lambda u: F.pad(u, [-p for p in pads])
+        return lambda v: pad_or_crop(v, pads), lambda u: pad_or_crop(u, [-p for p in pads])
     index = [
         torch.tensor(pad_index(n, *p, geometry.mode), device=device)
         for n, p in zip(in_size, geometry.padding, strict=True)

@@ -1,7 +1,7 @@
 """The forward of a network as a graph, down to the layers that opnorm has formulas for."""
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -154,9 +154,9 @@ def shifted(t: Tensor, seed: int = 0) -> Tensor:
 def mixes_points(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether an output depends on two points of a batch, as it does after a softmax along the batch axis.
 
-    A batch is run with another one behind it; then the first of the two is changed, and the second one. No number of the
-    outputs may change both times, and each change must be as large as that of a batch alone. A model that takes no second
-    batch has none to mix.
+    The example is run in a batch of five, since windows along the batch axis may overlap in long batches only, or of two
+    where it takes no five. Then two neighbors are changed, one by one. No number of the outputs may change both times, and
+    each change must be as large as that of an example alone. A model that takes no such batch has none to mix.
     """
     sizes = [len(t) for t in tensors_in((args, kwargs)) if t.is_floating_point() and t.ndim]
 
@@ -167,25 +167,29 @@ def mixes_points(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
         return tensors_in(model(*map_tensors(args, joined), **map_tensors(kwargs, joined)))
 
-    if not sizes:
-        return False
-    try:
-        both, other_first, other_second = outputs(1, 2), outputs(3, 2), outputs(1, 3)
-        alone, other = outputs(1), outputs(3)
-    except Exception:  # noqa: BLE001 - of the user's own network, which need not take such a batch
-        return False
-    for i, out in enumerate(both):
-        if bool((_changed(out, other_first[i]) & _changed(out, other_second[i])).any()):
-            return True
-        change, change_alone = _distance(out, other_first[i]), _distance(alone[i], other[i])
-        rounding = (
-            1e-5 * math.sqrt(out.numel()) * float(out.double().nan_to_num().abs().max())
-            if out.numel()
-            else 0.0
+    batches: list[tuple[Sequence[int], int, int, Sequence[int]]] = [((1, 2), 3, 4, (5,)), ((), 1, 2, ())]
+    for before, one, other, after in batches if sizes else []:
+        try:
+            all_of_them = outputs(*before, one, other, *after)
+            changed = outputs(*before, 6, other, *after), outputs(*before, one, 6, *after)
+            alone, new = (outputs(one), outputs(other)), outputs(6)
+        except Exception:  # noqa: BLE001 - of the user's own network, which need not take such a batch
+            continue
+        return any(
+            bool((_changed(out, changed[0][i]) & _changed(out, changed[1][i])).any())
+            or any(_unlike(out, c[i], a[i], new[i]) for c, a in zip(changed, alone, strict=True))
+            for i, out in enumerate(all_of_them)
         )
-        if abs(change - change_alone) > 1e-4 * change_alone + rounding:
-            return True
     return False
+
+
+def _unlike(out: Tensor, changed: Tensor, alone: Tensor, new: Tensor) -> bool:
+    """Whether the change in a batch has another length than that of the example alone, up to rounding."""
+    if not out.numel():
+        return False
+    change, change_alone = _distance(out, changed), _distance(alone, new)
+    rounding = 1e-5 * math.sqrt(out.numel()) * float(out.double().nan_to_num().abs().max())
+    return abs(change - change_alone) > 1e-4 * change_alone + rounding
 
 
 def _distance(a: Tensor, b: Tensor) -> float:

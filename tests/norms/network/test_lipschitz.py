@@ -385,6 +385,8 @@ UNKNOWN = {
     "sum of the batch": (Net(lambda s, x: x.sum(0)), "several points of a batch"),
     "the last point twice": (Net(lambda s, x: x[torch.tensor([-1, -1])]), "several points of a batch"),
     "mean of the batch": (Net(lambda s, x: x - x.mean(0, keepdim=True)), "several points of a batch"),
+    "windows of the batch": (Net(lambda s, x: x.unfold(0, min(2, len(x)), 1)), "several points of a batch"),
+    "windows of four points": (Net(lambda s, x: x.unfold(0, min(4, len(x)), 1)), "several points of a batch"),
     "written into a view of a split": (Net(written_split, a=w()), "writes into"),
     "written into a view by out": (Net(written_view, a=w()), "writes"),
     "control flow": (Control(), "control flow"),

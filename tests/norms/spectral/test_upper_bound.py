@@ -103,6 +103,18 @@ def test_interval_holds_the_truth(case):
         holds(*case)
 
 
+@pytest.mark.parametrize("dilation", [3, 5])
+@pytest.mark.parametrize("padding", [0, 1, 4])
+@pytest.mark.parametrize("kind", [nn.ConvTranspose1d, nn.ConvTranspose2d])
+def test_transposed_kernels_wider_than_the_map(kind, padding, dilation):
+    """Their adjoint pads one side by more than it leaves of the other."""
+    layer = kind(1, 1, 3, padding=padding, dilation=dilation)
+    for size in (1, 2):
+        shape = (1, *(size,) * (layer.weight.ndim - 2))
+        if assume_fits(layer, shape):
+            holds(layer, shape)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @examples(10_000)
