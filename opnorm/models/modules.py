@@ -48,6 +48,7 @@ class Normalize(nn.Module):
 
     def __init__(self, channels: int, mean: Pixels = None, std: Pixels = None) -> None:
         super().__init__()
+        check_count("channels", channels, error=ModelError)
         for name, given, neutral in (("mean", mean, 0.0), ("std", std, 1.0)):
             value = neutral if given is None else given
             try:

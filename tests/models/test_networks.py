@@ -478,6 +478,12 @@ def test_every_network_is_listed():
     assert small | {"file", "hf", "timm"} == set(names("model")), "add a line to SMALL"
 
 
+@pytest.mark.parametrize("channels", [[0.3], 0, 2.0, None])
+def test_normalize_takes_a_number_of_channels_first(channels):
+    with pytest.raises(ModelError, match=r"channels=.*: expected a whole number"):
+        Normalize(channels, [0.35])
+
+
 def test_normalize_refuses_another_number_of_channels():
     layer = Normalize(3, 0.5, (0.1, 0.2, 0.5))
     x = torch.rand(2, 3, 4, 4)
