@@ -51,8 +51,8 @@ class Method(NamedTuple):
 
     @property
     def page(self) -> str:
-        """The page's name below docs/."""
-        return f"methods/{self.name}"
+        """The page's name below docs/; an analysis may have the name of the norm that it measures."""
+        return f"methods/{self.name}" + "_norm" * (self.kind == "norm" and self.name in names("analysis"))
 
 
 def methods() -> Iterator[Method]:

@@ -139,7 +139,7 @@ NORMS: list[tuple[Callable[[], Any], type[OpnormError], str]] = [
     (lambda: norms.linear_linf(CONV.weight), NormError, r"\(3, 1, 3, 3\); expected a matrix"),
     (lambda: norms.folded(CONV, None), ModelError, "None is no network"),
     (lambda: norms.compare(MODEL, MODEL), NormError, "a Sequential is no table of norms"),
-    (lambda: norms.NormTable.from_json("[" * 100_000), NormError, "no table of norms"),
+    (lambda: norms.NormTable.from_json("[" * 100_000), NormError, "expected a table of norms"),
     (lambda: lipschitz_bound(MODEL.state_dict(), X), ModelError, "OrderedDict"),
     (lambda: lipschitz_bound(MODEL, X, 3), NormError, "ord=3"),
 ]  # fmt: skip

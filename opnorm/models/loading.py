@@ -12,8 +12,8 @@ from opnorm import spec
 from opnorm._core import files
 from opnorm._core.argument_checks import check_module
 from opnorm._core.layers import unwrap
+from opnorm._core.weight_paths import INDEX, as_path, cause, check_there, in_folder, of_index
 from opnorm.errors import ModelError, SpecError
-from opnorm.models.paths import INDEX, as_path, cause, check_there, in_folder, of_index
 from opnorm.models.state_dicts import fill, plain_state_dict, state_dicts_in
 
 __all__ = [

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from opnorm._core.files import read_json
+from opnorm._core.weight_paths import ADAPTER
 from opnorm.errors import ModelError, RunError
-from opnorm.models.paths import ADAPTER
 from opnorm.models.weight_files import StoredTensor, WeightFiles, open_weights
 from opnorm.norms.spectral.large_matrix import PanelMatrix
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from opnorm._core.weight_paths import INDEX, as_path, cause, check_there, in_folder, of_index
 from opnorm.errors import ModelError
 from opnorm.models.loading import SPEC_KEY, read_state_dicts
-from opnorm.models.paths import INDEX, as_path, cause, check_there, in_folder, of_index
 from opnorm.models.state_dicts import AVERAGES
 
 __all__ = ["StoredTensor", "WeightFiles", "open_weights"]

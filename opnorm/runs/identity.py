@@ -21,7 +21,7 @@ from typing import Any
 
 import opnorm
 from opnorm import spec
-from opnorm.models.paths import INDEX, shards_of
+from opnorm._core.weight_paths import INDEX, shards_of
 
 __all__ = ["hash_of", "identity", "same_outputs", "sources", "with_full_paths"]
 

@@ -529,7 +529,8 @@ def test_ctrl_c_while_torch_loads(tmp_path, until):
 
 
 @pytest.mark.parametrize(
-    ("command", "kept"), [("train", True), ("attack", True), ("analyze", True), ("norms", False)]
+    ("command", "kept"),
+    [(("train",), True), (("attack", "RUN"), True), (("analyze", "RUN"), True), (("norms", "mlp()"), False)],
 )
 def test_what_is_said_after_ctrl_c(cli, monkeypatch, command, kept):
     from opnorm.cli import commands
@@ -538,7 +539,7 @@ def test_what_is_said_after_ctrl_c(cli, monkeypatch, command, kept):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(commands.app, "cli", interrupted)
-    status, out, err = cli(command)
+    status, out, err = cli(*command)
     sentence = "; what was done is kept, and the same command goes on from there" if kept else ""
     assert (status, out, err) == (130, "", f"stopped{sentence}\n")
 
@@ -581,7 +582,7 @@ def test_make_says_what_it_would_do():
     root = Path(__file__).parents[2]
 
     alone = {
-        k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k != "MFLAGS"
+        k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k not in ("MFLAGS", "ARGS")
     }  # not make's own child
 
     def dry(target: str) -> str:

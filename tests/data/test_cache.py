@@ -49,6 +49,7 @@ class TestCache:
 
     def test_a_renamed_part_is_read_again(self, hub):
         parquet(str(hub[0]))
+        (hub[0] / "data/train-00000-of-00002.parquet").rename(hub[0] / "data/train.parquet")
         (hub[0] / "data/train-00001-of-00002.parquet").rename(hub[0] / "data/other.parquet")
         assert len(parquet(str(hub[0])).train.labels) == 6
 

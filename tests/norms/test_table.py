@@ -521,7 +521,7 @@ def test_json_comes_back_and_csv_and_markdown_have_every_row():
     assert len({line.count("|") for line in markdown if line.startswith("|")}) == 1
     assert table.to_html().count("<tr>") == 4
     for text in ("3", "{}", "[1]", "no"):
-        with pytest.raises(NormError, match="no table of norms"):
+        with pytest.raises(NormError, match="expected a table of norms"):
             NormTable.from_json(text)
 
 

@@ -142,8 +142,7 @@ def local_lipschitz(
         radius: r, of the ball around the input of each block and of the network: the same number for each.
         blocks: patterns of module names, such as ``"blocks.*.attn"``; by default the innermost entries of ``nn.Sequential``
             and ``nn.ModuleList`` that are no single layers. The first call of a module counts.
-        steps: of each Lanczos iteration, whose upper end is right with probability 1 - 1e-9; a block takes one at radius 0,
-            and above 0 up to two more for each of its operations.
+        steps: of each Lanczos iteration, whose end is right with probability 1 - 1e-9; with r > 0 a block takes several.
 
     Returns:
         :class:`LocalTable`, with a row for each block and the network at each point. Where an operation has no bound,
