@@ -22,7 +22,7 @@ __all__ = ["PanelMatrix", "extreme_singular_values", "largest_singular_value"]
 
 DENSE = 512  # up to this many rows or columns, all singular values are computed
 NARROW = 2e-4  # relative widths below which float32 does not do
-CHUNK = 2**20  # entries that are converted to float64 at once
+CHUNK = 5 * 2**20  # entries converted to float64 at once: so many that malloc gives the memory back
 SMALLEST = 2.0**-1000
 
 
