@@ -98,9 +98,9 @@ def index_page(found: list[Method]) -> str:
         "[the list of names](../names.md)."
     ]
     for kind, title in TITLES.items():
-        rows = [f"| [`{m.name}`]({m.name}.md) | {cell(m.sentence)} |" for m in found if m.kind == kind]
+        rows = [f"| [`{m.name}`](../{m.page}.md) | {cell(m.sentence)} |" for m in found if m.kind == kind]
         parts.append(f"## {title}\n\n| method | what it is |\n|---|---|\n" + "\n".join(rows))
-    listed = "\n".join(m.name for kind in TITLES for m in found if m.kind == kind)
+    listed = "\n".join(f"/{m.page}" for kind in TITLES for m in found if m.kind == kind)
     parts.append(f"```{{toctree}}\n:hidden:\n\n{listed}\n```")
     return "\n\n".join(parts) + "\n"
 
