@@ -22,6 +22,7 @@ from opnorm._core.derived_weights import weight_of
 from opnorm._core.layers import IDENTITY, Shape, is_empty_sequence, is_standard, overrides
 from opnorm.errors import NormError
 from opnorm.norms.exact.separable import PADDING
+from opnorm.norms.normalization_constants import normalizing
 
 __all__ = ["copies", "is_copying", "is_nonlinear", "lipschitz", "window_count"]
 
@@ -254,20 +255,6 @@ for _axes in (1, 2, 3):
 # ---------------------------------------------------------------- normalization by the input's own statistics
 
 
-def normalizing(eps: float | None, weight: Tensor | None, ord: float, kind: str) -> float:
-    """Normalization x -> γ z / sqrt(|z|² / n + eps), z = x or x minus its mean.
-
-    With σ² = |z|² / n + eps the Jacobian is (γ/σ) (I - z zᵀ / (n σ²)) P: eigenvalues of the middle factor lie between
-    eps / σ² and 1, P is a projection, and σ ≥ sqrt(eps): ‖J‖_2 ≤ max|γ| / sqrt(eps), reached at z = 0 if γ is constant.
-    """
-    if ord != 2:
-        raise NormError(f"{kind} divides by the input's own size: only its ℓ2 constant is known")
-    if not eps or eps < 0:
-        raise NormError(f"{kind} with eps={eps} has no Lipschitz constant")
-    gain = 1.0 if weight is None else float(weight.detach().double().abs().max())
-    return gain / math.sqrt(eps)
-
-
 @lipschitz.register(nn.LayerNorm)
 @lipschitz.register(nn.GroupNorm)
 @lipschitz.register(nn.RMSNorm)
@@ -276,7 +263,11 @@ def _(layer: Any, ord: float, in_shape: Shape) -> float:
     if eps is None:  # RMSNorm takes that of a type it computes in, which is at least this
         double = weight is None or weight.dtype == torch.float64
         eps = torch.finfo(torch.float64 if double else torch.float32).eps
-    return normalizing(eps, weight, ord, type(layer).__name__)
+    if isinstance(layer, nn.GroupNorm):
+        size = math.prod(in_shape) // layer.num_groups
+    else:
+        size = math.prod(layer.normalized_shape)
+    return normalizing(eps, weight, ord, type(layer).__name__, size, not isinstance(layer, nn.RMSNorm))
 
 
 @lipschitz.register(nn.InstanceNorm1d)
@@ -287,7 +278,7 @@ def _(layer: Any, ord: float, in_shape: Shape) -> float:
     if layer.track_running_stats and layer.running_var is not None:  # a diagonal map in eval mode
         weight = None if weight is None else weight.detach()
         return float(channel_scale(layer.running_var.double(), layer.eps, weight).abs().max())
-    return normalizing(layer.eps, weight, ord, type(layer).__name__)
+    return normalizing(layer.eps, weight, ord, type(layer).__name__, math.prod(in_shape[1:]))
 
 
 # ---------------------------------------------------------------- linear maps that only copy

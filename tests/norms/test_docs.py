@@ -20,7 +20,7 @@ ARGUMENTS = {
     "AdaptiveMaxPool": ((2,), None), "MaxPool": ((2, 1), None), "UpsamplingNearest": ((None, 2), None),
     "Upsample": ((None, 2), None), "Unfold": ((2,), None), "Fold": (((3, 3), 2), (4, 4)),
     "LPPool": ((2, 2), None), "Softmax": ((1,), (5,)), "LogSoftmax": ((1,), (5,)),
-    "LayerNorm": ((5,), (5,)), "GroupNorm": ((2, 4), (4, 5)), "RMSNorm": ((5,), (5,)),
+    "LayerNorm": ((5,), (5,)), "InstanceNorm": ((4,), None), "GroupNorm": ((2, 4), (4, 5)), "RMSNorm": ((5,), (5,)),
     "GLU": ((1,), (4,)), "MultiheadAttention": ((4, 1), (3, 4)), "LSTM": ((4, 2), (3, 4)), "Embedding": ((3, 2), (4,)),
     "ZeroPad": ((1,), None), "ReflectionPad": ((1,), None), "ReplicationPad": ((1,), None), "CircularPad": ((1,), None),
 }  # fmt: skip

@@ -115,17 +115,11 @@ def test_constants_bound_jacobians_and_are_approached(layer, shape):
     ):  # of one entry that is not 0, without 0 / 0
         points += [x + 1e-6 * torch.randn(shape, dtype=torch.float64) for x in peaks]
     for p in ORDS:
-        try:
-            constant = lipschitz(layer, p, shape)
-        except NormError:
-            assert p != 2
-            assert isinstance(layer, nn.LayerNorm | nn.GroupNorm | nn.RMSNorm | nn.InstanceNorm1d)
-            continue
+        constant = lipschitz(layer, p, shape)
         found = max(norm(jacobian(layer, x), p) for x in points)
         assert found <= constant * (1 + 1e-9)
-        affine = (
-            isinstance(layer, nn.LayerNorm) and layer.weight is not None
-        )  # max |γ| need not meet the mean-free inputs
+        # max |γ| need not meet the mean-free inputs, or another γ in its column
+        affine = getattr(layer, "weight", None) is not None and not isinstance(layer, nn.PReLU)
         assert found >= constant * (0.5 if affine else 0.99)
 
 

@@ -13,7 +13,8 @@ from opnorm._core.layers import CONV, TRANSPOSED
 from opnorm.errors import BoundError
 from opnorm.norms.exact.separable import Resize
 from opnorm.norms.network.rules import RULES, FunctionCall, constant, depends, rule
-from opnorm.norms.nonlinear import copies, normalizing
+from opnorm.norms.nonlinear import copies
+from opnorm.norms.normalization_constants import normalizing
 
 __all__ = ["BUILDERS", "RULES", "convolution_layer", "matrix_layer"]
 
@@ -179,7 +180,8 @@ def _(call: FunctionCall) -> float:
     var, weight = call.argument(2, "running_var"), call.argument(3, "weight")
     eps, own = call.argument(7, "eps", 1e-5), call.argument(5, "training", False)
     if call.function == "instance_norm" and (var is None or call.argument(5, "use_input_stats", True)):
-        return call.only_input()[1] * normalizing(eps, weight, call.ord, "it")
+        x, bound = call.only_input()
+        return bound * normalizing(eps, weight, call.ord, "it", math.prod(x.shape[2:]))
     if var is None or (call.function == "batch_norm" and own):
         raise BoundError("batch normalization by the batch's own statistics")
     scale = float(channel_scale(var.double(), eps, weight).abs().max())
@@ -198,10 +200,16 @@ def _(call: FunctionCall) -> float:
     eps = call.argument(3, "eps")
     if eps is None:  # as for nn.RMSNorm
         eps = torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
-    return bound * normalizing(eps, call.argument(2, "weight"), call.ord, "it")
+    size = math.prod(call.argument(1, "normalized_shape"))
+    return bound * normalizing(eps, call.argument(2, "weight"), call.ord, "it", size, centered=False)
 
 
 @rule("layer_norm group_norm")
 def _(call: FunctionCall) -> float:
+    x, bound = call.only_input()
+    if call.function == "layer_norm":
+        size = math.prod(call.argument(1, "normalized_shape"))
+    else:
+        size = math.prod(x.shape[1:]) // call.argument(1, "num_groups")
     eps, weight = call.argument(4, "eps", 1e-5), call.argument(2, "weight")
-    return call.only_input()[1] * normalizing(eps, weight, call.ord, "it")
+    return bound * normalizing(eps, weight, call.ord, "it", size)

@@ -10,7 +10,7 @@ from torch import fx
 
 from opnorm.norms.network.rules import FunctionCall
 from opnorm.norms.network.walk import operation_of
-from opnorm.norms.nonlinear import normalizing
+from opnorm.norms.normalization_constants import normalizing
 
 __all__ = ["Quotient", "normalization", "quotient"]
 
@@ -22,7 +22,7 @@ def normalization(
 ) -> float | None:
     """The bound at a node that divides a value by its root mean square, or subtracts its mean; None at any other.
 
-        y = x / sqrt(mean(x²) + eps):  ‖J‖_2 ≤ 1 / sqrt(eps), as for RMSNorm;
+        y = x / sqrt(mean(x²) + eps):  as for RMSNorm, and as for LayerNorm where x is another value minus its mean;
         y = x - mean(x):               J = I - 1 1ᵀ / n:  ‖J‖_2 = 1,  ‖J‖_1 = ‖J‖_∞ = 2 (1 - 1/n).
 
     Args:
@@ -38,7 +38,12 @@ def normalization(
             size = call.args[0].numel() / max(1, call.args[1].numel())
             return bound_of(x) * (1.0 if call.ord == 2 else 2 * (1 - 1 / size))
     found = quotient(n, written)
-    return None if found is None else bound_of(found.x) * normalizing(found.eps, None, call.ord, "it")
+    if found is None:
+        return None
+    size = call.output.numel() // max(1, min(a.numel() for a in call.args))
+    before = graph.centered(found.x, found.axes)
+    x = found.x if before is None else before
+    return bound_of(x) * normalizing(found.eps, None, call.ord, "it", size, before is not None)
 
 
 class Quotient(NamedTuple):
@@ -49,21 +54,23 @@ class Quotient(NamedTuple):
         size: the node of sqrt(mean(x²) + eps), or of its inverse.
         inverse: whether it is the inverse.
         eps: a number.
+        axes: of the mean.
     """
 
     x: fx.Node
     size: fx.Node
     inverse: bool
     eps: float
+    axes: Any
 
 
 def quotient(n: fx.Node, written: Collection[fx.Node]) -> Quotient | None:
     """What a node divides by its root mean square; None at any other node."""
     graph = _Graph(written)
     for x, other, inverse in graph.quotients(n):
-        eps = graph.root_mean_square(other, x, inverse)
-        if eps is not None:
-            return Quotient(x, other, inverse, eps)
+        found = graph.root_mean_square(other, x, inverse)
+        if found is not None:
+            return Quotient(x, other, inverse, *found)
     return None
 
 
@@ -89,8 +96,8 @@ class _Graph:
             return [(a, b, False)]
         return [(a, b, True), (b, a, True)] if self.arguments(n, MUL) else []
 
-    def root_mean_square(self, s: Any, x: Any, inverse: bool) -> float | None:
-        """The eps of s = (mean(x²) + eps)^(-1/2), or ^(1/2); None of any other."""
+    def root_mean_square(self, s: Any, x: Any, inverse: bool) -> tuple[float, Any] | None:
+        """The eps of s = (mean(x²) + eps)^(-1/2), or ^(1/2), and the axes of the mean; None of any other."""
         if not isinstance(s, fx.Node) or s.kwargs:
             return None
         root, power = (("rsqrt",), -0.5) if inverse else (("sqrt",), 0.5)
@@ -114,8 +121,17 @@ class _Graph:
                 and not isinstance(eps, bool)
                 and self.is_square(mean[0], x)
             ):
-                return float(eps)
+                return float(eps), mean[1]
         return None
+
+    def centered(self, x: Any, axes: Any) -> fx.Node | None:
+        """The value that x is, minus its mean along these axes; None where it is not."""
+        args = self.arguments(x, SUB)
+        if not args or len(args) != 2 or x.kwargs:
+            return None
+        mean = self.mean_of(args[1])
+        is_own = mean is not None and mean[1] == axes and self.is_same(mean[0], args[0])
+        return args[0] if is_own else None
 
     def mean_of(self, n: Any) -> tuple[Any, Any] | None:
         """(x, axes) of mean(x, axes, keepdim=True)."""
