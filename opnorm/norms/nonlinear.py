@@ -263,10 +263,8 @@ def _(layer: Any, ord: float, in_shape: Shape) -> float:
     if eps is None:  # RMSNorm takes that of a type it computes in, which is at least this
         double = weight is None or weight.dtype == torch.float64
         eps = torch.finfo(torch.float64 if double else torch.float32).eps
-    if isinstance(layer, nn.GroupNorm):
-        size = math.prod(in_shape) // layer.num_groups
-    else:
-        size = math.prod(layer.normalized_shape)
+    grouped = isinstance(layer, nn.GroupNorm)
+    size = math.prod(in_shape) // layer.num_groups if grouped else math.prod(layer.normalized_shape)
     return normalizing(eps, weight, ord, type(layer).__name__, size, not isinstance(layer, nn.RMSNorm))
 
 
