@@ -23,13 +23,12 @@ x = data.test.images[:20].float() / 255
 table = opnorm.measure(model.eval(), x[:1])
 layers = [row for row in table.rows if row.kind in ("Conv2d", "Linear")]
 names = {1: "ℓ1", 2: "ℓ2", math.inf: "ℓ∞"}
-points = [
-    Point(names[p], "gain", i + 1, float(row.norms[p].upper)) for i, row in enumerate(layers) for p in names
-]
+points = [Point(names[p], "gain", row.layer, float(row.norms[p].upper)) for row in layers for p in names]
 heading = Heading(
     "layer-gains", "Gain of each layer", "The norms of linear and convolutional layers, in order."
 )
-chart = draw_curves(points, [], heading, {"gain": Panel("Norm", log=True)}, Axis("layer"))
+axis = Axis("layer", names=tuple(row.layer for row in layers))
+chart = draw_curves(points, [], heading, {"gain": Panel("Norm", log=True)}, axis)
 chart
 
 # %%

@@ -40,8 +40,9 @@ attacks = {
 }
 points, shares = [], {}
 for name, model in {"plain": network.eval(), "rounded input": Rounded(network).eval()}.items():
+    right = model(x).argmax(1) == y  # an image that is misclassified before the attack stays so
     for attack, run in attacks.items():
-        shares[name, attack] = (model(run(model, x, y)).argmax(1) == y).double().mean().item()
+        shares[name, attack] = (right & (model(run(model, x, y)).argmax(1) == y)).double().mean().item()
         points.append(Point(name, "accuracy", attack, shares[name, attack]))
 heading = Heading(
     "masked-gradients", "Accuracy under three attacks", "A gap between PGD and Square: masked gradients."

@@ -28,7 +28,8 @@ PAPER: dict[str, Any] = {
         "titleColor": "black",
         "titleFontWeight": "normal",
     },
-    "legend": {"labelColor": "black"},
+    # a font that is not there is replaced by a wider one: labels of columns need room between them
+    "legend": {"labelColor": "black", "columnPadding": 24},
     "title": {"color": "black", "fontSize": 12},
 }
 """Vega-Lite's configuration of a saved figure, black on white."""
