@@ -46,17 +46,14 @@ def _run(args: list[str]) -> None:
             return print(f"opnorm {__version__}")
         from opnorm.cli.arguments import checked  # here, so that Ctrl-C while it is loaded is handled below
         from opnorm.cli.commands import COMMANDS, app
+        from opnorm.cli.help import overview
 
         args = _completion(args) or checked(args, COMMANDS)
         helps = bool({"-h", "--help"} & {*args})
         with flush(), help_without_colors() if helps else nullcontext():
-            app.cli(
-                prog="opnorm",
-                description="Operator norms of neural networks: measure them, train with them kept small, see what they "
-                "did. Add --debug to any command for a traceback; --version says which opnorm this is; "
-                "--print-completion bash (or zsh) prints what completes commands and options by Tab.",
-                args=args,
-            )
+            if args[0] in ("-h", "--help"):
+                return print(overview(COMMANDS))
+            app.cli(prog="opnorm", args=args)
     except KeyboardInterrupt:
         kept = "; what was done is kept, and the same command goes on from there" * (args[0] in RESUMING)
         print(f"stopped{kept}", file=sys.stderr)

@@ -46,11 +46,10 @@ WHAT = (
 class AnalyzeOptions:
     """The options of both commands."""
 
-    data: DataOfRun | None = None
+    data: DataOfRun = None
     what: Annotated[tuple[str, ...], arg(help=WHAT)] = ("all",)
-    points: int | None = (
-        None  # test points of each analysis that takes a sample of them, in place of its own default
-    )
+    points: int | None = None
+    """test points of each analysis that takes a sample of them, in place of its own default"""
     limit: Limit = None
     skip_bad: SkipBad = False
     seed: int = 0  # of the choice of points and of attacks

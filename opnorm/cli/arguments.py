@@ -15,7 +15,7 @@ from tyro.conf import Positional
 
 from opnorm.errors import OpnormError, did_you_mean
 
-__all__ = ["checked"]
+__all__ = ["checked", "plain_type"]
 
 Command = Callable[..., Any]
 
@@ -96,7 +96,7 @@ def _taken(command: Command) -> Iterable[Argument]:
     """What a command takes: its parameters, and the fields of a class of options."""
     hints = get_type_hints(command, include_extras=True)
     for parameter in signature(command).parameters.values():
-        kind, marks = _plain(hints[parameter.name])
+        kind, marks = plain_type(hints[parameter.name])
         if is_dataclass(kind):
             assert isinstance(kind, type)
             of_fields = get_type_hints(kind, include_extras=True)
@@ -107,7 +107,7 @@ def _taken(command: Command) -> Iterable[Argument]:
             yield _argument(name, hints[parameter.name], parameter.default is Parameter.empty)
 
 
-def _plain(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+def plain_type(hint: Any) -> tuple[Any, tuple[Any, ...]]:
     """A type without its annotations and without None; and the annotations."""
     marks: tuple[Any, ...] = ()
     while get_origin(hint) in (Annotated, Union, types.UnionType):
@@ -118,9 +118,9 @@ def _plain(hint: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _argument(name: str, hint: Any, required: bool) -> Argument:
-    kind, _ = _plain(hint)
+    kind, _ = plain_type(hint)
     several = get_origin(kind) is tuple
-    kind = _plain(get_args(kind)[0])[0] if several else kind
+    kind = plain_type(get_args(kind)[0])[0] if several else kind
     choices = get_args(kind) if get_origin(kind) is Literal else ()
     return Argument(
         name.replace("_", "-"), str if choices else kind, several, choices, required and not several

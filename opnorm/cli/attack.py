@@ -34,30 +34,24 @@ __all__ = ["attack"]
 class AttackOptions:
     """The options of the command."""
 
-    data: DataOfRun | None = None
+    data: DataOfRun = None
     norm: str | None = None  # of the ball: 1, 2 or inf; inf when left out
-    eps: tuple[
-        str, ...
-    ] = ()  # its radius in pixel values of [0, 1], such as 0.1, or several; 8/255 when left out
-    attack: str = (
-        "autoattack"  # as a call: 'autoattack', 'pgd(steps=40, restarts=5, stop_at_success=True)', 'fgsm'
-    )
-    version: Literal["standard", "plus", "rand", "fast"] | None = (
-        None  # of AutoAttack: standard as published; rand for models that draw random numbers; fast costs less
-    )
+    eps: tuple[str, ...] = ()
+    """its radius in pixel values of [0, 1], such as 0.1, or several; 8/255 when left out"""
+    attack: str = "autoattack"
+    """as a call: 'autoattack', 'pgd(steps=40, restarts=5, stop_at_success=True)', 'fgsm'"""
+    version: Literal["standard", "plus", "rand", "fast"] | None = None
+    """of AutoAttack: standard as published; rand for models that draw random numbers; fast costs less"""
     skip_bad: SkipBad = False
     limit: int | None = None  # attack at most so many test points, a fixed random choice
     seed: int | None = None  # of the attack's random numbers
-    surrogate: str | None = (
-        None  # another network for the same data: adversarial points of it should not be more successful
-    )
-    save: Path | None = (
-        None  # write the points, clean and perturbed, with index and label, here: a .safetensors file
-    )
+    surrogate: str | None = None
+    """another network for the same data: adversarial points of it should not be more successful"""
+    save: Path | None = None
+    """write the points, clean and perturbed, with index and label, here: a .safetensors file"""
     sheet: Path | None = None  # draw adversarial points: clean, perturbed, difference; a .png file
-    fail_under: str | None = (
-        None  # end with status 1 where the share of the points that stay correct is below this number
-    )
+    fail_under: str | None = None
+    """end with status 1 where the share of the points that stay correct is below this number"""
     out: Results = None
     again: Again = False
     trust: Trust = False

@@ -15,6 +15,7 @@ from opnorm.cli.analyze import analyze, compare
 from opnorm.cli.attack import attack
 from opnorm.cli.doctor import doctor
 from opnorm.cli.exports import export, push
+from opnorm.cli.help import readable
 from opnorm.cli.listing import ls, rm
 from opnorm.cli.measure import norms, separation
 from opnorm.cli.runs import train
@@ -66,4 +67,5 @@ WITHOUT_TORCH = (ls, rm, show)
 
 app = tyro.extras.SubcommandApp()
 for command in COMMANDS:
+    readable(command)
     app.command(name=command.__name__)(command if command in WITHOUT_TORCH else _with_torch(command))

@@ -30,15 +30,12 @@ class NormsOptions:
     input: str | None = None  # shape of one input: 3,32,32; taken from the model's in_shape when left out
     ord: str = "1,2,inf"  # which norms: 1, 2, inf, rms (from RMS to RMS), or pairs such as 1:2, from l1 to l2
     relative_width: str | None = None  # of the l2 intervals: upper / lower - 1 to aim at; 0.005 when left out
-    against: str | None = (
-        None  # a second model or run (or a .json file that --json wrote): how its norms differ, layer by layer; of
-        # weights without a model: a second file, or an adapter: how far each weight moved
-    )
+    against: str | None = None
+    """a second model, run, or what --json wrote: how its norms differ; of weights: how far each one moved"""
     condition: bool = False  # of weights without a model: also the condition, from all singular values; slow
     layers: str = "*"  # only layers whose name or class matches: 'layer1.*', '*conv*', Conv2d
-    fail_over: tuple[
-        str, ...
-    ] = ()  # end with status 1 where a norm is above, or not known: inf=12 of each layer, network:2=1e4 of the whole
+    fail_over: tuple[str, ...] = ()
+    """end with status 1 where a norm is above, or not known: inf=12 of a layer, network:2=1e4 of the whole"""
     plot: Path | None = None  # also draw the norms: a file ending in .svg, .pdf, .png or .html
     out: Results = None
     trust: Trust = False

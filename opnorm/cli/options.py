@@ -30,7 +30,7 @@ ModelRunOrWeights = Annotated[
     ),
 ]
 Data = Annotated[str, arg(help=_DATA)]
-DataOfRun = Annotated[str, arg(help=_DATA + "; that of the run when left out")]
+DataOfRun = Annotated[str | None, arg(help=_DATA + "; that of the run when left out")]
 
 Runs = Annotated[Path, arg(help="folder of runs; what is finished there is found and not run again")]
 Results = Annotated[

@@ -34,9 +34,8 @@ class TrainOptions:
     model: Model = "cnn(width=32)"
     data: Data = "digits()"
     objective: str = "plain"  # what is minimized: 'plain', 'fgsm_at(eps=0.1)', 'pgd_at(eps=8/255)'
-    regularizers: tuple[
-        str, ...
-    ] = ()  # any number of: 'weight_decay(lam=5e-4)' 'norm_decay(p=inf, beta=1e-3)'
+    regularizers: tuple[str, ...] = ()
+    """any number of: 'weight_decay(lam=5e-4)' 'norm_decay(p=inf, beta=1e-3)'"""
     optimizer: str = "sgd"  # 'sgd(lr=0.1, momentum=0.9)'
     schedule: str = "cosine"  # 'cosine', 'step(milestones=(75, 90))', 'constant'
     epochs: int = 10  # passes over the training data
@@ -44,15 +43,13 @@ class TrainOptions:
     augment: tuple[str, ...] = ()  # any number of: 'crop(padding=4)' 'flip()'
     limit: Limit = None
     skip_bad: SkipBad = False
-    precision: Literal["fp32", "bf16", "auto"] = (
-        "fp32"  # bf16: compute under autocast; auto: the faster one here
-    )
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """bf16: compute under autocast; auto: the faster one here"""
     channels_last: bool = False  # memory format of images and weights
     ema: float = 0.0  # decay a step of an average of the weights, such as 0.995; 0 for none
     seed: int = 0  # of everything random
-    analyses: tuple[
-        str, ...
-    ] = ()  # what to find out afterwards; accuracy, robustness, norms, margins when left out
+    analyses: tuple[str, ...] = ()
+    """what to find out afterwards; accuracy, robustness, norms, margins when left out"""
     track: Track = ()
     out: Runs = Path("runs")
     again: Again = False

@@ -30,32 +30,27 @@ class StudyOptions:
     model: str | None = None  # a network as a call: see opnorm train
     seeds: int | None = None  # how many times each way is repeated
     limit: Limit = None
-    size: str | None = (
-        None  # 'laptop' (minutes), 'smoke' (seconds, to see that all works), 'paper' (the published settings)
-    )
+    size: str | None = None
+    """'laptop' (minutes), 'smoke' (seconds, to see that all works), 'paper' (the published settings)"""
     only: str | None = None  # leave out runs whose network or method does not match, such as '*norm decay*'
-    list: bool = (
-        False  # say what studies there are, what each asks, how many runs it has and how long it takes
-    )
+    list: bool = False
+    """say what studies there are, what each asks, how many runs it has and how long it takes"""
     out: Runs = Path("runs")
     again: Again = False
     jobs: int | None = None  # processes side by side; the number of cores, at most 8, when left out
     device: Device = "cpu"
     engine: Literal["local", "ray"] = "local"  # processes of this machine, or a Ray cluster (opnorm[ray])
-    ray_address: str | None = (
-        None  # 'ray://HOST:PORT', 'HOST:PORT' or 'auto'; the cluster of this job, or one of this machine, when left out
-    )
-    storage: str | None = (
-        None  # a URL that all nodes see, such as 's3://bucket/study', where they do not see the folder --out
-    )
+    ray_address: str | None = None
+    """'ray://HOST:PORT', 'HOST:PORT' or 'auto'; the job's cluster, or one of this machine, when left out"""
+    storage: str | None = None
+    """a URL that all nodes see, such as 's3://bucket/study', where they do not see the folder --out"""
     cpus: float | None = None  # cores of a run, a part of one too; whole ones are its threads
     gpus: float | None = None  # GPUs of a run, or the part of one; above 1, a process for each
     processes: int = 1  # that train a run together
     track: Track = ()
     figures: Figures = None
-    keep: Path | None = (
-        None  # also write the report, small and without weights, to KEEP/NAME/, for a repository
-    )
+    keep: Path | None = None
+    """also write the report, small and without weights, to KEEP/NAME/, for a repository"""
     dry_run: bool = False  # list the runs, which are finished and what the others would take, and do nothing
     yes: bool = False  # go on with the size 'paper' on a CPU
     json: Json = False
