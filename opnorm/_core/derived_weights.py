@@ -97,6 +97,9 @@ def use_computed(layer: nn.Module, values: dict[str, Tensor]) -> None:
     )
     for name, value in values.items():
         vars(layer).pop(name, None)
+        for source in (f"{name}_{suffix}" for suffix in ("g", "v", "u", "orig", "mask")):
+            layer._parameters.pop(source, None)
+            layer._buffers.pop(source, None)
         layer.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 

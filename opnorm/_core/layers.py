@@ -36,6 +36,7 @@ __all__ = [
     "is_standard",
     "missing_values",
     "overrides",
+    "plain_copy",
     "unwrap",
 ]
 
@@ -76,17 +77,27 @@ def unwrap(layer: nn.Module) -> nn.Module:
 
 
 def in_float64(layer: Layer) -> Layer:
-    """A copy in float64 and eval mode, without gradients; weights that are computed from others have their values now."""
-    double: dict[int, Tensor] = {}  # what deepcopy takes in the place of each tensor
+    """A copy in float64, as :func:`plain_copy`."""
+    return plain_copy(layer, torch.float64)
+
+
+def plain_copy(layer: Layer, dtype: torch.dtype | None = None) -> Layer:
+    """A copy in eval mode, without gradients; weights that are computed from others are parameters with their values now.
+
+    Args:
+        layer: any module, also one that deepcopy refuses since a weight of it has a history.
+        dtype: of its floating-point tensors; their own when None.
+    """
+    values: dict[int, Tensor] = {}  # what deepcopy takes in the place of each tensor
     for module in layer.modules():
         for t in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
             if isinstance(t, Tensor) and not is_lazy(t):
-                value = t.detach().to(torch.float64 if t.is_floating_point() else t.dtype, copy=True)
-                double[id(t)] = nn.Parameter(value, False) if isinstance(t, nn.Parameter) else value
-    twin = copy.deepcopy(layer, double).eval().requires_grad_(False)
+                value = t.detach().to(dtype if dtype and t.is_floating_point() else t.dtype, copy=True)
+                values[id(t)] = nn.Parameter(value, False) if isinstance(t, nn.Parameter) else value
+    twin = copy.deepcopy(layer, values).eval().requires_grad_(False)
     for module, copied in list(zip(layer.modules(), twin.modules(), strict=True)):
-        if values := computed_tensors(module):
-            use_computed(copied, {name: value.double() for name, value in values.items()})
+        if computed := computed_tensors(module):
+            use_computed(copied, {name: value.to(dtype or value.dtype) for name, value in computed.items()})
     return twin
 
 

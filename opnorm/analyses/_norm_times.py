@@ -1,6 +1,5 @@
 """Time of each way of computing a layer's norm, and a check of the exact ones."""
 
-import copy
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -8,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from opnorm._core.derived_weights import weight_of
+from opnorm._core.layers import in_float64
 from opnorm._core.settings import check_number
 from opnorm.analyses._shared.analysis import Analysis, Cells, Methods, Row, Rows, register
 from opnorm.analyses._shared.layer_rows import numbered, weight_layers
@@ -66,7 +67,7 @@ def _row(call: LayerCall, seconds: float, most: int) -> Row:
         "linf": lambda: float(linf(layer, shape).detach()),
     }
     row: Row = {"layer": call.name, "kind": type(layer).__name__, "in_shape": list(shape)}
-    row |= {"shape": list(getattr(layer, "weight").shape), "threads": torch.get_num_threads()}  # noqa: B009
+    row |= {"shape": list(weight_of(layer).shape), "threads": torch.get_num_threads()}
     found = {name: _time(way, seconds, most) for name, way in ways.items()}
     row["times"] = {name: taken for name, (taken, _) in found.items()}
     row["values"] = {name: value for name, (_, value) in found.items()}
@@ -80,7 +81,7 @@ def _sgl(layer: nn.Module, shape: Sequence[int]) -> float:
         raise NormError("SGL is defined for convolutions")
     if layer.groups != 1 or {*layer.stride, *layer.dilation} != {1}:
         raise NormError("SGL is defined for one group, stride 1 and dilation 1")
-    return sgl_norm(layer.weight.detach(), tuple(shape[1:]))
+    return sgl_norm(weight_of(layer).detach(), tuple(shape[1:]))
 
 
 def _time(way: Callable[[], float], seconds: float, most: int) -> tuple[float | None, float | None]:
@@ -119,7 +120,7 @@ def _whole_differences(
     """
     if getattr(layer, "padding_mode", "zeros") != "zeros" or None in (values["l1"], values["linf"]):
         return None
-    positive = copy.deepcopy(layer).double().requires_grad_(False)
+    positive = in_float64(layer)
     weight, bias = getattr(positive, "weight"), getattr(positive, "bias")  # noqa: B009
     weight.abs_()
     if bias is not None:

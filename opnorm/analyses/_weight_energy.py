@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from opnorm._core.derived_weights import weight_of
 from opnorm.analyses._shared.analysis import Analysis, Cells, Methods, Row, Rows, register
 from opnorm.analyses._shared.layer_rows import names_in_order, weight_layers
 from opnorm.data import Dataset
@@ -28,7 +29,7 @@ def weight_energy() -> Analysis:
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         layers: dict[nn.Module, tuple[str, Any]] = {}
         for call in weight_layers(model, data):
-            weight = call.layer.weight
+            weight = weight_of(call.layer)
             if call.layer not in layers and not any(weight is other for _, other in layers.values()):
                 layers[call.layer] = call.name, weight
         weights = [weight.detach().double() for _, weight in layers.values()]

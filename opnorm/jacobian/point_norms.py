@@ -283,10 +283,16 @@ def spectral_by_products(J: LinearMap, x: Tensor, steps: int, seed: int = 0) -> 
     upper = sigma * upper_factor(J.shape[1], steps, FAILURE_PROBABILITY)
     limit = torch.finfo(J.dtype).tiny / torch.finfo(J.dtype).eps  # shorter products lose digits
     if (sigma < limit).any():
-        zero = (J @ (start / limit) == 0).flatten(1).all(1)
+        zero = (J @ _far(start) == 0).flatten(1).all(1)
         upper = torch.where((sigma < limit) & ~zero, math.inf, upper)
     how = f"Lanczos, {steps} steps: upper end right with probability 1 - {FAILURE_PROBABILITY:g}"
     return PointNorms(sigma, upper, v, residual, how)
+
+
+def _far(direction: Tensor) -> Tensor:
+    """Entries of the same signs, from √M / 2 to √M for the largest number M: no product with a nonzero J underflows."""
+    size = 1 + direction.abs() / per_row(lp_norm(direction, math.inf), direction)
+    return direction.sign() * size * (math.sqrt(torch.finfo(direction.dtype).max) / 2)
 
 
 def _by_products(J: Jacobian, x: Tensor, method: _PowerMethod) -> PointNorms:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from opnorm._core.layers import Shape, is_standard
 from opnorm._core.modes import evaluating
@@ -44,7 +45,7 @@ def _layers(module: nn.Module, x: Tensor, name: str) -> Iterator[ChainLayer]:
             yield from _layers(child, x, f"{name}.{key}".removeprefix("."))
             x = child(x)
         return
-    if list(module.children()) and not isinstance(module, BLOCKS):
+    if list(module.children()) and not isinstance(module, BLOCKS) and not is_parametrized(module):
         raise ModelError(
             f"{name or 'the model'} is a {type(module).__name__}; expected nn.Sequential of layers and of opnorm's residual "
             "blocks, the networks of the theorem"

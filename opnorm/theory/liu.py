@@ -1,13 +1,13 @@
 """Bounds on the input gradient by the norms of the weights, and the gradient itself (Liu et al. 2020)."""
 
-import copy
 import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.layers import LINEAR_OR_CONV, is_standard
+from opnorm._core.derived_weights import weight_of
+from opnorm._core.layers import LINEAR_OR_CONV, in_float64, is_standard
 from opnorm._core.linear_map import linear_map
 from opnorm._core.lp import lp_norm, power_of_two
 from opnorm._core.modes import evaluating, model_state_preserved
@@ -92,7 +92,7 @@ def input_gradient_bound(model: nn.Module, x: Tensor, y: Tensor) -> GradientBoun
     if not isinstance(head.module, nn.Linear):
         raise ModelError(f"the network ends with a {type(head.module).__name__}; expected a linear layer")
     factors = tuple(_block(p) if isinstance(p.module, BLOCKS) else _layer(p) for p in body)
-    rows = lp_norm(head.module.weight.detach().double(), 2)
+    rows = lp_norm(weight_of(head.module).detach().double(), 2)
     bound = rows * math.prod(f.factor * f.sum for f in factors)
     with model_state_preserved(model), torch.enable_grad():
         z = x.detach().requires_grad_()
@@ -121,7 +121,7 @@ def _frobenius(place: ChainLayer) -> float:
     layer = place.module
     if getattr(layer, "padding_mode", "zeros") != "zeros":  # two taps may fall on one pixel
         return float(lp_norm(linear_map(layer, place.in_shape).to_dense()[None], 2))
-    squared = copy.deepcopy(layer).double()
+    squared = in_float64(layer)
     weight: Any = squared.weight
     largest = power_of_two(weight.detach().abs().amax())
     weight.data.div_(largest).square_()

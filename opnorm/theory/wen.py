@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.batch_norm import batch_norm_scale
+from opnorm._core.derived_weights import weight_of
 from opnorm._core.layers import AVERAGE_POOL, BATCH_NORM, LINEAR_OR_CONV, in_float64, is_standard
 from opnorm._core.settings import check_count, check_number
 from opnorm.errors import ModelError
@@ -156,7 +157,7 @@ def generalization_bound(
                 "average pooling, with ReLU and max pooling, the networks of the theorem"
             )
     smallest = tuple((place.name, _smallest(place)) for place in weighted)
-    row_gap = float(torch.pdist(head.module.weight.detach().double()).min())
+    row_gap = float(torch.pdist(weight_of(head.module).detach().double()).min())
     return GeneralizationBound(smallest, row_gap, v_min, gamma, covering, samples, eta)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.derived_weights import weight_of
 from opnorm._core.layers import LINEAR_OR_CONV
 from opnorm._core.linear_map import linear_map
 from opnorm._core.modes import in_default_modes
@@ -51,8 +52,8 @@ def weight_metrics(model: nn.Module, example: Tensor) -> Metrics:
         found |= {f"norm_{ord}": geometric_mean(known), f"layer_norms_{ord}".removesuffix("_inf"): norms}
     layers: dict[Any, None] = dict.fromkeys(call.layer for call in calls)
     tied = [
-        layer.weight for layer in layers
-    ]  # computed weights are new tensors: all are kept while their ids are compared
+        weight_of(layer) for layer in layers
+    ]  # computed weights are new tensors: kept while ids are compared
     weights = [weight.double() for weight in {id(w): w for w in tied}.values()]
     sizes = [float(torch.linalg.vector_norm(weight)) for weight in weights]
     parts = [float(weight.abs().sum()) / size for weight, size in zip(weights, sizes, strict=True) if size]

@@ -89,6 +89,7 @@ FUNCTIONS = {
     "spectral_norm": lambda layer, shape: spectral_norm(layer, shape).lower,
     "schur": lambda layer, shape: bound(layer, shape, "schur").upper,
     "gram": lambda layer, shape: bound(layer, shape, "gram").upper,
+    "vs": lambda layer, shape: bound(layer, shape, "vs").lower,
     "linear_map": lambda layer, shape: linear_map(layer, shape).to_dense(),
     "singular_values": lambda layer, shape: singular_values(layer, shape).values,
     "measure": lambda layer, shape: measure(layer, torch.zeros(1, *shape)).rows[0].norms[1].upper,

@@ -1,6 +1,5 @@
 """Points of analyses: batches with logits, samples, attacked versions; checks of settings, and summaries."""
 
-import copy
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from opnorm._core.layers import in_float64, plain_copy
 from opnorm._core.modes import evaluating
 from opnorm._core.outputs import output_of
 from opnorm._core.settings import check_count, check_seed, is_number
@@ -168,12 +168,12 @@ def attacked(model: nn.Module, x: Tensor, y: Tensor, attack: Attack, seed: int) 
 
 def in_double(model: nn.Module) -> nn.Module:
     """A copy in float64, in eval mode: differences over short distances are lost in float32's rounding."""
-    return copy.deepcopy(model).double().eval()
+    return in_float64(model)
 
 
 def random_network(model: nn.Module, seed: int) -> nn.Module:
     """A copy of the network with new weights: every module that has ``reset_parameters`` is initialized again."""
-    fresh = copy.deepcopy(model).cpu()
+    fresh = plain_copy(model).cpu()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in fresh.modules():

@@ -1,6 +1,5 @@
 """Lipschitz constants of a network and of its blocks on a ball around a point, between two ends."""
 
-import copy
 import fnmatch
 import functools
 import json
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.layers import unwrap
+from opnorm._core.layers import in_float64, unwrap
 from opnorm._core.modes import evaluating, in_default_modes
 from opnorm._core.outputs import one_tensor
 from opnorm._core.settings import check_number
@@ -164,7 +163,7 @@ def local_lipschitz(
     """
     check_points(x)
     check_number("radius", radius, "a radius of at least 0", least=0, error=NormError)
-    network = copy.deepcopy(unwrap(model)).double().requires_grad_(False)
+    network = in_float64(unwrap(model))
     names = _blocks(network, blocks)
     known: KnownFactors = {}
     rows = []

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from opnorm._core.argument_checks import as_shape, check_tensor
 from opnorm._core.derived_weights import weight_of
 from opnorm._core.frequencies import half_grid
-from opnorm._core.layers import CONV, LINEAR_OR_CONV, Shape, check_weights
+from opnorm._core.layers import CONV, LINEAR_OR_CONV, Shape, check_weights, plain_copy
 from opnorm._core.linear_map import linear_map
 from opnorm._core.lp import dual, lp_norm, power_of_two
 from opnorm._core.modes import in_default_modes
@@ -28,7 +28,7 @@ __all__ = ["BOUNDS", "bound", "sgl_norm", "vs_norm"]
 
 @in_default_modes
 def vs_norm(layer: nn.Module, in_shape: Shape, iterations: int = 100, seed: int = 0) -> float:
-    """The value of power iteration through autograd on the layer itself, in the layer's own precision.
+    """The value of power iteration through autograd on the layer, in eval mode and in the layer's own precision.
 
     v ← ∇_v ‖layer(v) - layer(0)‖² / 2, normalized: the value is ‖M v‖_2 / ‖v‖_2 for the last v, never above the norm but for
     rounding, and often below.
@@ -47,6 +47,7 @@ def vs_norm(layer: nn.Module, in_shape: Shape, iterations: int = 100, seed: int 
     check_weights(layer)
     check_count("iterations", iterations, 0, error=NormError)
     x = torch.randn(1, *as_shape(in_shape), generator=torch.Generator().manual_seed(seed))
+    layer = plain_copy(layer)  # computed weights as they are now; in train mode every pass would change some
     weight = next(layer.parameters(), None)
     if weight is None:
         raise NormError(f"{type(layer).__name__} has no parameters; expected a linear or convolutional layer")
