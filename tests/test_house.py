@@ -5,6 +5,8 @@ import importlib
 import inspect
 import pkgutil
 import re
+import shutil
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -35,6 +37,38 @@ TREES = {
 SETTINGS = {
     name for kind in FAMILIES for name in names(kind)
 }  # named in the call syntax: keywords are options
+TOP_FILES = {
+    ".gitignore", ".pre-commit-config.yaml", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile",
+    "README.md", "constraints.txt", "pyproject.toml",
+}  # fmt: skip
+TOP_FOLDERS = {".ci", ".github", "benchmarks", "docs", "examples", "opnorm", "results", "tests"}
+TEXTS = {
+    "",
+    ".cfg",
+    ".cff",
+    ".css",
+    ".jinja",
+    ".js",
+    ".json",
+    ".md",
+    ".py",
+    ".svg",
+    ".toml",
+    ".txt",
+    ".typed",
+    ".yaml",
+    ".yml",
+}
+OTHERS = {
+    "opnorm/data/digits.npz",
+    "docs/report.png",
+}  # the data set that comes along, the picture of the README
+DATA = (
+    "opnorm/studies/_shared/",
+    "docs/gallery/",
+    "benchmarks/results/",
+    "results/",
+)  # where figures are kept
 MODULES = sorted(
     m.name for m in pkgutil.walk_packages(opnorm.__path__, "opnorm.") if not m.name.endswith("__main__")
 )
@@ -65,6 +99,31 @@ def parameters(module: str, function: ast.FunctionDef | ast.AsyncFunctionDef) ->
     named = function.args.posonlyargs + function.args.args
     named += [] if function.name in SETTINGS else function.args.kwonlyargs
     return len([argument for argument in named if argument.arg not in ("self", "cls")])
+
+
+def tracked() -> list[str]:
+    """The files that git has of the repository; of an unpacked release there is no such list."""
+    if not (ROOT.parent / ".git").exists() or shutil.which("git") is None:
+        pytest.skip(
+            "this is no checkout of the repository, and only git tells its files from what was made there"
+        )
+    listed = ["git", "-c", "safe.directory=*", "ls-files", "-z"]
+    names = subprocess.run(listed, cwd=ROOT.parent, capture_output=True, text=True, check=True).stdout
+    return [name for name in names.split("\0") if name and (ROOT.parent / name).exists()]
+
+
+def test_no_file_stands_where_none_belongs():
+    """Weights, data sets and pages that somebody tried something with are not committed by accident."""
+    files = tracked()
+    assert {name for name in files if "/" not in name} == TOP_FILES
+    assert {name.partition("/")[0] for name in files if "/" in name} == TOP_FOLDERS
+    no_texts = {name for name in files if Path(name).suffix not in TEXTS and Path(name).name not in TOP_FILES}
+    no_texts |= {name for name in files if b"\0" in (ROOT.parent / name).read_bytes()[:8192]}
+    assert sorted(no_texts - OTHERS) == []
+    data = {name for name in files if Path(name).suffix in (".json", ".svg")}
+    assert sorted(name for name in data if not name.startswith(DATA)) == []
+    large = {name for name in files if (ROOT.parent / name).stat().st_size > 3_000_000}
+    assert sorted(large) == []
 
 
 def test_imports_keep_the_order():
