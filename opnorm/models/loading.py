@@ -1,9 +1,12 @@
 """Weights in files: opnorm's own, which record their network, and state dicts of others."""
 
+import threading
 import weakref
 import zipfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +62,7 @@ def file(path: str, arch: nn.Module | None = None, key: str | None = None, stric
     """
     found, metadata = read_state_dicts(path)
     if arch is None:
-        arch = _recorded_network(path, metadata)
+        arch = _recorded_network(path, metadata, found)
     if not isinstance(arch, nn.Module):
         raise ModelError(f"arch={arch!r:.60}: expected a network, such as arch=resnet(depth=20)")
     fill(arch, found, path, key, strict)
@@ -87,12 +90,53 @@ def recorded_call(path: str, metadata: dict[str, str]) -> spec.Call:
     return call
 
 
-def _recorded_network(path: str, metadata: dict[str, str]) -> nn.Module:
+def _recorded_network(path: str, metadata: dict[str, str], found: dict[str, dict[str, Tensor]]) -> nn.Module:
     call = recorded_call(path, metadata)
-    network = spec.build(call, "model")
+    with _no_larger_than(found, call, path):
+        network = spec.build(call, "model")
     if not isinstance(network, nn.Module):
         raise ModelError(f"{path} records the network {call}, which is no network")
     return network
+
+
+@contextmanager
+def _no_larger_than(found: dict[str, dict[str, Tensor]], call: spec.Call, path: str) -> Iterator[None]:
+    """A block that makes the network of these tensors: ModelError before one of many times their size takes all memory."""
+    sizes = [tensor.numel() for state in found.values() for tensor in state.values()]
+    left = {"tensors": 4 * len(sizes) + 1000, "elements": 4 * sum(sizes) + 100_000}
+    refused = ModelError(
+        f"{path} records the network {call!s:.200}, which is much larger than its weights; pass arch=... to build it "
+        "all the same"
+    )
+    if any(number > left["elements"] for part in spec.calls_in(call) for number in _counts(part)):
+        raise refused
+    thread = threading.get_ident()
+
+    def count(module: nn.Module, name: str, made: Tensor | None) -> None:
+        if made is None or threading.get_ident() != thread:
+            return
+        left["tensors"] -= 1
+        left["elements"] -= made.numel()
+        if min(left.values()) < 0:  # its values are not set yet, so that its memory is not in use
+            raise refused
+
+    registration = torch.nn.modules.module
+    with (
+        registration.register_module_parameter_registration_hook(count),
+        registration.register_module_buffer_registration_hook(count),
+    ):
+        yield
+
+
+def _counts(call: spec.Call) -> Iterator[int]:
+    """The whole numbers of a call, such as widths and depths, but those of the images' shape."""
+    waiting: list[Any] = [*call.args, *(value for name, value in call.kwargs if name != "in_shape")]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, tuple):
+            waiting += value
+        elif isinstance(value, int):
+            yield value
 
 
 def read_state_dicts(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:

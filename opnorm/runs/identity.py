@@ -15,7 +15,7 @@ import site
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import opnorm
 from opnorm import spec
 from opnorm._core.weight_paths import INDEX, shards_of
 
-__all__ = ["hash_of", "identity", "same_outputs", "sources", "with_full_paths"]
+__all__ = ["hash_of", "identity", "same_outputs", "sources", "users_file", "with_full_paths"]
 
 PATHS = {"file": "path", "folder": "path", "parquet": "path"}
 """The functions of opnorm that read a file or a folder, and the argument that names it."""
@@ -102,7 +102,7 @@ def sources(modules: Iterable[str]) -> dict[str, str]:
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
-        path = _users_file(name)
+        path = users_file(name)
         if name in found or path is None:
             continue
         text = path.read_bytes()
@@ -124,7 +124,7 @@ def _source_hash(name: str, text: bytes) -> str:
     return loaded[1]
 
 
-def _users_file(name: str) -> Path | None:
+def users_file(name: str) -> Path | None:
     """The file of a module of the user; None for every other one. Nothing is imported."""
     top, *below = name.split(".")
     if not top or top in NOT_THE_USERS:
@@ -143,7 +143,9 @@ def _users_file(name: str) -> Path | None:
 
 def _find(top: str) -> ModuleSpec | None:
     try:
-        return importlib.util.find_spec(top)
+        return importlib.util.find_spec(top) or PathFinder.find_spec(
+            top, [""]
+        )  # as spec.resolve looks for it
     except (ImportError, ValueError):
         return None
 

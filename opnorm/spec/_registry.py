@@ -30,6 +30,9 @@ FAMILIES = {
 }
 """What a name can be, and the module that registers the names of this family when it is imported."""
 
+NOT_INSIDE = ("study",)
+"""Families whose calls are no arguments: a study reads texts as calls, unseen by those who ask what a call would run."""
+
 TWO_FAMILIES = ("hf",)
 """Names of more than one family; without a family, the first one that takes the arguments is meant."""
 
@@ -95,17 +98,18 @@ def resolve(call: Call, kind: str | None = None) -> Callable[..., Any]:
 
     Args:
         call: what to look up.
-        kind: its family (a key of ``FAMILIES``); any family when None, of several the first that takes the arguments.
+        kind: its family (a key of ``FAMILIES``); None for any but studies, of several the first that takes the arguments.
 
     Raises:
         SpecError: unknown name, with the closest known ones.
     """
     if "." in call.name:
         return _resolve_dotted(call.name)
-    for family in [kind] if kind else FAMILIES:
+    families = [kind] if kind else [family for family in FAMILIES if family not in NOT_INSIDE]
+    for family in families:
         if call.name in (members := _family(family)) and (kind or _is_meant(call, members[call.name])):
             return members[call.name]
-    known = sorted(n for family in ([kind] if kind else FAMILIES) for n in names(family))
+    known = sorted(n for family in families for n in names(family))
     listed = f"known: {', '.join(known)}; " if kind else ""  # of all families, too many to read
     raise SpecError(
         f"unknown {kind or 'name'} {call.name!r}{did_you_mean(call.name, known)}; "

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import pickle
+import time
 import warnings
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from opnorm.errors import ModelError, OpnormError, SpecError
-from opnorm.models import file, mlp, resnet, save
+from opnorm.models import cnn, file, mlp, resnet, save
 from opnorm.runs.identity import identity
 from opnorm.spec import build, full, parse, spec_of
 
@@ -446,3 +447,17 @@ def test_an_index_and_its_folder_fill_a_network_from_all_shards(tmp_path):
     assert identity(full(parse(f"file({str(index)!r})"))) != key, "the shards count"
     with pytest.raises(ModelError, match=r"has no tensor net.1.weight, which .* says is in it"):
         file(str(index), arch=layers)
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["mlp(in_shape=(1, 8, 8), width=1000000)", "mlp(in_shape=(1, 3000, 3000), width=1)", "cnn(width=5000)",
+     "mlp(in_shape=(1, 8, 8), width=1, depth=1000000000)", "mlp(in_shape=(1, 8, 8), width=1, depth=5000)",
+     "max_mahalanobis(mlp(in_shape=(1, 8, 8), width=30000, depth=2), features=300)", "cnn(classes=1000000000)"],
+)  # fmt: skip
+def test_a_small_file_builds_no_large_network(tmp_path, call):
+    save(cnn((1, 8, 8), width=2), tmp_path / "w.safetensors", call)
+    begun = time.monotonic()
+    with pytest.raises(ModelError, match="much larger than its weights"):
+        file(tmp_path / "w.safetensors")
+    assert time.monotonic() - begun < 5

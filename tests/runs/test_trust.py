@@ -70,6 +70,40 @@ def test_code_that_a_folder_names_is_not_run(cli, key, command, change):
     assert cli(command[0], key, *command[1:])[0] == 0, "trusted once"
 
 
+@pytest.mark.each_value
+@pytest.mark.parametrize("command", [("norms",), *COMMANDS])
+@pytest.mark.parametrize("study", ["tour", "roth2020"])
+def test_no_study_reads_a_call_that_a_folder_hides_in_a_text(cli, key, command, study):
+    """An argument of a call is no study, for a study carries out the text that it is given for its data."""
+    path = Path("runs", key, "run.json")
+    about = read_json(path)
+    change = {"model": f"cnn(width={study}(data='evil.data()'))"}
+    if command[0] != "norms":  # it reads no data
+        change["data"] = f"parquet(path={study}(data='evil.data()'))"
+    write_json(path, about | {"run": about["run"] | change}, checked=True)
+    status, out, err = cli(command[0], key, *command[1:])
+    assert (status, out) == (2, "")
+    assert "unknown name" in err or "would run code" in err
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_module_of_the_same_name_elsewhere_is_not_the_users(cli, tmp_path, key, command, monkeypatch):
+    """The call was given before, but in another working folder it would run another file."""
+    trained = json.loads(cli("train", "--model", "evil.net()", *TINY, "--json")[1])["key"]
+    sys.modules.pop("evil")
+    (tmp_path / "unpacked").mkdir()
+    (tmp_path / "evil.py").rename(tmp_path / "unpacked" / "evil.py")
+    shutil.move(tmp_path / "runs", tmp_path / "unpacked" / "runs")
+    monkeypatch.chdir(tmp_path / "unpacked")
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])  # as of a process that has run no own code
+    status, _, err = cli(command[0], trained, *command[1:])
+    assert (status, "in another file" in err) == (2, True), err
+    assert not Path("ran").exists()
+    assert cli(command[0], trained, *command[1:], "--trust")[0] == 0
+    assert cli(command[0], trained, *command[1:])[0] == 0
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_own_runs_need_no_trust_and_moved_to_another_user_they_do(cli, tmp_path, key, command, monkeypatch):
     trained = json.loads(cli("train", "--model", "evil.net()", *TINY, "--json")[1])["key"]
