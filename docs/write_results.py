@@ -9,7 +9,7 @@ from typing import Any
 
 from opnorm._core.plain_text import markdown_row
 from opnorm.report import Report, read_report, to_markdown
-from opnorm.report.tables import duration_text, marks_note
+from opnorm.report.tables import duration_text, table_note
 from opnorm.studies import papers
 
 ROOT = Path(__file__).parents[1]
@@ -107,7 +107,7 @@ def _study(name: str, report: Report, pictures: str) -> list[str]:
         lines += [section.text, ""] if section.text and section.text != report.question else []
         for title, table in section.tables.items():
             lines += [f"{title}:", "", to_markdown(table)]
-            lines += [note, ""] if (note := marks_note(table)) else []
+            lines += [note, ""] if (note := table_note(table)) else []
         for chart in section.charts:
             if not chart.empty:
                 lines += [

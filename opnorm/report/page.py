@@ -17,7 +17,7 @@ from opnorm._core.settings import check_choice
 from opnorm.errors import OpnormError
 from opnorm.report.document import Column, Progress, Report, Stat, Table, known
 from opnorm.report.shrinking import shrink_svg
-from opnorm.report.tables import duration_text, marks_note, rough_duration, table_rows
+from opnorm.report.tables import duration_text, rough_duration, shown_columns, table_note, table_rows
 from opnorm.report.theme import INK, NOTE, PAPER
 
 __all__ = ["load_libraries", "small_svg", "write_figures", "write_json", "write_page"]
@@ -101,7 +101,7 @@ def _tables(report: Report) -> list[Table]:
 
 
 def _drawn_table(table: Table) -> tuple[list[Column], list[dict[str, Any]], str]:
-    return table.columns, table_rows(table), marks_note(table)
+    return shown_columns(table), table_rows(table), table_note(table)
 
 
 def write_json(report: Report, path: Path) -> Path:

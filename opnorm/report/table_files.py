@@ -9,7 +9,7 @@ from typing import Any
 from opnorm._core import files
 from opnorm._core.plain_text import csv_text, encodable, markdown_row
 from opnorm.report.document import Report, Stat, Table
-from opnorm.report.tables import table_rows
+from opnorm.report.tables import shown_columns, table_rows
 
 __all__ = ["slug", "to_csv", "to_latex", "to_markdown", "write_tables"]
 
@@ -26,12 +26,12 @@ RAISED = {"<super>": "^", "<sub>": "_"}
 def to_markdown(table: Table) -> str:
     """The table as Markdown: mean ± standard deviation, the best in bold, what ties with it in italics.
 
-    A failed row has its reason in its second cell.
+    Numbers of a paper follow in parentheses. A failed row has its reason in its second cell.
     """
-    numbers = [column.kind != "text" for column in table.columns]
-    head = [_heading(_markdown(column.label), column.kind, "%") for column in table.columns]
-    rule = "|" + "|".join("---:" if number else "---" for number in numbers) + "|"
-    others = len(table.columns) - 1
+    columns = shown_columns(table)
+    head = [_heading(_markdown(column.label), column.kind, "%") for column in columns]
+    rule = "|" + "|".join("---" if column.kind == "text" else "---:" for column in columns) + "|"
+    others = len(columns) - 1
     rows = _rows(
         table, _markdown, {"best": "**{}**", "tied": "*{}*"}, lambda why: [why, *[""] * (others - 1)][:others]
     )
@@ -40,9 +40,10 @@ def to_markdown(table: Table) -> str:
 
 def to_latex(table: Table) -> str:
     """The table as a LaTeX ``tabular`` for the package booktabs, in ASCII: as :func:`to_markdown` in its content."""
-    align = "".join("l" if column.kind == "text" else "r" for column in table.columns)
-    head = [_heading(_latex(column.label), column.kind, r"\%") for column in table.columns]
-    others = len(table.columns) - 1
+    columns = shown_columns(table)
+    align = "".join("l" if column.kind == "text" else "r" for column in columns)
+    head = [_heading(_latex(column.label), column.kind, r"\%") for column in columns]
+    others = len(columns) - 1
     rows = _rows(
         table,
         _latex,
@@ -129,7 +130,8 @@ def _rows(
         else:
             for cell in cells:
                 text = escape(" ".join(filter(None, [cell["text"], cell["spread"]])) or "not known")
-                texts.append(marks.get(cell["mark"], "{}").format(text))
+                printed = f" ({escape(cell['printed'])})" if cell["printed"] else ""
+                texts.append(marks.get(cell["mark"], "{}").format(text) + printed)
         found.append(texts)
     return found
 

@@ -5,19 +5,44 @@ from typing import Any
 
 from opnorm.report.document import NOT_RUN_YET, Cell, Column, Stat, Table
 
-__all__ = ["duration_text", "marks_note", "rough_duration", "table_rows"]
+__all__ = ["duration_text", "marks_note", "rough_duration", "shown_columns", "table_note", "table_rows"]
+
+PRINTED = "_paper"
+"""How the key of a column ends that has the paper's numbers, after the key of the column that they belong to."""
+
+
+def shown_columns(table: Table) -> list[Column]:
+    """The columns with cells of their own. Numbers of a paper stand in the cells of what is compared with them."""
+    keys = {column.key for column in table.columns}
+    return [c for c in table.columns if not (c.key.endswith(PRINTED) and c.key.removesuffix(PRINTED) in keys)]
 
 
 def table_rows(table: Table) -> list[dict[str, Any]]:
-    """The rows in the form of the template: each cell's text, spread, sort key, and its ``mark``, see :func:`marks_note`."""
-    marks = {column.key: _marks(table, column) for column in table.columns}
+    """The rows in the form of the template: each cell's text, spread, sort key, and its ``mark``, see :func:`marks_note`.
+
+    The cells are those of :func:`shown_columns`; ``printed`` is the paper's number, "" where there is none.
+    """
+    columns, printed = shown_columns(table), {column.key: column for column in table.columns}
+    marks = {column.key: _marks(table, column) for column in columns}
     rows = []
     for number, row in enumerate(table.rows):
-        cells = [_cell(row.get(c.key), c) | {"mark": marks[c.key].get(number, "")} for c in table.columns]
+        cells = [_cell(row.get(c.key), c) | {"mark": marks[c.key].get(number, "")} for c in columns]
+        for cell, column in zip(cells, columns, strict=True):
+            paper = printed.get(f"{column.key}{PRINTED}")
+            cell["printed"] = (paper and _cell(row.get(paper.key), paper)["text"]) or ""
         failed = row.get("_failed")
         reason = failed if failed in (None, NOT_RUN_YET) else f"failed: {failed}"
         rows.append({"cells": cells, "reason": reason})
     return rows
+
+
+def table_note(table: Table) -> str:
+    """What is in parentheses, and what bold and italic mean; empty where there is nothing of them."""
+    shown = {column.key for column in shown_columns(table)}
+    labels = dict.fromkeys(column.label for column in table.columns if column.key not in shown)
+    return " ".join(
+        filter(None, [f"In parentheses: {', '.join(labels)}." if labels else "", marks_note(table)])
+    )
 
 
 def marks_note(table: Table) -> str:

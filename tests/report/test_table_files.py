@@ -20,6 +20,7 @@ from opnorm.report import (
     to_markdown,
     write_tables,
 )
+from opnorm.report.tables import shown_columns, table_note
 
 HOSTILE = "50% of_a & b#1 {x} $y$ ~ ^ \\cmd <b>|\n−ℓ∞ ε=10⁻³ log₁₀ é 中 *z*"
 TABLE = Table(
@@ -41,24 +42,34 @@ TABLE = Table(
 
 def test_markdown():
     lines = to_markdown(TABLE).splitlines()
-    assert lines[0] == "| training | clean (%) | ℓ∞ norm | paper, other setting |"
-    assert lines[1] == "|---|---:|---:|---:|"
-    assert lines[2] == "| plain | 50.0 ±\u200910.0 | −1,234 ±\u200920 | 7.00 |"
-    assert "**90.0 ±\u20091.0** | not known | not known |" in lines[3]
-    assert lines[4] == "| one seed | *70.0* | 1.00 × 10⁻⁹ | not known |"
+    assert lines[0] == "| training | clean (%) | ℓ∞ norm |"
+    assert lines[1] == "|---|---:|---:|"
+    assert lines[2] == "| plain | 50.0 ±\u200910.0 | −1,234 ±\u200920 (7.00) |", (
+        "the paper's number is in parentheses"
+    )
+    assert "**90.0 ±\u20091.0** | not known |" in lines[3]
+    assert lines[4] == "| one seed | *70.0* | 1.00 × 10⁻⁹ |"
     assert lines[5].startswith("| weissi | failed: 50%")
     assert len(lines) == 6, "line breaks in cells do not break rows"
-    assert {len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in lines} == {5}, "nor do bars"
+    assert {len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in lines} == {4}, "nor do bars"
     assert "<b" not in to_markdown(TABLE).replace("\\<b", "")
+
+
+def test_the_note_says_what_is_in_parentheses():
+    assert table_note(TABLE).startswith("In parentheses: the paper's number, other setting. Bold: ")
+    assert [column.key for column in shown_columns(TABLE)] == ["method", "clean", "norm"]
+    alone = Table(TABLE.columns[3:], [{"norm_paper": 7.0}])
+    assert shown_columns(alone) == alone.columns, "no column that they belong to"
+    assert table_note(alone) == ""
 
 
 def test_latex_is_ascii_and_balanced():
     text = to_latex(TABLE)
     assert text.isascii()
-    assert text.startswith("\\begin{tabular}{lrrr}\n\\toprule\ntraining & clean (\\%)")
+    assert text.startswith("\\begin{tabular}{lrr}\n\\toprule\ntraining & clean (\\%)")
     rows = [line.removesuffix(r" \\") for line in text.splitlines() if line.endswith(r"\\")]
     bare = [re.sub(r"\\[\\{}$&#%_]", "", row) for row in rows]  # without escaped characters
-    assert [row.count("&") for row in bare] == [3, 3, 3, 3, 1]
+    assert [row.count("&") for row in bare] == [2, 2, 2, 2, 1]
     for row in bare:
         assert row.count("{") == row.count("}")
         assert row.count("$") % 2 == 0
@@ -68,7 +79,7 @@ def test_latex_is_ascii_and_balanced():
     assert r"\textbf{90.0 $\pm$\,1.0} & not known" in rows[2]
     assert r"one seed & \textit{70.0}" in rows[3]
     assert r"$\ell$$\infty$ $\varepsilon$=10$^{-}$$^{3}$ log$_{1}$$_{0}$" in rows[2]
-    assert r"\multicolumn{3}{l}{\emph{failed: 50\%" in rows[4]
+    assert r"\multicolumn{2}{l}{\emph{failed: 50\%" in rows[4]
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no pdflatex")
