@@ -39,9 +39,10 @@ def table_rows(table: Table) -> list[dict[str, Any]]:
 def table_note(table: Table) -> str:
     """What is in parentheses, and what bold and italic mean; empty where there is nothing of them."""
     shown = {column.key for column in shown_columns(table)}
-    labels = dict.fromkeys(column.label for column in table.columns if column.key not in shown)
+    printed = [column.label for column in table.columns if column.key not in shown]
+    labels = dict.fromkeys(label.replace("paper", "the paper's number", 1) for label in printed)
     return " ".join(
-        filter(None, [f"In parentheses: {', '.join(labels)}." if labels else "", marks_note(table)])
+        filter(None, [f"In parentheses: {'; '.join(labels)}." if labels else "", marks_note(table)])
     )
 
 
