@@ -5,6 +5,7 @@ import inspect
 import math
 import sys
 import textwrap
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -679,6 +680,44 @@ def test_a_dotted_name_found_in_the_current_folder(tmp_path, monkeypatch):
 def test_family_members_by_their_dotted_name():
     assert str(spec_of(build("opnorm.attacks.pgd(steps=2)"))) == "pgd(steps=2)"
     assert isinstance(regularizers.chain([]), regularizers.Hooks)
+
+
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        ("autoattack(bf16='x')", "bf16='x': expected True or False or None"),
+        ("pgd(random_start='no')", "random_start='no': expected True or False"),
+        ("square(stop_at_success=0)", "stop_at_success=0: expected True or False"),
+        ("weight_decay(biases=None)", "biases=None: expected True or False"),
+        ("sgd(nesterov='false')", "nesterov='false': expected True or False"),
+        ("robust_accuracy(largest_first='True')", "largest_first='True': expected True or False"),
+        ("jacobian_spectrum(attack='pgd')", "attack='pgd': expected an Attack"),
+        ("trades(mode=True)", "mode=True: expected"),
+    ],
+)
+@pytest.mark.parametrize("by", ["text", "python"])
+def test_values_of_another_type_are_refused(call, why, by):
+    parsed = parse(call)
+    with pytest.raises(OpnormError, match=why):
+        build(parsed) if by == "text" else resolve(parsed)(**dict(parsed.kwargs))
+
+
+def _slow(stream: bool = False, sizes: Sequence[int] = (1,), count: int = 1):
+    assert stream in (True, False), "what reads data is not called with a flag that is none"
+    return {"stream": stream, "sizes": sizes}
+
+
+_with_a_flag = factory("data set")(_slow)
+
+
+def test_values_of_other_classes_that_mean_the_same_fit():
+    import numpy as np
+
+    assert _with_a_flag(True, range(3), np.int64(2)) == {"stream": True, "sizes": range(3)}
+    with pytest.raises(SpecError, match="stream=2: expected True or False"):
+        _with_a_flag(stream=2)
+    with pytest.raises(SpecError, match=r"sizes=\(1.5,\): expected \(a whole number, ...\)"):
+        _with_a_flag(sizes=(1.5,))
 
 
 def test_a_default_that_is_an_object_is_written_out_and_left_out_like_any_other():

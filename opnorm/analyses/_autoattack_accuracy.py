@@ -1,16 +1,18 @@
 """Robust accuracy by AutoAttack, with signs of gradient masking."""
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from opnorm._core.kept_parts import kept
 from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
 from opnorm.analyses._shared.by_point import pack
-from opnorm.analyses._shared.points import attack_label, batches, check_points, first
-from opnorm.attacks import autoattack
+from opnorm.analyses._shared.points import attack_label, attacked_at_once, batches, check_points, first
+from opnorm.attacks import AutoAttack, autoattack
 from opnorm.attacks.gradient_masking import check_gradient_masking
-from opnorm.attacks.result import attack_call
+from opnorm.attacks.result import AttackResult, StageResult, attack_call, join_results
 from opnorm.data import Dataset
 from opnorm.report import Column, Stat, norm_name
 
@@ -40,7 +42,9 @@ def autoattack_accuracy(
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         x, y = (torch.cat(parts) for parts in zip(*batches(first(data, points), model), strict=True))
-        result = attack.evaluate(model, x, y)
+        size = max(1, attacked_at_once(x) // 2)
+        parts = zip(x.split(size), y.split(size), strict=True)
+        result = join_results([_kept_result(attack, model, *part) for part in parts])
         masking = check_gradient_masking(model, x, y, result, norm=norm, eps=eps, random=version == "rand")
         low, high = result.interval
         row = {"norm": f"{norm:g}", "eps": eps, "clean_accuracy": result.clean_accuracy}
@@ -52,6 +56,16 @@ def autoattack_accuracy(
         return [row]
 
     return Analysis(rows, sentence, columns, caution=caution)
+
+
+def _kept_result(attack: AutoAttack, model: nn.Module, x: Tensor, y: Tensor) -> AttackResult:
+    def evaluate() -> dict[str, Any]:
+        result = attack.evaluate(model, x, y)
+        return vars(result) | {"stages": [stage._asdict() for stage in result.stages]}
+
+    found = {k: v.to(x.device) if isinstance(v, Tensor) else v for k, v in kept(evaluate, x, y).items()}
+    stages = tuple(StageResult(**stage) for stage in found["stages"])
+    return AttackResult(**found | {"stages": stages, "notes": tuple(found["notes"])})
 
 
 def sentence(rows: Rows) -> str:

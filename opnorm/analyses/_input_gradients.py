@@ -1,11 +1,13 @@
 """The length of the loss's gradient at every point, and its bound from the weights."""
 
 import statistics
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
+from opnorm._core.kept_parts import in_parts
 from opnorm._core.modes import model_state_preserved
 from opnorm._core.outputs import output_of
 from opnorm.analyses._shared.analysis import Analysis, Cells, Methods, Row, Rows, register
@@ -26,6 +28,8 @@ from opnorm.report import (
 )
 from opnorm.theory import input_gradient_bound
 
+BATCH = 500
+
 
 @register("confidence")
 def input_gradients(points: int | None = None) -> Analysis:
@@ -45,26 +49,32 @@ def input_gradients(points: int | None = None) -> Analysis:
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         split = first(data, points)
-        lengths, weights = [], []
-        for x, y in batches(split, model):
-            with model_state_preserved(model), torch.enable_grad():
-                z = x.detach().requires_grad_()
-                logits = output_of(model, z)
-                check_logits(logits, y)
-                (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), z)
-            lengths.append(gradient.flatten(1).double().norm(dim=1))
-            weights.append((logits.detach().double().softmax(1) - F.one_hot(y, logits.shape[1])).abs())
+        found = [
+            in_parts(partial(_lengths_and_weights, model), x, y, size=BATCH) for x, y in batches(split, model)
+        ]
+        lengths, weights = torch.cat(found).tensor_split([1], 1)
         x, y = next(batches(split, model))
         bounds, reason = None, ""
         try:  # the bound on the logits is the same at every point
             of_logits = input_gradient_bound(model, x[:1], y[:1]).logits
-            bounds = six_digits(torch.cat(weights) @ of_logits)
+            bounds = six_digits(weights @ of_logits)
         except (ModelError, NormError) as e:  # the gradients themselves need no bound
             reason = str(e)
-        row = {"points": len(split.labels), "lengths": six_digits(torch.cat(lengths))}
+        row = {"points": len(split.labels), "lengths": six_digits(lengths[:, 0])}
         return [row | {"bounds": bounds, "reason": reason}]
 
     return Analysis(rows, sentence, columns, chart)
+
+
+def _lengths_and_weights(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The length of the loss's gradient, and |p_j - 1[j = y]| for all j, (B, 1 + K)."""
+    with model_state_preserved(model), torch.enable_grad():
+        z = x.detach().requires_grad_()
+        logits = output_of(model, z)
+        check_logits(logits, y)
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), z)
+    weights = (logits.detach().double().softmax(1) - F.one_hot(y, logits.shape[1])).abs()
+    return torch.cat([gradient.flatten(1).double().norm(dim=1)[:, None], weights], 1)
 
 
 def sentence(rows: Rows) -> str:

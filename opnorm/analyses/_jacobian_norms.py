@@ -2,10 +2,13 @@
 
 import math
 import statistics
+from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from opnorm._core.kept_parts import kept
 from opnorm._core.lp import check_alpha, check_orders
 from opnorm._core.settings import check_count
 from opnorm.analyses._shared.analysis import Analysis, Cells, Methods, Row, Rows, register
@@ -24,7 +27,7 @@ from opnorm.report import (
     method_of,
 )
 
-BATCH = 100
+BATCH = 20
 
 
 @register("neighborhood of the data")
@@ -61,13 +64,15 @@ def jacobian_norms(
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         x, _ = sample(model, data, points, seed)
-        parts = [
-            jacobian_norm(model, part, p, q, steps=steps, restarts=restarts, seed=seed, alpha=alpha)
-            for part in x.split(BATCH)
-        ]
-        lower, upper = (six_digits(torch.cat(ends)) for ends in list(zip(*parts, strict=True))[:2])
+
+        def part(x: Tensor) -> dict[str, Any]:
+            found = jacobian_norm(model, x, p, q, steps=steps, restarts=restarts, seed=seed, alpha=alpha)
+            return {"lower": found.lower, "upper": found.upper, "method": found.method}
+
+        parts = [kept(partial(part, some), some) for some in x.split(BATCH)]
+        lower, upper = (six_digits(torch.cat([found[end] for found in parts])) for end in ("lower", "upper"))
         row: Row = {"p": f"{p:g}", "q": f"{q:g}", "alpha": None if alpha is None else f"{alpha:g}"}
-        row |= {"steps": steps, "restarts": restarts, "points": len(x), "algorithm": parts[0].method}
+        row |= {"steps": steps, "restarts": restarts, "points": len(x), "algorithm": parts[0]["method"]}
         return [row | {"lower": lower, "upper": [end if math.isfinite(end) else None for end in upper]}]
 
     return Analysis(rows, sentence, columns, chart)

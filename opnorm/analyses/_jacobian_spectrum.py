@@ -1,9 +1,20 @@
 """The singular values of the Jacobian of the last hidden features."""
 
+from functools import partial
+
 from torch import nn
 
+from opnorm._core.kept_parts import in_parts
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
-from opnorm.analyses._shared.points import ROTH_ATTACK, attacked, by_rank, check_points, sample, summary
+from opnorm.analyses._shared.points import (
+    JACOBIANS,
+    ROTH_ATTACK,
+    attacked,
+    by_rank,
+    check_points,
+    sample,
+    summary,
+)
 from opnorm.attacks import Attack
 from opnorm.data import Dataset
 from opnorm.jacobian import features, singular_values
@@ -31,9 +42,9 @@ def jacobian_spectrum(
         x, y = sample(model, data, points, seed)
         f = features(model, x, layer)
         both = {"clean": x, "attacked": attacked(model, x, y, attack, seed)}
+        values = {at: in_parts(partial(singular_values, f), z, size=JACOBIANS) for at, z in both.items()}
         return [
-            {"at": at, "layer": f.layer, "points": len(x), **summary(singular_values(f, z))}
-            for at, z in both.items()
+            {"at": at, "layer": f.layer, "points": len(x), **summary(found)} for at, found in values.items()
         ]
 
     return Analysis(rows, sentence, chart=chart)

@@ -1,9 +1,11 @@
 """Bounds of each layer's ℓ2 norm from the literature, beside the certified norm."""
 
 import math
+from functools import partial
 
 from torch import nn
 
+from opnorm._core.kept_parts import kept
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
 from opnorm.analyses._shared.layer_rows import names_in_order, numbered, weight_layers
 from opnorm.data import Dataset
@@ -40,7 +42,7 @@ def l2_bounds() -> Analysis:
     """
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
-        return [_row(call) for call in weight_layers(model, data)]
+        return [kept(partial(_row, call)) for call in weight_layers(model, data)]
 
     return Analysis(rows, sentence, chart=chart)
 

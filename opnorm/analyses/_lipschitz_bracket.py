@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.kept_parts import in_parts
 from opnorm._core.outputs import output_of
 from opnorm._core.settings import check_choice, check_count, check_number
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
@@ -14,7 +15,7 @@ from opnorm.jacobian import jacobian_norm, secant_ascent
 from opnorm.norms.network.lipschitz import lipschitz_bound
 from opnorm.report import Axis, Chart, Heading, Panel, Point, draw_curves, method_of, norm_name, one_sentence
 
-BATCH = 100
+BATCH = 50
 LINE = 1000  # inputs of the line
 
 
@@ -52,13 +53,14 @@ def lipschitz_bracket(
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         x, _ = sample(model, data, points, seed)
         bound = lipschitz_bound(model, x[:1], norm)
-        local, slopes = [], []
-        for part in x.split(BATCH):
-            found = jacobian_norm(model, part, norm, norm)
-            local.append(found.lower)
-            ascent = secant_ascent(model, part, found.v, radius, norm, norm, steps=steps)
-            slopes.append(torch.stack([secant.slope for secant in ascent]).amax(0).double())
-        jacobian, secant = torch.cat(local), torch.cat(slopes)
+
+        def slopes(x: Tensor) -> Tensor:
+            found = jacobian_norm(model, x, norm, norm)
+            ascent = secant_ascent(model, x, found.v, radius, norm, norm, steps=steps)
+            secant = torch.stack([secant.slope for secant in ascent]).amax(0)
+            return torch.stack([found.lower, secant.double()], 1)
+
+        jacobian, secant = in_parts(slopes, x, size=BATCH).unbind(1)
         row = {"norm": f"{norm:g}", "points": len(x), "radius": radius}
         row |= {"upper": bound.value, "reason": bound.reason}
         for key, values in (("jacobian", jacobian), ("secant", secant)):

@@ -1,10 +1,12 @@
 """The deviation of the features from their linearization."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.kept_parts import in_parts
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
 from opnorm.analyses._shared.points import (
     ROTH_ATTACK,
@@ -58,11 +60,10 @@ def local_linearity(
         f = features(in_double(model), x, layer)
         found = []
         for direction, d in (("random", random_start(x, 2, seed)), ("adversarial", toward)):
-            parts = zip(x.split(BATCH), d.split(BATCH), strict=True)
-            deviations = torch.cat([_deviations(f, a, b, lengths) for a, b in parts], 1)
-            for length, deviation in zip(lengths, deviations, strict=True):
+            deviations = in_parts(partial(_deviations, f, lengths=lengths), x, d, size=BATCH)
+            for length, deviation in zip(lengths, deviations.T, strict=True):
                 row = {"direction": direction, "distance": length, "layer": f.layer, "points": len(x)}
-                sigma = jacobian_norm(f, x + length * d, steps=STEPS).lower
+                sigma = in_parts(partial(_sigma, f), x + length * d, size=BATCH)
                 for key, values in (("deviation", deviation), ("sigma", sigma)):
                     means = summary(values)
                     row |= {key: means["mean"], f"{key}_sem": means["sem"]}
@@ -73,11 +74,15 @@ def local_linearity(
 
 
 def _deviations(f: nn.Module, x: Tensor, d: Tensor, lengths: list[float]) -> Tensor:
-    """‖φ(x + t d) - φ(x) - t J d‖_2, (lengths, B)."""
+    """‖φ(x + t d) - φ(x) - t J d‖_2, (B, lengths)."""
     with linearized(f, x) as J:
         here, slope = J.outputs.detach(), J @ d
     with torch.no_grad():
-        return torch.stack([lp_norm(f(x + t * d) - here - t * slope, 2) for t in lengths])
+        return torch.stack([lp_norm(f(x + t * d) - here - t * slope, 2) for t in lengths], 1)
+
+
+def _sigma(f: nn.Module, x: Tensor) -> Tensor:
+    return jacobian_norm(f, x, steps=STEPS).lower
 
 
 def sentence(rows: Rows) -> str:

@@ -2,9 +2,12 @@
 
 import statistics
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from opnorm._core.kept_parts import kept
 from opnorm._core.settings import check_number
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
 from opnorm.analyses._shared.points import check_points, sample
@@ -34,7 +37,12 @@ def local_lipschitz(
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         x, _ = sample(model, data, points, seed)
-        return [row.as_dict() for row in bounds(model, x, radius, blocks=blocks).rows]
+
+        def part(x: Tensor) -> dict[str, Any]:
+            return {"rows": [row.as_dict() for row in bounds(model, x, radius, blocks=blocks).rows]}
+
+        parts = [kept(partial(part, point), point)["rows"] for point in x.split(1)]
+        return [row | {"point": i} for i, found in enumerate(parts) for row in found]
 
     return Analysis(rows, sentence, chart=chart)
 

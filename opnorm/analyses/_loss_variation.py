@@ -2,15 +2,24 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.kept_parts import in_parts
 from opnorm._core.modes import evaluating
 from opnorm._core.outputs import output_of
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
-from opnorm.analyses._shared.points import amounts, check_points, cross_entropy, first, logits_of
-from opnorm.attacks import pgd
+from opnorm.analyses._shared.points import (
+    amounts,
+    attacked_at_once,
+    check_points,
+    cross_entropy,
+    first,
+    logits_of,
+)
+from opnorm.attacks import Attack, pgd
 from opnorm.data import Dataset
 from opnorm.report import Chart, Heading, Panel, Point, draw_curves, eps_axis, method_of
 
@@ -42,9 +51,7 @@ def loss_variation(
             clean = cross_entropy(logits, y)
             largest = torch.zeros_like(clean)
             for radius, attack in attacks.items():
-                moved = attack(model, x, y)
-                with evaluating(model):
-                    change = (cross_entropy(output_of(model, moved), y) - clean).abs()
+                change = in_parts(partial(_change, model, attack), x, y, clean, size=attacked_at_once(x))
                 largest = torch.maximum(largest, change)
                 parts[radius].append(largest)
         found = []
@@ -55,6 +62,12 @@ def loss_variation(
         return found
 
     return Analysis(rows, sentence, chart=chart)
+
+
+def _change(model: nn.Module, attack: Attack, x: Tensor, y: Tensor, clean: Tensor) -> Tensor:
+    moved = attack(model, x, y)
+    with evaluating(model):
+        return (cross_entropy(output_of(model, moved), y) - clean).abs()
 
 
 def sentence(rows: Rows) -> str:

@@ -3,13 +3,15 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
 
 from opnorm._core.derived_weights import weight_of
+from opnorm._core.kept_parts import kept
 from opnorm._core.layers import in_float64
-from opnorm._core.settings import check_number
+from opnorm._core.settings import check_count, check_number
 from opnorm.analyses._shared.analysis import Analysis, Cells, Methods, Row, Rows, register
 from opnorm.analyses._shared.layer_rows import numbered, weight_layers
 from opnorm.data import Dataset
@@ -50,9 +52,10 @@ def norm_times(seconds: float = 0.5, most: int = 100) -> Analysis:
     Source: Liang & Huang 2021, Table 1.
     """
     check_number("seconds", seconds, "a time of at least 0", least=0)
+    check_count("most", most)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
-        return [_row(call, seconds, most) for call in weight_layers(model, data)]
+        return [kept(partial(_row, call, seconds, most)) for call in weight_layers(model, data)]
 
     return Analysis(rows, sentence, columns, chart)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.kept_parts import in_parts
 from opnorm._core.settings import check_choice
 from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
 from opnorm.analyses._shared.by_point import pack
@@ -13,6 +14,7 @@ from opnorm.analyses._shared.points import (
     amounts,
     at_any_radius,
     attack_label,
+    attacked_at_once,
     check_points,
     correct_after,
     first,
@@ -60,6 +62,7 @@ def robust_accuracy(
     """
     check_points(points, seed)
     check_choice("attack", attack, ("pgd", "apgd", "autoattack"))
+    autoattack(norm, version=version)  # raises what is wrong with them, also where PGD attacks
 
     def of_radius(eps: float) -> Attack:
         if attack == "pgd":
@@ -94,8 +97,9 @@ def _robust(
     radii = list(attacks)
     joint = attacks[radii[0]]
     if largest_first and len(x) and isinstance(joint, AutoAttack) and joint.names == APGD:
-        robust = joint.robust_at(model, x, y, radii)  # all radii in one batch
-        return dict(zip(radii, robust, strict=True))
+        # all radii in one batch
+        robust = in_parts(lambda x, y: joint.robust_at(model, x, y, radii).T, x, y, size=attacked_at_once(x))
+        return dict(zip(radii, robust.unbind(1), strict=True))
     found, robust = {}, torch.full_like(y, not largest_first, dtype=torch.bool)
     for radius in reversed(radii) if largest_first else radii:
         undecided = ~robust if largest_first else robust

@@ -3,8 +3,9 @@
 import math
 import statistics
 
-from torch import nn
+from torch import Tensor, nn
 
+from opnorm._core.kept_parts import in_parts
 from opnorm._core.settings import check_choice, check_count
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
 from opnorm.analyses._shared.points import amounts, check_points, sample, six_digits
@@ -25,7 +26,7 @@ from opnorm.report import (
     one_sentence,
 )
 
-BATCH = 100
+BATCH = 50
 RADII = 31  # points on a line
 
 
@@ -63,10 +64,12 @@ def robust_radius(
         x, y = sample(model, data, points, seed)
         bound = lipschitz_bound(model, x[:1], norm)
         certified = lipschitz_radius(model, x, y, norm).clamp(max=x[0].numel() ** (1 / norm))
-        attacked: list[float | None] = []
-        for part, labels in zip(x.split(BATCH), y.split(BATCH), strict=True):
-            distance = minimal_eps(model, part, labels, attack, norm, highest).distance
-            attacked += [d if math.isfinite(d) else None for d in six_digits(distance)]
+
+        def closest(x: Tensor, y: Tensor) -> Tensor:
+            return minimal_eps(model, x, y, attack, norm, highest).distance
+
+        distance = six_digits(in_parts(closest, x, y, size=BATCH))
+        attacked = [d if math.isfinite(d) else None for d in distance]
         row = {"norm": f"{norm:g}", "points": len(x), "highest": highest}
         row |= {"lipschitz": bound.value, "reason": bound.reason}
         return [row | {"certified": certified.tolist(), "attacked": attacked}]

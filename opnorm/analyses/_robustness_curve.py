@@ -5,11 +5,19 @@ import statistics
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from opnorm._core.kept_parts import in_parts
 from opnorm._core.settings import check_count
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
-from opnorm.analyses._shared.points import amounts, at_any_radius, batches, check_points, first
+from opnorm.analyses._shared.points import (
+    amounts,
+    at_any_radius,
+    attacked_at_once,
+    batches,
+    check_points,
+    first,
+)
 from opnorm.attacks import Attack, pgd
 from opnorm.attacks.minimum_norm import accuracy_curve, minimal_eps
 from opnorm.attacks.result import attack_call
@@ -51,9 +59,12 @@ def robustness_curve(
     call = at_any_radius(attack_call(attack(radii[-1])))  # raises what is wrong with the settings
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
+
+        def closest(x: Tensor, y: Tensor) -> Tensor:
+            return minimal_eps(model, x, y, attack, norm, radii[-1], halvings).distance
+
         parts = batches(first(data, points), model)
-        found = [minimal_eps(model, x, y, attack, norm, radii[-1], halvings).distance for x, y in parts]
-        distance = torch.cat(found)
+        distance = torch.cat([in_parts(closest, x, y, size=attacked_at_once(x)) for x, y in parts])
         row = {"norm": f"{norm:g}", "attack": f"{call} with ε by bisection", "points": len(distance)}
         row["minimal_eps"] = [d if d < math.inf else None for d in distance.tolist()]
         return [row | {"eps": radii, "accuracy": accuracy_curve(distance, radii).tolist()}]

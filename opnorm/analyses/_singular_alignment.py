@@ -1,11 +1,14 @@
 """The alignment of adversarial perturbations with the singular vectors of the Jacobian."""
 
 import math
+from functools import partial
 
 from torch import nn
 
+from opnorm._core.kept_parts import in_parts
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
 from opnorm.analyses._shared.points import (
+    JACOBIANS,
     ROTH_ATTACK,
     attacked,
     by_rank,
@@ -49,7 +52,8 @@ def singular_alignment(
         for name, network in (("own", model), ("random", random_network(model, seed))):
             f = features(network, x, layer)
             row = {"network": name, "layer": f.layer, "points": len(x), "chance": chance}
-            found.append(row | summary(alignment(f, x, z)))
+            cosines = in_parts(partial(alignment, f), x, z, size=JACOBIANS)
+            found.append(row | summary(cosines))
         return found
 
     return Analysis(rows, sentence, chart=chart)

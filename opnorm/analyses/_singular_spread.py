@@ -2,9 +2,12 @@
 
 import statistics
 from collections.abc import Sequence
+from functools import partial
 
 from torch import nn
 
+from opnorm._core.kept_parts import kept
+from opnorm._core.settings import check_number
 from opnorm.analyses._shared.analysis import Analysis, Cells, Methods, Row, Rows, register
 from opnorm.analyses._shared.layer_rows import names_in_order, numbered, weight_layers
 from opnorm.data import Dataset
@@ -34,9 +37,14 @@ def singular_spread(relative_error: float = 0.01, failure_probability: float = 1
 
     Source: Wen, Li & Jia 2020, Figs. 1a, 5c and 5d.
     """
+    check_number("relative_error", relative_error, "a number above 0", above=0)
+    check_number("failure_probability", failure_probability, "a number between 0 and 1", above=0, below=1)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
-        return [_row(call, relative_error, failure_probability) for call in weight_layers(model, data)]
+        return [
+            kept(partial(_row, call, relative_error, failure_probability))
+            for call in weight_layers(model, data)
+        ]
 
     return Analysis(rows, sentence, columns, chart, compare)
 

@@ -1,16 +1,18 @@
 """The result of an evaluation by AutoAttack: a record, and the confidence interval of a share."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from opnorm import spec
 from opnorm._core.confidence import confidence_interval
 from opnorm.errors import SpecError
 
-__all__ = ["AttackResult", "StageResult", "attack_call", "gradient_warnings"]
+__all__ = ["AttackResult", "StageResult", "attack_call", "gradient_warnings", "join_results"]
 
 
 class StageResult(NamedTuple):
@@ -84,6 +86,26 @@ class AttackResult:
     def interval(self) -> tuple[float, float]:
         """The 95 % confidence interval of the robust accuracy on the whole distribution, under the same attack."""
         return confidence_interval(int(self.robust.sum()), len(self.robust))
+
+
+def join_results(parts: Sequence[AttackResult]) -> AttackResult:
+    """The result for the points of all parts, in their order; the last attacks may not have run in every part."""
+    columns = itertools.zip_longest(*(part.stages for part in parts))
+    stages = tuple(_sum([stage for stage in column if stage]) for column in columns)
+    notes = [note for part in parts for note in part.notes if note not in gradient_warnings(part.stages)]
+    names = ("points", "correct", "certified", "misclassified", "stage_index")
+    tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    return AttackResult(
+        **tensors, stages=stages, notes=tuple(dict.fromkeys([*notes, *gradient_warnings(stages)]))
+    )
+
+
+def _sum(stages: Sequence[StageResult]) -> StageResult:
+    first = stages[0]
+    added = [k for k in StageResult._fields if k not in ("name", "searches", "counts")]
+    totals = {k: sum(getattr(stage, k) for stage in stages) for k in added}
+    counts = {k: sum(stage.counts.get(k, 0) for stage in stages) for k in first.counts}
+    return first._replace(searches=max(stage.searches for stage in stages), counts=counts, **totals)
 
 
 def attack_call(attack: object) -> str:

@@ -95,7 +95,7 @@ def interval_settings(relative_width: float | None, failure_probability: float) 
 
 def check_ords(ords: Sequence[Order]) -> None:
     """NormError unless each is 1, 2, inf, a pair of them or "rms"."""
-    if isinstance(ords, str | bytes) or not isinstance(ords, Sequence):
+    if isinstance(ords, str | bytes) or not isinstance(ords, Sequence) or not ords:
         raise NormError(
             f"ords={ords!r:.60}: expected several orders, such as (1, 2, math.inf), or (2,) for one"
         )

@@ -1,12 +1,11 @@
 """Attacks on many points, part by part: each part is stored when it ends, and a stopped evaluation resumes."""
 
 import hashlib
-import itertools
 import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +28,7 @@ from opnorm.attacks.gradient_masking import (
     check_transfer,
 )
 from opnorm.attacks.minimum_norm import distances
-from opnorm.attacks.result import AttackResult, StageResult, attack_call, gradient_warnings
+from opnorm.attacks.result import AttackResult, StageResult, attack_call, join_results
 from opnorm.errors import AttackError, RunError, SpecError
 from opnorm.runs.evaluation import Evaluation
 from opnorm.runs.identity import hash_of, identity
@@ -145,6 +144,13 @@ class _Part(NamedTuple):
     notes: tuple[str, ...]
     seconds: float
 
+    @property
+    def result(self) -> AttackResult:
+        """Of its points."""
+        return AttackResult(
+            **{name: self.tensors[name] for name in TENSORS}, stages=self.stages, notes=self.notes
+        )
+
 
 def _find_or_evaluate(work: _Work, store: Store, surrogate: nn.Module | None) -> Evaluation:
     with store.open(_key(work), outputs=outputs(work.model, work.x.shape[1:])) as entry:
@@ -172,10 +178,9 @@ def _evaluate(work: _Work, folder: Path | None, surrogate: nn.Module | None) -> 
         if path is not None and found is None:
             rest = parts[-1]._asdict() | {"stages": [stage._asdict() for stage in parts[-1].stages]}
             files.write_tensors(path, rest.pop("tensors"), {"rest": files.to_json(rest, None)})
-    names = parts[0].tensors
-    tensors: dict[str, Any] = {name: torch.cat([part.tensors[name] for part in parts]) for name in names}
-    before, after, started = tensors.pop("before"), tensors.pop("after"), time.perf_counter()
-    result = AttackResult(**tensors, **_join(parts))
+    result = join_results([part.result for part in parts])
+    before, after = (torch.cat([part.tensors[name] for part in parts]) for name in ("before", "after"))
+    started = time.perf_counter()
     masking = _check_masking(work, result, folder, surrogate)
     seconds = sum(part.seconds for part in parts) + time.perf_counter() - started
     return Evaluation(work.text, work.norm, work.eps, result, work.x, work.y, before, after, masking, seconds)
@@ -247,22 +252,6 @@ def _attack_once(work: _Work, x: Tensor, y: Tensor) -> AttackResult:
     )  # fmt: skip
     index, notes = torch.where(misclassified, 0, -1), tuple(str(w.message) for w in caught)
     return AttackResult(points, correct, torch.zeros_like(correct), misclassified, index, (stage,), notes)
-
-
-def _join(parts: Sequence[_Part]) -> dict[str, Any]:
-    """The stages and the notes of all parts together; the last attacks may not have run in every part."""
-    columns = itertools.zip_longest(*(part.stages for part in parts))
-    stages = tuple(_sum([stage for stage in column if stage]) for column in columns)
-    notes = [note for part in parts for note in part.notes if note not in gradient_warnings(part.stages)]
-    return {"stages": stages, "notes": tuple(dict.fromkeys([*notes, *gradient_warnings(stages)]))}
-
-
-def _sum(stages: Sequence[StageResult]) -> StageResult:
-    first = stages[0]
-    added = [k for k in StageResult._fields if k not in ("name", "searches", "counts")]
-    totals = {k: sum(getattr(stage, k) for stage in stages) for k in added}
-    counts = {k: sum(stage.counts.get(k, 0) for stage in stages) for k in first.counts}
-    return first._replace(searches=max(stage.searches for stage in stages), counts=counts, **totals)
 
 
 def _check_masking(

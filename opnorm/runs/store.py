@@ -20,7 +20,8 @@ from filelock import FileLock, Timeout
 
 from opnorm import spec
 from opnorm._core import files
-from opnorm.errors import BusyError, RunError
+from opnorm._core.kept_parts import Place, kept_in
+from opnorm.errors import BusyError, OpnormError, RunError
 from opnorm.runs.identity import hash_of, identity, same_outputs
 
 __all__ = ["FORMAT", "Entry", "Saved", "Store"]
@@ -259,18 +260,38 @@ class Entry:
         files.write_json(folder / "run.json", begun | about | self.store.subject, checked=True)
 
     def get_or_compute(self, call: str, compute: Callable[[], list[dict[str, Any]]]) -> Saved:
-        """The rows of an analysis: found, or computed by ``compute()`` and written at once."""
+        """The rows of an analysis: found, or computed by ``compute()`` and written at once; its parts meanwhile."""
         found = not self.store.again and self.store.has(self.key, call)
         if not found:
             started = time.perf_counter()
-            rows = compute()
-            seconds = round(time.perf_counter() - started, 3)
+            with self._parts(call) as parts:
+                rows = compute()
+            seconds = round(time.perf_counter() - started + parts.seconds, 3)
             about = {"rows": rows, "seconds": seconds, "made": _now(), "version": _version(call)}
             self.results[call] = about
             results = {"format": FORMAT, "analyses": self.results}
             files.write_json(self.folder / "results.json", results, checked=True)
+            self._remove(parts.folder)
         saved = self.results[call]
         return Saved(saved["rows"], saved["seconds"], saved["made"], found)
+
+    @contextmanager
+    def _parts(self, call: str) -> Iterator[Place]:
+        """Where an analysis keeps its parts until it ends; those of another version of it are removed."""
+        folder = self.folder / f"parts-{hash_of(call)}-{_version(call)}"
+        for other in self.folder.glob(f"parts-{hash_of(call)}-*"):
+            if other != folder or self.store.again:
+                self._remove(other)
+        try:
+            with kept_in(folder) as place:
+                yield place
+        except OpnormError as e:
+            if not isinstance(e, RunError):  # it cannot be made; a RunError is of the disk
+                self._remove(folder)
+            raise
+
+    def _remove(self, folder: Path) -> None:
+        files.remove_folder(folder, self.store.root / ".locks" / f"{self.key}.removed")
 
     def fail(self, reason: str) -> None:
         """Write down why the run cannot end well."""

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from opnorm.errors import OpnormError, SpecError, did_you_mean
-from opnorm.spec._annotations import misfit
+from opnorm.spec._annotations import called, misfit
 from opnorm.spec._syntax import Call, Value, map_calls, parse, to_text
 
 __all__ = ["FAMILIES", "build", "factory", "fill", "full", "names", "resolve", "short", "spec_of", "stated"]
@@ -64,7 +64,7 @@ def factory(kind: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @functools.wraps(function)
         def made(*args: P.args, **kwargs: P.kwargs) -> R:
-            result = function(*args, **kwargs)
+            result = called(function, name, signature, args, kwargs)
             arguments = signature.bind(*args, **kwargs).arguments
             with suppress(SpecError):  # a tensor or a lambda was passed: the object works, but has no text
                 _remember(result, Call(name, (), tuple((k, _to_value(v)) for k, v in arguments.items())))
@@ -180,14 +180,15 @@ def build(text: str | Call, kind: str | None = None, **known: Value) -> Any:
     bound = _bind(call, function)
     whole = Call(call.name, bound.args, tuple(bound.kwargs.items()))
     built = map_calls(whole, lambda inner: build(inner, _kind_inside(inner, kind)))
+    given = _signature(function, call.name).bind(*built.args, **dict(built.kwargs))
+    if why := misfit(given, only=bool):
+        raise SpecError(f"{call}: {why}")
     try:
         made = function(*built.args, **dict(built.kwargs))
     except OpnormError:
         raise
     except Exception as e:
-        why = misfit(
-            function, _signature(function, call.name).bind(*built.args, **dict(built.kwargs)).arguments
-        )
+        why = misfit(given)
         raise SpecError(f"{call}: {why}" if why else f"{call} failed: {type(e).__name__}: {e}") from e
     if not any(function is f for family in _registry.values() for f in family.values()):
         _remember(made, call)  # a registered function has remembered its call itself, arguments by name

@@ -8,6 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+from torch import nn
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     # torch._dynamo: a process loads it with its first optimizer, which takes longer than all the rest here
@@ -30,8 +33,6 @@ def start(target, *args):
 
 
 def _calm(target, args):
-    import torch
-
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it, and its children would
     torch.set_num_threads(1)
     target(*args)
@@ -50,6 +51,33 @@ def command(args, cwd, out, err, encoding=None):
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+class Slow(nn.Module):
+    """A network of images 1x4x4 that needs some time for a batch."""
+
+    delay = 0.0  # of the class, so that it is no part of the network
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(16, 2)
+        with torch.no_grad():
+            self.last.weight.copy_(torch.linspace(-1, 1, 32).view(2, 16).sin())
+            self.last.bias.zero_()
+
+    def forward(self, x):
+        time.sleep(Slow.delay)
+        return self.last(x.flatten(1).tanh())
+
+
+def analyze_slowly(root, call, data, delay=0.0):
+    """The rows of an analysis of :class:`Slow`, kept in a store."""
+    from opnorm.runs.network_report import analyze
+    from opnorm.runs.store import Store
+
+    Slow.delay = delay
+    (result,) = analyze(Slow().eval(), data, [call], store=Store(root)).results
+    return result.rows[call]
 
 
 def train_run(run, root, diary=None, epochs_to_live=None):

@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from opnorm import spec
 from opnorm._core import files
-from opnorm.errors import RunError
+from opnorm._core.kept_parts import kept
+from opnorm.data import Dataset, Split
+from opnorm.errors import ModelError, RunError
 from opnorm.runs.store import FORMAT, Store
 from tests.runs import processes
 
@@ -171,6 +174,46 @@ def test_results_are_written_at_once_and_found_again(store):
         entry.finish(10.0)
     assert store.results("abc").keys() == {"accuracy()", "margins()"}
     assert store.about("abc")["seconds"] == pytest.approx(10 + seconds, abs=0.1)
+
+
+def test_an_analysis_that_is_killed_resumes_inside(tmp_path):
+    images = torch.randint(
+        0, 256, (90, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    split = Split(images, torch.arange(90) % 2)
+    data, call = Dataset("toy", split, split, ("a", "b")), "singular_alignment(points=45, layer='last')"
+    call = str(spec.short(call, "analysis"))
+    whole = processes.analyze_slowly(tmp_path / "whole", call, data)
+    killed = processes.start(processes.analyze_slowly, tmp_path / "runs", call, data, 0.03)
+    while len(kept := list((tmp_path / "runs").glob("*.partial/parts-*/part-*.safetensors"))) < 3:
+        assert killed.is_alive(), "no part was kept"
+        time.sleep(0.01)
+    killed.kill()
+    killed.join()
+    assert processes.analyze_slowly(tmp_path / "runs", call, data) == whole
+    assert not any(part.parent.exists() for part in kept)
+
+
+def test_parts_go_with_an_analysis_that_cannot_be_made(store):
+    begun(store)
+
+    def part():
+        return kept(lambda: {"x": time.sleep(0.11)})
+
+    def fails(error):
+        part()
+        raise error
+
+    for error, stay in ((KeyboardInterrupt(), 1), (RunError("disk full"), 1), (ModelError("no ReLU"), 0)):
+        with suppress(type(error)), store.open("abc") as entry:
+            entry.get_or_compute("margins()", lambda error=error: fails(error))
+        assert len(list(store.folder("abc").glob("parts-*"))) == stay
+    with suppress(KeyboardInterrupt), store.open("abc") as entry:
+        entry.get_or_compute("margins()", lambda: fails(KeyboardInterrupt()))
+    with store.open("abc") as entry:
+        saved = entry.get_or_compute("margins()", lambda: [part()])
+    assert saved.rows == [{"x": None}]
+    assert saved.seconds >= 0.11, "of both sessions"
 
 
 def test_single_rows_are_made_again(store):

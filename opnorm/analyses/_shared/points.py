@@ -3,12 +3,14 @@
 import math
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from opnorm._core.kept_parts import in_parts, kept
 from opnorm._core.layers import in_float64, plain_copy
 from opnorm._core.modes import evaluating
 from opnorm._core.outputs import output_of
@@ -20,12 +22,14 @@ from opnorm.errors import AttackError, SpecError
 from opnorm.report import Point, significant
 
 __all__ = [
+    "JACOBIANS",
     "ROTH_ATTACK",
     "SPLITS",
     "amounts",
     "at_any_radius",
     "attack_label",
     "attacked",
+    "attacked_at_once",
     "batches",
     "by_rank",
     "check_points",
@@ -42,7 +46,9 @@ __all__ = [
 ]
 
 BATCH = 500
+LARGEST = 2**28  # bytes of the logits of a split that are kept
 ROTH_ATTACK = pgd(norm=2, eps=0.5)
+JACOBIANS = 20  # points of a part, where each has an explicit Jacobian
 RANKS = 40  # points on a line
 SPLITS = {"train": "training", "test": "test"}  # and their names in a sentence
 
@@ -120,11 +126,21 @@ def logits_of(model: nn.Module, split: Split) -> Iterator[tuple[Tensor, Tensor, 
     Raises:
         AttackError: the model returns no finite logits of shape (B, K), or a label names no class.
     """
+    classes = 1
     for x, y in batches(split, model):
-        with evaluating(model):
-            logits = output_of(model, x)
-        check_logits(logits, y)
+        if len(split.labels) * 4 * classes <= LARGEST:
+            logits = kept(partial(_logits, model, x, y), y)["logits"].to(x.device)
+        else:
+            logits = _logits(model, x, y)["logits"]
+        classes = logits.shape[1]
         yield x, y, logits
+
+
+def _logits(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Any]:
+    with evaluating(model):
+        logits = output_of(model, x)
+    check_logits(logits, y)
+    return {"logits": logits}
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -136,9 +152,18 @@ def correct_after(model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Ten
     """Whether the model still classifies each point correctly after the attack, (B,)."""
     if not len(x):  # some networks take no empty batch
         return torch.zeros_like(y, dtype=torch.bool)
-    moved = attack(model, x, y)
-    with evaluating(model):
-        return output_of(model, moved).argmax(1) == y
+
+    def survives(x: Tensor, y: Tensor) -> Tensor:
+        moved = attack(model, x, y)
+        with evaluating(model):
+            return output_of(model, moved).argmax(1) == y
+
+    return in_parts(survives, x, y, size=attacked_at_once(x))
+
+
+def attacked_at_once(x: Tensor) -> int:
+    """How many points an analysis attacks before it keeps what it found: fewer where an attack takes longer."""
+    return 100 if x.device.type == "cpu" else 500
 
 
 def correct_points(model: nn.Module, split: Split, attack: Attack) -> tuple[Tensor, Tensor]:
@@ -159,7 +184,7 @@ def attacked(model: nn.Module, x: Tensor, y: Tensor, attack: Attack, seed: int) 
     Raises:
         AttackError: one of them did not move, so that there is no direction.
     """
-    found = attack(model, x, y, seed=seed)
+    found = in_parts(lambda x, y: attack(model, x, y, seed=seed), x, y, size=attacked_at_once(x))
     still = int(((found - x).flatten(1).abs().amax(1) == 0).sum())
     if still:
         raise AttackError(f"the attack left {still} of {len(x)} points where they are; is its eps 0?")
