@@ -1,4 +1,4 @@
-"""What identifies a network: a hash of all that it is, and its outputs for fixed inputs."""
+"""What identifies a network: a hash of all that it is, and its outputs for fixed inputs; and a hash of a data set."""
 
 import hashlib
 import inspect
@@ -16,10 +16,12 @@ import opnorm
 from opnorm import spec
 from opnorm._core.modes import model_state_preserved
 from opnorm._core.outputs import output_of
+from opnorm.data import Dataset
+from opnorm.data.streaming import StreamedImages
 from opnorm.errors import SpecError
 from opnorm.runs.identity import hash_of, identity, sources
 
-__all__ = ["add_tensor", "network_identity", "outputs"]
+__all__ = ["add_tensor", "data_identity", "network_identity", "outputs"]
 
 
 def network_identity(model: nn.Module) -> str:
@@ -68,6 +70,18 @@ def add_tensor(digest: Any, tensor: Tensor) -> None:
     """Feed type, shape and values to a digest."""
     digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def data_identity(data: Dataset) -> str:
+    """A hash of all images and labels; of streamed images, of the files that hold them."""
+    digest = hashlib.sha256()
+    for images, labels in (data.train, data.test):
+        if isinstance(images, StreamedImages):
+            digest.update(images.fingerprint().encode())
+        else:
+            add_tensor(digest, images)
+        add_tensor(digest, labels)
+    return digest.hexdigest()
 
 
 def outputs(model: nn.Module, in_shape: Sequence[int]) -> list[list[float]] | None:

@@ -7,7 +7,6 @@ With a store, each analysis of each network is kept as soon as it is made, under
 found again.
 """
 
-import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,10 +21,9 @@ from opnorm._core.argument_checks import check_module
 from opnorm.analyses import Analysis, all_analyses
 from opnorm.data import Dataset
 from opnorm.data.dataset import as_pixels, check_dataset
-from opnorm.data.streaming import StreamedImages
 from opnorm.errors import ModelError, OpnormError, SpecError
 from opnorm.runs.identity import hash_of
-from opnorm.runs.network_identity import add_tensor, network_identity, outputs
+from opnorm.runs.network_identity import data_identity, network_identity, outputs
 from opnorm.runs.network_page import Network, NetworkReport, NetworkResults
 from opnorm.runs.store import FORMAT, Entry, Store
 from opnorm.training.setup_checks import check_model
@@ -138,7 +136,7 @@ def analyze(
     calls, networks = analysis_calls(analyses, points=points, seed=seed), _networks(networks)
     _check(networks, data, calls)
     results: list[NetworkResults] = []
-    images = _digest(data)
+    images = data_identity(data)
     for network in networks:
         key = hash_of(FORMAT, network_identity(network.model), images)
         results.append(NetworkResults(network, key))
@@ -155,17 +153,6 @@ def analyze(
     if not any(result.rows for result in results):
         raise OpnormError(f"no analysis was possible: {next(iter(results[0].failures.values()))}")
     return NetworkReport(results, data.describe())
-
-
-def _digest(data: Dataset) -> str:
-    digest = hashlib.sha256()
-    for images, labels in (data.train, data.test):
-        if isinstance(images, StreamedImages):
-            digest.update(images.fingerprint().encode())
-        else:
-            add_tensor(digest, images)
-        add_tensor(digest, labels)
-    return digest.hexdigest()
 
 
 def _analyze(

@@ -21,10 +21,10 @@ from opnorm._core.modes import evaluating
 from opnorm._core.outputs import output_of
 from opnorm.data import Dataset
 from opnorm.data.dataset import as_pixels
-from opnorm.errors import TrainError
+from opnorm.errors import RunError, TrainError
 from opnorm.models import save
 from opnorm.runs.build import known_of, make_data, make_model, restore, training_settings
-from opnorm.runs.network_identity import outputs
+from opnorm.runs.network_identity import data_identity, outputs
 from opnorm.runs.run import Result, Run
 from opnorm.runs.store import Entry, Store
 from opnorm.runs.tracking import tracked
@@ -61,8 +61,8 @@ def run_training(
 
     Raises:
         BusyError: another process is at this run.
-        RunError: its folder is damaged or of another format, or the disk is full; or the network of a finished run gives
-            other outputs than after its training.
+        RunError: its folder is damaged or of another format, or the disk is full; the network of a finished run gives
+            other outputs than after its training; or the user's own function gives other data than when the run began.
         TrainError: the training diverged. The next call raises the same again, without training.
         OpnormError: whatever is wrong with model, data or settings.
     """
@@ -94,7 +94,25 @@ def find_result(run: Run, store: Store) -> Result | None:
         return None
     if "." in run.model.partition("(")[0]:
         restore(run, store.folder(run.key))
+    if _own_data(run):
+        _check_data(run, store.about(run.key), make_data(run))
     return replace(_load(run, store), found=True)
+
+
+def _own_data(run: Run) -> bool:
+    """Whether the user's own function makes the data: no key sees what it reads."""
+    return any("." in call.name for call in spec.calls_in(spec.parse(run.data)))
+
+
+def _check_data(run: Run, about: dict[str, Any], data: Dataset) -> None:
+    """RunError where the data of a run that has begun were others, but for data that are drawn anew each time."""
+    kept = about.get("points")
+    if kept is None or kept == (now := data_identity(data)) or now != data_identity(make_data(run)):
+        return
+    raise RunError(
+        f"{run.data} gives other data than when run {run.key} began: a file that it reads has changed since; restore it, or "
+        "train again with --again"
+    )
 
 
 def _is_done(run: Run, store: Store) -> bool:
@@ -125,10 +143,13 @@ def _complete(
     data = make_data(run)
     if entry.finished:
         model = restore(run, entry.folder).to(device)
+        _check_data(run, entry.store.about(entry.key), data)
     else:
         model = make_model(run, data)
         about = {"run": run.as_dict(), "known": known_of(data), "data": data.describe()}
+        about |= {"points": data_identity(data)} if _own_data(run) else {}
         entry.begin(about | {"where": environment()})
+        _check_data(run, entry.store.about(entry.key), data)
         start_others()
         try:
             with threads_of_torch(entry.store.about(entry.key)["where"]["threads"]):

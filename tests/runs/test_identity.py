@@ -241,6 +241,42 @@ def test_a_file_that_only_the_outputs_show(found, lab, capsys):
     assert found(*train)
 
 
+DRAWS = """
+import torch
+from opnorm.data import Dataset, Split
+def data(seed=None):
+    generator = torch.Generator()
+    generator.manual_seed(int(open("seed").read())) if seed is None else generator.seed()
+    images = torch.randint(0, 256, (12, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    split = Split(images, torch.arange(12) % 2)
+    return Dataset("drawn", split, split, ("a", "b"))
+"""
+
+
+def test_data_from_a_file_that_no_key_sees(found, lab, capsys):
+    (lab / "lab" / "draws.py").write_text(DRAWS)
+    (lab / "seed").write_text("1")
+    train = (
+        "train",
+        "--model",
+        "mlp(width=4)",
+        "--data",
+        "lab.draws.data()",
+        *TINY[TINY.index("--epochs") :],
+    )
+    assert not found(*train)
+    assert found(*train)
+    (lab / "seed").write_text("2")
+    with pytest.raises(SystemExit):
+        found(*train)
+    assert "gives other data than when run" in capsys.readouterr().err
+    (lab / "seed").write_text("1")
+    assert found(*train)
+    each_time = [text.replace("data()", "data(seed='none')") for text in train]
+    assert not found(*each_time)
+    assert found(*each_time)
+
+
 def test_networks_made_in_python(tmp_path):
     """Without a call: attributes, tensors that are no buffers, hooks, classes of the same text."""
     store, (x, y) = Store(tmp_path), points(20)
