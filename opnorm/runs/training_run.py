@@ -146,8 +146,9 @@ def _complete(
         _check_data(run, entry.store.about(entry.key), data)
     else:
         model = make_model(run, data)
-        about = {"run": run.as_dict(), "known": known_of(data), "data": data.describe()}
-        about |= {"points": data_identity(data)} if _own_data(run) else {}
+        about: dict[str, Any] = {"run": run.as_dict(), "known": known_of(data), "data": data.describe()}
+        if _own_data(run):
+            about["points"] = data_identity(data)
         entry.begin(about | {"where": environment()})
         _check_data(run, entry.store.about(entry.key), data)
         start_others()
