@@ -1,10 +1,24 @@
-"""How much memory there is, so that what cannot fit is refused before it is begun."""
+"""How much memory there is, so that what cannot fit is refused before it is begun; and memory that is used again at once.
 
+The C library of Linux gives a freed tensor of some megabytes back to the system, and the next one of its size costs a fault
+for each page of 4 kB: a fifth of a training step of ResNet-18. :func:`freed_memory_kept` is the remedy.
+"""
+
+import ctypes
 import os
-from contextlib import suppress
+import platform
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["available_memory", "gigabytes"]
+__all__ = ["available_memory", "freed_memory_kept", "gigabytes"]
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of malloc.h, glibc
+_KEPT = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}
+_USUAL = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 64 * 2**20}
+"""What glibc sets by itself once a block of 32 MiB has been freed."""
+_users, _lock = 0, threading.Lock()
 
 
 def available_memory() -> int | None:
@@ -30,3 +44,33 @@ def available_memory() -> int | None:
 def gigabytes(count: float) -> str:
     """Bytes, in words."""
     return f"{count / 1e9:.3g} GB"
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Within it, memory that tensors free stays with this process for the next ones; at its end the system gets it back.
+
+    No result depends on it. For the CPU: elsewhere than on Linux with glibc, or with another allocator, nothing changes.
+    May be nested and used in several threads.
+    """
+    global _users
+    library = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+    with _lock:
+        _users += 1
+        if _users == 1:
+            _set_malloc(library, _KEPT)
+    try:
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            if not _users:
+                _set_malloc(library, _USUAL)
+                if library:
+                    library.malloc_trim(0)
+
+
+def _set_malloc(library: ctypes.CDLL | None, options: dict[int, int]) -> None:
+    for option, value in options.items():
+        if library:
+            library.mallopt(option, value)

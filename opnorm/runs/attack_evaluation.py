@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from opnorm import spec
 from opnorm._core import files
 from opnorm._core.argument_checks import check_module
+from opnorm._core.memory import freed_memory_kept
 from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
 from opnorm._core.outputs import output_of
 from opnorm.attacks._autoattack import AutoAttack
@@ -58,6 +59,7 @@ class EvaluationProgress(NamedTuple):
     total: int
 
 
+@freed_memory_kept()
 @in_default_modes
 def evaluate(
     model: nn.Module,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from opnorm._core import files
 from opnorm._core.argument_checks import named
 from opnorm._core.layers import check_initialized
+from opnorm._core.memory import freed_memory_kept
 from opnorm._core.modes import default_modes
 from opnorm.data import Dataset
 from opnorm.data.dataset import as_pixels
@@ -53,6 +54,7 @@ __all__ = ["train"]
 
 
 @default_modes(keep_autocast=True)
+@freed_memory_kept()
 @torch.enable_grad()
 def train(
     model: nn.Module,
