@@ -114,7 +114,7 @@ def analyze(
         networks: one model, models by name, or :class:`Network` objects; the baseline first. In eval mode.
         data: training and test images.
         analyses: names, calls or objects; see :func:`analysis_calls`.
-        points: test points of each analysis that takes a sample of them, in place of its default.
+        points: test points of each analysis that takes a sample of them, in place of its default, or all if these are fewer.
         seed: of the choice of points and of attacks.
         store: where rows are kept and found again; nowhere when None.
         progress: called before and after each analysis.
@@ -133,7 +133,8 @@ def analyze(
                 networks, data, analyses, points=points, seed=seed, store=Store(folder), progress=progress
             )
     report = progress or (lambda state: None)
-    calls, networks = analysis_calls(analyses, points=points, seed=seed), _networks(networks)
+    networks = _networks(networks)
+    calls = _all_there_are(analysis_calls(analyses, points=points, seed=seed), data)
     _check(networks, data, calls)
     results: list[NetworkResults] = []
     images = data_identity(data)
@@ -183,8 +184,19 @@ def _networks(networks: nn.Module | Mapping[str, nn.Module] | Sequence[Network])
     return networks
 
 
-def _check(networks: Sequence[Network], data: Dataset, calls: Sequence[str]) -> None:
+def _all_there_are(calls: Sequence[str], data: Dataset) -> list[str]:
+    """The calls, with all test points where the default number of an analysis is larger than that of the data."""
     check_dataset(data)
+    test, found = len(data.test.labels), []
+    for text in calls:
+        call, default = spec.parse(text), dict(spec.full(text, "analysis").kwargs).get("points")
+        stated = any(name == "points" for name, _ in spec.stated(call, "analysis").kwargs)
+        more = not stated and isinstance(default, int) and default > test
+        found.append(str(spec.fill(call, points=test)) if more else text)
+    return found
+
+
+def _check(networks: Sequence[Network], data: Dataset, calls: Sequence[str]) -> None:
     labels = [network.label for network in networks]
     if len(set(labels)) < len(labels) or not labels:
         raise SpecError(

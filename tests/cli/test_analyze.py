@@ -132,7 +132,10 @@ def test_results_of_a_run_elsewhere_are_kept_there(main, tmp_path, command):
         (("compare", MODEL, "nokey", *DATA), "nokey is no run in runs"),
         (("compare", MODEL, *DATA), "expected two or more"),
         (("compare", MODEL, MODEL, *DATA, "--what", "accuracy"), "name them"),
-        (("analyze", MODEL, *DATA, "--what", "jacobian_spectrum"), "ask for fewer, such as --points 60"),
+        (
+            ("analyze", MODEL, *DATA, "--what", "jacobian_spectrum(points=70)"),
+            "ask for fewer, such as --points 60",
+        ),
         (("analyze", MODEL, *DATA, "--what", "acuracy"), "did you mean"),
         (
             ("analyze", "mlp(in_shape=(1, 8, 8), classes=1)", *DATA, "--what", "accuracy"),

@@ -171,6 +171,12 @@ def test_an_analysis_of_the_user_is_shown_too(monkeypatch, tmp_path):
     assert "0, 1, 2, 3, … (9 values)" in page
 
 
+def test_a_default_number_of_points_takes_all_of_a_smaller_set(two):
+    report = analyze(two[:1], data(), ["input_gradients", "relu_cells", "roth_robust_accuracy(eps=(0.1,))"])
+    assert {row["points"] for rows in report.results[0].rows.values() for row in rows} == {30}
+    assert "roth_robust_accuracy(eps=(0.1,), points=30)" in report.results[0].rows
+
+
 def test_errors_name_the_networks(two, tmp_path):
     store = Store(tmp_path)
     with pytest.raises(ModelError, match="second is in train mode"):
@@ -179,6 +185,6 @@ def test_errors_name_the_networks(two, tmp_path):
         analyze([two[0], two[0]], data(), "accuracy", store=store)
     with pytest.raises(AttackError, match="the model has 1 class"):
         analyze(nn.Sequential(nn.Flatten(), nn.Linear(16, 1)).eval(), data(), "accuracy", store=store)
-    with pytest.raises(SpecError, match="200 test points and toy has 30; ask for fewer"):
-        analyze(two, data(), "jacobian_spectrum(points=200)", store=store)
+    with pytest.raises(SpecError, match="201 test points and toy has 30; ask for fewer"):
+        analyze(two, data(), "jacobian_spectrum(points=201)", store=store)
     assert not list(tmp_path.glob("*.partial")), "all is checked before anything is begun"
