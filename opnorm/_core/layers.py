@@ -1,8 +1,10 @@
 """Layer families, and the checks that come before a formula for a layer is used."""
 
 import copy
+import functools
 import itertools
-from typing import TypeVar
+from types import FunctionType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ __all__ = [
     "ConvLayer",
     "ConvTransposeLayer",
     "Shape",
+    "changed_by_hooks",
     "check_channels",
     "check_features",
     "check_forward",
@@ -59,6 +62,8 @@ IDENTITY: tuple[type[nn.Module], ...] = (
     nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
 )  # fmt: skip
 """Layers that in eval mode only rearrange their input."""
+CHECKS = ("_check_input_dim",)
+"""Methods of torch's layers that compute nothing."""
 
 
 def unwrap(layer: nn.Module) -> nn.Module:
@@ -102,15 +107,42 @@ def plain_copy(layer: Layer, dtype: torch.dtype | None = None) -> Layer:
 
 
 def overrides(layer: nn.Module, *bases: type[nn.Module]) -> bool:
-    """Whether a layer has another forward than its base, so that the base's formula does not apply to it."""
-    own = vars(layer).get("forward")  # set on the one layer, as some libraries do
-    forward = type(layer).forward if own is None else getattr(own, "__func__", own)
-    return not any(forward is base.forward for base in bases)
+    """Whether a layer computes its output in another way than its bases, so that their formula does not apply to it.
+
+    That is with another forward, or another of the methods that their forward calls, as of ``_conv_forward``.
+    """
+    kinds: tuple[Any, ...] = bases
+    return not any(all(_method(layer, m) is getattr(kind, m) for m in _methods(kind)) for kind in kinds)
+
+
+def _method(layer: nn.Module, name: str) -> Any:
+    own = vars(layer).get(name)  # set on the one layer, as some libraries do
+    return getattr(type(layer), name) if own is None else getattr(own, "__func__", own)
+
+
+@functools.cache
+def _methods(base: Any) -> tuple[str, ...]:
+    """The names of the methods that compute a layer's output: its forward, and those that this calls, at any depth."""
+    found, waiting = ["__call__", "_wrapped_call_impl", "_call_impl", "forward"], ["forward"]
+    while waiting:
+        code = getattr(getattr(base, waiting.pop()), "__code__", None)
+        for name in code.co_names if code else ():
+            own = getattr(base, name, None) is not getattr(nn.Module, name, None)
+            if own and isinstance(getattr(base, name), FunctionType) and name not in (*found, *CHECKS):
+                found.append(name)
+                waiting.append(name)
+    return tuple(found)
 
 
 def is_standard(layer: nn.Module, *bases: type[nn.Module]) -> bool:
     """Whether a layer is of one of these types, or of a subclass with the same forward."""
     return isinstance(layer, bases) and not overrides(layer, *bases)
+
+
+def changed_by_hooks(layer: nn.Module) -> bool:
+    """Whether hooks may change the output; the pre-hooks of torch.nn.utils only compute the weight."""
+    pre = [type(h).__module__ for h in layer._forward_pre_hooks.values()]
+    return bool(layer._forward_hooks) or any(not module.startswith("torch.nn.utils") for module in pre)
 
 
 def is_empty_sequence(layer: nn.Module) -> bool:

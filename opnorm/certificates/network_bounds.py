@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from opnorm._core.layers import Shape
+from opnorm._core.layers import Shape, changed_by_hooks
 from opnorm._core.modes import evaluating
 from opnorm._core.outputs import output_of
 from opnorm.certificates.affine import Affine
@@ -24,7 +24,7 @@ from opnorm.errors import BoundError, NormError, OpnormError
 from opnorm.norms.network.graph import forward_graph, mixes_points, shifted
 from opnorm.norms.network.rules import FunctionCall
 from opnorm.norms.network.trace import leaves
-from opnorm.norms.network.walk import RANDOM, GraphWalk, changed_by_hooks, operation_of
+from opnorm.norms.network.walk import RANDOM, GraphWalk, operation_of
 from opnorm.norms.nonlinear import known_base
 
 __all__ = ["Box", "Step", "has_bounds", "network_bounds"]

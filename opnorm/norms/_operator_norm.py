@@ -1,6 +1,7 @@
 """The operator norm of one layer, whatever its type and whatever the order."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from opnorm._core.argument_checks import as_shape
-from opnorm._core.layers import BATCH_NORM, Shape, check_weights, in_float64, unwrap
+from opnorm._core.layers import BATCH_NORM, Shape, changed_by_hooks, check_weights, in_float64, unwrap
 from opnorm._core.linear_map import MATRIX, linear_map
 from opnorm._core.modes import in_default_modes
 from opnorm.errors import NormError
@@ -68,6 +69,10 @@ def operator_norm(
     """
     check_ords([ord])
     check_weights(layer)
+    if changed_by_hooks(unwrap(layer)):
+        warnings.warn(
+            f"{type(unwrap(layer)).__name__} has a forward hook, which is not in the norm", stacklevel=3
+        )
     shape = _default_shape(layer) if in_shape is None else as_shape(in_shape)
     return norm_of(layer, ord, shape, interval_settings(relative_width, failure_probability))
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from opnorm._core.layers import BATCH_NORM, Shape, check_weights, in_float64, unwrap
+from opnorm._core.layers import BATCH_NORM, Shape, changed_by_hooks, check_weights, in_float64, unwrap
 from opnorm._core.modes import in_default_modes
 from opnorm.errors import NormError
 from opnorm.norms._operator_norm import Order, check_ords, interval_settings, norm_of
@@ -204,7 +204,7 @@ def _tags(call: LayerCall, names: dict[int, str], repeated: bool) -> tuple[str, 
         tags.append("parametrized")
     if running and layer.training:
         tags.append("in train mode, where it is not linear; this is its norm in eval mode")
-    if layer._forward_hooks:
+    if changed_by_hooks(layer):
         tags.append("has a forward hook, which is not in the norm")
     return tuple(tags)
 

@@ -17,12 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from opnorm._core.layers import LINEAR_OR_CONV, is_standard, unwrap
+from opnorm._core.layers import LINEAR_OR_CONV, changed_by_hooks, is_standard, unwrap
 from opnorm._core.lp import lp_norm
 from opnorm._core.modes import evaluating
 from opnorm.errors import BoundError, ModelError, SpecError
 from opnorm.norms.network.graph import forward_graph
-from opnorm.norms.network.walk import changed_by_hooks
 
 __all__ = ["balance", "least_weight_decay", "shift"]
 

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from opnorm.norms import lipschitz_bound, measure, operator_norm
+from opnorm.regularizers import norm_decay
+from opnorm.training import weight_metrics
 from tests.norms.network.test_lipschitz import steepest
 
 
@@ -207,3 +209,83 @@ def test_torchs_functional_batch_norm_is_not_taken_for_that_of_another_order_of_
     bound = lipschitz_bound(Norm(), torch.zeros(1, 2), 1)
     assert bound.value is None
     assert "batch_norm" in bound.reason
+
+
+class DoubledKernel(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, 2 * weight, bias)
+
+
+class LongerOutput(nn.ConvTranspose1d):
+    def _output_padding(self, *args, **kwargs):
+        return [1]
+
+
+class TripledCall(nn.Linear):
+    def __call__(self, x):
+        return 3 * super().__call__(x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(DoubledKernel(1, 2, 3, padding=1), (1, 5, 5)), (LongerOutput(1, 2, 3, stride=2), (1, 4)),
+     (TripledCall(3, 2), (3,))],
+    ids=lambda v: type(v).__name__,
+)  # fmt: skip
+def test_a_layer_whose_forward_calls_methods_of_its_own_has_not_its_parents_norm(layer, shape):
+    layer = layer.double()
+    size = math.prod(shape)
+    with torch.no_grad():
+        at_zero = layer(torch.zeros(1, *shape, dtype=torch.float64))
+        matrix = (layer(torch.eye(size, dtype=torch.float64).reshape(size, *shape)) - at_zero).flatten(1).T
+    for ord in (1, 2, math.inf):
+        truth = float(torch.linalg.matrix_norm(matrix, ord))
+        assert float(operator_norm(layer, ord, shape).upper) == pytest.approx(truth, rel=1e-2)
+        bound = lipschitz_bound(nn.Sequential(layer, nn.ReLU()), torch.zeros(1, *shape), ord).value
+        assert truth <= bound < 1.01 * truth
+
+
+@pytest.mark.parametrize("kind", ["hook", "pre-hook", "pre-hook with names"])
+def test_what_a_hook_changes_is_in_no_norm_without_a_word(kind):
+    layer = nn.Linear(2, 2)
+    if kind == "hook":
+        layer.register_forward_hook(lambda m, args, output: 9 * output)
+    elif kind == "pre-hook":
+        layer.register_forward_pre_hook(lambda m, args: (9 * args[0],))
+    else:
+        layer.register_forward_pre_hook(lambda m, args, names: ((9 * args[0],), names), with_kwargs=True)
+    for model in (layer, nn.Sequential(layer)):
+        assert "a hook may change" in lipschitz_bound(model, torch.zeros(1, 2), 1).reason
+        assert measure(model, torch.zeros(1, 2)).rows[0].tags == (
+            "has a forward hook, which is not in the norm",
+        )
+    with pytest.warns(UserWarning, match="a forward hook, which is not in the norm"):
+        operator_norm(layer, 1)
+
+
+class WritesToItsInput(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.layer = how, nn.Linear(4, 3)
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.how(x)
+        return self.layer(x.flatten(1))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [lambda x: x.mul_(0.5), lambda x: x.data.add_(1), lambda x: x[:, 0].zero_(), lambda x: x.view(-1).clamp_(0.4, 0.6)],
+    ids=["mul", "data", "part", "view"],
+)  # fmt: skip
+def test_a_model_that_writes_to_its_input_leaves_the_example_as_it_is(how):
+    model, x = WritesToItsInput(how), torch.rand(2, 1, 2, 2)
+    before = x.clone()
+    for example in (x, (x,), {"x": x}):
+        measure(model, example)
+        lipschitz_bound(model, example)
+        assert torch.equal(x, before)
+    norm_decay(p=1)(model, x).edit_grads()
+    weight_metrics(model, x)
+    assert torch.equal(x, before)

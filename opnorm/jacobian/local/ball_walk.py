@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from opnorm._core.derived_weights import weight_of
-from opnorm._core.layers import is_standard
+from opnorm._core.layers import changed_by_hooks, is_standard
 from opnorm.errors import BoundError, NormError
 from opnorm.jacobian.local.ball_rules import matrix_product, normalized, one_variable, product, softmax
 from opnorm.jacobian.local.between import norm_between
@@ -23,7 +23,7 @@ from opnorm.norms.network.one_variable import IDENTITY
 from opnorm.norms.network.pointwise import Pointwise, Start, TooLong, pointwise
 from opnorm.norms.network.rules import FunctionCall, depends
 from opnorm.norms.network.trace import leaves, map_tensors
-from opnorm.norms.network.walk import RANDOM, changed_by_hooks, operation_of
+from opnorm.norms.network.walk import RANDOM, operation_of
 from opnorm.norms.nonlinear import is_copying, known_base, softmax_axis
 
 __all__ = ["LocalWalk"]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
 
-from opnorm._core.layers import Shape, is_standard
+from opnorm._core.layers import Shape, changed_by_hooks, is_standard
 from opnorm.errors import BoundError, NormError
 from opnorm.norms import display
 from opnorm.norms.layer_table import layer_norms
@@ -19,7 +19,7 @@ from opnorm.norms.network.reflections import PICKS, by_sign
 from opnorm.norms.network.rules import FunctionCall, constant, depends, p_norm
 from opnorm.norms.network.sorting import JOINED, READ, Made, side_by_side
 from opnorm.norms.network.trace import leaves
-from opnorm.norms.network.walk import RANDOM, GraphWalk, changed_by_hooks, operation_of
+from opnorm.norms.network.walk import RANDOM, GraphWalk, operation_of
 from opnorm.norms.nonlinear import SOFTMAX, softmax_constant
 
 __all__ = ["BoundInterpreter", "KnownFactors", "NodeBound"]

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from opnorm._core.layers import check_weights, missing_values, unwrap
+from opnorm._core.layers import changed_by_hooks, check_weights, missing_values, unwrap
 from opnorm._core.modes import evaluating, in_default_modes
 from opnorm._core.rounding import PRODUCT
 from opnorm.errors import BoundError, NormError
@@ -158,6 +158,7 @@ def _of_matrix(model: nn.Module, example: Example, ord: float) -> float | None:
         not type(model).__module__.startswith("torch.nn.")
         or model._modules
         or not isinstance(example, Tensor)
+        or changed_by_hooks(model)
     ):
         return None
     try:

@@ -113,7 +113,7 @@ def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> l
 
 
 def arguments(model: nn.Module, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and named arguments for the model, on its device and in its floating-point type.
+    """Positional and named arguments for the model, on its device and in its floating-point type: copies, to write to.
 
     Raises:
         OpnormError: the example is no tensor with a batch axis, no tuple and no dict.
@@ -141,7 +141,8 @@ def arguments(model: nn.Module, example: Any) -> tuple[tuple[Any, ...], dict[str
     dtype = next((t.dtype for t in tensors if t.is_floating_point()), None)
 
     def moved(t: Tensor) -> Tensor:
-        return t.to(device=device or t.device, dtype=dtype if dtype and t.is_floating_point() else t.dtype)
+        wanted = dtype if dtype and t.is_floating_point() else t.dtype
+        return t.detach().to(device=device or t.device, dtype=wanted, copy=True)
 
     return map_tensors(args, moved), map_tensors(kwargs, moved)
 

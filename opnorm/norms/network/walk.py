@@ -9,7 +9,7 @@ from opnorm.errors import BoundError
 from opnorm.norms.network.graph import ForwardGraph
 from opnorm.norms.network.trace import first_line, tensors_in
 
-__all__ = ["RANDOM", "GraphWalk", "changed_by_hooks", "operation_of"]
+__all__ = ["RANDOM", "GraphWalk", "operation_of"]
 
 RANDOM = frozenset((
     "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "bernoulli", "bernoulli_",
@@ -97,12 +97,6 @@ def _is_same_memory(value: Any, output: Any) -> bool:
         and value.shape == output.shape
         and value.stride() == output.stride()
     )
-
-
-def changed_by_hooks(layer: nn.Module) -> bool:
-    """Whether hooks may change the output; the pre-hooks of torch.nn.utils only compute the weight."""
-    pre = [type(h).__module__ for h in layer._forward_pre_hooks.values()]
-    return bool(layer._forward_hooks) or any(not module.startswith("torch.nn.utils") for module in pre)
 
 
 def operation_of(n: fx.Node) -> str:
