@@ -132,8 +132,9 @@ def _check_files(o: AttackOptions) -> None:
 def _attacks(o: AttackOptions) -> list[Any]:
     """The attack for every radius."""
     from opnorm import spec
+    from opnorm.norms.display import plain_order
 
-    norm = None if o.norm is None else number("--norm", o.norm)
+    norm = None if o.norm is None else number("--norm", plain_order(o.norm))
     radii = [number("--eps", eps) for eps in o.eps] or [None]
     call = spec.parse(o.attack).with_arguments(norm=norm, version=o.version, seed=o.seed)
     return [spec.build(call.with_arguments(eps=eps), "attack") for eps in radii]

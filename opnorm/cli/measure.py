@@ -270,12 +270,12 @@ def separation(
     from opnorm import spec
     from opnorm.cli.progress import Bar
     from opnorm.data.class_separation import separation as search
-    from opnorm.norms.display import label
+    from opnorm.norms.display import label, plain_order
 
     dataset = spec.build(data, "data set")
     with Bar("all pairs", total=1.0) as bar:
         found = search(
-            dataset, number("--norm", norm), split,
+            dataset, number("--norm", plain_order(norm)), split,
             lambda share, least: bar.update(share, f"nearest {least:.4g}"),
         )  # fmt: skip
     if json:

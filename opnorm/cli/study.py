@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 
 from opnorm._core.files import make_folder, shown
 from opnorm.cli.options import Again, Device, Figures, Json, Limit, Runs, Track, check_device, print_json
-from opnorm.errors import OpnormError
+from opnorm.errors import OpnormError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +80,7 @@ def study(
 
     o, store = options, Store(options.out, again=options.again, track=options.track)
     if o.list:
-        return _print_list(o.json)
+        return _print_list(name, o.json)
     if not name:
         raise OpnormError("which study? --list says what there is, --help how; opnorm study tour is a start")
     settings = {n: getattr(o, n) for n in ("data", "model", "seeds", "limit", "size", "only")}
@@ -164,8 +164,8 @@ def _size(call: "Call") -> Any:
     return dict(spec.full(call, "study").kwargs).get("size")
 
 
-def _print_list(json: bool) -> None:
-    """Every study and every part: what it asks, how many runs, how long."""
+def _print_list(name: str, json: bool) -> None:
+    """Every study and every part, or those of one paper: what it asks, how many runs, how long."""
     from opnorm import spec, studies
     from opnorm.studies import papers
     from opnorm.studies._shared.minutes import laptop_minutes
@@ -194,6 +194,13 @@ def _print_list(json: bool) -> None:
         },
         *rows,
     ]
+    if name:
+        known = [row["study"] for row in rows]
+        rows = [row for row in rows if row["study"] == name or row["study"].startswith(f"{name}.")]
+        if not rows:
+            raise OpnormError(
+                f"--list {name}: no such study{did_you_mean(name, known)}; --list alone shows all"
+            )
     if json:
         return print_json(rows)
     for row in rows:

@@ -164,11 +164,19 @@ def check_network(text: str, out: Path) -> None:
         if os.path.exists(text) or is_weights(text):
             raise OpnormError(
                 f"{text} is no run{'' if os.path.exists(text) else ', and there is no such file'}; expected a run, or a "
-                "network as a call; one with weights of a file: 'file(\"weights.safetensors\", arch=resnet(depth=20))'"
+                f"network as a call, {_call_of_file(text)}"
             ) from e
         raise OpnormError(
             f"{text} is no run in {shown(out)} (see opnorm ls --out {shown(out)}), and no network: {e}"
         ) from e
+
+
+def _call_of_file(text: str) -> str:
+    """The call that a file or folder may be meant by."""
+    if text.endswith(".py"):
+        return f"a function of this module as '{Path(text).stem}.build()'"
+    name = text if is_weights(text) else "weights.safetensors"
+    return f"weights as 'file(\"{name}\")' or, where they do not record it, 'file(\"{name}\", arch=resnet(depth=20))'"
 
 
 def is_weights(text: str) -> bool:

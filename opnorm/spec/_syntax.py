@@ -4,9 +4,11 @@ import ast
 import functools
 import math
 import operator
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Union
 
 from opnorm.errors import SpecError
@@ -87,8 +89,14 @@ def parse(text: str | Call) -> Call:
     return _parsed(text)
 
 
+PATH = re.compile(r"(?!\d)[\w.~ -]*/[^(]*$")
+
+
 @functools.lru_cache(4096)  # a study reads the same texts for each of its runs
 def _parsed(text: str) -> Call:
+    if PATH.match(text):
+        reader = "file" if PurePath(text).suffix else "folder"
+        raise SpecError(f'{_quote(text)} is a path; expected a call, such as {reader}("{text}")')
     node = _to_ast(text)
     if isinstance(node, ast.Name | ast.Attribute):
         return Call(_name(node, text))

@@ -71,7 +71,7 @@ attack --eps 0.1 KEY                          | MODEL is missing; --eps takes al
 attack KEY --eps 8                            | did you mean 8/255\\?
 attack KEY --eps 0.1 x                        | --eps 'x': expected a number, such as 8/255
 attack KEY --versoin fast                     | unknown option --versoin of opnorm attack; did you mean --version\\?
-attack KEY --norm l2                          | --norm 'l2': expected a number
+attack KEY --norm l5                          | --norm 'l5': expected a number
 attack KEY --save x.pt                        | --save x.pt: expected a name that ends in .safetensors
 attack KEY --fail-under 45                    | --fail-under 45: expected a share
 attack KEY --limit x                          | --limit 'x': expected a whole number

@@ -167,6 +167,9 @@ def test_the_list_names_every_part_with_its_runs_and_time(main):
     assert rows.keys() == {"tour"} | {f"{p.name}.{part.name}" for p in PAPERS.values() for part in p.parts}
     assert all(row["runs"] > 0 and row["asks"].endswith("?") for row in rows.values())
     assert rows["liu2020.table1"]["minutes"] == laptop_minutes("liu2020.table1") > 1
+    some = json.loads(main("study", "wen2020", "--list", "--json")[1])
+    assert [row["study"] for row in some] == [study for study in rows if study.startswith("wen2020.")]
+    assert main("study", "wen2002.table6", "--list")[2].count("did you mean 'wen2020.table6'?") == 1
 
 
 def test_one_part_by_its_name():
