@@ -76,7 +76,8 @@ def _call(method: Method) -> str:
 
 def method_page(method: Method) -> str:
     """The page of one method, as Markdown."""
-    entries = "\n".join(f"   single: {name}" for name in (method.name, *method.names))
+    # "!": a main entry, which the search puts before pages that only hold the words
+    entries = "\n".join(f"   ! single: {name}" for name in (method.name, *method.names))
     use = USE.get(method.kind)
     lines = [
         f"# {method.name}",

@@ -55,7 +55,7 @@ def test_a_method_is_found_by_its_other_names(searched, page):
     (row,) = re.findall(rf"^\| {searched} \| .*$", method_pages.names_table(), re.MULTILINE)
     assert f"(methods/{page}.md)" in row
     text = method_pages.pages()[f"methods/{page}.md"]
-    assert f"single: {searched}" in text, "the general index"
+    assert f"! single: {searched}" in text, "the general index"
     assert text.count(searched) > 1, "the search"
 
 
@@ -90,6 +90,17 @@ def test_the_short_list_names_what_exists():
     ):
         rows = reference_pages.short_list(names).splitlines()[2:]
         assert len(rows) >= len(names.split())
+
+
+def test_the_short_list_has_every_name_at_the_top_of_the_package():
+    listed = re.findall(r"<!-- names:\n(.*?)-->", (DOCS / "api.md").read_text(encoding="utf-8"), re.DOTALL)
+    names = {
+        reference_pages.place_of(path)
+        for path in re.findall(r"\{py:\w+\}`([\w.]+)`", "".join(map(reference_pages.short_list, listed)))
+    }
+    modules = {found.name for found in pkgutil.walk_packages(opnorm.__path__, "opnorm.")}
+    top = {f"opnorm.{name}" for name in opnorm.__all__} - modules
+    assert {name for name in top if reference_pages.place_of(name) not in names} == set()
 
 
 def test_every_page_is_in_the_table_of_contents():

@@ -15,6 +15,9 @@ OPTIONAL = {
     "timm": ("opnorm[timm]", 'the models of timm as timm("name")'),
     "huggingface_hub": ("opnorm[hub]", 'data sets and weights of the Hugging Face hub as hf("name")'),
     "ray": ("opnorm[ray]", "studies on several machines"),
+    "tensorboard": ("opnorm[tensorboard]", "curves while a network trains, with --track tensorboard"),
+    "torchattacks": ("opnorm[interop]", "its attacks inside opnorm's evaluation, and the way back"),
+    "foolbox": ("opnorm[interop]", "its attacks inside opnorm's evaluation, and the way back"),
 }
 """Optional packages: how they are installed, and what each gives."""
 
