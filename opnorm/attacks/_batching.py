@@ -21,7 +21,7 @@ from opnorm._core.outputs import output_of
 from opnorm._core.random import point_keys
 from opnorm.attacks._checks import check_inputs, check_logits
 from opnorm.attacks._extrapolation import FIRST_STEPS
-from opnorm.attacks._gradients import GradientMonitor
+from opnorm.attacks._gradients import GradientMonitor, finite_gradient
 from opnorm.attacks._rows import concatenate, select
 from opnorm.attacks._search import Batch, Response, Search, State, evaluate
 from opnorm.attacks.losses import margin, rank_targets, wide
@@ -244,7 +244,7 @@ class _Group:
         if response.grad is not None:
             counts["backward"] += len(wrong)
             self.record.gradients.record(self.point, response.grad, wrong)
-            response = response._replace(grad=torch.nan_to_num(response.grad, 0.0, 0.0, 0.0))
+            response = response._replace(grad=finite_gradient(response.grad))
         found = wrong & open_ & ~self.result.misclassified[self.point]
         if found.any():
             found &= search.feasible(batch, state)

@@ -14,7 +14,7 @@ from opnorm._core.random import point_keys
 from opnorm.attacks._batching import SearchAttack
 from opnorm.attacks._checks import check_inputs, check_logits, check_settings
 from opnorm.attacks._extrapolation import Extrapolation
-from opnorm.attacks._gradients import GradientMonitor, input_gradient
+from opnorm.attacks._gradients import GradientMonitor, finite_gradient, input_gradient
 from opnorm.attacks._rows import where
 from opnorm.attacks._search import Batch, Response, Search, State, evaluate
 from opnorm.attacks.hyperplanes import step_to_plane
@@ -116,7 +116,7 @@ class BoundaryAttack(SearchAttack):
             response = self.search.query(model, batch, state)
             assert response.grad is not None, "it evaluates backward"
             monitor.record(rows, response.grad, response.logits.argmax(1) != batch.y)
-            grad = torch.nan_to_num(response.grad, 0.0, 0.0, 0.0)
+            grad = finite_gradient(response.grad)
             state = self.search.advance(batch, state, response._replace(grad=grad))
         return state
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from opnorm._core.lp import lp_norm, per_row
 from opnorm.errors import AttackError
 
-__all__ = ["GradientMonitor", "input_gradient"]
+__all__ = ["GradientMonitor", "finite_gradient", "input_gradient"]
 
 
 def input_gradient(loss: Tensor, z: Tensor, *, keep_graph: bool = False) -> Tensor:
@@ -21,6 +22,19 @@ def input_gradient(loss: Tensor, z: Tensor, *, keep_graph: bool = False) -> Tens
     if not loss.requires_grad:
         raise AttackError("no gradient reaches the inputs; is there a detach() or no_grad() in the model?")
     return torch.autograd.grad(loss.sum(), z, retain_graph=keep_graph)[0]
+
+
+def finite_gradient(grad: Tensor) -> Tensor:
+    """The gradients (B, ...), 0 where they are NaN; of points with infinite components these are ±1, others at most 0.001.
+
+    An infinite component, as of a square root at 0, outweighs all others, and its sign is the direction of ascent.
+    """
+    infinite = grad.isinf()
+    if not (some := infinite.flatten(1).any(1)).any():
+        return torch.nan_to_num(grad, 0.0)
+    rest = torch.nan_to_num(grad, 0.0, 0.0, 0.0)
+    small = rest / (1000 * per_row(lp_norm(rest, math.inf).clamp(min=torch.finfo(grad.dtype).tiny), grad))
+    return torch.where(per_row(some, grad), torch.where(infinite, grad.sign(), small), rest)
 
 
 @dataclass(frozen=True)

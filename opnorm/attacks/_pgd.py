@@ -13,7 +13,7 @@ from opnorm._core.outputs import output_of
 from opnorm._core.random import normal, point_keys
 from opnorm._core.surrogate import evaluation_surrogate
 from opnorm.attacks._checks import check_inputs, check_logits, check_settings
-from opnorm.attacks._gradients import GradientMonitor, input_gradient
+from opnorm.attacks._gradients import GradientMonitor, finite_gradient, input_gradient
 from opnorm.attacks._rows import select
 from opnorm.attacks.losses import AGAINST_CLEAN, AGAINST_LABELS, LOSSES, Loss, rank_targets, towards, wide
 from opnorm.attacks.projections import Ball, ball
@@ -152,7 +152,7 @@ class _Call(NamedTuple):
     def evaluate(
         self, network: nn.Module, z: Tensor, objective: _Objective, rows: Rows = slice(None), *, backward: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """Each point's gradient (zero where it is not finite), its loss, and whether it is misclassified."""
+        """Each point's gradient as :func:`finite_gradient`, its loss, and whether it is misclassified."""
         with torch.set_grad_enabled(backward):
             z = z.detach().requires_grad_(backward)
             logits = self.logits(network, z, rows)
@@ -161,7 +161,7 @@ class _Call(NamedTuple):
         misclassified = logits.detach().argmax(1) != self.y[rows]
         if self.monitor and backward:
             self.monitor.record(rows, grad, misclassified)
-        return torch.nan_to_num(grad, 0.0, 0.0, 0.0), loss.detach().float(), misclassified
+        return finite_gradient(grad), loss.detach().float(), misclassified
 
 
 @dataclass(frozen=True, eq=False)  # two attacks with equal settings are two objects, each with its own call

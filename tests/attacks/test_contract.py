@@ -533,5 +533,24 @@ def test_nan_gradients_warn_and_stay_inside(name, norm):
         make(name, norm)(net(), x, y)
 
 
+class Root(nn.Module):
+    """Class 1 wins where the first pixel is at least 0.0025; its derivative is infinite at 0."""
+
+    def forward(self, x):
+        z = x.flatten(1)
+        other = 0.05 + 0.001 * z[:, 1:].mean(1)
+        return torch.stack([other, z[:, 0].sqrt()], 1)
+
+
+@on_all_attacks(pytest.mark.parametrize)
+@pytest.mark.filterwarnings("ignore:the gradient is NaN or infinite")
+def test_an_infinite_derivative_is_followed(name, norm):
+    x, _ = images(4)
+    x[:, 0, 0, 0] = 0
+    z = make(name, norm)(Root(), x, torch.zeros(4, dtype=torch.long))
+    exactly_inside(x, z, EPS[norm], norm)
+    assert (Root()(z).argmax(1) == 1).sum() >= 3
+
+
 def test_the_attacks_are_found():
     assert {"apgd", "fgsm", "pgd"} <= {a for a, _ in ATTACKS}
