@@ -62,7 +62,7 @@ def robust_accuracy(
     """
     check_points(points, seed)
     check_choice("attack", attack, ("pgd", "apgd", "autoattack"))
-    autoattack(norm, version=version)  # raises what is wrong with them, also where PGD attacks
+    autoattack(version=version)  # raises what is wrong with it, also where PGD attacks
 
     def of_radius(eps: float) -> Attack:
         if attack == "pgd":

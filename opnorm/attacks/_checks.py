@@ -64,10 +64,8 @@ def check_settings(
             check_count(name, value, COUNTS[name], error=AttackError)
         elif name in choices:
             check_choice(name, value, tuple(choices[name]), AttackError)
-        elif name == "norm" and not any_norm:
-            check_choice(name, value, (1, 2, math.inf), AttackError)
-        elif name == "norm" and not (value == math.inf or (is_number(value) and value >= 1)):
-            raise AttackError(f"norm={value!r}: expected a number from 1 on, such as 1, 2 or inf")
+        elif name == "norm":
+            _check_norm(value, any_norm)
         elif name in RANGES and not RANGES[name][0](value):
             raise AttackError(f"{name}={value!r}: expected {RANGES[name][1]}")
     norm, eps = settings.get("norm"), settings.get("eps")
@@ -75,6 +73,15 @@ def check_settings(
         raise AttackError(
             f"eps={eps!r} is larger than the whole range [0, 1] of a pixel; did you mean {eps:g}/255?"
         )
+
+
+def _check_norm(value: object, any_norm: bool) -> None:
+    from_one_on = not isinstance(value, bool) and (value == math.inf or (is_number(value) and value >= 1))
+    if not from_one_on and any_norm:
+        raise AttackError(f"norm={value!r}: expected a number from 1 on, such as 1, 2 or inf")
+    if not any_norm and (not from_one_on or value not in (1, 2, math.inf)):
+        others = "; pgd and fgsm, and training on them, take any norm from 1 on" if from_one_on else ""
+        raise AttackError(f"norm={value!r}: expected 1, 2 or inf{others}")
 
 
 def check_inputs(x: Tensor, y: Tensor) -> None:

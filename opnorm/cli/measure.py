@@ -136,10 +136,9 @@ def _print_weights(path: str, ords: tuple[Any, ...], gates: list[Gate], options:
 def _orders(text: str) -> tuple[Any, ...]:
     from opnorm.norms.display import order
 
-    ords = tuple(dict.fromkeys(order(part) for part in text.split(",") if part.strip()))
-    if not ords:
+    if not all(part.strip() for part in text.split(",")):
         raise OpnormError(f"--ord {text!r}: expected some of 1, 2, inf, rms, such as 1,2,inf")
-    return ords
+    return tuple(dict.fromkeys(order(part) for part in text.split(",")))
 
 
 def _measure(network: Any, example: Any, ords: tuple[Any, ...], options: NormsOptions) -> Any:
@@ -222,7 +221,7 @@ def _model_and_example(text: str, options: NormsOptions) -> tuple[Any, Any]:
 def _shape(text: str) -> tuple[int, ...]:
     """The shape of one input, from 3,32,32 or 3x32x32."""
     try:
-        shape = tuple(int(part) for part in text.strip("()[] ").replace("x", ",").split(",") if part.strip())
+        shape = tuple(map(int, text.strip("()[] ").removesuffix(",").replace("x", ",").split(",")))
     except ValueError:
         shape = ()
     if not shape or min(shape) < 1:

@@ -98,10 +98,25 @@ def check_device(device: str) -> None:
     try:
         torch.zeros(1, device=device).item()
     except Exception as e:  # torch raises whatever its backends do
-        why = str(e).splitlines()[0].partition(". ")[0]
-        if "device string" in why:  # torch lists twenty that nobody has
-            why = "no device" + did_you_mean(device.partition(":")[0], DEVICES)
+        why = _why_no_device(device) or str(e).splitlines()[0].partition(". ")[0]
         raise OpnormError(f"--device {device}: {why}; expected one that this machine has, such as cpu") from e
+
+
+def _why_no_device(device: str) -> str:
+    """Why this machine has no such device; empty where it has one, which then fails for another reason."""
+    import torch
+
+    kind, _, index = device.partition(":")
+    if kind not in DEVICES:
+        return "no device" + did_you_mean(kind, DEVICES)
+    present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[
+        kind
+    ]
+    if not present:
+        return f"torch finds no {kind.upper()} device on this machine"
+    if index.isdecimal() and int(index) >= present:
+        return f"torch finds {present} {kind.upper()} device(s) on this machine, the last is {kind}:{present - 1}"
+    return "" if index.isdecimal() or device == kind else "no device"
 
 
 def say_found(when: str) -> None:

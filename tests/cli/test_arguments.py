@@ -40,7 +40,7 @@ norms 'cnn(width=2)' --ord inf --against text.txt    | text.txt is no run; expec
 norms 'cnn(width=2)' --ord 1 --against no.pt         | no.pt is no run, and there is no such file
 norms mlp() --plot x.gif                      | ends in .svg, .pdf, .png or .html, not '.gif'
 norms mlp(width=nan)                          | nan is not a setting; expected a number
-norms mlp(width=())                           | mlp\\(width=\\(\\)\\): width=\\(\\): expected a whole number
+norms mlp(width=())                           | mlp\\(\\): width=\\(\\): expected a whole number
 norms 'torch.nn.Linear(3)' --input 3          | missing a required argument: 'out_features'
 norms nope.safetensors                        | no file nope.safetensors
 norms junk.safetensors                        | junk.safetensors cannot be read as weights: .*truncated
@@ -59,6 +59,14 @@ train --epochs -1                             | epochs=-1: expected a whole numb
 train --ema x                                 | --ema 'x': expected a number
 train --ema nan                               | ema=nan: expected a decay
 train --precision fp61                        | --precision 'fp61': expected fp32, bf16 or auto
+norms mlp() --input 3,x                       | --input '3,x': expected numbers with commas
+norms mlp() --input 3,,4                      | --input '3,,4': expected numbers with commas
+norms mlp() --ord 1,,2                        | --ord '1,,2': expected some of 1, 2, inf
+train --device cuda:99                        | --device cuda:99: torch finds .*; expected one that this machine
+train --device mps:7                          | --device mps:7: torch finds .* MPS device.*; expected one that
+train --device cuda:x                         | --device cuda:x: .*; expected one that this machine has
+attack KEY --norm 3                           | norm=3: expected 1, 2 or inf; pgd and fgsm, and training on them
+train --objective 'pgd_at(norm=0.5)'          | norm=0.5: expected a number from 1 on
 train --device gpu                            | --device gpu: .*such as cpu
 train --schedule 'step(milestones=("a",))'    | milestones=\\('a',\\), .*: expected rising whole epochs
 train --schedule 'step(milestones=3)'         | milestones=3, .*: expected rising whole epochs
