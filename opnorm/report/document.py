@@ -168,6 +168,11 @@ class Chart:
         """Whether there is nothing to draw."""
         return self.spec.get("datasets", {}).get("rows") == []
 
+    @property
+    def drawable(self) -> bool:
+        """Whether there is something to draw, and what draws it; a kept report leaves that out of large charts."""
+        return bool(self.spec) and not self.empty
+
     def _repr_svg_(self) -> str:
         """The picture that a notebook shows."""
         from opnorm.report.page import small_svg  # draws; this module is data

@@ -37,7 +37,7 @@ def keep_report(report: Report, folder: Path) -> Path:
     }:
         (folder / f"{key}.svg").unlink(missing_ok=True)
     for chart in report.all_charts:
-        if chart.spec and not chart.empty:
+        if chart.drawable:
             files.write_bytes(folder / f"{chart.key}.svg", small_svg(chart.spec, report.highlight).encode())
     content = _six_digits(asdict(report))
     for part in (content, *content["sections"]):

@@ -53,7 +53,7 @@ def write_page(report: Report, path: Path, progress: Progress | None = None) -> 
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = env.from_string((source / "page.html.jinja").read_text(encoding="utf-8"))
-    charts = [chart for chart in report.all_charts if not chart.empty]
+    charts = [chart for chart in report.all_charts if chart.drawable]
     columns, rows, note = _drawn_table(report.table or Table([], []))
     sections = [
         {"about": section, "tables": [(title, *_drawn_table(t)) for title, t in section.tables.items()]}
@@ -117,7 +117,7 @@ def write_figures(report: Report, folder: Path, format: str = "svg") -> list[Pat
     return [
         files.write_bytes(folder / f"{chart.key}.{format}", _drawn(chart.spec, report.highlight, format))
         for chart in report.all_charts
-        if not chart.empty
+        if chart.drawable
     ]
 
 

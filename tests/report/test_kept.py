@@ -14,7 +14,9 @@ from opnorm.report import (
     Table,
     keep_report,
     read_report,
+    write_figures,
     write_json,
+    write_page,
 )
 
 CLAIM = {
@@ -73,6 +75,8 @@ def test_of_a_large_chart_the_picture_is_kept(report, tmp_path):
     picture = (tmp_path / f"{chart.key}.svg").read_bytes()
     again = read_report(path)
     assert (again.charts[0].title, again.charts[0].spec) == (chart.title, {})
+    assert f"{chart.key}.svg, not its data" in write_page(again, tmp_path / "page.html").read_text()
+    assert write_figures(again, tmp_path / "figures") == []
     keep_report(again, tmp_path)
     assert (tmp_path / f"{chart.key}.svg").read_bytes() == picture
 
