@@ -13,7 +13,6 @@ from typing import Any, Literal, TypeVar, cast, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_map
 
 from opnorm._core.argument_checks import check_module
 from opnorm.errors import ModelError
@@ -63,20 +62,25 @@ def in_default_modes(function: F) -> F:
     @functools.wraps(function)
     def inner(*args: Any, **kwargs: Any) -> Any:
         with default_modes():
-            args, kwargs = tree_map(ordinary, (args, kwargs))
-            return function(*args, **kwargs)
+            return function(*ordinary(args), **ordinary(kwargs))
 
     return cast(F, inner)
 
 
 def ordinary(value: Any) -> Any:
-    """The value; a copy of a tensor or a model that was made in inference mode, which autograd does not take."""
+    """The value; of a tensor or a model made in inference mode a copy, which autograd takes; inside containers, too."""
     if isinstance(value, Tensor):
         return value.clone() if value.is_inference() else value
     if isinstance(value, nn.Module):
         tensors = [t for t in (*value.parameters(), *value.buffers()) if not is_lazy(t)]
         return copy.deepcopy(value) if any(t.is_inference() for t in tensors) else value
-    return value
+    # not torch's tree_map: it takes longer than the norm of a small kernel
+    if isinstance(value, dict):
+        return {key: ordinary(item) for key, item in value.items()} if type(value) is dict else value
+    if type(value) in (list, tuple):
+        return type(value)(map(ordinary, value))
+    named = isinstance(value, tuple) and hasattr(value, "_make")
+    return value._make(map(ordinary, value)) if named else value
 
 
 # ---------------------------------------------------------------- a model's mode
