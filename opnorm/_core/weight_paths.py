@@ -30,6 +30,10 @@ FOLDER = (
 
 def check_there(path: Path) -> None:
     """ModelError where there is no such file."""
+    if path.exists() and not path.is_file():
+        raise ModelError(
+            f"{path} is a {'folder' if path.is_dir() else 'device, a pipe or a socket'}; expected a file"
+        )
     if not path.is_file():
         siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, siblings, f"searched in {path.parent.resolve()}")

@@ -239,3 +239,22 @@ def test_json_of_another_shape_is_refused_in_a_sentence(tiny, store, text):
     (store.root / tiny.key / "run.json").write_text(text, encoding="latin-1")
     with pytest.raises(OpnormError, match=r"run\.json|was written in format"):
         run_training(tiny, store)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("name", ["run.json", "results.json", "metrics.jsonl", "weights.safetensors"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tiny, finished, tmp_path, name):
+    shutil.copytree(finished(tiny).root, tmp_path / "runs")
+    folder = tmp_path / "runs" / tiny.key
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    store = Store(tmp_path / "runs")
+    assert len(store.ls()) == 1
+    read = {
+        "run.json": lambda: store.about(tiny.key),
+        "results.json": lambda: store.results(tiny.key),
+        "metrics.jsonl": lambda: store.metrics(folder),
+        "weights.safetensors": lambda: models.file(folder / name),
+    }
+    with pytest.raises(OpnormError, match="a device, a pipe or a socket"):
+        read[name]()
