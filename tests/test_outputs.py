@@ -151,6 +151,29 @@ def test_one_logit_is_refused_with_the_remedy(name, flat):
         ON_LOGITS[name](model, x, torch.zeros(4, dtype=torch.long))
 
 
+class NoLogits(nn.Sequential):
+    """Whole or complex numbers in place of logits."""
+
+    def __init__(self, kind):
+        super().__init__(nn.Flatten(), nn.Linear(16, 3))
+        self.kind = kind
+
+    def forward(self, x):
+        z = super().forward(x)
+        return (10 * z).long() if self.kind == "whole" else torch.complex(z, z)
+
+
+@pytest.mark.parametrize("name", ON_LOGITS)
+@pytest.mark.parametrize(("kind", "says"), [("whole", "int64"), ("complex", "complex64")])
+def test_whole_and_complex_numbers_are_no_logits(name, kind, says):
+    x, _ = images(4)
+    with pytest.raises(
+        (AttackError, ModelError),
+        match=f"returns torch.{says}|does not depend on the input in a differentiable way",
+    ):
+        ON_LOGITS[name](NoLogits(kind), x, torch.zeros(4, dtype=torch.long))
+
+
 def test_one_output_has_a_jacobian():
     x, _ = images(4)
     for flat in (False, True):

@@ -19,7 +19,7 @@ def output_of(model: nn.Module, x: Tensor) -> Tensor:
     """The model's output for a copy of x, which it may write to; see :func:`one_tensor`.
 
     Raises:
-        ModelError: the model does not take such inputs, or returns no tensor or several.
+        ModelError: the model does not take such inputs, or returns no tensor, several, or complex numbers.
     """
     try:
         output = model(x.clone())
@@ -41,7 +41,12 @@ def output_of(model: nn.Module, x: Tensor) -> Tensor:
             f"{type(model).__name__} does not take inputs of shape {tuple(x.shape)} and type {x.dtype}: {e}; expected a "
             f"batch (B, ...) of what it was made for{cause}"
         ) from e
-    return one_tensor(output)
+    tensor = one_tensor(output)
+    if tensor.is_complex():
+        raise ModelError(
+            f"{type(model).__name__} returns {tensor.dtype}; expected real numbers: torch.view_as_real or abs() of them"
+        )
+    return tensor
 
 
 def one_tensor(output: Any) -> Tensor:

@@ -118,13 +118,17 @@ def check_classes(logits: Tensor, points: int) -> None:
     """One row of at least two class scores for each point.
 
     Raises:
-        AttackError: the model returns another shape.
+        AttackError: the model returns another shape, or whole numbers.
     """
     shape, expected = tuple(logits.shape), f"expected logits of shape ({points}, classes)"
     if shape == (points,):
         expected += "; if this is one logit z a point, return torch.stack([torch.zeros_like(z), z], 1)"
     if len(shape) != 2 or shape[0] != points:
         raise AttackError(f"the model returns a tensor of shape {shape}; {expected}")
+    if not logits.is_floating_point():
+        raise AttackError(
+            f"the model returns {logits.dtype}; expected logits, which are floating point numbers"
+        )
     if shape[1] < 2:
         raise AttackError(
             "the model has 1 class: there is no other one to mistake a point for; if it returns one logit z, "

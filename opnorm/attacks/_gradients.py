@@ -29,9 +29,8 @@ def finite_gradient(grad: Tensor) -> Tensor:
 
     An infinite component, as of a square root at 0, outweighs all others, and its sign is the direction of ascent.
     """
-    infinite = grad.isinf()
-    if not (some := infinite.flatten(1).any(1)).any():
-        return torch.nan_to_num(grad, 0.0)
+    infinite = grad.isinf()  # no branch: it would wait for a GPU
+    some = infinite.flatten(1).any(1)
     rest = torch.nan_to_num(grad, 0.0, 0.0, 0.0)
     small = rest / (1000 * per_row(lp_norm(rest, math.inf).clamp(min=torch.finfo(grad.dtype).tiny), grad))
     return torch.where(per_row(some, grad), torch.where(infinite, grad.sign(), small), rest)
