@@ -4,6 +4,8 @@ Each is proved where it stands. Df(v) is the derivative at v, ρ the radius of t
 """
 
 import math
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +14,23 @@ from opnorm.errors import BoundError
 from opnorm.jacobian.local.known_values import ROUNDING, Known, Operand, largest, size, through
 from opnorm.norms.network.one_variable import Function, slopes_between
 
-__all__ = ["matrix_product", "normalized", "one_variable", "product", "softmax"]
+__all__ = ["Rows", "matrix_product", "normalized", "one_variable", "product", "softmax"]
+
+Factor = tuple[Operand, float, float]
+"""A factor, a norm of its value at the center, and a bound on the norm of what the value moves by on the ball."""
+
+
+class Rows(NamedTuple):
+    """The rows (R, n) that are normalized, and the shape of what they are divided by; None for rows of the output."""
+
+    values: Tensor
+    divisors: torch.Size | None = None
+
+    def spread(self, of_row: Tensor, output: Tensor) -> Tensor:
+        """A number of each row, (R,), as a tensor to be broadcast to the output."""
+        if self.divisors is not None:
+            return of_row.reshape(self.divisors)
+        return of_row[:, None].expand(self.values.shape).reshape(output.shape)
 
 
 def softmax(a: Operand, output: Tensor, axis: int) -> Known:
@@ -31,46 +49,56 @@ def softmax(a: Operand, output: Tensor, axis: int) -> Known:
     if not bool(p.isfinite().all()):
         raise BoundError("a row of a softmax is masked out altogether, or a score is not finite")
 
-    def bound(distance: float) -> float:
+    def bounds(distance: float) -> Tensor:
         move = math.exp(min(700.0, math.sqrt(2) * distance))
         low, high = p / move, (p * move).clamp(max=1.0)
         at = torch.full_like(p, 0.5).clamp(low, high)
-        return min(float(high.max()), 2 * float((at * (1 - at)).max())) if p.numel() else 0.0
+        return torch.minimum(high.amax(axis, True), 2 * (at * (1 - at)).amax(axis, True))
 
-    near, ball = bound(a.known.error), bound(a.reach)
-    return through(a, output, near, ball, min(1.0, math.sqrt(2) * a.moved) * ball)
+    near, of_row = largest(bounds(a.known.error)), bounds(a.reach)
+    ball = largest(of_row)
+    weights = of_row / ball if ball else None
+    return through(a, output, near, ball, min(1.0, math.sqrt(2) * a.moved) * ball, weights)
 
 
-def normalized(a: Operand, output: Tensor, rows: Tensor, eps: float, gain: float, centered: bool) -> Known:
+def normalized(
+    a: Operand, output: Tensor, rows: Rows, eps: float, gain: Tensor | None, centered: bool
+) -> Known:
     """Normalization of rows: γ z / σ with σ² = |z|² / n + eps, z = v or v minus its mean.
 
     - Df = (γ/σ) (I - z zᵀ / (n σ²)) P with a projection P, so ‖Df‖_2 ≤ max|γ| / σ.
     - σ is the length of (z / √n, √eps), so it moves by at most ρ / √n on the ball.
     - z / σ is the gradient of n σ. The derivative of its Jacobian is a symmetric trilinear form, largest at equal directions
       (Banach): with s = <z, h> / (√n σ) < 1 it is 3 (s³ - s) / (√n σ²), at most 2 / (√3 √n σ²) in absolute value. So Df
-      changes by at most that times max|γ| ‖v - v₀‖; and by at most max|γ| / inf σ, as both are positive semidefinite.
+      without γ changes by at most that times ‖v - v₀‖; and by at most 1 / inf σ, as both are positive semidefinite. Each
+      row has its own σ: ``weights`` are these numbers by rows, times |γ|, over the largest one.
 
     Args:
         a: v.
         output: the normalized value.
-        rows: v₀ as rows (R, n).
+        rows: v₀, and where its rows are.
         eps: added to the variance.
-        gain: max|γ|.
+        gain: γ, to be broadcast to the output.
         centered: whether z is v minus its mean.
     """
     if not eps or eps < 0:
         raise BoundError(f"eps={eps} leaves the derivative without a bound")
-    n = rows.shape[1]
-    z = rows - rows.mean(1, keepdim=True) if centered else rows
-    rounding = ROUNDING * rows.abs().amax(1)
+    values, n = rows.values, rows.values.shape[1]
+    z = values - values.mean(1, keepdim=True) if centered else values
+    rounding = ROUNDING * values.abs().amax(1)
     sigma = (z.square().mean(1) + eps).sqrt() - rounding
 
-    def least(distance: float) -> float:
-        return max(math.sqrt(eps), float(sigma.min()) - distance / math.sqrt(n))
+    def least(distance: float) -> Tensor:
+        return (sigma - distance / math.sqrt(n)).clamp(min=math.sqrt(eps))
 
-    ball = gain / least(a.reach)
-    curvature = gain * 2 / math.sqrt(3 * n) / least(a.reach) ** 2
-    return through(a, output, gain / least(a.known.error), ball, min(ball, curvature * a.moved))
+    size = torch.ones(()) if gain is None else gain.detach().double().abs()
+    most, near, ball = largest(size), 1 / least(a.known.error), 1 / least(a.reach)
+    change = torch.minimum(ball, 2 / math.sqrt(3 * n) * a.moved * ball.square())
+    total = largest(change)
+    weights = (
+        rows.spread(change / total, output) * (size / most).to(change) if total > 0 and most > 0 else None
+    )
+    return through(a, output, most * largest(near), most * largest(ball), most * total, weights)
 
 
 def one_variable(a: Operand, output: Tensor, function: Function) -> Known:
@@ -78,33 +106,35 @@ def one_variable(a: Operand, output: Tensor, function: Function) -> Known:
     ends = float(a.value.min()), float(a.value.max())
     margin = ROUNDING * max(map(abs, ends))
     near, ball = (
-        slopes_between(function, ends[0] - d - margin, ends[1] + d + margin) for d in (a.known.error, a.reach)
+        slopes_between(function, ends[0] - d - margin, ends[1] + d + margin)
+        for d in (a.known.error, a.each + a.known.error)
     )
-    return through(a, output, near.slope, ball.slope, min(ball.change, ball.curvature * a.moved))
+    found = through(a, output, near.slope, ball.slope, min(ball.change, ball.curvature * a.each))
+    e = a.known.entries
+    return found if e is None else replace(found, entries=replace(e, row=e.row * ball.slope))
 
 
 def product(a: Operand, b: Operand, output: Tensor) -> Known:
     """A ⊙ b: J = diag(b) J_a + diag(a) J_b, and its change is (b - b₀) J_a + b₀ (J_a - J_a₀), and the same for b."""
-    return _bilinear(a, b, output, largest(a.value), largest(b.value))
+    return _bilinear((a, largest(a.value), a.each), (b, largest(b.value), b.each), output)
 
 
 def matrix_product(a: Operand, b: Operand, output: Tensor) -> Known:
     """A B, for each matrix of a batch: ‖dA B‖_F ≤ ‖dA‖_F ‖B‖_2, and as for products of numbers."""
-    return _bilinear(
-        a, b, output, *(float(torch.linalg.matrix_norm(t.value.double(), 2).max()) for t in (a, b))
-    )
+    norms = (float(torch.linalg.matrix_norm(t.value.double(), 2).max()) for t in (a, b))
+    return _bilinear((a, next(norms), a.moved), (b, next(norms), b.moved), output)
 
 
-def _bilinear(a: Operand, b: Operand, output: Tensor, of_a: float, of_b: float) -> Known:
-    """From the norms of both factors; a factor that is copied along an axis m times counts √m."""
-    of_a, of_b = of_a + a.known.error, of_b + b.known.error
-    first, second = a.known, b.known
-    own = b.moved * first.lipschitz + a.moved * second.lipschitz
+def _bilinear(a: Factor, b: Factor, output: Tensor) -> Known:
+    """From the norms of both factors, at the center and of their changes."""
+    first, second = a[0].known, b[0].known
+    of_a, of_b = a[1] + first.error, b[1] + second.error
+    own = b[2] * first.lipschitz + a[2] * second.lipschitz
     scale = of_a * second.scale + of_b * first.scale + size(output)
     return Known(
         of_b * first.norm + of_a * second.norm,
         own + of_b * first.change + of_a * second.change,
-        (of_b + b.moved) * first.lipschitz + (of_a + a.moved) * second.lipschitz,
+        (of_b + b[2]) * first.lipschitz + (of_a + a[2]) * second.lipschitz,
         of_b * first.error + of_a * second.error + ROUNDING * scale,
         size(output),
         own,

@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 from opnorm._core.derived_weights import weight_of
 from opnorm._core.layers import changed_by_hooks, is_standard
 from opnorm.errors import BoundError, NormError
-from opnorm.jacobian.local.ball_rules import matrix_product, normalized, one_variable, product, softmax
+from opnorm.jacobian.local.ball_rules import Rows, matrix_product, normalized, one_variable, product, softmax
 from opnorm.jacobian.local.between import norm_between
-from opnorm.jacobian.local.known_values import Known, Operand, combined, divided
+from opnorm.jacobian.local.known_values import Entries, Known, Operand, combined, divided
 from opnorm.norms.exact.by_layer import l1
 from opnorm.norms.network.graph import ForwardGraph
 from opnorm.norms.network.interpreter import BoundInterpreter, KnownFactors, NodeBound
@@ -21,7 +21,7 @@ from opnorm.norms.network.layer_rules import BUILDERS, RULES
 from opnorm.norms.network.normalization import normalization, quotient
 from opnorm.norms.network.one_variable import IDENTITY
 from opnorm.norms.network.pointwise import Pointwise, Start, TooLong, pointwise
-from opnorm.norms.network.rules import FunctionCall, depends
+from opnorm.norms.network.rules import AT_THE_DATA, FunctionCall, depends
 from opnorm.norms.network.trace import leaves, map_tensors
 from opnorm.norms.network.walk import RANDOM, operation_of
 from opnorm.norms.nonlinear import is_copying, known_base, softmax_axis
@@ -43,6 +43,15 @@ LINEAR = frozenset((
     "upsample_nearest", "upsample_bilinear", "fold", "unfold",
 ))  # fmt: skip
 """Functions that are linear, up to a constant, in the one argument or in the list of them that depends on the input."""
+MOVING = frozenset((
+    "view", "reshape", "flatten", "unflatten", "ravel", "transpose", "permute", "t", "swapaxes", "swapdims", "movedim",
+    "moveaxis", "squeeze", "unsqueeze", "contiguous", "clone", "narrow", "select", "chunk", "split", "tensor_split",
+    "unbind", "flip", "roll", "float", "double", "half", "bfloat16", "to", "type", "view_as", "reshape_as", "type_as",
+    "expand", "expand_as", "getitem", "dropout",
+))  # fmt: skip
+"""Functions each of whose entries is an entry of their argument."""
+NEGLIGIBLE = 0.03  # of the norm at the center: so small a change is good enough
+PAIRS = 12  # operations before a value, up to which its change is a sum over them, not a product of constants
 MUL, DIV = ("mul", "imul", "multiply"), ("div", "truediv", "itruediv", "divide", "true_divide")
 PRODUCT = ("matmul", "imatmul", "bmm")
 RESHAPED = frozenset(("size", "dim", "numel", "zeros_like", "ones_like", "new_zeros", "new_ones"))
@@ -55,7 +64,7 @@ class LocalWalk(BoundInterpreter):
         radius: of the ball around the point.
         steps: of the Lanczos iteration for the Jacobian's norm of each value that an operation that is not linear takes; 0
             for the product of the norms of the operations before it.
-        changing: the operations whose derivative changes: kind, value, and ``own`` of it.
+        changing: the operations whose derivative changes: kind, value, and what is known of it.
         nodes: factor: a bound on the derivative's norm on the ball; bound: on that of the value.
         result: of the output.
     """
@@ -70,9 +79,9 @@ class LocalWalk(BoundInterpreter):
     ) -> None:
         super().__init__(forward, 2, known, nodes)
         self.radius, self.steps = radius, steps
-        self.changing: list[tuple[str, Tensor, float]] = []
+        self.changing: list[tuple[str, Tensor, Known]] = []
         self.input: Tensor = torch.empty(0)
-        self.sharp: dict[int, tuple[Tensor, float]] = {}  # by the id of a value
+        self.sharp: dict[int, tuple[Tensor, Known]] = {}  # by the id of a value
 
     def overwrite(self, m: fx.Node, by: fx.Node, whole: bool) -> None:
         """Nothing more than the walk itself does."""
@@ -103,7 +112,8 @@ class LocalWalk(BoundInterpreter):
                 raise error or BoundError(self.overwritten)
             known = self._of_call(n, layer, call)
         except NormError as e:
-            return e if e is error else BoundError(f"{name} ({kind}): {e}")
+            said = str(e).removesuffix(f"; {AT_THE_DATA}")
+            return e if e is error else BoundError(f"{name} ({kind}): {said}")
         return self._noted(name, kind, call, known)
 
     def _noted(self, name: str, kind: str, call: FunctionCall, known: Any) -> Any:
@@ -114,30 +124,38 @@ class LocalWalk(BoundInterpreter):
             self.nodes.append(NodeBound(name, kind, factor, known.lipschitz))
         for part, t in zip(leaves(known), leaves(call.output), strict=False):
             if isinstance(part, Known) and part.own and self.steps:
-                self.changing.append((kind.lower(), t, part.own))
+                self.changing.append((kind.lower(), t, part))
         return divided(known, kind.lower(), given)
 
     def _sharpened(self, known: Known, value: Tensor) -> Known:
-        """With the norm of the Jacobian of the value itself, where that is smaller."""
+        """With the norm of the Jacobian of the value itself, and a sum over operations for its change, where smaller."""
         if not self.steps or not self.radius or value is self.input:
             return known
         if id(value) not in self.sharp:
-            self.sharp[id(value)] = value, norm_between(self.input, value, self.steps)
-        return replace(known, norm=min(known.norm, self.sharp[id(value)][1]))
+            norm = min(known.norm, norm_between(self.input, value, self.steps))
+            found = replace(known, norm=norm)
+            if known.change > NEGLIGIBLE * norm and len(self.changing) <= PAIRS:
+                found = self.telescoped(found, value)
+            self.sharp[id(value)] = value, found
+        found = self.sharp[id(value)][1]
+        return replace(known, norm=found.norm, change=found.change, parts=found.parts)
 
-    def telescoped(self, output: Tensor) -> dict[str, float]:
-        """The change of the output's Jacobian by the kinds of the operations that add to it, another bound on it.
+    def telescoped(self, known: Known, output: Tensor) -> Known:
+        """With the change of a value's Jacobian as a sum over the operations before it, where that is smaller.
 
-        With A_k the derivative of the output by the value of operation k at the center,
+        With A_k the derivative of the value by that of operation k at the center,
 
             J(x) - J(x₀) = Σ_k A_k (Df_k(x) - Df_k(x₀)) J_k(x),
 
-        where J_k is the Jacobian of what operation k takes: ``Known.own`` is the norm of what stands behind A_k.
+        where J_k is the Jacobian of what operation k takes. The term is at most ‖A_k diag(weights)‖ times ``own`` of it.
         """
         parts: dict[str, float] = {}
-        for kind, value, own in self.changing:
-            parts[kind] = parts.get(kind, 0.0) + own * norm_between(value, output, self.steps)
-        return parts
+        for kind, value, k in self.changing:
+            add = k.own * norm_between(value, output, self.steps, k.weights)
+            if add:
+                parts[kind] = parts.get(kind, 0.0) + add
+        change = math.fsum(parts.values())
+        return replace(known, change=change, parts=parts) if change < known.change else known
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """In float64, whatever type the forward converts to: the bounds are of exact arithmetic."""
@@ -194,23 +212,22 @@ class LocalWalk(BoundInterpreter):
             centered = isinstance(layer, nn.LayerNorm)
             count = math.prod(layer.normalized_shape)
             eps = torch.finfo(a.value.dtype).eps if layer.eps is None else layer.eps
-            return normalized(
-                a, call.output, a.value.reshape(-1, count), eps, _gain(weight_of(layer)), centered
-            )
+            rows = Rows(a.value.reshape(-1, count))
+            return normalized(a, call.output, rows, eps, weight_of(layer), centered)
         if is_standard(layer, nn.GroupNorm):
-            rows = a.value.reshape(a.value.shape[0] * layer.num_groups, -1)
-            return normalized(a, call.output, rows, layer.eps, _gain(weight_of(layer)), True)
+            return _of_groups(a, call, layer.num_groups, layer.eps, weight_of(layer))
         return None
 
     def _root_mean_square(self, found: Any, call: FunctionCall) -> Known:
         first = self.bounds[found.x]
         a = Operand(self.env[found.x].detach(), self._sharpened(first, self.env[found.x]), self.radius)
         count = a.value.numel() // max(1, self.env[found.size].numel())
+        divisors = self.env[found.size].shape
         sigma = self.env[found.size].detach().flatten()
         sigma = 1 / sigma if found.inverse else sigma
         # the rows themselves are not needed: each is replaced by one with the same root mean square
         rows = (sigma.square() - found.eps).clamp(min=0).sqrt()[:, None].expand(-1, count)
-        return normalized(a, call.output, rows, found.eps, 1.0, False)
+        return normalized(a, call.output, Rows(rows, divisors), found.eps, None, False)
 
     def _of_product(self, name: str, call: FunctionCall) -> Any:
         """A product of two tensors, unless a rule is as good; None there."""
@@ -283,7 +300,25 @@ class LocalWalk(BoundInterpreter):
             known = normalization(n, parts, lambda m: part(self.bounds[m]), self.written)
             return rule(parts) if known is None else known
 
-        return combined(bounded, call.output, self.radius, linear)
+        found = combined(bounded, call.output, self.radius, linear)
+        return self._with_entries(n, layer, call, found)
+
+    def _with_entries(self, n: fx.Node, layer: nn.Module | None, call: FunctionCall, found: Any) -> Any:
+        """With how far each entry can move, of a linear layer and of what only moves entries."""
+        first = call.bounds[0] if call.bounds else None
+        known = [k for k in leaves((call.bounds, call.kwarg_bounds)) if isinstance(k, Known)]
+        if not self.steps or not isinstance(first, Known) or len(known) != 1:
+            return found
+        moves = call.function in MOVING if layer is None else is_copying(layer)
+        entries = first.entries if moves else None
+        row = None if moves else _largest_row(layer if layer is not None else call)
+        if row is not None:
+            entries = Entries(row, first, call.args[0])
+        parts = leaves(found)
+        if entries is None or not all(isinstance(k, Known) for k in parts):
+            return found
+        parts = [replace(k, entries=entries) for k in parts]
+        return tuple(parts) if isinstance(found, tuple) else parts[0]
 
     # ---------------------------------------------------------------- arguments
 
@@ -291,6 +326,8 @@ class LocalWalk(BoundInterpreter):
         value, known = call.operand(position, name)
         if isinstance(known, Known):
             known = self._sharpened(known, value)
+            if e := known.entries:
+                known = replace(known, entries=replace(e, known=self._sharpened(e.known, e.value)))
         value = torch.as_tensor(value, dtype=torch.float64).detach()
         if known is None:
             known = Known(0.0, 0.0, 0.0, 0.0, float(value.norm()))
@@ -303,29 +340,41 @@ def _in_float64(t: Tensor) -> Tensor:
     return t.double() if t.is_floating_point() and t.dtype != torch.float64 else t
 
 
-def _gain(weight: Tensor | None) -> float:
-    return 1.0 if weight is None else float(weight.detach().double().abs().max())
-
-
 def _layer_norm(a: Operand, call: FunctionCall) -> Known:
     eps, count = call.argument(4, "eps", 1e-5), math.prod(call.argument(1, "normalized_shape"))
-    return normalized(
-        a, call.output, a.value.reshape(-1, count), eps, _gain(call.argument(2, "weight")), True
-    )
+    rows = Rows(a.value.reshape(-1, count))
+    return normalized(a, call.output, rows, eps, call.argument(2, "weight"), True)
 
 
 def _rms_norm(a: Operand, call: FunctionCall) -> Known:
     eps, count = call.argument(3, "eps"), math.prod(call.argument(1, "normalized_shape"))
     eps = torch.finfo(a.value.dtype).eps if eps is None else eps
-    return normalized(
-        a, call.output, a.value.reshape(-1, count), eps, _gain(call.argument(2, "weight")), False
-    )
+    rows = Rows(a.value.reshape(-1, count))
+    return normalized(a, call.output, rows, eps, call.argument(2, "weight"), False)
 
 
 def _group_norm(a: Operand, call: FunctionCall) -> Known:
-    rows = a.value.reshape(a.value.shape[0] * call.argument(1, "num_groups"), -1)
-    return normalized(
-        a, call.output, rows, call.argument(4, "eps", 1e-5), _gain(call.argument(2, "weight")), True
+    eps, groups = call.argument(4, "eps", 1e-5), call.argument(1, "num_groups")
+    return _of_groups(a, call, groups, eps, call.argument(2, "weight"))
+
+
+def _of_groups(a: Operand, call: FunctionCall, groups: int, eps: float, gain: Tensor | None) -> Known:
+    gain = None if gain is None else gain.reshape(-1, *[1] * (a.value.ndim - 2))
+    rows = Rows(a.value.reshape(a.value.shape[0] * groups, -1))
+    return normalized(a, call.output, rows, eps, gain, True)
+
+
+def _largest_row(layer: Any) -> float | None:
+    """The largest ℓ2 norm of a row of the matrix of a linear layer or of a call of ``linear``; None of others."""
+    if isinstance(layer, FunctionCall):
+        weight = layer.argument(1, "weight") if layer.function == "linear" else None
+    elif is_standard(layer, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        pads = getattr(layer, "padding_mode", "zeros") == "zeros"  # other modes read some entries twice
+        weight = weight_of(layer) if pads else None
+    else:
+        weight = None
+    return (
+        float(weight.detach().double().flatten(1).norm(dim=1).max()) if isinstance(weight, Tensor) else None
     )
 
 
@@ -335,5 +384,12 @@ def _spread(a: Operand, shape: Any) -> Operand:
     if copies == 1:
         return a
     k = a.known
-    known = Known(copies * k.norm, copies * k.change, copies * k.most, copies * k.error, copies * k.scale)
+    known = replace(
+        k,
+        norm=copies * k.norm,
+        change=copies * k.change,
+        most=copies * k.most,
+        error=copies * k.error,
+        scale=copies * k.scale,
+    )
     return Operand(a.value, known, a.radius)

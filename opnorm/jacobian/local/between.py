@@ -14,13 +14,13 @@ DENSE = 64  # so many columns or rows make a matrix
 
 
 class _Between(Jacobian):
-    """∂output/∂input of two tensors of any shapes, as the map of one point."""
+    """∂output/∂input diag(weights) of two tensors of any shapes, as the map of one point."""
 
-    def __init__(self, inputs: Tensor, outputs: Tensor) -> None:
+    def __init__(self, inputs: Tensor, outputs: Tensor, weights: Tensor | None) -> None:
         LinearMap.__init__(
             self, None, None, inputs.shape, outputs.shape, inputs.device, dtype=inputs.dtype, batch=1
         )
-        self.inputs, self.outputs = inputs, outputs
+        self.inputs, self.outputs, self.weights = inputs, outputs, weights
         self._graph = None
 
     def vjp(self, u: Tensor, *, create_graph: bool = False) -> Tensor:
@@ -32,14 +32,14 @@ class _Between(Jacobian):
             retain_graph=True,
             create_graph=create_graph,
         )
-        return found[None]
+        return (found if self.weights is None else found * self.weights)[None]
 
     def _apply(self, v: Tensor) -> Tensor:
         return super()._apply(v).reshape(1, *self.out_shape)
 
 
-def norm_between(inputs: Tensor, outputs: Tensor, steps: int) -> float:
-    """An upper bound on the ℓ2 norm of ∂output/∂input; infinite where products leave the range of the type."""
+def norm_between(inputs: Tensor, outputs: Tensor, steps: int, weights: Tensor | None = None) -> float:
+    """An upper bound on the ℓ2 norm of ∂output/∂input diag(weights); infinite where products leave the range of the type."""
     if not outputs.requires_grad:
         return 0.0
     (reached,) = torch.autograd.grad(
@@ -47,7 +47,7 @@ def norm_between(inputs: Tensor, outputs: Tensor, steps: int) -> float:
     )
     if reached is None:  # the one is not computed from the other
         return 0.0
-    J = _Between(inputs, outputs)
+    J = _Between(inputs, outputs, weights)
     with torch.no_grad():
         if min(J.shape) <= DENSE:
             matrix = (J if J.shape[1] <= J.shape[0] else J.T).to_dense()[0]

@@ -5,7 +5,7 @@ import functools
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -186,7 +186,7 @@ def _row(
     found = None
     reason, upper = "", center if radius == 0 else math.inf
     try:
-        for inner in (0, steps // 2) if radius else (0,):
+        for inner in (0, 3 * steps // 4) if radius else (0,):
             nodes.clear()
             found = _walked(at, z, radius, factors, nodes, inner)
             center = min(center, found.norm * (1 + SLACK))
@@ -221,9 +221,7 @@ def _walked(
     if not same_output(value, output):
         raise BoundError("its graph gives another output than the model: control flow by the data?")
     if steps:
-        parts = walk.telescoped(value[0])
-        if math.fsum(parts.values()) < found.change:
-            found = replace(found, change=math.fsum(parts.values()), parts=parts)
+        found = walk.telescoped(found, value[0])
     return found
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from opnorm.errors import BoundError
 
-__all__ = ["ROUNDING", "Known", "Operand", "combined", "divided", "largest", "size", "through"]
+__all__ = ["ROUNDING", "Entries", "Known", "Operand", "combined", "divided", "largest", "size", "through"]
 
 ROUNDING = 1e-10
 """Of one operation in float64, relative to its scale: 2^-53 times the terms of its longest sum, with a large margin."""
@@ -28,6 +28,9 @@ class Known:
         scale: ‖v₀‖_2.
         own: the part of ``change`` that the operation itself adds: its derivative is another one elsewhere.
         parts: ``change`` by the kinds of the operations that add to it.
+        weights: w in [0, 1], to be broadcast to v: the derivative of the operation changes by diag(w) E, where ‖E‖_2 times
+            ``lipschitz`` of the argument is ``own``; None for ones.
+        entries: how far each entry of v can move alone, where that is known.
     """
 
     norm: float
@@ -37,11 +40,30 @@ class Known:
     scale: float
     own: float = 0.0
     parts: Mapping[str, float] = field(default_factory=dict)
+    weights: Tensor | None = None
+    entries: "Entries | None" = None
 
     @property
     def lipschitz(self) -> float:
         """‖J(x)‖_2 on the ball, and with it the Lipschitz constant there, as a ball is convex."""
         return min(self.norm + self.change, self.most)
+
+
+@dataclass(frozen=True)
+class Entries:
+    """A bound for single entries of v(x), of the form ``|v_i(x) - v_i(x₀)| ≤ row ‖z(x) - z(x₀)‖_2`` for all i.
+
+    So it is for v = W z + b with ``row`` the largest ℓ2 norm of a row of W, which may be far below ‖W‖_2.
+
+    Attributes:
+        row: the factor.
+        known: of z.
+        value: z(x₀).
+    """
+
+    row: float
+    known: Known
+    value: Tensor
 
 
 @dataclass(frozen=True)
@@ -58,12 +80,20 @@ class Operand:
         return self.known.lipschitz * self.radius
 
     @property
+    def each(self) -> float:
+        """|v_i(x) - v_i(x₀)| on the ball, at most, for every entry i."""
+        e = self.known.entries
+        return self.moved if e is None else min(self.moved, e.row * e.known.lipschitz * self.radius)
+
+    @property
     def reach(self) -> float:
         """‖v(x) - v₀‖_2 on the ball, at most: also of the value that was computed."""
         return self.moved + self.known.error
 
 
-def through(a: Operand, output: Tensor, near: float, ball: float, change: float) -> Known:
+def through(
+    a: Operand, output: Tensor, near: float, ball: float, change: float, weights: Tensor | None = None
+) -> Known:
     """f(v) of a function with bounds on its derivative.
 
         J_f(x) - J_f(x₀) = (Df(v) - Df(v(x₀))) J(x) + Df(v(x₀)) (J(x) - J(x₀)).
@@ -74,6 +104,7 @@ def through(a: Operand, output: Tensor, near: float, ball: float, change: float)
         near: ‖Df‖_2 within ``error`` of v₀.
         ball: within ``reach``; infinite where f has none.
         change: of Df between v(x₀) and v(x).
+        weights: as in :class:`Known`.
     """
     k = a.known
     if not math.isfinite(ball):
@@ -82,7 +113,7 @@ def through(a: Operand, output: Tensor, near: float, ball: float, change: float)
     most, norm = ball * k.lipschitz, near * k.norm
     own = min(change, ball + near) * k.lipschitz if a.radius else 0.0
     error = ball * k.error + ROUNDING * (size(output) + ball * k.scale)
-    return Known(norm, own + near * k.change, most, error, size(output), own)
+    return Known(norm, own + near * k.change, most, error, size(output), own, weights=weights)
 
 
 def divided(known: Any, kind: str, given: Sequence[Known]) -> Any:

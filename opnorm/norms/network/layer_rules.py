@@ -12,7 +12,7 @@ from opnorm._core.batch_norm import channel_scale
 from opnorm._core.layers import CONV, TRANSPOSED
 from opnorm.errors import BoundError
 from opnorm.norms.exact.separable import Resize
-from opnorm.norms.network.rules import RULES, FunctionCall, constant, depends, rule
+from opnorm.norms.network.rules import OF_TWO, RULES, FunctionCall, constant, depends, rule
 from opnorm.norms.nonlinear import copies
 from opnorm.norms.normalization_constants import normalizing
 
@@ -125,7 +125,9 @@ def _(call: FunctionCall) -> float:
         call.operand(1, "mat2" if call.function == "mm" else "other"),
     )
     fixed, x = (a, b) if depends(of_b) else (b, a)
-    if (depends(of_a) and depends(of_b)) or fixed.ndim != 2 or x.ndim < 2:
+    if depends(of_a) and depends(of_b):
+        raise BoundError(OF_TWO)
+    if fixed.ndim != 2 or x.ndim < 2:
         raise BoundError("only a product with a fixed matrix is known")
     if fixed is a:  # A x = (xᵀ Aᵀ)ᵀ
         return constant(of_b) * times_matrix(call, x.mT, a)

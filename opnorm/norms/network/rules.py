@@ -18,7 +18,7 @@ from opnorm.errors import BoundError
 from opnorm.norms.network.trace import leaves
 from opnorm.norms.nonlinear import copies
 
-__all__ = ["RULES", "FunctionCall", "constant", "depends", "p_norm", "rule"]
+__all__ = ["AT_THE_DATA", "OF_TWO", "RULES", "FunctionCall", "constant", "depends", "p_norm", "rule"]
 
 
 class FunctionCall(NamedTuple):
@@ -114,11 +114,12 @@ def refuse(names: str, reason: str) -> None:
 
 
 AT_THE_DATA = "opnorm.local_lipschitz bounds it on a ball around a point"
+OF_TWO = f"a product of two values that both depend on the input has no Lipschitz constant by itself; {AT_THE_DATA}"
 
-refuse(
-    "normalize cosine_similarity rsqrt sqrt log exp pow square reciprocal bmm einsum",
-    "has no Lipschitz constant on all inputs, or none that is known here",
-)
+NOT_EVERYWHERE = "has no Lipschitz constant on all inputs, or none that is known here"
+
+refuse("normalize cosine_similarity einsum", NOT_EVERYWHERE)
+refuse("rsqrt sqrt log exp pow square reciprocal bmm", f"{NOT_EVERYWHERE}; {AT_THE_DATA}")
 refuse(
     "scaled_dot_product_attention multi_head_attention_forward",
     f"dot-product attention has no Lipschitz constant on all inputs (Kim, Papamakarios & Mnih 2021); {AT_THE_DATA}",
@@ -262,9 +263,7 @@ def scaled(call: FunctionCall, position: int, factor: Any, largest: Callable[[Te
 def _(call: FunctionCall) -> float:
     (a, of_a), (b, of_b) = call.operand(0, "input"), call.operand(1, "other")
     if depends(of_a) and depends(of_b):
-        raise BoundError(
-            f"a product of two values that both depend on the input has no Lipschitz constant by itself; {AT_THE_DATA}"
-        )
+        raise BoundError(OF_TWO)
     return scaled(call, 0, b, Tensor.max) if depends(of_a) else scaled(call, 1, a, Tensor.max)
 
 

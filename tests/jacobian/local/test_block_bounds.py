@@ -13,7 +13,7 @@ from torch import nn
 import opnorm
 from opnorm.errors import NormError
 from opnorm.jacobian import local_lipschitz
-from tests.jacobian.local.networks import DIM, NETWORKS, Attention, PreNorm, feed_forward, network
+from tests.jacobian.local.networks import DIM, NETWORKS, Attention, PreNorm, Written, feed_forward, network
 from tests.property_tests import examples
 
 
@@ -102,9 +102,21 @@ def test_the_change_is_that_of_the_kinds_of_operations():
     assert row.upper == pytest.approx(row.at_center + math.fsum(row.change.values()), rel=1e-6)
 
 
+def test_rows_and_entries_have_bounds_of_their_own():
+    model, x = network("vit block", gain=2.0)
+    x[:, 0] *= 0.3  # a token of small deviation: with one bound for all tokens and entries the ratio is 4
+    (row,) = local_lipschitz(model, x, 3e-3, blocks=()).rows
+    assert steepest(model, x, 3e-3) <= row.upper <= 3 * row.lower
+
+
 class Sorted(nn.Module):
     def forward(self, x):
         return torch.einsum("btd,bsd->bts", x, x)
+
+
+class Powers(nn.Module):
+    def forward(self, x):
+        return x**x
 
 
 def test_what_is_not_known_is_named():
@@ -124,3 +136,9 @@ def test_the_bound_on_all_inputs_says_what_is_known():
     bound = opnorm.lipschitz_bound(Attention(DIM, 2), torch.zeros(1, 4, DIM))
     assert "scaled_dot_product_attention" in bound.reason
     assert "opnorm.local_lipschitz" in bound.reason
+    bound = opnorm.lipschitz_bound(Written(DIM, False), torch.zeros(1, 4, DIM))
+    assert "matmul" in bound.reason, "written out, it is named, too"
+    assert "opnorm.local_lipschitz" in bound.reason
+    (row,) = local_lipschitz(Powers(), torch.ones(1, 2, 3), 0.1, blocks=()).rows
+    assert "pow" in row.reason
+    assert "local_lipschitz" not in row.reason, "it does not refer to itself"
