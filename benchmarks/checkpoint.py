@@ -8,15 +8,19 @@ the worst case of Lanczos iteration, and with a few outlying singular values, as
 of the whole is that of its matrices by their shapes, times how many of each shape there are. Memory is the largest
 resident one of a process that measures the file and does nothing else (Linux).
 
-``--svd`` times what others do: all singular values of one matrix of each shape by torch, in float32, and where
-weightwatcher is installed (pip install weightwatcher, in an environment of its own) its analysis of one matrix of
-4096 x 4096.
+``--svd`` times others beside it, on the same file of one random matrix of 4096 x 4096, each in a process of its own: opnorm
+with all of its norms, ``torch.linalg.svdvals`` in float32, ``WeightWatcher.analyze``, which takes all singular values in
+float64 and fits a power law to them (pip install weightwatcher, in an environment of its own), and opnorm again; as the
+machine is, and restricted to AVX2. ``--layers 0`` measures nothing else.
 """
 
 import argparse
 import importlib.util
+import itertools
 import json
+import logging
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -27,7 +31,7 @@ from typing import Any
 
 import torch
 from machine import about, resident
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import opnorm
 
@@ -104,25 +108,63 @@ def scaled(rows: list[dict[str, Any]], field: str, divisor: int) -> float:
     return total
 
 
-def full_decomposition(shape: Shape) -> dict[str, Any]:
-    """The seconds of all singular values of one matrix by torch in float32, what weightwatcher takes at the least."""
-    W = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+PEERS = ("opnorm", "svdvals", "weightwatcher", "opnorm")
+"""Who measures the file of one matrix, in turns: the second turn of opnorm shows how far the machine's speed moves."""
+
+
+RESTRICTED = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
+"""The environment in which torch uses no more than AVX2."""
+
+
+def peers(folder: Path, threads: int, divisor: int) -> list[dict[str, Any]]:
+    """The seconds of each of :data:`PEERS` for a file of one random matrix, each in its own process."""
+    shape, rows = (4096 // divisor,) * 2, []
+    W = torch.randn(shape, generator=torch.Generator().manual_seed(0)).mul_(0.02).bfloat16()
+    path = folder / "model.safetensors"  # the name that weightwatcher looks for in a folder
+    save_file({"model.layers.0.self_attn.q_proj.weight": W}, path)
+    for environment, name in itertools.product(({}, RESTRICTED), PEERS):
+        if name == "weightwatcher" and importlib.util.find_spec(name) is None:
+            continue
+        code = [sys.executable, __file__, "--peer", name, "--measure", str(path), "--threads", str(threads)]
+        done = subprocess.run(
+            code, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **environment}
+        )
+        rows.append({"method": name, "shape": list(shape), **json.loads(done.stdout.splitlines()[-1])})
+        print(
+            "{method}, {shape}, {instruction_set}: {seconds:.1f} s, {cpu_seconds:.1f} CPU s".format(
+                **rows[-1]
+            ),
+            flush=True,
+        )
+    return rows
+
+
+def peer(name: str, path: Path) -> dict[str, Any]:
+    """What one of :data:`PEERS` finds in a file of one matrix, and its seconds without those of the imports."""
+    if name == "weightwatcher":
+        from weightwatcher import WeightWatcher
+
+        logging.disable(logging.INFO)
+        watcher = WeightWatcher()
+        way = lambda: [watcher.analyze(model=str(path.parent))["sv_max"][0]]  # noqa: E731
+    elif name == "svdvals":
+        way = lambda: torch.linalg.svdvals(next(iter(load_file(path).values())).float())[:1]  # noqa: E731
+    else:
+        way = lambda: opnorm.measure_checkpoint(path).rows[0].norms[2][:2]  # noqa: E731
+        opnorm.measure_checkpoint(path, ords=(1,))  # loads what is loaded once
     wall, cpu = time.perf_counter(), time.process_time()
-    torch.linalg.svdvals(W)
-    seconds, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return {"shape": list(shape), "seconds": seconds, "cpu_seconds": cpu}
-
-
-def weightwatcher(side: int) -> dict[str, float] | None:
-    """The seconds of weightwatcher's analysis of one square matrix; None where it is not installed."""
-    if importlib.util.find_spec("weightwatcher") is None:
-        return None
-    from weightwatcher import WeightWatcher
-
-    watcher = WeightWatcher(model=torch.nn.Sequential(torch.nn.Linear(side, side)))
-    wall, cpu = time.perf_counter(), time.process_time()
-    watcher.analyze()
-    return {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+    found = [float(end) for end in way()]
+    return {
+        "seconds": time.perf_counter() - wall,
+        "cpu_seconds": time.process_time() - cpu,
+        "sigma_max": found,
+        "peak_mib": resident("VmHWM"),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 def main() -> None:
@@ -138,15 +180,18 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="an eighth of every side")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    found: dict[str, Any]
     torch.set_num_threads(args.threads)
     if args.measure:
-        return print(json.dumps(measure(args.measure)))
-    found: dict[str, Any] = {"about": about(), "layers": args.layers}
-    print(*(f"{name}: {value}" for name, value in found["about"].items()), sep="\n")
+        found = peer(args.peer, args.measure) if args.peer else measure(args.measure)
+        return print(json.dumps(found))
     divisor = 8 if args.quick else 1
+    found = {"about": about(), "layers": args.layers, "divisor": divisor}
+    print(*(f"{name}: {value}" for name, value in found["about"].items()), sep="\n")
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        for kind in ("random", "outlying"):
+        for kind in ("random", "outlying") if args.layers else ():
             path = Path(folder) / f"{kind}.safetensors"
             make(path, args.layers, kind == "outlying", divisor)
             found[kind] = result = measured(path, args.threads)
@@ -160,18 +205,8 @@ def main() -> None:
             )
             path.unlink()
     if args.svd:
-        found["svd"] = [full_decomposition(tuple(n // divisor for n in shape)) for shape in WHOLE]
-        found["svd_whole_seconds"] = scaled(found["svd"], "seconds", divisor)
-        for row in found["svd"]:
-            print(
-                f"torch.linalg.svdvals, {row['shape']}: {row['seconds']:.1f} s ({row['cpu_seconds']:.1f} CPU s)"
-            )
-        print(f"the whole layout by full decompositions: {found['svd_whole_seconds']:.0f} s")
-        found["weightwatcher"] = peer = weightwatcher(4096 // divisor)
-        if peer:
-            print(
-                f"weightwatcher, one square matrix: {peer['seconds']:.1f} s ({peer['cpu_seconds']:.1f} CPU s)"
-            )
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            found["peers"] = peers(Path(folder), args.threads, divisor)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
     return None

@@ -43,7 +43,30 @@ def jacobian(record: Record) -> str:
     return text + ("\n\n" + _table(["method", "of", *points], memory) if needed else "")
 
 
-PARTS: dict[str, Callable[[Record], str]] = {"norms_l2": norms_l2, "jacobian": jacobian}
+def checkpoint(record: Record) -> str:
+    """CPU time, memory and value of each method for one matrix, by instruction set."""
+    rows = [
+        [
+            row["method"],
+            row["instruction_set"],
+            f"{row['cpu_seconds']:.1f}",
+            f"{row['peak_mib']:.0f}",
+            " to ".join(f"{end:.4f}" for end in row["sigma_max"]),
+        ]
+        for row in record["peers"]
+    ]
+    sides = " x ".join(map(str, record["peers"][0]["shape"]))
+    head = ["method", "torch uses", "CPU s", "MiB at most", "largest singular value"]
+    return f"A file of one matrix of {sides} in bfloat16, in the order of the runs.\n\n" + _table(head, rows)
+
+
+PARTS: dict[str, Callable[[Record], str]] = {
+    "norms_l2": norms_l2,
+    "jacobian": jacobian,
+    "checkpoint": checkpoint,
+}
+SETTINGS = {"checkpoint": "--layers 0 --svd --threads 1"}
+"""How a benchmark was run, if not with --quick."""
 
 
 def section(name: str) -> str:
@@ -66,11 +89,14 @@ def page() -> str:
     names = [name for name in PARTS if (KEPT / f"{name}.json").exists()]
     head = (
         "# Benchmarks\n\nSpeed beside other methods, from the figures in `benchmarks/results/`. They are of the quick form "
-        "of each benchmark, on small cases and a machine with other work; times are CPU times. Measure on your own:\n\n"
+        "of each benchmark or of a part of it, on a machine with other work; times are CPU times. Measure on your own:\n\n"
         + "\n".join(
             [
                 "```sh",
-                *(f"python benchmarks/{n}.py --quick --json benchmarks/results/{n}.json" for n in names),
+                *(
+                    f"python benchmarks/{n}.py {SETTINGS.get(n, '--quick')} --json benchmarks/results/{n}.json"
+                    for n in names
+                ),
             ]
         )
         + "\npython docs/write_benchmarks.py\n```\n"
