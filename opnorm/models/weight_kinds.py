@@ -89,6 +89,8 @@ def _kind(name: str, tensor: StoredTensor) -> tuple[str, str]:
         return "", f"of type {tensor.dtype}: buffers, or quantized weights whose values need their program"
     if "bias" in last:
         return "", "biases"
+    if last == "weight_mask":
+        return "", "masks of pruned weights"
     if last in STATISTICS:
         return "", "statistics of data"
     if axes < 2:

@@ -27,6 +27,7 @@ NETWORK = {
     "fc.weight": random(5, 8).bfloat16(),
     "pos_embed": random(1, 4, 8),
     "fc.weight_orig": random(5, 8),
+    "fc.weight_mask": torch.ones(5, 8),
 }
 
 
@@ -48,6 +49,7 @@ def test_every_weight_is_named_as_what_it_is(path):
         "fc.weight_orig": "matrix",
     }
     assert set(table.left_out) == set(NETWORK) - set(rows)
+    assert table.left_out["fc.weight_mask"] == "masks of pruned weights"
     assert float(rows["norm.weight"].norms[2]) == 2
     assert "running_var" in rows["bn.weight"].note
     assert "parametrization" in rows["fc.weight_orig"].note
