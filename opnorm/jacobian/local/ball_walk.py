@@ -13,7 +13,9 @@ from opnorm._core.layers import changed_by_hooks, is_standard
 from opnorm.errors import BoundError, NormError
 from opnorm.jacobian.local.ball_rules import Rows, matrix_product, normalized, one_variable, product, softmax
 from opnorm.jacobian.local.between import norm_between
+from opnorm.jacobian.local.known_linear import LINEAR, MOVING, largest_row
 from opnorm.jacobian.local.known_values import Entries, Known, Operand, combined, divided
+from opnorm.jacobian.local.normalization_calls import NORMALIZATIONS, of_groups
 from opnorm.norms.exact.by_layer import l1
 from opnorm.norms.network.graph import ForwardGraph
 from opnorm.norms.network.interpreter import BoundInterpreter, KnownFactors, NodeBound
@@ -28,28 +30,6 @@ from opnorm.norms.nonlinear import is_copying, known_base, softmax_axis
 
 __all__ = ["LocalWalk"]
 
-LINEAR = frozenset((
-    "view", "reshape", "flatten", "unflatten", "ravel", "transpose", "permute", "t", "swapaxes", "swapdims", "movedim",
-    "moveaxis", "squeeze", "unsqueeze", "contiguous", "clone", "detach", "narrow", "select", "chunk", "split",
-    "tensor_split", "unbind", "flip", "fliplr", "flipud", "roll", "rot90", "float", "double", "half", "bfloat16", "to",
-    "type", "cpu", "cuda", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "diagonal",
-    "hsplit", "vsplit", "getattr", "view_as", "reshape_as", "type_as", "expand", "expand_as", "repeat", "tile",
-    "broadcast_to", "repeat_interleave", "getitem", "index_select", "gather", "take", "take_along_dim", "pad", "add",
-    "iadd", "sub", "isub", "subtract", "mul", "imul", "multiply", "div", "truediv", "itruediv", "divide", "true_divide",
-    "neg", "negative", "positive", "pos", "where", "masked_fill", "mean", "sum", "cat", "concat", "concatenate", "stack",
-    "hstack", "vstack", "dstack", "matmul", "mm", "imatmul", "addmm", "linear", "conv1d", "conv2d", "conv3d",
-    "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "batch_norm", "dropout", "avg_pool1d", "avg_pool2d",
-    "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "interpolate", "upsample",
-    "upsample_nearest", "upsample_bilinear", "fold", "unfold",
-))  # fmt: skip
-"""Functions that are linear, up to a constant, in the one argument or in the list of them that depends on the input."""
-MOVING = frozenset((
-    "view", "reshape", "flatten", "unflatten", "ravel", "transpose", "permute", "t", "swapaxes", "swapdims", "movedim",
-    "moveaxis", "squeeze", "unsqueeze", "contiguous", "clone", "narrow", "select", "chunk", "split", "tensor_split",
-    "unbind", "flip", "roll", "float", "double", "half", "bfloat16", "to", "type", "view_as", "reshape_as", "type_as",
-    "expand", "expand_as", "getitem", "dropout",
-))  # fmt: skip
-"""Functions each of whose entries is an entry of their argument."""
 NEGLIGIBLE = 0.03  # of the norm at the center: so small a change is good enough
 PAIRS = 12  # operations before a value, up to which its change is a sum over them, not a product of constants
 MUL, DIV = ("mul", "imul", "multiply"), ("div", "truediv", "itruediv", "divide", "true_divide")
@@ -188,9 +168,8 @@ class LocalWalk(BoundInterpreter):
             layer, call = self._built(name, call), call._replace(args=call.args[:1], kwargs={})
         if layer is not None and (found := self._of_kind(layer, call)) is not None:
             return found
-        special = {"layer_norm": _layer_norm, "rms_norm": _rms_norm, "group_norm": _group_norm}
-        if name in special:
-            return special[name](self._operand(call, 0, "input"), call)
+        if name in NORMALIZATIONS:
+            return NORMALIZATIONS[name](self._operand(call, 0, "input"), call)
         if (found := quotient(n, self.written)) is not None:
             return self._root_mean_square(found, call)
         if name in (*MUL, *DIV, *PRODUCT) and (found := self._of_product(name, call)) is not None:
@@ -215,7 +194,7 @@ class LocalWalk(BoundInterpreter):
             rows = Rows(a.value.reshape(-1, count))
             return normalized(a, call.output, rows, eps, weight_of(layer), centered)
         if is_standard(layer, nn.GroupNorm):
-            return _of_groups(a, call, layer.num_groups, layer.eps, weight_of(layer))
+            return of_groups(a, call, layer.num_groups, layer.eps, weight_of(layer))
         return None
 
     def _root_mean_square(self, found: Any, call: FunctionCall) -> Known:
@@ -311,7 +290,7 @@ class LocalWalk(BoundInterpreter):
             return found
         moves = call.function in MOVING if layer is None else is_copying(layer)
         entries = first.entries if moves else None
-        row = None if moves else _largest_row(layer if layer is not None else call)
+        row = None if moves else largest_row(layer if layer is not None else call)
         if row is not None:
             entries = Entries(row, first, call.args[0])
         parts = leaves(found)
@@ -338,44 +317,6 @@ class LocalWalk(BoundInterpreter):
 
 def _in_float64(t: Tensor) -> Tensor:
     return t.double() if t.is_floating_point() and t.dtype != torch.float64 else t
-
-
-def _layer_norm(a: Operand, call: FunctionCall) -> Known:
-    eps, count = call.argument(4, "eps", 1e-5), math.prod(call.argument(1, "normalized_shape"))
-    rows = Rows(a.value.reshape(-1, count))
-    return normalized(a, call.output, rows, eps, call.argument(2, "weight"), True)
-
-
-def _rms_norm(a: Operand, call: FunctionCall) -> Known:
-    eps, count = call.argument(3, "eps"), math.prod(call.argument(1, "normalized_shape"))
-    eps = torch.finfo(a.value.dtype).eps if eps is None else eps
-    rows = Rows(a.value.reshape(-1, count))
-    return normalized(a, call.output, rows, eps, call.argument(2, "weight"), False)
-
-
-def _group_norm(a: Operand, call: FunctionCall) -> Known:
-    eps, groups = call.argument(4, "eps", 1e-5), call.argument(1, "num_groups")
-    return _of_groups(a, call, groups, eps, call.argument(2, "weight"))
-
-
-def _of_groups(a: Operand, call: FunctionCall, groups: int, eps: float, gain: Tensor | None) -> Known:
-    gain = None if gain is None else gain.reshape(-1, *[1] * (a.value.ndim - 2))
-    rows = Rows(a.value.reshape(a.value.shape[0] * groups, -1))
-    return normalized(a, call.output, rows, eps, gain, True)
-
-
-def _largest_row(layer: Any) -> float | None:
-    """The largest ℓ2 norm of a row of the matrix of a linear layer or of a call of ``linear``; None of others."""
-    if isinstance(layer, FunctionCall):
-        weight = layer.argument(1, "weight") if layer.function == "linear" else None
-    elif is_standard(layer, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d):
-        pads = getattr(layer, "padding_mode", "zeros") == "zeros"  # other modes read some entries twice
-        weight = weight_of(layer) if pads else None
-    else:
-        weight = None
-    return (
-        float(weight.detach().double().flatten(1).norm(dim=1).max()) if isinstance(weight, Tensor) else None
-    )
 
 
 def _spread(a: Operand, shape: Any) -> Operand:
