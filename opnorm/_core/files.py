@@ -268,9 +268,12 @@ def read_tensors(path: Path, checked: bool = False) -> "tuple[dict[str, Tensor],
     with reading(path), path.open("rb"):
         pass  # safetensors says less about what the file system refuses
     try:
-        with safe_open(path, framework="pt") as f:
-            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 - not a dict
-            metadata = dict(f.metadata() or {})
+        if any("\ud800" <= c <= "\udfff" for c in str(path)):  # safe_open takes no names that are not UTF-8
+            tensors, metadata = _of_bytes(path.read_bytes())
+        else:
+            with safe_open(path, framework="pt") as f:
+                tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 - not a dict
+                metadata = dict(f.metadata() or {})
     except (OSError, SafetensorError) as e:
         raise RunError(f"cannot read {path}: {e}; damaged, or not a safetensors file?") from e
     checksum = metadata.pop(CHECKSUM, None)
@@ -279,6 +282,14 @@ def read_tensors(path: Path, checked: bool = False) -> "tuple[dict[str, Tensor],
             f"cannot read {path}: {CHANGED}, or another program has changed it and kept the metadata"
         )
     return tensors, metadata
+
+
+def _of_bytes(whole: bytes) -> "tuple[dict[str, Tensor], dict[str, str]]":
+    """The tensors and the metadata of a safetensors file from its content."""
+    from safetensors.torch import load
+
+    tensors = load(whole)  # checks the header
+    return tensors, dict(json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")]).get(METADATA) or {})
 
 
 def _checksum(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> str:

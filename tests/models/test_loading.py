@@ -459,5 +459,5 @@ def test_a_small_file_builds_no_large_network(tmp_path, call):
     save(cnn((1, 8, 8), width=2), tmp_path / "w.safetensors", call)
     begun = time.monotonic()
     with pytest.raises(ModelError, match="much larger than its weights"):
-        file(tmp_path / "w.safetensors")
+        file(str(tmp_path / "w.safetensors"))
     assert time.monotonic() - begun < 5

@@ -254,7 +254,26 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tiny, finished, tmp_pat
         "run.json": lambda: store.about(tiny.key),
         "results.json": lambda: store.results(tiny.key),
         "metrics.jsonl": lambda: store.metrics(folder),
-        "weights.safetensors": lambda: models.file(folder / name),
+        "weights.safetensors": lambda: models.file(str(folder / name)),
     }
     with pytest.raises(OpnormError, match="a device, a pipe or a socket"):
         read[name]()
+
+
+def test_weights_in_a_folder_whose_name_is_no_utf8_are_read_back(tmp_path):
+    folder = tmp_path / "x\udcff"
+    try:
+        folder.mkdir()
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes UTF-8 names only")
+    network, path = cnn((1, 8, 8), width=2), folder / "w.safetensors"
+    models.save(network, path)
+    state = models.file(str(path)).state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    assert files.read_tensors(path, checked=True)[1].keys() == {"format", models.loading.SPEC_KEY}
+    path.write_bytes(path.read_bytes()[:-1] + b"\x77")
+    with pytest.raises(RunError, match="differ from its checksum"):
+        files.read_tensors(path, checked=True)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(RunError, match="damaged"):
+        files.read_tensors(path)
