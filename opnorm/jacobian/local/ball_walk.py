@@ -49,6 +49,8 @@ class LocalWalk(BoundInterpreter):
         result: of the output.
     """
 
+    follows_writes = False
+
     def __init__(
         self,
         forward: ForwardGraph,
@@ -65,6 +67,10 @@ class LocalWalk(BoundInterpreter):
 
     def overwrite(self, m: fx.Node, by: fx.Node, whole: bool) -> None:
         """Nothing more than the walk itself does."""
+
+    def partly(self, m: fx.Node, value: Any, n: fx.Node, output: Any, reason: BoundError) -> Any:
+        """The reason."""
+        return reason
 
     def known_of(self, n: fx.Node, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """What is known of a node's value."""

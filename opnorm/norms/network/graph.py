@@ -34,12 +34,14 @@ class ForwardGraph(NamedTuple):
         named: the layers and constants that the nodes name.
         read: the parameters that are used outside of the layers that are nodes, by name.
         inputs: values of the placeholders.
+        made_anew: names of the constants that the forward makes and writes to.
     """
 
     graph: fx.Graph
     named: dict[str, Any]
     read: dict[str, Tensor]
     inputs: list[Tensor]
+    made_anew: frozenset[str]
 
 
 def forward_graph(
@@ -77,7 +79,8 @@ def forward_graph(
     except Exception as e:  # of the user's own network
         trace(model, example)
         raise BoundError(f"its forward cannot be followed: {first_line(e)}") from e
-    return ForwardGraph(recorder.graph, recorder.named, recorder.read, tensors_in(arguments(model, example)))
+    placed = tensors_in(arguments(model, example))
+    return ForwardGraph(recorder.graph, recorder.named, recorder.read, placed, frozenset(recorder.made_anew))
 
 
 def _is_known(layer: nn.Module) -> bool:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, fx, nn
 
 from opnorm._core.layers import Shape, changed_by_hooks, is_standard
@@ -11,12 +12,13 @@ from opnorm.errors import BoundError, NormError
 from opnorm.norms import display
 from opnorm.norms.layer_table import layer_norms
 from opnorm.norms.network.graph import ForwardGraph
-from opnorm.norms.network.layer_rules import RULES  # those of rules.py and its own
 from opnorm.norms.network.normalization import normalization
 from opnorm.norms.network.one_variable import IDENTITY, MAX_STEPS
+from opnorm.norms.network.placement_rules import RULES  # those of all files of rules
 from opnorm.norms.network.pointwise import Pending, Pointwise, Start, TooLong, pointwise
 from opnorm.norms.network.reflections import PICKS, by_sign
 from opnorm.norms.network.rules import FunctionCall, constant, depends, p_norm
+from opnorm.norms.network.shared_memory import most_copies, places_of, same_memory
 from opnorm.norms.network.sorting import JOINED, READ, Made, side_by_side
 from opnorm.norms.network.trace import leaves
 from opnorm.norms.network.walk import RANDOM, GraphWalk, operation_of
@@ -53,6 +55,8 @@ class BoundInterpreter(GraphWalk):
         result: the bound of the output.
     """
 
+    follows_writes = True
+
     def __init__(
         self, forward: ForwardGraph, ord: float, known: KnownFactors, nodes: list[NodeBound]
     ) -> None:
@@ -61,12 +65,72 @@ class BoundInterpreter(GraphWalk):
         self.forms: dict[fx.Node, Pointwise] = {}  # the nodes as functions of one variable of nodes before
         self.made: dict[fx.Node, Made] = {}
         self.constants: dict[fx.Node, tuple[Any, int]] = {}  # what does not depend on the input; its version
+        self.pieces: dict[
+            fx.Node, list[fx.Node]
+        ] = {}  # the values that entries of a constant were replaced by
 
     def overwrite(self, m: fx.Node, by: fx.Node, whole: bool) -> None:
         """The form of a node is that of the node that wrote its value."""
         self.forms.pop(m, None)
+        if whole:
+            self.pieces.pop(m, None)
         if whole and by in self.forms:
             self.forms[m] = self.forms[by]
+
+    def partly(self, m: fx.Node, value: Any, n: fx.Node, output: Any, reason: BoundError) -> Any:
+        """The bound of a value of which a part was written: the ℓp norm of those of the entries before and the new ones."""
+        places = self._written_places(n, output)
+        if places is None:
+            return reason
+        before, new = self._settled(m), self._settled(n)
+        if not isinstance(value, Tensor):
+            parts = before if isinstance(before, tuple) else (before,) * len(value)
+            return tuple(self._joined(b, new, v, places, reason) for b, v in zip(parts, value, strict=True))
+        bound = self._joined(before, new, value, places, reason)
+        if isinstance(bound, float) and self._piece(m, n, places, before):
+            bound = min(bound, self._of_entries(self.pieces[m]))
+        self.constants.pop(m, None)
+        return self._start(m, bound, value)
+
+    def _piece(self, m: fx.Node, n: fx.Node, places: Tensor, before: Any) -> bool:
+        """Whether all entries of a value are constants, or of values that they were replaced by, each once."""
+        pieces = self.pieces.pop(m, [] if before is None else None)
+        source = n.args[2] if operation_of(n) == "setitem" and n.args[0] is m else None
+        if pieces is None or not isinstance(source, fx.Node) or self.env[source].numel() != places.numel():
+            return False
+        self.pieces[m] = [*pieces, source]
+        return not self.written & set(self.pieces[m])
+
+    def _joined(self, before: Any, new: Any, value: Any, places: Tensor, reason: BoundError) -> Any:
+        """Of one tensor with a bound before, of which the places in memory that are among some others have a new one."""
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return reason
+        own = places_of(value)
+        hit = torch.isin(own, places)
+        if not bool(hit.any()):
+            return before
+        if bool(hit.all()):
+            before = None
+        for bound in (before, new):
+            if isinstance(bound, BoundError):
+                return bound
+        if before is None and new is None:
+            return None
+        return p_norm([constant(before), constant(new) * most_copies(own[hit]) ** (1 / self.ord)], self.ord)
+
+    def _written_places(self, n: fx.Node, output: Any) -> Tensor | None:
+        """The places in memory that a node wrote to; None where that is not known."""
+        args, _ = self.fetch_args_kwargs_from_env(n)
+        if not args or not isinstance(args[0], Tensor):
+            return None
+        if operation_of(n) == "setitem":
+            places = places_of(args[0])[args[1]].contiguous()
+            return places[:0] if same_memory(args[2], args[0][args[1]]) else places
+        return places_of(args[0]) if same_memory(args[0], output) else None
+
+    def _settled(self, n: fx.Node) -> Any:
+        known = self.bounds[n]
+        return known.form.best(known.fallback) if isinstance(known, Pending) else known
 
     def known_of(self, n: fx.Node, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """The bound of a node."""
@@ -205,8 +269,7 @@ class BoundInterpreter(GraphWalk):
         """The bound of values side by side, by the values that their entries are from."""
 
         def bound(m: fx.Node) -> float:
-            known = self.bounds[m]
-            known = known.form.best(known.fallback) if isinstance(known, Pending) else known
+            known = self._settled(m)
             return math.inf if isinstance(known, BoundError) else constant(known)
 
         return side_by_side(parts, self.made, self.written, bound, self.ord)

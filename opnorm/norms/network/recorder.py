@@ -31,6 +31,12 @@ OF_SHAPE = frozenset((
 ))  # fmt: skip
 """Functions of shapes and types alone, whose results are no tensors."""
 
+MAKES = frozenset((
+    "zeros", "ones", "empty", "full", "eye", "arange", "zeros_like", "ones_like", "empty_like", "full_like", "new_zeros",
+    "new_ones", "new_empty", "new_full", "clone", "tensor", "new_tensor",
+))  # fmt: skip
+"""Functions whose results are in memory of their own."""
+
 
 class _Memory(TorchDispatchMode):
     """The memory of all tensors that depend on the input."""
@@ -92,6 +98,7 @@ class Recorder(TorchFunctionMode):
         named: the layers and constants that the graph names.
         read: the parameters of the model that are used outside of recorded layers, with their names.
         written_out: functions of torch, by their names, that are recorded as the operations of another one.
+        made_anew: names of constants that the forward made, and wrote to.
     """
 
     def __init__(self, model: nn.Module, written_out: Mapping[str, Callable[..., Any]] | None = None) -> None:
@@ -100,7 +107,9 @@ class Recorder(TorchFunctionMode):
         self.graph = fx.Graph()
         self.named: dict[str, Any] = {}
         self.read: dict[str, Tensor] = {}
+        self.made_anew: set[str] = set()
         self._memory = _Memory()
+        self._made: set[int] = set()  # addresses of constants that the forward made
         self._own = {id(t): (name, t, t._version) for name, t in _tensors(model)}
         self._nodes: dict[int, Callable[[], fx.Node]] = {}  # by the id of a tensor
         self._constants: dict[tuple[int, int], fx.Node] = {}  # by id and version
@@ -177,11 +186,17 @@ class Recorder(TorchFunctionMode):
             return output
         self.read |= {self._own[id(t)][0]: t for t in tensors_in((args, kwargs)) if id(t) in self._own}
         if not self.depends((args, kwargs)):
-            return func(*args, **kwargs)
+            output = func(*args, **kwargs)
+            if _name(func) in MAKES:
+                self._made.update(map(_address, tensors_in(output)))
+                self._kept.append(output)
+            return output
         if (function := self.written_out.get(_name(func))) is not None:
             with _Again(self):
                 return function(*args, **kwargs)
         try:
+            if _writes(func) and isinstance(args[0], Tensor):
+                self._whole(args[0])
             arguments, versions = self._arguments(args, kwargs)
             output = func(*args, **kwargs)
             self._add(*_target(func, *arguments), output, versions)
@@ -212,6 +227,8 @@ class Recorder(TorchFunctionMode):
         if id(t) in self._nodes:
             return self._nodes[id(t)]()
         if t in self._memory:
+            if t._base is not None and id(t._base) in self._nodes:
+                return self._view(t)
             raise BoundError(
                 "a value depends on the input by an operation that is hidden from torch's function modes"
             )
@@ -226,6 +243,18 @@ class Recorder(TorchFunctionMode):
             self._kept.append(t)
         return self._constants[key]
 
+    def _whole(self, t: Tensor) -> None:
+        """A view of a constant that the forward made, and that is written to now, is a view of a node."""
+        if t._base is not None and _address(t) in self._made and not self.depends(t):
+            self._keep(t._base, self._node(t._base))
+            self.made_anew.add(str(self._node(t._base).target))
+            self._view(t)
+
+    def _view(self, t: Any) -> fx.Node:
+        memory = tuple(t.shape), t.stride(), t.storage_offset()
+        self._keep(t, node := self.graph.call_function(torch.as_strided, (self._node(t._base), *memory)))
+        return node
+
     def _add(
         self, kind: str, target: Any, arguments: Any, output: Any, versions: list[tuple[Tensor, int]]
     ) -> None:
@@ -239,9 +268,12 @@ class Recorder(TorchFunctionMode):
             )
         node = self.graph.create_node(kind, target, *arguments)
         self._keep(output, node)
-        for t in written:
-            if id(t) not in self._nodes:
-                self._keep(t, self._constants[id(t), {id(v): n for v, n in versions}[id(t)]])
+        for t, version in versions:
+            constant = self._constants.get((id(t), version)) if t._version != version else None
+            if constant is not None and _address(t) in self._made:
+                self.made_anew.add(str(constant.target))
+            if constant is not None and id(t) not in self._nodes:
+                self._keep(t, constant)
 
     def _keep(self, output: Any, node: fx.Node) -> None:
         self._kept.append(output)
@@ -273,6 +305,16 @@ class _Again(TorchFunctionMode):
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
+
+
+def _writes(func: Any) -> bool:
+    """Whether a function writes into its first argument, by its name."""
+    name = _name(func)
+    if name.startswith("__"):
+        return name == "__setitem__" or (
+            name[2] == "i" and name not in ("__invert__", "__index__", "__int__")
+        )
+    return name.endswith("_")
 
 
 def _is_of_shape(func: Any) -> bool:

@@ -7,6 +7,7 @@ from torch import Tensor, fx, nn
 
 from opnorm.errors import BoundError
 from opnorm.norms.network.graph import ForwardGraph
+from opnorm.norms.network.shared_memory import same_memory, storage_of
 from opnorm.norms.network.trace import first_line, tensors_in
 
 __all__ = ["RANDOM", "GraphWalk", "operation_of"]
@@ -27,12 +28,15 @@ class GraphWalk(fx.Interpreter):
         result: of the output.
         written: nodes whose values were written to later.
         overwritten: the reason, where the forward writes to a parameter, a buffer or a constant.
+        follows_writes: whether more than a reason is known of values that are written to in part, or that were constant.
     """
+
+    follows_writes = False
 
     def __init__(self, forward: ForwardGraph) -> None:
         super().__init__(nn.Module(), graph=forward.graph)
         self.extra_traceback = False  # it would be added to the reasons
-        self.named = forward.named
+        self.named, self.made_anew = forward.named, forward.made_anew
         self.bounds: dict[fx.Node, Any] = {}
         self.result: Any = None
         self.written: set[fx.Node] = set()
@@ -45,9 +49,13 @@ class GraphWalk(fx.Interpreter):
     def overwrite(self, m: fx.Node, by: fx.Node, whole: bool) -> None:
         """A later node wrote into the value of node m: all of it, or a part."""
 
+    def partly(self, m: fx.Node, value: Any, n: fx.Node, output: Any, reason: BoundError) -> Any:
+        """What is known of the value of node m after node n wrote into a part of its memory."""
+        return reason
+
     def fetch_attr(self, target: str) -> Any:
-        """The layer or constant that a node names."""
-        return self.named[target]
+        """The layer or constant that a node names; a copy of what the forward makes and writes to."""
+        return self.named[target].clone() if target in self.made_anew else self.named[target]
 
     def layer_of(self, n: fx.Node) -> nn.Module | None:
         """The layer that a node calls; None where it calls a function."""
@@ -68,35 +76,28 @@ class GraphWalk(fx.Interpreter):
                 f"{n.name} ({operation_of(n)}) is sparse; bounds are known for dense tensors only"
             )
         bound = self.bounds[n] = self.known_of(n, args, kwargs, output)
-        written = {t.untyped_storage().data_ptr() for t, version in versions if t._version != version}
-        for m, value in self.env.items() if written else ():
-            if any(t.untyped_storage().data_ptr() in written for t in tensors_in(value)):
-                whole = _is_same_memory(value, output)
-                reason = BoundError(f"{n.name} ({operation_of(n)}) writes into {m.name}")
-                self.written.add(m)
-                self.bounds[m] = bound if whole else reason
-                self.overwrite(m, n, whole)
-                if m.op == "get_attr":
-                    self.overwritten = f"{n.name} writes into {m.target}"
+        written = {storage_of(t) for t, version in versions if t._version != version}
+        for m, value in [*self.env.items()] if written else ():
+            if any(storage_of(t) in written for t in tensors_in(value)):
+                self._rewrite(m, value, n, output)
         if n.op == "output":
             self.result = bound
         return output
+
+    def _rewrite(self, m: fx.Node, value: Any, n: fx.Node, output: Any) -> None:
+        """Node n wrote into the memory of the value of node m."""
+        whole = same_memory(value, output)
+        reason = BoundError(f"{n.name} ({operation_of(n)}) writes into {m.name}")
+        self.written.add(m)
+        self.overwrite(m, n, whole)
+        self.bounds[m] = self.bounds[n] if whole else self.partly(m, value, n, output, reason)
+        if m.op == "get_attr" and not (self.follows_writes and m.target in self.made_anew):
+            self.overwritten = f"{n.name} writes into {m.target}"
 
 
 def _in_place(operation: str) -> bool:
     """Whether an operation of this name writes into its first argument."""
     return (operation.endswith("_") and not operation.endswith("__")) or operation in IN_PLACE
-
-
-def _is_same_memory(value: Any, output: Any) -> bool:
-    """Whether the output is that tensor, all of it."""
-    return (
-        isinstance(value, Tensor)
-        and isinstance(output, Tensor)
-        and value.data_ptr() == output.data_ptr()
-        and value.shape == output.shape
-        and value.stride() == output.stride()
-    )
 
 
 def operation_of(n: fx.Node) -> str:
