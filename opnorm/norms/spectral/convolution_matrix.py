@@ -13,6 +13,7 @@ from opnorm._core.convolution import ConvGeometry, conv_geometry, pad_index, tra
 from opnorm._core.derived_weights import weight_of
 from opnorm._core.layers import CONV, TRANSPOSED, Shape, is_standard
 from opnorm._core.linear_map import LinearMap, convolution_map, linear_map
+from opnorm.norms.spectral.block_gram import BlockGram
 from opnorm.norms.spectral.frequency_response import Polyphase, polyphase
 
 __all__ = ["ConvolutionMatrix", "as_convolution"]
@@ -94,6 +95,11 @@ class ConvolutionMatrix(NamedTuple):
         if mode == "circular":
             return (at - before) % n
         return np.array(pad_index(n, before, after, mode))[at]
+
+    def block_gram(self) -> BlockGram:
+        """Its Gram matrix with the blocks that are the least work."""
+        reads = [self.reads(axis, self.geometry.mode) for axis in range(len(self.in_size))]
+        return BlockGram.cheapest(self.K.unflatten(0, (self.geometry.groups, -1)), reads, self.in_size)
 
     def to_sparse(self) -> Any:
         """The matrix as a ``scipy.sparse`` one; rows and columns are ordered by the first spatial axis, then the channel."""

@@ -40,11 +40,13 @@ from opnorm.errors import NormError
 from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.norms.exact.separable import SEPARABLE
 from opnorm.norms.norm import Norm
+from opnorm.norms.spectral.block_gram import BlockGram
+from opnorm.norms.spectral.border_regions import region_bound
 from opnorm.norms.spectral.convolution_matrix import as_convolution
 from opnorm.norms.spectral.explicit_matrix import diagonalized, first_upper_bound
 from opnorm.norms.spectral.frequency_response import Polyphase, polyphase
 from opnorm.norms.spectral.kronecker import kronecker_norm
-from opnorm.norms.spectral.padded_convolution import BlockGram, padding_bound
+from opnorm.norms.spectral.padded_convolution import padding_bound
 from opnorm.norms.spectral.upper_bound import certify
 
 __all__ = [
@@ -61,7 +63,9 @@ DENSE = 512  # up to this many rows or columns, the whole matrix is diagonalized
 SMALL_MAP = 12
 TINY = 1e-6  # relative widths below which a Lanczos iteration would take longer than a diagonalization
 SMALLEST = 1e-100  # shorter maps, and longer ones, are scaled: their Gram matrices would leave float64
+LANCZOS_INSTEAD = 2048  # sides of larger matrices take longer than a Lanczos iteration with a probability
 NOTHING = Norm.of(0.0, math.inf, "not known")
+WIDE = 0.03  # relative width from which on the remedy is named
 MANY = 1000  # steps of a Lanczos iteration that runs until it has converged
 
 
@@ -105,13 +109,19 @@ def spectral_norm(
         found = spectral_norm(divided, in_shape, relative_width, failure_probability, effort)
         return Norm(found.lower * unit, found.upper * unit, found.method)
     t = polyphase_of(layer, in_shape)
+    if failure_probability and t is None:
+        effort = min(effort, LANCZOS_INSTEAD)
     aim = relative_width, effort
     norm = _convolution(linear, t, *aim) if t else _other(layer, linear, *aim)
     if failure_probability and norm.relative_width > relative_width:
         norm = _with_probability(linear, norm, relative_width, failure_probability)
     if norm.relative_width > relative_width:
-        norm = norm._replace(method=f"{norm.method}; relative width {norm.relative_width:.1e}")
+        norm = norm._replace(method=f"{norm.method}; relative width {norm.relative_width:.1e}{_remedy(norm)}")
     return norm
+
+
+def _remedy(norm: Norm) -> str:
+    return "; failure_probability=1e-9 makes it narrow" if norm.relative_width > WIDE else ""
 
 
 def _length(layer: nn.Module, linear: LinearMap) -> Tensor:
@@ -183,9 +193,12 @@ def _other(layer: nn.Module, linear: LinearMap, relative_width: float, effort: i
         return norm
     convolution = as_convolution(layer, linear.in_shape)
     if convolution is not None:
-        gram = BlockGram.cheapest(convolution)
-        if gram.side <= effort:
-            return _factorized(linear, gram, norm, relative_width)
+        gram = convolution.block_gram()
+        if gram.side <= effort or effort < DENSE:
+            return _factorized(linear, gram, norm, relative_width) if gram.side <= effort else norm
+        lower = max(lower, lanczos(linear, MANY, tolerance=relative_width / 50))
+        upper, how = min((float(norm.upper), how), region_bound(convolution, lower, relative_width, effort))
+        norm = Norm.of(lower, max(upper, lower), f"Lanczos iteration; {how}")
     return _whole_matrix(linear, None, norm, relative_width, effort)
 
 

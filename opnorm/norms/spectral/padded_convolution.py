@@ -1,37 +1,18 @@
-"""ℓ2 norms of convolutions whose padding copies the input: circular, reflect, replicate.
+"""An upper bound of the ℓ2 norm of convolutions whose padding copies the input: circular, reflect, replicate."""
 
-The Gram matrix couples only positions nearby, so that it is block tridiagonal along one axis, and whether θ² I - G is
-positive definite is known from one block factorization: O(n b²) for n rows and blocks of b. It is a sum of Kronecker
-products,
-
-    G = Σ_{κ, κ'} N_{κ κ'} ⊗ K_κᵀ K_κ',    N_{κ κ'} = ⊗_axes N_{κ κ'}(axis),
-
-with N_{κ κ'}(p, q) of an axis the number of output positions at which κ reads p and κ' reads q; or, for M Mᵀ, whether κ at
-output p reads what κ' reads at output q.
-"""
-
-import itertools
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from opnorm._core.convolution import conv_geometry, pad_index
 from opnorm._core.derived_weights import weight_of
 from opnorm._core.layers import CONV, Shape, is_standard
-from opnorm._core.rounding import PRODUCT, unit_roundoff
-from opnorm.norms.spectral.convolution_matrix import ConvolutionMatrix
+from opnorm._core.rounding import PRODUCT
 from opnorm.norms.spectral.frequency_response import polyphase
 from opnorm.norms.spectral.upper_bound import certify, circular_bound
 
-__all__ = ["BlockGram", "padding_bound"]
-
-UNIT = unit_roundoff(torch.float64)
-ENTRIES = 1e8  # of the sums over the other axes and of a block, at most
-BLOCK = 256  # rows of a block, at least, where the axis is that long
+__all__ = ["padding_bound"]
 
 
 def padding_bound(
@@ -55,174 +36,3 @@ def padding_bound(
     copies = math.prod(max(Counter(axis).values()) for axis in padded)
     upper = certify(polyphase(K, bare, tuple(map(len, padded))), relative_width).upper
     return upper * math.sqrt(copies) * (1 + PRODUCT), "norm of the padding times that of the convolution"
-
-
-Pairs = dict[tuple[int, int], tuple[np.ndarray, np.ndarray, np.ndarray]]
-"""N of one axis: for (κ, κ'), the positions p and q of its entries and their values."""
-
-
-@dataclass(frozen=True)
-class BlockGram:
-    """MᵀM or M Mᵀ of a convolution as a block tridiagonal matrix along one axis, for each of its groups.
-
-    Attributes:
-        taps: the kernel, (groups, channels summed over, channels, *kernel), this axis first.
-        along: N of this axis, its positions in an order that keeps neighbors together.
-        across: N of each other axis.
-        sizes: positions of this axis and of the others.
-        reach: the largest distance of positions that are coupled; at least 1.
-        copies: at how many outputs an entry of the kernel reads the same input, at most.
-    """
-
-    taps: Tensor
-    along: Pairs
-    across: tuple[Pairs, ...]
-    sizes: Shape
-    reach: int
-    copies: int
-
-    @classmethod
-    def cheapest(cls, convolution: ConvolutionMatrix) -> "BlockGram":
-        """The axis and the side with the least work."""
-        axes = range(len(convolution.in_size))
-        reads = [convolution.reads(axis, convolution.geometry.mode) for axis in axes]
-        copies = math.prod(max(np.bincount(row[row >= 0]).max(initial=0) for row in r) for r in reads)
-        grouped = convolution.K.unflatten(0, (convolution.geometry.groups, -1))
-        found = []
-        for of_inputs in (True, False):
-            taps, size = (
-                (grouped, convolution.in_size)
-                if of_inputs
-                else (grouped.transpose(1, 2), convolution.out_size)
-            )
-            each = [_pairs(r, n, of_inputs) for r, n in zip(reads, convolution.in_size, strict=True)]
-            for first in axes:
-                others = tuple(each[axis] for axis in axes if axis != first)
-                sizes = (size[first], *(size[axis] for axis in axes if axis != first))
-                for place in _places(size[first]):
-                    along = {taps: (place[p], place[q], v) for taps, (p, q, v) in each[first].items()}
-                    reach = max(int(np.abs(p - q).max(initial=1)) for p, q, _ in along.values())
-                    found.append(cls(taps.movedim(3 + first, 3), along, others, sizes, reach, copies))
-        return min(found, key=lambda gram: gram.work)
-
-    @property
-    def rows(self) -> int:
-        """Of one position, in one group."""
-        return self.taps.shape[2] * math.prod(self.sizes[1:])
-
-    @property
-    def work(self) -> float:
-        """Rows times rows of a block squared, over the groups."""
-        return (
-            len(self.taps)
-            * self.sizes[0]
-            * self.rows
-            * float(min(self.reach, self.sizes[0]) * self.rows) ** 2
-        )
-
-    @property
-    def side(self) -> float:
-        """The side of a full matrix whose factorization takes about as long; infinite where there is no room."""
-        most = max(self.taps.shape[3] ** 2, 4 * self.reach**2)
-        return (4 * self.work) ** (1 / 3) if len(self.taps) * most * self.rows**2 <= ENTRIES else math.inf
-
-    def first_upper_bound(self, candidates: list[float]) -> float:
-        """The first of some numbers θ, in rising order, with ‖M‖_2 ≤ θ by a factorization; infinite if there is none."""
-        scale = math.ldexp(1.0, math.frexp(float(self.taps.abs().max()))[1])
-        scaled = replace(self, taps=self.taps / scale)
-        sums, bands, error = scaled._sums(), scaled._bands(), scaled._error()
-        width = 2 * self._step * self.rows
-        for theta in candidates:
-            square = (theta / scale) ** 2
-            # |L| |L|ᵀ has a norm of at most width times the largest diagonal entry (Higham 2002, Thm 10.3)
-            if scaled._definite(square - error - 4 * (width + 2) ** 2 * UNIT * square, sums, bands):
-                return theta
-        return math.inf
-
-    @property
-    def _step(self) -> int:
-        """Positions of a block, as many as are coupled or more."""
-        return max(self.reach, BLOCK // self.rows)
-
-    def _error(self) -> float:
-        """Of the entries: as many units as products are summed, times at least ‖|M|‖_2² ≤ ‖|M|‖_1 ‖|M|‖_∞."""
-        absolute = self.taps.abs().flatten(3).sum(3)
-        square = float(absolute.sum(1).max() * absolute.sum(2).max()) * self.copies
-        places = math.prod(self.taps.shape[3:])
-        return 4 * UNIT * (self.taps.shape[1] + 2 * places**2 + 8) * square
-
-    def _sums(self) -> Tensor:
-        """Σ over the kernel on the other axes of N ⊗ K_κᵀ K_κ': (kernel, kernel, groups, rows, rows)."""
-        flat = self.taps.flatten(4) if self.across else self.taps[..., None]
-        groups, _, c, k, entries = flat.shape
-        rest = math.prod(self.sizes[1:])
-        sums = flat.new_zeros(k, k, groups, rest, c, rest, c)
-        by_places = sums.permute(3, 5, 0, 1, 2, 4, 6)
-        for i, j in itertools.product(range(entries), repeat=2):
-            p, q, values = np.zeros(1, int), np.zeros(1, int), np.ones(1)
-            taps = np.unravel_index([i, j], self.taps.shape[4:]) if self.across else ()
-            for N, n, (a, b) in zip(self.across, self.sizes[1:], taps, strict=True):
-                row, column, value = N[int(a), int(b)]
-                p, q = ((each[:, None] * n + more).ravel() for each, more in ((p, row), (q, column)))
-                values = (values[:, None] * value).ravel()
-            at = torch.from_numpy(p).to(sums.device), torch.from_numpy(q).to(sums.device)
-            products = torch.einsum("goau,gobv->uvgab", flat[..., i], flat[..., j])
-            weights = torch.from_numpy(values).to(sums)[:, None, None, None, None, None]
-            by_places[at] += weights * products
-        return sums.view(k, k, groups, rest * c, rest * c)
-
-    def _bands(self) -> Tensor:
-        """N along this axis: (kernel, kernel, positions, 2 reach + 1)."""
-        k = self.taps.shape[3]
-        bands = self.taps.new_zeros(k, k, self.sizes[0], 2 * self.reach + 1)
-        for taps, (p, q, values) in self.along.items():
-            bands[taps][p, q - p + self.reach] = torch.from_numpy(values).to(bands)
-        return bands
-
-    def _block(self, sums: Tensor, bands: Tensor, rows: range, columns: range) -> Tensor:
-        """G between the positions of two ranges, (groups, ., .)."""
-        p, q = torch.arange(rows.start, rows.stop), torch.arange(columns.start, columns.stop)
-        distance = (q - p[:, None] + self.reach).to(bands.device)
-        near = (distance >= 0) & (distance <= 2 * self.reach)
-        weights = bands[:, :, p[:, None], distance.clamp(0, 2 * self.reach)] * near
-        block = torch.einsum("uvpq,uvgab->gpaqb", weights, sums)
-        return block.reshape(len(block), len(p) * self.rows, len(q) * self.rows)
-
-    def _definite(self, square: float, sums: Tensor, bands: Tensor) -> bool:
-        """Whether a factorization shows θ² I - G to be positive definite."""
-        n, factor, before = self.sizes[0], None, range(0)
-        for start in range(0, n, self._step):
-            span = range(start, min(start + self._step, n))
-            rest = -self._block(sums, bands, span, span)
-            rest.diagonal(dim1=1, dim2=2).add_(square)
-            if factor is not None:
-                below = self._block(sums, bands, span, before).neg_()
-                W = torch.linalg.solve_triangular(factor.mT, below, upper=True, left=False)
-                rest -= W @ W.mT
-            factor, info = torch.linalg.cholesky_ex(rest)
-            if bool(info.any()):
-                return False
-            before = span
-        return True
-
-
-def _pairs(reads: np.ndarray, n: int, of_inputs: bool) -> Pairs:
-    """N of one axis from what each kernel entry reads at each output, (kernel, out); -1 for a zero."""
-    from scipy.sparse import csr_array
-
-    each = []
-    for row in reads:
-        there = np.flatnonzero(row >= 0)
-        S = csr_array((np.ones(len(there)), (there, row[there])), (len(row), n))
-        each.append(S.T.tocsr() if of_inputs else S)
-    found = {}
-    for u, v in itertools.product(range(len(each)), repeat=2):
-        N = (each[u] @ each[v].T).tocoo()
-        found[u, v] = N.row, N.col, N.data
-    return found
-
-
-def _places(n: int) -> list[np.ndarray]:
-    """Orders of an axis: from end to end; and for circles from one place on in both directions, turn by turn."""
-    line = np.arange(n)
-    return [line, np.where(line < (n + 1) // 2, 2 * line, 2 * (n - line) - 1)]

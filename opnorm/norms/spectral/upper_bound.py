@@ -29,7 +29,7 @@ from opnorm.norms.spectral.frequency_response import Polyphase, gram
 from opnorm.norms.spectral.positive_definite import DOUBLE, SINGLE
 from opnorm.norms.spectral.symbol_search import CHUNK_BYTES, SymbolSearch, every_group, top_vectors
 
-__all__ = ["Interval", "bound_by_cells", "certify", "circular_bound", "interval_of"]
+__all__ = ["Interval", "bound_above", "bound_by_cells", "certify", "circular_bound", "interval_of"]
 
 FIRST_CELL = 0.25  # η of the first cells: cos is 0.969, so they settle all but the top 3 % of frequencies
 EXACT_WORK = 2e7  # up to so many operations, all singular values are computed outright
@@ -100,6 +100,22 @@ def circular_bound(t: Polyphase, size: Shape, lower: float, relative_width: floa
     s = SymbolSearch(scaled, gram(scaled), relative_width, fixed_lower=fixed)
     s.theta = s.target()
     return math.ldexp(_bound_on_points(s, *every_group(half_grid(size)[0], len(s.g.even))), exponent)
+
+
+def bound_above(t: Polyphase, least: float, relative_width: float = 5e-3) -> float:
+    """An upper bound for the ℓ2 norm of a convolution, made no smaller than a given number.
+
+    Args:
+        t: the convolution in its polyphase form.
+        least: the number.
+        relative_width: relative steps in which the bound grows, about.
+    """
+    scaled, exponent = _scaled(t)
+    if exponent is None:
+        return 0.0
+    s = SymbolSearch(scaled, gram(scaled), relative_width, fixed_lower=math.ldexp(least, -exponent))
+    s.lower /= s.target() / s.lower  # so that the number itself is the target
+    return math.ldexp(interval_of(s).upper, exponent)
 
 
 def interval_of(s: SymbolSearch) -> Interval:

@@ -7,10 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from opnorm.norms import operator_norm, spectral_norm
-from opnorm.norms.spectral import padded_convolution as module
+from opnorm.norms.spectral import block_gram as module
 from opnorm.norms.spectral.convolution_matrix import as_convolution
 from opnorm.norms.spectral.interval import polyphase_of
-from opnorm.norms.spectral.padded_convolution import BlockGram
 from opnorm.norms.spectral.upper_bound import certify
 from tests.norms.cases import convolutions, matrix
 from tests.property_tests import examples
@@ -33,7 +32,7 @@ def test_the_block_factorization_finds_the_norm(rows, case):
     around = [true * (1 - 1e-6), true * (1 + 1e-6)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BLOCK", rows)
-        assert BlockGram.cheapest(as_convolution(layer, shape)).first_upper_bound(around) == around[1]
+        assert as_convolution(layer, shape).block_gram().first_upper_bound(around) == around[1]
 
 
 @pytest.mark.each_value
