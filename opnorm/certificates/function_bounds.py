@@ -208,6 +208,14 @@ def _(call: Call) -> LayerBounds:
     return call.of_layer(layer)
 
 
+@rule("prelu")
+def _(call: Call) -> LayerBounds:
+    slope = call.function.argument(1, "weight")
+    layer = nn.PReLU(slope.numel(), device="meta")
+    layer.weight = nn.Parameter(slope.detach().reshape(-1), requires_grad=False)
+    return call.of_layer(layer)
+
+
 @rule("clamp clamp_min clip")
 def _(call: Call) -> LayerBounds:
     low, high = call.function.argument(1, "min"), call.function.argument(2, "max")

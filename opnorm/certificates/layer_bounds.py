@@ -29,12 +29,12 @@ from opnorm._core.layers import (
     overrides,
 )
 from opnorm._core.linear_map import linear_map
-from opnorm.certificates.activation_lines import Curve
-from opnorm.certificates.affine import Affine, averaged, diagonal, lower_sum, selection
+from opnorm.certificates.activation_lines import LARGEST, Curve
+from opnorm.certificates.affine import TINY, UNIT, Affine, averaged, diagonal, lower_sum, selection
 from opnorm.errors import BoundError
 from opnorm.norms.network.pointwise import LAYERS, layer_function
 
-__all__ = ["LayerBounds", "MaxPool", "ReLU", "check_layer", "layer_bounds"]
+__all__ = ["LayerBounds", "MaxPool", "PReLU", "ReLU", "check_layer", "layer_bounds"]
 
 
 @runtime_checkable
@@ -100,6 +100,48 @@ class ReLU:
 
 
 @dataclass(eq=False)
+class PReLU:
+    """a x left of 0 and x right of it, which is a x + (1 - a) max(x, 0), with a slope a for all or for each channel.
+
+    Attributes:
+        slope: a, float64, in a shape that is broadcast to an input's.
+        out_shape: of one output.
+    """
+
+    slope: Tensor
+    out_shape: Shape
+    work: int = 0
+
+    def interval(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """The values at both ends, and 0 where it lies between."""
+        own = self._rounding(low, high)
+        low, high = (torch.where(own < math.inf, x, 0.0) for x in (low, high))
+        values = [torch.where(x < 0, self.slope * x, x) for x in (low, high, torch.clamp(low * 0, low, high))]
+        least, most = torch.stack(values).aminmax(dim=0)
+        return least - own, most + own
+
+    def propagated(self, off: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """By the steeper slope, and the rounding of the product."""
+        return self.slope.abs().clamp(min=1) * off + self._rounding(low - off, high + off)
+
+    def open(self, low: Tensor, high: Tensor) -> Tensor:
+        """Where both signs are possible, and the slopes differ."""
+        return (low < 0) & (high > 0) & (self.slope != 1)
+
+    def backward(self, A: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """That of a x, and that of ReLU for (1 - a) A."""
+        slope, own = self.slope.expand(low.shape)[:, None], self._rounding(low, high)
+        low, high = (torch.where(own < math.inf, x, 0.0) for x in (low, high))
+        of_relu, constant = ReLU(self.out_shape).backward(A * (1 - slope), low, high)
+        return A * slope + of_relu, constant + lower_sum(-A.abs() * own[:, None])
+
+    def _rounding(self, low: Tensor, high: Tensor) -> Tensor:
+        """Of the product, and of the lines in float64; infinite where the product might overflow."""
+        size = torch.maximum(low.abs(), high.abs()) * self.slope.abs().clamp(min=1)
+        return torch.where(size < LARGEST, 4 * UNIT * size + TINY, math.inf)
+
+
+@dataclass(eq=False)
 class MaxPool:
     """The largest of a window: at least the input whose lower bound is largest, at most the largest upper bound."""
 
@@ -159,6 +201,14 @@ def layer_bounds(layer: nn.Module, in_shape: Shape) -> LayerBounds:
 @layer_bounds.register
 def _(layer: nn.ReLU, in_shape: Shape) -> LayerBounds:
     return ReLU(in_shape)
+
+
+@layer_bounds.register
+def _(layer: nn.PReLU, in_shape: Shape) -> LayerBounds:
+    slope = weight_of(layer).detach().double()
+    if slope.numel() > 1 and in_shape[:1] != (slope.numel(),):
+        raise BoundError(f"it has {slope.numel()} slopes, for an input of shape {in_shape}")
+    return PReLU(slope.view(-1, *(1,) * (len(in_shape) - 1)) if in_shape else slope[0], in_shape)
 
 
 def _curve(layer: nn.Module, in_shape: Shape) -> LayerBounds:

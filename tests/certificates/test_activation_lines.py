@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from opnorm._core.layers import in_float64
 from opnorm.attacks import pgd
 from opnorm.certificates import certified
 from opnorm.certificates.layer_bounds import layer_bounds
@@ -17,7 +18,8 @@ from tests.property_tests import examples
 ACTIVATIONS = [
     nn.LeakyReLU(0.2), nn.ReLU6(), nn.Hardtanh(-0.3, 2.5), nn.Tanh(), nn.Sigmoid(), nn.LogSigmoid(), nn.Softsign(),
     nn.Tanhshrink(), nn.Hardsigmoid(), nn.Hardswish(), nn.SiLU(), nn.Mish(), nn.GELU(), nn.GELU("tanh"), nn.ELU(1.7),
-    nn.CELU(0.4), nn.SELU(), nn.Softplus(), nn.Softplus(5, 30), nn.ELU(inplace=True),
+    nn.CELU(0.4), nn.SELU(), nn.Softplus(), nn.Softplus(5, 30), nn.ELU(inplace=True), nn.PReLU(), nn.PReLU(1, 1.7),
+    nn.PReLU(1, -0.6), nn.PReLU(1, 1e-30),
 ]  # fmt: skip
 
 
@@ -79,7 +81,7 @@ def test_as_tight_as_two_lines_can_be(layer, low, high):
         return  # interval arithmetic bounds x / (1 + |x|) loosely far from 0
     (k, c), (K, C) = lines(layer_bounds(layer, (1,)), low, high)
     x = torch.linspace(low, high, 401, dtype=torch.float64)
-    f, middle = layer(x.clone()), (low + high) / 2
+    f, middle = in_float64(layer)(x.clone()), (low + high) / 2
     scale = 1 + float(f.abs().max())
     assert (
         K * middle + C - (k * middle + c)
@@ -105,10 +107,41 @@ def test_errors_grow_by_the_steepest_slope_at_most(layer):
     off = 10 ** (-4 * torch.rand(1, 500, generator=generator, dtype=torch.float64))
     grown = bounds.propagated(off, x, x)
     for moved in (x - off, x + off):
-        assert bool(((layer(moved.float()) - layer(x.clone())).abs() <= grown).all())
+        assert bool(((layer(moved.float()) - in_float64(layer)(x.clone())).abs() <= grown).all())
 
 
-@pytest.mark.parametrize("layer", [nn.GELU(), nn.Sigmoid(), nn.LeakyReLU()], ids=str)
+def test_each_channel_has_its_own_slope():
+    layer = nn.PReLU(3)
+    layer.weight.data = torch.tensor([-2.0, 0.3, 5.0])
+    x = torch.randn(1, 3, 4, dtype=torch.float64)
+    low, high = x - 0.5, x + 0.5
+    bounds, of_function = layer_bounds(layer, (3, 4)), Net(layer.weight)
+    least, most = bounds.interval(low, high)
+    A = torch.randn(1, 6, 3, 4, dtype=torch.float64)
+    slopes, constants = bounds.backward(A, low, high)
+    for _ in range(200):
+        at = low + torch.rand_like(low)
+        y = layer.double()(at)
+        assert bool(((least <= y) & (y <= most)).all())
+        assert bool(
+            ((A * y[:, None]).flatten(2).sum(2) >= (slopes * at[:, None]).flatten(2).sum(2) + constants).all()
+        )
+    points, labels = torch.rand(4, 3, 4), torch.zeros(4, dtype=torch.long)
+    layer.float()
+    for model in (nn.Sequential(layer, nn.Flatten(), nn.Linear(12, 2)), of_function):
+        assert certified(model, points, labels, 1e-4, 2).shape == (4,)
+
+
+class Net(nn.Module):
+    def __init__(self, slopes):
+        super().__init__()
+        self.slopes, self.last = slopes, nn.Linear(12, 2)
+
+    def forward(self, x):
+        return self.last(nn.functional.prelu(x, self.slopes).flatten(1))
+
+
+@pytest.mark.parametrize("layer", [nn.GELU(), nn.Sigmoid(), nn.LeakyReLU(), nn.PReLU(1, 1.5)], ids=str)
 @pytest.mark.parametrize("norm", [2, math.inf])
 def test_certified_points_withstand_an_attack(layer, norm):
     """And CROWN proves points that intervals leave open."""
