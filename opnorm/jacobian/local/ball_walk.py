@@ -166,6 +166,8 @@ class LocalWalk(BoundInterpreter):
     def _of_call(self, n: fx.Node, layer: nn.Module | None, call: FunctionCall) -> Any:
         if layer is not None and changed_by_hooks(layer):
             raise BoundError("a hook may change what it computes")
+        if call.output is None:
+            raise BoundError("writes into a part of another value")
         name = call.function.removesuffix("_") if layer is None else ""
         call = call._replace(function=name or call.function)
         if name in RESHAPED:

@@ -23,6 +23,8 @@ LINEAR = frozenset((
     "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "batch_norm", "dropout", "avg_pool1d", "avg_pool2d",
     "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "interpolate", "upsample",
     "upsample_nearest", "upsample_bilinear", "fold", "unfold",
+    "slice_scatter", "select_scatter", "diagonal_scatter", "index_put", "index_copy", "index_add", "scatter", "scatter_add",
+    "masked_scatter", "copy", "as_strided",
 ))  # fmt: skip
 """Functions that are linear, up to a constant, in the one argument or in the list of them that depends on the input."""
 MOVING = frozenset((

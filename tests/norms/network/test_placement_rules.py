@@ -9,6 +9,7 @@ from torch import nn
 
 from opnorm.certificates.network_bounds import network_bounds
 from opnorm.errors import BoundError
+from opnorm.jacobian import local_lipschitz
 from opnorm.norms import lipschitz_bound
 
 ORDS = (1, 2, math.inf)
@@ -178,3 +179,14 @@ def test_constants_are_as_before_in_every_run():
 def test_certificates_refuse_what_they_do_not_follow():
     with pytest.raises(BoundError, match=r"writes into|no bounds"):
         network_bounds(Net(into_slices), (4,))
+
+
+def test_local_bounds_follow_placed_values_and_refuse_writes():
+    x = torch.rand(1, 4, dtype=torch.float64)
+    for name, known in (
+        ("slice_scatter", True),
+        ("index_copy", True),
+        ("slices", False),
+        ("a constant", False),
+    ):
+        assert ("not known" not in str(local_lipschitz(Net(EXACT[name]), x, 0.1))) == known, name
