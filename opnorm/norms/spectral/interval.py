@@ -43,6 +43,7 @@ from opnorm.norms.norm import Norm
 from opnorm.norms.spectral.block_gram import BlockGram
 from opnorm.norms.spectral.border_regions import region_bound
 from opnorm.norms.spectral.convolution_matrix import as_convolution
+from opnorm.norms.spectral.divided_layer import divided_by
 from opnorm.norms.spectral.explicit_matrix import diagonalized, first_upper_bound
 from opnorm.norms.spectral.frequency_response import Polyphase, polyphase
 from opnorm.norms.spectral.kronecker import kronecker_norm
@@ -105,7 +106,7 @@ def spectral_norm(
         return Norm.of(0.0, 0.0, "exact: there are no inputs or no outputs")
     unit = float(lp.power_of_two(_length(layer, linear)))
     if not SMALLEST < unit < 1 / SMALLEST:
-        divided = _divided(unwrap(layer), unit)
+        divided = divided_by(unwrap(layer), unit)
         found = spectral_norm(divided, in_shape, relative_width, failure_probability, effort)
         return Norm(found.lower * unit, found.upper * unit, found.method)
     t = polyphase_of(layer, in_shape)
@@ -130,25 +131,6 @@ def _length(layer: nn.Module, linear: LinearMap) -> Tensor:
     if is_standard(inner, *WEIGHTED):
         return lp.lp_norm(weight_of(inner).detach().double().reshape(1, -1), 2)
     return lp.lp_norm(linear @ _random_start(linear, 0), 2)
-
-
-def _divided(layer: nn.Module, unit: float) -> nn.Module:
-    """A layer in float64 whose map is that of the layer over a power of two."""
-    copy = in_float64(layer)
-    if is_standard(layer, *WEIGHTED):
-        weight: Any = copy.weight
-        weight.data.div_(unit)
-        return copy
-    return _Divided(copy, unit)
-
-
-class _Divided(nn.Module):
-    def __init__(self, layer: nn.Module, unit: float) -> None:
-        super().__init__()
-        self.layer, self.unit = layer, unit
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (self.layer(x) - self.layer(torch.zeros_like(x))) / self.unit
 
 
 def check_interval(relative_width: float = 5e-3, failure_probability: float = 0.0) -> None:
