@@ -273,12 +273,28 @@ def _check_images(what: str, images: object) -> None:
     if images.dim() != 4:
         raise DataError(
             f"{what} have shape {tuple(images.shape)}; expected 4 dimensions (N, C, H, W). "
-            "Likely cause: a missing channel dimension; images.unsqueeze(1) adds it to gray images"
+            f"{_remedy(tuple(images.shape))}"
         )
     if images.shape[0] == 0:
         raise DataError(f"{what}: none; expected at least 1. Likely cause: a filter that keeps no row")
     if images.numel() == 0:
         raise DataError(f"{what} have shape {tuple(images.shape)}; expected no dimension of size 0")
+
+
+def _remedy(shape: tuple[int, ...]) -> str:
+    """What makes four axes of another number."""
+    if len(shape) == 2:
+        return f"Vectors are such images of one pixel: images.view({shape[0]}, {shape[1]}, 1, 1), with nn.Flatten() first"
+    if len(shape) == 3:
+        return (
+            "Likely cause: a missing channel dimension; images.unsqueeze(1) adds it to gray images. Sequences (N, C, T) "
+            "are images of height T and width 1: images.unsqueeze(3), with nn.Flatten(2) first"
+        )
+    if len(shape) == 5:
+        return (
+            f"Volumes are images of more rows: images.flatten(2, 3), with nn.Unflatten(2, {shape[2:4]}) first"
+        )
+    return "Expected one image a row"
 
 
 def _not_finite(images: Tensor) -> str:
