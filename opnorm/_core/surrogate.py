@@ -69,31 +69,36 @@ def _folded(model: nn.Module, x: Tensor) -> "Surrogate | None":
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the result is the same without it
-        return _surrogate(model, x, bf16=False)
+        surrogate = _surrogate(model, x, bf16=False)
+    return surrogate if surrogate and surrogate.folded else None
 
 
-def evaluation_surrogate(model: nn.Module, x: Tensor, y: Tensor) -> "Surrogate | None":
-    """A surrogate with channels last in memory and, where possible, a float32 last layer.
+def evaluation_surrogate(model: nn.Module, x: Tensor, y: Tensor, *, bf16: bool = True) -> "Surrogate | None":
+    """A surrogate with channels last in memory: in bfloat16 where the hardware has it, or on a CPU in float32.
 
-    None without bfloat16 in hardware, where the model is not in float32, and where logits or gradients differ too much.
+    In bfloat16 the last layer is in float32 where that is possible. None on a GPU without bfloat16, where the model is not
+    in float32 or would not be faster, and where logits or gradients differ too much.
 
     Args:
         model: in eval mode.
         x: a few points (B, ...) for the comparison.
         y: their labels (B,).
+        bf16: False for float32 everywhere: the same function up to rounding.
     """
     floats = {t.dtype for t in (x, *model.parameters(), *model.buffers()) if t.is_floating_point()}
-    if floats != {torch.float32} or not has_bf16(x.device):
+    bf16 = bf16 and has_bf16(x.device)
+    if floats != {torch.float32} or not (bf16 or x.device.type == "cpu"):
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # without a surrogate the result is the same, only slower
-        shared = _surrogate(model, x)
+        shared = _surrogate(model, x, bf16)
     if shared is None:
         return None
     surrogate = deepcopy(shared)  # training may refresh the other one
-    surrogate.to_channels_last()
-    surrogate.use_precise_logits(model, x.clone())
-    return surrogate if _agree(model, surrogate, x, y) else None
+    if bf16:
+        surrogate.to_channels_last()
+        surrogate.use_precise_logits(model, x.clone())
+    return surrogate if _agree(model, surrogate, x, y, *((0.03, 0.9) if bf16 else (1e-3, 0.999))) else None
 
 
 # ---------------------------------------------------------------- the copy
@@ -109,14 +114,14 @@ class Surrogate(nn.Module):
 
     Attributes:
         folded: names of each layer and the batch norm that is folded into it.
-        precise_logits: the last layer computes in float32.
+        precise_logits: the last layer computes in the precision of the model.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, fold: bool = True) -> None:
         super().__init__()
         self.network = deepcopy(model).eval().requires_grad_(False)
         self.folded = foldable(self.network, x) if fold else []
-        self.bf16 = self.precise_logits = False
+        self.bf16, self.precise_logits = False, True
         for layer_name, norm_name in self.folded:
             layer: Any = self.network.get_submodule(layer_name)
             # tensors of its own, also where layers of the model share one
@@ -132,7 +137,7 @@ class Surrogate(nn.Module):
         for module in self.network.modules():
             if type(module) in LINEAR_OR_CONV:
                 module.to(torch.bfloat16)
-        self.bf16 = True
+        self.bf16, self.precise_logits = True, False
         return self
 
     def to_channels_last(self) -> "Surrogate":
@@ -265,7 +270,7 @@ def _make_surrogate(model: nn.Module, x: Tensor, bf16: bool) -> Surrogate | None
         try:
             with torch.random.fork_rng(gpus), torch.autocast(x.device.type, enabled=False):
                 surrogate = Surrogate(model, x, fold)
-                if not bf16 and not surrogate.folded:
+                if not (bf16 or surrogate.folded or any(type(m) is nn.Conv2d for m in model.modules())):
                     return None  # it would be no faster
                 surrogate.check(model, x)
         except Exception as e:  # noqa: BLE001 - whatever a user's network raises when it is copied or changed
@@ -313,12 +318,14 @@ def _with_statistics(model: nn.Module) -> nn.Module:
     return copy
 
 
-def _agree(model: nn.Module, surrogate: nn.Module, x: Tensor, y: Tensor) -> bool:
-    """Logits within 3 % of their spread on average, and at least half of the gradients nearly parallel."""
+def _agree(
+    model: nn.Module, surrogate: nn.Module, x: Tensor, y: Tensor, most: float = 0.03, least: float = 0.9
+) -> bool:
+    """Logits within a share ``most`` of their spread on average, and half of the gradients' cosines above ``least``."""
     (logits, grad), (rounded, rounded_grad) = (
         _outputs_and_gradients(n, x, lambda z: z.logsumexp(1) - z.gather(1, y[:, None]).squeeze(1))
         for n in (model, surrogate)
     )
     error = (logits - rounded).square().mean().sqrt()
     similarity = torch.cosine_similarity(grad, rounded_grad).median()
-    return bool(error <= 0.03 * logits.std()) and float(similarity) > 0.9
+    return bool(error <= most * logits.std()) and float(similarity) > least

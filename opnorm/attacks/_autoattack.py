@@ -90,7 +90,8 @@ def autoattack(
 
     - "standard", as published: APGD-CE from one random start, APGD-T (targeted DLR, 9 targets), FAB-T (9 targets), Square
       (5,000 queries, its schedule not rescaled), all in the model's own precision, each search to its last step. For ℓ1,
-      APGD-CE has 5 restarts and APGD-T 5 targets.
+      APGD-CE has 5 restarts and APGD-T 5 targets. In float32 on a CPU, convolutional networks are searched on a copy with
+      folded batch norms and channels last in memory, the same up to rounding.
     - "plus", as published: APGD-CE and APGD-DLR (5 restarts each), APGD-T, FAB-T, Square, FAB (5 restarts).
     - "rand", for models that draw random numbers: APGD-CE and APGD-DLR, whose gradients are those of the mean of the
       class probabilities over 20 passes; the mean over 100 other passes decides whether a point is misclassified.
@@ -242,8 +243,9 @@ class AutoAttack:
                     surrogate = MeanProbabilities(model, GRADIENT_PASSES)
                 elif is_random(model, x[: self.batch], logits):
                     notes.append(RANDOM)
-                elif self._choice("bf16") and self.mode == "eval":
-                    surrogate = evaluation_surrogate(model, x[correct][:16], y[correct][:16])
+                elif self.mode == "eval":
+                    few = x[correct][:16], y[correct][:16]
+                    surrogate = evaluation_surrogate(model, *few, bf16=self._choice("bf16"))
             problem, correct = self._problem(verdicts, x, y, logits, radii), correct.repeat(several)
             result, certified = SearchResult.start(problem.x, correct.clone()), torch.zeros_like(correct)
             stages = list[StageResult]()

