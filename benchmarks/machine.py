@@ -1,8 +1,10 @@
-"""What every benchmark prints about the machine, and how every benchmark measures."""
+"""What every benchmark prints about the machine, its options, and how it measures."""
 
 import statistics
 import time
-from collections.abc import Callable
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,54 @@ import torch
 
 from opnorm._core.machine import about
 
-__all__ = ["about", "peak_memory", "resident", "seconds", "synchronize"]
+__all__ = [
+    "about",
+    "add_options",
+    "begin",
+    "peak_memory",
+    "resident",
+    "seconds",
+    "synchronize",
+    "used_seconds",
+]
+
+
+def add_options(parser: ArgumentParser, threads: int | list[int] = 1, device: str = "cpu") -> None:
+    """The options of every benchmark: --device, --threads (several where a list is the default) and --json."""
+    several = {"nargs": "+"} if isinstance(threads, list) else {}
+    parser.add_argument("--device", default=device, help="cpu, cuda or cuda:1")
+    parser.add_argument("--threads", type=int, default=threads, help="of the CPU", **several)  # type: ignore[arg-type]
+    parser.add_argument("--json", type=Path, help="write the figures here")
+
+
+def begin(parser: ArgumentParser, args: Namespace, packages: Sequence[str] = ()) -> dict[str, Any]:
+    """Check the device, set the (first) number of threads, and print and return what decides the figures.
+
+    Args:
+        parser: refuses a device that is not there.
+        args: of :func:`add_options`.
+        packages: those that are measured beside opnorm, whose versions are told.
+    """
+    if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
+        parser.error(f"--device {args.device}: torch sees no GPU here; expected cpu")
+    torch.set_num_threads(args.threads if isinstance(args.threads, int) else args.threads[0])
+    found = about(args.device) | {"threads": args.threads} | {name: _version(name) for name in packages}
+    for name, value in found.items():
+        print(f"{name:>28}  {value}", flush=True)
+    return found
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def used_seconds(device: str = "cpu") -> float:
+    """A clock: seconds of the processor, which other programs disturb least; on a GPU wall seconds, after its kernels."""
+    synchronize(device)
+    return time.process_time() if torch.device(device).type == "cpu" else time.perf_counter()
 
 
 def synchronize(device: str) -> None:
