@@ -1,6 +1,6 @@
 """Whether AutoAttack's version "fast" leaves points robust that the published one, "standard", breaks.
 
-    python benchmarks/autoattack_versions.py [--points 30] [--only digits] [--out local/benchmarks/autoattack_versions.json]
+    python benchmarks/autoattack_versions.py [--points 30] [--only digits] [--json local/benchmarks/autoattack_versions.json]
 
 Each network is trained here in seconds, on the bundled digits, or on a part of MNIST and CIFAR-10 from $OPNORM_DATA. The
 radius is the one at which PGD breaks half of its points, so that many points are near their limit. Both versions attack the
@@ -13,12 +13,12 @@ import argparse
 import json
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from machine import add_options, begin, used_seconds
 from networks import test_points, trained
 from torch import Tensor, nn
 
@@ -99,9 +99,9 @@ def network(case: Case) -> tuple[nn.Module, Tensor, Tensor]:
     return model.eval(), *test_points(case.data)
 
 
-def compare(case: Case, points: int) -> dict[str, Any]:
+def compare(case: Case, points: int, device: str) -> dict[str, Any]:
     """Which points each version and seed breaks on one network."""
-    model, x, y = network(case)
+    model, x, y = (part.to(device) for part in network(case))
     with torch.no_grad():
         correct = (model(x[:2000]).argmax(1) == y[:2000]).nonzero().squeeze(1)[:points]
     x, y = x[correct], y[correct]
@@ -112,12 +112,12 @@ def compare(case: Case, points: int) -> dict[str, Any]:
     row: dict[str, Any] = {"network": str(case), "points": len(y), "eps": eps}
     broken, seconds = {}, {}
     for version in VERSIONS:
-        started = time.process_time()
+        started = used_seconds(device)
         for seed in SEEDS:
             result = AutoAttack(case.norm, eps, version, seed=seed).evaluate(model, x, y)
             broken[version, seed] = result.misclassified
             row[f"{version}, seed {seed}"] = int(result.robust.sum())
-        seconds[version] = (time.process_time() - started) / len(SEEDS)
+        seconds[version] = (used_seconds(device) - started) / len(SEEDS)
     for version in VERSIONS:
         first, second = (broken[version, seed] for seed in SEEDS)
         row[f"{version}: seeds differ"] = int((first ^ second).sum())
@@ -140,15 +140,16 @@ def main() -> None:
     )
     parser.add_argument("--points", type=int, default=30)
     parser.add_argument("--only", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--out", type=Path, default=Path("local/benchmarks/autoattack_versions.json"))
+    add_options(parser)
+    parser.set_defaults(json=Path("local/benchmarks/autoattack_versions.json"))
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = json.loads(args.out.read_text()) if args.out.exists() else []
+    begin(parser, args)
+    rows: list[dict[str, Any]] = json.loads(args.json.read_text()) if args.json.exists() else []
     for case in cases():
         if case.data not in args.only or any(row["network"] == str(case) for row in rows):
             continue
-        rows.append(compare(case, args.points))
-        write_json(args.out, rows)
+        rows.append(compare(case, args.points, args.device))
+        write_json(args.json, rows)
         print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
     print(summary(rows))
 

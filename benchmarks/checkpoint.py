@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import about, resident
+from machine import add_options, begin, resident
 from safetensors.torch import load_file, save_file
 
 import opnorm
@@ -172,24 +172,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=2)
+    add_options(parser, 2)
     parser.add_argument(
         "--folder", type=Path, help="where the file is made; a temporary folder when left out"
     )
     parser.add_argument("--svd", action="store_true", help="also time full decompositions: minutes")
     parser.add_argument("--quick", action="store_true", help="an eighth of every side")
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     found: dict[str, Any]
-    torch.set_num_threads(args.threads)
     if args.measure:
+        torch.set_num_threads(args.threads)
         found = peer(args.peer, args.measure) if args.peer else measure(args.measure)
         return print(json.dumps(found))
     divisor = 8 if args.quick else 1
-    found = {"about": about(), "layers": args.layers, "divisor": divisor}
-    print(*(f"{name}: {value}" for name, value in found["about"].items()), sep="\n")
+    found = {"about": begin(parser, args, cpu_only=True), "layers": args.layers, "divisor": divisor}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         for kind in ("random", "outlying") if args.layers else ():
             path = Path(folder) / f"{kind}.safetensors"

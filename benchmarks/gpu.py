@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import about, seconds, synchronize
+from machine import add_options, begin, seconds, synchronize
 from torch import nn
 
 import opnorm
@@ -194,23 +194,17 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--threads", type=int, help="of the CPU")
+    add_options(parser, torch.get_num_threads(), "cuda")
     parser.add_argument("--quick", action="store_true", help="small sizes, which test the script")
-    parser.add_argument("--json", help="write the figures here")
     args = parser.parse_args(argv)
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error(f"--device {args.device}: torch sees no GPU here; --device cpu --quick tests the script")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    figures: dict[str, Any] = {"about": about(args.device)}
-    for name, value in figures["about"].items():
-        print(f"{name:>20}  {value}")
+    figures: dict[str, Any] = {"about": begin(parser, args)}
 
     def keep(name: str, value: Any) -> None:
         figures[name] = value
         if args.json:  # after each part, so that a stop loses nothing
-            Path(args.json).write_text(json.dumps(figures, indent=1) + "\n")
+            args.json.write_text(json.dumps(figures, indent=1) + "\n")
 
     keep("exactness", exactness(args.device, args.quick))
     wrong = [name for name, value in figures["exactness"].items() if not value <= LIMITS[name]]

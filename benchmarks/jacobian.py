@@ -19,11 +19,10 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import torch
-from machine import about
+from machine import add_options, begin, used_seconds
 from torch import Tensor, nn
 
 from opnorm.jacobian import features, jacobian_norm
@@ -103,10 +102,10 @@ def measure(model: nn.Module, x: Tensor, repeats: int) -> tuple[dict[str, float]
                 continue  # a long one has shown itself
             if name == "jacrev" and not fits(model, x):
                 continue  # the system would end us, or somebody else
-            started = time.process_time()
+            started = used_seconds(x.device.type)
             values[name] = method(model, x if turn else x[:4])
             if turn:  # the first turn warms up
-                seconds[name].append(time.process_time() - started)
+                seconds[name].append(used_seconds(x.device.type) - started)
     known = {name: statistics.median(times) for name, times in seconds.items() if times}
     return known, {name: values[name] for name in known}
 
@@ -149,11 +148,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    add_options(parser, [1])
     parser.add_argument("--points", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="8 points and a quarter of the width, once")
-    parser.add_argument("--json", help="write the figures here")
     parser.add_argument(
         "--peak", nargs=4, metavar=("METHOD", "MAP", "POINTS", "WIDTH"), help=argparse.SUPPRESS
     )
@@ -161,9 +159,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.peak:
         peak(args.peak[0], args.peak[1], int(args.peak[2]), int(args.peak[3]))
         return
+    machine = begin(parser, args)
     points, repeats, width = (8, 1, 4) if args.quick else (args.points, args.repeats, 16)
-    model = network(width)
-    x = torch.rand(points, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    model = network(width).to(args.device)
+    x = torch.rand(points, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(args.device)
     rows: list[dict[str, object]] = []
     for threads in args.threads:
         torch.set_num_threads(threads)
@@ -202,7 +201,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.json:
         settings = {"points": points, "width": width}
         with open(args.json, "w") as file:
-            json.dump({"about": about() | settings, "rows": rows}, file, indent=1)
+            json.dump({"about": machine | settings, "rows": rows}, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -32,14 +32,19 @@ def add_options(parser: ArgumentParser, threads: int | list[int] = 1, device: st
     parser.add_argument("--json", type=Path, help="write the figures here")
 
 
-def begin(parser: ArgumentParser, args: Namespace, packages: Sequence[str] = ()) -> dict[str, Any]:
+def begin(
+    parser: ArgumentParser, args: Namespace, packages: Sequence[str] = (), *, cpu_only: bool = False
+) -> dict[str, Any]:
     """Check the device, set the (first) number of threads, and print and return what decides the figures.
 
     Args:
         parser: refuses a device that is not there.
         args: of :func:`add_options`.
         packages: those that are measured beside opnorm, whose versions are told.
+        cpu_only: refuse any other device.
     """
+    if cpu_only and args.device != "cpu":
+        parser.error(f"--device {args.device}: what this measures runs on the CPU; expected cpu")
     if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device {args.device}: torch sees no GPU here; expected cpu")
     torch.set_num_threads(args.threads if isinstance(args.threads, int) else args.threads[0])

@@ -16,6 +16,7 @@ from pathlib import Path
 import norms_exact
 import norms_l2
 import torch
+from machine import add_options
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "norms"))
 import nets
@@ -23,9 +24,9 @@ import nets
 import opnorm
 
 
-def whole_network() -> dict[str, float]:
+def whole_network(device: str) -> dict[str, float]:
     """``opnorm.measure`` of a ResNet-50 at 224x224: seconds and peak memory, without and with l2."""
-    model, example = nets.resnet50(), torch.zeros(1, 3, 224, 224)
+    model, example = nets.resnet50().to(device), torch.zeros(1, 3, 224, 224, device=device)
     opnorm.measure(model, example, (1,))  # warm up
     found: dict[str, float] = {}
     for name, ords in (("l1 and linf", (1, float("inf"))), ("l1, linf and l2", (1, 2, float("inf")))):
@@ -43,23 +44,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--threads", nargs="+", default=["1", "2"])
+    add_options(parser, [1, 2])
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", help="write the figures here")
     args = parser.parse_args()
-    quick = ["--quick"] if args.quick else []
+    options = ["--device", args.device, *(["--quick"] if args.quick else [])]
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, part in (("exact", norms_exact), ("l2", norms_l2)):
             path = Path(folder) / f"{name}.json"
-            part.main(["--threads", *args.threads, *quick, "--json", str(path)])
+            part.main(["--threads", *map(str, args.threads), *options, "--json", str(path)])
             figures[name] = json.loads(path.read_text())
     print(f"\nResNet-50 at 224x224, {torch.get_num_threads()} threads")
-    figures["resnet50"] = whole_network()
+    figures["resnet50"] = whole_network(args.device)
     for name, value in figures["resnet50"].items():
         print(f"  {name}: {value:.3g}")
     if args.json:
-        Path(args.json).write_text(json.dumps(figures, indent=1) + "\n")
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from machine import about
+from machine import add_options, begin, synchronize
 from torch import Tensor, nn
 
 from opnorm.norms import conv_l1, conv_linf, l1, linf
@@ -48,7 +48,7 @@ def authors_linf(K: Tensor) -> float:
     return K.abs().sum((1, 2, 3)).max().item()
 
 
-def timed(runs: dict[str, Run], seconds: float, quantile: float) -> dict[str, float]:
+def timed(runs: dict[str, Run], seconds: float, quantile: float, device: str) -> dict[str, float]:
     """The time of each, in microseconds; they take turns, so that a slow moment hits all of them."""
     inner = {}
     for name, run in runs.items():
@@ -63,16 +63,17 @@ def timed(runs: dict[str, Run], seconds: float, quantile: float) -> dict[str, fl
             start = time.perf_counter()
             for _ in range(inner[name]):
                 run()
+            synchronize(device)
             found[name].append((time.perf_counter() - start) / inner[name])
     return {
         name: 1e6 * sorted(times)[int(quantile * (len(times) - 1) + 0.5)] for name, times in found.items()
     }
 
 
-def kernels(seconds: float, quantile: float) -> list[dict[str, object]]:
+def kernels(seconds: float, quantile: float, device: str) -> list[dict[str, object]]:
     rows = []
     for k, c_in, c_out in KERNELS:
-        K = torch.randn(c_out, c_in, k, k)
+        K = torch.randn(c_out, c_in, k, k, device=device)
         buffer = torch.empty_like(K)
         runs: dict[str, Run] = {"read": K.sum, "copy": lambda b=buffer, K=K: b.copy_(K)}
         for stride in (1, 2):
@@ -82,7 +83,11 @@ def kernels(seconds: float, quantile: float) -> list[dict[str, object]]:
             for name, norm in (("l1", conv_l1), ("linf", conv_linf)):
                 runs[f"{name} /{stride}"] = lambda norm=norm, args=args: norm(*args)
         rows.append(
-            {"kernel": f"{k},{c_in},{c_out}", "mb": K.numel() * 4 / 1e6, "us": timed(runs, seconds, quantile)}
+            {
+                "kernel": f"{k},{c_in},{c_out}",
+                "mb": K.numel() * 4 / 1e6,
+                "us": timed(runs, seconds, quantile, device),
+            }
         )
     return rows
 
@@ -113,23 +118,23 @@ def resnet18(width: int = 64) -> nn.Sequential:
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, 10))
 
 
-def layers_of(model: nn.Module) -> list[tuple[nn.Module, tuple[int, ...]]]:
+def layers_of(model: nn.Module, device: str) -> list[tuple[nn.Module, tuple[int, ...]]]:
     found, handles = [], []
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             hook = lambda layer, args, out: found.append((layer, tuple(args[0].shape[1:])))  # noqa: E731
             handles.append(module.register_forward_hook(hook))
     with torch.no_grad():
-        model.eval()(torch.zeros(1, 3, 32, 32))
+        model.eval()(torch.zeros(1, 3, 32, 32, device=device))
     for handle in handles:
         handle.remove()
     return found
 
 
-def whole_network(seconds: float, quantile: float) -> dict[str, object]:
+def whole_network(seconds: float, quantile: float, device: str) -> dict[str, object]:
     results: dict[str, object] = {}
     for width in (64, 1):
-        layers = layers_of(resnet18(width))
+        layers = layers_of(resnet18(width).to(device), device)
         weights = [layer.weight for layer, _ in layers]
 
         def norms(norm: Callable, layers: list = layers) -> Tensor:
@@ -151,7 +156,7 @@ def whole_network(seconds: float, quantile: float) -> dict[str, object]:
         for name, norm in (("l1", l1), ("linf", linf)):
             for what, call in (("norms", norms), ("gradients", grads)):
                 runs[f"{name} {what}"] = lambda call=call, norm=norm: call(norm)
-        results[f"width {width}"] = {"layers": len(layers), "us": timed(runs, 8 * seconds, quantile)}
+        results[f"width {width}"] = {"layers": len(layers), "us": timed(runs, 8 * seconds, quantile, device)}
     return results
 
 
@@ -171,21 +176,18 @@ def table(rows: list[dict]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    add_options(parser, [1, 2])
     parser.add_argument("--quick", action="store_true", help="under a minute")
     parser.add_argument("--quantile", type=float, default=0.5, help="0.5 for medians, less on a busy machine")
-    parser.add_argument("--json", help="write the results here")
     args = parser.parse_args(argv)
     seconds = 0.5 if args.quick else 4.0
     torch.manual_seed(0)
-    record: dict = {
-        "about": about(),
-        "runs": [],
-    }
+    record: dict = {"about": begin(parser, args), "runs": []}
     for threads in args.threads:
         torch.set_num_threads(threads)
         print(f"\n{threads} thread{'s' * (threads > 1)}, torch {torch.__version__}")
-        rows, network = kernels(seconds, args.quantile), whole_network(seconds / 2, args.quantile)
+        rows = kernels(seconds, args.quantile, args.device)
+        network = whole_network(seconds / 2, args.quantile, args.device)
         record["runs"].append({"threads": threads, "kernels": rows, "resnet18": network})
         table(rows)
         for width, found in network.items():

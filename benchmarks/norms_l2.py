@@ -22,12 +22,11 @@ import importlib.util
 import json
 import math
 import statistics
-import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from machine import about
+from machine import add_options, begin, used_seconds
 from torch import nn
 
 from opnorm._core.convolution import conv_geometry
@@ -71,7 +70,7 @@ def power(layer: nn.Conv2d, iterations: int = 100) -> float:
 
 
 def sgl_numpy(layer: nn.Conv2d) -> float:
-    K = np.fft.fft2(layer.weight.detach().permute(2, 3, 1, 0).numpy(), (SIZE, SIZE), axes=(0, 1))
+    K = np.fft.fft2(layer.weight.detach().permute(2, 3, 1, 0).cpu().numpy(), (SIZE, SIZE), axes=(0, 1))
     return float(np.linalg.svd(K, compute_uv=False).max())
 
 
@@ -137,10 +136,10 @@ def measure(layer: nn.Conv2d, repeats: int) -> tuple[dict[str, float], dict[str,
         for name, method in METHODS.items():
             if turn > 1 and seconds[name][-1] > 5:
                 continue  # a long one has shown itself
-            started = time.process_time()
+            started = used_seconds(layer.weight.device.type)
             values[name] = method(layer)
             if turn:  # the first turn warms up
-                seconds[name].append(time.process_time() - started)
+                seconds[name].append(used_seconds(layer.weight.device.type) - started)
     return {name: statistics.median(times) for name, times in seconds.items()}, values
 
 
@@ -148,12 +147,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    add_options(parser, [1])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="the three smallest kernels, once")
     parser.add_argument("--numpy", action="store_true", help="SGL with numpy too, as published (minutes)")
-    parser.add_argument("--json", help="write the figures here")
     args = parser.parse_args(argv)
+    machine = begin(parser, args)
+    if args.device != "cpu":
+        torch.set_default_device(args.device)
     if not args.numpy:
         del METHODS["sgl numpy"]
     kernels, repeats = (KERNELS[:3], 1) if args.quick else (KERNELS, args.repeats)
@@ -203,7 +204,7 @@ def main(argv: list[str] | None = None) -> None:
             print("".join(f"{x:>11}" for x in cells), flush=True)
     if args.json:
         with open(args.json, "w") as f:
-            json.dump({"about": about() | {"size": SIZE}, "rows": rows}, f, indent=1)
+            json.dump({"about": machine | {"size": SIZE}, "rows": rows}, f, indent=1)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,10 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from machine import about, peak_memory, seconds
+from machine import add_options, begin, peak_memory, seconds
 from torch import nn
 
 import opnorm
@@ -163,21 +162,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--only", default="", help="sweeps whose name contains this: norms, measure, attacks, ..."
     )
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
+    add_options(parser)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="the three smallest sizes, once")
-    parser.add_argument("--json", help="write the figures here")
     args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
     chosen = [sweep for sweep in SWEEPS if args.only in sweep.name]
     if not chosen:
         parser.error(
             f"--only {args.only!r}: no such sweep; there are {', '.join(dict.fromkeys(s.name for s in SWEEPS))}"
         )
-    figures: dict[str, Any] = {"about": about(args.device), "sweeps": []}
-    for name, value in figures["about"].items():
-        print(f"{name:>20}  {value}")
+    figures: dict[str, Any] = {"about": begin(parser, args), "sweeps": []}
     for sweep in chosen:
         sizes = sweep.sizes[:3] if args.quick else sweep.sizes
         row = measure(sweep, args.device, sizes, 1 if args.quick else args.turns)
@@ -190,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
                 f"{size:>10}{time:>12.4f} s{'not known' if mib is None else f'{mib:.1f} MiB':>14}", flush=True
             )
     if args.json:
-        Path(args.json).write_text(json.dumps(figures, indent=1) + "\n")
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -121,18 +121,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, help="a folder with parquet files")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--processes", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=3, help="of the training, after the first")
     parser.add_argument("--batch", type=int, default=32, help="of the training")
-    parser.add_argument("--json", help="write the figures here")
-    args = parser.parse_args()
-    import torch
-    from machine import about  # here: each decoding process reads this file, and needs no torch
+    from machine import add_options, begin  # here: each decoding process reads this file, and needs no torch
 
-    torch.set_num_threads(args.threads)
-    figures: dict[str, Any] = {"about": about() | vars(args) | {"data": str(args.data or "made")}}
-    print(json.dumps(figures["about"]))
+    add_options(parser, 2)
+    args = parser.parse_args()
+    machine = begin(parser, args, cpu_only=True)
+    chosen = {"processes": args.processes, "steps": args.steps, "batch": args.batch}
+    figures: dict[str, Any] = {"about": machine | chosen | {"data": str(args.data or "made")}}
     with tempfile.TemporaryDirectory() as made:
         folder = args.data or make(Path(made))
         print(f"\n{'images a second':32}{'wall':>10}{'a core':>10}")

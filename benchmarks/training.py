@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from machine import about
+from machine import add_options, begin
 from torch import nn
 
 from opnorm import attacks, objectives, spec
@@ -167,16 +167,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--threads", type=int, default=2)
+    add_options(parser, 2)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--quick", action="store_true", help="ResNet-20 alone, one turn, one seed")
-    parser.add_argument("--json", help="write the figures here")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    machine = begin(parser, args)
     clock, turns = Clock(args.device, args.threads), 1 if args.quick else args.turns
-    figures: dict[str, Any] = {"about": about(args.device) | vars(args)}
+    figures: dict[str, Any] = {"about": machine | {"turns": args.turns, "batch": args.batch}}
 
     ways = ("ours fp32", "channels last", "ours bf16")
     print(f"{'':26}{'plain loop':>12}{''.join(f'{way:>15}{chr(32):8}' for way in ways)}")

@@ -5,8 +5,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import gpu
+import machine
 import masking
 import networks
 import scaling
 
-__all__ = ["gpu", "masking", "networks", "scaling"]
+__all__ = ["gpu", "machine", "masking", "networks", "scaling"]
