@@ -89,9 +89,8 @@ def autoattack(
     """AutoAttack: points that are robust to APGD-CE go to APGD-T, then to FAB-T, then to Square.
 
     - "standard", as published: APGD-CE from one random start, APGD-T (targeted DLR, 9 targets), FAB-T (9 targets), Square
-      (5,000 queries, its schedule not rescaled), all in the model's own precision, each search to its last step. For ℓ1,
-      APGD-CE has 5 restarts and APGD-T 5 targets. In float32 on a CPU, convolutional networks are searched on a copy with
-      folded batch norms and channels last in memory, the same up to rounding.
+      (5,000 queries, its schedule not rescaled), all in the model's own precision (convolutions in float32 on a CPU: on a
+      faster copy, the same up to rounding), each search to its last step. For ℓ1: 5 restarts of APGD-CE, 5 targets.
     - "plus", as published: APGD-CE and APGD-DLR (5 restarts each), APGD-T, FAB-T, Square, FAB (5 restarts).
     - "rand", for models that draw random numbers: APGD-CE and APGD-DLR, whose gradients are those of the mean of the
       class probabilities over 20 passes; the mean over 100 other passes decides whether a point is misclassified.
