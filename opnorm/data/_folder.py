@@ -34,7 +34,7 @@ Files = list[tuple[str, Path]]  # class, file
 
 @factory("data set")
 def folder(
-    path: str,
+    path: str | Path,
     size: int | None = None,
     *,
     center_crop: int | None = None,

@@ -22,7 +22,7 @@ __all__ = ["parquet", "read_parquet"]
 
 @factory("data set")
 def parquet(
-    path: str,
+    path: str | Path,
     image: str | None = None,
     label: str | None = None,
     size: int | None = None,

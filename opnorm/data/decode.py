@@ -166,7 +166,7 @@ def check_names(**names: object) -> None:
             raise DataError(f"{name}={value!r:.60}: expected a name as text")
 
 
-def existing_path(path: str, expected: str) -> Path:
+def existing_path(path: str | Path, expected: str) -> Path:
     """The path, with ``~`` expanded.
 
     Raises:

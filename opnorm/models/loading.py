@@ -39,7 +39,9 @@ _networks: "weakref.WeakKeyDictionary[nn.Module, spec.Call]" = weakref.WeakKeyDi
 
 
 @spec.factory("model")
-def file(path: str, arch: nn.Module | None = None, key: str | None = None, strict: bool = True) -> nn.Module:
+def file(
+    path: str | Path, arch: nn.Module | None = None, key: str | None = None, strict: bool = True
+) -> nn.Module:
     """A network with the weights of a file: ``file("weights.safetensors", arch=resnet(depth=20))``.
 
     The state dict is found in a checkpoint by its names, whatever holds it ("state_dict", "model", "ema", ...) and whatever
@@ -72,7 +74,7 @@ def file(path: str, arch: nn.Module | None = None, key: str | None = None, stric
     return arch
 
 
-def recorded_call(path: str, metadata: dict[str, str]) -> spec.Call:
+def recorded_call(path: str | Path, metadata: dict[str, str]) -> spec.Call:
     """The call of the network that a weights file records; ModelError unless opnorm's own networks are all that it names.
 
     So the file chooses neither code nor other files. Where it records weights of a further file, those of this one take
@@ -90,7 +92,9 @@ def recorded_call(path: str, metadata: dict[str, str]) -> spec.Call:
     return call
 
 
-def _recorded_network(path: str, metadata: dict[str, str], found: dict[str, dict[str, Tensor]]) -> nn.Module:
+def _recorded_network(
+    path: str | Path, metadata: dict[str, str], found: dict[str, dict[str, Tensor]]
+) -> nn.Module:
     call = recorded_call(path, metadata)
     with _no_larger_than(found, call, path):
         network = spec.build(call, "model")
@@ -100,7 +104,7 @@ def _recorded_network(path: str, metadata: dict[str, str], found: dict[str, dict
 
 
 @contextmanager
-def _no_larger_than(found: dict[str, dict[str, Tensor]], call: spec.Call, path: str) -> Iterator[None]:
+def _no_larger_than(found: dict[str, dict[str, Tensor]], call: spec.Call, path: str | Path) -> Iterator[None]:
     """A block that makes the network of these tensors: ModelError before one of many times their size takes all memory."""
     sizes = [tensor.numel() for state in found.values() for tensor in state.values()]
     left = {"tensors": 4 * len(sizes) + 1000, "elements": 4 * sum(sizes) + 100_000}

@@ -461,3 +461,8 @@ def test_a_small_file_builds_no_large_network(tmp_path, call):
     with pytest.raises(ModelError, match="much larger than its weights"):
         file(str(tmp_path / "w.safetensors"))
     assert time.monotonic() - begun < 5
+
+
+def test_a_path_is_as_good_as_its_text(tmp_path):
+    save(cnn((1, 8, 8), width=2), tmp_path / "w.safetensors")
+    assert isinstance(file(tmp_path / "w.safetensors"), nn.Module)
