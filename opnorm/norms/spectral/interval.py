@@ -7,6 +7,7 @@ layers get a lower bound by Lanczos iteration and an upper one from their exact 
 
 import functools
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -157,6 +158,10 @@ def _convolution(linear: LinearMap, t: Polyphase, relative_width: float, effort:
     )
     if norm.relative_width <= relative_width:
         return norm
+    if certified.by_group is not None:  # the other groups are below what one attains
+        t = replace(t, matrices=t.matrices[certified.by_group >= norm.lower])
+        if len(t.matrices) == 1 and t.whole == t.reach:
+            linear = t.as_map(0)
     return _whole_matrix(linear, t, norm, relative_width, 0 if small else effort)
 
 
