@@ -82,7 +82,7 @@ PUBLISHED: list[tuple[str, str, Any, str]] = [
     ("wrn50_2(width=8)", "stem stride", 1, WEN),
     ("wrn50_2(width=8)", "dropout layers", 0, WEN),
     # training
-    ("sgd", "lr", 0.1, LIANG + ", Fig. 2"),
+    ("sgd", "lr", 0.05, WEN + ".1"),
     ("sgd", "momentum", 0.9, LIANG),
     ("sgd", "nesterov", False, LIANG),
     ("step", "milestones", (75, 90, 100), LIANG),

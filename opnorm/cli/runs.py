@@ -36,7 +36,7 @@ class TrainOptions:
     objective: str = "plain"  # what is minimized: 'plain', 'fgsm_at(eps=0.1)', 'pgd_at(eps=8/255)'
     regularizers: tuple[str, ...] = ()
     """any number of: 'weight_decay(lam=5e-4)' 'norm_decay(p=inf, beta=1e-3)'"""
-    optimizer: str = "sgd"  # 'sgd(lr=0.1, momentum=0.9)'
+    optimizer: str = "sgd"  # 'sgd(lr=0.05, momentum=0.9)'
     schedule: str = "cosine"  # 'cosine', 'step(milestones=(75, 90))', 'constant'
     epochs: int = 10  # passes over the training data
     batch: int = 128  # points a step

@@ -19,7 +19,7 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 @factory("optimizer")
-def sgd(lr: float = 0.1, momentum: float = 0.9, nesterov: bool = False) -> MakeOptimizer:
+def sgd(lr: float = 0.05, momentum: float = 0.9, nesterov: bool = False) -> MakeOptimizer:
     """Stochastic gradient descent: v ← momentum v + g, W ← W - lr v."""
     _check(lr, momentum=momentum)
     if nesterov and momentum == 0:

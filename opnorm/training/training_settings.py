@@ -23,7 +23,7 @@ class TrainingSettings:
     Attributes:
         objective: the loss; cross-entropy by default.
         regularizers: applied in this order.
-        optimizer: SGD with momentum 0.9 at learning rate 0.1 by default.
+        optimizer: SGD with momentum 0.9 at learning rate 0.05 by default.
         schedule: of the learning rate; cosine by default.
         epochs: passes over the data.
         batch: points a step; what does not fill a last batch is left out until the next shuffle.
