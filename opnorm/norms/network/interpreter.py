@@ -1,6 +1,7 @@
 """An interpreter of a network's graph that propagates a Lipschitz bound to every value, by the rules of ``rules.py``."""
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ __all__ = ["BoundInterpreter", "KnownFactors", "NodeBound"]
 
 KnownFactors = dict[tuple[nn.Module, Shape, float], tuple[float, str]]
 """(layer, input shape, order) -> upper bound, infinite where it is not known, and the reason."""
+UNDERFLOW = 1e-100  # products of smaller numbers may be smaller than a float can be
 
 
 class NodeBound(NamedTuple):
@@ -62,6 +64,7 @@ class BoundInterpreter(GraphWalk):
     ) -> None:
         super().__init__(forward)
         self.ord, self.known, self.nodes = ord, known, nodes
+        self.least_factor = 1.0  # of the layers so far, but for 0
         self.forms: dict[fx.Node, Pointwise] = {}  # the nodes as functions of one variable of nodes before
         self.made: dict[fx.Node, Made] = {}
         self.constants: dict[fx.Node, tuple[Any, int]] = {}  # what does not depend on the input; its version
@@ -179,6 +182,9 @@ class BoundInterpreter(GraphWalk):
                 return first or BoundError(f"{name} ({operation}): {e}")
         if isinstance(bound, float):
             known = [b for b in inputs if isinstance(b, float)]
+            least = min((b for b in (*known, self.least_factor) if b > 0), default=1.0)
+            if least < UNDERFLOW and max(known, default=0.0) > 0:
+                bound = max(bound, sys.float_info.min)
             factor = bound / known[0] if len(known) == 1 and known[0] else None
             self.nodes.append(NodeBound(name, operation, factor, bound))
         return bound
@@ -313,6 +319,7 @@ class BoundInterpreter(GraphWalk):
             upper = constants.get(self.ord, float(norms[self.ord].upper) if self.ord in norms else math.inf)
             self.known[key] = (upper, note)
         upper, note = self.known[key]
+        self.least_factor = min(self.least_factor, upper or 1.0)
         if not math.isfinite(upper):
             raise BoundError(note or f"no upper bound of its {display.label(self.ord)} norm is known")
         return upper
