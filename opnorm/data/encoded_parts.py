@@ -65,20 +65,11 @@ class Reading:
         size: to which images are resized; None keeps all.
         stream: leave them on the disk.
         skip_bad: leave out what cannot be decoded.
-
-    Raises:
-        DataError: ``stream`` or ``skip_bad`` is not True or False.
     """
 
     size: int | None
     stream: bool
     skip_bad: bool
-
-    def __post_init__(self) -> None:
-        """Check the two."""
-        for name in ("stream", "skip_bad"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise DataError(f"{name}={value!r:.60}: expected True or False")
 
     def check_rows(self, name: str, rows: int) -> None:
         """DataError, before the labels are read, where the images could never be in memory."""

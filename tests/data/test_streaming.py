@@ -13,7 +13,7 @@ from PIL import Image
 
 from opnorm.data import Dataset, folder, parquet
 from opnorm.data.streaming import StreamedImages, decoding_processes
-from opnorm.errors import DataError
+from opnorm.errors import DataError, SpecError
 from tests.data.files import features, write, write_pictures
 
 
@@ -238,7 +238,7 @@ class TestBadImages:
 
     @pytest.mark.parametrize("name", ["stream", "skip_bad"])
     def test_settings(self, damaged, name):
-        with pytest.raises(DataError, match=f"{name}='yes': expected True or False"):
+        with pytest.raises(SpecError, match=f"{name}='yes': expected True or False"):
             parquet(damaged, **{name: "yes"})
 
 

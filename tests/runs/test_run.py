@@ -38,9 +38,9 @@ def test_the_key_is_of_the_settings_not_of_how_they_are_written():
             "cnn(width=4)",
             "digits()",
             objective="plain",
-            optimizer="sgd(momentum=0.9, lr=0.1)",
+            optimizer="sgd(momentum=0.9, lr=0.05)",
         ),
-        Run("cnn(width=4, stride=1, depth=2)", "digits()", optimizer="sgd(lr=0.1)", schedule="cosine(0.0)"),
+        Run("cnn(width=4, stride=1, depth=2)", "digits()", optimizer="sgd(lr=0.05)", schedule="cosine(0.0)"),
         Run("cnn(stride=1, width=4)", "digits()", analyses=()),
         Run("cnn(width=4)", "digits()", analyses=("accuracy('train')",)),
     ):
