@@ -50,7 +50,8 @@ def gigabytes(count: float) -> str:
 def freed_memory_kept() -> Iterator[None]:
     """Within it, memory that tensors free stays with this process for the next ones; at its end the system gets it back.
 
-    No result depends on it. For the CPU: elsewhere than on Linux with glibc, or with another allocator, nothing changes.
+    For work of seconds: at its end all free memory goes back, which small work that is done again and again would miss. No
+    result depends on it. For the CPU: elsewhere than on Linux with glibc, or with another allocator, nothing changes.
     May be nested and used in several threads.
     """
     global _users

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.memory import freed_memory_kept
 from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
 from opnorm._core.outputs import output_of
 from opnorm._core.surrogate import evaluation_surrogate
@@ -176,7 +175,6 @@ class AutoAttack:
             warnings.warn(note, stacklevel=2)
         return result.points
 
-    @freed_memory_kept()
     @in_default_modes
     def evaluate(
         self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int | None = None, progress: Progress | None = None
@@ -191,7 +189,6 @@ class AutoAttack:
         """
         return self._evaluate(model, x, y, [self.eps], seed, progress)
 
-    @freed_memory_kept()
     @in_default_modes
     def robust_at(
         self, model: nn.Module, x: Tensor, y: Tensor, radii: Sequence[float], *, seed: int | None = None

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.memory import freed_memory_kept
 from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
 from opnorm._core.outputs import output_of
 from opnorm._core.random import point_keys
@@ -309,7 +308,6 @@ class SearchAttack:
     mode: Mode = "eval"
     seed: int = 0
 
-    @freed_memory_kept()
     @in_default_modes
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int | None = None) -> Tensor:
         """Attack every point; with ``stop_at_success`` a misclassified clean point stays as it is."""

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.lp import conjugate, lp_norm
-from opnorm._core.memory import freed_memory_kept
 from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
 from opnorm._core.outputs import output_of
 from opnorm._core.random import point_keys
@@ -69,7 +68,6 @@ def fab(
 class BoundaryAttack(SearchAttack):
     """The attack that :func:`fab` describes."""
 
-    @freed_memory_kept()
     @in_default_modes
     def closest(
         self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int | None = None

@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.memory import freed_memory_kept
 from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
 from opnorm._core.outputs import output_of
 from opnorm._core.random import normal, point_keys
@@ -213,7 +212,6 @@ class PGD:
                 "expected a random start"
             )
 
-    @freed_memory_kept()
     @in_default_modes
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int | None = None) -> Tensor:
         """Attack every point; warns where the gradient gives no direction."""
