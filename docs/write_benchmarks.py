@@ -149,9 +149,11 @@ def section(name: str) -> str:
     parts = [f"## {title.rstrip('.')}\n\n```text\n{rest.strip()}\n```\n"]
     for record in kept(name):
         about = record["about"]
+        threads = about["threads"]
+        threads = threads if isinstance(threads, int) else " and ".join(map(str, threads))
         parts.append(
             f"**torch uses {about['used by torch']}**, of {about['instruction sets']} (oneDNN: "
-            f"{about['ONEDNN_MAX_CPU_ISA'] or 'all'}); {about['machine']}, {about['threads']} thread(s), opnorm "
+            f"{about['ONEDNN_MAX_CPU_ISA'] or 'all'}); {about['machine']}, {threads} thread(s), opnorm "
             f"{about['opnorm']}, torch {about['torch']}.\n\n{PARTS[name](record)}\n"
         )
     return "\n".join(parts)
