@@ -53,7 +53,7 @@ def test_intervals_contain_the_values(name, a, b, t):
         at_a_point = function((inside, inside))
         assert contains(at_a_point, truth(exact(inside)))
         width = exact(at_a_point[1]) - exact(at_a_point[0])
-        assert width <= mpmath.mpf("1e-13") * (1 + abs(truth(exact(inside)))) or abs(inside) > 100
+        assert width <= mpmath.mpf("2e-13") * (1 + abs(truth(exact(inside)))) or abs(inside) > 100
 
 
 @given(numbers, numbers, numbers, numbers, st.floats(0, 1), st.floats(0, 1))
