@@ -223,13 +223,13 @@ def test_functional_padding_in_words_pairs_and_modes():
     for mode in FAR:
         layer = nn.Conv2d(3, 2, (4, 3), padding="same", bias=False, padding_mode=mode).double()
         layer.weight.data.copy_(K)
+        layer.requires_grad_(False)  # with gradients the largest sum is computed anew, in another order
         for functional, norm in ((conv_l1, l1), (conv_linf, linf)):
-            # the same sums, in an order that depends on the processor and on where the weights lie in memory
-            value = pytest.approx(float(norm(layer, (3, 4, 5))), rel=1e-14)
+            value = float(norm(layer, (3, 4, 5)))
             for padding in ("same", [(1, 2), (1, 1)], ((1, 2), 1)):
                 assert float(functional(K, (4, 5), padding=padding, padding_mode=mode)) == value
             bare = float(functional(K, [4, 5], padding="valid", padding_mode=mode))
-            assert bare == pytest.approx(float(functional(K, torch.Size([4, 5]))), rel=1e-14)
+            assert bare == float(functional(K, torch.Size([4, 5])))
 
 
 @given(transposed_convolutions())
