@@ -702,7 +702,7 @@ def test_values_of_another_type_are_refused(call, why, by):
         build(parsed) if by == "text" else resolve(parsed)(**dict(parsed.kwargs))
 
 
-def _slow(stream: bool = False, sizes: Sequence[int] = (1,), count: int = 1):
+def _slow(stream: bool = False, sizes: Sequence[float] = (1,), count: int = 1):
     assert stream in (True, False), "what reads data is not called with a flag that is none"
     return {"stream": stream, "sizes": sizes}
 
@@ -714,10 +714,15 @@ def test_values_of_other_classes_that_mean_the_same_fit():
     import numpy as np
 
     assert _with_a_flag(True, range(3), np.int64(2)) == {"stream": True, "sizes": range(3)}
+    for sizes in (np.array([1.5, 2.0]), torch.tensor([1.5, 2.0])):
+        assert _with_a_flag(np.True_, sizes)["sizes"] is sizes
     with pytest.raises(SpecError, match="stream=2: expected True or False"):
         _with_a_flag(stream=2)
-    with pytest.raises(SpecError, match=r"sizes=\(1.5,\): expected \(a whole number, ...\)"):
-        _with_a_flag(sizes=(1.5,))
+    for sizes in ((1.5, "a"), np.ones((2, 2)), torch.tensor(1.5)):
+        with pytest.raises(SpecError, match=r"sizes=(.|\n)*: expected \(a number, ...\)"):
+            _with_a_flag(sizes=sizes)
+    with pytest.raises(TypeError, match=r"_slow\(\) got an unexpected keyword argument 'steam'"):
+        _with_a_flag(steam=True)
 
 
 def test_a_default_that_is_an_object_is_written_out_and_left_out_like_any_other():

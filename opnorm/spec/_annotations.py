@@ -1,4 +1,4 @@
-"""Whether a value has the type of a parameter, and that type in words: for the message about a call that failed."""
+"""Whether the arguments of a call have the types of their parameters, and these types in words."""
 
 import collections.abc
 import inspect
@@ -14,8 +14,6 @@ __all__ = ["called", "misfit"]
 R = TypeVar("R")
 WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", type(None): "None"}
 SEVERAL = (tuple, list, collections.abc.Sequence, collections.abc.Iterable)
-
-
 KINDS: dict[Any, Any] = {int: numbers.Integral, float: numbers.Real, None: types.NoneType}
 
 
@@ -40,7 +38,10 @@ def called(function: Callable[..., R], name: str, signature: inspect.Signature, 
 
     What the function says itself about an argument comes first, but for True and False, which few functions look at.
     """
-    given = signature.bind(*args, **kwargs)
+    try:
+        given = signature.bind(*args, **kwargs)
+    except TypeError as e:
+        raise TypeError(f"{name}() {e}") from None
     if why := misfit(given, only=bool):
         raise SpecError(f"{name}(): {why}")
     try:
@@ -57,7 +58,10 @@ def called(function: Callable[..., R], name: str, signature: inspect.Signature, 
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value has a type; true for types that are not among those of the call syntax."""
+    """Whether a value has a type; true for types that are not among those of the call syntax.
+
+    Numbers and arrays of numpy and torch are as good as Python's own.
+    """
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return any(_fits(value, part) for part in parts)
@@ -65,6 +69,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(value == part and isinstance(value, bool) == isinstance(part, bool) for part in parts)
     if origin is collections.abc.Callable or _is_callable_protocol(hint):
         return callable(value)
+    if hint in WORDS or origin in SEVERAL:
+        value = value.tolist() if hasattr(value, "tolist") else value  # of numpy and torch
     if origin in SEVERAL:
         kind = collections.abc.Iterable if origin is collections.abc.Iterable else collections.abc.Sequence
         if isinstance(value, str | bytes) or not isinstance(value, kind):
