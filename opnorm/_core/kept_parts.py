@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opnorm._core import files
+from opnorm._core.tensor_hash import add_tensor
 from opnorm.errors import RunError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _as_value(function: "Callable[..., Tensor]", part: "tuple[Tensor, ...]") -> 
 
 
 def kept(compute: Callable[[], dict[str, Any]], *inputs: "Tensor") -> dict[str, Any]:
-    """``compute()``, or the same as an interrupted work has kept it.
+    """``compute()``, or the same as an interrupted work has kept it, with its tensors on the device of the inputs.
 
     Args:
         compute: gives tensors, and plain values ready for JSON; the same whenever ``inputs`` and the work are the same.
@@ -93,13 +94,13 @@ def kept(compute: Callable[[], dict[str, Any]], *inputs: "Tensor") -> dict[str, 
         try:
             tensors, metadata = files.read_tensors(path, checked=True)
             place.seconds += float(metadata["seconds"])
-            return {**json.loads(metadata["plain"]), **tensors}
+            device = inputs[0].device if inputs else None
+            moved = {name: tensor.to(device) for name, tensor in tensors.items()}
+            return {**json.loads(metadata["plain"]), **moved}
         except RunError as e:
             warnings.warn(f"{e}. It is made again", stacklevel=2)
-    started, token = (
-        time.perf_counter(),
-        _place.set(None),
-    )  # a part has no parts: a part that is read asks for none
+    token = _place.set(None)  # a part has no parts: a part that is read asks for none
+    started = time.perf_counter()
     try:
         value = compute()
     finally:
@@ -121,11 +122,7 @@ def _write(path: Path, value: dict[str, Any], seconds: float) -> None:
 
 
 def _digest(inputs: "tuple[Tensor, ...]") -> str:
-    import torch
-
     digest = hashlib.sha256()
     for tensor in inputs:
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        whole = tensor.detach().cpu().contiguous()
-        digest.update(whole.reshape(-1).view(torch.uint8).numpy().data)
+        add_tensor(digest, tensor)
     return digest.hexdigest()[:12]

@@ -63,7 +63,7 @@ def _kept_result(attack: AutoAttack, model: nn.Module, x: Tensor, y: Tensor) -> 
         result = attack.evaluate(model, x, y)
         return vars(result) | {"stages": [stage._asdict() for stage in result.stages]}
 
-    found = {k: v.to(x.device) if isinstance(v, Tensor) else v for k, v in kept(evaluate, x, y).items()}
+    found = kept(evaluate, x, y)
     stages = tuple(StageResult(**stage) for stage in found["stages"])
     return AttackResult(**found | {"stages": stages, "notes": tuple(found["notes"])})
 

@@ -19,6 +19,7 @@ from opnorm._core.argument_checks import check_module
 from opnorm._core.memory import freed_memory_kept
 from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
 from opnorm._core.outputs import output_of
+from opnorm._core.tensor_hash import add_tensor
 from opnorm.attacks._autoattack import AutoAttack
 from opnorm.attacks._checks import check_classes, check_inputs, check_logits, is_amount
 from opnorm.attacks._pgd import Attack
@@ -33,7 +34,7 @@ from opnorm.attacks.result import AttackResult, StageResult, attack_call, join_r
 from opnorm.errors import AttackError, RunError, SpecError
 from opnorm.runs.evaluation import Evaluation
 from opnorm.runs.identity import hash_of, identity
-from opnorm.runs.network_identity import add_tensor, network_identity, outputs
+from opnorm.runs.network_identity import network_identity, outputs
 from opnorm.runs.store import FORMAT, Store
 
 __all__ = ["EvaluationProgress", "evaluate"]

@@ -16,12 +16,13 @@ import opnorm
 from opnorm import spec
 from opnorm._core.modes import model_state_preserved
 from opnorm._core.outputs import output_of
+from opnorm._core.tensor_hash import add_tensor
 from opnorm.data import Dataset
 from opnorm.data.streaming import StreamedImages
 from opnorm.errors import SpecError
 from opnorm.runs.identity import hash_of, identity, sources
 
-__all__ = ["add_tensor", "data_identity", "network_identity", "outputs"]
+__all__ = ["data_identity", "network_identity", "outputs"]
 
 
 def network_identity(model: nn.Module) -> str:
@@ -64,12 +65,6 @@ def _written_here(kind: type) -> str:
         return inspect.getsource(kind)
     except (OSError, TypeError):
         return ""
-
-
-def add_tensor(digest: Any, tensor: Tensor) -> None:
-    """Feed type, shape and values to a digest."""
-    digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 def data_identity(data: Dataset) -> str:

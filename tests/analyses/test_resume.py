@@ -31,8 +31,8 @@ def build(name):
 
 
 @pytest.fixture(scope="module")
-def network():
-    return trained().eval()
+def network(device):
+    return trained().eval().to(device)
 
 
 @pytest.fixture(scope="module")

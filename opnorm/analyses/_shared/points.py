@@ -129,7 +129,7 @@ def logits_of(model: nn.Module, split: Split) -> Iterator[tuple[Tensor, Tensor, 
     classes = 1
     for x, y in batches(split, model):
         if len(split.labels) * 4 * classes <= LARGEST:
-            logits = kept(partial(_logits, model, x, y), y)["logits"].to(x.device)
+            logits = kept(partial(_logits, model, x, y), y)["logits"]
         else:
             logits = _logits(model, x, y)["logits"]
         classes = logits.shape[1]
