@@ -29,13 +29,7 @@ completes commands and options by Tab. In what order to use them: opnorm alone."
 def overview(commands: Iterable[Callable[..., Any]]) -> str:
     """All commands with a sentence each, as wide as the terminal."""
     width = min(shutil.get_terminal_size().columns - 1, 110)
-    lines = [
-        "usage: opnorm COMMAND ...",
-        "",
-        "Operator norms of neural networks: measure them, train with them kept small, ",
-    ]
-    lines[-1:] = textwrap.wrap(f"{lines[-1]}see what they did.", width)
-    lines.append("")
+    lines = ["usage: opnorm COMMAND ...", "", *textwrap.wrap(ABOUT, width), ""]
     for command in commands:
         sentence = " ".join((getdoc(command) or "").partition("\n\n")[0].split())
         begin = f"  {command.__name__:<12}"
