@@ -7,8 +7,8 @@ from collections.abc import Callable
 __all__ = ["shrink_svg"]
 
 INVISIBLE = re.compile(
-    r'<path [^>]*\bopacity="0(?:\.00\d*)?"[^>]*/>'  # marks that only carry a tooltip
-    r'|<text [^>]*\bopacity="0"[^>]*>[^<]*</text>'  # labels that found no place
+    r'<path (?:[^>]* )?opacity="0(?:\.00\d*)?"[^>]*/>'  # marks that only carry a tooltip
+    r'|<text (?:[^>]* )?opacity="0"[^>]*>[^<]*</text>'  # labels that found no place
     r'|<path d="(?:|M0,0h0v0h0Z)"[^>]*/>'
     r'|<path [^>]*display="none"[^>]*/>'
     r'|<line [^>]*\bx2="-?0(?:\.0+)?" y2="-?0(?:\.0+)?"[^>]*/>'
@@ -20,7 +20,7 @@ TICK = re.compile(r'<path d="M([-\d.]+),([-\d.]+)h([\d.]+)v([\d.]+)h-[\d.]+Z"([^
 LINE = re.compile(
     r'<line transform="translate\(([-\d.]+),([-\d.]+)\)" x2="([-\d.]+)" y2="([-\d.]+)"([^>]*)/>'
 )
-SYMBOL = re.compile(r'<path transform="translate\(([-\d.]+),([-\d.]+)\)" d="(M[-\d.,MLAhvZ]+)"([^>]*)/>')
+SYMBOL = re.compile(r'<path transform="translate\(([-\d.]+),([-\d.]+)\)" d="(M[-\d.,LAhvZ]+)"([^>]*)/>')
 
 
 def shrink_svg(svg: str) -> str:

@@ -49,6 +49,17 @@ def test_a_chart_looks_the_same_in_a_fraction_of_the_size(report):
             '<path d="M2,3h6v6h-6ZM2,3h6v6h-6Z" fill="#e37"/>',
         ),
         (['<g><line transform="translate(5,6)" x2="0" y2="0" stroke="#e37"/></g>'], ""),
+        (['<path d="M0,0h6v6h-6Z" opacity="0" fill="#e37"/><text opacity="0">far</text>'], ""),
+        # what has no fill, or no line, is seen all the same
+        (
+            ['<path d="M0,0L6,6" fill-opacity="0" stroke="#2ad"/><text stroke-opacity="0">near</text>'],
+            '<path d="M0,0L6,6" fill-opacity="0" stroke="#2ad"/><text stroke-opacity="0">near</text>',
+        ),
+        # an outline of two parts stays as it is
+        (
+            ['<path transform="translate(5,6)" d="M0,0h1v1ZM3,3h1v1Z" fill="#e37"/>'] * 2,
+            '<path transform="translate(5,6)" d="M0,0h1v1ZM3,3h1v1Z" fill="#e37"/>' * 2,
+        ),
         (['<path d="M0,1L1,-0.04L2,3.25" stroke="#2ad"/>'], '<path d="M0,1L1,0L2,3.2" stroke="#2ad"/>'),
     ],
 )
