@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from opnorm.attacks import _pgd as module
 from opnorm.attacks import apgd, fab, fgsm, pgd
 from opnorm.errors import AttackError
 from tests.attacks.victims import EPS, Linear, images, net
@@ -103,6 +104,37 @@ def test_points_that_are_wrong_without_any_attack_stay():
     for restarts in (1, 3):
         z = pgd(math.inf, 0.3, restarts=restarts, stop_at_success=True)(Twist(), x, y)
         assert torch.equal(z, x)
+
+
+@pytest.mark.parametrize("settings", [{}, {"restarts": 2, "stop_at_success": True}])
+def test_a_batch_in_parts_is_the_same_batch(settings, monkeypatch):
+    """A large batch on a CPU is attacked a part at a time; the first three points are where the gradient is 0."""
+
+    class Hinge(nn.Module):
+        def forward(self, x):
+            score = (x.flatten(1).mean(1) - 0.2).clamp(min=0)
+            return torch.stack([torch.full_like(score, 0.1), score], 1)
+
+    parts = []
+
+    def count(module, args):
+        parts.append(len(args[0]))
+
+    x, y = images(20)[0], (torch.arange(20) >= 3).long()
+    x[:3] = 0
+    model = Hinge().double().eval()
+    model.register_forward_pre_hook(count)
+    attack = pgd(2, 0.5, steps=3, random_start=False, bf16=False, **settings)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    found = []
+    for points in (1000, 3):
+        monkeypatch.setattr(module, "POINTS_A_THREAD", points)
+        parts.clear()
+        with pytest.warns(UserWarning, match="exactly zero for 3 of 20 points"):
+            found.append(attack(model, x.double(), y))
+    assert max(parts) == 3
+    assert torch.allclose(*found, atol=1e-12)
+    assert not torch.equal(found[0][3:], x[3:].double())
 
 
 def test_stopping_saves_passes():
