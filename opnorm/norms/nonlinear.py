@@ -268,15 +268,17 @@ def _(layer: Any, ord: float, in_shape: Shape) -> float:
     return normalizing(eps, weight, ord, type(layer).__name__, size, not isinstance(layer, nn.RMSNorm))
 
 
-@lipschitz.register(nn.InstanceNorm1d)
-@lipschitz.register(nn.InstanceNorm2d)
-@lipschitz.register(nn.InstanceNorm3d)
-def _(layer: Any, ord: float, in_shape: Shape) -> float:
+def _of_instances(layer: Any, ord: float, in_shape: Shape, axes: int) -> float:
+    """Of instance normalization over the last axes of an input; it may be one point (channels, ...) without a batch axis."""
     weight = weight_of(layer)
     if layer.track_running_stats and layer.running_var is not None:  # a diagonal map in eval mode
         weight = None if weight is None else weight.detach()
         return float(channel_scale(layer.running_var.double(), layer.eps, weight).abs().max())
-    return normalizing(layer.eps, weight, ord, type(layer).__name__, math.prod(in_shape[1:]))
+    return normalizing(layer.eps, weight, ord, type(layer).__name__, math.prod(in_shape[-axes:]))
+
+
+for _axes, _kind in ((1, nn.InstanceNorm1d), (2, nn.InstanceNorm2d), (3, nn.InstanceNorm3d)):
+    lipschitz.register(_kind, functools.partial(_of_instances, axes=_axes))
 
 
 # ---------------------------------------------------------------- linear maps that only copy

@@ -78,3 +78,21 @@ def test_the_rows_of_each_layer():
     for layer, (shape, constant) in cases.items():
         for p in (1, math.inf):
             assert lipschitz(layer, p, shape) == pytest.approx(constant, rel=1e-8)
+
+
+@pytest.mark.parametrize("p", [1, 2, math.inf])
+def test_instances_without_a_batch_axis_have_the_same_constant(p):
+    """A network may give (channels, ...) to the layer: the first axis of what it sees is no batch."""
+
+    class Net(nn.Module):
+        def __init__(self, layer, shape):
+            super().__init__()
+            self.layer, self.shape = layer, shape
+
+        def forward(self, x):
+            return self.layer(x.view(self.shape)).view(1, -1)
+
+    for layer, shape in ((nn.InstanceNorm1d(3), (3, 5)), (nn.InstanceNorm2d(3), (3, 4, 2))):
+        model, x = Net(layer, shape).double(), torch.zeros(1, math.prod(shape), dtype=torch.float64)
+        J = torch.autograd.functional.jacobian(lambda v, model=model: model(v)[0], x)[:, 0]
+        assert lipschitz_bound(model, x, p).value == pytest.approx(float(torch.linalg.matrix_norm(J, p)))
