@@ -106,6 +106,11 @@ class LocalWalk(BoundInterpreter):
         """List a node, and divide the change among the kinds of the operations."""
         given = [k for k in leaves((call.bounds, call.kwarg_bounds)) if isinstance(k, Known)]
         if isinstance(known, Known):
+            before = [b for k in given for b in (k.norm, k.change, k.most)]
+            norm, change, most, own = (
+                self.above_underflow(b, before) for b in (known.norm, known.change, known.most, known.own)
+            )
+            known = replace(known, norm=norm, change=change, most=most, own=own)
             factor = known.lipschitz / given[0].lipschitz if len(given) == 1 and given[0].lipschitz else None
             self.nodes.append(NodeBound(name, kind, factor, known.lipschitz))
         for part, t in zip(leaves(known), leaves(call.output), strict=False):

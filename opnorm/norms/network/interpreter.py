@@ -182,12 +182,16 @@ class BoundInterpreter(GraphWalk):
                 return first or BoundError(f"{name} ({operation}): {e}")
         if isinstance(bound, float):
             known = [b for b in inputs if isinstance(b, float)]
-            least = min((b for b in (*known, self.least_factor) if b > 0), default=1.0)
-            if least < UNDERFLOW and max(known, default=0.0) > 0:
-                bound = max(bound, sys.float_info.min)
+            bound = self.above_underflow(bound, known)
             factor = bound / known[0] if len(known) == 1 and known[0] else None
             self.nodes.append(NodeBound(name, operation, factor, bound))
         return bound
+
+    def above_underflow(self, bound: float, inputs: Sequence[float]) -> float:
+        """A bound of an operation, no smaller than floats are exact where it may be a product that has underflowed."""
+        positive = [b for b in inputs if b > 0]
+        underflow = bound > 0 or (positive and min(*positive, self.least_factor) < UNDERFLOW)
+        return max(bound, sys.float_info.min) if underflow else bound
 
     # ---------------------------------------------------------------- functions of one variable
 

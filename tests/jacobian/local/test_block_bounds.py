@@ -142,3 +142,18 @@ def test_the_bound_on_all_inputs_says_what_is_known():
     (row,) = local_lipschitz(Powers(), torch.ones(1, 2, 3), 0.1, blocks=()).rows
     assert "pow" in row.reason
     assert "local_lipschitz" not in row.reason, "it does not refer to itself"
+
+
+@pytest.mark.parametrize("sizes", [(1e-160, 1e-160, 1e150, 1e150), (1e-200, 1e-200, 1e150, 1e100)])
+@pytest.mark.parametrize("activation", [nn.Identity, nn.Tanh])
+@pytest.mark.filterwarnings("ignore:the Jacobian of Sequential")
+def test_a_product_that_underflows_is_no_upper_end(sizes, activation):
+    layers = [nn.Linear(2, 2, bias=False).double() for _ in sizes]
+    for layer, size in zip(layers, sizes, strict=True):
+        layer.weight.data = size * torch.eye(2, dtype=torch.float64)
+    net = nn.Sequential(*(part for layer in layers for part in (layer, activation())))
+    truth = math.prod(sorted(sizes)[::3]) * math.prod(sorted(sizes)[1:3])
+    for radius in (0.0, 0.1):
+        (row,) = local_lipschitz(net, torch.zeros(1, 2, dtype=torch.float64), radius).rows
+        assert row.lower <= truth * (1 + 1e-9)
+        assert row.upper is None or row.upper >= truth * (1 - 1e-9)
