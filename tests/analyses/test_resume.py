@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from opnorm import spec
-from opnorm._core.kept_parts import kept_in
+from opnorm._core.kept_parts import kept, kept_in
 from opnorm.analyses import all_analyses
 from opnorm.errors import RunError
 from tests.analyses.toys import data, trained
@@ -103,6 +103,19 @@ def test_parts_of_other_points_are_not_taken(network, toy, tmp_path):
         found = spec.build("singular_alignment(points=21, seed=1)", "analysis")(network, toy)
     alone = spec.build("singular_alignment(points=21, seed=1)", "analysis")(network, toy)
     assert found == alone
+
+
+def test_a_part_has_no_parts(tmp_path):
+    """Those inside of one would not be asked for, and so not counted, where it is found."""
+
+    def inner():
+        return kept(lambda: {"is": "inner"})
+
+    for _ in range(2):
+        with kept_in(tmp_path, least=0):
+            assert kept(lambda: {"is": "outer", "inner": inner()["is"]}) == {"is": "outer", "inner": "inner"}
+            assert kept(lambda: {"is": "last"}) == {"is": "last"}
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_part_that_cannot_be_written_is_an_error(network, toy, tmp_path):
