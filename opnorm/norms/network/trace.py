@@ -99,7 +99,7 @@ def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> l
         return [c._replace(layer=own[c.name]) for c in calls]
     try:
         return _recorded(model, lambda m: m(*args, **kwargs))
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:  # NotImplementedError is one, too
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         if not any(t.is_meta or t.dtype in (torch.half, torch.bfloat16) for t in tensors.values()):
             raise
