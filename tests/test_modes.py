@@ -1,14 +1,18 @@
 """Global modes of the caller - inference mode, autocast, the default type and others - change no result."""
 
 import math
+from collections import OrderedDict
 from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import opnorm
 from opnorm import attacks, jacobian, norms
+from opnorm._core.modes import ordinary
 from opnorm.attacks import AutoAttack, fab, minimal_eps, pgd
 from opnorm.certificates import certified, lipschitz_radius
 from opnorm.data import Dataset, Split
@@ -212,3 +216,31 @@ def test_masked_positions_of_a_transformer_are_the_same_with_gradients_and_witho
     found = jacobian.jacobian_norm(model, x[:1])
     assert float(found.lower) == pytest.approx(float(torch.linalg.matrix_norm(explicit, 2)), rel=1e-4)
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: int
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda t: t,
+        lambda t: [1, t],
+        lambda t: (t, (40, 40)),
+        lambda t: {"a": [t]},
+        lambda t: OrderedDict(a=t),
+        lambda t: Pair(t, 2),
+    ],
+)
+def test_tensors_of_inference_mode_are_copied_inside_any_container(wrapped):
+    with torch.inference_mode():
+        given = wrapped(torch.ones(2))
+    taken = ordinary(given)
+    assert type(taken) is type(given)
+    (tensor,) = [t for t in tree_leaves(taken) if isinstance(t, torch.Tensor)]
+    assert not tensor.is_inference()
+    assert torch.equal(tensor, torch.ones(2))
+    (before,) = [t for t in tree_leaves(given) if isinstance(t, torch.Tensor)]
+    assert before.is_inference(), "what the caller has stays as it was"

@@ -76,7 +76,11 @@ def ordinary(value: Any) -> Any:
         return copy.deepcopy(value) if any(t.is_inference() for t in tensors) else value
     # not torch's tree_map: it takes longer than the norm of a small kernel
     if isinstance(value, dict):
-        return {key: ordinary(item) for key, item in value.items()} if type(value) is dict else value
+        items = {key: ordinary(item) for key, item in value.items()}
+        if any(item is not value[key] for key, item in items.items()):
+            value = copy.copy(value)  # keeps the type, such as OrderedDict
+            value.update(items)
+        return value
     if type(value) in (list, tuple):
         return type(value)(map(ordinary, value))
     named = isinstance(value, tuple) and hasattr(value, "_make")
