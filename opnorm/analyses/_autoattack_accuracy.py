@@ -42,7 +42,7 @@ def autoattack_accuracy(
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         x, y = (torch.cat(parts) for parts in zip(*batches(first(data, points), model), strict=True))
-        size = max(1, attacked_at_once(x) // 2)
+        size = attacked_at_once(x)
         parts = zip(x.split(size), y.split(size), strict=True)
         result = join_results([_kept_result(attack, model, *part) for part in parts])
         masking = check_gradient_masking(model, x, y, result, norm=norm, eps=eps, random=version == "rand")

@@ -14,7 +14,7 @@ POINTS = {"singular_alignment": 21, "jacobian_spectrum": 21, "jacobian_norms": 2
 POINTS |= dict.fromkeys(
     ("local_linearity", "robust_radius", "lipschitz_bracket", "power_method_agreement"), 51
 )
-POINTS |= {"autoattack_accuracy": 51, "input_gradients": 501}
+POINTS |= {"input_gradients": 501}
 WHOLE = {"norm_table", "relu_cells", "scale_shift", "weight_energy", "wen_bound"}
 """Without points that are attacked, or Jacobians; seconds for networks of usual size."""
 NAMES = [one.name for one in all_analyses()]
