@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "DTYPES",
     "atomic_write",
+    "check_tensors",
     "lines_checksum",
     "make_folder",
     "read_json",
@@ -50,6 +52,12 @@ CHECKSUM = "opnorm.checksum"
 """Metadata entry of the safetensors files that are written here, and the last name of checked JSON objects."""
 
 CHANGED = "its contents differ from its checksum; a damaged disk or copy"
+
+DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+}  # fmt: skip
+"""Types as safetensors names them, as torch does."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -292,12 +300,45 @@ def _of_bytes(whole: bytes) -> "tuple[dict[str, Tensor], dict[str, str]]":
     return tensors, dict(json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")]).get(METADATA) or {})
 
 
+def check_tensors(path: Path) -> None:
+    """Compare a safetensors file that was written here with its checksum; without torch, which takes seconds to load.
+
+    Raises:
+        RunError: it cannot be read, or has changed since it was written.
+    """
+    with reading(path):
+        whole = path.read_bytes()
+    size = 8 + int.from_bytes(whole[:8], "little")
+    try:
+        header = json.loads(whole[8:size])
+        metadata = dict(header.pop(METADATA))
+        values = memoryview(whole)[size:]
+        parts = {
+            name: (f"torch.{DTYPES[about['dtype']]}", about["shape"], values[slice(*about["data_offsets"])])
+            for name, about in header.items()
+        }
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as e:
+        raise RunError(f"cannot read {path}: its header is damaged, or it is no safetensors file") from e
+    if metadata.pop(CHECKSUM, None) != _checksum_of(parts, metadata):
+        raise RunError(f"cannot read {path}: {CHANGED}")
+
+
 def _checksum(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> str:
-    """CRC-32 of names, types, shapes, values and metadata."""
     import torch
 
+    parts = {
+        name: (str(t.dtype), t.shape, t.reshape(-1).view(torch.uint8).numpy().data)
+        for name, t in tensors.items()
+    }
+    return _checksum_of(parts, metadata)
+
+
+def _checksum_of(
+    parts: Mapping[str, tuple[str, Sequence[int], memoryview]], metadata: Mapping[str, str]
+) -> str:
+    """CRC-32 of names, types, shapes, values and metadata."""
     checksum = zlib.crc32(json.dumps(sorted(metadata.items())).encode())
-    for name, tensor in sorted(tensors.items()):
-        checksum = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), checksum)
-        checksum = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, checksum)
+    for name, (dtype, shape, values) in sorted(parts.items(), key=lambda part: part[0]):
+        checksum = zlib.crc32(f"{name} {dtype} {tuple(shape)}".encode(), checksum)
+        checksum = zlib.crc32(values, checksum)
     return f"{checksum:08x}"

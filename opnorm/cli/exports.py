@@ -7,27 +7,26 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from opnorm._core.files import shown
-from opnorm.cli.options import Json, Runs, print_json
-from opnorm.cli.subjects import run_folder
-from opnorm.errors import OpnormError
+from opnorm.cli.options import Json, RunName, Runs, print_json
+from opnorm.cli.subjects import no_run, run_folder
 
 __all__ = ["export", "finished_run", "push"]
 
-RunName = Annotated[
-    Positional[str], arg(help="a run: its key (see opnorm ls), the beginning of it, or its folder")
-]
-
 
 def finished_run(text: str, out: Path) -> Path:
-    """The folder of a run that has weights; OpnormError where there is none."""
-    folder = run_folder(text, Path(os.path.abspath(out)))
+    """The folder of a run that has weights; OpnormError where there is none, or it is damaged."""
+    from opnorm.runs.damage import check_whole
+
+    out = Path(os.path.abspath(out))
+    folder = run_folder(text, out)
     if folder is None:
-        raise OpnormError(f"{text} is no run in {shown(out)}; opnorm ls --out {shown(out)} lists them")
+        raise no_run(text, out)
+    check_whole(folder)
     return folder
 
 
 def export(
-    run: RunName,
+    run: Positional[RunName],
     to: Annotated[Path, arg(help="folder to write to: new, or of an earlier export")],
     out: Runs = Path("runs"),
     json: Json = False,
@@ -45,7 +44,7 @@ def export(
 
 
 def push(
-    run: RunName,
+    run: Positional[RunName],
     repo: Annotated[str, arg(help="user/name on the hub; made where it is missing")],
     private: Annotated[bool, arg(help="make the repository private")] = False,
     out: Runs = Path("runs"),

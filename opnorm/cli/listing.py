@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from opnorm._core.files import shown
-from opnorm.cli.options import Json, Runs, print_json
-from opnorm.cli.subjects import choose
+from opnorm.cli.options import Json, RunNames, Runs, print_json
+from opnorm.cli.subjects import choose, no_run, run_of_path
 from opnorm.errors import BusyError, OpnormError, RunError
 
 __all__ = ["ls", "rm"]
@@ -20,6 +20,9 @@ Row = dict[str, Any]
 
 NAMED = ("model", "data", "objective", "regularizers", "ema", "seed", "analyses")
 """The settings that every line of ``opnorm ls`` has, and those that tell nothing apart."""
+
+STATES = ("finished", "partial", "failed")
+"""Those of a folder that is as it should be; any other one is what is wrong."""
 
 ON_THE_LINE = (
     "key",
@@ -53,7 +56,7 @@ def ls(
 
     Of the settings, model, data, way of training and seed are always there, and every other one in which the runs differ.
     --where and --sort take the columns of --json and --parquet: settings, state, accuracy, robust_accuracy (the lowest
-    that is known), robust_NORM_EPS_ATTACK, norms; those that they name are shown.
+    that is known), robust_NORM_EPS_ATTACK, norms; those that they name are shown. The status is 2 where one is damaged.
 
     opnorm ls --where 'robust_accuracy > 0.5 and model ~ resnet' --sort 'accuracy desc'
 
@@ -78,10 +81,31 @@ def ls(
         print(f"{len(flat)} rows in {shown(parquet)}", file=sys.stderr)
     if json:
         kept = ({"run": row.get("run"), "attacks": row["attacks"]} for row in runs)
-        return print_json([*(flat[row["key"]] | more for row, more in zip(runs, kept, strict=True)), *others])
-    if not runs + others:
-        return print(f"no runs in {out}{' meet the condition' * (where is not None)}", file=sys.stderr)
-    return _print_runs(runs, others, flat, named)
+        print_json([*(flat[row["key"]] | more for row, more in zip(runs, kept, strict=True)), *others])
+    elif not runs + others:
+        print(f"no runs in {out}{' meet the condition' * (where is not None)}", file=sys.stderr)
+    else:
+        _print_runs(runs, others, flat, named)
+    _check_listed([*runs, *(attack for run in runs for attack in run["attacks"]), *others], flat)
+
+
+def _check_listed(rows: Sequence[Row], flat: dict[str, Row]) -> None:
+    """OpnormError where some of what was listed is damaged, as far as it was read."""
+    from opnorm.runs.damage import check_whole
+
+    damaged = []
+    for row in rows:
+        state = str(flat.get(row["key"], row)["state"])
+        if state == "no weights" or (state not in STATES and "run" in row):
+            try:
+                check_whole(Path(row["folder"]))
+            except RunError as e:
+                state = str(e)
+        if state not in STATES:
+            damaged.append(state)
+    if damaged:
+        more = f" (and {len(damaged) - 1} more of those listed)" * (len(damaged) > 1)
+        raise OpnormError(damaged[0] + more)
 
 
 def _selected(out: Path, where: str | None, sort: str | None) -> tuple[dict[str, Row], list[str]]:
@@ -186,10 +210,7 @@ def _print(row: Row, what: str, indent: str = "") -> None:
 
 
 def rm(
-    runs: Annotated[
-        Positional[tuple[str, ...]],
-        arg(help="keys of opnorm ls, of runs or attacks, or beginnings of them; or folders"),
-    ],
+    runs: Positional[RunNames],
     out: Runs = Path("runs"),
     yes: Annotated[bool, arg(help="do not ask")] = False,
     json: Json = False,
@@ -238,12 +259,14 @@ def _removed(text: str, out: Path) -> list[Path]:
     if os.path.isfile(Path(text) / "run.json"):
         folder = Path(os.path.abspath(text))
         out = folder.parent
+    elif run := run_of_path(text):
+        raise OpnormError(f"{text} is a file of a run, and whole runs are removed: opnorm rm {shown(run)}")
     else:
         stores = Store(out), Store(out / "attacks")
         folders = {_key(folder): folder for store in stores for folder in store.folders()}
         found = choose(text, folders, out)
         if found is None:
-            raise OpnormError(f"{text} is no run in {shown(out)}; opnorm ls --out {shown(out)} lists them")
+            raise no_run(text, out)
         folder = found
     key = _key(folder)
     kept = [

@@ -1,5 +1,6 @@
 """``opnorm norms`` and ``opnorm separation``: numbers about a network by itself, and about a data set."""
 
+import os
 import sys
 from dataclasses import dataclass, replace
 from json import loads as load_json
@@ -76,7 +77,7 @@ def norms(
         raise OpnormError("--json, --csv and --markdown exclude each other")
     ords = _orders(o.ord)
     gates = norm_gates(o.fail_over, ords, o.layers)
-    if is_weights(model) and run_folder(model, out) is None:
+    if is_weights(model) and (os.path.isfile(model) or run_folder(model, out) is None):
         _print_weights(model, ords, gates, o)
         return
     if o.condition:

@@ -16,19 +16,19 @@ _MODEL = (
 _DATA = (
     "a data set as a call: 'digits()', 'parquet(\"folder\")', 'hf(\"uoft-cs/cifar10\")', 'folder(\"path\")'"
 )
-_RUN = "; or a run: its key (see opnorm ls), the beginning of it, or its folder"
+_RUN = "a run: its key (see opnorm ls), the first 3 digits of it or more, its folder, or a file in that"
 
 Model = Annotated[str, arg(help=_MODEL)]
-ModelOrRun = Annotated[str, arg(help=_MODEL + _RUN)]
+ModelOrRun = Annotated[str, arg(help=f"{_MODEL}; or {_RUN}")]
 ModelRunOrWeights = Annotated[
     str,
     arg(
-        help=_MODEL
-        + _RUN
-        + "; or weights without their model: a .safetensors or .pt file, an index of shards, a folder of "
-        "the hub or of a LoRA adapter"
+        help=f"{_MODEL}; or {_RUN}; or weights without their model: a .safetensors or .pt file, also one of a run, an "
+        "index of shards, a folder of the hub or of a LoRA adapter"
     ),
 ]
+RunName = Annotated[str, arg(help=_RUN)]
+RunNames = Annotated[tuple[str, ...], arg(help=f"each {_RUN}; or the key of an attack")]
 Data = Annotated[str, arg(help=_DATA)]
 DataOfRun = Annotated[str | None, arg(help=_DATA + "; that of the run when left out")]
 

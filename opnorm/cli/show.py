@@ -3,14 +3,14 @@
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from opnorm._core.files import shown
-from opnorm.cli.options import Json, Runs, print_json
-from opnorm.cli.subjects import choose
-from opnorm.errors import OpnormError
+from opnorm.cli.options import Json, RunName, Runs, print_json
+from opnorm.cli.subjects import named_run, no_run
+from opnorm.errors import RunError
 
 __all__ = ["show", "sparkline"]
 
@@ -20,17 +20,18 @@ WIDTH = 60  # characters of a curve
 
 
 def show(
-    run: Annotated[
-        Positional[str], arg(help="a run: its key (see opnorm ls), the beginning of it, or its folder")
-    ],
+    run: Positional[RunName],
     out: Runs = Path("runs"),
     json: Json = False,
 ) -> None:
     """Show a run: state, settings, curves over the epochs, results, attacks on its network, and how to load it.
 
+    What can be read of a damaged run is shown, and the status is 2.
+
     opnorm show 3f2a9c01d4e7
     """
     from opnorm._core.plain_text import printable
+    from opnorm.runs.damage import check_whole
     from opnorm.runs.run_columns import run_row
     from opnorm.runs.store import Store
 
@@ -38,24 +39,31 @@ def show(
     store = Store(folder.parent)
     about = next(row for row in store.ls() if row["folder"] == str(folder))
     attacks = [row for row in Store(store.root / "attacks").ls() if row.get("subject") == about["key"]]
-    row, metrics = run_row(store, about, attacks), store.metrics(folder)
+    row, metrics = run_row(store, about, attacks), _metrics(store, folder)
     if json:
-        return print_json(row | {"metrics": metrics, "attacks": attacks})
-    for line in (*_values(row), *_curves(metrics), *_attacks(attacks), *_loading(folder, str(row["model"]))):
-        print(printable(line))
-    return None
+        print_json(row | {"metrics": metrics, "attacks": attacks})
+    else:
+        loading = _loading(folder, str(row["model"]))
+        for line in (*_values(row), *_curves(metrics), *_attacks(attacks), *loading):
+            print(printable(line))
+    check_whole(folder)
 
 
 def _folder(text: str, out: Path) -> Path:
     from opnorm.runs.store import Store
 
-    folder: Path | None = Path(os.path.abspath(text))
-    if not os.path.isfile(Path(text) / "run.json"):
-        folder = choose(text, {f.name.removesuffix(".partial"): f for f in Store(out).folders()}, out)
+    folder = named_run(text, out)
     if folder is None:
-        raise OpnormError(f"{text} is no run in {shown(out)}; opnorm ls --out {shown(out)} lists them")
+        raise no_run(text, out)
     Store(folder.parent).read(folder)
     return folder
+
+
+def _metrics(store: Any, folder: Path) -> list[dict[str, Any]]:
+    try:
+        return list(store.metrics(folder))
+    except RunError:  # which is said at the end
+        return []
 
 
 def _values(row: dict[str, Any]) -> Iterable[str]:

@@ -1,8 +1,7 @@
-"""Networks as the commands name them: by a call, or by a run's folder or key, which may be cut short."""
+"""Networks as the commands name them: by a call, or by one of the names of a run."""
 
 import os
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,14 @@ __all__ = [
     "choose",
     "data_of",
     "is_weights",
+    "named_run",
     "network_and_data",
     "network_of_run",
+    "no_run",
     "results_folder",
     "run_folder",
     "run_of",
-    "train_command",
+    "run_of_path",
     "trust_runs",
 ]
 
@@ -27,63 +28,86 @@ WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".index.json")
 """How the names of files of weights end."""
 
 LEAST = 3  # digits of a key that are enough to name it
+KEY = re.compile(r"[0-9a-z.]+")  # a key, or the beginning of one
 
 
 def results_folder(models: tuple[str, ...], out: Path | None) -> Path:
-    """The folder of runs whose results these are: ``out``, or where the first run is that is named by its folder."""
-    found = next((Path(m).parent for m in models if os.path.isfile(Path(m) / "run.json")), Path("runs"))
+    """The folder of runs whose results these are: ``out``, or where the first run is that is named by a path."""
+    found = next((folder.parent for folder in map(run_of_path, models) if folder), Path("runs"))
     return Path(os.path.abspath(out or found))
+
+
+def named_run(text: str, out: Path) -> Path | None:
+    """The folder of a run by any of its names; None where the text is none.
+
+    Its key, or the first three digits or more of it; its folder, or a file there; and ``file("...")`` of its weights.
+
+    Raises:
+        OpnormError: several keys begin so, or fewer digits are given.
+    """
+    if folder := run_of_path(text):
+        return folder
+    if not KEY.fullmatch(text):
+        return None
+    from opnorm.runs.store import Store
+
+    return choose(text, {f.name.removesuffix(".partial"): f for f in Store(out).folders()}, out)
+
+
+def no_run(text: str, out: Path) -> OpnormError:
+    """The error where a text names no run."""
+    return OpnormError(f"{text} is no run in {shown(out)}; opnorm ls --out {shown(out)} lists them")
+
+
+def run_of_path(text: str) -> Path | None:
+    """The folder of a run that a path leads to, or ``file("...")`` of its weights."""
+    from opnorm import spec
+
+    path = Path(text)
+    if text.startswith("file("):
+        try:
+            call = spec.parse(text)
+        except SpecError:
+            return None
+        given = (*call.args, *(value for name, value in call.kwargs if name == "path"))
+        alone = len(given) == len(call.args) + len(call.kwargs) == 1 and isinstance(given[0], str)
+        path = Path(str(given[0])) if alone else Path()
+        if path.name != "weights.safetensors":
+            return None
+    folder = path.parent if os.path.isfile(path) else path
+    return Path(os.path.abspath(folder)) if os.path.isfile(folder / "run.json") else None
 
 
 def choose(text: str, folders: dict[str, Path], out: Path) -> Path | None:
     """The folder of the key that a text is, or begins, of those in ``out``; None where there is none.
 
     Raises:
-        OpnormError: several keys begin so.
+        OpnormError: several keys begin so, or fewer than three digits are given.
     """
     key = text.removesuffix(".partial")
     if key in folders:
         return folders[key]
-    found = [name for name in folders if name.startswith(key)]
-    if len(found) > 1 and len(key) >= LEAST:
+    found = sorted(name for name in folders if key and name.startswith(key))
+    if found and len(key) < LEAST:
         raise OpnormError(
-            f"{text} is the beginning of several keys in {shown(out)}: {', '.join(sorted(found))}; name one of them"
+            f"{text} is too short for the beginning of a key; expected {LEAST} digits or more, such as {found[0][:LEAST]}"
         )
-    return folders[found[0]] if found and len(key) >= LEAST else None
+    if len(found) > 1:
+        raise OpnormError(
+            f"{text} is the beginning of several keys in {shown(out)}: {', '.join(found)}; name one of them"
+        )
+    return folders[found[0]] if found else None
 
 
 def run_folder(model: str, out: Path) -> Path | None:
-    """Where a run is, should the text be its folder or its key; OpnormError where it has no weights."""
-    folder: Path | None = Path(os.path.abspath(model))
-    if not os.path.isfile(Path(model) / "run.json"):
-        if not re.fullmatch(r"[0-9a-z.]+", model):
-            return None
-        names = sorted(file.parent for file in out.glob("[!.]*/run.json"))
-        folder = choose(model, {path.name.removesuffix(".partial"): path for path in names}, out)
-    if folder is None or (folder / "weights.safetensors").exists():
-        return folder
-    key, again = folder.name, train_command(_settings(folder), folder.parent)
-    if key.endswith(".partial"):
-        key = key.removesuffix(".partial")
+    """Where a run is, should the text name one; OpnormError where it has not been trained to its end."""
+    from opnorm.runs.damage import train_command
+
+    folder = named_run(model, out)
+    if folder and folder.name.endswith(".partial") and not (folder / "weights.safetensors").exists():
+        key, again = folder.name.removesuffix(".partial"), train_command(_settings(folder), folder.parent)
         raise OpnormError(f"run {key} has not been trained to its end; this goes on with it: {again}")
-    raise OpnormError(
-        f"the weights of run {key} are lost ({shown(folder)} has none); this trains it again: {again}"
-    )
-
-
-def train_command(run: dict[str, Any], out: Path) -> str:
-    """The command that trains a run."""
-    words = ["opnorm", "train"]
-    for name, value in run.items():
-        option = f"--{name.replace('_', '-')}"
-        if isinstance(value, bool):
-            words += [option] * value
-        elif isinstance(value, list | tuple):
-            words += [option, *map(str, value)] * bool(value)
-        elif value is not None:
-            words += [option, str(value)]
-    words += [] if out == Path(os.path.abspath("runs")) else ["--out", str(shown(out))]
-    return shlex.join(words)
+    return folder
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -96,11 +120,17 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def run_of(folder: Path) -> Any:
-    """The run of a folder; RunError where it calls own modules as this user never has, see :mod:`opnorm.runs.trust`."""
+    """The run of a folder.
+
+    Raises:
+        RunError: it is damaged, or calls own modules as this user never has, see :mod:`opnorm.runs.trust`.
+    """
+    from opnorm.runs.damage import check_whole
     from opnorm.runs.run import Run
     from opnorm.runs.trust import check_trusted
 
     settings = _settings(folder)
+    check_whole(folder)
     check_trusted(settings, folder)
     return Run.from_dict(settings)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from opnorm._core.files import DTYPES
 from opnorm._core.weight_paths import INDEX, as_path, cause, check_there, in_folder, of_index
 from opnorm.errors import ModelError
 from opnorm.models.loading import SPEC_KEY, read_state_dicts
@@ -18,11 +19,6 @@ __all__ = ["StoredTensor", "WeightFiles", "open_weights"]
 
 SHARD = re.compile(r"-(\d+)-of-(\d+)(\.\w+)$")
 OPTIMIZER = {"optimizer", "optim", "optimizers", "optimizer_state_dict", "scheduler", "momentum"}
-DTYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
-    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
-}  # fmt: skip
-"""Types as safetensors names them, as torch does."""
 
 
 class StoredTensor(NamedTuple):

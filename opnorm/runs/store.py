@@ -11,6 +11,7 @@ next one resumes.
 import os
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -155,7 +156,8 @@ class Store:
                 return files.read_json(path, checked=True)
         except RunError as e:
             raise RunError(
-                f"{e}; opnorm rm {folder.name} --out {files.shown(folder.parent)} removes the folder"
+                f"{files.shown(folder)} is damaged: {e}; opnorm rm {folder.name} --out {files.shown(folder.parent)} removes "
+                "the folder, and the command that began it makes it anew"
             ) from e
         age = "an older" if isinstance(version, int) and version < FORMAT else "another"
         raise RunError(
@@ -164,27 +166,22 @@ class Store:
         )
 
     def results(self, key: str) -> dict[str, dict[str, Any]]:
-        """For every analysis that was made: its rows and the seconds it took."""
+        """For every analysis that was made: its rows and the seconds it took; RunError where they are damaged."""
         path = self.folder(key) / "results.json"
-        try:
-            return files.read_json(path, checked=True)["analyses"] if path.exists() else {}
-        except RunError as e:
-            raise RunError(f"{e}. Delete {path.name}, and the same command makes the analyses again") from e
+        return files.read_json(path, checked=True)["analyses"] if path.exists() else {}
 
     def metrics(self, folder: Path) -> list[dict[str, Any]]:
         """The metrics of every epoch of a run; RunError where they have changed since its training ended."""
         path, checksum = folder / "metrics.jsonl", self.read(folder).get("metrics")
         rows = files.read_lines(path)
         if checksum is not None and checksum != files.lines_checksum(rows):
-            raise RunError(
-                f"{path} has changed since the training ended: damaged, or edited by hand? --again trains anew"
-            )
+            raise RunError(f"{path} has changed since the training ended: damaged, or edited by hand?")
         return rows
 
     def unreadable_weights(self, folder: Path) -> str:
         """Why the weights of a finished training cannot be read; empty when they can."""
         try:
-            files.read_tensors(folder / "weights.safetensors", checked=True)
+            files.check_tensors(folder / "weights.safetensors")
         except RunError as e:
             return str(e)
         return ""
@@ -202,8 +199,11 @@ class Store:
         return self.read(self.folder(key))
 
     def has(self, key: str, call: str) -> bool:
-        """Whether the rows of an analysis are there, made by the same code with the same settings."""
-        return self.results(key).get(call, {}).get("version") == _version(call)
+        """Whether the rows of an analysis are there, undamaged, made by the same code with the same settings."""
+        try:
+            return self.results(key).get(call, {}).get("version") == _version(call)
+        except RunError:
+            return False
 
     def folders(self) -> list[Path]:
         """The folders that are named by a key, or have a run.json."""
@@ -242,7 +242,11 @@ class Entry:
     def __init__(self, store: Store, key: str, outputs: list[list[float]] | None = None) -> None:
         self.store, self.key, self.outputs = store, key, outputs
         self.finished, self.failure = store.finished(key), store.failure(key)
-        self.results = store.results(key)
+        try:
+            self.results = store.results(key)
+        except RunError as e:
+            warnings.warn(f"{e}; the analyses are made again", stacklevel=4)
+            self.results = {}
 
     @property
     def folder(self) -> Path:

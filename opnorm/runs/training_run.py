@@ -122,7 +122,10 @@ def _is_done(run: Run, store: Store) -> bool:
 def _load(run: Run, store: Store) -> Result:
     folder, about = store.folder(run.key), store.about(run.key)
     rows = {a: saved["rows"] for a, saved in store.results(run.key).items() if a in run.analyses}
-    metrics = store.metrics(folder)
+    try:
+        metrics = store.metrics(folder)
+    except RunError as e:
+        raise RunError(f"{e} The same command with --again trains anew") from e
     return Result(run, metrics, rows, float(about.get("seconds", 0)), "", folder, about.get("ended", ""))
 
 
