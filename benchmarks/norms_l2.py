@@ -33,7 +33,7 @@ from opnorm._core.convolution import conv_geometry
 from opnorm._core.linear_map import linear_map
 from opnorm.norms.spectral.cheap_bounds import bound
 from opnorm.norms.spectral.frequency_response import polyphase
-from opnorm.norms.spectral.interval import lanczos
+from opnorm.norms.spectral.iterations import lanczos
 from opnorm.norms.spectral.upper_bound import certify
 
 KERNELS = [(3, 32, 32), (3, 32, 128), (3, 128, 256), (3, 256, 512), (5, 256, 128), (5, 512, 256)]

@@ -21,7 +21,8 @@ from opnorm.norms.network.trace import LayerCall, trace
 from opnorm.norms.nonlinear import lipschitz
 from opnorm.norms.norm import Norm, Product
 from opnorm.norms.spectral.cheap_bounds import BOUNDS, bound, sgl_norm, vs_norm
-from opnorm.norms.spectral.interval import lanczos, power_iteration, spectral_norm
+from opnorm.norms.spectral.interval import spectral_norm
+from opnorm.norms.spectral.iterations import lanczos, power_iteration
 from opnorm.norms.spectral.singular_value_spread import Spread, singular_value_spread
 from opnorm.norms.spectral.singular_values import Spectrum, singular_values
 from opnorm.norms.spectral.smallest_singular_value import smallest_singular_value

@@ -14,7 +14,7 @@ from opnorm._core.modes import in_default_modes
 from opnorm.errors import NormError
 from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.norms.network.trace import LayerCall, trace
-from opnorm.norms.spectral.interval import power_iteration
+from opnorm.norms.spectral.iterations import power_iteration
 from opnorm.training.metrics import Metrics
 
 __all__ = ["geometric_mean", "weight_metrics"]

@@ -79,18 +79,19 @@ class Polyphase:
         flat = self.matrices.flatten(2).to(phase.dtype)
         return (phase @ flat).unflatten(2, self.matrices.shape[2:])
 
-    def as_map(self, group: int, dtype: torch.dtype = torch.float64) -> LinearMap:
-        """X -> y(o) = Σ_τ A_τ x(o + τ) of one group, (B, c_in, *whole) -> (B, c_out, *out_size)."""
+    def as_map(self, group: int | None = None, dtype: torch.dtype = torch.float64) -> LinearMap:
+        """X -> y(o) = Σ_τ A_τ x(o + τ) of one group or of all side by side, (B, c_in, *whole) -> (B, c_out, *out_size)."""
         low, high = self.offsets.min(0), self.offsets.max(0)
         steps = [_step(self.offsets[:, axis]) for axis in range(len(low))]
-        A = self.matrices[group]
-        K = A.new_zeros(*A.shape[1:], *((high - low) // steps + 1), dtype=dtype)
+        A = self.matrices if group is None else self.matrices[group : group + 1]
+        groups, _, c_out, c_in = A.shape
+        K = A.new_zeros(groups * c_out, c_in, *((high - low) // steps + 1), dtype=dtype)
         where: tuple[Any, ...] = (..., *(torch.from_numpy(p) for p in ((self.offsets - low) // steps).T))
-        K[where] = A.permute(1, 2, 0).to(dtype)
+        K[where] = A.permute(0, 2, 3, 1).flatten(0, 1).to(dtype)
         sizes = zip(self.whole, self.out_size, low.tolist(), high.tolist(), strict=True)
         # negative ones cut off inputs that no output depends on
         pads = tuple((-first, m - 1 + last - (n - 1)) for n, m, first, last in sizes)
-        geometry = ConvGeometry(tuple(K.shape[2:]), (1,) * len(low), pads, tuple(steps), 1)
+        geometry = ConvGeometry(tuple(K.shape[2:]), (1,) * len(low), pads, tuple(steps), groups)
         return convolution_map(K, geometry, self.whole)
 
 

@@ -7,7 +7,6 @@ layers get a lower bound by Lanczos iteration and an upper one from their exact 
 
 import functools
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from opnorm._core.argument_checks import by_layer_type
 from opnorm._core.batch_norm import batch_norm_scale
 from opnorm._core.convolution import ConvGeometry, conv_geometry, transpose_geometry
 from opnorm._core.derived_weights import weight_of
-from opnorm._core.lanczos import lanczos as krylov_maximizer
 from opnorm._core.lanczos import steps_for
 from opnorm._core.layers import (
     CONV,
@@ -33,10 +31,10 @@ from opnorm._core.layers import (
     overrides,
     unwrap,
 )
-from opnorm._core.linear_map import LinearMap, check_map, linear_map
+from opnorm._core.linear_map import LinearMap, linear_map
 from opnorm._core.modes import in_default_modes
 from opnorm._core.rounding import PRODUCT
-from opnorm._core.settings import check_count, check_number
+from opnorm._core.settings import check_number
 from opnorm.errors import NormError
 from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.norms.exact.separable import SEPARABLE
@@ -47,15 +45,15 @@ from opnorm.norms.spectral.convolution_matrix import as_convolution
 from opnorm.norms.spectral.divided_layer import divided_by
 from opnorm.norms.spectral.explicit_matrix import diagonalized, first_upper_bound
 from opnorm.norms.spectral.frequency_response import Polyphase, polyphase
+from opnorm.norms.spectral.group_selection import leading_groups
+from opnorm.norms.spectral.iterations import lanczos, random_start
 from opnorm.norms.spectral.kronecker import kronecker_norm
 from opnorm.norms.spectral.padded_convolution import padding_bound
 from opnorm.norms.spectral.upper_bound import certify
 
 __all__ = [
     "check_interval",
-    "lanczos",
     "polyphase_of",
-    "power_iteration",
     "spectral_norm",
     "sqrt_of_l1_linf",
 ]
@@ -131,7 +129,7 @@ def _length(layer: nn.Module, linear: LinearMap) -> Tensor:
     inner = unwrap(layer)
     if is_standard(inner, *WEIGHTED):
         return lp.lp_norm(weight_of(inner).detach().double().reshape(1, -1), 2)
-    return lp.lp_norm(linear @ _random_start(linear, 0), 2)
+    return lp.lp_norm(linear @ random_start(linear, 0), 2)
 
 
 def check_interval(relative_width: float = 5e-3, failure_probability: float = 0.0) -> None:
@@ -143,7 +141,16 @@ def check_interval(relative_width: float = 5e-3, failure_probability: float = 0.
 
 def _convolution(linear: LinearMap, t: Polyphase, relative_width: float, effort: int) -> Norm:
     """By the frequency response; small maps rather as a whole, where the border is too large a part of them."""
-    norm = NOTHING
+    count = len(t.matrices)
+    t, lower, rest = leading_groups(t, relative_width)
+    if len(t.matrices) < count and t.whole == t.reach:
+        linear = t.as_map()
+    norm = _of_all_groups(linear, t, NOTHING, relative_width, effort)
+    lower = max(lower, float(norm.lower))
+    return Norm.of(lower, max(float(norm.upper), rest, lower), norm.method)
+
+
+def _of_all_groups(linear: LinearMap, t: Polyphase, norm: Norm, relative_width: float, effort: int) -> Norm:
     side = min((n for n, d in zip(t.reach, t.degree, strict=True) if d), default=SMALL_MAP)
     small = side < SMALL_MAP and min(linear.shape) > DENSE and relative_width >= TINY and _cost(t) <= effort
     if small:
@@ -158,10 +165,6 @@ def _convolution(linear: LinearMap, t: Polyphase, relative_width: float, effort:
     )
     if norm.relative_width <= relative_width:
         return norm
-    if certified.by_group is not None:  # the other groups are below what one attains
-        t = replace(t, matrices=t.matrices[certified.by_group >= norm.lower])
-        if len(t.matrices) == 1 and t.whole == t.reach:
-            linear = t.as_map(0)
     return _whole_matrix(linear, t, norm, relative_width, 0 if small else effort)
 
 
@@ -305,46 +308,3 @@ def _separable(layer: nn.Module, in_shape: Shape, *args: Any, **kwargs: Any) -> 
 
 for _kind in SEPARABLE:
     spectral_norm.register(_kind, _separable)
-
-
-@in_default_modes
-@torch.no_grad()
-def power_iteration(
-    linear: LinearMap, iterations: int = 100, seed: int = 0, tolerance: float = 1e-9
-) -> float:
-    """A lower bound of ‖M‖_2: ‖M v‖_2 for the unit vector v reached by ``iterations`` steps v ← MᵀM v / ‖MᵀM v‖.
-
-    Every value ‖M v‖_2 / ‖v‖_2 is a true lower bound; it is lowered by a relative 1e-12 for rounding.
-
-    Args:
-        linear: the map, in float64.
-        iterations: at most so many products with M and Mᵀ.
-        seed: of the random start.
-        tolerance: stop when the value grows by less than this, relatively.
-    """
-    v = lp.dual(_random_start(linear, seed, iterations), 2)
-    found = lp.power_iteration(linear, v, 2, 2, steps=max(iterations, 1) - 1, tolerance=tolerance)
-    return float(found.value) * (1 - PRODUCT)
-
-
-@in_default_modes
-@torch.no_grad()
-def lanczos(linear: LinearMap, iterations: int, seed: int = 0, tolerance: float = 0.0) -> float:
-    """A lower bound of ‖M‖_2 by Lanczos iteration on MᵀM from a random start, lowered by 1e-12 for rounding.
-
-    Args:
-        linear: the map, in float64.
-        iterations: at most so many products with M and Mᵀ.
-        seed: of the random start.
-        tolerance: stop when ten steps add less than this to the value, relatively.
-    """
-    v = _random_start(linear, seed, iterations)
-    v = krylov_maximizer(linear, v, steps=iterations, tolerance=tolerance)
-    return float(lp.lp_norm(linear @ v, 2) / lp.lp_norm(v, 2)) * (1 - PRODUCT)
-
-
-def _random_start(linear: LinearMap, seed: int, iterations: int = 0) -> Tensor:
-    check_map(linear)
-    check_count("iterations", iterations, 0, error=NormError)
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(1, *linear.in_shape, generator=generator, dtype=torch.float64).to(linear.device)

@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from opnorm._core.frequencies import half_grid
 from opnorm._core.layers import Shape
@@ -48,14 +47,12 @@ class Interval:
         upper: a value that is not exceeded.
         factorizations: small matrices that were factorized or diagonalized.
         method: how the upper end was proved.
-        by_group: an upper bound of the norm of each group (groups,), where it is known.
     """
 
     lower: float
     upper: float
     factorizations: int
     method: str
-    by_group: Tensor | None = None
 
 
 def certify(t: Polyphase, relative_width: float = 5e-3) -> Interval:
@@ -71,8 +68,6 @@ def certify(t: Polyphase, relative_width: float = 5e-3) -> Interval:
         return Interval(0.0, 0.0, 0, "all weights are zero")
     result = interval_of(SymbolSearch(scaled, gram(scaled), relative_width))
     result.lower, result.upper = math.ldexp(result.lower, exponent), math.ldexp(result.upper, exponent)
-    if result.by_group is not None:
-        result.by_group = torch.ldexp(result.by_group, torch.tensor(exponent))
     return result
 
 
@@ -127,10 +122,8 @@ def interval_of(s: SymbolSearch) -> Interval:
     """The interval for one convolution, by the search's own settings."""
     t, n, groups = s.t, s.g.n, len(s.g.even)
     period = tuple(N if d else 1 for N, d in zip(t.period(), t.degree, strict=True))
-    by_group = None
     if n == 1:
-        by_group, method = _of_one_channel(s, period), "frequency response of every channel"
-        upper = float(by_group.max())
+        upper, method = _of_one_channel(s, period), "frequency response of every channel"
     else:
         eta = max(
             FIRST_CELL, math.acos(1 / (1 + 0.9 * s.relative_width))
@@ -143,7 +136,7 @@ def interval_of(s: SymbolSearch) -> Interval:
             upper, method = _on_circles(s, period, exactly)
         else:
             upper, method = bound_by_cells(s, cells), "frequency cells, any input size"
-    return Interval(s.lower, max(upper, s.lower), s.count + s.test.count, method, by_group)
+    return Interval(s.lower, max(upper, s.lower), s.count + s.test.count, method)
 
 
 # ---------------------------------------------------------------- circles, frequency by frequency
@@ -301,25 +294,23 @@ def _split(omega: np.ndarray, half: np.ndarray, degree: np.ndarray) -> list[tupl
 # ---------------------------------------------------------------- one channel
 
 
-def _of_one_channel(s: SymbolSearch, period: tuple[int, ...]) -> Tensor:
-    """Depthwise convolutions: ‖A(ω)‖ is the modulus of a scalar polynomial, tabulated finely enough: a bound a channel."""
+def _of_one_channel(s: SymbolSearch, period: tuple[int, ...]) -> float:
+    """Depthwise convolutions: ‖A(ω)‖ is the modulus of a scalar polynomial, tabulated finely enough."""
     degree = np.array(s.t.degree)
     slack = math.acos(1 / (1 + s.relative_width / 4)) / max((degree > 0).sum(), 1)
     fine = tuple(math.ceil(math.pi * d / slack) if d else 1 for d in s.t.degree)
     on_circle = math.prod(period) <= math.prod(fine)
     factor = 1.0 if on_circle else math.cos(float((math.pi * degree / fine).sum()))
     points, _ = half_grid(period if on_circle else fine)
-    tops = s.g.even.new_zeros(len(s.g.even))
-    best, where = -1.0, points[0]
+    best, where, group = -1.0, points[0], 0
     step = max(1, int(CHUNK_BYTES / (8 * max(len(s.g.even), len(s.g.offsets)))))
     for some in np.array_split(points, -(-len(points) // step)):
         angles = torch.from_numpy(some @ s.g.offsets.T).to(s.g.even.device)
         values, places = (s.g.even[..., 0, 0] @ angles.cos().T).max(1)  # (groups, F)
-        tops = torch.maximum(tops, values)
-        group = int(values.argmax())
-        if float(values[group]) > best:
-            best, where = float(values[group]), some[int(places[group])]
+        i = int(values.argmax())
+        if float(values[i]) > best:
+            best, where, group = float(values[i]), some[int(places[i])], i
     s.count = len(points) * len(s.g.even)
-    s.improve(math.sqrt(max(best, 0.0)), where, int(tops.argmax()))
-    above = [s.above(math.sqrt(top)) for top in tops.tolist()]
-    return torch.tensor(above, dtype=torch.float64) / factor * (1 + PRODUCT)
+    top = math.sqrt(max(best, 0.0))
+    s.improve(top, where, group)
+    return s.above(top) / factor * (1 + PRODUCT)

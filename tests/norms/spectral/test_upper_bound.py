@@ -16,12 +16,8 @@ from opnorm.norms.spectral import lower_bound as module
 from opnorm.norms.spectral.cheap_bounds import BOUNDS, bound, sgl_norm, vs_norm
 from opnorm.norms.spectral.explicit_matrix import first_upper_bound, gram_matrices
 from opnorm.norms.spectral.frequency_response import gram, polyphase
-from opnorm.norms.spectral.interval import (
-    lanczos,
-    polyphase_of,
-    power_iteration,
-    spectral_norm,
-)
+from opnorm.norms.spectral.interval import polyphase_of, spectral_norm
+from opnorm.norms.spectral.iterations import lanczos, power_iteration
 from opnorm.norms.spectral.padded_convolution import padding_bound
 from opnorm.norms.spectral.positive_definite import DOUBLE, SINGLE, CholeskyTest
 from opnorm.norms.spectral.symbol_search import SymbolSearch
