@@ -62,7 +62,7 @@ def _run(args: list[str]) -> None:
         if debug:
             raise
         foreseen = isinstance(e, OpnormError | OSError)
-        text = _reason(e) if foreseen else f"{type(e).__name__}: {e}; --debug shows where"
+        text = _reason(e, args) if foreseen else f"{type(e).__name__}: {e}; --debug shows where"
         if not (foreseen and int(os.environ.get("RANK", "0"))):  # torchrun's first process says it for all
             print("opnorm:", printable(" ".join(text.split())), file=sys.stderr)
         sys.exit(2 if foreseen else 1)
@@ -78,8 +78,12 @@ def _completion(args: list[str]) -> list[str]:
     return ["--tyro-print-completion", shell]
 
 
-def _reason(error: Exception) -> str:
-    """What went wrong, beginning with the file where it is about one."""
+def _reason(error: Exception, args: list[str]) -> str:
+    """What went wrong, beginning with the file where it is about one, ending with the right command where that is known."""
+    from opnorm.cli.subjects import MisnamedError
+
+    if isinstance(error, MisnamedError):
+        return f"{error}: {error.corrected(args)}"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     return str(error)

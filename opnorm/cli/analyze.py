@@ -1,7 +1,7 @@
 """``opnorm analyze`` and ``opnorm compare``: one network, or several, on one page."""
 
 import pkgutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +17,7 @@ from opnorm.cli.options import (
     Json,
     Limit,
     ModelOrRun,
+    ModelsOrRuns,
     Results,
     SkipBad,
     Trust,
@@ -35,6 +36,9 @@ ANALYSES = sorted(
     if not module.ispkg
 )
 """The names of the modules: importing them would load torch before ``--help`` can answer."""
+
+IN_THE_LABEL = ("objective", "regularizers", "ema", "analyses")
+"""Settings of a run that its label has, and those that its network does not depend on."""
 
 WHAT = (
     "analyses as names or calls, such as accuracy 'norm_table(ords=(2,))'; all means every one: "
@@ -82,11 +86,12 @@ def analyze(model: Positional[ModelOrRun], options: Options = AnalyzeOptions()) 
     _analyze((model,), options)
 
 
-def compare(models: Positional[tuple[ModelOrRun, ...]], options: Options = AnalyzeOptions()) -> None:
+def compare(models: Positional[ModelsOrRuns], options: Options = AnalyzeOptions()) -> None:
     """Analyze several trained networks side by side, on one page; the last line printed is the page's path.
 
-    Every network has the same color in all charts; the first one, the baseline, is black. name=MODEL names a network.
-    Results of opnorm analyze are found again.
+    Every network has the same color in all charts; the first one, the baseline, is black. name=MODEL names a network;
+    without a name, a run is called by its way of training and, where that is another's too, by the settings in which they
+    differ. Results of opnorm analyze are found again.
 
     opnorm compare 'plain=file("plain.safetensors")' 'adversarial=file("pgd_at.safetensors")' --data 'parquet("cifar10")'
 
@@ -113,17 +118,17 @@ def _analyze(models: tuple[str, ...], options: AnalyzeOptions) -> None:
         trust_runs(tuple(model for _, model in named), out)
     data = _data_of_all([model for _, model in named], out) if o.data is None else o.data
     data = skipping_bad(data, o.skip_bad)
-    pairs = [_network(label, model, data, out) for label, model in named]
-    networks, dataset = [network for network, _ in pairs], pairs[0][1]
+    found = [_network(label, model, data, out) for label, model in named]
+    networks, dataset = _told_apart([(network, run) for network, run, _ in found]), found[0][2]
     for network in networks:
         network.model.to(o.device).eval()
     store = Store(out / "analyses", again=o.again)
     with AnalyzeBar("all analyses") as progress:
         dataset = dataset if o.limit is None else dataset.limit(o.limit)
-        found = analyze(networks, dataset, calls, store=store, progress=progress)
-    page = shown(found.write(store.root / found.name, o.figures))
+        report = analyze(networks, dataset, calls, store=store, progress=progress)
+    page = shown(report.write(store.root / report.name, o.figures))
     if o.json:
-        print_json({"page": str(page), "networks": found.as_dict()})
+        print_json({"page": str(page), "networks": report.as_dict()})
     else:
         print(page)
 
@@ -148,8 +153,8 @@ def _named(text: str) -> tuple[str, str]:
     return (name.strip(), rest.strip()) if equals and not set(name) & set("(,\"'/") else ("", text)
 
 
-def _network(label: str, model: str, data: str, out: Path) -> tuple[Any, Any]:
-    """A network with its name on the page, and the data set."""
+def _network(label: str, model: str, data: str, out: Path) -> tuple[Any, dict[str, Any], Any]:
+    """A network with its name on the page; what tells it from others, unless the user has named it; the data set."""
     from opnorm import spec
     from opnorm.runs.network_report import Network
     from opnorm.runs.store import Store
@@ -158,10 +163,31 @@ def _network(label: str, model: str, data: str, out: Path) -> tuple[Any, Any]:
     folder = run_folder(model, out)
     if folder is None:
         call = str(spec.short(model, "model"))
-        return Network(label or call, network, call), dataset
+        return Network(label or call, network, call), {}, dataset
     run = run_of(folder)
     metrics = Store(folder.parent).metrics(folder)
     call = f"run {folder.name}: {run.model}, {run.label}"
     if run.data != data:
         call += f", trained on {run.data}, not on the data of this page"
-    return Network(label or run.label, network, call, metrics), dataset
+    settings = {name: value for name, value in run.as_dict().items() if name not in IN_THE_LABEL}
+    told = {} if label else settings | {"run": folder.name}
+    return Network(label or run.label, network, call, metrics), told, dataset
+
+
+def _told_apart(networks: list[tuple[Any, dict[str, Any]]]) -> list[Any]:
+    """The networks; the names of runs that were trained in the same way also have the settings in which they differ."""
+    labels = [network.label for network, _ in networks]
+    found = []
+    for network, told in networks:
+        twins = [other for one, other in networks if one.label == network.label and other]
+        differing = [name for name in told if any(other[name] != told[name] for other in twins)]
+        if told and labels.count(network.label) > 1:
+            named = [name for name in differing if name != "run"] or differing
+            more = "".join(f", {name}={_text(told[name])}" for name in named)
+            network = replace(network, label=network.label + more)
+        found.append(network)
+    return found
+
+
+def _text(value: Any) -> str:
+    return " + ".join(value) or "none" if isinstance(value, tuple) else str(value)

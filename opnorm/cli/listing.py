@@ -167,19 +167,13 @@ def _differing(runs: Sequence[Row]) -> list[str]:
 
 def _settings(row: Row, differing: Iterable[str]) -> str:
     """A run in a line; as text, for the user's own modules need not be importable from here."""
-    from opnorm.runs.method_label import method_label
+    from opnorm.runs.method_label import label_of
 
     run = row.get("run")
     if not isinstance(run, dict):
         return ""
-    regularizers, ema = run.get("regularizers"), run.get("ema")
-    way = method_label(
-        str(run.get("objective", "?")),
-        list(map(str, regularizers)) if isinstance(regularizers, list) else (),
-        ema if isinstance(ema, int | float) else 0.0,
-    )
     more = "".join(f", {name}={_value(run.get(name))}" for name in differing)
-    return f"{way}, seed {run.get('seed')}: {run.get('model')} on {run.get('data')}{more}"
+    return f"{label_of(row)}, seed {run.get('seed')}: {run.get('model')} on {run.get('data')}{more}"
 
 
 def _value(value: Any) -> str:

@@ -20,6 +20,9 @@ _RUN = "a run: its key (see opnorm ls), the first 3 digits of it or more, its fo
 
 Model = Annotated[str, arg(help=_MODEL)]
 ModelOrRun = Annotated[str, arg(help=f"{_MODEL}; or {_RUN}")]
+ModelsOrRuns = Annotated[
+    tuple[str, ...], arg(help=f"each {_MODEL}; or {_RUN}; name=MODEL names it on the page")
+]
 ModelRunOrWeights = Annotated[
     str,
     arg(

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from opnorm._core.files import shown
 from opnorm.errors import OpnormError, RunError, SpecError
 
 __all__ = [
+    "MisnamedError",
     "check_network",
     "choose",
     "data_of",
@@ -192,21 +194,51 @@ def check_network(text: str, out: Path) -> None:
         spec.resolve(spec.parse(text), "model")
     except SpecError as e:
         if os.path.exists(text) or is_weights(text):
-            raise OpnormError(
-                f"{text} is no run{'' if os.path.exists(text) else ', and there is no such file'}; expected a run, or a "
-                f"network as a call, {_call_of_file(text)}"
-            ) from e
+            raise _misnamed(text) from e
         raise OpnormError(
             f"{text} is no run in {shown(out)} (see opnorm ls --out {shown(out)}), and no network: {e}"
         ) from e
 
 
-def _call_of_file(text: str) -> str:
-    """The call that a file or folder may be meant by."""
+class MisnamedError(OpnormError):
+    """A file in the place of a network.
+
+    Attributes:
+        given: the text.
+        meant: the call that may be meant by it.
+    """
+
+    def __init__(self, why: str, given: str, meant: str) -> None:
+        super().__init__(why)
+        self.given, self.meant = given, meant
+
+    def corrected(self, args: list[str]) -> str:
+        """The command with the call in the place of the text, and with data where it needs them and has none."""
+        args = [
+            self.meant.join(arg.rsplit(self.given, 1)) if arg.endswith(self.given) else arg for arg in args
+        ]
+        if args[0] in ("attack", "analyze") and not any(arg.startswith("--data") for arg in args):
+            args += ["--data", "digits()"]
+        return shlex.join(["opnorm", *args])
+
+
+def _misnamed(text: str) -> MisnamedError:
+    from opnorm.models.loading import records_network
+
+    if not os.path.exists(text):
+        why = f"{text} is no run, and there is no such file; expected a run, or a network as a call, such as"
+        return MisnamedError(why, text, f'file("{text}")')
     if text.endswith(".py"):
-        return f"a function of this module as '{Path(text).stem}.build()'"
-    name = text if is_weights(text) else "weights.safetensors"
-    return f"weights as 'file(\"{name}\")' or, where they do not record it, 'file(\"{name}\", arch=resnet(depth=20))'"
+        why = f"{text} is no run; a network of this module is a call of the function that returns it, such as"
+        return MisnamedError(why, text, f"{Path(text).stem}.build()")
+    if records_network(text):
+        why = f"{text} is a file of weights, not a run; the network that it records is a call"
+        return MisnamedError(why, text, f'file("{text}")')
+    if is_weights(text):
+        why = f"{text} has weights without their network, and is no run; add that, as it was trained, such as"
+        return MisnamedError(why, text, f'file("{text}", arch=resnet(depth=20))')
+    why = f"{text} is no run; expected a run, or a network as a call, such as"
+    return MisnamedError(why, text, 'file("weights.safetensors")')
 
 
 def is_weights(text: str) -> bool:

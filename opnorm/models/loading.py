@@ -16,7 +16,7 @@ from opnorm._core import files
 from opnorm._core.argument_checks import check_module
 from opnorm._core.layers import unwrap
 from opnorm._core.weight_paths import INDEX, as_path, cause, check_there, in_folder, of_index
-from opnorm.errors import ModelError, SpecError
+from opnorm.errors import ModelError, OpnormError, SpecError
 from opnorm.models.state_dicts import fill, plain_state_dict, state_dicts_in
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "file",
     "read_state_dicts",
     "recorded_call",
+    "records_network",
     "save",
 ]
 
@@ -90,6 +91,15 @@ def recorded_call(path: str | Path, metadata: dict[str, str]) -> spec.Call:
             f"{path} records the network {recorded!s:.200}, which is not opnorm's own; pass arch=... to build it"
         )
     return call
+
+
+def records_network(path: str | Path) -> bool:
+    """Whether ``file(path)`` needs no ``arch``: the file records one of opnorm's networks."""
+    try:
+        recorded_call(path, read_state_dicts(path)[1])
+    except OpnormError:
+        return False
+    return True
 
 
 def _recorded_network(

@@ -13,6 +13,7 @@ from opnorm._core.hub_access import hub_failure, hub_package
 from opnorm.errors import OpnormError, RunError
 from opnorm.models.hub_models import WEIGHTS
 from opnorm.models.loading import READERS, SPEC_KEY
+from opnorm.runs.method_label import label_of
 from opnorm.runs.model_card import Exported, loading_lines, model_card
 from opnorm.runs.run_columns import robust_accuracies
 from opnorm.runs.store import Store
@@ -77,6 +78,7 @@ def _exported(folder: Path, about: dict[str, Any], call: spec.Call | None) -> Ex
     return Exported(
         key=folder.name,
         call=call,
+        label=label_of(about),
         settings={
             name: _without_folders(value) if name in ("model", "data") else value
             for name, value in about["run"].items()

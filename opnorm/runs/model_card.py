@@ -8,7 +8,6 @@ from opnorm import spec
 from opnorm._core.confidence import confidence_interval
 from opnorm._core.plain_text import markdown_row
 from opnorm.errors import OpnormError
-from opnorm.runs.method_label import method_label
 from opnorm.runs.run_columns import RobustAccuracy
 
 __all__ = ["Exported", "loading_lines", "model_card", "needs_code"]
@@ -51,6 +50,7 @@ class Exported(NamedTuple):
 
     key: str
     call: spec.Call | None
+    label: str
     settings: dict[str, Any]
     known: dict[str, Any]
     data: dict[str, Any]
@@ -64,10 +64,7 @@ class Exported(NamedTuple):
     def title(self) -> str:
         """Network, way of training and data, in a line."""
         run = self.settings
-        way = method_label(
-            str(run.get("objective")), list(map(str, run.get("regularizers") or ())), run.get("ema") or 0
-        )
-        return f"{run.get('model')} on {self.data.get('name', run.get('data'))}, {way}"
+        return f"{run.get('model')} on {self.data.get('name', run.get('data'))}, {self.label}"
 
 
 def needs_code(call: spec.Call | None) -> list[str]:

@@ -9,7 +9,7 @@ from opnorm import spec
 from opnorm._core.files import write_bytes
 from opnorm._core.settings import is_number
 from opnorm.errors import OpnormError, RunError
-from opnorm.runs.method_label import method_label
+from opnorm.runs.method_label import label_of
 from opnorm.runs.store import Store
 
 __all__ = ["COLUMNS", "RobustAccuracy", "robust_accuracies", "run_row", "run_rows", "write_parquet"]
@@ -94,10 +94,7 @@ def run_row(store: Store, about: Row, attacks: Sequence[Row] = ()) -> Row:
     row |= {name: where.get(name) for name in WHERE}
     if not run:
         return row
-    texts = run.get("regularizers")
-    named = list(map(str, texts)) if isinstance(texts, list) else []
-    ema = run.get("ema")
-    row["method"] = method_label(str(run.get("objective")), named, ema if is_number(ema) else 0.0)
+    row["method"] = label_of(about)
     try:
         return row | _found(store, about, attacks)
     except RunError as e:

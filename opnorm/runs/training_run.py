@@ -149,7 +149,12 @@ def _complete(
         _check_data(run, entry.store.about(entry.key), data)
     else:
         model = make_model(run, data)
-        about: dict[str, Any] = {"run": run.as_dict(), "known": known_of(data), "data": data.describe()}
+        about: dict[str, Any] = {
+            "run": run.as_dict(),
+            "label": run.label,
+            "known": known_of(data),
+            "data": data.describe(),
+        }
         if _own_data(run):
             about["points"] = data_identity(data)
         entry.begin(about | {"where": environment()})

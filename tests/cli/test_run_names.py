@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.runs.test_damage import flip
 
@@ -82,6 +83,29 @@ def test_other_weights_are_no_run(main, key):
         assert "is no run in runs" in main("show", name)[2]
 
 
+def test_of_weights_in_the_place_of_a_network_the_message_is_the_right_command(main, key):
+    shutil.copy(f"runs/{key}/weights.safetensors", "copied.safetensors")
+    status, out, err = call(main, "attack", "copied.safetensors")
+    assert (status, out) == (2, "")
+    assert err.startswith("opnorm: copied.safetensors is a file of weights, not a run; ")
+    right = shlex.split(err.rpartition(": ")[2])
+    assert right[:3] == ["opnorm", "attack", 'file("copied.safetensors")']
+    assert main(*right[1:])[0] == 0
+
+
+def test_the_right_command_keeps_names_and_adds_data_only_where_they_are_needed(main, key):
+    shutil.copy(f"runs/{key}/weights.safetensors", "copied.safetensors")
+    what = ("--what", "accuracy")
+    _, _, err = main("compare", "a=copied.safetensors", f"b={key}", *what)
+    assert err.endswith(f"""opnorm compare 'a=file("copied.safetensors")' b={key} --what accuracy\n""")
+    _, _, err = main("analyze", "copied.safetensors", *what, "--data", "digits()")
+    assert err.endswith("""'file("copied.safetensors")' --what accuracy --data 'digits()'\n""")
+    torch.save({"weight": torch.eye(3)}, "state.pt")
+    _, _, err = main("attack", "state.pt")
+    assert err.startswith("opnorm: state.pt has weights without their network, and is no run; add that")
+    assert err.endswith("""opnorm attack 'file("state.pt", arch=resnet(depth=20))' --data 'digits()'\n""")
+
+
 @pytest.mark.parametrize("command", [*COMMANDS, "rm"])
 def test_too_few_digits_are_said(main, key, command):
     status, out, err = call(main, command, key[:2])
@@ -143,3 +167,44 @@ def test_all_commands_say_the_same_of_a_damaged_run_and_how_to_mend_it(main, key
         "that one is asked for by --again"
     )
     assert {call(main, command, key)[0] for command in ("norms", "show", "export")} == {0}
+
+
+# ---------------------------------------------------------------- labels
+
+
+def test_a_run_has_one_label_everywhere(main, tiny):
+    settings = (
+        "--model",
+        "mlp(width=6, depth=1)",
+        "--epochs",
+        "1",
+        "--limit",
+        "60",
+        "--analyses",
+        "accuracy",
+    )
+    trained = main("train", *settings, "--objective", "fgsm_at(eps=0.1, norm=inf)", "--json")
+    key = json.loads(trained[1])["key"]
+    label = "fgsm_at(eps=0.1)"  # without what is the default
+    assert f"  {label}, seed 0: mlp" in main("ls")[1]
+    assert json.loads(main("show", key, "--json")[1])["method"] == label
+    assert list(json.loads(main("analyze", key, "--what", "accuracy", "--json")[1])["networks"]) == [label]
+    main("export", key, "--to", "exported")
+    assert f", {label}" in Path("exported/README.md").read_text()
+
+
+def test_runs_of_one_label_are_compared_by_what_differs(main):
+    settings = ("--epochs", "1", "--limit", "60", "--analyses", "accuracy", "--json")
+    keys = [
+        json.loads(main("train", "--model", f"mlp(width={width}, depth=1)", "--seed", seed, *settings)[1])[
+            "key"
+        ]
+        for width, seed in ((6, "0"), (6, "1"), (5, "0"))
+    ]
+    _, out, _ = main("compare", *keys, f"mine={keys[0]}", "--what", "accuracy", "--json")
+    assert list(json.loads(out)["networks"]) == [
+        "plain, model=mlp(width=6, depth=1), seed=0",
+        "plain, model=mlp(width=6, depth=1), seed=1",
+        "plain, model=mlp(width=5, depth=1), seed=0",
+        "mine",
+    ]
