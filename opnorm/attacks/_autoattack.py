@@ -29,13 +29,10 @@ __all__ = ["AutoAttack", "Certificate", "autoattack"]
 
 
 class Version(NamedTuple):
-    """What a version of AutoAttack runs.
+    """What a version of AutoAttack runs; the other settings are those of :func:`autoattack`.
 
     Attributes:
         attacks: cheapest first; the order does not change which points are misclassified.
-        restarts: of APGD-CE and APGD-DLR.
-        patience: see :func:`autoattack`.
-        bf16: search on a bfloat16 copy of the model.
         rescale: the schedule of Square is that of 10,000 queries, shrunk to its 5,000.
     """
 
@@ -55,6 +52,7 @@ VERSIONS = {
 }
 
 GRADIENT_PASSES, VERDICT_PASSES = 20, 100  # of a randomized model
+BATCH, SMALL_INPUTS = 128, 2**16  # points at once, or numbers in their inputs
 RANDOM = (
     'two passes over the same points differ: the model is random; only version="rand" averages over passes'
 )
@@ -78,7 +76,7 @@ def autoattack(
     version: str = "standard",
     attacks: tuple[str, ...] | None = None,
     certify: Certificate | None = None,
-    batch: int = 128,
+    batch: int | None = None,
     mode: Mode = "eval",
     seed: int = 0,
     bf16: bool | None = None,
@@ -105,7 +103,7 @@ def autoattack(
     - ``attacks``: only these of the version's, such as ``("apgd-ce", "apgd-t")``; all when None.
     - ``certify``: removes points that are robust to the first attack and that it proves robust; the true robust accuracy
       is between the share of certified points and that of robust ones.
-    - ``batch``: points that the model evaluates at once.
+    - ``batch``: points that the model evaluates at once; when None, 128, and up to 512 of inputs of fewer than 512 numbers.
     - ``bf16``: search on a bfloat16 copy where the hardware has bfloat16 and the copy agrees with the model; only the model
       decides whether a point is misclassified. Not for float64 models.
     - ``patience``: how unlikely a success must be for a job (a point, a target, a restart) to end before its last step: it
@@ -139,7 +137,7 @@ class AutoAttack:
     version: str = "standard"
     attacks: tuple[str, ...] | None = None
     certify: Certificate | None = None
-    batch: int = 128
+    batch: int | None = None
     mode: Mode = "eval"
     seed: int = 0
     bf16: bool | None = None
@@ -147,7 +145,7 @@ class AutoAttack:
     restarts: int | None = None
 
     def __post_init__(self) -> None:
-        optional = ("patience", "restarts")
+        optional = ("batch", "patience", "restarts")
         settings = {k: v for k, v in vars(self).items() if k not in optional or v is not None}
         check_settings({"version": VERSIONS}, **settings)
         known = VERSIONS[self.version].attacks
@@ -206,7 +204,7 @@ class AutoAttack:
         """
         if not isinstance(radii, Sequence) or not radii or len(self._rounds()) > 1:
             raise AttackError(
-                f"radii={radii!r}, attacks={self.names}: expected a list of at least one radius, "
+                f"radii={radii!r}, attacks={self.names}: expected at least one radius, "
                 "and attacks that share a batch: apgd-ce, apgd-dlr, apgd-t, without certify"
             )
         for eps in radii:
@@ -237,7 +235,7 @@ class AutoAttack:
                 notes += logits_notes(logits, self.names, random=random)
                 if random:
                     surrogate = MeanProbabilities(model, GRADIENT_PASSES)
-                elif is_random(model, x[: self.batch], logits):
+                elif is_random(model, x[: self._rows(x)], logits):
                     notes.append(RANDOM)
                 elif self.mode == "eval":
                     few = x[correct][:16], y[correct][:16]
@@ -247,7 +245,7 @@ class AutoAttack:
             stages = list[StageResult]()
             for number, searches in enumerate(self._rounds() if attacked else [[]]):
                 if searches:
-                    options = self._options(searches, surrogate, seed, progress)
+                    options = self._options(self._rows(x), searches, surrogate, seed, progress)
                     stages += run_round(problem, searches, options, result)
                 left = result.attacked & ~result.misclassified
                 if number == 0:  # the cheapest attack leaves fewer points to prove
@@ -271,19 +269,23 @@ class AutoAttack:
         return Problem(model, x, y, logits, eps, self.norm, after)
 
     def _options(
-        self, searches: Sequence[Searches], surrogate: nn.Module | None, seed: int, progress: Progress | None
-    ) -> Options:
+        self, rows: int, searches: Sequence[Searches], surrogate: nn.Module | None, seed: int, progress: Progress | None
+    ) -> Options:  # fmt: skip
         random, names = self.version == "rand", " and ".join(one.search.name for one in searches)
         precise = random or getattr(surrogate, "precise_logits", False)
         return Options(
-            seed=seed, batch=max(self.batch // GRADIENT_PASSES, 1) if random else self.batch,
+            seed=seed, batch=max(rows // GRADIENT_PASSES, 1) if random else rows,
             surrogate=surrogate if precise or all(one.search.low_precision for one in searches) else None,
             progress=progress and (lambda settled, points: progress(names, settled, points)),
         )  # fmt: skip
 
+    def _rows(self, x: Tensor) -> int:
+        """Points that the model evaluates at once: small inputs leave room for more, which cost less each."""
+        return self.batch or min(max(BATCH, SMALL_INPUTS // max(x[:1].numel(), 1)), 4 * BATCH)
+
     def _clean_logits(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         logits = []
-        for part, labels in zip(x.split(self.batch), y.split(self.batch), strict=True):
+        for part, labels in zip(x.split(self._rows(x)), y.split(self._rows(x)), strict=True):
             logits.append(output_of(model, part))
             check_logits(logits[-1], labels)
         return torch.cat([wide(z) for z in logits])
@@ -305,7 +307,7 @@ class AutoAttack:
         sparse = norm == 1 and version.attacks == STANDARD
         restarts = 5 if sparse and self.restarts is None else self._choice("restarts")
         dlr = apgd_search(norm, loss="dlr", targeted=True, patience=patience)
-        square = Square(norm, patience=patience, full=min(FULL, self.batch), rescale=version.rescale)
+        square = Square(norm, patience=patience, full=min(FULL, self.batch or FULL), rescale=version.rescale)
         every = {
             "apgd-ce": Searches(apgd_search(norm, patience=patience), restarts=restarts),
             "apgd-dlr": Searches(apgd_search(norm, loss="dlr", patience=patience), restarts=restarts),

@@ -6,6 +6,7 @@ from torch import nn
 from opnorm import spec
 from opnorm._core.kept_parts import kept, kept_in
 from opnorm.analyses import all_analyses
+from opnorm.analyses._shared import points
 from opnorm.errors import RunError
 from tests.analyses.toys import data, trained
 
@@ -18,6 +19,12 @@ POINTS |= {"input_gradients": 501}
 WHOLE = {"norm_table", "relu_cells", "scale_shift", "weight_energy", "wen_bound"}
 """Without points that are attacked, or Jacobians; seconds for networks of usual size."""
 NAMES = [one.name for one in all_analyses()]
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch):
+    """As for large images; 500 points of 64 numbers are one part."""
+    monkeypatch.setattr(points, "ATTACKED_NUMBERS", 0)
 
 
 def build(name):

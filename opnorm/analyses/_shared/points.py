@@ -48,6 +48,7 @@ __all__ = [
 BATCH = 500
 LARGEST = 2**28  # bytes of the logits of a split that are kept
 ROTH_ATTACK = pgd(norm=2, eps=0.5)
+ATTACKED_NUMBERS = 2**16  # in the inputs of a part that is attacked, where these are small
 JACOBIANS = 20  # points of a part, where each has an explicit Jacobian
 RANKS = 40  # points on a line
 SPLITS = {"train": "training", "test": "test"}  # and their names in a sentence
@@ -163,7 +164,7 @@ def correct_after(model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Ten
 
 def attacked_at_once(x: Tensor) -> int:
     """How many points an analysis attacks before it keeps what it found: fewer where an attack takes longer."""
-    return 100 if x.device.type == "cpu" else 500
+    return max(100 if x.device.type == "cpu" else 500, ATTACKED_NUMBERS // max(x[:1].numel(), 1))
 
 
 def correct_points(model: nn.Module, split: Split, attack: Attack) -> tuple[Tensor, Tensor]:
