@@ -12,7 +12,31 @@ from opnorm._core.rounding import PRODUCT
 from opnorm.norms.spectral.frequency_response import polyphase
 from opnorm.norms.spectral.upper_bound import certify, circular_bound
 
-__all__ = ["padding_bound"]
+__all__ = ["inner_bound", "is_block_circulant", "padding_bound"]
+
+
+def is_block_circulant(layer: nn.Module, in_shape: Shape) -> bool:
+    """Whether a layer is a convolution whose circular padding closes the circle."""
+    if not is_standard(layer, *CONV) or layer.padding_mode != "circular":
+        return False
+    geometry, size = conv_geometry(layer), tuple(in_shape[1:])
+    return all(m * s == n for m, s, n in zip(geometry.out_size(size), geometry.stride, size, strict=True))
+
+
+def inner_bound(layer: nn.Module, in_shape: Shape, relative_width: float) -> float | None:
+    """A lower bound for a convolution whose padding copies the input; None for any other layer.
+
+    The outputs that read no padding are a convolution of the input without any: a part of the rows of the layer's matrix.
+    """
+    if not is_standard(layer, *CONV) or layer.padding_mode == "zeros":
+        return None
+    geometry = conv_geometry(layer)
+    bare = geometry._replace(padding=((0, 0),) * len(geometry.kernel), mode="zeros")
+    first = [-low % s for (low, _), s in zip(geometry.padding, geometry.stride, strict=True)]
+    size = tuple(n - skipped for n, skipped in zip(in_shape[1:], first, strict=True))
+    if any(n < 1 + d * (k - 1) for n, d, k in zip(size, bare.dilation, bare.kernel, strict=True)):
+        return 0.0
+    return certify(polyphase(weight_of(layer).detach(), bare, size), relative_width).lower
 
 
 def padding_bound(
@@ -28,8 +52,7 @@ def padding_bound(
     geometry, size = conv_geometry(layer), tuple(in_shape[1:])  # type: ignore[arg-type]
     K, bare = weight_of(layer).detach(), geometry._replace(padding=((0, 0),) * len(size), mode="zeros")
     circle = tuple(n // s for n, s in zip(size, geometry.stride, strict=True))
-    closed = all(m * s == n for m, s, n in zip(geometry.out_size(size), geometry.stride, size, strict=True))
-    if geometry.mode == "circular" and closed:
+    if is_block_circulant(layer, in_shape):
         reach = tuple(n + d * k for n, d, k in zip(size, geometry.dilation, geometry.kernel, strict=True))
         return circular_bound(polyphase(K, bare, reach), circle, lower, relative_width), "frequency response"
     padded = [pad_index(n, *p, geometry.mode) for n, p in zip(size, geometry.padding, strict=True)]

@@ -85,7 +85,8 @@ def _scaled(t: Polyphase) -> tuple[Polyphase, int | None]:
 def circular_bound(t: Polyphase, size: Shape, lower: float, relative_width: float = 5e-3) -> float:
     """An upper bound for the ℓ2 norm of a convolution with circular padding, a block circulant map.
 
-    Its norm is the largest ‖A(ω)‖ at the frequencies of its own circle.
+    Its norm is the largest ‖A(ω)‖ at the frequencies of its own circle; of a large one, all frequencies are bounded, by
+    cells, whose number does not depend on its size.
 
     Args:
         t: the convolution in its polyphase form; its own sizes do not matter.
@@ -98,6 +99,9 @@ def circular_bound(t: Polyphase, size: Shape, lower: float, relative_width: floa
         return 0.0
     fixed = math.ldexp(lower, -exponent)
     s = SymbolSearch(scaled, gram(scaled), relative_width, fixed_lower=fixed)
+    cells = _cells(s)
+    if math.prod(size) > 4 * math.prod(cells):
+        return math.ldexp(bound_by_cells(s, cells), exponent)
     s.theta = s.target()
     return math.ldexp(_bound_on_points(s, *every_group(half_grid(size)[0], len(s.g.even))), exponent)
 
@@ -125,14 +129,10 @@ def interval_of(s: SymbolSearch) -> Interval:
     if n == 1:
         upper, method = _of_one_channel(s, period), "frequency response of every channel"
     else:
-        eta = max(
-            FIRST_CELL, math.acos(1 / (1 + 0.9 * s.relative_width))
-        )  # wide: so that no cell need be split
-        moving = sum(d > 0 for d in t.degree)
-        cells = tuple(max(1, math.ceil(math.pi * d * moving / eta)) for d in t.degree)
+        cells = _cells(s)
         exactly = groups * math.prod(period) / 2 * 10 * n**3 <= EXACT_WORK
         s.begin(period)
-        if exactly or math.prod(period) <= (4 if eta == FIRST_CELL else 1) * math.prod(cells):
+        if exactly or math.prod(period) <= (4 if _first_cell(s) == FIRST_CELL else 1) * math.prod(cells):
             upper, method = _on_circles(s, period, exactly)
         else:
             upper, method = bound_by_cells(s, cells), "frequency cells, any input size"
@@ -246,6 +246,17 @@ def _settle(s: SymbolSearch, omega: np.ndarray, groups: np.ndarray) -> None:
 
 
 # ---------------------------------------------------------------- cells
+
+
+def _first_cell(s: SymbolSearch) -> float:
+    """Half the width of the first cells, in units of the symbol's change: wide where no cell then need be split."""
+    return max(FIRST_CELL, math.acos(1 / (1 + 0.9 * s.relative_width)))
+
+
+def _cells(s: SymbolSearch) -> tuple[int, ...]:
+    """How many cells a search begins with, per axis; it does not depend on the size of the map."""
+    moving = sum(d > 0 for d in s.t.degree)
+    return tuple(max(1, math.ceil(math.pi * d * moving / _first_cell(s))) for d in s.t.degree)
 
 
 def bound_by_cells(s: SymbolSearch, cells: tuple[int, ...]) -> float:
