@@ -35,6 +35,7 @@ from opnorm.jacobian.products import (
     points_at_once,
     rows_of,
 )
+from opnorm.jacobian.range_watch import RangeWatch
 from opnorm.norms.induced import induced, sign_vectors
 
 __all__ = ["PointNorms", "jacobian_norm", "spectral_by_products"]
@@ -123,7 +124,31 @@ def jacobian_norm(
     small = min(outputs, inputs) <= most and size <= BYTES
     at_once = max(1, min(points_at_once(x), BYTES // size if small else BYTES))
     method = _PowerMethod(p, q, steps, restarts, seed, alpha)
-    return _concatenate([_solved(model, part, method, small) for part in x.split(at_once)])
+    found = _concatenate([_solved(model, part, method, small) for part in x.split(at_once)])
+    return _unless_lost(found, torch.cat([_lost(model, part) for part in x.split(points_at_once(x))]))
+
+
+def _lost(model: nn.Module, x: Tensor) -> Tensor:
+    """The points some value or gradient of which underflows or overflows, (B,)."""
+    watch = RangeWatch(len(x))
+    with linearized(model, x, watch=watch) as J:
+        u = (
+            torch.rand(J.outputs.shape[1:], dtype=torch.float32, generator=torch.Generator().manual_seed(0))
+            + 0.5
+        )
+        with watch:
+            J.vjp(u.to(J.outputs).expand_as(J.outputs))
+    return watch.lost
+
+
+def _unless_lost(found: PointNorms, lost: Tensor) -> PointNorms:
+    """Not known at some points."""
+    if not bool(lost.any()):
+        return found
+    at = lost.to(found.lower.device)
+    how = f"{found.method}; not known at {int(lost.sum())} points, where values leave the range of {found.v.dtype}"
+    lower, upper = torch.where(at, 0, found.lower), torch.where(at, math.inf, found.upper)
+    return found._replace(lower=lower, upper=upper, method=how)
 
 
 class _PowerMethod(NamedTuple):

@@ -5,7 +5,7 @@ model's own arithmetic; nothing is approximated by differences.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from opnorm._core.linear_map import LinearMap
 from opnorm._core.modes import Mode, default_modes, in_default_modes, model_state_preserved, ordinary
 from opnorm._core.outputs import output_of
 from opnorm.errors import ModelError, NormError
+from opnorm.jacobian.range_watch import RangeWatch
 from opnorm.norms.network.trace import eagerly
 
 __all__ = [
@@ -84,7 +85,9 @@ class Matrices(LinearMap):
 
 
 @contextmanager
-def linearized(model: nn.Module, x: Tensor, *, mode: Mode = "eval") -> Iterator[Jacobian]:
+def linearized(
+    model: nn.Module, x: Tensor, *, mode: Mode = "eval", watch: RangeWatch | None = None
+) -> Iterator[Jacobian]:
     """The Jacobian at each point, for as long as the block lasts; afterwards the model is as it was.
 
     Args:
@@ -92,6 +95,7 @@ def linearized(model: nn.Module, x: Tensor, *, mode: Mode = "eval") -> Iterator[
         x: the points (B, *in), floating point, of the model's type.
         mode: of the model meanwhile: "eval"; "train", in which dropout keeps the units that it drew in the one forward pass;
             "as is". Batch norm has to be in eval mode in any case.
+        watch: sees the operations of the forward pass.
 
     Raises:
         ModelError: an output that is no tensor with one row a point, is NaN or infinite, or does not depend on the input in
@@ -107,9 +111,8 @@ def linearized(model: nn.Module, x: Tensor, *, mode: Mode = "eval") -> Iterator[
     ):
         _refuse_coupling(model)
         inputs = x.detach().clone().requires_grad_()
-        with sdpa_kernel(
-            SDPBackend.MATH
-        ):  # torch's fused attention has no second derivative, as J @ v needs it
+        # torch's fused attention has no second derivative, as J @ v needs it
+        with sdpa_kernel(SDPBackend.MATH), watch or nullcontext():
             outputs = output_of(model, inputs)
         outputs = outputs[:, None] if outputs.ndim == 1 else outputs  # one number a point
         _check_output(model, outputs, inputs)

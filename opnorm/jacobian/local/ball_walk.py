@@ -14,7 +14,7 @@ from opnorm.errors import BoundError, NormError
 from opnorm.jacobian.local.ball_rules import Rows, matrix_product, normalized, one_variable, product, softmax
 from opnorm.jacobian.local.between import norm_between
 from opnorm.jacobian.local.known_linear import LINEAR, MOVING, largest_row
-from opnorm.jacobian.local.known_values import Entries, Known, Operand, combined, divided
+from opnorm.jacobian.local.known_values import Entries, Known, Operand, combined, divided, size
 from opnorm.jacobian.local.normalization_calls import NORMALIZATIONS, of_groups
 from opnorm.norms.exact.by_layer import l1
 from opnorm.norms.network.graph import ForwardGraph
@@ -81,7 +81,7 @@ class LocalWalk(BoundInterpreter):
         if n.op == "placeholder":
             self.input = output
             depending = isinstance(output, Tensor) and output.is_floating_point()
-            return Known(1.0, 0.0, 1.0, 0.0, float(output.double().norm())) if depending else None
+            return Known(1.0, 0.0, 1.0, 0.0, size(output)) if depending else None
         bounds, kwarg_bounds = self._known_in(n.args), self._known_in(n.kwargs)
         if n.op == "output":
             return bounds[0]
@@ -322,7 +322,7 @@ class LocalWalk(BoundInterpreter):
                 known = replace(known, entries=replace(e, known=self._sharpened(e.known, e.value)))
         value = torch.as_tensor(value, dtype=torch.float64).detach()
         if known is None:
-            known = Known(0.0, 0.0, 0.0, 0.0, float(value.norm()))
+            known = Known(0.0, 0.0, 0.0, 0.0, size(value))
         if not isinstance(known, Known):
             raise BoundError("a tuple, where one tensor was expected")
         return Operand(value, known, self.radius)

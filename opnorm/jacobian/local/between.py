@@ -1,5 +1,7 @@
 """The norm of the derivative of one value of a forward pass by another one, from the graph that autograd recorded."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,7 @@ from opnorm._core.linear_map import LinearMap
 from opnorm._core.rounding import PRODUCT
 from opnorm.jacobian.point_norms import spectral_by_products
 from opnorm.jacobian.products import Jacobian
+from opnorm.jacobian.range_watch import RangeWatch
 
 __all__ = ["norm_between"]
 
@@ -42,11 +45,14 @@ def norm_between(inputs: Tensor, outputs: Tensor, steps: int, weights: Tensor | 
     """An upper bound on the ℓ2 norm of ∂output/∂input diag(weights); infinite where products leave the range of the type."""
     if not outputs.requires_grad:
         return 0.0
-    (reached,) = torch.autograd.grad(
-        outputs, inputs, torch.ones_like(outputs), retain_graph=True, allow_unused=True
-    )
+    with RangeWatch(1) as watch:
+        (reached,) = torch.autograd.grad(
+            outputs, inputs, torch.ones_like(outputs), retain_graph=True, allow_unused=True
+        )
     if reached is None:  # the one is not computed from the other
         return 0.0
+    if bool(watch.lost.any()):
+        return math.inf
     J = _Between(inputs, outputs, weights)
     with torch.no_grad():
         if min(J.shape) <= DENSE:

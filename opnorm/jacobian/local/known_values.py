@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opnorm._core.lp import lp_norm
 from opnorm.errors import BoundError
 
 __all__ = ["ROUNDING", "Entries", "Known", "Operand", "combined", "divided", "largest", "size", "through"]
 
 ROUNDING = 1e-10
 """Of one operation in float64, relative to its scale: 2^-53 times the terms of its longest sum, with a large margin."""
+LEAST = 1e-290
+"""Of a scale: times ``ROUNDING`` it is 4e7 times the smallest normal number, more than sums lose by underflow."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +165,8 @@ def combined(
 
 
 def size(t: Tensor) -> float:
-    """‖t‖_2 of the finite entries: those of a mask may be -∞."""
-    return float(torch.where(t.isinf(), 0, t).double().norm())
+    """‖t‖_2 of the finite entries (those of a mask may be -∞), but at least what underflow may take, over ``ROUNDING``."""
+    return max(LEAST, float(lp_norm(torch.where(t.isinf(), 0, t).double().reshape(1, -1), 2)))
 
 
 def largest(t: Tensor) -> float:
