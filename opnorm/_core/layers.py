@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as every_module
 from torch.nn.parameter import is_lazy
 
 from opnorm._core.argument_checks import check_module
@@ -34,6 +35,7 @@ __all__ = [
     "check_lazy",
     "check_weight",
     "check_weights",
+    "hooks_of_all_modules",
     "in_float64",
     "is_empty_sequence",
     "is_standard",
@@ -140,9 +142,16 @@ def is_standard(layer: nn.Module, *bases: type[nn.Module]) -> bool:
 
 
 def changed_by_hooks(layer: nn.Module) -> bool:
-    """Whether hooks may change the output; the pre-hooks of torch.nn.utils only compute the weight."""
+    """Whether hooks, its own or those of all modules, may change the output; those of torch.nn.utils compute the weight."""
     pre = [type(h).__module__ for h in layer._forward_pre_hooks.values()]
-    return bool(layer._forward_hooks) or any(not module.startswith("torch.nn.utils") for module in pre)
+    own = bool(layer._forward_hooks) or any(not module.startswith("torch.nn.utils") for module in pre)
+    return own or hooks_of_all_modules()
+
+
+def hooks_of_all_modules() -> bool:
+    """Whether hooks are registered that run before or behind the forward of every module."""
+    # torch has no public list of them
+    return bool(every_module._global_forward_hooks or every_module._global_forward_pre_hooks)
 
 
 def is_empty_sequence(layer: nn.Module) -> bool:

@@ -15,10 +15,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as every_module
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from opnorm._core.folding import foldable
-from opnorm._core.layers import BATCH_NORM, LINEAR_OR_CONV
+from opnorm._core.layers import BATCH_NORM, LINEAR_OR_CONV, hooks_of_all_modules
 from opnorm._core.modes import Mode
 from opnorm._core.outputs import one_tensor, output_of
 
@@ -250,7 +251,8 @@ _surrogates: dict[bool, Known] = {
 def _surrogate(model: nn.Module, x: Tensor, bf16: bool = True) -> Surrogate | None:
     """The model's surrogate with the present weights, made at the first call; None where there can be none."""
     # torch has no public list of a module's hooks
-    if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules()):
+    own = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
+    if own or hooks_of_all_modules() or every_module._global_backward_hooks:
         return None
     shapes = [(name, t.shape, t.device) for name, t in _tensors(model).items()]
     known, surrogate = _surrogates[bf16].get(model, (None, None))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.layers import is_standard
+from opnorm._core.layers import hooks_of_all_modules, is_standard
 from opnorm._core.lp import lp_norm
 from opnorm._core.modes import evaluating, in_default_modes
 from opnorm._core.outputs import output_of
@@ -95,7 +95,7 @@ def _layers_in_a_row(model: nn.Module) -> list[nn.Module]:
     Raises:
         BoundError: a module has hooks.
     """
-    if any(vars(model)[kind] for kind in ("_forward_hooks", "_forward_pre_hooks")):
+    if hooks_of_all_modules() or model._forward_hooks or model._forward_pre_hooks:
         raise BoundError("hooks may change what a module computes")
     if not is_standard(model, nn.Sequential):
         return [model]

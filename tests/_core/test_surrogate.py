@@ -11,6 +11,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_full_backward_hook
 
 from opnorm import attacks, objectives
 from opnorm._core.surrogate import Surrogate, has_bf16, training_surrogate
@@ -155,6 +156,11 @@ def test_in_float32_only_networks_in_eval_mode_without_hooks_have_one():
     handle = model.float()[3].register_forward_hook(lambda *args: None)
     assert training_surrogate(model, x) is model
     handle.remove()
+    for register in (register_module_forward_hook, register_module_full_backward_hook):
+        handle = register(lambda *args: None)
+        assert training_surrogate(model, x) is model
+        handle.remove()
+    assert training_surrogate(model, x) is not model
     with torch.autocast("cpu", torch.float16):
         assert training_surrogate(model, x) is model
     with warnings.catch_warnings():

@@ -6,7 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from opnorm import local_lipschitz
+from opnorm.certificates import certified
 from opnorm.norms import lipschitz_bound, measure, operator_norm
 from opnorm.regularizers import norm_decay
 from opnorm.training import weight_metrics
@@ -261,6 +264,35 @@ def test_what_a_hook_changes_is_in_no_norm_without_a_word(kind):
         )
     with pytest.warns(UserWarning, match="a forward hook, which is not in the norm"):
         operator_norm(layer, 1)
+
+
+@pytest.mark.parametrize("kind", ["hook", "pre-hook"])
+def test_hooks_of_all_modules_are_seen_as_those_of_one(kind):
+    layer, x = nn.Linear(2, 2), torch.zeros(1, 2)
+    deep = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    truth = float(lipschitz_bound(deep, x, 1).value)
+
+    def proved():
+        point = torch.full((1, 2), 0.5)
+        return bool(certified(deep, point, deep(point).argmax(1), eps=1e-6))
+
+    if kind == "hook":
+        handle = register_module_forward_hook(lambda m, args, output: 9 * output)
+    else:
+        handle = register_module_forward_pre_hook(lambda m, args: (9 * args[0],))
+    try:
+        for model in (layer, nn.Sequential(layer), deep):
+            assert "hook" in lipschitz_bound(model, x, 1).reason
+            assert local_lipschitz(model, x, 0.1).rows[-1].upper is None
+            assert all("hook" in row.tags[-1] for row in measure(model, x).rows)
+        with pytest.warns(UserWarning, match="a forward hook, which is not in the norm"):
+            operator_norm(layer, 1)
+        assert not proved()
+    finally:
+        handle.remove()
+    assert proved()
+    assert lipschitz_bound(deep, x, 1).value == truth
+    assert not measure(deep, x).rows[0].tags
 
 
 class WritesToItsInput(nn.Module):
