@@ -5,7 +5,6 @@ Ray itself is in a process of its own. It may end a process whose cluster is gon
 
 import multiprocessing
 import os
-import socket
 import time
 import warnings
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from opnorm.errors import RunError
 from opnorm.runs.engines.driver_lock import only_driver
 from opnorm.runs.engines.engine import Progress, StudyProgress, announce
 from opnorm.runs.engines.local import check_jobs
+from opnorm.runs.engines.ray_address import answers, check_head
 from opnorm.runs.engines.ray_driver import Cluster, drive
 from opnorm.runs.engines.ray_task import Outcome, Storage
 from opnorm.runs.engines.share import Share, check_share
@@ -82,7 +82,7 @@ class RayEngine:
         self, missing: dict[int, Run], of: Sequence[Run], store: Store, report: Progress
     ) -> dict[int, Result]:
         """Carry out the runs; see :meth:`opnorm.runs.engines.engine.Engine.run`."""
-        _check_head(self.cluster.address)
+        check_head(self.cluster.address)
         with only_driver(hash_of(sorted(run.key for run in of)), store, self.url):
             if store.again:
                 self._remove(missing, store)
@@ -154,7 +154,7 @@ def _messages(own: Connection, address: str, log: Path) -> Any:
                     f"the cluster {address or 'of this machine'} has not answered in time; see {log}"
                 )
             if head and now - looked > LOOK:
-                looked, missed = now, 0 if _answers(head) else missed + 1
+                looked, missed = now, 0 if answers(head) else missed + 1
             if missed >= GONE:
                 raise RunError(_gone(head, log))
             continue
@@ -183,26 +183,3 @@ def _gone(head: str, log: Path) -> str:
         f"the head of the cluster {head or 'of this machine'} has gone: stopped, or out of memory? Finished epochs are kept "
         f"and the same command goes on once a cluster runs; Ray's own words are in {log}"
     )
-
-
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
-            return True
-    except (OSError, ValueError):
-        return False
-
-
-def _check_head(address: str) -> None:
-    """RunError where nothing answers at HOST:PORT."""
-    if address in ("", "auto", "local"):
-        return
-    place = address.removeprefix("ray://")
-    if not place.rpartition(":")[2].isdecimal() or not place.rpartition(":")[0]:
-        raise RunError(f"address {address!r}: expected ray://HOST:PORT, HOST:PORT or auto")
-    if not _answers(place):
-        raise RunError(
-            f"no cluster answers at {address}: is the head running (ray start --head), and is the port open? ray:// takes "
-            "the port of Ray's client server, 10001 unless it was set"
-        )

@@ -199,6 +199,27 @@ def test_a_cluster_that_cannot_be_reached(main, address, said):
     assert said in err.splitlines()[-1]
 
 
+def test_the_address_of_a_head_of_this_machine_is_said(main):
+    """127.0.0.2 is this machine, too, and nothing listens there."""
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        port = head.getsockname()[1]
+        for scheme in ("", "ray://"):
+            _, _, err = main("study", "tour", "--engine", "ray", "--ray-address", f"{scheme}127.0.0.2:{port}")
+            assert f"no cluster answers at {scheme}127.0.0.2:{port}, and one may at 127.0.0.1:{port}" in err
+            assert f"try --ray-address {scheme}127.0.0.1:{port}" in err
+            assert ("--ray-address auto" in err) == (not scheme)
+
+
+def test_a_head_on_another_port_is_found_where_ray_has_written_it(main, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+        _, _, err = main("study", "tour", "--engine", "ray", "--ray-address", "localhost:1")
+    assert f"no cluster answers at localhost:1, and one may at {address}" in err
+
+
 def test_a_cluster_that_never_answers(tiny, store, monkeypatch):
     monkeypatch.setattr(ray_module, "REACHED", 3.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
