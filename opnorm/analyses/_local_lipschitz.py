@@ -13,6 +13,7 @@ from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, regis
 from opnorm.analyses._shared.points import check_points, sample
 from opnorm.data import Dataset
 from opnorm.jacobian import local_lipschitz as bounds
+from opnorm.jacobian.local.block_bounds import LOOSE
 from opnorm.report import Axis, Chart, Heading, Panel, Point, draw_curves, method_of, one_sentence
 
 WHOLE = "whole network"
@@ -64,6 +65,10 @@ def sentence(rows: Rows) -> str:
     if blocks:
         largest = max(blocks, key=lambda row: row["lower"])
         parts.append(f"of its blocks {largest['block']} amplifies most, by at least {largest['lower']:.3g}")
+    if any(row["ratio"] is not None and row["ratio"] > LOOSE for row in own):
+        parts.append(
+            f"the bound from above is more than {LOOSE:g} times the one from below and says little; take a smaller radius"
+        )
     return one_sentence(parts)
 
 

@@ -10,6 +10,7 @@ from opnorm.cli.terminal import (
     ends_with_its_readers,
     flush,
     help_without_colors,
+    warnings_without_code,
     write_what_the_terminal_shows,
 )
 from opnorm.cli.welcome import WELCOME
@@ -32,7 +33,7 @@ def main(args: list[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     _wait_briefly()
     write_what_the_terminal_shows()
-    with ends_with_its_readers():
+    with ends_with_its_readers(), nullcontext() if "--debug" in args else warnings_without_code():
         _run(args)
 
 

@@ -5,15 +5,22 @@ import select
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import Any
 
-from opnorm._core.plain_text import PLAIN
+from opnorm._core.plain_text import PLAIN, printable
 from opnorm.errors import OpnormError
 
-__all__ = ["ends_with_its_readers", "flush", "help_without_colors", "write_what_the_terminal_shows"]
+__all__ = [
+    "ends_with_its_readers",
+    "flush",
+    "help_without_colors",
+    "warnings_without_code",
+    "write_what_the_terminal_shows",
+]
 
 COERCED = ("", "C.UTF-8", "C.utf8", "UTF-8")
 """What Python sets LC_CTYPE to in the C locale, and writes UTF-8 although the terminal may not show it."""
@@ -33,6 +40,23 @@ def _is_c_locale() -> bool:
         return False
     kind = env.get("LC_CTYPE", "")
     return (env.get("LC_ALL") or (env.get("LANG") if kind in COERCED else kind)) in ("C", "POSIX")
+
+
+@contextmanager
+def warnings_without_code() -> Iterator[None]:
+    """A warning in the block is printed as its sentence, without the line of the program that gave it."""
+    before = warnings.formatwarning
+    warnings.formatwarning = _sentence
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
+def _sentence(message: Warning | str, *place: Any, **more: Any) -> str:
+    return "".join(
+        f"{'' if i else 'warning: '}{printable(line)}\n" for i, line in enumerate(str(message).splitlines())
+    )
 
 
 @contextmanager

@@ -8,6 +8,11 @@ from opnorm.errors import DataError
 
 __all__ = ["EXPECTED", "find_parts"]
 
+USUAL = {
+    "train": "train", "training": "train", "test": "test", "testing": "test",
+    "val": "val", "valid": "val", "validation": "val",
+}  # fmt: skip
+"""Names of parts, each of which may stand for the others of its part."""
 EXPECTED = "a .parquet file, or a folder with train-*.parquet and test-*.parquet (or valid-*, val-*)"
 SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)\.parquet$")
 PART = re.compile(r"(?:^|[^a-z])(train|test|val)")  # also training, testing, valid, validation
@@ -79,16 +84,16 @@ def _check_shards(places: list[Path], root: Path) -> None:
 
 
 def _named(places: Iterable[Path], name: str, root: Path) -> list[Path]:
-    """The files of a part: "NAME.parquet", "NAME-....parquet" or in a folder NAME, else those of the same word as NAME."""
+    """The files of a part: "NAME.parquet", "NAME-....parquet" or in a folder NAME, else those of a usual NAME's part."""
     places, wanted = list(places), name.lower()
     exact = [
         p for p in places if any(n.lower().split("-")[0] == wanted or n.lower() == wanted for n in _names(p))
     ]
-    word = PART.search(wanted)
-    found = exact or [place for place in places if word and _part(place) == word[1]]
+    found = exact or [place for place in places if wanted in USUAL and _part(place) == USUAL[wanted]]
     if not found:
+        more = ", ..." if len(places) > 8 else ""
         raise DataError(
-            f"{str(root)!r} has no part {name!r}; its files are {', '.join(map(str, places[:8]))}"
+            f"{str(root)!r} has no part {name!r}; its files are {', '.join(map(str, places[:8]))}{more}"
         )
     return found
 

@@ -192,7 +192,7 @@ def existing_path(path: str | Path, expected: str) -> Path:
             "folders, or a damaged path"
         ) from e
     hint = did_you_mean(
-        missing.name, siblings, "Likely cause: a typing error", lambda name: repr(str(missing.parent / name))
+        missing.name, siblings, "likely cause: a typing error", lambda name: repr(str(missing.parent / name))
     )
     raise DataError(f"{path!r}: there is no {str(missing)!r}; expected {expected}{hint}")
 

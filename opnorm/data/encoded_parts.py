@@ -4,6 +4,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,7 @@ from opnorm._core import files
 from opnorm._core.image_decoding import Encoded
 from opnorm.data.cache import DecodedSplits, cache_folder, cached
 from opnorm.data.dataset import Split, hold_out
-from opnorm.data.decode import CHUNK, budget, undecodable
+from opnorm.data.decode import CHUNK, IN_MEMORY, budget, undecodable
 from opnorm.data.streaming import EncodedRows, StreamedImages
 from opnorm.errors import DataError, RunError
 
@@ -86,18 +87,33 @@ class Reading:
             key: gives what the images depend on, as plain values.
             encoded: gives the images and the labels.
         """
-        if not self.stream and not self.skip_bad:
-            return cached(key(), lambda: self._decoded(encoded(), name))
-        found = encoded()
-        if self.skip_bad:
-            found = _without_bad(found, self.size, name, key())
-        if self.stream:
-            return _streamed(found, self.size, name)
-        return cached(key() | {"skip_bad": True}, lambda: self._decoded(found, name))
+        with _in_memory(name):
+            if not self.stream and not self.skip_bad:
+                return cached(key(), lambda: self._decoded(encoded(), name))
+            found = encoded()
+            if self.skip_bad:
+                found = _without_bad(found, self.size, name, key())
+            if self.stream:
+                return _streamed(found, self.size, name)
+            return cached(key() | {"skip_bad": True}, lambda: self._decoded(found, name))
 
     def _decoded(self, found: EncodedSet, name: str) -> DecodedSplits:
         labelled = {part: (own.chunks(), own.labels) for part, own in found.parts.items()}
         return DecodedSplits.decoded(labelled, self.size, name, found.classes)
+
+
+@contextmanager
+def _in_memory(name: str) -> Iterator[None]:
+    """A block that reads a set: DataError where the system gives it too little memory, as under a limit of a process."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as e:
+        if isinstance(e, RuntimeError) and "allocate memory" not in str(e):
+            raise
+        raise DataError(
+            f"{name} does not fit in the memory that this process may use: {str(e).splitlines()[0] or 'out of memory'}; "
+            f"{IN_MEMORY}"
+        ) from e
 
 
 def _streamed(found: EncodedSet, size: int | None, name: str) -> DecodedSplits:
@@ -136,7 +152,8 @@ def _without_bad(found: EncodedSet, size: int | None, name: str, key: dict[str, 
     if len(every) == total:
         raise DataError(f"{name}: none of the {total:,} images can be decoded; the first: {every[0]}")
     if every:
-        listed = "".join(f"\n  {message:.300}" for message in every[:NAMED])
+        reasons = [message.partition("; expected ")[0] for message in every[:NAMED]]
+        listed = "".join(f"\n  {reason:.300}" for reason in reasons)
         more = f"\n  and {len(every) - NAMED:,} others" if len(every) > NAMED else ""
         where = f"; {path} names all" if more and path.exists() else ""
         warnings.warn(

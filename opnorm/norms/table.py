@@ -193,6 +193,11 @@ class NormTable(display.TextTable):
         if complexity is not None and complexity.layers:
             what = f"Product of the ℓ2 norms of {complexity.layers} linear and convolutional layers (spectral complexity)"
             lines.append(f"{what}: {display.product(complexity)}")
+        if any("Conv" in row.kind and row.norms for row in self.rows):
+            lines.append(
+                "A convolution is measured as the map of its whole input, with stride and padding; its kernel as a matrix, "
+                "as in a file of weights without a network, has other norms"
+            )
         if self.uncalled:
             lines.append(f"Not reached by this forward pass: {display.first_few(self.uncalled)}")
         return lines

@@ -13,15 +13,15 @@ from opnorm.report.page import small_svg
 
 __all__ = ["keep_report", "read_report"]
 
-MOST_DATA = 200_000
+MOST_DATA = 100_000
 """Bytes of a chart that are kept beside its picture."""
 
 
 def keep_report(report: Report, folder: Path) -> Path:
     """Write a report as ``folder/report.json`` and its charts as ``folder/KEY.svg``, to be committed to a repository.
 
-    Numbers have six digits. Of a chart with more than 200 kB of data, the picture is kept and the data are not. An earlier
-    report in the folder is replaced, with its charts; other files there stay.
+    Numbers have six digits. Of a chart with more than 100 kB of data the picture is kept, and the data, which only draw it,
+    are not. An earlier report in the folder is replaced, with its charts; other files there stay.
 
     Returns:
         The path of ``report.json``.

@@ -11,6 +11,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from opnorm.errors import OpnormError, SpecError, did_you_mean
 from opnorm.spec._annotations import called, misfit
+from opnorm.spec._hints import hint
 from opnorm.spec._syntax import Call, Value, map_calls, parse, to_text
 
 __all__ = ["FAMILIES", "build", "factory", "fill", "full", "names", "resolve", "short", "spec_of", "stated"]
@@ -110,11 +111,7 @@ def resolve(call: Call, kind: str | None = None) -> Callable[..., Any]:
         if call.name in (members := _family(family)) and (kind or _is_meant(call, members[call.name])):
             return members[call.name]
     known = sorted(n for family in families for n in names(family))
-    listed = f"known: {', '.join(known)}; " if kind else ""  # of all families, too many to read
-    raise SpecError(
-        f"unknown {kind or 'name'} {call.name!r}{did_you_mean(call.name, known)}; "
-        f"{listed}your own code: package.module.{call.name}(...)"
-    )
+    raise SpecError(f"unknown {kind or 'name'} {call.name!r}{hint(call, kind, known)}")
 
 
 def _is_meant(call: Call, function: Callable[..., Any]) -> bool:

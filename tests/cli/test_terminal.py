@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import opnorm as package
 from opnorm._core.plain_text import PLAIN, encodable
@@ -157,3 +158,27 @@ def test_output_on_a_full_disk(tmp_path):
         err = process.communicate(timeout=120)[1]
     assert process.returncode == 2
     assert re.fullmatch(rb"opnorm: .*No space left on device\n", err)
+
+
+def test_a_warning_is_its_sentence(opnorm, tmp_path):
+    """Without the line of the program that gave it, in a process of its own, where nothing records warnings."""
+    for i in range(6):
+        path = tmp_path / "images" / "train" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 40 * i).save(path)
+    (tmp_path / "images" / "train" / "a" / "0.png").write_bytes(b"")
+    call = (
+        "attack",
+        "mlp(in_shape=(1, 8, 8), classes=2)",
+        "--data",
+        'folder("images")',
+        "--attack",
+        "fgsm",
+        "--skip-bad",
+    )
+    status, _, err = opnorm(*call)
+    assert status == 0
+    first, second, *_ = err.splitlines()
+    assert first == "warning: images: 1 of 6 images cannot be decoded and are skipped:"
+    assert second.startswith("  train/a/0.png: ")
+    assert not {"UserWarning", "expected", "skip_bad", "function("} & set(err.replace("=", " ").split())

@@ -68,6 +68,28 @@ def test_rows_beyond_it_are_refused_before_the_labels_are_read(
         parquet(path, size=8)
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError("Unable to allocate 312. MiB"), RuntimeError("can't allocate memory: 8 bytes")]
+)
+def test_where_the_system_gives_too_little_the_remedy_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """As under ulimit, of which the free memory of the machine says nothing."""
+
+    def refuse(*args: object, **more: object) -> None:
+        raise error
+
+    path = written(tmp_path / "rows.parquet", ["image", "label"])
+    monkeypatch.setattr("opnorm.data.cache.decode", refuse)
+    with pytest.raises(
+        DataError, match=r"rows does not fit in the memory that this process may use: .*allocate.*stream=True"
+    ):
+        parquet(path)
+    monkeypatch.setattr("opnorm.data.cache.decode", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        parquet(path)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no FIFO and no /dev")
 @pytest.mark.parametrize("kind", ["fifo", "device"])
 def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path, kind: str) -> None:

@@ -67,6 +67,15 @@ class TestLayout:
                 assert torch.equal(part.images[:, 0], torch.from_numpy(pictures(3 + i, seed=i)))
         with pytest.raises(DataError, match=r"no part 'tset'; its files are data/extra-0\.parquet, "):
             parquet(str(tmp_path), test="tset")
+        for wrong in (
+            {"train": "train_smal"},
+            {"test": "testt"},
+            {"test": "validd"},
+        ):  # no other part in its place
+            with pytest.raises(
+                DataError, match=rf"has no part '{next(iter(wrong.values()))}'; its files are "
+            ):
+                parquet(str(tmp_path), **wrong)
         with pytest.raises(DataError, match="is one file; train= and test= name parts of a folder"):
             parquet(str(tmp_path / "data/test-0.parquet"), test="test")
 

@@ -31,6 +31,11 @@ __all__ = ["LocalBound", "LocalTable", "local_lipschitz"]
 
 WHOLE = "(whole network)"
 CLOSE = 1.1  # upper / lower, beyond which the Jacobians between the values of the forward are computed
+LOOSE = 100.0  # upper / lower, beyond which the upper end says little
+SAYS_LITTLE = (
+    f"Where the ratio is above {LOOSE:g}, the upper end holds and says little about the block: over the ball the derivative "
+    "may be far larger than at its center. A smaller radius may narrow it"
+)
 SLACK = 1e-9  # relative: rounding of the last few operations in float64
 
 
@@ -66,6 +71,11 @@ class LocalBound:
     def ratio(self) -> float | None:
         """``upper / lower``."""
         return self.upper / self.lower if self.upper is not None and self.lower > 0 else None
+
+    @property
+    def says_little(self) -> bool:
+        """Whether the upper end is so far above the lower one that it tells nothing of the block."""
+        return self.ratio is not None and self.ratio > LOOSE
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values ready for JSON, without the nodes."""
@@ -111,6 +121,8 @@ class LocalTable(display.TextTable):
         head = ["block", "kind", "point", "‖J‖ at it ≥", "on the ball ≤", "ratio", "most change by"]
         radius = self.rows[0].radius if self.rows else 0.0
         total = [f"ℓ2 Lipschitz constants on balls of radius {radius:g} around the input of each block"]
+        if any(row.says_little for row in self.rows):
+            total.append(SAYS_LITTLE)
         return display.Grid(head, cells, 3, total, notes)
 
 

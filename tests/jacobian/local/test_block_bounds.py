@@ -157,3 +157,13 @@ def test_a_product_that_underflows_is_no_upper_end(sizes, activation):
         (row,) = local_lipschitz(net, torch.zeros(1, 2, dtype=torch.float64), radius).rows
         assert row.lower <= truth * (1 + 1e-9)
         assert row.upper is None or row.upper >= truth * (1 - 1e-9)
+
+
+def test_a_bound_that_says_little_is_called_so():
+    model, x = network(next(iter(NETWORKS)))
+    near, far = (local_lipschitz(model, x, radius, blocks=()) for radius in (1e-3, 1e3))
+    said = "the upper end holds and says little about the block"
+    assert near.rows[0].ratio < 100
+    assert said not in str(near)
+    assert far.rows[0].ratio > 100
+    assert said in " ".join(str(far).split())

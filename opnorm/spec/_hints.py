@@ -1,0 +1,28 @@
+"""What may be meant by a name that is not known."""
+
+import os
+from collections.abc import Sequence
+
+from opnorm.errors import did_you_mean
+from opnorm.spec._syntax import Call
+
+__all__ = ["hint"]
+
+
+def hint(call: Call, kind: str | None, known: Sequence[str]) -> str:
+    """The end of a message: a file or folder of this name, a text without its quotes, or a name that is close to it.
+
+    Args:
+        call: of the unknown name.
+        kind: its family; None inside another call.
+        known: the names that are known there.
+    """
+    alone = not call.args and not call.kwargs
+    if alone and kind in ("model", "data set") and os.path.exists(call.name):
+        what = "folder" if os.path.isdir(call.name) else "file"
+        readers = ("folder", "parquet") if kind == "data set" else ("file",)
+        calls = " or ".join(f'{reader}("{call.name}")' for reader in readers)
+        return f"; there is a {what} of this name, which is read by {calls}"
+    listed = f"known: {', '.join(known)}; " if kind else ""  # of all families, too many to read
+    quotes = f'; text, such as a path, is in quotes: "{call.name}"' * (alone and not kind)
+    return f"{did_you_mean(call.name, known)}; {listed}your own code: package.module.{call.name}(...){quotes}"
