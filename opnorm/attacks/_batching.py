@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.memory import small_frees_kept
 from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
 from opnorm._core.outputs import output_of
 from opnorm._core.random import point_keys
@@ -143,6 +144,7 @@ def run_searches(
     The verdict on a point depends neither on the other points nor on the size of the batch, but for the rounding of the
     model's kernels; which of several successful jobs succeeds first may.
     """
+    small_frees_kept()
     if result is None:
         result = SearchResult.start(problem.x, torch.ones_like(problem.y, dtype=torch.bool))
     groups, rows = [_Group(problem, options, result, part) for part in searches], options.batch

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.lp import conjugate, lp_norm
+from opnorm._core.memory import small_frees_kept
 from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
 from opnorm._core.outputs import output_of
 from opnorm._core.random import point_keys
@@ -84,6 +85,7 @@ class BoundaryAttack(SearchAttack):
         points, distance = x.clone(), torch.zeros(len(x), dtype=torch.float64, device=x.device)
         if not len(x):
             return MinimumNormPoints(points, distance)
+        small_frees_kept()
         with model_state_preserved(model, self.mode), torch.no_grad():
             logits = output_of(model, x)
             check_logits(logits, y)

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.memory import small_frees_kept
 from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
 from opnorm._core.outputs import output_of
 from opnorm._core.random import normal, point_keys
@@ -219,6 +220,7 @@ class PGD:
         x = x.detach()
         if self.eps == 0 or len(x) == 0:
             return x.clone()
+        small_frees_kept()
         seed, monitor = self.seed if seed is None else seed, GradientMonitor.of(y)
         with model_state_preserved(model, self.mode), torch.no_grad():
             call = _Call(model, self._surrogate(model, x, y), x, y, seed, monitor)

@@ -52,6 +52,37 @@ def test_freed_memory_is_used_again_and_given_back_at_the_end() -> None:
     assert found["resident after"] < found["resident before"] + 1, found
 
 
+SMALL = """
+import json, resource, torch
+from opnorm._core.memory import small_frees_kept
+
+def faults():
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        features = [torch.ones(2**20)]  # five tensors of 4 MiB at a time
+        for _ in range(4):
+            features.append(features[-1] + 1)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start) / (4 * 5 * 2**20 * 4 / 4096)
+
+found = {"first": faults(), "before": faults()}
+start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+small_frees_kept()
+found["pages of the block"] = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start
+found |= {"again first": faults(), "after": faults()}
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is that of glibc")
+def test_small_freed_tensors_are_used_again_after_a_block_that_takes_no_memory() -> None:
+    done = subprocess.run([sys.executable, "-c", SMALL], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert found["pages of the block"] < 500, found  # of 7,936
+    if found["before"] < 0.2:
+        pytest.skip("the system gives huge pages, which have hardly any faults")
+    assert found["after"] < 0.05, found
+
+
 @pytest.fixture
 def settings(monkeypatch: pytest.MonkeyPatch) -> list[dict[int, int]]:
     """What malloc was told."""

@@ -43,6 +43,10 @@ CASES = {
     "bias": (1, lambda: Named(lambda m, x: flat(m.b(m.c(x)).relu()), c=conv(), b=nn.BatchNorm2d(4))),
     "no bias": (1, lambda: Named(lambda m, x: flat(m.b(m.c(x)).relu()), c=conv(bias=False), b=nn.BatchNorm2d(4, eps=0.1))),
     "not affine": (1, lambda: Named(lambda m, x: flat(m.b(m.c(x)).relu()), c=conv(), b=nn.BatchNorm2d(4, affine=False))),
+    "many filters": (1, lambda: Named(
+        lambda m, x: flat(m.k(m.b(m.c(x)).relu())),
+        c=nn.Conv2d(1, 16, 3, padding=1, bias=False), b=nn.BatchNorm2d(16), k=nn.Conv2d(16, 4, 3),
+    )),
     "strided": (1, lambda: Named(lambda m, x: flat(m.b(m.c(x))), c=conv(stride=2, dilation=2), b=nn.BatchNorm2d(4))),
     "grouped": (2, lambda: Named(
         lambda m, x: flat(m.b2(m.g(m.b(m.c(x)).relu())).relu()),

@@ -1,0 +1,60 @@
+"""Convolutions of few channels, such as the first one of a network, with a faster gradient for their input.
+
+Libraries compute that gradient as a convolution to as few channels, which leaves most of a vector register empty. A matrix
+product with the weights and a sum over the places of the kernel takes a third to a fifth of the time: for 1 channel and 128
+filters that is a seventh of a step of PGD.
+"""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+__all__ = ["ThinConv2d", "is_thin"]
+
+FILTERS = 16  # for each input channel; with fewer the sum over the kernel takes longer than it saves
+
+
+def is_thin(layer: nn.Module) -> bool:
+    """Whether the layer is a convolution with zero padding for which :class:`ThinConv2d` is faster on a CPU."""
+    return (
+        type(layer) is nn.Conv2d
+        and layer.groups == 1
+        and layer.padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
+        and layer.out_channels >= FILTERS * layer.in_channels
+    )
+
+
+class ThinConv2d(nn.Conv2d):
+    """The same function as a convolution with frozen weights, with which it shares them."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
+        how: dict[str, Any] = {name: getattr(layer, name) for name in names}
+        super().__init__(**how, bias=False, device="meta")
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, F, H', W')."""
+        if x.ndim != 4:
+            return super().forward(x)
+        out: Tensor = _Convolution.apply(x, self)
+        return out
+
+
+class _Convolution(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: nn.Conv2d) -> Tensor:
+        ctx.layer, ctx.sizes, ctx.dtype = layer, x.shape[2:], x.dtype
+        return nn.Conv2d.forward(layer, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        layer, (grad,) = ctx.layer, grads
+        columns = layer.weight.flatten(1).T.to(grad.dtype) @ grad.flatten(2)
+        how = (layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        return F.fold(columns, ctx.sizes, *how).to(ctx.dtype), None
