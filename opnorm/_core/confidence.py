@@ -2,9 +2,26 @@
 
 import math
 
-__all__ = ["confidence_interval"]
+__all__ = ["confidence_interval", "like_guessing"]
 
 Z = 1.959963984540054  # of the standard normal distribution, 97.5 % lie below it
+
+
+BARELY = 0.1  # of the way from guessing to all points
+
+
+def like_guessing(correct: int, points: int, chance: float) -> bool:
+    """Whether an accuracy may be that of guessing, or is less than twice that and a tenth of the way from it to all points.
+
+    Weights that were never trained often classify somewhat better than by chance, since classes differ in brightness.
+
+    Example:
+        >>> like_guessing(75, 500, 0.1), like_guessing(100, 500, 0.1), like_guessing(270, 500, 0.5)
+        (True, False, True)
+    """
+    share = correct / points
+    barely = share < 2 * chance and share - chance < BARELY * (1 - chance)
+    return barely or confidence_interval(correct, points)[0] <= chance
 
 
 def confidence_interval(successes: int, trials: int) -> tuple[float, float]:

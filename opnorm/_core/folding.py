@@ -26,13 +26,15 @@ def foldable(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
     uses = _Uses()
 
     def after_layer(layer: nn.Module, inputs: Any, out: Tensor) -> None:
-        calls[layer] += 1
-        outputs[id(out)] = layer, out  # kept, so that no other tensor gets its id
-        uses.counts[id(out)] = 0
+        if layer in names:  # not a copy that the network makes of it while it runs
+            calls[layer] += 1
+            outputs[id(out)] = layer, out  # kept, so that no other tensor gets its id
+            uses.counts[id(out)] = 0
 
     def before_norm(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        calls[norm] += 1
-        inputs_of[norm] = id(inputs[0])
+        if norm in names:
+            calls[norm] += 1
+            inputs_of[norm] = id(inputs[0])
 
     with ExitStack() as hooks, torch.no_grad(), uses:
         for m in names:

@@ -241,6 +241,8 @@ def check_weights(layer: nn.Module) -> None:
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:
+    if tensor.is_floating_point() and tensor.itemsize == 1:
+        tensor = tensor.float()  # torch has no isfinite for float8
     if bad := int((~torch.isfinite(tensor)).sum()):
         raise NormError(
             f"{name} has {bad} of {tensor.numel()} entries that are NaN or infinite; diverged training?"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from opnorm.errors import ModelError
 
-__all__ = ["one_tensor", "output_of"]
+__all__ = ["one_tensor", "output_of", "raw_output_of"]
 
 NAMES = ("logits", "last_hidden_state")
 """What an output that has several tensors calls the one that is meant."""
@@ -21,8 +21,22 @@ def output_of(model: nn.Module, x: Tensor) -> Tensor:
     Raises:
         ModelError: the model does not take such inputs, or returns no tensor, several, or complex numbers.
     """
+    tensor = one_tensor(raw_output_of(model, x))
+    if tensor.is_complex():
+        raise ModelError(
+            f"{type(model).__name__} returns {tensor.dtype}; expected real numbers: torch.view_as_real or abs() of them"
+        )
+    return tensor
+
+
+def raw_output_of(model: nn.Module, x: Tensor) -> Any:
+    """What the model itself returns for a copy of x, which it may write to.
+
+    Raises:
+        ModelError: the model does not take such inputs.
+    """
     try:
-        output = model(x.clone())
+        return model(x.clone())
     except torch.OutOfMemoryError:
         raise
     except (
@@ -41,12 +55,6 @@ def output_of(model: nn.Module, x: Tensor) -> Tensor:
             f"{type(model).__name__} does not take inputs of shape {tuple(x.shape)} and type {x.dtype}: {e}; expected a "
             f"batch (B, ...) of what it was made for{cause}"
         ) from e
-    tensor = one_tensor(output)
-    if tensor.is_complex():
-        raise ModelError(
-            f"{type(model).__name__} returns {tensor.dtype}; expected real numbers: torch.view_as_real or abs() of them"
-        )
-    return tensor
 
 
 def one_tensor(output: Any) -> Tensor:

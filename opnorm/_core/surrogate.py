@@ -164,11 +164,14 @@ class Surrogate(nn.Module):
         """
         outputs: dict[str, Tensor] = {}
         layers = {m: name for name, m in self.network.named_modules() if name and type(m) is nn.Linear}
+
+        def record(layer: nn.Module, _: Any, out: Tensor) -> None:
+            if layer in layers:  # not a copy that the network makes of it while it runs
+                outputs[layers[layer]] = out
+
         with ExitStack() as hooks, torch.autocast(x.device.type, torch.bfloat16):
             for layer in layers:
-                hooks.enter_context(
-                    layer.register_forward_hook(lambda m, _, out: outputs.update({layers[m]: out}))
-                )
+                hooks.enter_context(layer.register_forward_hook(record))
             logits = output_of(self.network, x)
         folded = dict(self.folded)
         for name in [name for name, out in outputs.items() if out is logits and name not in folded]:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from opnorm._core.confidence import confidence_interval
+from opnorm._core.confidence import like_guessing
 from opnorm._core.settings import check_choice
 from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
 from opnorm.analyses._shared.by_point import pack
@@ -40,10 +40,10 @@ def sentence(rows: Rows) -> str:
 
 def caution(rows: Rows) -> str:
     for row in rows:
-        if confidence_interval(row["correct"], row["points"])[0] <= row["chance"]:
+        if like_guessing(row["correct"], row["points"], row["chance"]):
             return (
-                f"an accuracy of {row['accuracy']:.1%} on {row['points']} images is not distinguishable from naming the "
-                f"most frequent class for all ({row['chance']:.1%}); an untrained or diverged network has no robustness to "
+                f"an accuracy of {row['accuracy']:.1%} on {row['points']} images is hardly above that of naming the most "
+                f"frequent class for all ({row['chance']:.1%}); an untrained or diverged network has no robustness to "
                 "measure."
             )
     return ""

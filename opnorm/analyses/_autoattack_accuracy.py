@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from opnorm._core.kept_parts import kept
 from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
 from opnorm.analyses._shared.by_point import pack
-from opnorm.analyses._shared.points import attack_label, attacked_at_once, batches, check_points, first
+from opnorm.analyses._shared.points import (
+    attack_label,
+    attacked_at_once,
+    batches,
+    check_points,
+    clean_cells,
+    first,
+)
 from opnorm.attacks import AutoAttack, autoattack
 from opnorm.attacks.gradient_masking import check_gradient_masking
 from opnorm.attacks.result import AttackResult, StageResult, attack_call, join_results
@@ -31,8 +38,8 @@ def autoattack_accuracy(
     :func:`opnorm.attacks.autoattack`.
 
     Returns:
-        One row: norm, eps, clean_accuracy, accuracy, low and high (the 95 % interval of accuracy), correct, points,
-        attack, by_point (see :func:`accuracy`),
+        One row: norm, eps, clean_accuracy, clean_correct, accuracy, low and high (the 95 % interval of accuracy), correct,
+        points, attack, by_point (see :func:`accuracy`),
         misclassified (points, by attack), masking_passed, masking (the reasons), notes.
 
     Source: Croce & Hein 2020 (ICML).
@@ -48,6 +55,7 @@ def autoattack_accuracy(
         masking = check_gradient_masking(model, x, y, result, norm=norm, eps=eps, random=version == "rand")
         low, high = result.interval
         row = {"norm": f"{norm:g}", "eps": eps, "clean_accuracy": result.clean_accuracy}
+        row["clean_correct"] = int(result.correct.sum())
         row |= {"accuracy": result.robust_accuracy, "low": low, "high": high}
         row |= {"correct": int(result.robust.sum()), "points": len(y), "attack": attack_call(attack)}
         row["by_point"] = pack(result.robust)
@@ -72,7 +80,7 @@ def sentence(rows: Rows) -> str:
     row = rows[0]
     return (
         f"{row['accuracy']:.1%} of {row['points']} test images are robust to {row['attack']} "
-        f"(95 % interval {row['low']:.1%} to {row['high']:.1%}); {row['masking'].rstrip('.')}."
+        f"(95 % interval {row['low']:.1%} to {row['high']:.1%}); {row['masking'].rstrip('.').replace(chr(10), '; ')}."
     )
 
 
@@ -80,12 +88,17 @@ def caution(rows: Rows) -> str:
     found = [row for row in rows if not row["masking_passed"] or row["notes"]]
     if not found:
         return ""
-    signs = "; ".join([*(row["masking"] for row in found if not row["masking_passed"]), *found[0]["notes"]])
+    signs = "; ".join(
+        [
+            *(row["masking"].replace("\n", "; ") for row in found if not row["masking_passed"]),
+            *found[0]["notes"],
+        ]
+    )
     return f"the accuracy under AutoAttack may mislead: {signs.rstrip('.?')}."
 
 
 def columns(rows: Rows) -> Cells:
-    found: Cells = []
+    found: Cells = clean_cells(rows[0])
     for row in rows:
         label = f"{attack_label(row['attack'])} {norm_name(row['norm'])} {row['eps']:.3g}"
         help = f"Share of {row['points']} test images that are robust to {row['attack']}."

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from opnorm.analyses._shared.points import (
     attack_label,
     attacked_at_once,
     check_points,
+    clean_cells,
     correct_after,
     first,
     logits_of,
@@ -56,7 +58,8 @@ def robust_accuracy(
     a large ball what it finds in a small one, as happens with masked gradients.
 
     Returns:
-        One row a radius, the smallest first: norm, eps, accuracy, correct, points, attack, by_point (see :func:`accuracy`).
+        One row a radius, the smallest first: norm, eps, accuracy, correct, points, clean_correct (without an attack),
+        attack, by_point (see :func:`accuracy`).
 
     Source: Madry et al. 2018 (PGD); Croce & Hein 2020 (AutoAttack).
     """
@@ -64,30 +67,42 @@ def robust_accuracy(
     check_choice("attack", attack, ("pgd", "apgd", "autoattack"))
     autoattack(version=version)  # raises what is wrong with it, also where PGD attacks
 
-    def of_radius(eps: float) -> Attack:
-        if attack == "pgd":
-            starts = 1 if restarts is None else restarts
-            return pgd(norm, eps, steps, restarts=starts, stop_at_success=True, seed=seed)
-        some = APGD if attack == "apgd" else None
-        return autoattack(norm, eps, version=version, attacks=some, restarts=restarts, seed=seed)
-
-    attacks = {radius: of_radius(radius) for radius in amounts("eps", eps)}
+    strength = steps if attack == "pgd" else version
+    attacks = {r: _attack(attack, norm, r, strength, restarts, seed) for r in amounts("eps", eps)}
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
-        robust: dict[float, list[Tensor]] = {radius: [] for radius in attacks}
+        clean, robust = 0, {radius: list[Tensor]() for radius in attacks}
         for x, y, logits in logits_of(model, first(data, points)):
             correct = logits.argmax(1) == y
+            clean += int(correct.sum())
             for radius, part in _robust(model, x[correct], y[correct], attacks, largest_first).items():
                 robust[radius].append(correct.masked_scatter(correct, part))
-        found = []
-        for radius, parts in robust.items():
-            right = torch.cat(parts)
-            n, total = int(right.sum()), len(right)
-            row = {"norm": f"{norm:g}", "eps": radius, "accuracy": n / total, "correct": n, "points": total}
-            found.append(row | {"attack": attack_call(attacks[radius]), "by_point": pack(right)})
-        return found
+        return [
+            {"norm": f"{norm:g}", "eps": radius}
+            | _shares(torch.cat(parts))
+            | {
+                "clean_correct": clean,
+                "attack": attack_call(attacks[radius]),
+                "by_point": pack(torch.cat(parts)),
+            }
+            for radius, parts in robust.items()
+        ]
 
     return Analysis(rows, sentence, columns, accuracy_against_eps)
+
+
+def _attack(name: str, norm: float, eps: float, strength: Any, restarts: int | None, seed: int) -> Attack:
+    """PGD with so many steps, or AutoAttack in this version, or its gradient attacks."""
+    if name == "pgd":
+        starts = 1 if restarts is None else restarts
+        return pgd(norm, eps, strength, restarts=starts, stop_at_success=True, seed=seed)
+    some = APGD if name == "apgd" else None
+    return autoattack(norm, eps, version=strength, attacks=some, restarts=restarts, seed=seed)
+
+
+def _shares(right: Tensor) -> Row:
+    correct, points = int(right.sum()), len(right)
+    return {"accuracy": correct / points, "correct": correct, "points": points}
 
 
 def _robust(
@@ -116,9 +131,9 @@ def sentence(rows: Rows) -> str:
 
 
 def columns(rows: Rows) -> Cells:
-    """The largest radius of each norm; the chart shows all."""
+    """The largest radius of each norm, after the accuracy of the same points; the chart shows all."""
     largest = {row["norm"]: row for row in sorted(rows, key=lambda row: row["eps"])}
-    found: Cells = []
+    found: Cells = clean_cells(rows[0])
     for norm, row in largest.items():
         label = f"{attack_label(row['attack'])} {norm_name(norm)} {row['eps']:.3g}"
         help = f"Share of {row['points']} test images still classified correctly after {row['attack']}; an upper bound."

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from opnorm._core.confidence import confidence_interval
+from opnorm._core.confidence import like_guessing
 from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
 from opnorm._core.outputs import output_of
 from opnorm.attacks._masking_experiments import CORRECT, ROBUST, Outcome, other_attack
@@ -108,9 +108,8 @@ def check_gradient_masking(
 def _guessing(correct: int, y: Tensor) -> Indicator:
     """Whether the accuracy is that of guessing among the classes of the points, as of an untrained model."""
     classes = len(y.unique())
-    low, _ = confidence_interval(correct, len(y))
     text = f"it classifies {correct} of {len(y)} clean points of {classes} classes correctly"
-    if classes == 1 or low > 1 / classes:
+    if classes == 1 or not like_guessing(correct, len(y), 1 / classes):
         return Indicator("the model", False, text)
     return Indicator("the model", True, f"{text}, which may be guessing: is it trained?")
 

@@ -175,7 +175,11 @@ class NetworkReport:
                 for column, cell in analysis.columns(found) if (found := r.find(name)) else ():
                     columns.setdefault(column.key, column)
                     row[column.key] = cell
-        return Table(list(columns.values()), rows)
+        whole = [row.get("accuracy_test") for row in rows]
+        same = [
+            key for key in columns if key.startswith("clean_of_") and [row.get(key) for row in rows] == whole
+        ]
+        return Table([column for key, column in columns.items() if key not in same], rows)
 
     def _findings(self, analyses: Mapping[str, Analysis], table: Table) -> list[str]:
         """Of one network, every analysis as a sentence; of several, the best of each column and the differences."""

@@ -1,5 +1,6 @@
 """A surrogate is the same function as its model up to rounding, and follows its weights."""
 
+import copy
 import gc
 import math
 import os
@@ -317,6 +318,29 @@ def test_attacks_on_the_surrogate_are_as_strong():
     ]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert losses[0] > 2 * nn.functional.cross_entropy(model(x), y).item()
+
+
+class CopiesItself(nn.Module):
+    """Calls a copy of its layers that is made in each pass, with the hooks on them."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)
+        )
+
+    def forward(self, x):
+        return self.layers(x) + 2 * copy.deepcopy(self.layers)(x)
+
+
+@pytest.mark.parametrize("call", [attacks.pgd(eps=0.1, steps=3), attacks.square(eps=0.1, queries=5)])
+def test_a_model_that_copies_its_layers_while_it_runs(call):
+    torch.manual_seed(0)
+    model, x = CopiesItself().eval(), torch.rand(4, 1, 8, 8)
+    y = model(x).argmax(1)
+    moved = call(model, x, y)
+    assert ((moved - x).abs() <= 0.1 + 1e-6).all()
+    assert nn.functional.cross_entropy(model(moved), y) > nn.functional.cross_entropy(model(x), y)
 
 
 @pytest.mark.slow

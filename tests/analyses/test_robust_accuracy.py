@@ -87,6 +87,20 @@ def test_points_and_order_of_points(model):
         assert row == other
 
 
+def test_a_row_has_the_clean_accuracy_of_its_own_points(model):
+    """That of all points can be lower than the robust accuracy of some of them."""
+    toy = data()
+    for points in (10, 100):
+        x, y = (t[:points] for t in pixels(toy.test))
+        right = int((model(x).argmax(1) == y).sum())
+        rows = robust_accuracy(math.inf, (0.01, 0.05), 3, points=points)(model, toy)
+        (clean, share), (_, robust) = robust_accuracy().columns(rows)
+        assert clean.label == f"clean, first {points}"
+        assert (share.points, round(share.mean * points)) == (points, right)
+        assert share.mean >= robust.mean
+        assert share.points == robust.points
+
+
 def test_bad_radii_are_found_before_any_work():
     with pytest.raises(OpnormError, match=r"eps=\(-0\.1, 0\.1\)"):
         robust_accuracy(eps=(-0.1, 0.1))
@@ -144,7 +158,7 @@ def test_the_version_is_the_one_that_runs(model, version):
     assert row["correct"] == int(result.robust.sum())
     call = f'autoattack(norm=2, eps=0.3, version="{version}", attacks=("apgd-ce", "apgd-t"))'
     assert row["attack"] == call
-    assert f"APGD {version}" in robust_accuracy().columns([row])[0][0].label
+    assert f"APGD {version}" in robust_accuracy().columns([row])[1][0].label
 
 
 @pytest.mark.parametrize(
@@ -157,7 +171,9 @@ def test_the_version_is_the_one_that_runs(model, version):
 )
 def test_a_column_of_robust_accuracy_names_its_attack(attack, label):
     row = {"norm": "inf", "eps": 0.1, "accuracy": 0.6, "correct": 6, "points": 10, "attack": attack}
-    ((column, cell),) = robust_accuracy().columns([row])
+    ((column, cell),) = robust_accuracy().columns(
+        [row]
+    )  # a row as it was kept before it had the clean accuracy
     assert column.label == label
     assert attack in column.help
     assert (cell.mean, cell.points) == (0.6, 10)

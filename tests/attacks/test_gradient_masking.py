@@ -252,6 +252,23 @@ def test_an_untrained_model_is_not_cleared():
     assert "which may be guessing: is it trained?" in bad["the model"]
 
 
+@pytest.mark.parametrize(
+    ("correct", "classes", "cleared"),
+    [(8, 10, False), (11, 10, True), (27, 2, False), (40, 2, True), (2, 50, False), (9, 50, True)],
+)
+def test_an_accuracy_that_is_hardly_above_guessing_is_not_cleared(correct, classes, cleared):
+    """Of 50 points: weights that were never trained tell some classes apart, by their brightness."""
+    x = torch.rand(50, 1, 4, 4)
+    y = torch.arange(50) % classes
+    answers = torch.where(torch.arange(50) < correct, y, (y + 1) % classes)
+    model = Around(after=lambda z: z)
+    model.forward = lambda x: nn.functional.one_hot(answers, classes).float()[: len(x)] + 0 * x.sum()
+    right, none = answers == y, torch.zeros(50, dtype=torch.bool)
+    result = AttackResult(x, right, none, right, torch.full_like(y, -1), (), ())
+    signs = check_gradient_masking(model, x, y, result, norm=math.inf, eps=0.1).indicators
+    assert [s.suspicious for s in signs if s.component == "the model"] == [not cleared]
+
+
 def test_half_precision_is_not_taken_for_rounding():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).bfloat16()
     x, _ = points(40)

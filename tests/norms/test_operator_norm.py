@@ -45,3 +45,17 @@ def test_other_words_are_no_norm():
         opnorm.operator_norm(nn.Linear(2, 2), "rsm")
     with pytest.raises(NormError, match="along the graph"):
         opnorm.lipschitz_bound(nn.Linear(2, 2), torch.zeros(1, 2), "rms")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("ord", [1, 2, math.inf])
+def test_short_types_have_the_norm_of_their_values(dtype, ord):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(2, 3, 3).to(dtype)
+    values = nn.Conv2d(2, 3, 3)
+    values.load_state_dict({name: tensor.float() for name, tensor in layer.state_dict().items()})
+    found, true = (opnorm.operator_norm(one, ord, (2, 6, 6)) for one in (layer, values))
+    assert float(found.upper) == pytest.approx(float(true.upper), rel=1e-6)
+    layer.weight.data[0, 0, 0, 0] = math.nan
+    with pytest.raises(NormError, match="weight has 1 of 54 entries that are NaN or infinite"):
+        opnorm.operator_norm(layer, ord, (2, 6, 6))

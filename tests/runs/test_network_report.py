@@ -95,6 +95,17 @@ def test_two_networks_on_one_page(two, tmp_path):
     assert "side by side" in page.read_text()
 
 
+@pytest.mark.parametrize(("points", "labels"), [(10, ["clean", "clean, first 10"]), (30, ["clean"])])
+def test_the_clean_accuracy_of_fewer_points_stands_beside_their_robust_accuracy(two, points, labels):
+    asked = ("accuracy", f"robust_accuracy(eps=(0.1,), steps=2, points={points})")
+    table = analyze(two, data(), asked).report().table
+    assert [c.label for c in table.columns if c.label.startswith("clean")] == labels
+    for row in table.rows:
+        clean = row.get(f"clean_of_{points}") or row["accuracy_test"]
+        assert clean.points == row["robust_inf"].points == points
+        assert clean.mean >= row["robust_inf"].mean
+
+
 def test_one_call_without_a_store(tmp_path):
     done = analyze(network(), data(), "margins")
     assert done.write(tmp_path, figures="svg") == tmp_path / "report.html"

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from opnorm.attacks import Attack, pgd
 from opnorm.attacks._checks import check_logits
 from opnorm.data import Dataset, Split
 from opnorm.errors import AttackError, SpecError
-from opnorm.report import Point, significant
+from opnorm.report import Cell, Column, Point, Stat, significant
 
 __all__ = [
     "JACOBIANS",
@@ -33,6 +33,7 @@ __all__ = [
     "batches",
     "by_rank",
     "check_points",
+    "clean_cells",
     "correct_after",
     "correct_points",
     "cross_entropy",
@@ -59,6 +60,20 @@ def attack_label(call: str) -> str:
     name = {"pgd": "PGD", "fgsm": "FGSM", "autoattack": "AutoAttack"}.get(call.partition("(")[0], call)
     version = re.search(r'version="(\w+)"', call)
     return ("APGD" if "attacks=" in call else name) + (f" {version[1]}" if version else "")
+
+
+def clean_cells(row: Mapping[str, Any]) -> list[tuple[Column, Cell]]:
+    """The accuracy without an attack on the points of a row of robust accuracy, which is never below that.
+
+    The accuracy of the whole split can be, where the points are not all of it. No column for rows that were kept before
+    ``clean_correct`` was.
+    """
+    if "clean_correct" not in row:
+        return []
+    points = row["points"]
+    help = f"Share of the {points} images that are attacked that is classified correctly without an attack."
+    column = Column(f"clean_of_{points}", f"clean, first {points:,}", "percent", None, help)
+    return [(column, Stat.share(row["clean_correct"], points))]
 
 
 def at_any_radius(call: str) -> str:

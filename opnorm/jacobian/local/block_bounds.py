@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from opnorm._core.layers import in_float64, unwrap
 from opnorm._core.modes import evaluating, in_default_modes
-from opnorm._core.outputs import one_tensor
+from opnorm._core.outputs import one_tensor, raw_output_of
 from opnorm._core.settings import check_number
 from opnorm.errors import BoundError, NormError
 from opnorm.jacobian.local.ball_walk import LocalWalk
@@ -279,7 +279,7 @@ def _calls(model: nn.Module, names: Sequence[str], point: Tensor) -> dict[str, C
     handles = [model.get_submodule(n).register_forward_pre_hook(keep(n), with_kwargs=True) for n in names]
     try:
         with evaluating(model), eagerly():
-            model(point.clone())
+            raw_output_of(model, point)
     finally:
         for handle in handles:
             handle.remove()

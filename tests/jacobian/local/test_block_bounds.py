@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import opnorm
-from opnorm.errors import NormError
+from opnorm.errors import ModelError, NormError
 from opnorm.jacobian import local_lipschitz
 from tests.jacobian.local.networks import DIM, NETWORKS, Attention, PreNorm, Written, feed_forward, network
 from tests.property_tests import examples
@@ -167,3 +167,9 @@ def test_a_bound_that_says_little_is_called_so():
     assert said not in str(near)
     assert far.rows[0].ratio > 100
     assert said in " ".join(str(far).split())
+
+
+def test_points_without_a_batch_axis_are_refused_with_their_shape():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 3)).eval()
+    with pytest.raises(ModelError, match=r"does not take inputs of shape \(1, 8, 8\).*expected a batch"):
+        local_lipschitz(model, torch.rand(1, 8, 8), 0.1)
