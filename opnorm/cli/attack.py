@@ -81,7 +81,7 @@ def attack(
     from opnorm.data.dataset import as_pixels
     from opnorm.runs.attack_evaluation import evaluate
     from opnorm.runs.evaluation import save_points
-    from opnorm.runs.image_sheet import contact_sheet
+    from opnorm.runs.image_sheet import check_drawable, contact_sheet
     from opnorm.runs.store import Store
 
     o, out = options, results_folder((model,), options.out)
@@ -97,6 +97,8 @@ def attack(
     surrogate = None if o.surrogate is None else network_and_data(o.surrogate, data, out)[0].to(o.device)
     test = (dataset if o.limit is None else dataset.limit(o.limit)).test
     x, y = as_pixels(test.images[:]).to(o.device), test.labels.to(o.device)
+    if o.sheet is not None:
+        check_drawable(x)
     network, found, low, folder = network.to(o.device), [], [], run_folder(model, out)
     subject = {"subject": folder.name if folder else model, "data": data, "limit": o.limit}
     store = Store(out / "attacks", again=o.again, subject=subject)

@@ -130,9 +130,13 @@ def _lines(start: Tensor, length: Tensor, size: int, total: int) -> Float64[Tens
 
 def _check_batch(x: Tensor) -> tuple[int, int, int, int]:
     if x.dtype != torch.uint8 or x.dim() != 4:
-        raise DataError(
-            f"the batch to augment is {x.dtype} {tuple(x.shape)}; expected torch.uint8 (B, C, H, W). "
+        cause = (
             "Likely cause: augmenting after scaling to [0, 1]; augment first"
+            if x.dtype != torch.uint8
+            else "Vectors, sequences and volumes need an augmentation of their own"
+        )
+        raise DataError(
+            f"the batch to augment is {x.dtype} {tuple(x.shape)}; expected torch.uint8 (B, C, H, W). {cause}"
         )
     b, c, h, w = x.shape
     return b, c, h, w

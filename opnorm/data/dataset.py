@@ -29,17 +29,18 @@ class Split(NamedTuple):
     """Images and their labels, row by row: ``images, labels = data.train``.
 
     Attributes:
-        images: uint8 (N, C, H, W), pixels 0 to 255. Of a streamed set a
+        images: uint8 (N, C, H, W), pixels 0 to 255; or vectors (N, F), sequences (N, C, T), volumes (N, C, D, H, W), of
+            which networks, attacks and analyses get the same number of axes in [0, 1]. Of a streamed set a
             :class:`~opnorm.data.streaming.StreamedImages`: ``images[a:b]`` and ``images.split(n)`` are decoded then.
         labels: int64 (N,), each in [0, number of classes).
     """
 
-    images: UInt8[Tensor, "N C H W"]
+    images: UInt8[Tensor, "N *shape"]
     labels: Int64[Tensor, " N"]
 
 
-def as_pixels(images: UInt8[Tensor, "N C H W"]) -> Tensor:
-    """Uint8 images as float32 pixels (N, C, H, W) in [0, 1]."""
+def as_pixels(images: UInt8[Tensor, "N *shape"]) -> Tensor:
+    """Uint8 images as float32 pixels in [0, 1], of the same shape."""
     return images.float().div_(255)
 
 
@@ -111,10 +112,9 @@ class Dataset:
         return len(self.classes)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of every image, as evaluations see it."""
-        _, c, h, w = self.train.images.shape
-        return c, h, w
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of every image, as evaluations see it; (F,) of vectors, (C, T) of sequences, (C, D, H, W) of volumes."""
+        return tuple(self.train.images.shape[1:])
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -182,6 +182,10 @@ class Dataset:
         if size is None:
             return self
         check_count("center_crop", size, unit="pixels", error=DataError)
+        if len(self.image_shape) != 3:
+            raise DataError(
+                f"center_crop={size}: the points of {self.name} have shape {self.image_shape}; expected images (C, H, W)"
+            )
         if size > min(self.image_shape[1:]):
             raise DataError(
                 f"center_crop={size}: the images of {self.name} are {_by(self.image_shape)}; expected fewer pixels"
@@ -270,31 +274,15 @@ def _check_images(what: str, images: object) -> None:
             f"{what} are {images.dtype}{_not_finite(images)}; expected torch.uint8, 0 to 255. Likely cause: images "
             "already scaled to [0, 1]; (images * 255).round().to(torch.uint8) converts them"
         )
-    if images.dim() != 4:
+    if images.dim() < 2:
         raise DataError(
-            f"{what} have shape {tuple(images.shape)}; expected 4 dimensions (N, C, H, W). "
-            f"{_remedy(tuple(images.shape))}"
+            f"{what} have shape {tuple(images.shape)}; expected a row for each point: images (N, C, H, W), vectors (N, F), "
+            "sequences (N, C, T) or volumes (N, C, D, H, W)"
         )
     if images.shape[0] == 0:
         raise DataError(f"{what}: none; expected at least 1. Likely cause: a filter that keeps no row")
     if images.numel() == 0:
         raise DataError(f"{what} have shape {tuple(images.shape)}; expected no dimension of size 0")
-
-
-def _remedy(shape: tuple[int, ...]) -> str:
-    """What makes four axes of another number."""
-    if len(shape) == 2:
-        return f"Vectors are such images of one pixel: images.view({shape[0]}, {shape[1]}, 1, 1), with nn.Flatten() first"
-    if len(shape) == 3:
-        return (
-            "Likely cause: a missing channel dimension; images.unsqueeze(1) adds it to gray images. Sequences (N, C, T) "
-            "are images of height T and width 1: images.unsqueeze(3), with nn.Flatten(2) first"
-        )
-    if len(shape) == 5:
-        return (
-            f"Volumes are images of more rows: images.flatten(2, 3), with nn.Unflatten(2, {shape[2:4]}) first"
-        )
-    return "Expected one image a row"
 
 
 def _not_finite(images: Tensor) -> str:

@@ -29,7 +29,10 @@ def check_sizes(**sizes: int | Sequence[int]) -> None:
     """ModelError unless all are whole numbers of at least 1, or sequences of them; ``in_shape`` has three."""
     for name, value in sizes.items():
         if name == "in_shape" and not (isinstance(value, Sequence) and len(value) == 3):
-            raise ModelError(f"in_shape={value!r}: expected (channels, height, width)")
+            raise ModelError(
+                f"in_shape={value!r}: expected (channels, height, width), as opnorm's own networks are for images; one "
+                "of yours, package.module.name(), takes other shapes. Gray images get a channel by images.unsqueeze(1)"
+            )
         for number in value if isinstance(value, Sequence) else (value,):
             check_count(name, number, error=ModelError)
 

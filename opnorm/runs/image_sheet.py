@@ -11,7 +11,7 @@ from opnorm._core import files
 from opnorm.errors import AttackError
 from opnorm.runs.evaluation import Evaluation
 
-__all__ = ["contact_sheet"]
+__all__ = ["check_drawable", "contact_sheet"]
 
 FONT = ImageFont.load_default(13)
 
@@ -38,8 +38,7 @@ def contact_sheet(
         AttackError: the points are no images.
         RunError: the file cannot be written.
     """
-    if x.ndim != 4:
-        raise AttackError(f"points of shape {tuple(x.shape)} are no images to draw; expected (B, C, H, W)")
+    check_drawable(x)
     e, chosen = evaluation, evaluation.result.misclassified.nonzero().squeeze(1)[:points]
     clean, moved = x[chosen].float().cpu(), e.result.points[chosen].float().cpu()
     difference = moved - clean
@@ -66,6 +65,12 @@ def contact_sheet(
             _write(draw, (left, top + height + TEXT), name, 3 * width, "dimgray")
     with files.atomic_write(path) as part:
         sheet.save(part, "PNG")
+
+
+def check_drawable(x: Tensor) -> None:
+    """AttackError for points that are no images (B, C, H, W)."""
+    if x.ndim != 4:
+        raise AttackError(f"points of shape {tuple(x.shape)} are no images to draw; expected (B, C, H, W)")
 
 
 def _picture(image: Tensor, scale: int) -> Image.Image:

@@ -90,7 +90,7 @@ def _model(run: Run, data: Dataset) -> nn.Module:
         return make_model(run, data)
     except ModelError as e:
         shape = "x".join(map(str, data.image_shape))
-        raise ModelError(f"{e} ({run.data} has images of {shape} and {data.num_classes} classes)") from e
+        raise ModelError(f"{e} ({run.data} has points of {shape} and {data.num_classes} classes)") from e
 
 
 def estimate(runs: Sequence[Run], store: Store, jobs: int, device: str = "cpu") -> Estimate:

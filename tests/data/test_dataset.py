@@ -138,9 +138,9 @@ REFUSED = {
         {"test": changed(images=torch.zeros(6, 3, 4, 5).int())},
         r"test images are torch.int32; expected",
     ),
-    "3-d": (
-        {"train": changed(images=split().images[:, 0])},
-        r"shape \(6, 4, 5\); expected 4 dimensions.*unsqueeze",
+    "1-d": (
+        {"train": changed(images=split().images[:, 0, 0, 0])},
+        r"shape \(6,\); expected a row for each point: images \(N, C, H, W\), vectors",
     ),
     "array": ({"train": changed(images=split().images.numpy())}, "train images are a ndarray"),
     "no rows": ({"test": split(0)}, r"test images: none; expected"),

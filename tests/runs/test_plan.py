@@ -40,7 +40,7 @@ def test_runs_of_another_version_are_counted(tmp_path, monkeypatch):
 def test_a_network_that_does_not_fit_is_refused_before_training(tmp_path):
     wrong = Run(**{**SMALL.as_dict(), "model": "mlp(width=4, classes=7)"})
     with pytest.raises(
-        ModelError, match=r"expected \(1, 10\).* \(digits\(\) has images of 1x8x8 and 10 classes\)"
+        ModelError, match=r"expected \(1, 10\).* \(digits\(\) has points of 1x8x8 and 10 classes\)"
     ):
         check_networks([SMALL, wrong])
     store = Store(tmp_path / "runs")
