@@ -1,5 +1,7 @@
 """An attack of your own: a function (model, x, y) -> x_adv. Here: the worst of many random corners of the ball."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -9,8 +11,9 @@ from opnorm.models import cnn
 from opnorm.training import TrainingSettings, train
 
 
-def random_corners(eps: float = 0.1, tries: int = 50, seed: int = 0) -> Attack:
-    """The sign vector, of ``tries`` random ones, with the largest loss; ℓ∞ ball of radius ``eps``, pixels in [0, 1]."""
+def random_corners(eps: float = 0.1, norm: float = math.inf, tries: int = 50, seed: int = 0) -> Attack:
+    """The sign vector, of ``tries`` random ones, with the largest loss; ``norm``, ``eps``: the ball, for opnorm attack."""
+    assert norm == math.inf, "its corners are those of an ℓ∞ ball"
 
     @torch.no_grad()
     def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -27,10 +30,10 @@ def random_corners(eps: float = 0.1, tries: int = 50, seed: int = 0) -> Attack:
     return attack
 
 
-torch.manual_seed(0)
-data = digits()
-model = cnn(in_shape=data.image_shape, width=8)
-train(model, data, TrainingSettings(epochs=3))
-x, y = data.test.images.float() / 255, data.test.labels
-for name, attack in {"random corners": random_corners(), "PGD": pgd(eps=0.1, steps=10)}.items():
-    print(f"{name}: accuracy {(model.eval()(attack(model, x, y)).argmax(1) == y).double().mean():.1%}")
+if __name__ == "__main__":  # not where a command imports it
+    data, model = digits(), cnn((1, 8, 8), width=8)
+    train(model, data, TrainingSettings(epochs=3))
+    x, y = data.test.images.float() / 255, data.test.labels
+    for attack in (random_corners(), pgd(eps=0.1, steps=10)):
+        print(f"accuracy {(model.eval()(attack(model, x, y)).argmax(1) == y).double().mean():.1%}")
+# in opnorm attack, by its dotted name: --eps 0.1 --attack 'own_attack.random_corners(tries=20)'

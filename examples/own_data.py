@@ -21,10 +21,11 @@ def stripes(images: int = 400, size: int = 8, seed: int = 0) -> Dataset:
     return Dataset("stripes", train=split(images), test=split(images // 4), classes=("upright", "lying"))
 
 
-torch.manual_seed(0)
-data = stripes()
-model = cnn(in_shape=data.image_shape, classes=len(data.classes), width=4)
-train(model, data, TrainingSettings(epochs=10))
-right = model.eval()(data.test.images.float() / 255).argmax(1) == data.test.labels
-print(f"{len(data.test.labels)} test images, accuracy {right.double().mean():.1%}")
+if __name__ == "__main__":  # not where a command imports it
+    torch.manual_seed(0)
+    data = stripes()
+    model = cnn(in_shape=data.image_shape, classes=len(data.classes), width=4)
+    train(model, data, TrainingSettings(epochs=10))
+    right = model.eval()(data.test.images.float() / 255).argmax(1) == data.test.labels
+    print(f"{len(data.test.labels)} test images, accuracy {right.double().mean():.1%}")
 # on the command line, by its dotted name: opnorm train --data 'my_module.stripes(images=1000)'

@@ -30,10 +30,10 @@ def build(width: int = 8) -> nn.Module:
     return nn.Sequential(Normalize(1, 0.3, 0.35), nn.Conv2d(1, width, 3, padding=1), Residual(width), *head)
 
 
-torch.manual_seed(0)
-data, model = digits(), build()
-train(model, data, TrainingSettings(epochs=3))
-x, y = data.test.images.float() / 255, data.test.labels
-print(opnorm.measure(model, x[:1]))
-print("whole network:", opnorm.lipschitz_bound(model, x[:1], math.inf))
-print(f"robust: {(model(pgd(eps=0.05)(model.eval(), x, y)).argmax(1) == y).double().mean():.1%}")
+if __name__ == "__main__":  # not where a command imports it
+    data, model = digits(), build()
+    train(model, data, TrainingSettings(epochs=3))
+    x, y = data.test.images.float() / 255, data.test.labels
+    print(opnorm.measure(model, x[:1]))
+    print("whole network:", opnorm.lipschitz_bound(model, x[:1], math.inf))
+    print(f"robust: {(model(pgd(eps=0.05)(model.eval(), x, y)).argmax(1) == y).double().mean():.1%}")

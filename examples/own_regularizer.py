@@ -20,13 +20,14 @@ def first_layer_decay(beta: float = 1e-2) -> Regularizer:
     return bind
 
 
-data = digits()
-for beta in (0.0, 1e-2):
-    torch.manual_seed(0)
-    model = mlp(in_shape=data.image_shape, width=64)
-    train(model, data, TrainingSettings(regularizers=[first_layer_decay(beta)], epochs=3))
-    first = next(m for m in model.modules() if isinstance(m, nn.Linear))
-    norm = linf(first, (first.in_features,)).item()
-    right = model.eval()(data.test.images.float() / 255).argmax(1) == data.test.labels
-    print(f"beta {beta:g}: ‖W_1‖_∞ = {norm:.2f}, accuracy {right.double().mean():.1%}")
+if __name__ == "__main__":  # not where a command imports it
+    data = digits()
+    for beta in (0.0, 1e-2):
+        torch.manual_seed(0)
+        model = mlp(in_shape=data.image_shape, width=64)
+        train(model, data, TrainingSettings(regularizers=[first_layer_decay(beta)], epochs=3))
+        first = next(m for m in model.modules() if isinstance(m, nn.Linear))
+        norm = linf(first, (first.in_features,)).item()
+        right = model.eval()(data.test.images.float() / 255).argmax(1) == data.test.labels
+        print(f"beta {beta:g}: ‖W_1‖_∞ = {norm:.2f}, accuracy {right.double().mean():.1%}")
 # in opnorm train, the same by its dotted name: --regularizers 'my_module.first_layer_decay(beta=0.01)'

@@ -1,6 +1,7 @@
 """``opnorm export`` and ``opnorm push``: a finished run as a folder for others, and on the Hugging Face hub."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -47,16 +48,37 @@ def push(
     run: Positional[RunName],
     repo: Annotated[str, arg(help="user/name on the hub; made where it is missing")],
     private: Annotated[bool, arg(help="make the repository private")] = False,
+    dry_run: Annotated[
+        bool, arg(help="say which files would be uploaded; needs no network and no token")
+    ] = False,
     out: Runs = Path("runs"),
     json: Json = False,
 ) -> None:
     """Upload what opnorm export writes to the Hugging Face hub (or the one at HF_ENDPOINT); needs a token of the hub.
 
     opnorm push 3f2a9c01d4e7 --repo user/name --private
+
+    opnorm push 3f2a9c01d4e7 --repo user/name --dry-run
     """
     from opnorm.runs.export import push as upload
 
+    if dry_run:
+        return _print_files(finished_run(run, out), repo, json)
     url = upload(finished_run(run, out), repo, private=private)
     if json:
         return print_json({"url": url, "call": f"hf({repo!r})"})
     return print(f"{url}\nload it: hf({repo!r}), in Python opnorm.models.hf({repo!r})")
+
+
+def _print_files(folder: Path, repo: str, json: bool) -> None:
+    """What would be uploaded."""
+    from opnorm.runs.export import export as write
+
+    with tempfile.TemporaryDirectory(prefix="opnorm-push-") as made:
+        sizes = {path.name: path.stat().st_size for path in write(folder, Path(made))}
+    if json:
+        return print_json({"repo": repo, "files": sizes})
+    for name, size in sizes.items():
+        print(f"{name:20}  {size:12,} bytes")
+    again = f"opnorm export {shown(folder)} --to FOLDER"
+    return print(f"nothing was uploaded; these would be, to {repo}; {again} writes them to look at")

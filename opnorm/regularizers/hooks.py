@@ -82,6 +82,11 @@ def chain(all_hooks: Sequence[Hooks]) -> Hooks:
                 f"a regularizer gave {named(hooks)}; expected Hooks, as norm_decay(p=1)(model, x) does: it is bound once"
             )
 
+        for name, value in hooks._asdict().items():
+            if not (isinstance(value, dict) if name == "state" else callable(value)):
+                expected = "a dict of tensors" if name == "state" else "a function"
+                raise ModelError(f"a regularizer gave Hooks({name}={named(value)}); expected {expected}")
+
     def penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         values = []
         for i, hooks in enumerate(all_hooks):

@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -298,11 +299,18 @@ def _terms(attack: Attack) -> tuple[float, float, Mode]:
             known |= dict(spec.full(spec.spec_of(attack)).kwargs)
         except SpecError:
             known = {}
-    if not {"norm", "eps"} <= known.keys():
+    if missing := [name for name in ("norm", "eps") if name not in known]:
         raise AttackError(
-            f"{attack!r:.60} has no norm and eps; expected a factory of opnorm, or attributes norm and eps"
+            f"{_name_of(attack)} does not say its {' and '.join(missing)}; expected parameters norm and eps of the function "
+            "that makes the attack, such as def my_attack(eps=0.1, norm=math.inf), or attributes of the attack"
         )
     return known["norm"], known["eps"], known.get("mode", "eval")
+
+
+def _name_of(attack: Attack) -> str:
+    with suppress(SpecError):
+        return str(spec.spec_of(attack))
+    return f"{attack!r:.60}"
 
 
 def _check(x: Tensor, eps: float, norm: float, part: int) -> None:

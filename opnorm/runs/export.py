@@ -146,7 +146,9 @@ def push(folder: Path, repo: str, *, private: bool = False) -> str:
     what = f"push to {repo}"
     package = hub_package(what, OpnormError)
     if package.get_token() is None:
-        raise OpnormError(f"{what}: not logged in to the hub; run `hf auth login`, or set HF_TOKEN")
+        raise OpnormError(
+            f"{what}: not logged in to the hub; run `hf auth login`, or set HF_TOKEN; --dry-run shows what would be uploaded"
+        )
     api = package.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     with tempfile.TemporaryDirectory(prefix="opnorm-push-") as made:
         export(folder, Path(made))

@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from opnorm._core.argument_checks import named
+from opnorm.errors import OpnormError
 from opnorm.report import (
     Progress,
     Report,
@@ -59,6 +61,10 @@ def write_study(
     """
     path = page_path(study, store)
     report = study.report(results)
+    if not isinstance(report, Report):
+        raise OpnormError(
+            f"the report of the study {study.name} is {named(report)}; expected an opnorm.report.Report"
+        )
     write_json(report, path.parent / "report.json")
     write_tables(report, path.parent / "tables")
     if figures:

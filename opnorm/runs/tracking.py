@@ -72,7 +72,7 @@ def _tracker(name: str, root: Path) -> Tracker:
     module: Any = _imported(name)
     if missing := [f for f in FUNCTIONS if not callable(getattr(module, f, None))]:
         raise OpnormError(
-            f"--track {name}: the module has no {', '.join(missing)}; expected {', '.join(FUNCTIONS)}"
+            f"--track {name}: the module has no {', '.join(missing)}; expected a tracker, with {', '.join(FUNCTIONS)}"
         )
     return module
 

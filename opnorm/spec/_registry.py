@@ -145,6 +145,8 @@ def _resolve_dotted(name: str) -> Callable[..., Any]:
     except (Exception, SystemExit) as e:
         raise SpecError(f"{name!r}: importing {module_name} failed: {type(e).__name__}: {e}") from e
     found = getattr(module, attribute, None)
+    if not callable(found) and hasattr(module, attribute):
+        raise SpecError(f"{name!r} is {found!r:.60}, which is no function")
     if not callable(found):
         public = [n for n in dir(module) if callable(getattr(module, n)) and not n.startswith("_")]
         raise SpecError(f"{module_name} has no function {attribute!r}{did_you_mean(attribute, public)}")

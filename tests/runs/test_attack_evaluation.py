@@ -267,7 +267,7 @@ def test_an_attack_of_the_users_own(store, data):
     assert [s.name for s in done.result.stages] == ["Strange"]
     with pytest.raises(AttackError, match="stored under the attack's call"):
         evaluate(honest(), *data, Strange(lambda x: x), store=store)
-    with pytest.raises(AttackError, match="has no norm and eps"):
+    with pytest.raises(AttackError, match="does not say its norm and eps; expected parameters norm and eps"):
         evaluate(honest(), *data, lambda model, x, y, seed=None: x)
 
 

@@ -218,6 +218,19 @@ def test_a_hub_that_cannot_be_reached(folder, monkeypatch):
         push(folder, "me/net")
 
 
+def test_what_would_be_uploaded_is_said_without_a_hub(main, hub, folder, tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    status, out, err = main("push", tiny.key, "--repo", "me/net", "--dry-run")
+    *listed, last = out.splitlines()
+    assert (status, err, [line.split()[0] for line in listed]) == (0, "", list(FILES))
+    assert last.startswith("nothing was uploaded; these would be, to me/net; opnorm export ")
+    found = json.loads(main("push", tiny.key, "--repo", "me/net", "--dry-run", "--json")[1])
+    assert found["repo"] == "me/net"
+    main("export", tiny.key, "--to", "net")
+    assert found["files"] == {name: (Path("net") / name).stat().st_size for name in FILES}
+    assert "me/net" not in hub.files
+
+
 def test_the_commands(main, hub, folder, tiny):
     status, out, err = main("export", tiny.key[:4], "--to", "net")
     assert (status, out.split(), err) == (0, [f"net/{name}" for name in FILES], "")

@@ -1,16 +1,18 @@
 """An analysis: its computation and its display, and the list of all analyses."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, ParamSpec, get_args
 
 from torch import nn
 
-from opnorm._core.argument_checks import check_module
+from opnorm._core.argument_checks import check_module, named
 from opnorm._core.modes import in_default_modes
 from opnorm._core.settings import check_choice
 from opnorm.data import Dataset
 from opnorm.data.dataset import check_dataset
+from opnorm.errors import SpecError
 from opnorm.report import Cell, Chart, Column
 from opnorm.spec import factory
 
@@ -57,10 +59,23 @@ class Analysis:
 
     @in_default_modes
     def __call__(self, model: nn.Module, data: Dataset) -> list[Row]:
-        """The rows."""
+        """The rows; SpecError where they are no list of dicts that JSON can hold."""
         check_module(model)
         check_dataset(data)
-        return self.rows(model, data)
+        rows = self.rows(model, data)
+        if not isinstance(rows, list | tuple) or not all(isinstance(row, dict) for row in rows):
+            raise SpecError(
+                f"an analysis gave {named(rows)}; expected its rows, a list of dicts such as [{{'mean': 0.5}}]"
+            )
+        for name, value in ((name, value) for row in rows for name, value in row.items()):
+            try:
+                json.dumps({name: value})
+            except (TypeError, ValueError) as e:
+                raise SpecError(
+                    f"an analysis gave {name}={named(value)} in a row; expected what JSON can hold: numbers, text, lists, "
+                    "dicts; of a tensor its item() or tolist()"
+                ) from e
+        return list(rows)
 
 
 @dataclass(frozen=True)
