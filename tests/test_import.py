@@ -7,67 +7,48 @@ import pytest
 
 import opnorm
 from opnorm._core.files import write_json
+from opnorm.cli.commands import COMMANDS
 from opnorm.runs.store import FORMAT
-
-CHECK = """
-import sys
-from opnorm.cli import main
-try:
-    main({args!r})
-except SystemExit as e:
-    assert not e.code, e.code
-heavy = {{"torch", "numpy", "scipy", "pyarrow", "altair", "jinja2", "vl_convert", "PIL", "safetensors"}} & set(sys.modules)
-assert not heavy, heavy
-"""
+from tests.startup import without_torch
 
 
 def python(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("command", ["norms", "train", "study", "ls", ""])
-def test_help_teaches_without_torch(command):
-    done = python(CHECK.format(args=[command, "--help"] if command else ["--help"]))
-    assert done.returncode == 0, done.stderr
-    assert (f"opnorm {command} " if command else "opnorm COMMAND") in done.stdout
-    if command in ("norms", "train", "study"):
-        assert "tour opnorm" not in done.stdout, "each example stands on a line of its own"
-        text = " ".join(done.stdout.split())
-        example = {
-            "norms": "opnorm norms 'resnet(depth=20)'",
-            "train": "--objective 'pgd_at(eps=0.1)'",
-            "study": "--limit 2000",
-        }
-        assert example[command] in text
+def test_help_teaches_without_torch(tmp_path):
+    examples = {
+        "norms": "opnorm norms 'resnet(depth=20)'",
+        "train": "--objective 'pgd_at(eps=0.1)'",
+        "study": "--limit 2000",
+    }
+    commands = [[c.__name__, "--help"] for c in COMMANDS]
+    overview, *helps = without_torch([["--help"], *commands], tmp_path)
+    assert overview[0] == 0
+    assert "opnorm COMMAND" in overview[1]
+    for (name, _), (status, out) in zip(commands, helps, strict=True):
+        assert status == 0
+        assert f"opnorm {name} " in out
+        assert "tour opnorm" not in out, "each example stands on a line of its own"
+        assert examples.get(name, "") in " ".join(out.split())
 
 
-@pytest.mark.parametrize(
-    ("args", "status"),
-    [
-        ([], 0),
-        (["--version"], 0),
-        (["ls", "--out", "."], 0),
-        (["rm", "abc", "--out", "."], 2),
-        (["attac"], 2),
-        (["--print-completion", "bash"], 0),
-        (["train", "--epoch", "x"], 2),
-    ],
-)
-def test_what_needs_no_network_needs_no_torch(args, status, tmp_path, monkeypatch):
-    """A run is listed, a version said, and a wrong argument refused at once."""
-    monkeypatch.chdir(tmp_path)
+def test_what_needs_no_network_needs_no_torch(tmp_path):
+    """A run is listed, what is known of a damaged one shown, a version said, and a wrong argument refused at once."""
     run = {"format": FORMAT, "run": {"objective": "plain()", "seed": 0, "model": "mlp()", "data": "digits()"}}
     (tmp_path / "0123456789ab").mkdir()
     write_json(tmp_path / "0123456789ab" / "run.json", run, checked=True)
-    done = python(
-        CHECK.format(args=args).replace(
-            "assert not e.code, e.code", f"assert (e.code or 0) == {status}, e.code"
-        )
-    )
-    assert done.returncode == 0, done.stderr
-    assert {"--version": f"opnorm {opnorm.__version__}", "ls": "mlp() on digits()"}.get(
-        args[0] if args else "", ""
-    ) in done.stdout
+    (tmp_path / "0123456789ab" / "weights.safetensors").touch()
+    commands = {
+        "": 0, "--version": 0, "ls --out .": 0, "ls --out . --json": 0, "show 0123 --out .": 2, "rm abc --out .": 2,
+        "attac": 2, "--print-completion bash": 0, "train --epoch x": 2,
+    }  # fmt: skip
+    found = without_torch([text.split() for text in commands], tmp_path)
+    assert [status for status, _ in found] == [*commands.values()]
+    said = dict(zip(commands, (out for _, out in found), strict=True))
+    assert said["--version"] == f"opnorm {opnorm.__version__}\n"
+    for listed in ("ls --out .", "show 0123 --out ."):
+        assert "mlp()" in said[listed]
 
 
 def test_import_does_not_load_torch():

@@ -9,6 +9,7 @@ from tyro.conf import Positional, arg
 
 import opnorm
 from opnorm._core.files import shown
+from opnorm.cli.call_checks import check_calls, check_limit
 from opnorm.cli.options import (
     Again,
     DataOfRun,
@@ -22,10 +23,21 @@ from opnorm.cli.options import (
     SkipBad,
     Trust,
     check_device,
+    check_device_name,
     print_json,
     skipping_bad,
 )
-from opnorm.cli.subjects import data_of, network_and_data, results_folder, run_folder, run_of, trust_runs
+from opnorm.cli.subjects import (
+    check_network,
+    check_subject,
+    data_of,
+    network_and_data,
+    results_folder,
+    run_folder,
+    run_of,
+    trust_runs,
+)
+from opnorm.cli.torch_loading import load_torch
 from opnorm.errors import OpnormError
 
 __all__ = ["ANALYSES", "analyze", "compare"]
@@ -105,15 +117,18 @@ def compare(models: Positional[ModelsOrRuns], options: Options = AnalyzeOptions(
 
 
 def _analyze(models: tuple[str, ...], options: AnalyzeOptions) -> None:
+    o = options
+    named = [_named(text) for text in models]
+    out = results_folder(tuple(model for _, model in named), o.out)
+    _check(o, [model for _, model in named], out)
+    load_torch()
+
     from opnorm.cli.progress import AnalyzeBar
     from opnorm.runs.network_report import analysis_calls, analyze
     from opnorm.runs.store import Store
 
-    o = options
     calls = analysis_calls(o.what, points=o.points, seed=o.seed)
     check_device(o.device)
-    named = [_named(text) for text in models]
-    out = results_folder(tuple(model for _, model in named), o.out)
     if o.trust:
         trust_runs(tuple(model for _, model in named), out)
     data = _data_of_all([model for _, model in named], out) if o.data is None else o.data
@@ -131,6 +146,21 @@ def _analyze(models: tuple[str, ...], options: AnalyzeOptions) -> None:
         print_json({"page": str(page), "networks": report.as_dict()})
     else:
         print(page)
+
+
+def _check(o: AnalyzeOptions, models: list[str], out: Path) -> None:
+    """OpnormError for what is wrong with the arguments, before anything is loaded."""
+    check_calls((text for text in o.what if text != "all"), "analysis")
+    check_limit(o.limit)
+    check_device_name(o.device)
+    of_runs = o.data is None and any(
+        run_folder(model, out) for model in models
+    )  # the data are those of a run
+    for model in models:
+        if not of_runs:
+            check_subject(model, o.data, out)
+        elif run_folder(model, out) is None:
+            check_network(model, out)
 
 
 def _data_of_all(models: list[str], out: Path) -> str:

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from opnorm._core.files import shown
+from opnorm._core.orders import label as norm_label
+from opnorm._core.orders import plain_order
+from opnorm.cli.call_checks import check_calls, check_limit
 from opnorm.cli.gates import refuse, share, too_low
 from opnorm.cli.options import (
     Again,
@@ -19,13 +22,26 @@ from opnorm.cli.options import (
     Trust,
     absolute,
     check_device,
+    check_device_name,
     number,
     print_json,
     say_found,
     skipping_bad,
 )
-from opnorm.cli.subjects import data_of, network_and_data, results_folder, run_folder, trust_runs
+from opnorm.cli.subjects import (
+    check_network,
+    check_subject,
+    data_of,
+    network_and_data,
+    results_folder,
+    run_folder,
+    trust_runs,
+)
+from opnorm.cli.torch_loading import load_torch
 from opnorm.errors import OpnormError
+
+if TYPE_CHECKING:
+    from opnorm.spec import Call
 
 __all__ = ["attack"]
 
@@ -77,18 +93,19 @@ def attack(
 
     opnorm attack 3f2a9c01d4e7 --eps 0.1 --fail-under 0.45
     """
+    o, out = options, results_folder((model,), options.out)
+    calls, least = _checked(model, o, out)
+    load_torch()
+
+    from opnorm import spec
     from opnorm.cli.progress import AttackBar
     from opnorm.data.dataset import as_pixels
     from opnorm.runs.attack_evaluation import evaluate
-    from opnorm.runs.evaluation import save_points
-    from opnorm.runs.image_sheet import check_drawable, contact_sheet
+    from opnorm.runs.image_sheet import check_drawable
     from opnorm.runs.store import Store
 
-    o, out = options, results_folder((model,), options.out)
-    _check_files(o)
     o = replace(o, save=absolute(o.save), sheet=absolute(o.sheet))
-    least = share("--fail-under", o.fail_under)
-    attacks = _attacks(o)
+    attacks = [spec.build(call, "attack") for call in calls]
     check_device(o.device)
     if o.trust:
         trust_runs((model, *([] if o.surrogate is None else [o.surrogate])), out)
@@ -106,10 +123,7 @@ def attack(
         with AttackBar() as progress:
             done = evaluate(network, x, y, chosen, store=store, surrogate=surrogate, progress=progress)
         say_found(done.found)
-        if o.save is not None:
-            save_points(o.save, done, dataset.test_index(o.limit))
-        if o.sheet is not None:
-            contact_sheet(o.sheet, x, done, dataset.classes)
+        _write(o, x, done, dataset)
         if not o.json:
             _print_evaluation(done)
         about = {"model": model, "data": data, "limit": o.limit}
@@ -118,6 +132,19 @@ def attack(
     if o.json:
         print_json(found[0] if len(found) == 1 else found)
     refuse(low)
+
+
+def _checked(model: str, o: AttackOptions, out: Path) -> "tuple[list[Call], float | None]":
+    """The calls of the attacks and the least robust accuracy; OpnormError for what is wrong, before anything is loaded."""
+    _check_files(o)
+    least, calls = share("--fail-under", o.fail_under), _calls(o)
+    check_calls(calls, "attack")
+    check_limit(o.limit)
+    check_device_name(o.device)
+    check_subject(model, o.data, out)
+    if o.surrogate is not None and run_folder(o.surrogate, out) is None:
+        check_network(o.surrogate, out)
+    return calls, least
 
 
 def _check_files(o: AttackOptions) -> None:
@@ -131,20 +158,28 @@ def _check_files(o: AttackOptions) -> None:
         raise OpnormError(f"--eps {' '.join(o.eps)}: --save and --sheet write the points of one radius")
 
 
-def _attacks(o: AttackOptions) -> list[Any]:
-    """The attack for every radius."""
+def _calls(o: AttackOptions) -> "list[Call]":
+    """The call of the attack for every radius."""
     from opnorm import spec
-    from opnorm.norms.display import plain_order
 
     norm = None if o.norm is None else number("--norm", plain_order(o.norm))
     radii = [number("--eps", eps) for eps in o.eps] or [None]
     call = spec.parse(o.attack).with_arguments(norm=norm, version=o.version, seed=o.seed)
-    return [spec.build(call.with_arguments(eps=eps), "attack") for eps in radii]
+    return [call.with_arguments(eps=eps) for eps in radii]
+
+
+def _write(o: AttackOptions, x: Any, done: Any, dataset: Any) -> None:
+    """The files that the options name: the points, and the sheet of adversarial ones."""
+    from opnorm.runs.evaluation import save_points
+    from opnorm.runs.image_sheet import contact_sheet
+
+    if o.save is not None:
+        save_points(o.save, done, dataset.test_index(o.limit))
+    if o.sheet is not None:
+        contact_sheet(o.sheet, x, done, dataset.classes)
 
 
 def _print_evaluation(done: Any) -> None:
-    from opnorm.norms.display import label as norm_label
-
     v, (low, high) = done.result, done.result.interval
     correct, robust, points = int(v.correct.sum()), int(v.robust.sum()), len(v.correct)
     print(f"attack            {done.attack}, {norm_label(done.norm)} ε = {done.eps:.4g}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from opnorm.cli.options import Json, print_json
+from opnorm.cli.torch_loading import load_torch
 
 __all__ = ["doctor"]
 
@@ -54,6 +55,8 @@ def _how_to_get(row: dict[str, Any]) -> str:
 
 
 def _found() -> dict[str, Any]:
+    load_torch()
+
     from opnorm._core.machine import about
     from opnorm._core.memory import available_memory, gigabytes
     from opnorm.data.cache import cache_folder

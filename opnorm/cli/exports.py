@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 from opnorm._core.files import shown
 from opnorm.cli.options import Json, RunName, Runs, print_json
 from opnorm.cli.subjects import no_run, run_folder
+from opnorm.cli.torch_loading import load_torch
 
 __all__ = ["export", "finished_run", "push"]
 
@@ -36,9 +37,12 @@ def export(
 
     opnorm export 3f2a9c01d4e7 --to my_network
     """
+    folder = finished_run(run, out)
+    load_torch()
+
     from opnorm.runs.export import export as write
 
-    files = [str(shown(path)) for path in write(finished_run(run, out), Path(os.path.abspath(to)))]
+    files = [str(shown(path)) for path in write(folder, Path(os.path.abspath(to)))]
     if json:
         return print_json({"files": files})
     return print("\n".join(files))
@@ -60,11 +64,14 @@ def push(
 
     opnorm push 3f2a9c01d4e7 --repo user/name --dry-run
     """
+    folder = finished_run(run, out)
+    load_torch()
+
     from opnorm.runs.export import push as upload
 
     if dry_run:
-        return _print_files(finished_run(run, out), repo, json)
-    url = upload(finished_run(run, out), repo, private=private)
+        return _print_files(folder, repo, json)
+    url = upload(folder, repo, private=private)
     if json:
         return print_json({"url": url, "call": f"hf({repo!r})"})
     return print(f"{url}\nload it: hf({repo!r}), in Python opnorm.models.hf({repo!r})")

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from opnorm._core.orders import label, order
 from opnorm.cli.options import number
 from opnorm.errors import OpnormError
 
@@ -68,8 +69,6 @@ def norm_gates(texts: Iterable[str], ords: tuple[Any, ...], layers: str) -> list
     Raises:
         OpnormError: a text that is no gate, or is about a norm that the command does not compute.
     """
-    from opnorm.norms.display import order
-
     gates = []
     for text in texts:
         name, equals, value = text.partition("=")
@@ -125,8 +124,6 @@ def _upper(row: Any, ord: Any) -> float | None:
 
 
 def _reason(gate: Gate, where: str, value: float | None, why: str, more: int) -> str:
-    from opnorm.norms.display import label
-
     what = f"the bound of {where} in {label(gate.ord)}" if gate.network else f"{label(gate.ord)} of {where}"
     others = f" (and of {more} more layer{'s' * (more > 1)})" if more else ""
     if value is None:

@@ -1,5 +1,6 @@
 """``opnorm norms`` and ``opnorm separation``: numbers about a network by itself, and about a data set."""
 
+import math
 import os
 import sys
 from dataclasses import dataclass, replace
@@ -9,6 +10,10 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from opnorm._core.orders import label, order, plain_order
+from opnorm._core.plot_names import check_plot_name
+from opnorm._core.settings import check_choice
+from opnorm.cli.call_checks import check_call, check_weights
 from opnorm.cli.gates import Gate, check_norms, norm_gates, refuse
 from opnorm.cli.options import Data, Json, ModelRunOrWeights, Results, Trust, absolute, number, print_json
 from opnorm.cli.subjects import (
@@ -19,6 +24,7 @@ from opnorm.cli.subjects import (
     run_folder,
     trust_runs,
 )
+from opnorm.cli.torch_loading import load_torch
 from opnorm.errors import NormError, OpnormError
 
 __all__ = ["norms", "separation"]
@@ -69,19 +75,20 @@ def norms(
 
     opnorm norms model.safetensors.index.json --against fine-tuned/   # without the model: every weight by its name
     """
-    from opnorm.norms import compare, lipschitz_bound
-
     out = results_folder((model,), options.out)
     o = replace(options, plot=absolute(options.plot), out=out)
-    if o.json + o.csv + o.markdown > 1:
-        raise OpnormError("--json, --csv and --markdown exclude each other")
     ords = _orders(o.ord)
     gates = norm_gates(o.fail_over, ords, o.layers)
-    if is_weights(model) and (os.path.isfile(model) or run_folder(model, out) is None):
+    weights = is_weights(model) and (os.path.isfile(model) or run_folder(model, out) is None)
+    _check_options(o, model, weights, gates)
+    _check_subjects(model, o.against, weights, out)
+    load_torch()
+    if weights:
         _print_weights(model, ords, gates, o)
         return
-    if o.condition:
-        raise OpnormError(f"--condition is for a file or folder of weights; {model} is a model or a run")
+
+    from opnorm.norms import compare, lipschitz_bound
+
     if o.trust:
         trust_runs((model, *([o.against] if o.against else [])), out)
     network, example = _model_and_example(model, o)
@@ -104,20 +111,52 @@ def norms(
     )
 
 
+def _check_options(o: NormsOptions, model: str, weights: bool, gates: list[Gate]) -> None:
+    """OpnormError for options that make no sense, or not together, before anything is loaded."""
+    if o.json + o.csv + o.markdown > 1:
+        raise OpnormError("--json, --csv and --markdown exclude each other")
+    if o.relative_width is not None:
+        number("--relative-width", o.relative_width)
+    if not weights:
+        if o.condition:
+            raise OpnormError(f"--condition is for a file or folder of weights; {model} is a model or a run")
+        if o.input is not None:
+            _shape(o.input)
+        if o.plot is not None:
+            check_plot_name(o.plot)
+        return
+    for name, given in (("--input", o.input), ("--plot", o.plot), ("--trust", o.trust)):
+        if given:
+            raise OpnormError(
+                f"{name} is for a model; {model} is measured without one. Its network: 'file(\"{model}\", arch=...)'"
+            )
+    if gates and (o.against is not None or any(gate.network for gate in gates)):
+        raise OpnormError(
+            f"--fail-over {gates[0].text}: of {model} without its model, the norms of each weight are known"
+        )
+
+
+def _check_subjects(model: str, against: str | None, weights: bool, out: Path) -> None:
+    """OpnormError where what is to be measured is not there, before anything is loaded."""
+    for text in (model, against):
+        if text is None:
+            continue
+        if weights or (text is against and _is_table(text)):
+            check_weights(Path(text))
+        elif run_folder(text, out) is None:
+            check_network(text, out)
+
+
+def _is_table(against: str) -> bool:
+    """Whether a text names a table of norms that --json wrote."""
+    return against.endswith(".json") and "(" not in against
+
+
 def _print_weights(path: str, ords: tuple[Any, ...], gates: list[Gate], options: NormsOptions) -> None:
     """The table of a checkpoint without its model, or how far it moved."""
     from opnorm._core.progress_bar import stdout
     from opnorm.models import measure_checkpoint
 
-    for name, given in (("--input", options.input), ("--plot", options.plot), ("--trust", options.trust)):
-        if given:
-            raise OpnormError(
-                f"{name} is for a model; {path} is measured without one. Its network: 'file(\"{path}\", arch=...)'"
-            )
-    if gates and (options.against is not None or any(gate.network for gate in gates)):
-        raise OpnormError(
-            f"--fail-over {gates[0].text}: of {path} without its model, the norms of each weight are known"
-        )
     width = 5e-3 if options.relative_width is None else number("--relative-width", options.relative_width)
     # beside l2, its multiple from RMS to RMS costs nothing
     more = ("rms",) if options.ord == NormsOptions.ord else ()
@@ -135,8 +174,6 @@ def _print_weights(path: str, ords: tuple[Any, ...], gates: list[Gate], options:
 
 
 def _orders(text: str) -> tuple[Any, ...]:
-    from opnorm.norms.display import order
-
     if not all(part.strip() for part in text.split(",")):
         raise OpnormError(f"--ord {text!r}: expected some of 1, 2, inf, rms, such as 1,2,inf")
     return tuple(dict.fromkeys(order(part) for part in text.split(",")))
@@ -155,7 +192,7 @@ def _other_table(options: NormsOptions, example: Any, ords: tuple[Any, ...]) -> 
     from opnorm.norms import NormTable
 
     text = options.against or ""
-    if text.endswith(".json") and "(" not in text:
+    if _is_table(text):
         try:
             table = NormTable.from_json(Path(text).read_text(encoding="utf-8", errors="replace"))
         except NormError as e:
@@ -267,15 +304,19 @@ def separation(
 
     opnorm separation 'parquet("cifar10")' --norm inf
     """
+    p = number("--norm", plain_order(norm))
+    check_choice("norm", p, (1, 2, math.inf))
+    check_call(data, "data set")
+    load_torch()
+
     from opnorm import spec
     from opnorm.cli.progress import Bar
     from opnorm.data.class_separation import separation as search
-    from opnorm.norms.display import label, plain_order
 
     dataset = spec.build(data, "data set")
     with Bar("all pairs", total=1.0) as bar:
         found = search(
-            dataset, number("--norm", plain_order(norm)), split,
+            dataset, p, split,
             lambda share, least: bar.update(share, f"nearest {least:.4g}"),
         )  # fmt: skip
     if json:

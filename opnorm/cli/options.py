@@ -1,7 +1,9 @@
 """What the commands share: options, and what is read from them and printed."""
 
 import os
+import re
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -50,6 +52,10 @@ SkipBad = Annotated[
 ]
 Limit = Annotated[int | None, arg(help="use at most so many training and test points")]
 DEVICES = ("cpu", "cuda", "mps")
+OTHER_DEVICES = (
+    "hip", "hpu", "ipu", "lazy", "maia", "meta", "mtia", "privateuseone", "ve", "vulkan", "xla", "xpu",
+)  # fmt: skip
+"""Further kinds that torch has names for."""
 Device = Annotated[str, arg(help="cpu, cuda, cuda:1, mps")]
 Again = Annotated[bool, arg(help="make everything anew, also what is kept")]
 Track = Annotated[
@@ -92,6 +98,16 @@ def skipping_bad(data: str, skip_bad: bool) -> str:
 def absolute(path: Path | None) -> Path | None:
     """The path as it is meant in the user's folder, whatever the modules that are loaded later do to the working folder."""
     return None if path is None else Path(os.path.abspath(path))
+
+
+def check_device_name(device: str) -> None:
+    """OpnormError for what is no device on any machine; whether this one has it, :func:`check_device` says."""
+    kind = device.partition(":")[0]
+    known = kind in (*DEVICES, *OTHER_DEVICES) or any(entry_points(group="torch.backends"))
+    if not known or not re.fullmatch(r"\w+(:\d+)?", device):
+        raise OpnormError(
+            f"--device {device}: no device{did_you_mean(kind, DEVICES)}; expected one that this machine has, such as cpu"
+        )
 
 
 def check_device(device: str) -> None:

@@ -8,6 +8,9 @@ from typing import Annotated, Any, Literal
 from tyro.conf import arg
 
 from opnorm._core.files import shown
+from opnorm._core.orders import label as norm_label
+from opnorm._core.training_numbers import check_numbers
+from opnorm.cli.call_checks import check_calls, check_limit
 from opnorm.cli.options import (
     Again,
     Data,
@@ -19,10 +22,14 @@ from opnorm.cli.options import (
     SkipBad,
     Track,
     check_device,
+    check_device_name,
     print_json,
     say_found,
     skipping_bad,
 )
+from opnorm.cli.torch_loading import load_torch
+from opnorm.runs.kinds import KINDS
+from opnorm.runs.tracking import check_installed
 
 __all__ = ["train"]
 
@@ -65,6 +72,9 @@ def train(options: Annotated[TrainOptions, arg(name="")] = TrainOptions()) -> No
 
     opnorm train --objective 'pgd_at(eps=0.1)' --regularizers 'norm_decay(p=inf, beta=0.01)' --epochs 20
     """
+    _check(options)
+    load_torch()
+
     from opnorm.cli.progress import TrainBar
     from opnorm.runs.run import Run, analyses_after
     from opnorm.runs.store import Store
@@ -92,9 +102,18 @@ def train(options: Annotated[TrainOptions, arg(name="")] = TrainOptions()) -> No
         _print_result(result)
 
 
-def _print_result(result: Any) -> None:
-    from opnorm.norms.display import label as norm_label
+def _check(o: TrainOptions) -> None:
+    """OpnormError for what is wrong with the settings, before anything is loaded."""
+    check_numbers(o.epochs, o.batch, o.precision, o.seed, o.ema)
+    check_limit(o.limit)
+    check_device_name(o.device)
+    check_installed(o.track)
+    for name, kind in KINDS.items():
+        value = getattr(o, name)
+        check_calls(value if isinstance(value, tuple) else (value,), kind)
 
+
+def _print_result(result: Any) -> None:
     for row in result.find("accuracy"):
         share = f"{row['correct']} of {row['points']} {row['split']} points"
         print(f"accuracy          {row['accuracy']:.2%}  ({share})")

@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from opnorm._core.files import make_folder, shown
-from opnorm.cli.options import Again, Device, Figures, Json, Limit, Runs, Track, check_device, print_json
+from opnorm.cli.call_checks import check_call, check_limit
+from opnorm.cli.options import (
+    Again,
+    Device,
+    Figures,
+    Json,
+    Limit,
+    Runs,
+    Track,
+    check_device,
+    check_device_name,
+    print_json,
+)
+from opnorm.cli.torch_loading import load_torch
 from opnorm.errors import OpnormError, did_you_mean
 
 if TYPE_CHECKING:
@@ -71,20 +84,19 @@ def study(
 
     opnorm study tour --data 'parquet("mnist")' --limit 2000 --seeds 1
     """
-    from opnorm import spec, studies
+    o, call = options, _checked(name, options)
+    load_torch()
+
+    from opnorm import spec
     from opnorm.cli.progress import StudyBar
     from opnorm.cli.study_plan import StudyPlan
     from opnorm.runs.runner import Study, StudyProgress, run_study
     from opnorm.runs.store import Store
     from opnorm.runs.study_page import StudyPage, write_study
 
-    o, store = options, Store(options.out, again=options.again, track=options.track)
-    if o.list:
+    store = Store(o.out, again=o.again, track=o.track)
+    if call is None:
         return _print_list(name, o.json)
-    if not name:
-        raise OpnormError("which study? --list says what there is, --help how; opnorm study tour is a start")
-    settings = {n: getattr(o, n) for n in ("data", "model", "seeds", "limit", "size", "only")}
-    call = studies.study_call(name).with_arguments(**settings)
     built = spec.build(call, "study")
     if not isinstance(built, Study):
         raise OpnormError(f"{call} gave {type(built).__name__}; expected a study")
@@ -118,6 +130,38 @@ def study(
     return _print_results(path, results) if o.json else print(path)
 
 
+def _checked(name: str, o: StudyOptions) -> "Call | None":
+    """The call of the study, None for the list of all; OpnormError for what is wrong, before anything is loaded."""
+    from opnorm import spec
+    from opnorm.runs.engines.share import check_jobs, check_share
+    from opnorm.runs.tracking import check_installed
+
+    if o.list:
+        return None
+    if not name:
+        raise OpnormError("which study? --list says what there is, --help how; opnorm study tour is a start")
+    settings = {n: getattr(o, n) for n in ("data", "model", "seeds", "limit", "size", "only")}
+    call = spec.part_call(spec.parse(name), spec.known_names("study")).with_arguments(**settings)
+    spec.check(call, "study")
+    for text, kind in ((o.data, "data set"), (o.model, "model")):
+        if text is not None:
+            check_call(text, kind)
+    check_limit(o.limit)
+    check_device_name(o.device)
+    check_jobs(o.jobs)
+    check_share(o.cpus, o.gpus, o.processes)
+    check_installed(o.track)
+    if o.engine == "local":
+        _refuse_options_of_ray(o)
+    return call
+
+
+def _refuse_options_of_ray(o: StudyOptions) -> None:
+    for option, value in (("--ray-address", o.ray_address), ("--storage", o.storage)):
+        if value is not None:
+            raise OpnormError(f"{option} {value}: expected with --engine ray only")
+
+
 def _engine(o: StudyOptions) -> "Engine":
     """What carries out the runs; OpnormError for options that do not go together."""
     amounts: dict[str, Any] = {
@@ -133,9 +177,6 @@ def _engine(o: StudyOptions) -> "Engine":
         return RayEngine(o.ray_address, storage=o.storage or "", **amounts)
     from opnorm.runs.engines.local import LocalEngine
 
-    for option, value in (("--ray-address", o.ray_address), ("--storage", o.storage)):
-        if value is not None:
-            raise OpnormError(f"{option} {value}: expected with --engine ray only")
     return LocalEngine(**amounts)
 
 

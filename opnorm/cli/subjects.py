@@ -4,14 +4,16 @@ import os
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from opnorm._core.files import shown
+from opnorm.cli.call_checks import check_call
 from opnorm.errors import OpnormError, RunError, SpecError
 
 __all__ = [
     "MisnamedError",
     "check_network",
+    "check_subject",
     "choose",
     "data_of",
     "is_weights",
@@ -148,14 +150,8 @@ def trust_runs(models: tuple[str, ...], out: Path) -> None:
 
 def data_of(model: str, out: Path) -> str:
     """The data set of a run, as a call; OpnormError where the text is no run."""
-    folder = run_folder(model, out)
-    if folder is None:
-        check_network(model, out)
-        raise OpnormError(
-            f"{model} is no run in {shown(out)} (see opnorm ls --out {shown(out)}), and a network does not say "
-            "which data it is for; add --data, such as --data 'digits()'"
-        )
-    return str(run_of(folder).data)
+    check_subject(model, None, out)
+    return str(run_of(cast(Path, run_folder(model, out))).data)
 
 
 def network_of_run(folder: Path) -> tuple[Any, tuple[int, ...]]:
@@ -186,18 +182,34 @@ def network_and_data(model: str, data: str, out: Path) -> tuple[Any, Any]:
     return network, dataset
 
 
+def check_subject(model: str, data: str | None, out: Path) -> None:
+    """OpnormError where a text is neither a run nor a network, or the data set is none, or is not known; without torch."""
+    if data is not None:
+        check_call(data, "data set")
+    if run_folder(model, out) is not None:
+        return
+    check_network(model, out)
+    if data is None:
+        raise OpnormError(
+            f"{model} is no run in {shown(out)} (see opnorm ls --out {shown(out)}), and a network does not say "
+            "which data it is for; add --data, such as --data 'digits()'"
+        )
+
+
 def check_network(text: str, out: Path) -> None:
     """OpnormError where a text that is no run names no network either."""
     from opnorm import spec
 
     try:
-        spec.resolve(spec.parse(text), "model")
+        call = spec.parse(text)
+        spec.check_name(call, "model")
     except SpecError as e:
         if os.path.exists(text) or is_weights(text):
             raise _misnamed(text) from e
         raise OpnormError(
             f"{text} is no run in {shown(out)} (see opnorm ls --out {shown(out)}), and no network: {e}"
         ) from e
+    check_call(call, "model")
 
 
 class MisnamedError(OpnormError):
@@ -223,18 +235,18 @@ class MisnamedError(OpnormError):
 
 
 def _misnamed(text: str) -> MisnamedError:
-    from opnorm.models.loading import records_network
-
     if not os.path.exists(text):
         why = f"{text} is no run, and there is no such file; expected a run, or a network as a call, such as"
         return MisnamedError(why, text, f'file("{text}")')
     if text.endswith(".py"):
         why = f"{text} is no run; a network of this module is a call of the function that returns it, such as"
         return MisnamedError(why, text, f"{Path(text).stem}.build()")
-    if records_network(text):
-        why = f"{text} is a file of weights, not a run; the network that it records is a call"
-        return MisnamedError(why, text, f'file("{text}")')
     if is_weights(text):
+        from opnorm.models.loading import records_network
+
+        if records_network(text):
+            why = f"{text} is a file of weights, not a run; the network that it records is a call"
+            return MisnamedError(why, text, f'file("{text}")')
         why = f"{text} has weights without their network, and is no run; add that, as it was trained, such as"
         return MisnamedError(why, text, f'file("{text}", arch=resnet(depth=20))')
     why = f"{text} is no run; expected a run, or a network as a call, such as"

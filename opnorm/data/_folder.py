@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from opnorm._core.data_paths import FOLDER, existing_path
 from opnorm._core.image_decoding import Encoded
 from opnorm._core.plain_text import file_name
 from opnorm.data.cache import files_state, fingerprint
 from opnorm.data.dataset import Dataset
-from opnorm.data.decode import SUFFIXES, check_names, check_size, existing_path
+from opnorm.data.decode import SUFFIXES, check_names, check_size
 from opnorm.data.encoded_parts import EncodedPart, EncodedSet, Reading
 from opnorm.errors import DataError, did_you_mean
 from opnorm.spec import factory
@@ -21,7 +22,6 @@ from opnorm.spec import factory
 __all__ = ["folder"]
 
 TRAIN, TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")
-EXPECTED = "a folder with train/CLASS/*.png (test/ or val/ beside it) or with CLASS/*.png (or .jpg, ...)"
 
 ANNOTATIONS = "val_annotations.txt"
 """A list of files in images/ with their classes, one a line: the validation part of Tiny-ImageNet as published."""
@@ -68,9 +68,9 @@ def folder(
     """
     check_size(size)
     check_names(train=train, test=test)
-    root = existing_path(path, EXPECTED)
+    root = existing_path(path, FOLDER)
     if not root.is_dir():
-        raise DataError(f"{path!r} is a file; expected {EXPECTED}")
+        raise DataError(f"{path!r} is a file; expected {FOLDER}")
     parts = _find_parts(root, train, test)
     reading = Reading(size, stream, skip_bad)
 
@@ -125,7 +125,7 @@ def _find_parts(root: Path, train: str | None, test: str | None) -> dict[str, Fi
     )
     tests = [parts[name.lower()] for name in ([test] if test else TEST) if name.lower() in parts]
     if training is None and tests:
-        raise DataError(f"{str(root)!r} has {tests[0].name}/ but no train/; expected {EXPECTED}")
+        raise DataError(f"{str(root)!r} has {tests[0].name}/ but no train/; expected {FOLDER}")
     found = _images(training or root, may_be_empty=False)
     if training is None or not tests:
         return {"train": found}
@@ -164,9 +164,9 @@ def _images(path: Path, may_be_empty: bool) -> Files:
         if not files and not may_be_empty:
             raise DataError(
                 f"{str(class_folder)!r} holds no images ({', '.join(sorted(SUFFIXES))}); expected "
-                f"{EXPECTED}. Likely cause: a path one folder too high, or a folder that is no class"
+                f"{FOLDER}. Likely cause: a path one folder too high, or a folder that is no class"
             )
         found += [(class_folder.name, file) for file in sorted(files)]
     if not found:
-        raise DataError(f"{str(path)!r} holds no class folders with images; expected {EXPECTED}")
+        raise DataError(f"{str(path)!r} holds no class folders with images; expected {FOLDER}")
     return found

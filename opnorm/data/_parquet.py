@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from opnorm._core.data_paths import PARQUET, existing_path
 from opnorm._core.plain_text import file_name
 from opnorm.data._parquet_columns import common_columns
-from opnorm.data._parquet_files import EXPECTED, find_parts
+from opnorm.data._parquet_files import find_parts
 from opnorm.data._parquet_rows import ParquetRows, class_numbers, raw_labels
 from opnorm.data.cache import fingerprint
 from opnorm.data.dataset import Dataset
-from opnorm.data.decode import check_names, check_size, existing_path
+from opnorm.data.decode import check_names, check_size
 from opnorm.data.encoded_parts import EncodedPart, EncodedSet, Reading
 from opnorm.spec import factory
 
@@ -63,7 +64,7 @@ def parquet(
     """
     check_size(size)
     check_names(image=image, label=label, train=train, test=test)
-    root = existing_path(path, EXPECTED)
+    root = existing_path(path, PARQUET)
     name = file_name(root.resolve().name if root.is_dir() else root.stem)
     reading = Reading(size, stream, skip_bad)
     return read_parquet(root, name, (image, label), reading, (train, test)).center_crop(center_crop)

@@ -4,16 +4,16 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from opnorm._core.data_paths import PARQUET
 from opnorm.errors import DataError
 
-__all__ = ["EXPECTED", "find_parts"]
+__all__ = ["find_parts"]
 
 USUAL = {
     "train": "train", "training": "train", "test": "test", "testing": "test",
     "val": "val", "valid": "val", "validation": "val",
 }  # fmt: skip
 """Names of parts, each of which may stand for the others of its part."""
-EXPECTED = "a .parquet file, or a folder with train-*.parquet and test-*.parquet (or valid-*, val-*)"
 SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)\.parquet$")
 PART = re.compile(r"(?:^|[^a-z])(train|test|val)")  # also training, testing, valid, validation
 
@@ -38,7 +38,7 @@ def find_parts(root: Path, train: str | None = None, test: str | None = None) ->
     if not files:
         inside = sorted(p.name + "/" * p.is_dir() for p in root.iterdir())
         listed = ", ".join(inside[:8]) + (", ..." if len(inside) > 8 else "") or "nothing"
-        raise DataError(f"{str(root)!r} holds no .parquet files but {listed}; expected {EXPECTED}")
+        raise DataError(f"{str(root)!r} holds no .parquet files but {listed}; expected {PARQUET}")
     parts: dict[str, list[Path]] = {}
     for place in files:
         parts.setdefault(_part(place), []).append(place)
@@ -54,7 +54,7 @@ def find_parts(root: Path, train: str | None = None, test: str | None = None) ->
         parts["test"] = parts["val"]
     if "train" not in parts:
         known = ", ".join(str(place) for places in parts.values() for place in places[:3])
-        raise DataError(f"{str(root)!r} has no training part but {known}; expected {EXPECTED}")
+        raise DataError(f"{str(root)!r} has no training part but {known}; expected {PARQUET}")
     chosen = {part: parts[part] for part in ("train", "test", "spare") if part in parts}
     configs = sorted({_config(place) for part in ("train", "test") for place in chosen.get(part, ())})
     if len(configs) > 1:

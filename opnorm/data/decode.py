@@ -1,7 +1,6 @@
 """Decoding of images (PNG, JPEG, ...) into one uint8 tensor, for the parquet and the folder reader."""
 
 import itertools
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +18,7 @@ from opnorm._core.image_decoding import Encoded, decode_image
 from opnorm._core.memory import available_memory, gigabytes
 from opnorm._core.processes import in_order
 from opnorm._core.settings import check_count
-from opnorm.errors import DataError, did_you_mean
+from opnorm.errors import DataError
 
 R = TypeVar("R")
 
@@ -164,37 +163,6 @@ def check_names(**names: object) -> None:
     for name, value in names.items():
         if value is not None and not isinstance(value, str):
             raise DataError(f"{name}={value!r:.60}: expected a name as text")
-
-
-def existing_path(path: str | Path, expected: str) -> Path:
-    """The path, with ``~`` expanded.
-
-    Raises:
-        DataError: it does not exist; with the closest name beside it.
-    """
-    if not isinstance(path, str | os.PathLike):
-        raise DataError(f"the path is {path!r:.60}; expected {expected}, as text")
-    path = os.fspath(path)
-    if not path.strip():
-        raise DataError(f"the path is {path!r}; expected {expected}. Likely cause: an unset variable")
-    try:
-        expanded = Path(path).expanduser()
-        if expanded.exists():
-            if not (expanded.is_file() or expanded.is_dir()):
-                raise DataError(f"{path!r} is a device, a pipe or a socket; expected {expected}")
-            return expanded
-        at = expanded.absolute()
-        missing = next((p for p in [*reversed(at.parents), at] if not p.exists()), at)
-        siblings = [p.name for p in missing.parent.iterdir()] if missing.parent.is_dir() else []
-    except (OSError, RuntimeError) as e:
-        raise DataError(
-            f"{path!r} cannot be searched ({e}); expected {expected}. Likely cause: no permission for one of its "
-            "folders, or a damaged path"
-        ) from e
-    hint = did_you_mean(
-        missing.name, siblings, "likely cause: a typing error", lambda name: repr(str(missing.parent / name))
-    )
-    raise DataError(f"{path!r}: there is no {str(missing)!r}; expected {expected}{hint}")
 
 
 # ---------------------------------------------------------------- many images

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from opnorm._core.files import atomic_write
+from opnorm._core.plot_names import check_plot_name
 from opnorm.errors import NormError
 from opnorm.norms import display
 
@@ -90,9 +91,7 @@ def _lookup(names: dict[int, str]) -> str:
 
 def write_plot(rows: Sequence[Any], path: Path) -> Path:
     """Write the chart; see :meth:`opnorm.norms.NormTable.plot`."""
-    ending = path.suffix.lower().removeprefix(".")
-    if ending not in ("svg", "pdf", "png", "html"):
-        raise NormError(f"a plot's name ends in .svg, .pdf, .png or .html, not {path.suffix!r}")
+    ending = check_plot_name(path)
     chart = norm_chart(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as part:

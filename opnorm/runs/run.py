@@ -9,13 +9,13 @@ from typing import Any
 
 from opnorm import spec
 from opnorm._core.settings import check_count, is_number
+from opnorm._core.training_numbers import Precision, check_numbers
 from opnorm.errors import RunError, SpecError
 from opnorm.report import NOT_RUN_YET
 from opnorm.runs.identity import hash_of, identity, with_full_paths
+from opnorm.runs.kinds import KINDS
 from opnorm.runs.method_label import method_label
 from opnorm.runs.store import FORMAT
-from opnorm.training.precision import Precision
-from opnorm.training.training_settings import check_settings
 
 __all__ = ["DEFAULT_ANALYSES", "Result", "Run", "analyses_after"]
 
@@ -33,16 +33,6 @@ def analyses_after(objective: str) -> tuple[str, ...]:
     return tuple(robust if call == "robust_accuracy()" else call for call in DEFAULT_ANALYSES)
 
 
-_KINDS = {
-    "model": "model",
-    "data": "data set",
-    "objective": "objective",
-    "regularizers": "regularizer",
-    "optimizer": "optimizer",
-    "schedule": "schedule",
-    "augment": "augmentation",
-    "analyses": "analysis",
-}
 _FROM_DATA = dict.fromkeys(("in_shape", "classes", "mean", "std"), "from the data")
 
 
@@ -86,10 +76,10 @@ class Run:
 
     def __post_init__(self) -> None:
         """Name the arguments of every call; OpnormError for one that cannot be read or found, or makes no sense."""
-        check_settings(self.epochs, self.batch, self.precision, self.seed, self.ema)
+        check_numbers(self.epochs, self.batch, self.precision, self.seed, self.ema)
         if self.limit is not None:
             check_count("limit", self.limit, unit="points")
-        for name, kind in _KINDS.items():
+        for name, kind in KINDS.items():
             value = getattr(self, name)
             many = name in ("regularizers", "augment", "analyses")
             if many and (isinstance(value, str) or not isinstance(value, Sequence)):
@@ -108,8 +98,8 @@ class Run:
         settings = {name: value for name, value in self.as_dict().items() if name != "analyses"}
         # what the data decide is not the same as a stated default
         settings["model"] = spec.fill(spec.parse(self.model), **_FROM_DATA)
-        for name in settings.keys() & _KINDS.keys():
-            value, kind = settings[name], _KINDS[name]
+        for name in settings.keys() & KINDS.keys():
+            value, kind = settings[name], KINDS[name]
             calls = value if isinstance(value, tuple) else (value,)
             settings[name] = [identity(spec.full(call, kind)) for call in calls]
         return hash_of(FORMAT, settings)

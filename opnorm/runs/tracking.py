@@ -17,16 +17,18 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from opnorm._core import files
 from opnorm._core.settings import is_number
 from opnorm.errors import OpnormError, did_you_mean
-from opnorm.runs.run import Run
 from opnorm.runs.run_columns import run_row
 from opnorm.runs.store import Store
 
-__all__ = ["TRACKERS", "Tracker", "check_trackers", "tracked"]
+if TYPE_CHECKING:
+    from opnorm.runs.run import Run
+
+__all__ = ["TRACKERS", "Tracker", "check_installed", "check_trackers", "tracked"]
 
 TRACKERS = {"tensorboard": "'opnorm[tensorboard]'", "trackio": "trackio", "wandb": "wandb"}
 """The trackers that need no module path, and what pip installs for them."""
@@ -61,9 +63,20 @@ def check_trackers(names: tuple[str, ...], root: Path) -> None:
         _tracker(name, root)
 
 
+def check_installed(names: tuple[str, ...]) -> None:
+    """OpnormError for a tracker that is not installed; none is imported."""
+    _search_here()
+    for name in names:
+        package = name.partition(".")[0]
+        if not package or (package not in sys.modules and importlib.util.find_spec(package) is None):
+            _module(name)  # which fails, and says why
+
+
 def _tracker(name: str, root: Path) -> Tracker:
-    if name == "tensorboard":
-        return _TensorBoard(root / "tensorboard")
+    return _TensorBoard(root / "tensorboard") if name == "tensorboard" else _module(name)
+
+
+def _module(name: str) -> Tracker:
     if name not in TRACKERS and "." not in name and importlib.util.find_spec(name) is None:
         hint = did_you_mean(name, TRACKERS, f"known: {', '.join(TRACKERS)}")
         raise OpnormError(
@@ -78,8 +91,7 @@ def _tracker(name: str, root: Path) -> Tracker:
 
 
 def _imported(name: str, module: str = "") -> Any:
-    if "" not in sys.path:
-        sys.path.append("")  # a module beside the user, as in calls
+    _search_here()
     try:
         return importlib.import_module(module or name)
     except Exception as e:
@@ -87,6 +99,12 @@ def _imported(name: str, module: str = "") -> Any:
             f"pip install {TRACKERS[name]}" if name in TRACKERS else "expected a module of this environment"
         )
         raise OpnormError(f"--track {name} cannot be imported ({type(e).__name__}: {e}): {remedy}") from e
+
+
+def _search_here() -> None:
+    """Also find a module beside the user, as in calls."""
+    if "" not in sys.path:
+        sys.path.append("")
 
 
 class _TensorBoard:
@@ -113,7 +131,7 @@ class _TensorBoard:
 class _Tracked:
     """The trackers of a run, and how many of its epochs they were told."""
 
-    def __init__(self, run: Run, store: Store) -> None:
+    def __init__(self, run: "Run", store: Store) -> None:
         self.run, self.store, self.told, self.epoch = run, store, 0, 0
         self.trackers = {name: _tracker(name, store.root) for name in store.track}
         config = run.as_dict() | {"key": run.key, "method": run.label}
@@ -172,7 +190,7 @@ def _numbers(row: Mapping[str, Any], before: str = "") -> dict[str, float]:
 
 
 @contextmanager
-def tracked(run: Run, store: Store, report: Callable[[Any], None]) -> Iterator[Callable[[Any], None]]:
+def tracked(run: "Run", store: Store, report: Callable[[Any], None]) -> Iterator[Callable[[Any], None]]:
     """A progress callback for a training in this block, which also tells the trackers of ``store.track``.
 
     Raises:

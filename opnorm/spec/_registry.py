@@ -1,20 +1,33 @@
-"""From a call to the object that it names, and back; the canonical forms of a call."""
+"""From a call to the object that it names: the families of names, and their functions."""
 
 import functools
 import importlib
+import importlib.util
 import inspect
 import sys
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from opnorm.errors import OpnormError, SpecError, did_you_mean
 from opnorm.spec._annotations import called, misfit
+from opnorm.spec._binding import bind, signature_of
 from opnorm.spec._hints import hint
-from opnorm.spec._syntax import Call, Value, map_calls, parse, to_text
+from opnorm.spec._made import remember, to_value
+from opnorm.spec._syntax import Call, Value, map_calls, parse
 
-__all__ = ["FAMILIES", "build", "factory", "fill", "full", "names", "resolve", "short", "spec_of", "stated"]
+__all__ = [
+    "FAMILIES",
+    "build",
+    "check_package",
+    "choose",
+    "factory",
+    "fill",
+    "kind_inside",
+    "members_of",
+    "names",
+    "resolve",
+]
 
 FAMILIES = {
     "model": "opnorm.models",
@@ -31,17 +44,17 @@ FAMILIES = {
 }
 """What a name can be, and the module that registers the names of this family when it is imported."""
 
-NOT_INSIDE = ("study",)
-"""Families whose calls are no arguments: a study reads texts as calls, unseen by those who ask what a call would run."""
+INSIDE = tuple(kind for kind in FAMILIES if kind != "study")
+"""Families whose calls can be arguments: a study reads texts as calls, unseen by those who ask what a call would run."""
 
 TWO_FAMILIES = ("hf",)
 """Names of more than one family; without a family, the first one that takes the arguments is meant."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 _registry: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in FAMILIES}
-_made_by: "weakref.WeakKeyDictionary[Any, Call]" = weakref.WeakKeyDictionary()
 
 
 # ---------------------------------------------------------------- names
@@ -68,7 +81,7 @@ def factory(kind: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             result = called(function, name, signature, args, kwargs)
             arguments = signature.bind(*args, **kwargs).arguments
             with suppress(SpecError):  # a tensor or a lambda was passed: the object works, but has no text
-                _remember(result, Call(name, (), tuple((k, _to_value(v)) for k, v in arguments.items())))
+                remember(result, Call(name, (), tuple((k, to_value(v)) for k, v in arguments.items())))
             return result
 
         made.__signature__ = signature  # type: ignore[attr-defined]  # inspect works it out at every call otherwise
@@ -81,10 +94,11 @@ def factory(kind: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 def names(kind: str) -> list[str]:
     """The names of a family: ``names("attack")`` is ``["apgd", "autoattack", ...]``."""
-    return sorted(_family(kind))
+    return sorted(members_of(kind))
 
 
-def _family(kind: str) -> dict[str, Callable[..., Any]]:
+def members_of(kind: str) -> dict[str, Callable[..., Any]]:
+    """The functions of a family by name; imports the module that registers them."""
     if kind not in FAMILIES:
         raise SpecError(f"kind={kind!r:.60}: expected one of {', '.join(FAMILIES)}")
     _import(FAMILIES[kind])
@@ -106,42 +120,57 @@ def resolve(call: Call, kind: str | None = None) -> Callable[..., Any]:
     """
     if "." in call.name:
         return _resolve_dotted(call.name)
-    families = [kind] if kind else [family for family in FAMILIES if family not in NOT_INSIDE]
+    return choose(call, kind, members_of, lambda function: signature_of(function, call.name))
+
+
+def choose(
+    call: Call,
+    kind: str | None,
+    members: Callable[[str], Mapping[str, T]],
+    signature: Callable[[T], inspect.Signature],
+) -> T:
+    """Of the members of the families, by name, the one that a call names.
+
+    Args:
+        call: what to look up; its name is not dotted.
+        kind: as in :func:`resolve`.
+        members: family -> its members by name.
+        signature: of a member.
+
+    Raises:
+        SpecError: unknown name, with the closest known ones.
+    """
+    families = [kind] if kind else INSIDE
     for family in families:
-        if call.name in (members := _family(family)) and (kind or _is_meant(call, members[call.name])):
-            return members[call.name]
-    known = sorted(n for family in families for n in names(family))
+        member = members(family).get(call.name)
+        if member is not None and (kind or _is_meant(call, signature(member))):
+            return member
+    known = sorted(n for family in families for n in members(family))
     raise SpecError(f"unknown {kind or 'name'} {call.name!r}{hint(call, kind, known)}")
 
 
-def _is_meant(call: Call, function: Callable[..., Any]) -> bool:
-    """Whether a call whose family is not known can be of this function."""
+def _is_meant(call: Call, signature: inspect.Signature) -> bool:
+    """Whether a call whose family is not known can be of the function with this signature."""
     if call.name not in TWO_FAMILIES:
         return True
     with suppress(SpecError):
-        return _bind(call, function) is not None
+        return bind(call, signature) is not None
     return False
 
 
-def _kind_inside(call: Call, kind: str | None) -> str | None:
+def kind_inside(call: Call, kind: str | None, members: Callable[[str], Collection[str]]) -> str | None:
     """The family of a call inside another one: that of the outer one where the name is in it, as of ``hf``; else any."""
-    return kind if kind and call.name in _family(kind) else None
+    return kind if kind and call.name in members(kind) else None
 
 
 def _resolve_dotted(name: str) -> Callable[..., Any]:
     """The user's own ``package.module.name``; the standard library is not the user's own code."""
+    check_package(name)
     module_name, _, attribute = name.rpartition(".")
-    standard = SpecError(f"{name!r} is in Python's standard library; expected a function of your own package")
-    if module_name.split(".")[0] in sys.stdlib_module_names:
-        raise standard
-    if "" not in sys.path:
-        sys.path.append("")  # a module beside the user, as with python -m, but shadowing nothing
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as e:
-        raise SpecError(
-            f"{name!r}: no module named {e.name!r}; expected package.module.name, importable from this folder"
-        ) from None
+        raise _no_module(name, e.name) from None
     except (Exception, SystemExit) as e:
         raise SpecError(f"{name!r}: importing {module_name} failed: {type(e).__name__}: {e}") from e
     found = getattr(module, attribute, None)
@@ -153,8 +182,32 @@ def _resolve_dotted(name: str) -> Callable[..., Any]:
     # a partial has no __qualname__, and functools as its __module__
     origin = (getattr(found, "__module__", None) or "") if hasattr(found, "__qualname__") else ""
     if origin.split(".")[0] in sys.stdlib_module_names:
-        raise standard
+        raise _of_python(name)
     return found
+
+
+def check_package(name: str) -> None:
+    """SpecError unless ``package.module.name`` begins with a package that can be imported; nothing is imported.
+
+    The user's folder is searched last: a module beside the user, as with ``python -m``, but shadowing nothing.
+    """
+    package = name.partition(".")[0]
+    if package in sys.stdlib_module_names:
+        raise _of_python(name)
+    if "" not in sys.path:
+        sys.path.append("")
+    if package not in sys.modules and importlib.util.find_spec(package) is None:
+        raise _no_module(name, package)
+
+
+def _of_python(name: str) -> SpecError:
+    return SpecError(f"{name!r} is in Python's standard library; expected a function of your own package")
+
+
+def _no_module(name: str, missing: str | None) -> SpecError:
+    return SpecError(
+        f"{name!r}: no module named {missing!r}; expected package.module.name, importable from this folder"
+    )
 
 
 # ---------------------------------------------------------------- call -> object
@@ -176,10 +229,10 @@ def build(text: str | Call, kind: str | None = None, **known: Value) -> Any:
     function = resolve(call, kind)
     if known:
         call = fill(call, **known)
-    bound = _bind(call, function)
+    bound = bind(call, signature_of(function, call.name))
     whole = Call(call.name, bound.args, tuple(bound.kwargs.items()))
-    built = map_calls(whole, lambda inner: build(inner, _kind_inside(inner, kind)))
-    given = _signature(function, call.name).bind(*built.args, **dict(built.kwargs))
+    built = map_calls(whole, lambda inner: build(inner, kind_inside(inner, kind, members_of)))
+    given = signature_of(function, call.name).bind(*built.args, **dict(built.kwargs))
     if why := misfit(given, only=bool):
         raise SpecError(f"{call}: {why}")
     try:
@@ -190,7 +243,7 @@ def build(text: str | Call, kind: str | None = None, **known: Value) -> Any:
         why = misfit(given)
         raise SpecError(f"{call}: {why}" if why else f"{call} failed: {type(e).__name__}: {e}") from e
     if not any(function is f for family in _registry.values() for f in family.values()):
-        _remember(made, call)  # a registered function has remembered its call itself, arguments by name
+        remember(made, call)  # a registered function has remembered its call itself, arguments by name
     return made
 
 
@@ -201,7 +254,7 @@ def fill(call: Call, **known: Value) -> Call:
     otherwise: ``fill(parse("cnn()"), classes=10)`` is ``cnn(classes=10)``. What the call states is kept, also where it
     equals a default; only None where None is the default is the same as nothing.
     """
-    accepted = _signature(resolve(call), call.name).parameters
+    accepted = signature_of(resolve(call), call.name).parameters
     call = map_calls(call, lambda inner: fill(inner, **known))
     given = {
         k: v for k, v in call.kwargs if not (v is None and k in accepted and accepted[k].default is None)
@@ -210,140 +263,3 @@ def fill(call: Call, **known: Value) -> Call:
     new = [(k, v) for k, v in known.items() if k in accepted and k not in taken]
     kept = [(k, v) for k, v in call.kwargs if k not in dict(new)]
     return Call(call.name, call.args, (*kept, *new))
-
-
-@functools.lru_cache(maxsize=1000)  # a study reads its calls a hundred thousand times
-def _signature(function: Callable[..., Any], name: str) -> inspect.Signature:
-    try:
-        return inspect.signature(function)
-    except (ValueError, TypeError):
-        raise SpecError(f"{name}() has no readable signature; wrap it in a function of your own") from None
-
-
-def _bind(call: Call, function: Callable[..., Any]) -> inspect.BoundArguments:
-    signature = _signature(function, call.name)
-    kinds = {p.name: p.kind for p in signature.parameters.values()}
-    accepted = [n for n, k in kinds.items() if k not in (k.VAR_POSITIONAL, k.VAR_KEYWORD)]
-    open_ended = any(k is k.VAR_KEYWORD for k in kinds.values())
-    keys = [key for key, _ in call.kwargs]
-    for key in keys:
-        if key not in accepted and not open_ended:
-            raise SpecError(
-                f"{call.name}() has no parameter {key!r}{did_you_mean(key, accepted)}; {_usage(signature)}"
-            )
-        if keys.count(key) > 1:
-            raise SpecError(f"{call.name}() got {key!r} twice; {_usage(signature)}")
-    try:
-        return signature.bind(*call.args, **dict(call.kwargs))
-    except TypeError as e:
-        raise SpecError(f"{call}: {e}; {_usage(signature)}") from None
-
-
-def _usage(signature: inspect.Signature) -> str:
-    """Such as "it accepts: lam, p=inf"."""
-
-    def text(p: inspect.Parameter) -> str:
-        if p.default is p.empty:
-            return p.name
-        return f"{p.name}={to_text(p.default) if isinstance(p.default, float) else repr(p.default)}"
-
-    return f"it accepts: {', '.join(text(p) for p in signature.parameters.values()) or 'no arguments'}"
-
-
-# ---------------------------------------------------------------- object -> call
-
-
-def spec_of(made: Any) -> Call:
-    """The call that made an object.
-
-    Raises:
-        SpecError: it was not made by one of opnorm's factories or by :func:`build`.
-    """
-    try:
-        return _made_by[made]
-    except (KeyError, TypeError):
-        raise SpecError(
-            f"{type(made).__name__} {made!r:.60} was not made by a named factory, so it has no text; expected what a "
-            "function under @opnorm.spec.factory(KIND) makes, or a call as text: 'package.module.function(...)'"
-        ) from None
-
-
-def _remember(made: Any, call: Call) -> None:
-    """Keep, beside the object, the call that made it; an object that cannot be referred to weakly has no text.
-
-    The outermost call counts: ``file("w.pt")`` makes a network by ``resnet()``, and then fills it.
-    """
-    try:
-        _made_by[made] = call
-    except TypeError:
-        return
-
-
-def _to_value(value: Any) -> Value:
-    if value is None or isinstance(value, bool | int | float | str | Call):
-        return value
-    if isinstance(value, tuple | list):
-        return tuple(_to_value(v) for v in value)
-    return spec_of(value)
-
-
-# ---------------------------------------------------------------- canonical forms
-
-
-def full(text: str | Call, kind: str | None = None) -> Call:
-    """The call with every argument named and every default written out: what a run's key is made of."""
-    return _canonical(parse(text), kind, "all")
-
-
-def stated(text: str | Call, kind: str | None = None) -> Call:
-    """The call with its own arguments, each named: what is built."""
-    return _canonical(parse(text), kind, "stated")
-
-
-def short(text: str | Call, kind: str | None = None) -> Call:
-    """The call without the arguments that equal their defaults: what a table's row is called."""
-    return _canonical(parse(text), kind, "not default")
-
-
-Arguments = Literal["all", "stated", "not default"]
-
-
-def _canonical(call: Call, kind: str | None, which: Arguments) -> Call:
-    bound = _bind(call, resolve(call, kind))
-    parameters = bound.signature.parameters
-    if which == "all":
-        bound.apply_defaults()
-    # what precedes filled *args has no other way to be passed than by position
-    by_position = any(p.kind is p.VAR_POSITIONAL and bound.arguments.get(p.name) for p in parameters.values())
-    args: list[Any] = []
-    pairs: list[tuple[str, Any]] = []
-    for key, value in bound.arguments.items():
-        p = parameters[key]
-        if p.kind is p.VAR_POSITIONAL:
-            args += value
-        elif p.kind is p.VAR_KEYWORD:
-            pairs += value.items()
-        elif p.kind is p.POSITIONAL_ONLY or (by_position and p.kind is p.POSITIONAL_OR_KEYWORD):
-            args.append(value)
-        elif which != "not default" or not _is_default(value, p.default):
-            pairs.append((key, value))
-    values = tuple(_canonical_value(v, kind, which) for v in args)
-    return Call(call.name, values, tuple((k, _canonical_value(v, kind, which)) for k, v in pairs))
-
-
-def _canonical_value(value: Any, kind: str | None, which: Arguments) -> Value:
-    if isinstance(value, tuple | list):
-        return tuple(_canonical_value(v, kind, which) for v in value)
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return int(value)  # 2.0 and 2 are one setting, so they must be one text
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    # a default may be an object, such as attack=pgd()
-    inner = value if isinstance(value, Call) else spec_of(value)
-    return _canonical(inner, _kind_inside(inner, kind), which)
-
-
-def _is_default(value: Any, default: Any) -> bool:
-    if isinstance(value, Call) and callable(default) and not isinstance(default, type):
-        return full(value) == full(spec_of(default))
-    return isinstance(value, bool) == isinstance(default, bool) and value == default

@@ -6,14 +6,14 @@ import math
 import operator
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Union
 
 from opnorm.errors import SpecError
 
-__all__ = ["Call", "Value", "calls_in", "map_calls", "parse", "to_text"]
+__all__ = ["Call", "Value", "calls_in", "map_calls", "parse", "part_call", "to_text"]
 
 Value = Union[None, bool, int, float, str, tuple["Value", ...], "Call"]
 
@@ -66,6 +66,12 @@ def calls_in(call: Call) -> Iterator[Call]:
     yield call
     for inner in nested:
         yield from calls_in(inner)
+
+
+def part_call(call: Call, known: Container[str]) -> Call:
+    """``liang2021.table2(seeds=2)`` as ``liang2021(part="table2", seeds=2)``, where liang2021 is known."""
+    whole, dot, part = call.name.partition(".")
+    return Call(whole, call.args, (("part", part), *call.kwargs)) if dot and whole in known else call
 
 
 # ---------------------------------------------------------------- text -> call

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from opnorm.runs.runner import Study
-from opnorm.spec import Call, parse
+from opnorm.spec import Call, parse, part_call
 from opnorm.studies._shared.paper import Paper, Setting
 
 _modules = [module.name for module in pkgutil.iter_modules(__path__)]
@@ -36,9 +36,7 @@ def study_call(text: str) -> Call:
         >>> str(study_call("liang2021.table2"))
         'liang2021(part="table2")'
     """
-    call = parse(text)
-    paper, dot, part = call.name.partition(".")
-    return Call(paper, call.args, (("part", part), *call.kwargs)) if dot and paper in _found else call
+    return part_call(parse(text), _found)
 
 
 if TYPE_CHECKING:

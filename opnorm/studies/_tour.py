@@ -6,7 +6,7 @@ It asks the papers' question: do large layer norms hurt robustness, and does kee
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from opnorm._core.settings import check_choice, check_count
 from opnorm.analyses import margins, norm_table, robust_accuracy
@@ -83,6 +83,8 @@ HIGHLIGHT = (
     f"pgd_at(eps={TRAIN_EPS})",
 )
 
+Size = Literal["smoke", "laptop"]
+
 
 @factory("study")
 def tour(
@@ -93,7 +95,7 @@ def tour(
     lr: float = 0.05,
     seeds: int = 3,
     limit: int | None = None,
-    size: str = "laptop",
+    size: Size = "laptop",
 ) -> Study:
     """One network, trained plainly, with its weights or norms held small, and on attacked images.
 
@@ -113,7 +115,7 @@ def tour(
     Source: of each method, in its own documentation: :mod:`opnorm.objectives`, :mod:`opnorm.regularizers`.
     """
     check_count("seeds", seeds)
-    check_choice("size", size, ("smoke", "laptop"))
+    check_choice("size", size, get_args(Size))
     if size == "smoke":
         epochs, limit = 1, 200 if limit is None else min(limit, 200)
     base = Run(

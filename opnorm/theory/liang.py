@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.lp import dual, lp_norm
+from opnorm._core.orders import label
 from opnorm._core.settings import check_choice, check_count, check_number
 from opnorm.data import Dataset
 from opnorm.errors import SpecError
-from opnorm.norms.display import label
 
 __all__ = ["ACTIVATIONS", "large_norms_zero_lipschitz", "memorizer", "memorizer_of"]
 

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from opnorm._core.modes import model_state_preserved
 from opnorm._core.outputs import output_of
 from opnorm._core.surrogate import has_bf16
+from opnorm._core.training_numbers import Precision
 
-__all__ = ["PRECISIONS", "Precision", "choose_precision", "examples_for", "seconds_of_a_pass"]
+__all__ = ["choose_precision", "examples_for", "seconds_of_a_pass"]
 
-Precision = Literal["fp32", "bf16", "auto"]
-PRECISIONS = ("fp32", "bf16", "auto")
 FEW = 16  # points are enough where bfloat16 is emulated
 
 

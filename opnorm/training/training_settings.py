@@ -3,17 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from opnorm._core.settings import check_count, check_number
+from opnorm._core.training_numbers import Precision, check_numbers
 from opnorm.data.augmentations import Augmentation
-from opnorm.errors import TrainError
 from opnorm.objectives import Objective, plain
 from opnorm.regularizers import Regularizer
 from opnorm.training.optimizers import MakeOptimizer, sgd
-from opnorm.training.precision import PRECISIONS, Precision
 from opnorm.training.schedules import Schedule, cosine
 from opnorm.training.setup_checks import check_function, check_functions
 
-__all__ = ["Precision", "TrainingSettings", "check_settings"]
+__all__ = ["Precision", "TrainingSettings"]
 
 
 @dataclass(frozen=True)
@@ -54,20 +52,9 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         """Check everything, before anything runs."""
-        check_settings(self.epochs, self.batch, self.precision, self.seed, self.ema)
+        check_numbers(self.epochs, self.batch, self.precision, self.seed, self.ema)
         check_function("objective", self.objective, "objective")
         check_function("optimizer", self.optimizer, "optimizer")
         check_function("schedule", self.schedule, "schedule")
         check_functions("regularizers", self.regularizers, "regularizer")
         check_functions("augment", self.augment, "augmentation")
-
-
-def check_settings(epochs: int, batch: int, precision: str, seed: int, ema: float) -> None:
-    """TrainError for numbers that make no sense."""
-    check_count("epochs", epochs, 0, error=TrainError)
-    check_count("batch", batch, 1, "points", error=TrainError)
-    check_count("seed", seed, 0, error=TrainError)
-    if precision not in PRECISIONS:
-        raise TrainError(f"precision={precision!r}: expected {', '.join(PRECISIONS)}")
-    expected = "a decay a step in [0, 1), such as 0.995; 0 for no average"
-    check_number("ema", ema, expected, least=0, below=1, error=TrainError)

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from opnorm.errors import OpnormError
+from tests.startup import without_torch
 
 USES = """
 nors                                          | unknown command 'nors'; did you mean 'norms'\\?; expected first one of norms
@@ -30,20 +31,15 @@ norms mlp() --json --no-json                  | --no-json is given twice; expect
 norms mlp() --json --csv                      | exclude each other
 norms mlp() --input 0                         | --input '0': expected numbers
 norms mlp() --relative-width=nan              | --relative-width 'nan': expected a number
-norms mlp() --relative-width -1               | relative_width=-1: expected a number above 0
-norms mlp() --layers nope                     | no layer matches 'nope'; there are 0, 1
 norms mlp() --fail-over                       | --fail-over has no value; expected one or more
 norms mlp() --fail-over inf=-1                | no norm is below 0
-norms mlp() --against nope.json               | nope.json: No such file
-norms 'cnn(width=2)' --ord inf --against junk.json   | --against junk.json: '\\{\\.\\.\\. is broken'\\.\\.\\.: expected
+norms mlp() --against nope.json               | no file nope.json; did you mean 'junk.json'\\?
 norms 'cnn(width=2)' --ord inf --against text.txt    | text.txt is no run; expected a run, or a network as a call
 norms 'cnn(width=2)' --ord 1 --against no.pt         | no.pt is no run, and there is no such file
 norms mlp() --plot x.gif                      | ends in .svg, .pdf, .png or .html, not '.gif'
 norms mlp(width=nan)                          | nan is not a setting; expected a number
 norms mlp(width=())                           | mlp\\(\\): width=\\(\\): expected a whole number
-norms 'torch.nn.Linear(3)' --input 3          | missing a required argument: 'out_features'
 norms nope.safetensors                        | no file nope.safetensors
-norms junk.safetensors                        | junk.safetensors cannot be read as weights: .*truncated
 norms empty                                   | empty has no weights: expected model.safetensors
 norms 'file("empty")'                         | empty has no weights: expected model.safetensors
 norms 'file("junk.safetensors", arch=nope())' | unknown name 'nope'; your own code
@@ -62,21 +58,13 @@ train --precision fp61                        | --precision 'fp61': expected fp3
 norms mlp() --input 3,x                       | --input '3,x': expected numbers with commas
 norms mlp() --input 3,,4                      | --input '3,,4': expected numbers with commas
 norms mlp() --ord 1,,2                        | --ord '1,,2': expected some of 1, 2, inf
-train --device cuda:99                        | --device cuda:99: torch finds .*; expected one that this machine
-train --device mps:7                          | --device mps:7: torch finds .* MPS device.*; expected one that
 train --device cuda:x                         | --device cuda:x: .*; expected one that this machine has
-attack KEY --norm 3                           | norm=3: expected 1, 2 or inf; pgd and fgsm, and training on them
-train --objective 'pgd_at(norm=0.5)'          | norm=0.5: expected a number from 1 on
 train --device gpu                            | --device gpu: .*such as cpu
-train --schedule 'step(milestones=("a",))'    | milestones=\\('a',\\), .*: expected rising whole epochs
-train --schedule 'step(milestones=3)'         | milestones=3, .*: expected rising whole epochs
-train --optimizer 'sgd(lr=-1)'                | lr=-1: expected a learning rate above 0
+train --schedule 'step(milestones=("a",))'    | milestones=\\('a',\\): expected \\(a whole number, \\.\\.\\.\\)
+train --schedule 'step(milestones=3)'         | milestones=3: expected \\(a whole number, \\.\\.\\.\\)
 train --data mlp()                            | unknown data set 'mlp'; known: digits
-train --data 'folder("images")'               | train/a/x.png: the file cannot be decoded \\(no image of a known format\\)
-train --out text.txt                          | cannot write in text.txt: Not a directory
 attack                                        | MODEL is missing; expected such as: opnorm attack
 attack --eps 0.1 KEY                          | MODEL is missing; --eps takes all values that follow it
-attack KEY --eps 8                            | did you mean 8/255\\?
 attack KEY --eps 0.1 x                        | --eps 'x': expected a number, such as 8/255
 attack KEY --versoin fast                     | unknown option --versoin of opnorm attack; did you mean --version\\?
 attack KEY --norm l5                          | --norm 'l5': expected a number
@@ -103,13 +91,73 @@ ls --parquet x.csv                            | expected a name that ends in .pa
 show                                          | RUN is missing; expected such as: opnorm show
 show nope                                     | nope is no run in runs; opnorm ls --out runs lists them
 export KEY                                    | --to is missing; expected such as: opnorm export
-export KEY --to text.txt                      | text.txt is no folder to write to
 export nope --to x                            | nope is no run in runs; opnorm ls --out runs lists them
 push KEY                                      | --repo is missing; expected such as: opnorm push
 rm                                            | no run to remove was named
 rm nope                                       | nope is no run in runs
+norms cnn(widht=4)                            | cnn\\(\\) has no parameter 'widht'; did you mean 'width'\\?
+norms 'cnn(width="x")'                        | cnn\\(\\): width=.*: expected a whole number
+norms abc123                                  | abc123 is no run in runs .*unknown model 'abc123'
+norms mlp() --against cnnn                    | cnnn is no run in runs .*did you mean 'cnn'
+norms 'file("nope.safetensors")'              | no file nope.safetensors
+norms nowhere.build()                         | no module named 'nowhere'
+norms mlp() --fail-over x                     | --fail-over 'x': expected NORM=NUMBER
+train --model cnnn                            | unknown model 'cnnn'; did you mean 'cnn'\\?
+train --objective 'pgd_att()'                 | unknown objective 'pgd_att'; did you mean 'pgd_at'\\?
+train --objective 'pgd_at(epss=0.1)'          | no parameter 'epss'; did you mean 'eps'\\?; it accepts: eps=8/255, norm=inf
+train --objective 'pgd_at(start="here")'      | start='here': expected 'point' or 'uniform' or 'gaussian'
+train --regularizers plain 'norm_decai(1)'    | unknown regularizer 'plain'
+train --regularizers 'norm_decay(1)' svd      | unknown regularizer 'svd'; did you mean 'svc'\\?
+train --optimizer sdg                         | unknown optimizer 'sdg'; did you mean 'sgd'\\?
+train --schedule cosin                        | unknown schedule 'cosin'; did you mean 'cosine'\\?
+train --augment flop()                        | unknown augmentation 'flop'; did you mean 'flip'\\?
+train --analyses 'singular_spread(lyer="1")'  | no parameter 'lyer'
+train --data 'parquet("nope")'                | there is no .*nope.*expected a .parquet file
+train --data 'folder(path="nope")'            | there is no .*nope.*expected a folder with train
+train --limit 0                               | limit=0: expected a whole number of points
+train --seed -1                               | seed=-1: expected a whole number
+train --device cpuu                           | --device cpuu: no device; did you mean 'cpu'\\?
+train --track tensorbord                      | no such tracker; did you mean 'tensorboard'\\?
+attack mlp()                                  | mlp\\(\\) is no run in runs .*add --data
+attack KEY --data digitz                      | unknown data set 'digitz'; did you mean 'digits'\\?
+attack KEY --attack pgdd                      | unknown attack 'pgdd'; did you mean 'pgd'\\?
+attack KEY --attack 'pgd(stepss=3)'           | no parameter 'stepss'; did you mean 'steps'\\?
+attack KEY --attack 'autoattack(certify=prof())' | unknown name 'prof'; did you mean 'proof'\\?
+attack KEY --surrogate cnnn                   | cnnn is no run in runs .*did you mean 'cnn'
+attack KEY --limit 0                          | limit=0: expected a whole number of points
+analyze KEY nosuch                            | 'nosuch' is too much: opnorm analyze takes one MODEL
+analyze nosuch                                | nosuch is no run in runs .*unknown model 'nosuch'
+analyze KEY --what 'margins(splt="test")'     | no parameter 'splt'; did you mean 'split'\\?
+compare KEY nosuch                            | nosuch is no run in runs .*unknown model 'nosuch'
+study nosuch                                  | unknown study 'nosuch'; known: liang2021
+study tour --size big                         | size='big': expected 'smoke' or 'laptop'
+study 'liang2021.table2(seed=2)'              | no parameter 'seed'; did you mean 'seeds'\\?
+study 'tour(seeds=1)' --seeds 2               | got 'seeds' twice
+study tour --model cnnn                       | unknown model 'cnnn'; did you mean 'cnn'\\?
+study tour --jobs 0                           | jobs=0: expected at least 1 process
+separation digitz                             | unknown data set 'digitz'; did you mean 'digits'\\?
+separation --norm 3                           | norm=3: expected 1, 2 or inf
+push nope --repo a/b                          | nope is no run in runs
 doctor x                                      | 'x' is too much: opnorm doctor takes options only
 """
+LATER = """
+norms mlp() --relative-width -1               | relative_width=-1: expected a number above 0
+norms mlp() --layers nope                     | no layer matches 'nope'; there are 0, 1
+norms 'cnn(width=2)' --ord inf --against junk.json   | --against junk.json: '\\{\\.\\.\\. is broken'\\.\\.\\.: expected
+norms 'torch.nn.Linear(3)' --input 3          | missing a required argument: 'out_features'
+norms junk.safetensors                        | junk.safetensors cannot be read as weights: .*truncated
+train --device cuda:99                        | --device cuda:99: torch finds .*; expected one that this machine
+train --device mps:7                          | --device mps:7: torch finds .* MPS device.*; expected one that
+attack KEY --norm 3                           | norm=3: expected 1, 2 or inf; pgd and fgsm, and training on them
+train --objective 'pgd_at(norm=0.5)'          | norm=0.5: expected a number from 1 on
+train --optimizer 'sgd(lr=-1)'                | lr=-1: expected a learning rate above 0
+train --data 'folder("images")'               | train/a/x.png: the file cannot be decoded \\(no image of a known format\\)
+train --out text.txt                          | cannot write in text.txt: Not a directory
+attack KEY --eps 8                            | did you mean 8/255\\?
+export KEY --to text.txt                      | text.txt is no folder to write to
+"""
+"""What only torch, a function, or a file's content says."""
+
 INTERNAL = r"Traceback|\b_[A-Z]\w+|\w+Error\b|NoneType|<class|object at 0x|has no attribute|\[Errno|\x1b"
 
 
@@ -126,7 +174,7 @@ def key(tiny, finished, tmp_path):
 
 def test_each_is_one_line_with_a_hint(main, key):
     wrong = []
-    for line in USES.strip().splitlines():
+    for line in [*USES.strip().splitlines(), *LATER.strip().splitlines()]:
         use, _, message = line.partition(" | ")
         status, out, err = main(*(key if word == "KEY" else word for word in shlex.split(use)))
         text = err.removeprefix("opnorm: ")
@@ -134,6 +182,13 @@ def test_each_is_one_line_with_a_hint(main, key):
         if (status, out) != (2, "") or not one or not re.search(message.strip(), text):
             wrong.append((use.strip(), message.strip(), status, out, err))
     assert wrong == []
+
+
+def test_they_are_refused_before_torch_is_loaded(key, tmp_path):
+    uses = [line.partition(" | ")[0] for line in USES.strip().splitlines()]
+    commands = [[key if word == "KEY" else word for word in shlex.split(use)] for use in uses]
+    for args, (status, out) in zip(commands, without_torch(commands, tmp_path), strict=True):
+        assert (args, status, out) == (args, 2, "")
 
 
 def test_a_file_that_cannot_be_opened_is_named_first(main, monkeypatch):

@@ -15,17 +15,11 @@ from opnorm._core.cores import available_cores
 from opnorm._core.processes import start_with_parent, workers_without_sigint
 from opnorm.errors import RunError
 from opnorm.runs.engines.engine import PAUSE, Progress, StudyProgress, announce, run_one
-from opnorm.runs.engines.share import Share, check_share
+from opnorm.runs.engines.share import Share, check_jobs, check_share
 from opnorm.runs.run import Result, Run
 from opnorm.runs.store import Store
 
-__all__ = ["LocalEngine", "check_jobs", "default_jobs"]
-
-
-def check_jobs(jobs: int | None) -> None:
-    """RunError for less than one process."""
-    if jobs is not None and jobs < 1:
-        raise RunError(f"jobs={jobs!r}: expected at least 1 process")
+__all__ = ["LocalEngine", "default_jobs"]
 
 
 def default_jobs(device: str) -> int:

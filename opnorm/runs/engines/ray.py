@@ -18,11 +18,10 @@ from opnorm._core.processes import workers_without_sigint
 from opnorm.errors import RunError
 from opnorm.runs.engines.driver_lock import only_driver
 from opnorm.runs.engines.engine import Progress, StudyProgress, announce
-from opnorm.runs.engines.local import check_jobs
 from opnorm.runs.engines.ray_address import answers, check_head
 from opnorm.runs.engines.ray_driver import Cluster, drive
 from opnorm.runs.engines.ray_task import Outcome, Storage
-from opnorm.runs.engines.share import Share, check_share
+from opnorm.runs.engines.share import Share, check_jobs, check_share
 from opnorm.runs.identity import hash_of
 from opnorm.runs.remote_folder import RemoteFolder
 from opnorm.runs.run import Result, Run

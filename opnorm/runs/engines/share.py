@@ -1,11 +1,13 @@
 """What one run gets of a machine, and what is said of how far it is."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from opnorm.errors import RunError
-from opnorm.runs.training_run import RunProgress
 
-__all__ = ["Share", "check_share", "progress_of"]
+if TYPE_CHECKING:
+    from opnorm.runs.training_run import RunProgress
+
+__all__ = ["Share", "check_jobs", "check_share", "progress_of"]
 
 
 class Share(NamedTuple):
@@ -14,6 +16,12 @@ class Share(NamedTuple):
     device: str = "cpu"
     processes: int = 1
     threads: int = 1
+
+
+def check_jobs(jobs: int | None) -> None:
+    """RunError for less than one process."""
+    if jobs is not None and jobs < 1:
+        raise RunError(f"jobs={jobs!r}: expected at least 1 process")
 
 
 def check_share(cpus: float | None, gpus: float | None, processes: int) -> None:
@@ -31,7 +39,7 @@ def check_share(cpus: float | None, gpus: float | None, processes: int) -> None:
         )
 
 
-def progress_of(event: RunProgress) -> tuple[float, str]:
+def progress_of(event: "RunProgress") -> tuple[float, str]:
     """The share of the training that is done, 0 to 1, and what the run does, in a few words."""
     if at := event.training:
         done = (at.epoch - 1 + at.step / at.steps) / max(at.epochs, 1)

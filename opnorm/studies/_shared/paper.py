@@ -4,7 +4,7 @@ import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal, get_args
 
 from opnorm._core.settings import check_choice, check_count
 from opnorm.errors import OpnormError, SpecError
@@ -18,7 +18,8 @@ from opnorm.studies._shared.outcomes import Case, MissingError, Outcome, Outcome
 
 __all__ = ["SIZES", "Paper", "Part", "Setting", "data_of", "no_result", "outcomes_of", "study_of"]
 
-SIZES = ("smoke", "laptop", "paper")
+Size = Literal["smoke", "laptop", "paper"]
+SIZES = get_args(Size)
 """Seconds, to see that all works; minutes on two cores; the published settings."""
 
 
@@ -34,7 +35,7 @@ class Setting:
         only: a pattern; runs whose network or method does not match it are left out.
     """
 
-    size: str = "laptop"
+    size: Size = "laptop"
     seeds: int | None = None
     data: str | None = None
     limit: int | None = None
@@ -198,7 +199,7 @@ def study_of(paper: Paper) -> Callable[..., Study]:
 
     def study(
         part: str | None = None,
-        size: str = "laptop",
+        size: Size = "laptop",
         seeds: int | None = None,
         data: str | None = None,
         limit: int | None = None,
