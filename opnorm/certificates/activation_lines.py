@@ -12,19 +12,20 @@ import decimal
 import functools
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from opnorm._core import decimal_intervals as iv
 from opnorm._core.layers import Shape
 from opnorm.certificates.affine import TINY, UNIT, lower_sum
 from opnorm.norms.network.one_variable import Function, kinks, largest_slope, slope_and_curvature
 
-__all__ = ["Curve"]
+__all__ = ["ERROR", "LARGEST", "Curve"]
 
 INNER = 10.0  # beyond it, cells grow by a factor of 4
 CELLS = 24  # between two nodes, inside
@@ -108,7 +109,7 @@ class Curve:
         out_shape: of one output.
     """
 
-    layer: nn.Module
+    layer: Callable[[Tensor], Tensor]
     function: Function
     out_shape: Shape
     work: int = 0

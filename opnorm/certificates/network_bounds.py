@@ -2,7 +2,8 @@
 
 Layers have the bounds of :mod:`opnorm.certificates.layer_bounds`; functions those of the layer that does the same, or of a
 rule of :mod:`opnorm.certificates.function_bounds`: sums, scaling, means, concatenation, and all that moves, copies or drops
-entries. What has neither is refused with its name.
+entries; or, of what is a function of one variable of a value before it, the lines of
+:mod:`opnorm.certificates.expressions`. What has none is refused with its name.
 """
 
 import functools
@@ -18,10 +19,13 @@ from opnorm._core.layers import Shape, changed_by_hooks
 from opnorm._core.modes import evaluating
 from opnorm._core.outputs import output_of
 from opnorm.certificates.affine import Affine
+from opnorm.certificates.expressions import Expression, WrittenOut, expression_of
 from opnorm.certificates.function_bounds import OF_SHAPES, Call, function_bounds
 from opnorm.certificates.layer_bounds import LayerBounds, layer_bounds
 from opnorm.errors import BoundError, NormError, OpnormError
 from opnorm.norms.network.graph import forward_graph, mixes_points, shifted
+from opnorm.norms.network.one_variable import IDENTITY
+from opnorm.norms.network.pointwise import Pointwise, Start, TooLong, pointwise
 from opnorm.norms.network.rules import FunctionCall
 from opnorm.norms.network.trace import leaves
 from opnorm.norms.network.walk import RANDOM, GraphWalk, operation_of
@@ -84,12 +88,29 @@ def network_bounds(model: nn.Module, in_shape: Shape) -> list[Step]:
         raise
     except OpnormError as e:
         raise BoundError(str(e)) from e
-    steps = walk.steps[: walk.value_of(walk.result)]
+    steps = _used(walk.steps[: walk.value_of(walk.result)])
     if not steps:
         raise BoundError("it returns its input")
     with evaluating(model):
         _check_outputs(model, steps, forward.inputs[0])
     return steps
+
+
+def _used(steps: Sequence[Step]) -> list[Step]:
+    """The steps that the last one depends on."""
+    used = {len(steps)}
+    for k in range(len(steps), 0, -1):
+        used |= {*steps[k - 1].inputs} if k in used else set()
+    number = {old: new for new, old in enumerate(sorted({0} | used))}
+    kept = [
+        step._replace(inputs=tuple(number[i] for i in step.inputs))
+        for k, step in enumerate(steps, 1)
+        if k in used
+    ]
+    for step in kept:
+        if isinstance(step.bounds, WrittenOut):
+            step.bounds.check()
+    return kept
 
 
 def _check_outputs(model: nn.Module, steps: Sequence[Step], example: Tensor) -> None:
@@ -110,12 +131,35 @@ def has_bounds(layer: nn.Module) -> bool:
     return known_base(layer, layer_bounds.registry) is not None
 
 
+class _Form(NamedTuple):
+    """A value that is, entry by entry, a function of one variable of the value with number ``start``."""
+
+    start: int
+    form: Pointwise
+    expression: Expression
+
+    @classmethod
+    def at(cls, start: int, shape: Shape) -> "_Form":
+        """The value itself."""
+        return cls(start, Pointwise(Start(1.0, shape), IDENTITY), Expression("x"))
+
+    def bounds(self) -> WrittenOut:
+        return WrittenOut(self.expression, self.form.function, tuple(self.form.start.shape[1:]))
+
+
 class _Walk(GraphWalk):
     """Gathers the steps; what is known of a node is the number of its value."""
 
     def __init__(self, forward: Any, in_shape: Shape) -> None:
         super().__init__(forward)
         self.steps: list[Step] = []
+        self.forms: dict[fx.Node, _Form] = {}
+
+    def overwrite(self, m: fx.Node, by: fx.Node, whole: bool) -> None:
+        """The form of a node is that of the node that wrote its value."""
+        self.forms.pop(m, None)
+        if whole and by in self.forms:
+            self.forms[m] = self.forms[by]
 
     def value_of(self, known: Any) -> int:
         """The number of the output's one value."""
@@ -130,6 +174,7 @@ class _Walk(GraphWalk):
     def known_of(self, n: fx.Node, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """The number of the value, several for a tuple; None for a constant."""
         if n.op == "placeholder":
+            self.forms[n] = _Form.at(0, tuple(output.shape))
             return 0
         if n.op == "get_attr":
             return None
@@ -173,20 +218,57 @@ class _Walk(GraphWalk):
         if not all(isinstance(self.bounds[m], int) for m in nodes):
             raise BoundError("it takes a tuple of values")
         of_two = Call(call, [self.env[m] for m in nodes], functools.partial(self._again, n))
-        if layer is not None:
-            if changed_by_hooks(layer):
-                raise BoundError("it has hooks, which may change what it computes")
-            found: Any = of_two.of_layer(layer)
-        else:
-            found = function_bounds(operation)(of_two)
+        if layer is not None and changed_by_hooks(layer):
+            raise BoundError("it has hooks, which may change what it computes")
+        given = tuple(self.bounds[m] for m in nodes)
+        form = self._form(n, operation, layer, call)
+        try:
+            found: Any = of_two.of_layer(layer) if layer is not None else function_bounds(operation)(of_two)
+        except BoundError:
+            if form is None:
+                raise
+            found, given = form.bounds(), (form.start,)
         outputs = found if isinstance(found, list) else [found]
         numbers = []
         for bounds, output in zip(outputs, leaves(call.output), strict=True):
             if isinstance(bounds, Affine):
                 bounds.largest = torch.finfo(output.dtype).max
-            self.steps.append(Step(bounds, tuple(self.bounds[m] for m in nodes)))
+            self.steps.append(Step(bounds, given))
             numbers.append(len(self.steps))
-        return numbers if isinstance(call.output, tuple | list) else numbers[0]
+        if isinstance(call.output, tuple | list):
+            return numbers
+        self.forms[n] = form or _Form.at(numbers[0], tuple(call.output.shape))
+        return numbers[0]
+
+    def _form(
+        self, n: fx.Node, operation: str, layer: nn.Module | None, call: FunctionCall
+    ) -> "_Form | None":
+        """The node as a function of one variable of a value before it; None where it is none."""
+        depending = [m for m in n.all_input_nodes if self.bounds[m] is not None]
+        for m in depending:  # an entry of a tuple has none yet
+            self.forms.setdefault(m, _Form.at(self.bounds[m], tuple(self.env[m].shape)))
+        first = self.forms[depending[0]]
+        if any(self.forms[m].start != first.start for m in depending):
+            return None
+        settings, named = dict(call.kwargs), [k for k in ("input", "other") if k in call.kwargs]
+        arguments = [*zip(n.args, call.args, strict=True), *((n.kwargs[k], settings.pop(k)) for k in named)]
+        if any(isinstance(n.kwargs[k], fx.Node) and n.kwargs[k] in depending for k in settings):
+            return None
+        known = [
+            (self.forms[a] if isinstance(a, fx.Node) and a in depending else None, v) for a, v in arguments
+        ]
+        settings.pop("inplace", None)
+        try:
+            form = pointwise(operation, layer, [v if f is None else f.form for f, v in known], settings)
+        except TooLong:
+            return None
+        if form is None or form.start.constants or form.start.shape != call.output.shape:
+            return None
+        run = (lambda x: layer(x)) if layer is not None else (lambda x: self._again(n, [x]))
+        made = expression_of(
+            operation, layer, [v if f is None else f.expression for f, v in known], settings, run
+        )
+        return None if made is None else _Form(first.start, form, made)
 
     def _again(self, n: fx.Node, values: Sequence[Tensor]) -> Any:
         """The node's function on other values, with its constants in float64."""
