@@ -83,7 +83,10 @@ def recorded_call(path: str | Path, metadata: dict[str, str]) -> spec.Call:
     """
     if SPEC_KEY not in metadata:
         raise ModelError(f"{path} does not record its network; pass arch=..., such as arch=resnet(depth=20)")
-    recorded = call = spec.parse(metadata[SPEC_KEY])
+    try:
+        recorded = call = spec.parse(metadata[SPEC_KEY])
+    except SpecError as e:
+        raise ModelError(f"{path} records no network that can be read: {e}; pass arch=... to build it") from e
     while call.name in READERS and isinstance(inner := dict(call.kwargs).get("arch"), spec.Call):
         call = inner
     if not {part.name for part in spec.calls_in(call)} <= {*spec.names("model")} - {*READERS}:
@@ -106,10 +109,15 @@ def _recorded_network(
     path: str | Path, metadata: dict[str, str], found: dict[str, dict[str, Tensor]]
 ) -> nn.Module:
     call = recorded_call(path, metadata)
-    with _no_larger_than(found, call, path):
-        network = spec.build(call, "model")
+    try:
+        with _no_larger_than(found, call, path):
+            network = spec.build(call, "model")
+    except SpecError as e:
+        raise ModelError(
+            f"{path} records a network that cannot be built: {e}; pass arch=... to build it"
+        ) from e
     if not isinstance(network, nn.Module):
-        raise ModelError(f"{path} records the network {call}, which is no network")
+        raise ModelError(f"{path} records the network {call!s:.200}, which is no network")
     return network
 
 

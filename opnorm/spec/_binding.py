@@ -37,7 +37,7 @@ def bind(call: Call, signature: inspect.Signature) -> inspect.BoundArguments:
     try:
         return signature.bind(*call.args, **dict(call.kwargs))
     except TypeError as e:
-        raise SpecError(f"{call}: {e}; {_usage(signature)}") from None
+        raise SpecError(f"{call!s:.200}: {e}; {_usage(signature)}") from None
 
 
 def _usage(signature: inspect.Signature) -> str:

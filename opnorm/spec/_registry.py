@@ -234,14 +234,16 @@ def build(text: str | Call, kind: str | None = None, **known: Value) -> Any:
     built = map_calls(whole, lambda inner: build(inner, kind_inside(inner, kind, members_of)))
     given = signature_of(function, call.name).bind(*built.args, **dict(built.kwargs))
     if why := misfit(given, only=bool):
-        raise SpecError(f"{call}: {why}")
+        raise SpecError(f"{call!s:.200}: {why}")
     try:
         made = function(*built.args, **dict(built.kwargs))
     except OpnormError:
         raise
     except Exception as e:
         why = misfit(given)
-        raise SpecError(f"{call}: {why}" if why else f"{call} failed: {type(e).__name__}: {e}") from e
+        raise SpecError(
+            f"{call!s:.200}: {why}" if why else f"{call!s:.200} failed: {type(e).__name__}: {e}"
+        ) from e
     if not any(function is f for family in _registry.values() for f in family.values()):
         remember(made, call)  # a registered function has remembered its call itself, arguments by name
     return made

@@ -102,6 +102,17 @@ def test_a_file_does_not_choose_which_code_is_run(tmp_path, call):
         file(path)
 
 
+@pytest.mark.parametrize(
+    "recorded", ["os._exit(1)", "(" * 500, "mlp(" + "1, " * 5000 + ")", "mlp(x=" + "[" * 90, ""]
+)
+def test_a_recorded_network_that_cannot_be_read_is_a_short_message_with_the_file(tmp_path, recorded):
+    path = with_metadata(tmp_path / "w.safetensors", recorded)
+    with pytest.raises(ModelError) as caught:
+        file(path)
+    assert len(str(caught.value)) < 600 + len(path)
+    assert path in str(caught.value)
+
+
 @pytest.mark.parametrize("call", ["pgd()", "nonsense(", "resnet(depth=7)", "no_such_net()", ""])
 def test_damaged_metadata(tmp_path, call):
     with pytest.raises((ModelError, SpecError)):

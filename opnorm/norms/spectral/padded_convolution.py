@@ -19,7 +19,7 @@ def is_block_circulant(layer: nn.Module, in_shape: Shape) -> bool:
     """Whether a layer is a convolution whose circular padding closes the circle."""
     if not is_standard(layer, *CONV) or layer.padding_mode != "circular":
         return False
-    geometry, size = conv_geometry(layer), tuple(in_shape[1:])
+    geometry, size = conv_geometry(layer), tuple(in_shape[1:])  # type: ignore[arg-type]
     return all(m * s == n for m, s, n in zip(geometry.out_size(size), geometry.stride, size, strict=True))
 
 
@@ -30,7 +30,7 @@ def inner_bound(layer: nn.Module, in_shape: Shape, relative_width: float) -> flo
     """
     if not is_standard(layer, *CONV) or layer.padding_mode == "zeros":
         return None
-    geometry = conv_geometry(layer)
+    geometry = conv_geometry(layer)  # type: ignore[arg-type]
     bare = geometry._replace(padding=((0, 0),) * len(geometry.kernel), mode="zeros")
     first = [-low % s for (low, _), s in zip(geometry.padding, geometry.stride, strict=True)]
     size = tuple(n - skipped for n, skipped in zip(in_shape[1:], first, strict=True))
