@@ -29,6 +29,7 @@ from opnorm.attacks.projections import ball
 
 __all__ = ["Options", "Problem", "Record", "SearchAttack", "SearchResult", "Searches", "run_searches"]
 
+ALONE = 2  # steps of the first job of a point before its others start, which an easy point does not need
 REFILL = 16  # free rows are filled when they are one in so many: filling copies the states
 COUNTS = ("forward", "backward", "confirmations", "rejected", "invalid_logits", "stopped_early")
 
@@ -139,7 +140,8 @@ def run_searches(
     """Run searches one after another, in one batch, and update the result; without one, on all points.
 
     The jobs of the next search start at a point when its jobs of the search before have made their first steps, so that
-    the batch is full while the last points take all of their steps.
+    the batch is full while the last points take all of their steps. So do all but the first of a search, if a success ends
+    the work on a point.
 
     The verdict on a point depends neither on the other points nor on the size of the batch, but for the rounding of the
     model's kernels; which of several successful jobs succeeds first may.
@@ -211,6 +213,13 @@ class _Group:
             found[self.point[~self.state.stopped & (self.state.k < FIRST_STEPS)]] = True
         return found
 
+    def begun(self) -> Tensor:
+        """The points whose jobs so far have all made a few steps, or ended (B,)."""
+        found = self.record.jobs > 0
+        if len(self.point):
+            found[self.point[~self.state.stopped & (self.state.k < ALONE)]] = False
+        return found
+
     def start_jobs(self, free: int, before: "_Group | None") -> int:
         """Put jobs on free rows, of points on which the search before is not unfinished; returns their number."""
         problem, after, result = self.problem, self.problem.after, self.result
@@ -219,6 +228,8 @@ class _Group:
         able = torch.ones_like(point, dtype=torch.bool) if before is None else ~before.unfinished()[point]
         if after is not None:
             able &= (after[point] < 0) | result.misclassified[after[point]]
+        if self.options.stop_at_success:
+            able &= (job == 0) | self.begun()[point]
         taken = able & (able.cumsum(0) <= free)
         point, job, self.queue = point[taken], job[taken], self.queue[:, ~taken]
         if not len(point):

@@ -158,6 +158,16 @@ def test_points_outside_the_ball_are_put_inside_before_they_count(norm):
     assert result.records[0].counts["rejected"] == 1  # the second point, at 0.6
 
 
+@pytest.mark.parametrize("rows", [2, 7, 64])
+def test_an_easy_point_starts_one_job_though_there_are_free_rows(rows):
+    x, y = flat(0.495, 0.1, 0.2)
+    for searches in (Searches(Shift(), restarts=5), Searches(Shift(), targets=5)):
+        result = run(Threshold(), x, y, searches, batch=rows)
+        assert result.misclassified.tolist() == [True, False, False]
+        assert result.records[0].jobs.tolist() == [1, 5, 5]
+        assert result.records[0].counts["forward"] == 2 + 2 * 5 * 10
+
+
 def test_nan_logits_are_no_success():
     class Breaks(Threshold):
         def forward(self, x):
