@@ -88,6 +88,7 @@ def norms(
         return
 
     from opnorm.norms import compare, lipschitz_bound
+    from opnorm.norms.network.lipschitz import lipschitz_bounds
 
     if o.trust:
         trust_runs((model, *([o.against] if o.against else [])), out)
@@ -99,7 +100,7 @@ def norms(
         result = compare(table, _other_table(o, example, ords))
     elif o.layers == "*":
         single = [p for p in ords if not isinstance(p, tuple | str)]
-        bounds = {p: lipschitz_bound(network, example, p, table=table) for p in single}
+        bounds = lipschitz_bounds(network, example, single, table=table)
     if o.plot is not None:
         table.plot(o.plot)
         print(f"drawn in {o.plot}", file=sys.stderr)

@@ -36,7 +36,7 @@ FAMILIES = {
     "objective": "opnorm.objectives",
     "regularizer": "opnorm.regularizers",
     "attack": "opnorm.attacks",
-    "certificate": "opnorm.certificates",
+    "certificate": "opnorm.certificates._proof",
     "optimizer": "opnorm.training.optimizers",
     "schedule": "opnorm.training.schedules",
     "analysis": "opnorm.analyses",

@@ -14,7 +14,7 @@ is not known.
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -49,7 +49,14 @@ from opnorm.norms.norm import Product
 from opnorm.norms.number_text import magnitude
 from opnorm.norms.table import NormTable
 
-__all__ = ["NetworkBound", "NodeBound", "lipschitz_bound", "sentences", "spectral_complexity"]
+__all__ = [
+    "NetworkBound",
+    "NodeBound",
+    "lipschitz_bound",
+    "lipschitz_bounds",
+    "sentences",
+    "spectral_complexity",
+]
 
 
 class NetworkBound(NamedTuple):
@@ -102,23 +109,49 @@ def lipschitz_bound(
         >>> print(lipschitz_bound(model, torch.zeros(1, 1), ord=1))
         4
     """
-    check_ords([ord])
-    if isinstance(ord, tuple | str):
-        raise NormError(f"ord={ord!r}: bounds along the graph are from ℓp to ℓp; expected 1, 2 or math.inf")
-    nodes: list[NodeBound] = []
-    value: float | None
-    try:
-        value = _propagated(unwrap(model), example, ord, table, nodes)
-    except BoundError as e:
-        value = _of_matrix(model, example, ord)
-        if value is None:
-            return NetworkBound(None, str(e), tuple(nodes))
-    return NetworkBound(value, "", tuple(nodes))
+    return lipschitz_bounds(model, example, [ord], table=table)[ord]
 
 
-def _propagated(
-    model: nn.Module, example: Example, ord: float, table: NormTable | None, nodes: list[NodeBound]
-) -> float:
+@in_default_modes
+def lipschitz_bounds(
+    model: nn.Module, example: Example, ords: Iterable[float], *, table: NormTable | None = None
+) -> dict[float, NetworkBound]:
+    """:func:`lipschitz_bound` for each of several orders; what does not depend on the order is found once."""
+    found = {}
+    mixed: list[bool] = []
+    for ord in ords:
+        check_ords([ord])
+        if isinstance(ord, tuple | str):
+            raise NormError(
+                f"ord={ord!r}: bounds along the graph are from ℓp to ℓp; expected 1, 2 or math.inf"
+            )
+        nodes: list[NodeBound] = []
+        value: float | None
+        why = ""
+        try:
+            value = _propagated(unwrap(model), example, _Request(ord, table, nodes, mixed))
+        except BoundError as e:
+            value = _of_matrix(model, example, ord)
+            why = str(e) if value is None else ""
+        found[ord] = NetworkBound(value, why, tuple(nodes))
+    return found
+
+
+class _Request(NamedTuple):
+    """An order, the table of norms, and what is filled in.
+
+    Attributes:
+        nodes: of the graph, with their bounds.
+        mixed: whether an output depends on several points of a batch, once that is known.
+    """
+
+    ord: float
+    table: NormTable | None
+    nodes: list[NodeBound]
+    mixed: list[bool]
+
+
+def _propagated(model: nn.Module, example: Example, of: _Request) -> float:
     for name, t in (*model.named_parameters(), *model.named_buffers()):
         if reason := missing_values(t):
             raise BoundError(f"{name} {reason}")
@@ -130,7 +163,7 @@ def _propagated(
     other_numbers = functools.partial(shifted, seed=1)  # than those that the graph is recorded with
     with attributes_restored(model), evaluating(model):
         forward = forward_graph(model, example)
-        interpreter = BoundInterpreter(forward, ord, _known_factors(model, table), nodes)
+        interpreter = BoundInterpreter(forward, of.ord, _known_factors(model, of.table), of.nodes)
         with no_random_numbers(), eagerly():
             args, kwargs = (map_tensors(v, other_numbers) for v in arguments(model, example))
             try:
@@ -139,11 +172,12 @@ def _propagated(
                 trace(model, example)  # raises if the model itself does not take the example
                 raise BoundError(f"its forward fails for other numbers: {first_line(e)}") from e
             result = interpreter.run(*map(other_numbers, forward.inputs))
-            mixed = mixes_points(model, *arguments(model, example))
+            if not of.mixed:
+                of.mixed.append(mixes_points(model, *arguments(model, example)))
     if not same_output(result, output):
         raise BoundError("its graph gives another output than the model: control flow by the data?")
     value = interpreter.output_bound() * (1 + PRODUCT * (1 + len(forward.graph.nodes)))
-    if mixed:
+    if of.mixed[0]:
         raise BoundError(
             "an output depends on several points of a batch; its first axis is taken for the batch"
         )
