@@ -72,6 +72,11 @@ def _before(app, what, name, obj, options, lines):
     lines[:] = shown
 
 
+def _after(app, what, name, obj, options, lines):
+    """Escape the star of a shape, such as "N *shape", in the types of attributes, which napoleon takes from annotations."""
+    lines[:] = [line.replace("*", r"\*") if line.startswith(":vartype") else line for line in lines]
+
+
 def _analyses_table(section):
     """The registered analyses of a section as a table, so that no page lists them by hand."""
     lines = ["| analysis | result | points | source |", "|---|---|---|---|"]
@@ -150,3 +155,4 @@ def setup(app):
     app.connect("missing-reference", _find)
     app.connect("env-check-consistency", _check_reference)
     app.connect("autodoc-process-docstring", _before, priority=100)  # before napoleon writes its own markup
+    app.connect("autodoc-process-docstring", _after, priority=900)

@@ -19,6 +19,7 @@ from opnorm.cli.options import Data, Json, ModelRunOrWeights, Results, Trust, ab
 from opnorm.cli.subjects import (
     check_network,
     is_weights,
+    named_run,
     network_of_run,
     results_folder,
     run_folder,
@@ -143,9 +144,15 @@ def _check_subjects(model: str, against: str | None, weights: bool, out: Path) -
         if text is None:
             continue
         if weights or (text is against and _is_table(text)):
-            check_weights(Path(text))
+            check_weights(Path(_weights_of(text, out) if weights else text))
         elif run_folder(text, out) is None:
             check_network(text, out)
+
+
+def _weights_of(text: str, out: Path) -> str:
+    """A file or folder of weights; that of a run, should the text be the key of one."""
+    run = None if os.path.exists(text) else named_run(text, out)
+    return str(run / "weights.safetensors") if run else text
 
 
 def _is_table(against: str) -> bool:
@@ -159,10 +166,11 @@ def _print_weights(path: str, ords: tuple[Any, ...], gates: list[Gate], options:
     from opnorm.models import measure_checkpoint
 
     width = 5e-3 if options.relative_width is None else number("--relative-width", options.relative_width)
+    against = None if options.against is None else _weights_of(options.against, Path(str(options.out)))
     # beside l2, its multiple from RMS to RMS costs nothing
     more = ("rms",) if options.ord == NormsOptions.ord else ()
     table = measure_checkpoint(
-        path, options.against, (*ords, *more), only=options.layers, condition=options.condition,
+        path, against, (*ords, *more), only=options.layers, condition=options.condition,
         relative_width=width, progress=True,
     )  # fmt: skip
     if options.json:

@@ -95,7 +95,7 @@ def _outcome(event: StudyProgress) -> str:
     result = event.result
     assert result is not None, "only of runs that have ended"
     if result.failure:
-        again = f" (remembered; delete {result.folder} to try again)" if result.found else ""
+        again = " (remembered; --again tries again)" if result.found else ""
         return f"failed: {result.failure}{again}" + (f" (its output: {result.log})" if result.log else "")
     found = f"found, of {result.ended}, " if result.found else f"{result.seconds:.1f} s, "
     accuracy = result.find("accuracy")

@@ -138,7 +138,7 @@ def _complete(
 ) -> None:
     """What is missing: the training, some of the analyses."""
     if entry.failure:
-        raise TrainError(f"{entry.failure} (remembered; delete {entry.folder} to try again)")
+        raise TrainError(f"{entry.failure} (remembered; --again tries again)")
     # all calls are built first, so that what is wrong with them is raised before training
     missing = [call for call in run.analyses if not entry.store.has(entry.key, call)]
     analyses = {call: spec.build(call, "analysis") for call in missing}

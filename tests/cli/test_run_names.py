@@ -61,6 +61,16 @@ def test_a_file_alone_is_measured_without_its_network(main, key):
     assert all(name.endswith(".weight") for name in names)
 
 
+def test_weights_are_compared_with_those_of_a_run(main, key):
+    shutil.copy(f"runs/{key}/weights.safetensors", "copied.safetensors")
+    by_key, by_path = (
+        main("norms", "copied.safetensors", "--against", other, "--ord", "1", "--json")
+        for other in (key[:4], f"runs/{key}/weights.safetensors")
+    )
+    assert by_key[0] == 0
+    assert json.loads(by_key[1]) == json.loads(by_path[1])
+
+
 @pytest.mark.parametrize("name", ["{}/weights.safetensors", 'file("{}/weights.safetensors")'])
 def test_a_file_is_not_taken_for_a_run_to_remove(main, key, name):
     status, out, err = main("rm", name.format(f"runs/{key}"), "--yes")

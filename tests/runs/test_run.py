@@ -395,7 +395,7 @@ def test_a_divergence_is_remembered(tiny, store):
     with pytest.raises(TrainError, match=r"epoch 1, step 2 of 3: the output of layer '3' \(Conv2d\)"):
         run_training(tiny, store)
     events = []
-    with pytest.raises(TrainError, match=r"epoch 1, step 2 of 3.*remembered; delete .*partial to try again"):
+    with pytest.raises(TrainError, match=r"epoch 1, step 2 of 3.*remembered; --again tries again"):
         run_training(tiny, store, progress=events.append)
     assert not events
     assert store.ls()[0]["state"] == "failed"
