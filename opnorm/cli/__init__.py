@@ -94,11 +94,14 @@ def _place(error: Exception) -> str:
     """Where the user's own code raised an error, or called what did: the last line that is not opnorm's or installed."""
     import sysconfig
     import traceback
+    from pathlib import Path
+
+    from opnorm._core.files import shown
 
     others = (os.path.dirname(__file__).rpartition("cli")[0], sysconfig.get_path("stdlib"), "<")
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if not frame.filename.startswith(others) and "site-packages" not in frame.filename:
-            return f", at line {frame.lineno} of {os.path.relpath(frame.filename)}, in {frame.name}"
+            return f", at line {frame.lineno} of {shown(Path(frame.filename))}, in {frame.name}"
     return ""
 
 

@@ -45,7 +45,8 @@ class StudyOptions:
     limit: Limit = None
     size: str | None = None
     """'laptop' (minutes), 'smoke' (seconds, to see that all works), 'paper' (the published settings)"""
-    only: str | None = None  # leave out runs whose network or method does not match, such as '*norm decay*'
+    only: str | None = None
+    """of a paper's study: leave out runs whose network or method does not match, such as '*norm decay*'"""
     list: bool = False
     """say what studies there are, what each asks, how many runs it has and how long it takes"""
     out: Runs = Path("runs")
