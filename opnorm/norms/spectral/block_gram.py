@@ -161,20 +161,33 @@ class BlockGram:
         return block.reshape(len(block), len(p) * self.rows, len(q) * self.rows)
 
     def _definite(self, square: float, sums: Tensor, bands: Tensor) -> bool:
-        """Whether a factorization shows θ² I - G to be positive definite."""
-        n, factor, before = self.sizes[0], None, range(0)
-        for start in range(0, n, self._step):
-            span = range(start, min(start + self._step, n))
-            rest = -self._block(sums, bands, span, span)
-            rest.diagonal(dim1=1, dim2=2).add_(square)
-            if factor is not None:
-                below = self._block(sums, bands, span, before).neg_()
-                W = torch.linalg.solve_triangular(factor.mT, below, upper=True, left=False)
-                rest -= W @ W.mT
-            factor, info = torch.linalg.cholesky_ex(rest)
+        """Whether a factorization shows θ² I - G to be positive definite: block by block, of a band of blocks."""
+        n, step = self.sizes[0], max(1, BLOCK // self.rows)
+        spans = [range(start, min(start + step, n)) for start in range(0, n, step)]
+        across = -(-self.reach // step)  # blocks that a block is coupled with
+        rest: dict[tuple[int, int], Tensor] = {}  # of θ² I - G, less what is eliminated
+
+        def block(i: int, j: int) -> Tensor:
+            if (i, j) not in rest:
+                rest[i, j] = self._block(sums, bands, spans[i], spans[j]).neg_()
+                if i == j:
+                    rest[i, j].diagonal(dim1=1, dim2=2).add_(square)
+            return rest[i, j]
+
+        for k in range(len(spans)):
+            factor, info = torch.linalg.cholesky_ex(block(k, k))
             if bool(info.any()):
                 return False
-            before = span
+            below = range(k + 1, min(k + across + 1, len(spans)))
+            W = {
+                i: torch.linalg.solve_triangular(factor.mT, block(i, k), upper=True, left=False)
+                for i in below
+            }
+            for i in below:
+                for j in range(k + 1, i + 1):
+                    block(i, j).baddbmm_(W[i], W[j].mT, alpha=-1)
+            for i in (k, *below):
+                del rest[i, k]
         return True
 
 

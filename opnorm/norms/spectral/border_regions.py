@@ -32,7 +32,8 @@ from opnorm.norms.spectral.upper_bound import bound_above
 __all__ = ["region_bound"]
 
 STEPS = (48, 32, 24, 20, 16, 14, 12, 10, 8, 6, 5, 4, 3, 2)  # of the angle, from 0 to π/2
-FREQUENCIES = 20  # of an edge, about, at which matrices are factorized
+FREQUENCIES = 20  # of an edge, about, at which complex matrices are factorized
+CLOSE = 0.965  # product of cosines with which the cheapest cuts are taken, not the finest
 MARGINS = (0, 0.2, 1, 4, 16, 64, 256)  # of relative widths above the lower end, at which corners are tried
 
 
@@ -73,7 +74,7 @@ def region_bound(
         relative_width: of the interval to aim at.
         effort: the side of a matrix whose factorization takes as long as may be.
     """
-    regions = _regions(convolution, effort**3 / 3)
+    regions = _regions(convolution, effort**3)
     if not regions:
         return math.inf, ""
     bound = lower * (1 + relative_width / 10) / min(r.factor for r in regions)
@@ -85,12 +86,12 @@ def region_bound(
 
 
 def _regions(convolution: ConvolutionMatrix, most: float) -> list[Region]:
-    """The regions with the smallest angles whose factorizations take so many multiplications at most; none if none do."""
+    """The cheapest regions with small angles, or those with the smallest ones that take so many multiplications at most."""
     axes = range(len(convolution.in_size))
     splits = {(axis, n): _split(convolution, axis, n) for axis in axes for n in STEPS}
     whole = {axis: Split([Part(convolution.reads(axis, convolution.geometry.mode), n)], 0.0)
              for axis, n in zip(axes, convolution.in_size, strict=True)}  # fmt: skip
-    best, least = [], 0.0
+    best, score = [], (0.0, -math.inf)
     for first in axes:
         rest = [axis for axis in axes if axis != first]
         # the other axes are cut in one way inside of the first one, and in another way at its border
@@ -98,7 +99,7 @@ def _regions(convolution: ConvolutionMatrix, most: float) -> list[Region]:
         for n, inside, border in itertools.product(STEPS, others[1:], others if rest else others[:1]):
             cut = splits[first, n]
             factor = math.cos(cut.eta) * min(_factor(inside), _factor(border))
-            if factor <= least or all(part.reads is not None for part in cut.parts):
+            if min(factor, CLOSE) < score[0] or all(part.reads is not None for part in cut.parts):
                 continue
             regions = []
             for part in cut.parts:
@@ -106,8 +107,9 @@ def _regions(convolution: ConvolutionMatrix, most: float) -> list[Region]:
                 for parts in itertools.product(*(split.parts for split in chosen)):
                     parts = (*parts[:first], part, *parts[first:])
                     regions.append(Region(parts, math.cos(cut.eta) * _factor(chosen)))
-            if sum(_work(convolution, r.parts) for r in regions) <= most:
-                best, least = regions, factor
+            work = sum(_work(convolution, r.parts) for r in regions)
+            if work <= most and (min(factor, CLOSE), -work) > score:
+                best, score = regions, (min(factor, CLOSE), -work)
     return best
 
 
@@ -164,10 +166,10 @@ def _work(convolution: ConvolutionMatrix, parts: tuple[Part, ...]) -> float:
     border = [part for part in parts if part.reads is not None]
     rows = channels * math.prod(part.size for part in border)
     if len(border) < len(parts):
-        return geometry.groups * (FREQUENCIES * 4 / 3 * rows**3 if border else 0.0)
+        return geometry.groups * (FREQUENCIES * 2 * rows**3 if border else 0.0)
     axes = zip(parts, geometry.kernel, geometry.dilation, strict=True)
     blocks = (p.size * (rows / p.size) ** 3 * min(p.size, d * (k - 1) or 1) ** 2 for p, k, d in axes)
-    return geometry.groups * 3 * min(blocks)
+    return geometry.groups * 1.5 * min(blocks)
 
 
 def _of_edge(

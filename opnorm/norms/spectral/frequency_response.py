@@ -25,6 +25,7 @@ from opnorm._core.linear_map import LinearMap, convolution_map
 
 __all__ = ["Gram", "Polyphase", "gram", "polyphase"]
 
+FEWER = 6  # of real products, that take less time than one frequency of the grid
 CHUNK_BYTES = 4e6  # of the symbols from which the Gram symbol is made at once
 
 
@@ -211,8 +212,8 @@ class Gram:
 def gram(t: Polyphase) -> Gram:
     """The Gram symbol on the side with fewer channels, in float64.
 
-    The products Σ A_τᵀ A_{τ+δ} are not summed pair by pair, which takes T² products, but through the symbol's values on a
-    grid of 2 k - 1 frequencies an axis, which determine G and cost a quarter.
+    The products Σ A_τᵀ A_{τ+δ} are summed pair by pair where there are few. For more of them, which are T² / 2, through the
+    symbol's values on a grid of 2 k - 1 frequencies an axis, which determine G and cost less.
     """
     steps = np.array([_step(offsets) for offsets in t.offsets.T])
     sizes = 2 * (np.ptp(t.offsets, 0) // steps) + 1
@@ -227,6 +228,8 @@ def gram(t: Polyphase) -> Gram:
         even = A.mT @ A
         return Gram(deltas, even, torch.zeros_like(even))
     even = A.new_zeros(len(A), len(deltas), A.shape[-1], A.shape[-1])
+    if len(t.offsets) * (len(t.offsets) + 1) <= FEWER * len(grid):
+        return _by_pairs(t.offsets, A, deltas * steps, even)
     odd = torch.zeros_like(even)
     step = max(1, int(CHUNK_BYTES / (16 * A[:, 0].numel())))
     for i in range(0, len(grid), step):
@@ -237,6 +240,16 @@ def gram(t: Polyphase) -> Gram:
         odd += torch.einsum("df,gfab->gdab", weights[some] * angles[:, some].sin(), G.imag)
     even[:, 0] /= 2
     return Gram(deltas * steps, even, odd)
+
+
+def _by_pairs(offsets: np.ndarray, A: Tensor, deltas: np.ndarray, H: Tensor) -> Gram:
+    """The coefficients from the products of all pairs of matrices; H are zeros, in which they are summed."""
+    place = {tuple(delta): i for i, delta in enumerate(deltas.tolist())}
+    for (i, tau), (j, sigma) in itertools.combinations_with_replacement(enumerate(offsets), 2):
+        H[:, place[tuple((sigma - tau).tolist())]] += A[:, i].mT @ A[:, j]
+    even, odd = H + H.mT, H - H.mT
+    even[:, 0] /= 2
+    return Gram(deltas, even, odd)
 
 
 def _step(offsets: np.ndarray) -> int:
