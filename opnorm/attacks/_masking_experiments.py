@@ -16,7 +16,7 @@ __all__ = ["CORRECT", "ROBUST", "Outcome", "other_attack"]
 DIRECTIONS = 3  # random ones, along which derivatives are measured
 MOVES = 4  # random ones and their opposites, of the length of the radius
 UNEXPLAINED = 0.25  # share of the squared change of the loss that the gradient need not predict
-STEEPER = 5  # the change of the loss between images over what the gradients at them account for
+STEEPER = 20  # the change of the loss between images over what the gradients at them account for
 
 
 def _size(grad: Tensor) -> Tensor:

@@ -193,6 +193,14 @@ def test_the_scale_of_logits_is_no_mask(scale):
     assert bad.keys() <= {"the attack", *(["the softmax"] if scale == 100 else [])}
 
 
+@pytest.mark.parametrize(("steepness", "flat"), [(1.0, False), (1.5, False), (3.0, True)])
+def test_logits_that_level_off_are_a_mask_only_where_they_are_flat(steepness, flat):
+    """As after many layer norms: the loss changes 3 and 9 times as much between images as at them; then 600 times."""
+    bad = judged(Around(after=lambda z: 5 * torch.tanh(steepness * z)), pgd(eps=0.1, steps=20))[1]
+    assert ("the loss" in bad) == flat
+    assert flat or bad.keys() <= {"the attack"}
+
+
 def test_one_point_and_one_class_are_no_crash():
     x, y = points(30)
     for rows in ([0], (y == y[0]).nonzero().squeeze(1)):
