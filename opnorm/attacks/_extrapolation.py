@@ -51,6 +51,8 @@ class Extrapolation:
         if self.patience == math.inf:
             return torch.zeros_like(k, dtype=torch.bool), history
         now = (k[:, None] == _checks(self.steps, k.device)).any(1)
+        if not now.any():  # at most of the steps
+            return now, history
         doublings = (self.steps / k.clamp(min=1)).log2().to(value.dtype)
         progress = (value - history[:, 0]) * doublings  # NaN, where nothing was found yet: not short
         short = (value + self.patience * progress < 0) | (value + progress < bar)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -197,14 +198,7 @@ class Square(Search[SquareState]):
 
     def side(self, k: Tensor, sizes: Sequence[int]) -> Tensor:
         """The width of the window of query k (R,); odd for ℓ2 and ℓ1, so that its bumps have a middle."""
-        done = k * 10000 // self.steps if self.rescale else k
-        halvings = (done[:, None] > torch.tensor(HALVINGS, device=k.device)).sum(1)
-        size = math.prod(sizes, start=SHARE) * 0.5 ** halvings.float()
-        side = (size.sqrt() if len(sizes) == 2 else size ** (1 / len(sizes))).round().long()
-        if self.norm != math.inf:
-            side = side.clamp(min=3 if min(sizes) >= 5 else 1)  # a pair of bumps needs 3 pixels
-            side = side + 1 - side % 2
-        return side.clamp(min=1, max=min(sizes))
+        return _sides(self.steps, self.rescale, self.norm, tuple(sizes), k.device)[k.clamp(max=self.steps)]
 
     def _stripes(self, batch: Batch) -> Tensor:
         """As far as the ball goes up or down, by places along the last axis."""
@@ -256,6 +250,20 @@ class Square(Search[SquareState]):
         opposite = torch.linalg.vector_norm(new, q, dim=_axes(d), keepdim=True) < 1e-3  # to the old change
         new = _unit(torch.where(opposite, bumps, new), q) * length
         return torch.where(here, (x + new).clamp(0, 1).to(x.dtype), torch.where(there, x, best))
+
+
+@lru_cache(maxsize=64)
+def _sides(steps: int, rescale: bool, norm: float, sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """The width of the window after 0, 1, ... ``steps`` queries."""
+    k = torch.arange(steps + 1, device=device)
+    done = k * 10000 // max(steps, 1) if rescale else k
+    halvings = (done[:, None] > torch.tensor(HALVINGS, device=device)).sum(1)
+    size = math.prod(sizes, start=SHARE) * 0.5 ** halvings.float()
+    side = (size.sqrt() if len(sizes) == 2 else size ** (1 / len(sizes))).round().long()
+    if norm != math.inf:
+        side = side.clamp(min=3 if min(sizes) >= 5 else 1)  # a pair of bumps needs 3 pixels
+        side = side + 1 - side % 2
+    return side.clamp(min=1, max=min(sizes))
 
 
 def _unit(d: Tensor, q: float) -> Tensor:
