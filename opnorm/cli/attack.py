@@ -27,6 +27,7 @@ from opnorm.cli.options import (
     print_json,
     say_found,
     skipping_bad,
+    with_options,
 )
 from opnorm.cli.subjects import (
     check_network,
@@ -164,8 +165,8 @@ def _calls(o: AttackOptions) -> "list[Call]":
 
     norm = None if o.norm is None else number("--norm", plain_order(o.norm))
     radii = [number("--eps", eps) for eps in o.eps] or [None]
-    call = spec.parse(o.attack).with_arguments(norm=norm, version=o.version, seed=o.seed)
-    return [call.with_arguments(eps=eps) for eps in radii]
+    call = with_options(spec.parse(o.attack), norm=norm, version=o.version, seed=o.seed)
+    return [with_options(call, eps=eps) for eps in radii]
 
 
 def _write(o: AttackOptions, x: Any, done: Any, dataset: Any) -> None:

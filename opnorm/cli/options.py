@@ -5,11 +5,14 @@ import re
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
 from opnorm.errors import OpnormError, did_you_mean
+
+if TYPE_CHECKING:
+    from opnorm.spec import Call
 
 _MODEL = (
     "a network as a call: 'resnet(depth=20)', 'file(\"weights.safetensors\", arch=cnn())', "
@@ -83,6 +86,14 @@ def number(option: str, text: str) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise OpnormError(f"{option} {text!r}: expected a number, such as 8/255, 0.5, 2 or inf")
     return value
+
+
+def with_options(call: "Call", **given: Any) -> "Call":
+    """The call with the values of options that are given; OpnormError for one that it has itself."""
+    for name, value in call.kwargs:
+        if given.get(name) is not None:
+            raise OpnormError(f"--{name} and {name}={value} in {call!s:.80}: expected one of the two")
+    return call.with_arguments(**given)
 
 
 def skipping_bad(data: str, skip_bad: bool) -> str:

@@ -20,6 +20,7 @@ from opnorm.cli.options import (
     check_device,
     check_device_name,
     print_json,
+    with_options,
 )
 from opnorm.cli.torch_loading import load_torch
 from opnorm.errors import OpnormError, did_you_mean
@@ -142,7 +143,7 @@ def _checked(name: str, o: StudyOptions) -> "Call | None":
     if not name:
         raise OpnormError("which study? --list says what there is, --help how; opnorm study tour is a start")
     settings = {n: getattr(o, n) for n in ("data", "model", "seeds", "limit", "size", "only")}
-    call = spec.part_call(spec.parse(name), spec.known_names("study")).with_arguments(**settings)
+    call = with_options(spec.part_call(spec.parse(name), spec.known_names("study")), **settings)
     spec.check(call, "study")
     for text, kind in ((o.data, "data set"), (o.model, "model")):
         if text is not None:
