@@ -1,5 +1,6 @@
 """Networks that tables and bounds are looked at on: plain copies of well-known ones, nothing downloaded."""
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -111,3 +112,23 @@ class Audio(nn.Module):
         for i, block in enumerate(self.blocks):
             x = x + F.gelu(block(F.pad(x, (2 * 2**i, 0))))
         return self.last(F.avg_pool1d(x, 4).mean(2))
+
+
+def small():
+    """Of a convolution, a batch norm and a linear layer."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3, stride=2, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)
+    )
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x, scale=None, *, twice=False):
+        x = x + self.a(x)
+        if scale is not None:
+            x = x * scale
+        return (self.b(self.b(x)) if twice else self.b(x)), x

@@ -171,6 +171,7 @@ def lanczos_truth(layer, in_shape, steps=120):
     return lanczos(linear_map(layer, in_shape), steps)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     ("c_in", "c_out", "kernel", "stride", "size"),
     [
@@ -486,13 +487,14 @@ def test_lower_end_from_few_channels_is_attained(channels, monkeypatch):
     assert 0.998 * true <= found.lower <= true * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("width", [0.05, 0.2, 2.0])
-def test_wide_intervals_are_cheap(width):
+def test_wide_intervals_are_cheap():
     torch.manual_seed(13)
     layer, shape = nn.Conv2d(24, 24, 3, padding=1), (24, 40, 40)
-    found, true = certify(polyphase_of(layer, shape), width), lanczos_truth(layer, shape)
-    assert found.lower <= true * (1 + 1e-9) <= found.upper <= found.lower * (1 + width)
-    assert found.factorizations < 0.5 * certify(polyphase_of(layer, shape)).factorizations
+    true, narrow = lanczos_truth(layer, shape), certify(polyphase_of(layer, shape))
+    for width in (0.05, 0.2, 2.0):
+        found = certify(polyphase_of(layer, shape), width)
+        assert found.lower <= true * (1 + 1e-9) <= found.upper <= found.lower * (1 + width)
+        assert found.factorizations < 0.5 * narrow.factorizations
 
 
 @pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
