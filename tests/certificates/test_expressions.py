@@ -59,7 +59,7 @@ def bounds_of(function):
     return step.bounds
 
 
-@examples(200)
+@examples(100)
 @given(st.sampled_from(sorted(WRITTEN)), ends, st.one_of(ends, widths.map(lambda w: (w,))))
 def test_what_is_computed_lies_between(name, low, high):
     function = WRITTEN[name]
