@@ -197,13 +197,24 @@ def test_seeds_differ(tiny, store, seeds):
     assert timeless(a.metrics) != timeless(b.metrics)
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "results.json", "run.json"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "run.json"])
 def test_a_damaged_finished_folder_is_refused(tiny, store, name):
     folder = run_training(tiny, store).folder
     for text in ("{", "[1]", "\0"):
         (folder / name).write_text(text)
         with pytest.raises(RunError, match=name):
             run_training(tiny, store)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "\0"])
+def test_damaged_analyses_of_a_finished_folder_are_made_again(tiny, store, text):
+    whole = run_training(tiny, store)
+    (whole.folder / "results.json").write_text(text)
+    with pytest.warns(UserWarning, match=r"results\.json.*the analyses are made again"):
+        again = run_training(tiny, store)
+    assert again.rows == whole.rows
+    assert timeless(again.metrics) == timeless(whole.metrics)
+    assert run_training(tiny, store).found
 
 
 def test_weights_of_another_network_are_refused_when_they_are_needed(tiny, store):
