@@ -132,7 +132,7 @@ compare KEY nosuch                            | nosuch is no run in runs .*unkno
 study nosuch                                  | unknown study 'nosuch'; known: liang2021
 study tour --size big                         | size='big': expected 'smoke' or 'laptop'
 study 'liang2021.table2(seed=2)'              | no parameter 'seed'; did you mean 'seeds'\\?
-study 'tour(seeds=1)' --seeds 2               | got 'seeds' twice
+study 'tour(seeds=1)' --seeds 2               | --seeds and seeds=1 in tour\\(seeds=1\\): expected one of the two
 study tour --model cnnn                       | unknown model 'cnnn'; did you mean 'cnn'\\?
 study tour --jobs 0                           | jobs=0: expected at least 1 process
 separation digitz                             | unknown data set 'digitz'; did you mean 'digits'\\?
