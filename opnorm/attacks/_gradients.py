@@ -29,15 +29,18 @@ def finite_gradient(grad: Tensor) -> Tensor:
 
     An infinite component, as of a square root at 0, outweighs all others, and its sign is the direction of ascent.
     """
-    if grad.device.type == "cpu" and math.isfinite(
-        float(grad.sum())
-    ):  # for which a GPU would have to be waited
+    if _known_finite(grad):
         return grad
     infinite = grad.isinf()
     some = infinite.flatten(1).any(1)
     rest = torch.nan_to_num(grad, 0.0, 0.0, 0.0)
     small = rest / (1000 * per_row(lp_norm(rest, math.inf).clamp(min=torch.finfo(grad.dtype).tiny), grad))
     return torch.where(per_row(some, grad), torch.where(infinite, grad.sign(), small), rest)
+
+
+def _known_finite(grad: Tensor) -> bool:
+    """Whether all are finite, told by one sum on a CPU; a GPU would have to be waited for."""
+    return grad.device.type == "cpu" and math.isfinite(float(grad.sum()))
 
 
 @dataclass(frozen=True)

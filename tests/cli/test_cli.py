@@ -355,7 +355,7 @@ BAD = {
     "no call": (["train", "--model", "1 +"], r"cannot be read"),
     "code": (["train", "--model", "__import__('os')"], r"private"),
     "not of this study": (["study", "my_module.build()", "--seeds", "2"], r"no parameter 'seeds'"),
-    "said twice": (["study", "tour(seeds=1)", "--seeds", "2"], r"'seeds' twice"),
+    "said twice": (["study", "tour(seeds=1)", "--seeds", "2"], r"--seeds and seeds=1 in tour\(seeds=1\)"),
     "study size": (["study", "tour", "--size", "big"], r"size='big'"),
     "study jobs": (["study", "tour", "--jobs=-2"], r"jobs=-2: expected at least 1"),
     "no jobs": (["study", "tour", "--jobs", "0"], r"jobs=0: expected at least 1"),

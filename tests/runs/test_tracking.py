@@ -140,7 +140,7 @@ def test_trackio(tiny, tmp_path, monkeypatch):
     ("name", "message"),
     [
         ("tensorbord", "there is no such tracker; did you mean 'tensorboard'?"),
-        ("math", "the module has no init, finish; expected init, log, finish"),
+        ("math", "the module has no init, finish; expected a tracker, with init, log, finish"),
         ("no_package.tracker", "cannot be imported (ModuleNotFoundError: No module named 'no_package')"),
         ("wandb", "pip install wandb"),
         ("tensorboard", "pip install 'opnorm[tensorboard]'"),
