@@ -213,8 +213,8 @@
       if (document.documentElement.dataset.state !== "ready") return;
       const now = performance.now();
       drawnAt ||= now;
-      // an old page, of a study that was stopped, is looked at ever more rarely
-      const pause = Math.max(10_000, drawnAt, (Date.now() - 1000 * Number(written)) / 10);
+      // drawing takes a tenth of the time at most; an old page, of a study that was stopped, is looked at ever more rarely
+      const pause = Math.max(10_000, 10 * drawnAt, (Date.now() - 1000 * Number(written)) / 10);
       if (now > drawnAt + pause && now - touched > 3000 && !document.hidden) reload();
     }, 1000);
   }
