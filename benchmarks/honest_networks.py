@@ -114,7 +114,7 @@ def honest() -> Iterator[Honest]:
     yield net("plain CNN, a tenth broken", broken=0.1)
     yield net("plain CNN, nine tenths broken", broken=0.9)
     yield net("perceptron of width 1,024, nine tenths broken", "mlp(width=1024)", broken=0.9)
-    yield net("perceptron of 5 layers", "mlp(width=64, depth=5)")
+    yield net("perceptron of 5 layers", "mlp(width=512, depth=5)")
     for at_cnn, at_mlp, share in ((0.05, 0.05, 0.2), (0.1, 0.1, 0.5), (0.2, 0.2, 0.5), (0.15, 0.3, 0.8)):
         for kind, model, step in (("CNN", cnn, at_cnn), ("perceptron", mlp, at_mlp)):
             yield Honest(f"PGD training, ε = {step:g}: {kind}", partial(attacked, model, step), broken=share)
