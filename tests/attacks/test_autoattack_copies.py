@@ -9,6 +9,7 @@ from torch import nn
 from opnorm._core import surrogate as surrogates
 from opnorm.attacks._autoattack import AutoAttack
 from tests.attacks.test_autoattack import GRADIENTS, module, short, trained  # noqa: F401 - short is used by every test
+from tests.attacks.test_losses import Times
 from tests.attacks.victims import net
 
 
@@ -83,15 +84,6 @@ def test_gradients_of_a_surrogate_are_laid_out_like_its_features():
     assert all(strides[1] == 1 for strides in seen)  # channels last
     with torch.no_grad():
         network(x)  # nothing to lay out
-
-
-class Times(nn.Module):
-    def __init__(self, factor):
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, x):
-        return self.factor * x
 
 
 def test_what_disagrees_is_no_surrogate(monkeypatch):

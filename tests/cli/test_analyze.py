@@ -12,6 +12,7 @@ from opnorm.spec import names
 
 DATA = ("--data", "digits()", "--limit", "60")
 WHAT = ("--what", "accuracy", "margins", "norm_table")
+TINY = ("--model", "mlp(width=6, depth=1)", "--epochs", "1", "--limit", "60", "--analyses", "accuracy")
 MODEL = "mlp(in_shape=(1, 8, 8), width=6, depth=1)"
 
 
@@ -77,19 +78,8 @@ def test_runs_of_different_data_are_compared_on_data_that_are_named(main, tmp_pa
         "    turn = lambda s: s._replace(labels=9 - s.labels)\n"
         "    return Dataset('turned', turn(d.train), turn(d.test), d.classes)\n"
     )
-    small = (
-        "--model",
-        "mlp(width=6, depth=1)",
-        "--epochs",
-        "1",
-        "--limit",
-        "60",
-        "--analyses",
-        "accuracy",
-        "--json",
-    )
     keys = [
-        json.loads(main("train", *small, "--data", data)[1])["key"]
+        json.loads(main("train", *TINY, "--json", "--data", data)[1])["key"]
         for data in ("digits()", "turned.labels()")
     ]
     status, out, err = main("compare", *keys, "--what", "accuracy")
@@ -103,17 +93,7 @@ def test_runs_of_different_data_are_compared_on_data_that_are_named(main, tmp_pa
 
 @pytest.mark.parametrize("command", [("analyze", "--what", "accuracy"), ("attack", "--attack", "fgsm")])
 def test_results_of_a_run_elsewhere_are_kept_there(main, tmp_path, command):
-    settings = (
-        "--model",
-        "mlp(width=6, depth=1)",
-        "--epochs",
-        "1",
-        "--limit",
-        "60",
-        "--analyses",
-        "accuracy",
-    )
-    key = json.loads(main("train", *settings, "--out", "elsewhere", "--json")[1])["key"]
+    key = json.loads(main("train", *TINY, "--out", "elsewhere", "--json")[1])["key"]
     name, *options = command
     for run, out in (((f"elsewhere/{key}",), "elsewhere"), ((key, "--out", "elsewhere"), "elsewhere"),
                      ((f"elsewhere/{key}", "--out", "here"), "here")):  # fmt: skip

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.cli.test_analyze import TINY
 from tests.runs.test_damage import flip
 
 LIMITED = {
@@ -183,17 +184,7 @@ def test_all_commands_say_the_same_of_a_damaged_run_and_how_to_mend_it(main, key
 
 
 def test_a_run_has_one_label_everywhere(main, tiny):
-    settings = (
-        "--model",
-        "mlp(width=6, depth=1)",
-        "--epochs",
-        "1",
-        "--limit",
-        "60",
-        "--analyses",
-        "accuracy",
-    )
-    trained = main("train", *settings, "--objective", "fgsm_at(eps=0.1, norm=inf)", "--json")
+    trained = main("train", *TINY, "--objective", "fgsm_at(eps=0.1, norm=inf)", "--json")
     key = json.loads(trained[1])["key"]
     label = "fgsm_at(eps=0.1)"  # without what is the default
     assert f"  {label}, seed 0: mlp" in main("ls")[1]
