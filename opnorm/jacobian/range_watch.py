@@ -34,6 +34,8 @@ SHRINKING = frozenset((
     "upsample_trilinear3d_backward", "upsample_bicubic2d_backward",
 ))  # fmt: skip
 """Other operations whose results may be smaller than their first argument, other than by cancellation."""
+WITHOUT_VALUES = frozenset(("empty_like", "new_empty", "new_empty_strided"))
+"""Operations that give memory with whatever it held."""
 
 
 class RangeWatch(TorchDispatchMode):
@@ -55,16 +57,17 @@ class RangeWatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, and look at its first result."""
-        given = self._finite_before(func, args)
+        has_values = self._makes_values(func, args)
         output = func(*args, **(kwargs or {}))
         first = output[0] if isinstance(output, tuple | list) and output else output
-        if given and _is_floating(first) and first.numel() and not first.is_meta:
+        if has_values and _is_floating(first) and first.numel() and not first.is_meta:
             self._look(func.overloadpacket.__name__.removesuffix("_"), args, first)
         return output
 
-    def _finite_before(self, func: Any, args: Any) -> bool:
-        """Whether to look at all: not at views, which have no new values."""
-        return not func.is_view and any(map(_is_floating, _flat(args)))
+    def _makes_values(self, func: Any, args: Any) -> bool:
+        """Whether to look at all: not at views, which have no new values, nor at memory that has none yet."""
+        new = not func.is_view and func.overloadpacket.__name__ not in WITHOUT_VALUES
+        return new and any(map(_is_floating, _flat(args)))
 
     def _look(self, name: str, args: Any, output: Tensor) -> None:
         largest, limits = self._largest(output, output), torch.finfo(output.dtype)

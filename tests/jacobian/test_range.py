@@ -170,3 +170,17 @@ def test_points_of_a_batch_have_their_own_range():
     assert found.lower[1] == 0
     assert found.upper[0] == pytest.approx(1e-2, rel=1e-4)
     assert "1 points" in found.method
+
+
+def test_memory_that_has_no_values_yet_is_not_looked_at():
+    """Autograd asks for it in the pass back through a ReLU in place; here it is filled with NaN."""
+    model = nn.Sequential(nn.Flatten(), nn.ReLU(inplace=True), nn.Linear(36, 4)).double()
+    x = torch.rand(3, 1, 6, 6, dtype=torch.float64)
+    want = jacobian_norm(model, x, 2, 2)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        found = jacobian_norm(model, x, 2, 2)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert found.upper.equal(want.upper)
+    assert "not known" not in found.method
