@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from opnorm._core.files import shown
+from opnorm._core.weight_paths import ADAPTER
 from opnorm.cli.call_checks import check_call
 from opnorm.errors import OpnormError, RunError, SpecError
 
@@ -234,13 +235,20 @@ class MisnamedError(OpnormError):
         return shlex.join(["opnorm", *args])
 
 
-def _misnamed(text: str) -> MisnamedError:
+def _misnamed(text: str) -> OpnormError:
     if not os.path.exists(text):
         why = f"{text} is no run, and there is no such file; expected a run, or a network as a call, such as"
         return MisnamedError(why, text, f'file("{text}")')
     if text.endswith(".py"):
         why = f"{text} is no run; a network of this module is a call of the function that returns it, such as"
         return MisnamedError(why, text, f"{Path(text).stem}.build()")
+    folder = text if os.path.isdir(text) else os.path.dirname(text) or "."
+    if os.path.exists(os.path.join(folder, ADAPTER)):
+        return OpnormError(
+            f"{text} is a low-rank adapter, without the network that it changes; merge the two (peft: merge_and_unload()) "
+            "in a function that returns the network, and name it as a call, such as my_package.models.build(); what the "
+            f"adapter changes is measured by opnorm norms BASE --against {folder}"
+        )
     if is_weights(text):
         from opnorm.models.loading import records_network
 

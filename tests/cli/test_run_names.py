@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.cli.test_analyze import TINY
 from tests.runs.test_damage import flip
@@ -115,6 +116,20 @@ def test_the_right_command_keeps_names_and_adds_data_only_where_they_are_needed(
     _, _, err = main("attack", "state.pt")
     assert err.startswith("opnorm: state.pt has weights without their network, and is no run; add that")
     assert err.endswith("""opnorm attack 'file("state.pt", arch=resnet(depth=20))' --data 'digits()'\n""")
+
+
+@pytest.mark.parametrize("name", [".", "adapter_model.safetensors", "{folder}"])
+def test_an_adapter_is_no_network(main, tmp_path, monkeypatch, name):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    save_file(
+        {"m.lora_A.weight": torch.ones(1, 2), "m.lora_B.weight": torch.ones(2, 1)},
+        tmp_path / "adapter_model.safetensors",
+    )
+    monkeypatch.chdir(tmp_path)
+    status, _, err = main("attack", name := name.format(folder=tmp_path))
+    assert status == 2
+    assert f"{name} is a low-rank adapter, without the network that it changes" in err
+    assert "arch=" not in err
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "rm"])
