@@ -139,9 +139,9 @@ def run_searches(
 ) -> SearchResult:
     """Run searches one after another, in one batch, and update the result; without one, on all points.
 
-    The jobs of the next search start at a point when its jobs of the search before have made their first steps, so that
-    the batch is full while the last points take all of their steps. So do all but the first of a search, if a success ends
-    the work on a point.
+    The jobs of the next search start at a point when its jobs of the search before have made half of their steps, in which
+    nearly all successes are; where many points are robust, the batch is full all the same. If a success ends the work on
+    a point, all but the first job of a search begin after the first steps of that one.
 
     The verdict on a point depends neither on the other points nor on the size of the batch, but for the rounding of the
     model's kernels; which of several successful jobs succeeds first may.
@@ -206,11 +206,11 @@ class _Group:
         return self.state.stopped | (self.state.k >= self.search.steps) | self.settled(self.point)
 
     def unfinished(self) -> Tensor:
-        """The points with jobs that wait or have made few steps (B,)."""
+        """The points with jobs that wait or have made less than half of their steps (B,)."""
         found = torch.zeros_like(self.result.misclassified)
         found[self.queue[0]] = True
         if len(self.point):
-            found[self.point[~self.state.stopped & (self.state.k < FIRST_STEPS)]] = True
+            found[self.point[~self.state.stopped & (self.state.k < self.search.steps // 2)]] = True
         return found
 
     def begun(self) -> Tensor:

@@ -231,10 +231,18 @@ def test_the_next_search_begins_where_the_one_before_is_under_way():
     assert result.search.tolist() == [0, 1, -1]
     assert result.misclassified.tolist() == [True, True, False]
     assert [record.jobs.tolist() for record in result.records] == [[1, 1, 1], [0, 1, 1]]
-    # the slow one: 6 steps at the first point; 10 more at the second, then 11 beside the fast one; all at the third
-    assert result.records[0].counts["forward"] == 6 + (6 + 10 + 11) + 100
+    # the slow one: 6 steps at the first point; 50 more at the second, then 11 beside the fast one; all at the third
+    assert result.records[0].counts["forward"] == 6 + (6 + 50 + 11) + 100
     assert result.records[1].counts["forward"] == 11 + 30
     assert max(batches) == 4  # two points and two searches: one pass for both
+
+
+def test_a_hard_point_that_the_first_search_finds_in_half_of_its_steps_has_no_job_of_the_next():
+    x, y = flat(0.4555, 0.1)
+    result = run(Threshold(), x, y, Shift(0.001, 100, "slow"), Shift(0.01, 30, "fast"))
+    assert result.search.tolist() == [0, -1]
+    assert result.records[0].counts["forward"] == 46 + 100
+    assert result.records[1].jobs.tolist() == [0, 1]
 
 
 def test_searches_in_one_batch_ascend_their_own_losses():
