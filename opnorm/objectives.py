@@ -24,16 +24,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from opnorm._core.attack_settings import MIXED_LOSSES, check_ascent, check_mixture, check_settings
 from opnorm._core.max_mahalanobis import centers, last_linear
 from opnorm._core.modes import Mode, default_modes, ordinary
 from opnorm._core.outputs import output_of
 from opnorm._core.settings import check_choice, check_number
 from opnorm._core.surrogate import training_surrogate
+from opnorm._core.training_numbers import check_smoothing
 from opnorm.attacks._checks import check_classes, check_inputs, explained
 from opnorm.attacks._gradients import GradientMonitor
 from opnorm.attacks._pgd import PGD, Start
 from opnorm.attacks.losses import AGAINST_CLEAN, wide
-from opnorm.errors import ModelError, SpecError
+from opnorm.errors import ModelError
 from opnorm.spec import factory
 
 __all__ = ["alp", "fgsm_at", "mixed", "mmc", "pgd_at", "plain", "trades"]
@@ -63,7 +65,8 @@ def plain(smoothing: float = 0.0) -> Objective:
 
     A share ``smoothing`` of each target, in [0, 1), is spread evenly over all K classes.
     """
-    loss = _cross_entropy(smoothing)
+    check_smoothing(smoothing)
+    loss = partial(F.cross_entropy, label_smoothing=smoothing)
 
     @explained
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Outcome:
@@ -85,8 +88,10 @@ def fgsm_at(
 
     Source: Goodfellow et al. 2015; Wen et al. 2020 and Liu et al. 2020 train with it.
     """
+    check_settings(any_norm=True, norm=norm, eps=eps)
+    check_smoothing(smoothing)
     attack = PGD(norm, eps, 1, eps, start=start, mode=mode)
-    return _on_attacked(attack, _cross_entropy(smoothing))
+    return _on_attacked(attack, partial(F.cross_entropy, label_smoothing=smoothing))
 
 
 @factory("objective")
@@ -105,8 +110,10 @@ def pgd_at(
 
     Source: Madry et al. 2018.
     """
+    check_settings(any_norm=True, norm=norm, eps=eps, steps=steps, step=step)
+    check_smoothing(smoothing)
     attack = PGD(norm, eps, steps, step, start=start, mode=mode)
-    return _on_attacked(attack, _cross_entropy(smoothing))
+    return _on_attacked(attack, partial(F.cross_entropy, label_smoothing=smoothing))
 
 
 @factory("objective")
@@ -140,6 +147,7 @@ def mmc(
     """
     check_number("radius", radius, "the norm of the centers, above 0", above=0)
     check_choice("on", on, ("logits", "features"))
+    check_settings(any_norm=True, norm=norm, eps=eps, steps=steps, step=step)
     adversary = _adversary(PGD(norm, eps, steps, step, start=start, mode=mode))
     layers: WeakKeyDictionary[nn.Module, nn.Linear] = WeakKeyDictionary()  # checked once a model
 
@@ -208,14 +216,15 @@ def trades(
     """TRADES: mean_b CE(f(x), y) + β KL(softmax f(x) ‖ softmax f(x*)), where x* ascends that divergence.
 
     ``beta`` is the weight β of robustness, the paper's 1/λ. Start, mode and the three passes are those of its authors'
-    program, the third for the divergence; that of Liang & Huang 2021 takes β = 1 and two passes. A batch costs steps + 1
-    passes for the attack, and these.
+    program, the third for the divergence; that of Liang & Huang 2021 takes β = 1 and two passes. The attack adds steps + 1.
 
     Source: Zhang et al. 2019, Eq. 5 and Algorithm 1.
     """
     check_number("beta", beta, "a weight of at least 0", least=0)
+    check_ascent(loss="kl", start=start, norm=norm, eps=eps, steps=steps, step=step)
+    check_choice("passes", passes, (1, 2, 3))
     attack = PGD(norm, eps, steps, step, start=start, loss="kl", mode=mode)
-    return _on_both(attack, _clean_plus(1, beta, attack), passes, most=3)
+    return _on_both(attack, _clean_plus(1, beta, attack), passes)
 
 
 @factory("objective")
@@ -240,12 +249,10 @@ def mixed(
 
     Source: Roth et al. 2020, Eq. 14 and Theorem 1.
     """
-    if loss not in (known := (*AGAINST_CLEAN, "ce")):
-        raise SpecError(f"loss={loss!r} is not known; expected one of {', '.join(known)}")
-    for name, weight in (("lam", lam), ("clean", clean)):
-        check_number(name, weight, "a weight of at least 0", least=0)
-    if not lam and not clean:
-        raise SpecError("lam=0 and clean=0: expected a weight above 0 for one of them")
+    check_choice("loss", loss, MIXED_LOSSES)
+    check_mixture(lam=lam, clean=clean)
+    check_ascent(loss=loss, start=start, norm=norm, eps=eps, steps=steps, step=step)
+    check_choice("passes", passes, (1, 2))
     attack = PGD(norm, eps, steps, step, start=start, loss=loss, mode=mode)
     if not clean and loss not in AGAINST_CLEAN:
         return _on_attacked(attack, lambda logits, y: lam * F.cross_entropy(logits, y))
@@ -272,10 +279,12 @@ def alp(
     Source: Kannan, Kurakin & Goodfellow 2018; Liang & Huang 2021 train with it.
     """
     check_number("beta", beta, "a weight of at least 0", least=0)
+    check_settings(any_norm=True, norm=norm, eps=eps, steps=steps, step=step)
+    check_choice("passes", passes, (1, 2))
 
     def loss(clean: Tensor, attacked: Tensor, again: Tensor, y: Tensor) -> Tensor:
-        both = (F.cross_entropy(clean, y) + F.cross_entropy(attacked, y)) / 2
-        return both + beta * F.mse_loss(clean, attacked)
+        both = F.cross_entropy(clean, y) + F.cross_entropy(attacked, y)
+        return both / 2 + beta * F.mse_loss(clean, attacked)
 
     return _on_both(PGD(norm, eps, steps, step, start=start, mode=mode), loss, passes)
 
@@ -288,10 +297,8 @@ def _clean_plus(clean_weight: float, weight: float, attack: PGD) -> PairLoss:
     """Weighted cross-entropy on clean inputs plus ``weight`` times the loss that the attack climbs."""
 
     def loss(clean: Tensor, attacked: Tensor, again: Tensor, y: Tensor) -> Tensor:
-        if attack.loss in AGAINST_CLEAN:
-            climbed = AGAINST_CLEAN[attack.loss](attacked, again).mean()
-        else:
-            climbed = F.cross_entropy(attacked, y)
+        compare = AGAINST_CLEAN.get(attack.loss)
+        climbed = compare(attacked, again).mean() if compare else F.cross_entropy(attacked, y)
         return clean_weight * F.cross_entropy(clean, y) + weight * climbed
 
     return loss
@@ -309,9 +316,8 @@ def _on_attacked(attack: PGD, loss: Callable[[Tensor, Tensor], Tensor]) -> Objec
     return objective
 
 
-def _on_both(attack: PGD, loss: PairLoss, passes: int, most: int = 2) -> Objective:
+def _on_both(attack: PGD, loss: PairLoss, passes: int) -> Objective:
     """The objective loss(f(x), f(x*), f(x), y), from so many passes."""
-    check_choice("passes", passes, range(1, most + 1))
     adversary = _adversary(attack)
 
     @explained
@@ -342,8 +348,3 @@ def _adversary(attack: PGD) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
             return attack.ascend(training_surrogate(model, x, attack.mode), x, y, seed, monitor)
 
     return adversary
-
-
-def _cross_entropy(smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
-    check_number("smoothing", smoothing, "a share in [0, 1)", least=0, below=1)
-    return partial(F.cross_entropy, label_smoothing=smoothing)

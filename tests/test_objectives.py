@@ -434,7 +434,7 @@ def test_training_on_a_dead_network_is_quiet():
         *((lambda v=v: alp(beta=v), "beta=") for v in (-1, math.nan, math.inf, True)),
         *((lambda v=v: mixed(lam=v), "lam=") for v in (-1, math.nan, math.inf, True)),
         *((lambda v=v: mmc(radius=v), "radius=") for v in (0, -1, math.nan, math.inf, True)),
-        (lambda: mixed(loss="cw"), "loss='cw' is not known; expected one of kl, l1, l2, linf, ce"),
+        (lambda: mixed(loss="cw"), "loss='cw': expected 'kl', 'l1', 'l2', 'linf' or 'ce'"),
         (lambda: fgsm_at(smoothing=1.5), "smoothing=1.5"),
         (lambda: pgd_at(smoothing=-1), "smoothing=-1"),
         (lambda: trades(start="point"), "expected a random start"),

@@ -7,14 +7,13 @@ import torch
 from torch import Tensor
 
 from opnorm._core.linear_map import LinearMap, check_map
+from opnorm._core.orders import check_alpha, check_orders, check_sphere
 from opnorm._core.random import normal, point_keys
 from opnorm._core.settings import check_count, check_seed
 from opnorm.errors import NormError
 
 __all__ = [
     "Maximizer",
-    "check_alpha",
-    "check_orders",
     "conjugate",
     "dual",
     "lp_norm",
@@ -25,13 +24,6 @@ __all__ = [
     "random_start",
     "scaled_norm",
 ]
-
-
-def check_orders(p: float, q: float) -> None:
-    """NormError unless both are numbers in [1, inf]."""
-    for name, r in (("p", p), ("q", q)):
-        if isinstance(r, bool) or not isinstance(r, int | float) or not r >= 1:
-            raise NormError(f"{name}={r!r}: expected a number of at least 1, or math.inf")
 
 
 def conjugate(p: float) -> float:
@@ -124,7 +116,7 @@ def on_sphere(w: Tensor, p: float) -> Tensor:
 
     Source: p = 1: Held, Wolfe & Crowder 1974.
     """
-    _check_sphere(p)
+    check_sphere(p)
     flat = w.flatten(1)
     if p == 2:
         first = torch.zeros_like(flat).index_fill_(1, torch.tensor(0, device=w.device), 1)
@@ -140,24 +132,11 @@ def on_sphere(w: Tensor, p: float) -> Tensor:
     return (sign * (size - cut.gather(1, kept - 1)).clamp(min=0)).view_as(w)
 
 
-def _check_sphere(p: float) -> None:
-    if p not in (1, 2, math.inf):
-        raise NormError(f"p={p!r}: the closest point of the sphere is known for 1, 2 and inf alone")
-
-
 def random_start(x: Tensor, p: float, seed: int = 0, stream: int = 0) -> Tensor:
     """A normal random vector with ‖v‖_p = 1 for each point; it depends on (seed, stream, point), not on the batch."""
     check_seed(seed, NormError)
     draw = normal(point_keys(x, seed, stream), x[0].numel()).to(x.dtype).view_as(x)
     return draw / per_row(lp_norm(draw, p), draw)
-
-
-def check_alpha(alpha: float, p: float) -> None:
-    """NormError unless α is above 0, and inf where the sphere of p has no simple projection."""
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not alpha > 0:
-        raise NormError(f"alpha={alpha!r}: expected a step length above 0, or inf for the power method")
-    if alpha < math.inf:
-        _check_sphere(p)
 
 
 class Maximizer(NamedTuple):

@@ -8,19 +8,18 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from opnorm._core.argument_checks import check_module
+from opnorm._core.settings import Mode
 from opnorm.errors import ModelError
 
 __all__ = ["Mode", "default_modes", "evaluating", "in_default_modes", "model_state_preserved", "ordinary"]
 
-Mode = Literal["eval", "train", "as is"]
-"""The mode of a model inside such a context; ``as is`` leaves every module in its own."""
 AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 F = TypeVar("F", bound=Callable[..., Any])
 _OWNER: dict[int, int] = {}

@@ -2,11 +2,29 @@
 
 import math
 from collections.abc import Sequence
-from typing import TypeGuard
+from typing import Literal, TypeGuard, get_args
 
 from opnorm.errors import OpnormError, SpecError
 
-__all__ = ["check_choice", "check_count", "check_number", "check_seed", "is_number"]
+__all__ = [
+    "MODES",
+    "Mode",
+    "check_amounts",
+    "check_choice",
+    "check_count",
+    "check_number",
+    "check_optional_amount",
+    "check_positive",
+    "check_range",
+    "check_sample",
+    "check_seed",
+    "check_shares",
+    "is_number",
+]
+
+Mode = Literal["eval", "train", "as is"]
+"""The mode in which a model is used; ``as is`` leaves every module in its own."""
+MODES = get_args(Mode)
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -31,9 +49,20 @@ def check_number(
 
 
 def check_count(
-    name: str, value: object, least: int = 1, unit: str = "", error: type[OpnormError] = SpecError
+    name: str,
+    value: object,
+    least: int = 1,
+    unit: str = "",
+    *,
+    optional: bool = False,
+    error: type[OpnormError] = SpecError,
 ) -> None:
-    """Raise unless a setting is a whole number of at least ``least``; ``unit`` completes the message."""
+    """Raise unless a setting is a whole number of at least ``least``; ``unit`` completes the message.
+
+    With ``optional`` the value may be None.
+    """
+    if optional and value is None:
+        return
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         of = f" of {unit}" if unit else ""
         raise error(f"{name}={value!r}: expected a whole number{of}, at least {least}")
@@ -54,3 +83,44 @@ def check_choice(
     if isinstance(value, bool) or value not in choices:
         *first, last = (choice if isinstance(choice, float | int) else repr(choice) for choice in choices)
         raise error(f"{name}={value!r}: expected {', '.join(map(str, first))} or {last}")
+
+
+def check_positive(**numbers: object) -> None:
+    """Raise unless each setting is above 0."""
+    for name, value in numbers.items():
+        check_number(name, value, "a finite number above 0", above=0)
+
+
+def check_optional_amount(name: str, value: object, expected: str) -> None:
+    """Raise unless a setting is None or a number from 0 on; ``expected`` is for the message."""
+    if value is not None:
+        check_number(name, value, expected, least=0)
+
+
+def check_shares(**shares: object) -> None:
+    """Raise unless each setting is a number in [0, 1)."""
+    for name, share in shares.items():
+        check_number(name, share, "a number in [0, 1)", least=0, below=1)
+
+
+def check_sample(points: object, seed: object = 0) -> None:
+    """Raise unless it is a number of points of at least 1, or None for all of them, and a seed."""
+    check_count("points", points, optional=True)
+    check_seed(seed)
+
+
+def check_amounts(name: str, values: object, zero: bool = True) -> None:
+    """Raise unless a setting is a number from 0 on (or above 0), or several of them."""
+    many = list(values) if isinstance(values, Sequence) else [values]
+    if not many or not all(is_number(v) and (v > 0 or (zero and v == 0)) for v in many):
+        raise SpecError(
+            f"{name}={values!r}: expected one or more numbers {'from 0 on' if zero else 'above 0'}"
+        )
+
+
+def check_range(name: str, value: object, most: float = math.inf) -> None:
+    """Raise unless a setting is a pair (low, high) of numbers with 0 < low <= high <= most."""
+    pair = value if isinstance(value, tuple | list) and len(value) == 2 else (0, 0)
+    if not all(is_number(v) for v in pair) or not 0 < pair[0] <= pair[1] <= most:
+        bound = f" <= {most:g}" if math.isfinite(most) else ""
+        raise SpecError(f"{name}={value!r}: expected (low, high) with 0 < low <= high{bound}")

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from opnorm._core.settings import check_number
+from opnorm._core.attack_settings import check_settings
+from opnorm._core.settings import check_number, check_sample
 from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
-from opnorm.analyses._shared.points import at_any_radius, check_points, correct_after, first, logits_of
+from opnorm.analyses._shared.points import at_any_radius, correct_after, first, logits_of
 from opnorm.attacks import Attack, pgd
 from opnorm.attacks.result import attack_call
 from opnorm.data import Dataset
@@ -43,14 +44,14 @@ def attack_radius(
 
     Returns:
         One row: norm, share, attack, points (those that were attacked), eps (in pixel values of [0, 1], at which the share
-        is reached), reason (why eps is None: no point is correct, or the share is not reached where the ball holds all
-        images).
+        is reached), reason (of a None: no point is correct, or the share is not reached where the ball holds all images).
 
     Source: Roth, Kilcher & Hofmann 2020, section 5.1.
     """
     check_number("share", share, "a fraction above 0, at most 1", above=0, most=1)
     check_number("precision", precision, "a relative precision above 0, such as 0.05", above=0)
-    check_points(points)
+    check_sample(points, seed)
+    check_settings(any_norm=True, norm=norm, steps=steps)
 
     def attack(eps: float) -> Attack:
         return pgd(norm, eps, steps, seed=seed, bf16=False, ascent="roth")

@@ -6,17 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.attack_settings import check_autoattack
 from opnorm._core.kept_parts import kept
+from opnorm._core.settings import check_sample
 from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
 from opnorm.analyses._shared.by_point import pack
-from opnorm.analyses._shared.points import (
-    attack_label,
-    attacked_at_once,
-    batches,
-    check_points,
-    clean_cells,
-    first,
-)
+from opnorm.analyses._shared.points import attack_label, attacked_at_once, batches, clean_cells, first
 from opnorm.attacks import AutoAttack, autoattack
 from opnorm.attacks.gradient_masking import check_gradient_masking
 from opnorm.attacks.result import AttackResult, StageResult, attack_call, join_results
@@ -44,8 +39,9 @@ def autoattack_accuracy(
 
     Source: Croce & Hein 2020 (ICML).
     """
+    check_sample(points, seed)
+    check_autoattack(norm=norm, eps=eps, version=version)
     attack = autoattack(norm, eps, version=version, seed=seed)
-    check_points(points, seed)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         x, y = (torch.cat(parts) for parts in zip(*batches(first(data, points), model), strict=True))

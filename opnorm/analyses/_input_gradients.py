@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from opnorm._core.kept_parts import in_parts
 from opnorm._core.modes import model_state_preserved
 from opnorm._core.outputs import output_of
+from opnorm._core.settings import check_sample
 from opnorm.analyses._shared.analysis import Analysis, Cells, Methods, Row, Rows, register
-from opnorm.analyses._shared.points import batches, check_points, first, six_digits
+from opnorm.analyses._shared.points import batches, first, six_digits
 from opnorm.attacks._checks import check_logits
 from opnorm.data import Dataset
 from opnorm.errors import ModelError, NormError
@@ -45,7 +46,7 @@ def input_gradients(points: int | None = None) -> Analysis:
 
     Source: Liu et al. 2020, Fig. 3, Eqs. 14, 15 and 24.
     """
-    check_points(points)
+    check_sample(points)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         split = first(data, points)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.kept_parts import kept
-from opnorm._core.lp import check_alpha, check_orders
-from opnorm._core.settings import check_count
+from opnorm._core.orders import check_alpha, check_orders
+from opnorm._core.settings import check_count, check_sample
 from opnorm.analyses._shared.analysis import Analysis, Cells, Methods, Row, Rows, register
-from opnorm.analyses._shared.points import check_points, sample, six_digits
+from opnorm.analyses._shared.points import sample, six_digits
 from opnorm.data import Dataset
 from opnorm.jacobian import jacobian_norm
 from opnorm.report import (
@@ -55,12 +55,11 @@ def jacobian_norms(
 
     Source: Roth, Kilcher & Hofmann 2020, Table 1, Eqs. 8 to 12.
     """
-    check_points(points, seed)
+    check_sample(points, seed)
     check_count("steps", steps)
     check_count("restarts", restarts)
     check_orders(p, q)
-    if alpha is not None:
-        check_alpha(alpha, p)
+    check_alpha(alpha, p, optional=True)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         x, _ = sample(model, data, points, seed)

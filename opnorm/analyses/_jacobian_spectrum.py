@@ -5,16 +5,9 @@ from functools import partial
 from torch import nn
 
 from opnorm._core.kept_parts import in_parts
+from opnorm._core.settings import check_sample
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
-from opnorm.analyses._shared.points import (
-    JACOBIANS,
-    ROTH_ATTACK,
-    attacked,
-    by_rank,
-    check_points,
-    sample,
-    summary,
-)
+from opnorm.analyses._shared.points import JACOBIANS, ROTH_ATTACK, attacked, by_rank, sample, summary
 from opnorm.attacks import Attack
 from opnorm.data import Dataset
 from opnorm.jacobian import features, singular_values
@@ -36,7 +29,7 @@ def jacobian_spectrum(
 
     Source: Roth, Kilcher & Hofmann 2020, Fig. 2 left.
     """
-    check_points(points, seed)
+    check_sample(points, seed)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         x, y = sample(model, data, points, seed)

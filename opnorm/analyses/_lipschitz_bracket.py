@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from opnorm._core.kept_parts import in_parts
 from opnorm._core.outputs import output_of
-from opnorm._core.settings import check_choice, check_count, check_number
+from opnorm._core.settings import check_amounts, check_choice, check_count, check_number, check_sample
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
-from opnorm.analyses._shared.points import amounts, check_points, sample, summary
+from opnorm.analyses._shared.points import sample, summary
 from opnorm.data import Dataset
 from opnorm.jacobian import jacobian_norm, secant_ascent
 from opnorm.norms.network.lipschitz import lipschitz_bound
@@ -44,10 +44,10 @@ def lipschitz_bracket(
 
     Source: Liang & Huang 2021, Definition 1; Roth, Kilcher & Hofmann 2020, Sec. 3.
     """
-    check_points(points, seed)
+    check_sample(points, seed)
     check_count("steps", steps)
     check_choice("norm", norm, (1, 2, math.inf))
-    amounts("radius", radius, zero=False)
+    check_amounts("radius", radius, zero=False)
     check_number("along", along, "a distance of at least 0", least=0)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:

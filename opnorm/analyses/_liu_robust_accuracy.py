@@ -5,9 +5,11 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from opnorm._core.attack_settings import check_radii
+from opnorm._core.settings import check_sample
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
 from opnorm.analyses._shared.by_point import pack
-from opnorm.analyses._shared.points import amounts, attack_label, check_points, correct_points, first
+from opnorm.analyses._shared.points import amounts, attack_label, correct_points, first
 from opnorm.attacks import fgsm, pgd
 from opnorm.attacks.result import attack_call
 from opnorm.data import Dataset
@@ -31,9 +33,11 @@ def liu_robust_accuracy(
 
     Source: Liu et al. 2020, Tables 1 to 4: ε = 0.03 for MNIST; 0.05, 0.03, 0.01 (FGSM) and 0.03, 0.01 (PGD10) for CIFAR-10.
     """
-    attacks = [(eps, fgsm(eps)) for eps in amounts("fgsm_eps", fgsm_eps)]
-    attacks += [(eps, pgd(math.inf, eps, 10, seed=seed, bf16=False)) for eps in amounts("pgd_eps", pgd_eps)]
-    check_points(points, seed)
+    check_sample(points, seed)
+    check_radii("fgsm_eps", fgsm_eps, math.inf)
+    check_radii("pgd_eps", pgd_eps, math.inf)
+    attacks = [(eps, fgsm(eps)) for eps in amounts(fgsm_eps)]
+    attacks += [(eps, pgd(math.inf, eps, 10, seed=seed, bf16=False)) for eps in amounts(pgd_eps)]
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         split, found = first(data, points), []

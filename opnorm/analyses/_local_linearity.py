@@ -7,16 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.kept_parts import in_parts
+from opnorm._core.settings import check_amounts, check_sample
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
-from opnorm.analyses._shared.points import (
-    ROTH_ATTACK,
-    amounts,
-    attacked,
-    check_points,
-    in_double,
-    sample,
-    summary,
-)
+from opnorm.analyses._shared.points import ROTH_ATTACK, amounts, attacked, in_double, sample, summary
 from opnorm.attacks import Attack
 from opnorm.data import Dataset
 from opnorm.jacobian import features, jacobian_norm, linearized, lp_norm, random_start
@@ -49,8 +42,9 @@ def local_linearity(
 
     Source: Roth, Kilcher & Hofmann 2020, Fig. 4.
     """
-    check_points(points, seed)
-    lengths = amounts("distances", distances)
+    check_sample(points, seed)
+    check_amounts("distances", distances)
+    lengths = amounts(distances)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         x, y = sample(model, data, points, seed)

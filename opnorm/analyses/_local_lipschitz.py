@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from opnorm._core.kept_parts import kept
-from opnorm._core.settings import check_number
+from opnorm._core.settings import check_number, check_sample
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
-from opnorm.analyses._shared.points import check_points, sample
+from opnorm.analyses._shared.points import sample
 from opnorm.data import Dataset
 from opnorm.jacobian import local_lipschitz as bounds
 from opnorm.jacobian.local.block_bounds import LOOSE
@@ -33,7 +33,7 @@ def local_lipschitz(
 
     Source: Castin, Ablin & Peyré 2024; Yudin et al. 2025.
     """
-    check_points(points, seed)
+    check_sample(points, seed)
     check_number("radius", radius, "a radius of at least 0", least=0)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:

@@ -7,18 +7,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.attack_settings import check_radii, check_settings
 from opnorm._core.kept_parts import in_parts
 from opnorm._core.modes import evaluating
 from opnorm._core.outputs import output_of
+from opnorm._core.settings import check_sample
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
-from opnorm.analyses._shared.points import (
-    amounts,
-    attacked_at_once,
-    check_points,
-    cross_entropy,
-    first,
-    logits_of,
-)
+from opnorm.analyses._shared.points import amounts, attacked_at_once, cross_entropy, first, logits_of
 from opnorm.attacks import Attack, pgd
 from opnorm.data import Dataset
 from opnorm.report import Chart, Heading, Panel, Point, draw_curves, eps_axis, method_of
@@ -42,8 +37,10 @@ def loss_variation(
 
     Source: Wen, Li & Jia 2020, B.5, Fig. 8 and Table 1.
     """
-    attacks = {radius: pgd(math.inf, radius, steps, radius / 4, seed=seed) for radius in amounts("eps", eps)}
-    check_points(points, seed)
+    check_sample(points, seed)
+    check_radii("eps", eps, math.inf)
+    check_settings(steps=steps)
+    attacks = {radius: pgd(math.inf, radius, steps, radius / 4, seed=seed) for radius in amounts(eps)}
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         parts: dict[float, list[Tensor]] = {radius: [] for radius in attacks}

@@ -7,12 +7,12 @@ from functools import partial
 import numpy as np
 from torch import nn
 
+from opnorm._core.orders import check_ords
 from opnorm.analyses._shared.analysis import Analysis, Cells, Methods, Row, Rows, register
 from opnorm.analyses._shared.layer_rows import BATCH_NORM_KINDS, KINDS, names_in_order, numbered
 from opnorm.analyses._shared.points import batches
 from opnorm.data import Dataset
 from opnorm.norms import measure
-from opnorm.norms._operator_norm import check_ords
 from opnorm.report import NORMS, Axis, Chart, Column, Heading, Panel, Point, draw_curves, known, method_of
 
 GRID = 81  # points on a line of the density

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from opnorm._core.kept_parts import kept
-from opnorm._core.lp import check_alpha, check_orders
-from opnorm._core.settings import check_count
+from opnorm._core.orders import check_alpha, check_orders
+from opnorm._core.settings import check_amounts, check_count, check_sample
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
-from opnorm.analyses._shared.points import amounts, check_points, in_double, sample, summary
+from opnorm.analyses._shared.points import amounts, in_double, sample, summary
 from opnorm.data import Dataset
 from opnorm.jacobian import theorem_1
 from opnorm.report import Axis, Chart, Heading, Panel, Point, draw_curves, method_of
@@ -49,11 +49,12 @@ def power_method_agreement(
 
     Source: Roth, Kilcher & Hofmann 2020, Theorem 1.
     """
-    check_points(points, seed)
+    check_sample(points, seed)
     check_count("steps", steps)
     check_orders(p, q)
     check_alpha(alpha, p)
-    radii = amounts("eps", eps, zero=False)
+    check_amounts("eps", eps, zero=False)
+    radii = amounts(eps)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         x, _ = sample(model, data, points, seed)

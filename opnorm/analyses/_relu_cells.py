@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.random import point_keys, uniform
+from opnorm._core.settings import check_amounts, check_sample
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
-from opnorm.analyses._shared.points import amounts, check_points, sample, summary
+from opnorm.analyses._shared.points import amounts, sample, summary
 from opnorm.data import Dataset
 from opnorm.jacobian import activations, shared_activations
 from opnorm.report import Axis, Chart, Heading, Panel, Point, draw_curves, method_of
@@ -34,8 +35,9 @@ def relu_cells(
 
     Source: Roth, Kilcher & Hofmann 2020, Fig. 5.
     """
-    check_points(points, seed)
-    radii = amounts("eps", eps)
+    check_sample(points, seed)
+    check_amounts("eps", eps)
+    radii = amounts(eps)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         x, _ = sample(model, data, points, seed)

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.attack_settings import GRADIENT_ATTACKS, check_evaluation
 from opnorm._core.kept_parts import in_parts
-from opnorm._core.settings import check_choice
+from opnorm._core.settings import check_sample
 from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
 from opnorm.analyses._shared.by_point import pack
 from opnorm.analyses._shared.points import (
@@ -16,7 +17,6 @@ from opnorm.analyses._shared.points import (
     at_any_radius,
     attack_label,
     attacked_at_once,
-    check_points,
     clean_cells,
     correct_after,
     first,
@@ -26,8 +26,6 @@ from opnorm.attacks import Attack, AutoAttack, autoattack, pgd
 from opnorm.attacks.result import attack_call
 from opnorm.data import Dataset
 from opnorm.report import Column, Stat, accuracy_against_eps, norm_name
-
-APGD = ("apgd-ce", "apgd-t")
 
 
 @register("accuracy and robustness", "robust_accuracy()", "robust_accuracy(norm=2, eps=(0.25, 0.5, 1))")
@@ -63,12 +61,10 @@ def robust_accuracy(
 
     Source: Madry et al. 2018 (PGD); Croce & Hein 2020 (AutoAttack).
     """
-    check_points(points, seed)
-    check_choice("attack", attack, ("pgd", "apgd", "autoattack"))
-    autoattack(version=version)  # raises what is wrong with it, also where PGD attacks
-
+    check_sample(points, seed)
+    check_evaluation(attack, norm, eps, steps, restarts, version)
     strength = steps if attack == "pgd" else version
-    attacks = {r: _attack(attack, norm, r, strength, restarts, seed) for r in amounts("eps", eps)}
+    attacks = {r: _attack(attack, norm, r, strength, restarts, seed) for r in amounts(eps)}
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         clean, robust = 0, {radius: list[Tensor]() for radius in attacks}
@@ -96,7 +92,7 @@ def _attack(name: str, norm: float, eps: float, strength: Any, restarts: int | N
     if name == "pgd":
         starts = 1 if restarts is None else restarts
         return pgd(norm, eps, strength, restarts=starts, stop_at_success=True, seed=seed)
-    some = APGD if name == "apgd" else None
+    some = GRADIENT_ATTACKS if name == "apgd" else None
     return autoattack(norm, eps, version=strength, attacks=some, restarts=restarts, seed=seed)
 
 
@@ -111,7 +107,7 @@ def _robust(
     """Whether each point, all correct, is robust, at each radius; a point whose answer is known is not attacked again."""
     radii = list(attacks)
     joint = attacks[radii[0]]
-    if largest_first and len(x) and isinstance(joint, AutoAttack) and joint.names == APGD:
+    if largest_first and len(x) and isinstance(joint, AutoAttack) and joint.names == GRADIENT_ATTACKS:
         # all radii in one batch
         robust = in_parts(lambda x, y: joint.robust_at(model, x, y, radii).T, x, y, size=attacked_at_once(x))
         return dict(zip(radii, robust.unbind(1), strict=True))

@@ -5,10 +5,11 @@ import statistics
 
 from torch import Tensor, nn
 
+from opnorm._core.attack_settings import check_radii
 from opnorm._core.kept_parts import in_parts
-from opnorm._core.settings import check_choice, check_count
+from opnorm._core.settings import check_choice, check_count, check_sample
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
-from opnorm.analyses._shared.points import amounts, check_points, sample, six_digits
+from opnorm.analyses._shared.points import sample, six_digits
 from opnorm.attacks import Attack, pgd
 from opnorm.attacks.minimum_norm import minimal_eps
 from opnorm.certificates.radius import lipschitz_radius
@@ -50,15 +51,13 @@ def robust_radius(
 
     Source: Tsuzuku, Sato & Sugiyama 2018 (margin over Lipschitz constant).
     """
-    check_points(points, seed)
+    check_sample(points, seed)
     check_count("steps", steps)
     check_choice("norm", norm, (1, 2, math.inf))
-    amounts("highest", highest, zero=False)
+    check_radii("highest", highest, norm, zero=False)
 
     def attack(radius: float) -> Attack:
         return pgd(norm, radius, steps, stop_at_success=True, seed=seed)
-
-    attack(highest)  # raises what is wrong with the settings
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         x, y = sample(model, data, points, seed)

@@ -7,22 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.attack_settings import check_radii, check_settings
 from opnorm._core.kept_parts import in_parts
-from opnorm._core.settings import check_count
+from opnorm._core.settings import check_count, check_sample
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
-from opnorm.analyses._shared.points import (
-    amounts,
-    at_any_radius,
-    attacked_at_once,
-    batches,
-    check_points,
-    first,
-)
+from opnorm.analyses._shared.points import amounts, at_any_radius, attacked_at_once, batches, first
 from opnorm.attacks import Attack, pgd
 from opnorm.attacks.minimum_norm import accuracy_curve, minimal_eps
 from opnorm.attacks.result import attack_call
 from opnorm.data import Dataset
-from opnorm.errors import SpecError
 from opnorm.report import Chart, Heading, accuracy_against_eps, norm_name
 
 
@@ -47,11 +40,11 @@ def robustness_curve(
 
     Source: the curves of Roth et al. 2020, Fig. 3.
     """
-    radii = amounts("eps", eps)
-    if radii[-1] == 0:
-        raise SpecError(f"eps={eps!r}: expected a radius above 0")
+    check_radii("eps", eps, norm, all_zero=False)
+    check_settings(steps=steps)
     check_count("halvings", halvings, 0)
-    check_points(points, seed)
+    check_sample(points, seed)
+    radii = amounts(eps)
 
     def attack(radius: float) -> Attack:
         return pgd(norm, radius, steps, stop_at_success=True, seed=seed)

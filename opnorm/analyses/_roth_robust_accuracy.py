@@ -6,9 +6,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from opnorm._core.attack_settings import check_radii, check_settings
+from opnorm._core.settings import check_sample
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
 from opnorm.analyses._shared.by_point import pack
-from opnorm.analyses._shared.points import amounts, at_any_radius, check_points, correct_points
+from opnorm.analyses._shared.points import amounts, at_any_radius, correct_points
 from opnorm.attacks import pgd
 from opnorm.attacks.result import attack_call
 from opnorm.data import Dataset, Split
@@ -37,11 +39,13 @@ def roth_robust_accuracy(
 
     Source: Roth, Kilcher & Hofmann 2020, section 5.1 and Fig. 3: 10 iterations, ℓ2 and ℓ∞, 2,000 test points.
     """
+    check_sample(points, seed)
+    check_radii("eps", eps, norm)
+    check_settings(steps=steps, step=step)
     attacks = [
         (radius, pgd(norm, radius, steps, step, seed=seed, bf16=False, ascent="roth"))
-        for radius in amounts("eps", eps)
+        for radius in amounts(eps)
     ]
-    check_points(points, seed)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         images, labels = data.test

@@ -6,9 +6,10 @@ from torch import Tensor, nn
 
 from opnorm._core.modes import evaluating
 from opnorm._core.outputs import output_of
+from opnorm._core.settings import check_sample
 from opnorm.analyses._shared.analysis import Analysis, Cells, Methods, Row, Rows, register
 from opnorm.analyses._shared.layer_rows import names_in_order
-from opnorm.analyses._shared.points import check_points, in_double, sample
+from opnorm.analyses._shared.points import in_double, sample
 from opnorm.analyses._weight_energy import weight_energy
 from opnorm.data import Dataset
 from opnorm.report import Axis, Chart, Column, Heading, Panel, Point, draw_curves, method_of
@@ -32,7 +33,7 @@ def scale_shift(points: int | None = 100, seed: int = 0) -> Analysis:
 
     Source: Liu et al. 2020, Eqs. 5, 9 to 13.
     """
-    check_points(points, seed)
+    check_sample(points, seed)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         x, _ = sample(model, data, points, seed)

@@ -6,13 +6,13 @@ from functools import partial
 from torch import nn
 
 from opnorm._core.kept_parts import in_parts
+from opnorm._core.settings import check_sample
 from opnorm.analyses._shared.analysis import Analysis, Methods, Row, Rows, register
 from opnorm.analyses._shared.points import (
     JACOBIANS,
     ROTH_ATTACK,
     attacked,
     by_rank,
-    check_points,
     random_network,
     sample,
     summary,
@@ -42,7 +42,7 @@ def singular_alignment(
 
     Source: Roth, Kilcher & Hofmann 2020, Fig. 2 right.
     """
-    check_points(points, seed)
+    check_sample(points, seed)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         x, y = sample(model, data, points, seed)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from opnorm._core.settings import check_number
+from opnorm._core.settings import check_number, check_optional_amount, check_positive
 from opnorm.analyses._shared.analysis import Analysis, Cells, Methods, Row, Rows, register
 from opnorm.analyses._shared.layer_rows import names_in_order
 from opnorm.analyses._shared.points import batches
@@ -52,12 +52,11 @@ def wen_bound(
 
     Source: Wen, Li & Jia 2020, Theorem 3.1, Eqs. 4 and 5.
     """
-    numbers = {"gamma": gamma, "cover_eps": cover_eps, "cover_constant": cover_constant}
-    for name, value in (numbers | {"cover_dimension": cover_dimension}).items():
-        check_number(name, value, "a finite number above 0", above=0)
+    check_positive(
+        gamma=gamma, cover_eps=cover_eps, cover_constant=cover_constant, cover_dimension=cover_dimension
+    )
     check_number("eta", eta, "a probability in (0, 1)", above=0, below=1)
-    if v_min is not None:
-        check_number("v_min", v_min, "a finite distance of at least 0, or None", least=0)
+    check_optional_amount("v_min", v_min, "a finite distance of at least 0, or None")
     covering = Covering(cover_eps, cover_constant, cover_dimension)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:

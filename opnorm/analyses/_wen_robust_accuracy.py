@@ -4,8 +4,10 @@ import math
 
 from torch import nn
 
+from opnorm._core.attack_settings import check_settings
+from opnorm._core.settings import check_sample
 from opnorm.analyses._shared.analysis import Analysis, Cells, Row, Rows, register
-from opnorm.analyses._shared.points import attack_label, check_points, correct_points, first
+from opnorm.analyses._shared.points import attack_label, correct_points, first
 from opnorm.attacks import pgd
 from opnorm.attacks.result import attack_call
 from opnorm.data import Dataset
@@ -27,8 +29,9 @@ def wen_robust_accuracy(
 
     Source: Wen, Li & Jia 2020, section 4: 10 steps of 2/255, at most 8/255.
     """
+    check_sample(points, seed)
+    check_settings(norm=math.inf, eps=eps, step=step, steps=steps)
     attack = pgd(math.inf, eps, steps, step, seed=seed, bf16=False)
-    check_points(points, seed)
 
     def rows(model: nn.Module, data: Dataset) -> list[Row]:
         split = first(data, points)

@@ -7,14 +7,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from opnorm._core.attack_settings import LABEL_LOSSES, check_settings
 from opnorm._core.modes import Mode
+from opnorm._core.settings import check_choice
 from opnorm.attacks._batching import SearchAttack
-from opnorm.attacks._checks import check_settings
 from opnorm.attacks._pgd import Attack
 from opnorm.attacks._rows import column, where
 from opnorm.attacks._search import Batch, Response, Search, State
 from opnorm.attacks.losses import AGAINST_LABELS, towards
 from opnorm.attacks.projections import ball
+from opnorm.errors import AttackError
 from opnorm.spec import factory
 
 __all__ = ["APGD", "SparseAPGD", "apgd", "apgd_search"]
@@ -57,8 +59,9 @@ def apgd(
 
     Source: Croce & Hein 2020, Algorithm 1; ℓ1: Croce & Hein 2021.
     """
+    check_choice("loss", loss, LABEL_LOSSES, AttackError)
     check_settings(
-        {"loss": AGAINST_LABELS}, norm=norm, eps=eps, steps=steps, loss=loss, restarts=restarts, targets=targets,
+        norm=norm, eps=eps, steps=steps, loss=loss, restarts=restarts, targets=targets,
         mode=mode, seed=seed,
     )  # fmt: skip
     search = apgd_search(norm, steps, loss, targeted=targets > 0)

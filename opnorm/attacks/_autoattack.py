@@ -5,17 +5,18 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.attack_settings import STANDARD, VERSIONS, check_autoattack, check_settings
 from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
 from opnorm._core.outputs import output_of
 from opnorm._core.surrogate import evaluation_surrogate
 from opnorm.attacks._apgd import apgd_search
 from opnorm.attacks._batching import Options, Problem, Searches, SearchResult, run_searches
-from opnorm.attacks._checks import check_inputs, check_logits, check_settings, logits_notes
+from opnorm.attacks._checks import check_inputs, check_logits, logits_notes
 from opnorm.attacks._fab import FAB
 from opnorm.attacks._randomized import MeanProbabilities, is_random, seed_global
 from opnorm.attacks._rows import where
@@ -27,29 +28,6 @@ from opnorm.spec import factory
 
 __all__ = ["AutoAttack", "Certificate", "autoattack"]
 
-
-class Version(NamedTuple):
-    """What a version of AutoAttack runs; the other settings are those of :func:`autoattack`.
-
-    Attributes:
-        attacks: cheapest first; the order does not change which points are misclassified.
-        rescale: the schedule of Square is that of 10,000 queries, shrunk to its 5,000.
-    """
-
-    attacks: tuple[str, ...]
-    restarts: int
-    patience: float = math.inf
-    bf16: bool = False
-    rescale: bool = False
-
-
-STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
-VERSIONS = {
-    "standard": Version(STANDARD, restarts=1),
-    "plus": Version(("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square", "fab"), restarts=5),
-    "rand": Version(("apgd-ce", "apgd-dlr"), restarts=1),
-    "fast": Version(STANDARD, restarts=3, patience=3, bf16=True, rescale=True),
-}
 
 GRADIENT_PASSES, VERDICT_PASSES = 20, 100  # of a randomized model
 BATCH, SMALL_INPUTS = 128, 2**16  # points at once, or numbers in their inputs
@@ -121,6 +99,10 @@ def autoattack(
 
     Source: Croce & Hein 2020 (ICML); ℓ1: Croce & Hein 2021.
     """
+    check_autoattack(
+        norm=norm, eps=eps, version=version, attacks=attacks, certify=certify, batch=batch, mode=mode, seed=seed,
+        patience=patience, restarts=restarts,
+    )  # fmt: skip
     return AutoAttack(norm, eps, version, attacks, certify, batch, mode, seed, bf16, patience, restarts)
 
 
@@ -145,16 +127,7 @@ class AutoAttack:
     restarts: int | None = None
 
     def __post_init__(self) -> None:
-        optional = ("batch", "patience", "restarts")
-        settings = {k: v for k, v in vars(self).items() if k not in optional or v is not None}
-        check_settings({"version": VERSIONS}, **settings)
-        known = VERSIONS[self.version].attacks
-        if isinstance(self.attacks, str) or not set(self.names) <= set(known) or not self.names:
-            raise AttackError(
-                f"attacks={self.attacks!r}: expected some of {known}, the attacks of version {self.version!r}"
-            )
-        if self.certify is not None and self.mode != "eval":
-            raise AttackError(f"mode={self.mode!r}: certificates are for mode 'eval'; leave certify out")
+        check_autoattack(**vars(self))
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,16 +1,15 @@
-"""Checks of settings, inputs and outputs of an attack; errors name the likely cause."""
+"""Checks of inputs and outputs of an attack; errors name the likely cause."""
 
 import math
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, TypeVar, get_args
+from collections.abc import Callable, Collection
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from opnorm._core.argument_checks import check_module, check_tensor
-from opnorm._core.modes import Mode, evaluating
+from opnorm._core.modes import evaluating
 from opnorm._core.outputs import output_of
-from opnorm._core.settings import check_choice, check_count, is_number
 from opnorm.errors import AttackError, OpnormError
 
 __all__ = [
@@ -18,70 +17,11 @@ __all__ = [
     "check_classes",
     "check_inputs",
     "check_logits",
-    "check_settings",
     "explained",
-    "is_amount",
     "logits_notes",
 ]
 
 Outcome = TypeVar("Outcome")
-
-COUNTS = {"steps": 0, "queries": 0, "targets": 0, "restarts": 1, "batch": 1}  # and the least of each
-
-
-def is_amount(value: object) -> bool:
-    """A finite number from 0 on."""
-    return is_number(value) and value >= 0
-
-
-RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "eps": (is_amount, "a radius of at least 0 in pixel values of [0, 1], such as 8/255"),
-    "step": (lambda value: value is None or is_amount(value), "a length of at least 0 in pixel values"),
-    "seed": (
-        lambda value: isinstance(value, int) and abs(value) < 2**63 and is_number(value),
-        "a whole number of at most 63 bits",
-    ),
-    "patience": (
-        lambda value: value == math.inf or (is_number(value) and value > 0),
-        "a factor above 0, such as 3, or inf",
-    ),
-}
-
-
-def check_settings(
-    choices: Mapping[str, Collection[str]] | None = None, *, any_norm: bool = False, **settings: object
-) -> None:
-    """Check settings by their names: norm, mode, those of ``COUNTS``, ``RANGES`` and ``choices``; others are not checked.
-
-    The norm is 1, 2 or inf, or any number from 1 on with ``any_norm``.
-
-    Raises:
-        AttackError: with the value, what was expected, and where possible the likely cause.
-    """
-    choices = {"mode": get_args(Mode), **(choices or {})}
-    for name, value in settings.items():
-        if name in COUNTS:
-            check_count(name, value, COUNTS[name], error=AttackError)
-        elif name in choices:
-            check_choice(name, value, tuple(choices[name]), AttackError)
-        elif name == "norm":
-            _check_norm(value, any_norm)
-        elif name in RANGES and not RANGES[name][0](value):
-            raise AttackError(f"{name}={value!r}: expected {RANGES[name][1]}")
-    norm, eps = settings.get("norm"), settings.get("eps")
-    if norm == math.inf and isinstance(eps, int | float) and eps > 1:
-        raise AttackError(
-            f"eps={eps!r} is larger than the whole range [0, 1] of a pixel; did you mean {eps:g}/255?"
-        )
-
-
-def _check_norm(value: object, any_norm: bool) -> None:
-    from_one_on = not isinstance(value, bool) and (value == math.inf or (is_number(value) and value >= 1))
-    if not from_one_on and any_norm:
-        raise AttackError(f"norm={value!r}: expected a number from 1 on, such as 1, 2 or inf")
-    if not any_norm and (not from_one_on or value not in (1, 2, math.inf)):
-        others = "; pgd and fgsm, and training on them, take any norm from 1 on" if from_one_on else ""
-        raise AttackError(f"norm={value!r}: expected 1, 2 or inf{others}")
 
 
 def check_inputs(x: Tensor, y: Tensor) -> None:

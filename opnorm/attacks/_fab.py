@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.attack_settings import check_settings
 from opnorm._core.lp import conjugate, lp_norm
 from opnorm._core.memory import small_frees_kept
 from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
 from opnorm._core.outputs import output_of
 from opnorm._core.random import point_keys
 from opnorm.attacks._batching import SearchAttack
-from opnorm.attacks._checks import check_inputs, check_logits, check_settings
+from opnorm.attacks._checks import check_inputs, check_logits
 from opnorm.attacks._extrapolation import Extrapolation
 from opnorm.attacks._gradients import GradientMonitor, finite_gradient, input_gradient
 from opnorm.attacks._rows import where

@@ -3,33 +3,25 @@
 import math
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.attack_settings import Ascent, Start, StepRule, check_ascent, check_settings
 from opnorm._core.memory import small_frees_kept
 from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
 from opnorm._core.outputs import output_of
 from opnorm._core.random import normal, point_keys
 from opnorm._core.surrogate import evaluation_surrogate
-from opnorm.attacks._checks import check_inputs, check_logits, check_settings
+from opnorm.attacks._checks import check_inputs, check_logits
 from opnorm.attacks._gradients import GradientMonitor, finite_gradient, input_gradient
 from opnorm.attacks._rows import select
-from opnorm.attacks.losses import AGAINST_CLEAN, AGAINST_LABELS, LOSSES, Loss, rank_targets, towards, wide
+from opnorm.attacks.losses import AGAINST_CLEAN, AGAINST_LABELS, Loss, rank_targets, towards, wide
 from opnorm.attacks.projections import Ball, ball
-from opnorm.errors import AttackError
 from opnorm.spec import factory
 
 __all__ = ["PGD", "Ascent", "Attack", "Start", "StepRule", "fgsm", "pgd"]
-
-Start = Literal["point", "uniform", "gaussian"]
-"""The start: the point itself, uniform in the ball, or the point with Gaussian noise of standard deviation 0.001."""
-Ascent = Literal["box", "roth"]
-"""The direction of a step: Roth's Eq. 17, "roth", or in ℓ1 the best step that stays in [0, 1], "box"."""
-StepRule = Literal["constant", "linear", "cosine"]
-"""The factor of the length of step k = 0, 1, ... of K: 1, 1 - k / K, or (1 + cos(π k / K)) / 2."""
-
 
 POINTS_A_THREAD = 64  # on a CPU; a CNN for MNIST takes 1.4 times as long a point with 500
 
@@ -67,6 +59,7 @@ def fgsm(
 
     Source: Goodfellow, Shlens & Szegedy 2015; other norms as Roth et al. 2020, Eq. 17.
     """
+    check_settings(any_norm=True, norm=norm, eps=eps, seed=seed)
     start: Start = "uniform" if random_start else "point"
     return PGD(norm, eps, steps=1, step=eps, start=start, ascent=ascent, mode=mode, seed=seed)
 
@@ -120,6 +113,10 @@ def pgd(
 
     Source: Madry et al. 2018; Roth et al. 2020, Eq. 17.
     """
+    check_ascent(
+        norm=norm, eps=eps, steps=steps, step=step, restarts=restarts, random_start=random_start, loss=loss, seed=seed,
+        targets=targets,
+    )  # fmt: skip
     return PGD(
         norm, eps, steps=steps, step=step, restarts=restarts, start="uniform" if random_start else "point", loss=loss,
         stop_at_success=stop_at_success, mode=mode, seed=seed, bf16=bf16, targets=targets, step_rule=step_rule,
@@ -200,18 +197,7 @@ class PGD:
     ascent: Ascent = "box"
 
     def __post_init__(self) -> None:
-        words = {"start": Start, "step_rule": StepRule, "ascent": Ascent}
-        choices = {name: get_args(word) for name, word in words.items()}
-        check_settings({"loss": LOSSES, **choices}, any_norm=True, **vars(self))
-        if self.loss in AGAINST_CLEAN and self.targets:
-            raise AttackError(
-                f"loss={self.loss!r} has no target classes; expected one of {', '.join(AGAINST_LABELS)}"
-            )
-        if self.loss in AGAINST_CLEAN and self.start == "point":
-            raise AttackError(
-                f"loss={self.loss!r} compares with the logits of the point itself, where its gradient is zero: "
-                "expected a random start"
-            )
+        check_ascent(**vars(self))
 
     @in_default_modes
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int | None = None) -> Tensor:

@@ -8,11 +8,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.attack_settings import check_settings
 from opnorm._core.modes import Mode
 from opnorm._core.outputs import output_of
 from opnorm._core.random import GOLDEN, uniform
 from opnorm.attacks._batching import SearchAttack
-from opnorm.attacks._checks import check_settings
 from opnorm.attacks._extrapolation import Extrapolation
 from opnorm.attacks._pgd import Attack
 from opnorm.attacks._rows import column, select, where

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from opnorm._core.attack_settings import CLEAN_LOSSES, LABEL_LOSSES
 from opnorm._core.lp import lp_norm, scaled_norm
 
 __all__ = [
@@ -120,8 +121,8 @@ def _right(logits: Tensor, y: Tensor) -> Tensor:
     return logits.gather(1, y[:, None]).squeeze(1)
 
 
-AGAINST_LABELS: dict[str, Loss] = {"ce": log_odds, "cw": margin, "dlr": dlr}
-AGAINST_CLEAN: dict[str, Loss] = {
-    "kl": kl, "l1": distance(1), "l2": distance(2), "linf": distance(math.inf)
-}  # fmt: skip
+AGAINST_LABELS: dict[str, Loss] = dict(zip(LABEL_LOSSES, (log_odds, margin, dlr), strict=True))
+AGAINST_CLEAN: dict[str, Loss] = dict(
+    zip(CLEAN_LOSSES, (kl, distance(1), distance(2), distance(math.inf)), strict=True)
+)
 LOSSES = AGAINST_LABELS | AGAINST_CLEAN

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.argument_checks import check_tensor, named
+from opnorm._core.attack_settings import check_settings, is_amount
 from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
 from opnorm._core.outputs import output_of
-from opnorm.attacks._checks import check_inputs, check_logits, check_settings, is_amount
+from opnorm.attacks._checks import check_inputs, check_logits
 from opnorm.attacks._pgd import Attack
 from opnorm.attacks._rows import column, where
 from opnorm.errors import AttackError

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.attack_settings import check_settings
 from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
 from opnorm._core.outputs import one_tensor
-from opnorm.attacks._checks import check_inputs, check_settings
+from opnorm.attacks._checks import check_inputs
 from opnorm.attacks._pgd import Attack
 from opnorm.attacks.minimum_norm import distances
 from opnorm.attacks.projections import ball

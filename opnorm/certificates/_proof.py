@@ -17,11 +17,12 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from opnorm._core.attack_settings import is_amount
 from opnorm._core.modes import in_default_modes, model_state_preserved
 from opnorm._core.outputs import output_of
 from opnorm._core.settings import check_choice
 from opnorm.attacks._autoattack import Certificate
-from opnorm.attacks._checks import check_inputs, check_logits, is_amount
+from opnorm.attacks._checks import check_inputs, check_logits
 from opnorm.certificates.linear_bounds import Balls, crown_work, intervals, lower_bound, tightened
 from opnorm.certificates.network_bounds import Box, Step, network_bounds
 from opnorm.certificates.radius import lipschitz_radius

@@ -48,5 +48,4 @@ def check_weights(path: Path) -> None:
 
 def check_limit(limit: int | None) -> None:
     """DataError for a number of points below 1."""
-    if limit is not None:
-        check_count("limit", limit, unit="points", error=DataError)
+    check_count("limit", limit, unit="points", optional=True, error=DataError)

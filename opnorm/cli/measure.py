@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from opnorm._core.orders import label, order, plain_order
+from opnorm._core.orders import check_interval, label, order, plain_order
 from opnorm._core.plot_names import check_plot_name
 from opnorm._core.settings import check_choice
 from opnorm.cli.call_checks import check_call, check_weights
@@ -118,7 +118,7 @@ def _check_options(o: NormsOptions, model: str, weights: bool, gates: list[Gate]
     if o.json + o.csv + o.markdown > 1:
         raise OpnormError("--json, --csv and --markdown exclude each other")
     if o.relative_width is not None:
-        number("--relative-width", o.relative_width)
+        check_interval(number("--relative-width", o.relative_width))
     if not weights:
         if o.condition:
             raise OpnormError(f"--condition is for a file or folder of weights; {model} is a model or a run")

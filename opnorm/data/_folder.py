@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from opnorm._core.data_paths import FOLDER, existing_path
+from opnorm._core.data_settings import check_names, check_sides
 from opnorm._core.image_decoding import Encoded
 from opnorm._core.plain_text import file_name
 from opnorm.data.cache import files_state, fingerprint
 from opnorm.data.dataset import Dataset
-from opnorm.data.decode import SUFFIXES, check_names, check_size
+from opnorm.data.decode import SUFFIXES
 from opnorm.data.encoded_parts import EncodedPart, EncodedSet, Reading
 from opnorm.errors import DataError, did_you_mean
 from opnorm.spec import factory
@@ -66,7 +67,7 @@ def folder(
         DataError: no such folder, no class folders, a class without images or in the test part only, an image that
             cannot be decoded, images of different sizes and no ``size``.
     """
-    check_size(size)
+    check_sides(size=size, center_crop=center_crop)
     check_names(train=train, test=test)
     root = existing_path(path, FOLDER)
     if not root.is_dir():

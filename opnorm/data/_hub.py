@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from opnorm._core.data_settings import check_names, check_repository, check_sides
 from opnorm._core.hub_access import download
 from opnorm.data._parquet import read_parquet
 from opnorm.data.dataset import Dataset
-from opnorm.data.decode import check_names, check_size
 from opnorm.data.encoded_parts import Reading
 from opnorm.errors import DataError
 from opnorm.spec import factory
@@ -53,16 +53,10 @@ def hf(
     Raises:
         DataError: huggingface-hub is not installed, the download failed, or as :func:`opnorm.data.parquet`.
     """
-    check_size(size)
+    check_sides(size=size, center_crop=center_crop)
     check_names(image=image, label=label, train=train, test=test, config=config, revision=revision)
-    if not isinstance(repo, str):
-        raise DataError(f"repo={repo!r:.60}: expected the owner and the name, such as 'uoft-cs/cifar10'")
-    inside = Path(config or ".")
-    if config is not None and (not config.strip("/ ") or ".." in inside.parts or inside.is_absolute()):
-        raise DataError(
-            f"config={config!r}: expected a folder of the repository, such as config='plain_text'"
-        )
-    root = _download(repo, config, revision) / inside
+    check_repository(repo, config)
+    root = _download(repo, config, revision) / (config or ".")
     if not root.is_dir() or next(root.rglob("*.parquet"), None) is None:
         searched = f"the folder {config!r} of {repo!r}" if config else repo
         raise DataError(

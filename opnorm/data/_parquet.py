@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from opnorm._core.data_paths import PARQUET, existing_path
+from opnorm._core.data_settings import check_names, check_sides
 from opnorm._core.plain_text import file_name
 from opnorm.data._parquet_columns import common_columns
 from opnorm.data._parquet_files import find_parts
 from opnorm.data._parquet_rows import ParquetRows, class_numbers, raw_labels
 from opnorm.data.cache import fingerprint
 from opnorm.data.dataset import Dataset
-from opnorm.data.decode import check_names, check_size
 from opnorm.data.encoded_parts import EncodedPart, EncodedSet, Reading
 from opnorm.spec import factory
 
@@ -62,7 +62,7 @@ def parquet(
             several columns that fit, an image or a label that is null, damaged or out of range (with file and row),
             different sizes and no ``size``.
     """
-    check_size(size)
+    check_sides(size=size, center_crop=center_crop)
     check_names(image=image, label=label, train=train, test=test)
     root = existing_path(path, PARQUET)
     name = file_name(root.resolve().name if root.is_dir() else root.stem)

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float64, UInt8
 from torch import Tensor
 
-from opnorm._core.settings import check_count, check_number, is_number
-from opnorm.errors import DataError, SpecError
+from opnorm._core.settings import check_count, check_number, check_range
+from opnorm.errors import DataError
 from opnorm.spec import factory
 
 __all__ = ["crop", "flip", "random_resized_crop"]
@@ -80,8 +80,8 @@ def random_resized_crop(
     Source: Szegedy et al. 2015, arXiv:1409.4842.
     """
     check_count("size", size, unit="pixels")
-    _check_range("scale", scale, 1.0)
-    _check_range("ratio", ratio, math.inf)
+    check_range("scale", scale, 1.0)
+    check_range("ratio", ratio)
 
     def augment(x: Tensor, generator: torch.Generator) -> UInt8[Tensor, "B C S S"]:
         _, _, h, w = _check_batch(x)
@@ -140,10 +140,3 @@ def _check_batch(x: Tensor) -> tuple[int, int, int, int]:
         )
     b, c, h, w = x.shape
     return b, c, h, w
-
-
-def _check_range(key: str, value: tuple[float, float], most: float) -> None:
-    good = isinstance(value, tuple | list) and len(value) == 2 and all(is_number(v) for v in value)
-    if not good or not 0 < value[0] <= value[1] <= most:
-        bound = f" <= {most:g}" if math.isfinite(most) else ""
-        raise SpecError(f"{key}={value!r}: expected (low, high) with 0 < low <= high{bound}")

@@ -17,7 +17,6 @@ from opnorm._core.cores import available_cores
 from opnorm._core.image_decoding import Encoded, decode_image
 from opnorm._core.memory import available_memory, gigabytes
 from opnorm._core.processes import in_order
-from opnorm._core.settings import check_count
 from opnorm.errors import DataError
 
 R = TypeVar("R")
@@ -150,19 +149,6 @@ def budget(name: str, total: int, remedy: str = IN_MEMORY) -> Callable[[int, int
             )
 
     return check
-
-
-def check_size(size: int | None) -> None:
-    """DataError unless a size is None or a whole number of pixels."""
-    if size is not None:
-        check_count("size", size, unit="pixels", error=DataError)
-
-
-def check_names(**names: object) -> None:
-    """DataError unless each is text or None."""
-    for name, value in names.items():
-        if value is not None and not isinstance(value, str):
-            raise DataError(f"{name}={value!r:.60}: expected a name as text")
 
 
 # ---------------------------------------------------------------- many images

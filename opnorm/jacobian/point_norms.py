@@ -11,8 +11,6 @@ from opnorm._core.lanczos import lanczos, upper_factor
 from opnorm._core.linear_map import LinearMap
 from opnorm._core.lp import (
     Maximizer,
-    check_alpha,
-    check_orders,
     conjugate,
     dual,
     lp_norm,
@@ -22,6 +20,7 @@ from opnorm._core.lp import (
     random_start,
 )
 from opnorm._core.modes import in_default_modes
+from opnorm._core.orders import check_alpha, check_orders
 from opnorm._core.rounding import unit_roundoff
 from opnorm._core.settings import check_count
 from opnorm.errors import NormError
@@ -114,7 +113,7 @@ def jacobian_norm(
     check_orders(p, q)
     for name, value in (("steps", steps), ("restarts", restarts)):
         check_count(name, value, error=NormError)
-    check_alpha(math.inf if alpha is None else alpha, p)
+    check_alpha(alpha, p, optional=True)
     x = x.detach()
     with linearized(model, x[:1]) as J:
         outputs, inputs = J.shape

@@ -8,18 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.argument_checks import check_tensor
-from opnorm._core.lp import (
-    check_alpha,
-    check_orders,
-    conjugate,
-    dual,
-    lp_norm,
-    on_sphere,
-    per_row,
-    power_iteration,
-    random_start,
-)
+from opnorm._core.lp import conjugate, dual, lp_norm, on_sphere, per_row, power_iteration, random_start
 from opnorm._core.modes import in_default_modes
+from opnorm._core.orders import check_alpha, check_orders
 from opnorm._core.settings import check_count, check_number
 from opnorm.errors import NormError
 from opnorm.jacobian.linear_regions import activations, same_region

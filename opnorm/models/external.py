@@ -5,8 +5,10 @@ from typing import Any
 
 from torch import nn
 
+from opnorm._core.network_sizes import CHW, check_sizes
+from opnorm._core.settings import check_count
 from opnorm.errors import ModelError, did_you_mean
-from opnorm.models.modules import CHW, Normalize, check_sizes
+from opnorm.models.modules import Normalize
 from opnorm.models.stages import named
 from opnorm.spec import factory
 
@@ -32,7 +34,8 @@ def timm(
         ModelError: timm is not installed or cannot be imported, it has no such network, the network cannot be built with
             these sizes, or its weights cannot be downloaded.
     """
-    check_sizes(in_shape=in_shape, **({} if classes is None else {"classes": classes}))
+    check_sizes(in_shape=in_shape)
+    check_count("classes", classes, optional=True, error=ModelError)
     library = _library(name)
     if not library.is_model(name):
         hint = did_you_mean(name, library.list_models(), "expected one of timm.list_models()")

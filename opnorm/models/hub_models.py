@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from opnorm._core.data_settings import check_repository
 from opnorm._core.hub_access import download
 from opnorm.errors import ModelError
 from opnorm.models.loading import file
@@ -28,13 +29,12 @@ def hf(repo: str, revision: str | None = None, arch: nn.Module | None = None) ->
     Raises:
         ModelError: huggingface-hub is not installed, the download failed, or as :func:`opnorm.models.file`.
     """
+    check_repository(repo, error=ModelError)
     return file(hub_weights(repo, revision), arch)
 
 
 def hub_weights(repo: str, revision: str | None = None) -> str:
     """The file of a repository's weights, downloaded where it is not in the hub's cache."""
-    if not isinstance(repo, str):
-        raise ModelError(f"repo={repo!r:.60}: expected the owner and the name, such as 'user/name'")
     what = f"hf({repo!r})"
     instead = "a folder on this machine is read by file(path)"
     folder = download(repo, "model", revision, [WEIGHTS], what=what, error=ModelError, instead=instead)

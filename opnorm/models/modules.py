@@ -1,13 +1,13 @@
 """Layers that the models share."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from opnorm._core.layers import Shape
+from opnorm._core.network_sizes import Pixels, check_pixels
 from opnorm._core.settings import check_count
 from opnorm.certificates.affine import Affine, diagonal
 from opnorm.certificates.layer_bounds import layer_bounds
@@ -16,25 +16,7 @@ from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.norms.norm import Norm
 from opnorm.norms.spectral.interval import spectral_norm
 
-__all__ = ["CHW", "ConvexSum", "Normalize", "Pixels", "check_sizes"]
-
-CHW = tuple[int, int, int]
-"""Channels, height and width of one image."""
-
-Pixels = float | Sequence[float] | None
-"""One number, or one for each channel; None when it is left open."""
-
-
-def check_sizes(**sizes: int | Sequence[int]) -> None:
-    """ModelError unless all are whole numbers of at least 1, or sequences of them; ``in_shape`` has three."""
-    for name, value in sizes.items():
-        if name == "in_shape" and not (isinstance(value, Sequence) and len(value) == 3):
-            raise ModelError(
-                f"in_shape={value!r}: expected (channels, height, width), as opnorm's own networks are for images; one "
-                "of yours, package.module.name(), takes other shapes. Gray images get a channel by images.unsqueeze(1)"
-            )
-        for number in value if isinstance(value, Sequence) else (value,):
-            check_count(name, number, error=ModelError)
+__all__ = ["ConvexSum", "Normalize"]
 
 
 class Normalize(nn.Module):
@@ -52,17 +34,9 @@ class Normalize(nn.Module):
     def __init__(self, channels: int, mean: Pixels = None, std: Pixels = None) -> None:
         super().__init__()
         check_count("channels", channels, error=ModelError)
+        check_pixels(channels, mean, std)
         for name, given, neutral in (("mean", mean, 0.0), ("std", std, 1.0)):
-            value = neutral if given is None else given
-            try:
-                numbers = torch.tensor(value, dtype=torch.float32).reshape(-1)
-            except (TypeError, ValueError):
-                numbers = torch.zeros(0)
-            fits = len(numbers) in (1, channels) and bool(numbers.isfinite().all())
-            if not fits or (name == "std" and not bool((numbers > 0).all())):
-                raise ModelError(
-                    f"{name}={value!r}: expected one number, or one for each of {channels} channels; std > 0"
-                )
+            numbers = torch.tensor(neutral if given is None else given, dtype=torch.float32).reshape(-1)
             self.register_buffer(name, numbers.expand(channels).clone().view(channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from opnorm._core.network_sizes import CHW, Pixels, check_kernels, check_sizes
 from opnorm._core.settings import check_choice, check_number
 from opnorm.errors import ModelError
 from opnorm.models.initialization import he
-from opnorm.models.modules import CHW, Normalize, Pixels, check_sizes
+from opnorm.models.modules import Normalize
 from opnorm.models.stages import classifier, named
 from opnorm.spec import factory
 
@@ -31,7 +32,7 @@ def mlp(
 
     Source: Liu et al. 2020 use two hidden layers of 1,024 on MNIST.
     """
-    check_sizes(in_shape=in_shape, classes=classes, width=width, depth=depth)
+    check_sizes(in_shape=in_shape, classes=classes, width=width, depth=depth, mean=mean, std=std)
     sizes = [math.prod(in_shape), *[width] * depth]
     layers: list[nn.Module] = [Normalize(in_shape[0], mean, std), nn.Flatten()]
     for inputs, outputs in itertools.pairwise(sizes):
@@ -55,7 +56,9 @@ def cnn(
 
     Source: Liu et al. 2020 use two stride-1 convolutions of 128 filters on MNIST.
     """
-    check_sizes(in_shape=in_shape, classes=classes, width=width, depth=depth, stride=stride)
+    check_sizes(
+        in_shape=in_shape, classes=classes, width=width, depth=depth, stride=stride, mean=mean, std=std
+    )
     channels, *size = in_shape
     layers: list[nn.Module] = [Normalize(channels, mean, std)]
     for _ in range(depth):
@@ -74,7 +77,7 @@ def vgg11(
 
     Source: Simonyan & Zisserman 2015, configuration A, in the form of Liang & Huang 2021: 9,231,114 parameters.
     """
-    check_sizes(in_shape=in_shape, classes=classes, width=width)
+    check_sizes(in_shape=in_shape, classes=classes, width=width, mean=mean, std=std)
     groups = [[width * n for n in group] for group in ((1,), (2,), (4, 4), (8, 8), (8, 8))]
     return named(
         normalize=Normalize(in_shape[0], mean, std),
@@ -104,7 +107,7 @@ def vgg16(
 
     Source: Liu et al. 2020, Appendix B.1: the convolutions of VGG-16, one layer of 512 units; 14,982,474 parameters.
     """
-    check_sizes(in_shape=in_shape, classes=classes, width=width)
+    check_sizes(in_shape=in_shape, classes=classes, width=width, mean=mean, std=std)
     check_number("dropout", dropout, "a share in [0, 1)", least=0, below=1, error=ModelError)
     check_choice("pools", pools, (0, 1, 2, 3, 4, 5), ModelError)
     groups = [[width * n for n in group] for group in ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))]
@@ -137,7 +140,7 @@ def cnn7(
 
     Source: Roth et al. 2020, section 5.1; 1,188,170 parameters as built here.
     """
-    check_sizes(in_shape=in_shape, classes=classes, width=width)
+    check_sizes(in_shape=in_shape, classes=classes, width=width, mean=mean, std=std)
     channels, height, breadth = in_shape
     return named(
         normalize=Normalize(channels, mean, std),
@@ -182,7 +185,8 @@ def parallel_convs(
 
     Source: Liang & Huang 2021, Table 1, times six kernels on 32x32.
     """
-    check_sizes(in_shape=in_shape, classes=classes, size=size)
+    check_sizes(in_shape=in_shape, classes=classes, size=size, mean=mean, std=std)
+    check_kernels(kernels)
     return nn.Sequential(Normalize(in_shape[0], mean, std), _ParallelConvs(kernels, size, classes))
 
 

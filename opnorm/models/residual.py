@@ -6,10 +6,11 @@ Settings that are not named are those of :mod:`opnorm.models`.
 import torch
 from torch import nn
 
+from opnorm._core.network_sizes import CHW, Pixels, check_sizes, check_stages
 from opnorm._core.settings import check_choice
 from opnorm.errors import ModelError
 from opnorm.models.initialization import fixup, he
-from opnorm.models.modules import CHW, ConvexSum, Normalize, Pixels, check_sizes
+from opnorm.models.modules import ConvexSum, Normalize
 from opnorm.models.stages import (
     ChannelAttention,
     PreActivated,
@@ -48,10 +49,8 @@ def resnet(
     Source: He et al. 2016, section 4.2; 0.27, 0.85 and 1.7 million parameters at depth 20, 56 and 110. Wen et al. 2020 use
         depths 56 and 110 with Fixup; no convolution has a bias there either.
     """
-    check_sizes(in_shape=in_shape, classes=classes, width=width, depth=depth)
-    check_choice("norm", norm, ("bn", "fixup"), ModelError)
-    if depth < 8 or (depth - 2) % 6:
-        raise ModelError(f"depth={depth!r}: expected 6 n + 2, such as 20, 32, 44, 56 or 110")
+    check_sizes(in_shape=in_shape, classes=classes, width=width, depth=depth, mean=mean, std=std)
+    check_stages(depth, norm, ends=2, layers=6, examples="20, 32, 44, 56 or 110")
     n, bn = (depth - 2) // 6, norm == "bn"
 
     def block(in_channels: int, channels: int, stride: int) -> nn.Module:
@@ -81,7 +80,7 @@ def resnet18(
 
     Source: He et al. 2016, in the form of Liang & Huang 2021; 11,173,962 parameters.
     """
-    check_sizes(in_shape=in_shape, classes=classes, width=width)
+    check_sizes(in_shape=in_shape, classes=classes, width=width, mean=mean, std=std)
 
     def block(in_channels: int, channels: int, stride: int) -> nn.Module:
         branch = basic_branch(in_channels, channels, stride)
@@ -101,7 +100,7 @@ def senet18(
 
     Source: Hu, Shen & Sun 2018, in the form of Liang & Huang 2021; 11,260,354 parameters.
     """
-    check_sizes(in_shape=in_shape, classes=classes, width=width)
+    check_sizes(in_shape=in_shape, classes=classes, width=width, mean=mean, std=std)
 
     def block(in_channels: int, channels: int, stride: int) -> nn.Module:
         branch = named(
@@ -127,7 +126,7 @@ def regnetx_200mf(
 
     Source: Radosavovic et al. 2020, in the form of Liang & Huang 2021: channels 24, 56, 152 and 368; 2,321,946 parameters.
     """
-    check_sizes(in_shape=in_shape, classes=classes, width=width)
+    check_sizes(in_shape=in_shape, classes=classes, width=width, mean=mean, std=std)
 
     def block(in_channels: int, channels: int, stride: int) -> nn.Module:
         return bottleneck(in_channels, channels, channels, stride, channels // width)
@@ -161,11 +160,9 @@ def wrn(
     Source: Zagoruyko & Komodakis 2016; 36,479,194 parameters with batch norm at (28, 10), 691,674 at (16, 2). Roth et al.
         2020 use (28, 10) with batch norm, Liu et al. 2020 with Fixup, and with convex aggregation for WEISSI-CA.
     """
-    check_sizes(in_shape=in_shape, classes=classes, depth=depth, width=width)
-    check_choice("norm", norm, ("bn", "fixup"), ModelError)
+    check_sizes(in_shape=in_shape, classes=classes, depth=depth, width=width, mean=mean, std=std)
+    check_stages(depth, norm, ends=4, layers=6, examples="10, 16, 22, 28 or 40")
     check_choice("aggregation", aggregation, ("sum", "convex"), ModelError)
-    if depth < 10 or (depth - 4) % 6:
-        raise ModelError(f"depth={depth!r}: expected 6 n + 4, such as 10, 16, 22, 28 or 40")
     n, bn = (depth - 4) // 6, norm == "bn"
 
     def active(channels: int) -> nn.Sequential:
@@ -203,7 +200,7 @@ def wrn50_2(
     Source: Zagoruyko & Komodakis 2016; Wen et al. 2020, Appendix D.2: Tiny-ImageNet in crops of 56 x 56; 67,236,360
         parameters for 200 classes.
     """
-    check_sizes(in_shape=in_shape, classes=classes, width=width)
+    check_sizes(in_shape=in_shape, classes=classes, width=width, mean=mean, std=std)
 
     def block(in_channels: int, channels: int, stride: int) -> nn.Module:
         return bottleneck(in_channels, channels // 2, channels, stride)

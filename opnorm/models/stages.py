@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opnorm._core.layers import Shape
-from opnorm.models.modules import CHW, Normalize, Pixels
+from opnorm._core.network_sizes import CHW, Pixels
+from opnorm.models.modules import Normalize
 from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.norms.norm import Norm
 from opnorm.norms.spectral.interval import spectral_norm

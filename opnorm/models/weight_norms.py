@@ -10,13 +10,13 @@ from pathlib import Path
 from torch import Tensor
 
 from opnorm._core.modes import in_default_modes
+from opnorm._core.orders import check_interval, check_ords
 from opnorm.errors import ModelError, NormError, did_you_mean
 from opnorm.models.state_dicts import aligned
 from opnorm.models.weight_kinds import Opened, Weight, open_all
-from opnorm.norms._operator_norm import Order, check_ords
+from opnorm.norms._operator_norm import Order
 from opnorm.norms.display import first_few
 from opnorm.norms.matrix_norms import WeightNorms, diagonal_norms, matrix_norms
-from opnorm.norms.spectral.interval import check_interval
 from opnorm.norms.spectral.large_matrix import PanelMatrix
 from opnorm.norms.weight_table import Move, MoveTable, WeightTable
 

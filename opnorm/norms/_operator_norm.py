@@ -1,6 +1,5 @@
 """The operator norm of one layer, whatever its type and whatever the order."""
 
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from opnorm._core.argument_checks import as_shape
 from opnorm._core.layers import BATCH_NORM, Shape, changed_by_hooks, check_weights, in_float64, unwrap
 from opnorm._core.linear_map import MATRIX, linear_map
 from opnorm._core.modes import in_default_modes
+from opnorm._core.orders import check_ords
 from opnorm.errors import NormError
 from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.norms.nonlinear import copying_norm, is_copying, is_nonlinear, known_base
@@ -20,7 +20,6 @@ from opnorm.norms.spectral.interval import spectral_norm
 
 __all__ = [
     "Order",
-    "check_ords",
     "interval_settings",
     "norm_of",
     "operator_norm",
@@ -96,20 +95,6 @@ def interval_settings(relative_width: float | None, failure_probability: float) 
         return {}
     width = 5e-3 if relative_width is None else relative_width
     return {"relative_width": width, "failure_probability": failure_probability}
-
-
-def check_ords(ords: Sequence[Order]) -> None:
-    """NormError unless each is 1, 2, inf, a pair of them or "rms"."""
-    if isinstance(ords, str | bytes) or not isinstance(ords, Sequence) or not ords:
-        raise NormError(
-            f"ords={ords!r:.60}: expected several orders, such as (1, 2, math.inf), or (2,) for one"
-        )
-    for ord in ords:
-        ends = ord if isinstance(ord, tuple) and len(ord) == 2 else (ord,)
-        if ord != "rms" and any(p not in (1, 2, math.inf) for p in ends):
-            raise NormError(
-                f'ord={ord!r} is not known; expected 1, 2, math.inf, "rms" or a pair of numbers, such as (1, 2)'
-            )
 
 
 def norm_of(layer: nn.Module, ord: Order, shape: Shape, settings: dict[str, Any]) -> Norm:

@@ -34,8 +34,9 @@ from opnorm._core.layers import (
     unwrap,
 )
 from opnorm._core.linear_map import LinearMap, linear_map
-from opnorm._core.lp import check_orders, conjugate, dual, lp_norm, per_row, power_iteration
+from opnorm._core.lp import conjugate, dual, lp_norm, per_row, power_iteration
 from opnorm._core.modes import in_default_modes
+from opnorm._core.orders import check_orders
 from opnorm._core.rounding import unit_roundoff
 from opnorm._core.settings import check_count
 from opnorm.errors import NormError

@@ -10,13 +10,13 @@ from torch.nn.parameter import is_lazy
 
 from opnorm._core.layers import BATCH_NORM, Shape, changed_by_hooks, check_weights, in_float64, unwrap
 from opnorm._core.modes import in_default_modes
+from opnorm._core.orders import check_interval, check_ords
 from opnorm.errors import NormError
-from opnorm.norms._operator_norm import Order, check_ords, interval_settings, norm_of
+from opnorm.norms._operator_norm import Order, interval_settings, norm_of
 from opnorm.norms.exact.by_layer import l1
 from opnorm.norms.network.trace import Example, LayerCall, first_line, layers, trace
 from opnorm.norms.nonlinear import is_nonlinear, known_base, lipschitz
 from opnorm.norms.norm import Norm
-from opnorm.norms.spectral.interval import check_interval
 from opnorm.norms.table import LayerNorms, NormTable, matching
 
 __all__ = ["layer_norms", "measure"]

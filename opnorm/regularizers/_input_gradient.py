@@ -1,7 +1,6 @@
 """Input-gradient regularization, also known as double backpropagation (Drucker & LeCun 1992)."""
 
 import math
-from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from opnorm._core.layers import check_initialized
 from opnorm._core.modes import Mode, in_default_modes
-from opnorm._core.settings import check_choice, check_number
+from opnorm._core.settings import MODES, check_choice, check_number
 from opnorm.attacks._checks import check_classes
 from opnorm.jacobian import linearized, lp_norm
 from opnorm.jacobian.products import check_points
@@ -31,7 +30,7 @@ def input_gradient(lam: float = 1e-2, q: float = 2, power: float = 2, *, mode: M
     """
     check_number("lam", lam, "a strength of at least 0", least=0)
     check_choice("q", q, (1, 2, math.inf))
-    check_choice("mode", mode, get_args(Mode))
+    check_choice("mode", mode, MODES)
     check_number("power", power, "an exponent of at least 1", least=1)
 
     @in_default_modes

@@ -22,6 +22,7 @@ from opnorm._core.convolution import ConvGeometry, conv_geometry, transpose_geom
 from opnorm._core.frequencies import half_grid
 from opnorm._core.layers import CONV, TRANSPOSED, WEIGHTED, Shape, check_weights, is_standard
 from opnorm._core.modes import in_default_modes
+from opnorm._core.regularizer_settings import check_every
 from opnorm._core.settings import check_count, check_number
 from opnorm.errors import NormError
 from opnorm.norms._operator_norm import operator_norm
@@ -57,9 +58,9 @@ def svc(
 
     Source: Sedghi, Gupta & Long 2019, section 3, which Liang & Huang 2021 use; strides: Senderovich et al. 2022.
     """
-    _check(c, projections)
-    if every != "epoch":
-        check_count("every", every, unit="steps, or 'epoch'")
+    check_number("c", c, "a finite number above 0", above=0)
+    check_count("projections", projections)
+    check_every(every)
 
     @in_default_modes
     def bind(model: nn.Module, example: Tensor) -> Hooks:
@@ -108,7 +109,8 @@ def clip(layer: nn.Module, in_shape: Shape, c: float, projections: int = 1) -> N
         >>> round(float(norm.upper), 6), [round(w, 6) for w in layer.weight.diagonal().tolist()]
         (1.0, [1.0, 0.5])
     """
-    _check(c, projections)
+    check_number("c", c, "a finite number above 0", above=0)
+    check_count("projections", projections)
     if not is_standard(layer, *WEIGHTED) or "weight" not in layer._parameters:
         raise NormError(f"{type(layer).__name__}: only Linear, Conv and ConvTranspose layers can be clipped")
     check_weights(layer)
@@ -117,11 +119,6 @@ def clip(layer: nn.Module, in_shape: Shape, c: float, projections: int = 1) -> N
     transform = _transform(*_geometry(layer, tuple(in_shape)), weight)
     weight.add_(_change(weight[None], transform, c, projections)[0])
     return operator_norm(layer, 2, in_shape)
-
-
-def _check(c: float, projections: int) -> None:
-    check_number("c", c, "a finite number above 0", above=0)
-    check_count("projections", projections)
 
 
 # ---------------------------------------------------------------- frequencies

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from opnorm._core.derived_weights import weight_parameters
 from opnorm._core.layers import LINEAR_OR_CONV
 from opnorm._core.modes import in_default_modes
-from opnorm._core.settings import check_choice, check_number
-from opnorm.errors import ModelError, SpecError
+from opnorm._core.regularizer_settings import check_weissi
+from opnorm.errors import ModelError
 from opnorm.norms.network.trace import trace
 from opnorm.regularizers.hooks import Hooks, Regularizer, bound
 from opnorm.regularizers.targets import output_layer, parameters_of, trainable_layers, untreated_weights
@@ -65,8 +65,8 @@ def weissi(
 
     Source: Liu et al. 2020, Eqs. 4 and 13 and section 5 ("CNNs").
     """
+    check_weissi(energy, complexity, form, eta, g, least)
     settings = _Settings(energy, complexity, form, eta, g, least)
-    settings.check()
 
     @in_default_modes
     def bind(model: nn.Module, example: Tensor) -> Hooks:
@@ -100,21 +100,6 @@ class _Settings(NamedTuple):
     eta: Exponents
     g: Exponents
     least: float
-
-    def check(self) -> None:
-        for name in ("energy", "complexity"):
-            check_number(name, getattr(self, name), "a strength of at least 0", least=0)
-        check_number("least", self.least, "a norm of at least 0, such as 0.1", least=0)
-        check_choice("form", self.form, ("product", "cnn", "log"))
-        for name in ("eta", "g"):
-            pair: object = getattr(self, name)
-            exponents = pair if isinstance(pair, tuple | list) and len(pair) == 2 else (0,)
-            if any(isinstance(r, bool) or not isinstance(r, int | float) or not r >= 1 for r in exponents):
-                raise SpecError(f"{name}={pair!r}: expected (p, q), each at least 1, or inf, such as (2, 2)")
-        if self.complexity and tuple(self.g) == tuple(self.eta):
-            raise SpecError(
-                f"g={self.g!r} is the norm eta, so the complexity of every layer is always 1; expected another norm"
-            )
 
     def log_energy(self, sizes: Tensor, last: int | None) -> Tensor:
         """The logarithm of the product; ``last`` is the layer that counts once instead of twice."""

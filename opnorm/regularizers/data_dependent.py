@@ -17,14 +17,12 @@ statistics do not change, and dropout is off.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from opnorm._core.layers import check_initialized
 from opnorm._core.lp import (
-    check_orders,
     conjugate,
     dual,
     lp_norm,
@@ -35,8 +33,9 @@ from opnorm._core.lp import (
     random_start,
 )
 from opnorm._core.modes import Mode, in_default_modes
-from opnorm._core.settings import check_choice, check_count, check_number
-from opnorm.errors import ModelError, NormError, SpecError
+from opnorm._core.orders import check_alpha, check_orders
+from opnorm._core.settings import MODES, check_choice, check_count, check_number
+from opnorm.errors import ModelError, SpecError
 from opnorm.jacobian import Jacobian, Matrices, linearized
 from opnorm.jacobian.products import check_points
 from opnorm.regularizers.batch_statistics import point_by_point
@@ -75,7 +74,10 @@ def dd_snr(
     Source: Roth, Kilcher & Hofmann 2020, Eqs. 6 and 7 and the paragraph after them.
     """
     check_choice("form", form, ("difference", "uJv"))
+    check_choice("mode", mode, MODES)
     check_number("eps", eps, "a length above 0 in pixel values of [0, 1], such as 0.1", above=0)
+    check_count("steps", steps)
+    check_number("lam", lam, "a strength of at least 0", least=0)
     search = _Search("dd_snr", 2, 2, steps, exact, mode)
     return _regularizer(search, lam, power=2, eps=eps if form == "difference" else 0.0)
 
@@ -108,6 +110,12 @@ def dd_onr(
 
     Source: Roth, Kilcher & Hofmann 2020, Eqs. 11 to 13 and the paragraph after them.
     """
+    check_choice("mode", mode, MODES)
+    check_orders(p, q, SpecError)
+    check_alpha(alpha, p, SpecError)
+    check_count("steps", steps)
+    check_number("lam", lam, "a strength of at least 0", least=0)
+    check_number("power", power, "an exponent of at least 1", least=1)
     return _regularizer(_Search("dd_onr", p, q, steps, exact, mode, alpha), lam, power=power, eps=0.0)
 
 
@@ -122,20 +130,6 @@ class _Search:
     exact: bool
     mode: Mode
     alpha: float = math.inf
-
-    def __post_init__(self) -> None:
-        check_count("steps", self.steps)
-        check_choice("mode", self.mode, get_args(Mode))
-        if isinstance(self.alpha, bool) or not isinstance(self.alpha, int | float) or not self.alpha > 0:
-            raise SpecError(
-                f"alpha={self.alpha!r}: expected a step length above 0, or inf for the power method"
-            )
-        try:
-            check_orders(self.p, self.q)
-            if self.alpha < math.inf:
-                on_sphere(torch.ones(1, 1), self.p)
-        except NormError as e:
-            raise SpecError(str(e)) from None
 
     def maximizer(self, f: Callable[[Tensor], Tensor], J: Jacobian, v: Tensor) -> tuple[Tensor, Tensor]:
         """The u (B, K) and v (B, *in) with uᵀ J v as large as was found, from a start v."""
@@ -156,8 +150,6 @@ class _Search:
 
 def _regularizer(search: _Search, lam: float, *, power: float, eps: float) -> Regularizer:
     """λ̃ E[s^r / r] with s = uᵀ J v, or with ``eps`` the length of the difference over ε."""
-    check_number("lam", lam, "a strength of at least 0", least=0)
-    check_number("power", power, "an exponent of at least 1", least=1)
 
     @in_default_modes
     def bind(model: nn.Module, example: Tensor) -> Hooks:

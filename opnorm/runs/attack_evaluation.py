@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from opnorm import spec
 from opnorm._core import files
 from opnorm._core.argument_checks import check_module
+from opnorm._core.attack_settings import is_amount
 from opnorm._core.memory import freed_memory_kept
 from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
 from opnorm._core.outputs import output_of
 from opnorm._core.tensor_hash import add_tensor
 from opnorm.attacks._autoattack import AutoAttack
-from opnorm.attacks._checks import check_classes, check_inputs, check_logits, is_amount
+from opnorm.attacks._checks import check_classes, check_inputs, check_logits
 from opnorm.attacks._pgd import Attack
 from opnorm.attacks.gradient_masking import (
     GradientMaskingReport,

@@ -77,8 +77,7 @@ class Run:
     def __post_init__(self) -> None:
         """Name the arguments of every call; OpnormError for one that cannot be read or found, or makes no sense."""
         check_numbers(self.epochs, self.batch, self.precision, self.seed, self.ema)
-        if self.limit is not None:
-            check_count("limit", self.limit, unit="points")
+        check_count("limit", self.limit, unit="points", optional=True)
         for name, kind in KINDS.items():
             value = getattr(self, name)
             many = name in ("regularizers", "augment", "analyses")

@@ -7,17 +7,18 @@ from opnorm.errors import SpecError
 from opnorm.spec._annotations import misfit
 from opnorm.spec._binding import bind
 from opnorm.spec._registry import INSIDE, check_package, choose, kind_inside, names
-from opnorm.spec._source import signatures
+from opnorm.spec._source import Source, sources
 from opnorm.spec._syntax import Call, map_calls, parse
 
 __all__ = ["check", "check_name", "known_names"]
 
 
 def check(text: str | Call, kind: str | None = None) -> Call:
-    """Check the names, parameters and types of a call, and of those inside it; nothing is imported or run.
+    """Check the names, parameters, types and values of a call, and of those inside it; what they name is not imported.
 
-    What passes may still be refused by :func:`opnorm.spec.build`: the values by the function, and the user's own functions,
-    of which only the package is looked for.
+    A function of opnorm begins with the checks of its values, lines ``check_...(...)``, and these are carried out here. What
+    passes may still be refused by :func:`opnorm.spec.build`: what is wrong with a file, for example, and the user's own
+    functions, of which only the package is looked for.
 
     Args:
         text: a call, or its text.
@@ -29,19 +30,29 @@ def check(text: str | Call, kind: str | None = None) -> Call:
     Raises:
         SpecError: what :func:`opnorm.spec.build` would refuse as well.
     """
-    call, bound = parse(text), None
-    if (signature := check_name(call, kind)) is not None:
-        bound = bind(call, signature)
-    map_calls(call, lambda inner: check(inner, kind_inside(inner, kind, signatures)))
-    if bound is not None:
-        bound.arguments = {k: v for k, v in bound.arguments.items() if not _has_call(v)}
-        if why := misfit(bound):
-            raise SpecError(f"{call.name}(): {why}")
+    call = parse(text)
+    source = check_name(call, kind)
+    bound = None if source is None else bind(call, source.signature)
+    map_calls(call, lambda inner: check(inner, kind_inside(inner, kind, sources)))
+    if source is not None and bound is not None:
+        _check_arguments(call.name, source, bound)
     return call
 
 
-def check_name(call: Call, kind: str | None = None) -> inspect.Signature | None:
-    """The signature of the function that a call names; None where it is not known before the function is imported.
+def _check_arguments(name: str, source: Source, bound: inspect.BoundArguments) -> None:
+    """OpnormError where an argument has another type than its parameter, or a value that the function refuses."""
+    parameters, given = source.signature.parameters, bound.arguments
+    bound.arguments = {k: v for k, v in given.items() if not _has_call(v)}
+    if why := misfit(bound):
+        raise SpecError(f"{name}(): {why}")
+    values = {k: p.default for k, p in parameters.items()} | given
+    for check in source.checks:
+        if not any(_has_call(given.get(k)) and parameters[k].annotation is not Any for k in check.names):
+            check.carry_out(values)
+
+
+def check_name(call: Call, kind: str | None = None) -> Source | None:
+    """The source of the function that a call names; None where it is not known before the function is imported.
 
     Args:
         call: a call.
@@ -53,14 +64,14 @@ def check_name(call: Call, kind: str | None = None) -> inspect.Signature | None:
     if "." in call.name:
         check_package(call.name)
         return None
-    if not all(map(signatures, [kind] if kind else INSIDE)):
+    if not all(map(sources, [kind] if kind else INSIDE)):
         return None  # the package is installed without its source
-    return choose(call, kind, signatures, lambda signature: signature)
+    return choose(call, kind, sources, lambda source: source.signature)
 
 
 def known_names(kind: str) -> list[str]:
     """The names of a family, as :func:`opnorm.spec.names` gives them, without importing it where its source is there."""
-    return sorted(signatures(kind)) or names(kind)
+    return sorted(sources(kind)) or names(kind)
 
 
 def _has_call(value: Any) -> bool:

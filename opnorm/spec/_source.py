@@ -1,18 +1,22 @@
-"""The signatures of opnorm's registered functions, read from their source: none of their modules, nor torch, is loaded."""
+"""Opnorm's registered functions, read from their source: their signatures and the checks of values they begin with.
+
+None of their modules, nor torch, is loaded.
+"""
 
 import ast
 import functools
+import importlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from inspect import Parameter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from opnorm.errors import SpecError
 from opnorm.spec._registry import FAMILIES
-from opnorm.spec._syntax import parse
+from opnorm.spec._syntax import Call, calls_in, map_calls, parse
 
-__all__ = ["signatures"]
+__all__ = ["Source", "sources"]
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -33,18 +37,52 @@ class Place(NamedTuple):
     file: Path
 
 
-@functools.cache
-def signatures(kind: str) -> dict[str, inspect.Signature]:
-    """The signatures of a family's functions by name, as :func:`inspect.signature` gives them once it is loaded.
+class Check(NamedTuple):
+    """A line ``check_...(...)`` with which a function begins.
 
-    Annotations are types of the call syntax (numbers, texts, None, tuples, sequences, literals, unions of them); any other
-    one is ``Any``. Defaults that are no plain values, such as an attack, are calls.
+    Attributes:
+        call: the line; names in it are calls without arguments.
+        file: where it stands.
+    """
+
+    call: Call
+    file: Path
+
+    @property
+    def names(self) -> set[str]:
+        """The names in it."""
+        return {part.name for part in calls_in(self.call)}
+
+    def carry_out(self, arguments: Mapping[str, Any]) -> None:
+        """Call its function, which is imported, with the arguments of the function that begins with it."""
+
+        def value(named: Call) -> Any:
+            return arguments[named.name] if named.name in arguments else _known(named.name, self.file)
+
+        given = map_calls(self.call, value)
+        _known(self.call.name, self.file)(*given.args, **dict(given.kwargs))
+
+
+class Source(NamedTuple):
+    """What the source says of a registered function.
+
+    Attributes:
+        signature: as :func:`inspect.signature` gives it once the function is loaded. Annotations are types of the call
+            syntax (numbers, texts, None, tuples, sequences, literals, unions of them); any other one is ``Any``. Defaults
+            that are no plain values, such as an attack, are calls.
+        checks: the lines ``check_...(...)`` with which the function begins.
+    """
+
+    signature: inspect.Signature
+    checks: tuple[Check, ...]
+
+
+@functools.cache
+def sources(kind: str) -> dict[str, Source]:
+    """The functions of a family by name; none where the package is installed without its source.
 
     Args:
         kind: a key of ``FAMILIES``.
-
-    Returns:
-        name -> signature; empty where the package is installed without its source.
     """
     found = {}
     _, *parts = FAMILIES[kind].split(".")
@@ -58,7 +96,7 @@ def signatures(kind: str) -> dict[str, inspect.Signature]:
             if isinstance(node, ast.FunctionDef) and any(
                 _registers(d, kind, decorator) for d in node.decorator_list
             ):
-                found[node.name] = _signature(node, file)
+                found[node.name] = _source(node, file)
             elif isinstance(node, ast.Assign) and maker and _called(node.value) == maker:
                 made = next(_functions_inside(maker, _file_of(module)))
                 found |= {target.id: made for target in node.targets if isinstance(target, ast.Name)}
@@ -90,16 +128,28 @@ def _registers(node: ast.expr, kind: str, decorator: str) -> bool:
     return _called(node) == "factory" and ast.unparse(node).endswith(f"factory({kind!r})")
 
 
-def _functions_inside(name: str, file: Path) -> Iterator[inspect.Signature]:
-    """The signatures of the functions that stand in a function of a file."""
+def _functions_inside(name: str, file: Path) -> Iterator[Source]:
+    """The functions that stand in a function of a file."""
     for outer in _tree(file).body:
         if isinstance(outer, ast.FunctionDef) and outer.name == name:
             for inner in outer.body:
                 if isinstance(inner, ast.FunctionDef):
-                    yield _signature(inner, file)
+                    yield _source(inner, file)
 
 
-# ---------------------------------------------------------------- a signature
+# ---------------------------------------------------------------- a function
+
+
+def _source(function: ast.FunctionDef, file: Path) -> Source:
+    return Source(_signature(function, file), tuple(_checks(function, file)))
+
+
+def _checks(function: ast.FunctionDef, file: Path) -> Iterator[Check]:
+    """The checks with which a function begins, below its docstring."""
+    for line in function.body[ast.get_docstring(function) is not None :]:
+        if not isinstance(line, ast.Expr) or not _called(line.value).startswith("check_"):
+            return
+        yield Check(parse(_plain(line.value)), file)
 
 
 def _signature(function: ast.FunctionDef, file: Path) -> inspect.Signature:
@@ -125,12 +175,17 @@ def _value(place: Place) -> Any:
     """The value of a default, where it is one of the call syntax; else what it is called."""
     if isinstance(place.node, ast.Name) and (meaning := _meaning(place.node.id, place.file)):
         return _value(meaning)
-    text = ast.unparse(place.node).replace("math.inf", "inf")
+    text = _plain(place.node)
     try:
         ((_, value),) = parse(f"it(value={text})").kwargs
     except SpecError:
         return text
     return value
+
+
+def _plain(node: ast.expr) -> str:
+    """An expression in the call syntax, in which infinity has a name."""
+    return ast.unparse(node).replace("math.inf", "inf")
 
 
 def _type(place: Place) -> Any:
@@ -160,6 +215,22 @@ def _items(inside: ast.expr) -> list[ast.expr]:
 
 def _is_dots(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value is ...
+
+
+def _known(name: str, file: Path) -> Any:
+    """What a name at the top of a file means: a plain value, or what is imported there from a module of this package.
+
+    Raises:
+        NameError: it is neither.
+    """
+    for node in _tree(file).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("opnorm."):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return getattr(importlib.import_module(str(node.module)), alias.name)
+    if (place := _meaning(name, file)) is None:
+        raise NameError(f"{name} is no value of {file.name} that is known before it is loaded")
+    return _value(place)
 
 
 def _meaning(name: str, file: Path) -> Place | None:

@@ -6,9 +6,10 @@ It asks the papers' question: do large layer norms hurt robustness, and does kee
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from opnorm._core.settings import check_choice, check_count
+from opnorm._core.training_numbers import check_numbers, check_rate
 from opnorm.analyses import margins, norm_table, robust_accuracy
 from opnorm.analyses._shared.points import at_any_radius
 from opnorm.report import (
@@ -115,7 +116,10 @@ def tour(
     Source: of each method, in its own documentation: :mod:`opnorm.objectives`, :mod:`opnorm.regularizers`.
     """
     check_count("seeds", seeds)
-    check_choice("size", size, get_args(Size))
+    check_count("limit", limit, unit="points", optional=True)
+    check_numbers(epochs, batch)
+    check_rate(lr)
+    check_choice("size", size, ("smoke", "laptop"))
     if size == "smoke":
         epochs, limit = 1, 200 if limit is None else min(limit, 200)
     base = Run(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from opnorm._core.batch_norm import batch_norm_scale
 from opnorm._core.derived_weights import weight_of
 from opnorm._core.layers import AVERAGE_POOL, BATCH_NORM, LINEAR_OR_CONV, in_float64, is_standard
-from opnorm._core.settings import check_count, check_number
+from opnorm._core.settings import check_count, check_number, check_positive
 from opnorm.errors import ModelError
 from opnorm.models.modules import Normalize
 from opnorm.norms.spectral.smallest_singular_value import smallest_singular_value
@@ -140,8 +140,7 @@ def generalization_bound(
     Source: Wen, Li & Jia 2020, Theorem 3.1, Eqs. 4 and 5.
     """
     check_number("v_min", v_min, "a finite distance of at least 0", least=0)
-    for name, value in {"gamma": gamma, **covering._asdict()}.items():
-        check_number(name, value, "a finite number above 0", above=0)
+    check_positive(gamma=gamma, **covering._asdict())
     check_count("samples", samples)
     check_number("eta", eta, "a probability in (0, 1)", above=0, below=1)
     *body, head = chain_layers(model, example[:1]) or [ChainLayer("", model, example)]

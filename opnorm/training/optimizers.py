@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from opnorm._core.settings import check_number
-from opnorm.errors import SpecError
+from opnorm._core.settings import check_number, check_shares
+from opnorm._core.training_numbers import check_momentum, check_rate
 from opnorm.spec import factory
 
 __all__ = ["adam", "adamw", "rmsprop", "sgd"]
@@ -21,11 +21,8 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 @factory("optimizer")
 def sgd(lr: float = 0.05, momentum: float = 0.9, nesterov: bool = False) -> MakeOptimizer:
     """Stochastic gradient descent: v ← momentum v + g, W ← W - lr v."""
-    _check(lr, momentum=momentum)
-    if nesterov and momentum == 0:
-        raise SpecError(
-            f"momentum={momentum!r}, nesterov={nesterov!r}: expected a momentum above 0 for nesterov"
-        )
+    check_rate(lr)
+    check_momentum(momentum, nesterov)
     return lambda parameters: torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov)
 
 
@@ -35,7 +32,8 @@ def adam(lr: float = 1e-3, beta1: float = 0.9, beta2: float = 0.999, eps: float 
 
     Source: Kingma & Ba 2015, Algorithm 1.
     """
-    _check(lr, beta1=beta1, beta2=beta2)
+    check_rate(lr)
+    check_shares(beta1=beta1, beta2=beta2)
     check_number("eps", eps, "a number above 0", above=0)
     return lambda parameters: torch.optim.Adam(parameters, lr=lr, betas=(beta1, beta2), eps=eps)
 
@@ -48,7 +46,8 @@ def adamw(
 
     Source: Loshchilov & Hutter 2019, Algorithm 2.
     """
-    _check(lr, beta1=beta1, beta2=beta2)
+    check_rate(lr)
+    check_shares(beta1=beta1, beta2=beta2)
     check_number("weight_decay", weight_decay, "a strength of at least 0", least=0)
     check_number("eps", eps, "a number above 0", above=0)
     return lambda parameters: torch.optim.AdamW(
@@ -62,12 +61,7 @@ def rmsprop(lr: float = 1e-2, alpha: float = 0.99, momentum: float = 0.0, eps: f
 
     Source: Tieleman & Hinton 2012, lecture 6.5.
     """
-    _check(lr, alpha=alpha, momentum=momentum)
+    check_rate(lr)
+    check_shares(alpha=alpha, momentum=momentum)
     check_number("eps", eps, "a number above 0", above=0)
     return lambda parameters: torch.optim.RMSprop(parameters, lr=lr, alpha=alpha, momentum=momentum, eps=eps)
-
-
-def _check(lr: float, **shares: float) -> None:
-    check_number("lr", lr, "a learning rate above 0", above=0)
-    for name, share in shares.items():
-        check_number(name, share, "a number in [0, 1)", least=0, below=1)

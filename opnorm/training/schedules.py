@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
-from opnorm.errors import SpecError
+from opnorm._core.training_numbers import check_milestones, check_warmup
 from opnorm.spec import factory
 
 __all__ = ["constant", "cosine", "step"]
@@ -25,8 +25,7 @@ def cosine(warmup: float = 0.0) -> Schedule:
     Raises:
         SpecError: a negative warm-up.
     """
-    if not 0 <= warmup < math.inf:
-        raise SpecError(f"warmup={warmup!r}: expected a number of epochs of at least 0")
+    check_warmup(warmup)
 
     def factor(done: float, epochs: int) -> float:
         if done < warmup:
@@ -43,9 +42,5 @@ def step(milestones: Sequence[int] = (75, 90, 100), gamma: float = 0.1) -> Sched
     Raises:
         SpecError: milestones that do not rise, or a gamma that is not positive.
     """
-    whole = isinstance(milestones, tuple | list) and all(isinstance(m, int) for m in milestones)
-    if not whole or list(milestones) != sorted(set(milestones)) or not 0 < gamma < math.inf:
-        raise SpecError(
-            f"milestones={milestones!r}, gamma={gamma!r}: expected rising whole epochs and a factor above 0"
-        )
+    check_milestones(milestones, gamma)
     return lambda done, epochs: gamma ** sum(done >= m for m in milestones)

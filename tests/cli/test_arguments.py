@@ -139,21 +139,38 @@ separation digitz                             | unknown data set 'digitz'; did y
 separation --norm 3                           | norm=3: expected 1, 2 or inf
 push nope --repo a/b                          | nope is no run in runs
 doctor x                                      | 'x' is too much: opnorm doctor takes options only
+norms mlp() --relative-width -1               | relative_width=-1: expected a number above 0
+attack KEY --norm 3                           | norm=3: expected 1, 2 or inf; pgd and fgsm, and training on them
+attack KEY --eps 8                            | did you mean 8/255\\?
+attack KEY --attack 'pgd(norm=0.5)'           | norm=0.5: expected a number from 1 on
+attack KEY --attack 'pgd(steps=-1)' --eps 0.1 | steps=-1: expected a whole number, at least 0
+attack KEY --attack 'autoattack(batch=0)'     | batch=0: expected a whole number, at least 1
+attack KEY --attack 'fab()' --norm 3          | norm=3: expected 1, 2 or inf
+train --objective 'pgd_at(norm=0.5)'          | norm=0.5: expected a number from 1 on
+train --objective 'trades(beta=-1)'           | beta=-1: expected a weight of at least 0
+train --optimizer 'sgd(lr=-1)'                | lr=-1: expected a learning rate above 0
+train --schedule 'step(milestones=(3, 2))'    | milestones=\\(3, 2\\), gamma=0.1: expected rising whole epochs
+train --regularizers 'norm_decay(1, form="x")' | form='x': expected 'algorithm' or 'code'
+train --augment 'flip(p=50)'                  | p=50: expected a probability in \\[0, 1\\]; likely cause: a percentage
+train --model 'resnet(depth=21)'              | depth=21: expected 6 n \\+ 2, such as 20
+train --model 'cnn(width=-2)'                 | width=-2: expected a whole number, at least 1
+train --data 'parquet("images", size=0)'      | size=0: expected a whole number of pixels
+train --analyses 'margins(split="valid")'     | split='valid': expected 'train' or 'test'
+norms 'cnn(depth=0)'                          | depth=0: expected a whole number, at least 1
+analyze KEY --what 'robust_accuracy(eps=(3,))'   | eps=3 is larger than the whole range .*did you mean 3/255\\?
+analyze KEY --what 'norm_table(ords=())'      | ords=\\(\\): expected several orders
+study tour --seeds 0                          | seeds=0: expected a whole number, at least 1
+study 'tour(lr=0)'                            | lr=0: expected a learning rate above 0
 """
 LATER = """
-norms mlp() --relative-width -1               | relative_width=-1: expected a number above 0
 norms mlp() --layers nope                     | no layer matches 'nope'; there are 0, 1
 norms 'cnn(width=2)' --ord inf --against junk.json   | --against junk.json: '\\{\\.\\.\\. is broken'\\.\\.\\.: expected
 norms 'torch.nn.Linear(3)' --input 3          | missing a required argument: 'out_features'
 norms junk.safetensors                        | junk.safetensors cannot be read as weights: .*truncated
 train --device cuda:99                        | --device cuda:99: torch finds .*; expected one that this machine
 train --device mps:7                          | --device mps:7: torch finds .* MPS device.*; expected one that
-attack KEY --norm 3                           | norm=3: expected 1, 2 or inf; pgd and fgsm, and training on them
-train --objective 'pgd_at(norm=0.5)'          | norm=0.5: expected a number from 1 on
-train --optimizer 'sgd(lr=-1)'                | lr=-1: expected a learning rate above 0
 train --data 'folder("images")'               | train/a/x.png: the file cannot be decoded \\(no image of a known format\\)
 train --out text.txt                          | cannot write in text.txt: Not a directory
-attack KEY --eps 8                            | did you mean 8/255\\?
 export KEY --to text.txt                      | text.txt is no folder to write to
 """
 """What only torch, a function, or a file's content says."""

@@ -14,7 +14,6 @@ from opnorm._core.kept_parts import in_parts, kept
 from opnorm._core.layers import in_float64, plain_copy
 from opnorm._core.modes import evaluating
 from opnorm._core.outputs import output_of
-from opnorm._core.settings import check_count, check_seed, is_number
 from opnorm.attacks import Attack, pgd
 from opnorm.attacks._checks import check_logits
 from opnorm.data import Dataset, Split
@@ -32,7 +31,6 @@ __all__ = [
     "attacked_at_once",
     "batches",
     "by_rank",
-    "check_points",
     "clean_cells",
     "correct_after",
     "correct_points",
@@ -81,21 +79,9 @@ def at_any_radius(call: str) -> str:
     return re.sub(r"\beps=[^,)]*(, )?", "", call)
 
 
-def check_points(points: int | None, seed: int = 0) -> None:
-    """SpecError unless it is a whole number of at least 1, or None for all points, and the seed a whole number."""
-    if points is not None:
-        check_count("points", points)
-    check_seed(seed)
-
-
-def amounts(name: str, values: float | Sequence[float], zero: bool = True) -> list[float]:
-    """Numbers from 0 on (or above 0), the smallest first; SpecError for anything else, and for none."""
-    many = list(values) if isinstance(values, Sequence) else [values]
-    if not many or not all(is_number(v) and (v > 0 or (zero and v == 0)) for v in many):
-        raise SpecError(
-            f"{name}={values!r}: expected one or more numbers {'from 0 on' if zero else 'above 0'}"
-        )
-    return sorted(set(many))
+def amounts(values: float | Sequence[float]) -> list[float]:
+    """Numbers, or one, without repetitions, the smallest first."""
+    return sorted({*values} if isinstance(values, Sequence) else {values})
 
 
 def first(data: Dataset, points: int | None) -> Split:

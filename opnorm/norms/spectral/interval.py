@@ -33,8 +33,8 @@ from opnorm._core.layers import (
 )
 from opnorm._core.linear_map import LinearMap, linear_map
 from opnorm._core.modes import in_default_modes
+from opnorm._core.orders import check_interval
 from opnorm._core.rounding import PRODUCT
-from opnorm._core.settings import check_number
 from opnorm.errors import NormError
 from opnorm.norms.exact.by_layer import l1, linf
 from opnorm.norms.exact.separable import SEPARABLE
@@ -52,7 +52,6 @@ from opnorm.norms.spectral.padded_convolution import inner_bound, is_block_circu
 from opnorm.norms.spectral.upper_bound import certify
 
 __all__ = [
-    "check_interval",
     "polyphase_of",
     "spectral_norm",
     "sqrt_of_l1_linf",
@@ -133,13 +132,6 @@ def _length(layer: nn.Module, linear: LinearMap) -> Tensor:
     if is_standard(inner, *WEIGHTED):
         return lp.lp_norm(weight_of(inner).detach().double().reshape(1, -1), 2)
     return lp.lp_norm(linear @ random_start(linear, 0), 2)
-
-
-def check_interval(relative_width: float = 5e-3, failure_probability: float = 0.0) -> None:
-    """NormError unless such an interval can be asked for."""
-    check_number("relative_width", relative_width, "a number above 0", above=0, error=NormError)
-    expected = "a probability in [0, 1)"
-    check_number("failure_probability", failure_probability, expected, least=0, below=1, error=NormError)
 
 
 def _convolution(linear: LinearMap, t: Polyphase, relative_width: float, effort: int) -> Norm:

@@ -43,8 +43,7 @@ class Setting:
 
     def __post_init__(self) -> None:
         check_choice("size", self.size, SIZES)
-        if self.seeds is not None:
-            check_count("seeds", self.seeds)
+        check_count("seeds", self.seeds, optional=True)
 
     def pick(self, smoke: Any, laptop: Any, paper: Any) -> Any:
         """The value for this size."""
@@ -205,6 +204,8 @@ def study_of(paper: Paper) -> Callable[..., Study]:
         limit: int | None = None,
         only: str | None = None,
     ) -> Study:
+        check_count("seeds", seeds, optional=True)
+        check_count("limit", limit, unit="points", optional=True)
         return paper.study(part, Setting(size, seeds, data, limit, only))
 
     study.__name__ = study.__qualname__ = paper.name
