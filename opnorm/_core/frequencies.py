@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["half_grid"]
+__all__ = ["between", "half_grid"]
 
 
 def half_grid(sizes: Sequence[int], phase: Sequence[float] | float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -24,3 +24,14 @@ def half_grid(sizes: Sequence[int], phase: Sequence[float] | float = 0.0) -> tup
     first = rank <= of_mirror
     omega = (places[first] + shift) * 2 * math.pi / size
     return omega, np.where(rank < of_mirror, 2, 1)[first]
+
+
+def between(degree: Sequence[float], size: Sequence[int]) -> float:
+    """The symbol's norm between the points of a grid over that on it, at most: 1 / ∏ cos(π degree / size).
+
+    Infinite where the grid is too coarse.
+
+    Source: M. Riesz's inequality for trigonometric polynomials, applied to uᴴ A(ω) v.
+    """
+    rises = [math.cos(math.pi * d / n) if 2 * d < n else 0.0 for d, n in zip(degree, size, strict=True)]
+    return 1 / product if (product := math.prod(rises)) else math.inf

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from opnorm._core.argument_checks import as_shape, check_tensor
 from opnorm._core.derived_weights import weight_of
-from opnorm._core.frequencies import half_grid
+from opnorm._core.frequencies import between, half_grid
 from opnorm._core.layers import CONV, LINEAR_OR_CONV, Shape, check_weights, plain_copy
 from opnorm._core.linear_map import linear_map
 from opnorm._core.lp import dual, lp_norm, power_of_two
@@ -163,17 +163,6 @@ def _by_squaring(t: Polyphase, points: np.ndarray, steps: int) -> float:
                     G = G @ G
             best = max(best, float(log.max()))
     return math.exp(best / 2) * float(unit)
-
-
-def between(degree: tuple[float, ...], size: Shape) -> float:
-    """The symbol's norm between the points of a grid over that on it, at most: 1 / ∏ cos(π degree / size).
-
-    Infinite where the grid is too coarse.
-
-    Source: M. Riesz's inequality for trigonometric polynomials, applied to uᴴ A(ω) v.
-    """
-    rises = [math.cos(math.pi * d / n) if 2 * d < n else 0.0 for d, n in zip(degree, size, strict=True)]
-    return 1 / product if (product := math.prod(rises)) else math.inf
 
 
 def _frequencies(size: Shape, t: Polyphase, phase: float = 0.0) -> np.ndarray:

@@ -26,6 +26,7 @@ from opnorm._core.linear_map import LinearMap, convolution_map
 __all__ = ["Gram", "Polyphase", "gram", "polyphase"]
 
 FEWER = 6  # of real products, that take less time than one frequency of the grid
+GATHERED = 5e4  # coefficients that are copied in the time in which one more group begins
 CHUNK_BYTES = 4e6  # of the symbols from which the Gram symbol is made at once
 
 
@@ -190,6 +191,11 @@ class Gram:
             return torch.complex(
                 torch.tensordot(cos, self.even[group], 1), torch.tensordot(sin, self.odd[group], 1)
             )
+        order = np.argsort(groups, kind="stable")
+        starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+        if len(starts) * GATHERED < len(groups) * self.even[0].numel():
+            parts = [self.at(omega[some], int(groups[some[0]])) for some in np.split(order, starts[1:])]
+            return torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(self.even.device)]
         which = torch.from_numpy(groups).to(self.even.device)
         real, imag = (
             torch.bmm(waves[:, None], H[which].flatten(2)).view(-1, self.n, self.n)
@@ -230,6 +236,10 @@ def gram(t: Polyphase) -> Gram:
     even = A.new_zeros(len(A), len(deltas), A.shape[-1], A.shape[-1])
     if len(t.offsets) * (len(t.offsets) + 1) <= FEWER * len(grid):
         return _by_pairs(t.offsets, A, deltas * steps, even)
+    at_once = max(1, int(CHUNK_BYTES / (16 * len(grid) * A[0, 0].numel())))
+    if len(A) > at_once:
+        parts = [gram(replace(t, matrices=some)) for some in t.matrices.split(at_once)]
+        return Gram(deltas * steps, torch.cat([p.even for p in parts]), torch.cat([p.odd for p in parts]))
     odd = torch.zeros_like(even)
     step = max(1, int(CHUNK_BYTES / (16 * A[:, 0].numel())))
     for i in range(0, len(grid), step):

@@ -1,14 +1,12 @@
 """Of a convolution of many groups, those that may have the largest norm.
 
-The norm is the largest of the groups' norms. A bound of each is quick to get at many frequencies at once: the largest
-eigenvalue of a Hermitian matrix (n x n) with mean eigenvalue m = tr G / n is at most
+The norm is the largest of the groups' norms, and a group whose norm is below what another one attains needs no search of its
+own. That is proved for all groups in one batch, on a grid of N points an axis: if
 
-    m + sqrt((n - 1) (‖G‖_F² / n - m²)),
+    ‖A(ω)‖ ≤ θ ∏_axes cos(π degree / N)  at every point,
 
-with equality for n = 1 and 2. The groups whose bound is below what another one attains need no search of their own. The
-grid gets finer, for those that are left, as in ``upper_bound.py``.
-
-Source: Wolkowicz & Styan 1980, Theorem 2.1.
+then ‖A(ω)‖ ≤ θ everywhere (M. Riesz, one axis after the other; see ``upper_bound.py``). From each grid to the next finer one
+fewer groups are left. The lower bound grows at the points that exceed it.
 """
 
 import math
@@ -17,21 +15,27 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from opnorm._core.frequencies import half_grid
-from opnorm._core.rounding import PRODUCT, unit_roundoff
-from opnorm.norms.spectral.frequency_response import Gram, Polyphase, gram
-from opnorm.norms.spectral.symbol_search import SymbolSearch
+from opnorm._core.frequencies import between, half_grid
+from opnorm._core.rounding import PRODUCT
+from opnorm.norms.spectral.frequency_response import Polyphase, gram
+from opnorm.norms.spectral.positive_definite import DOUBLE, SINGLE
+from opnorm.norms.spectral.symbol_search import SymbolSearch, every_group
 
 __all__ = ["leading_groups"]
 
 FEW = 4  # fewer groups are searched together
-ETAS = 0.7, 0.3, 0.12  # of the cells of the grids: the cosine is 0.76, 0.955, 0.993
+FIRST = 3  # points an axis, at which all groups are compared for a first lower bound
+HALF_WIDTHS = (
+    0.35,
+    0.22,
+    0.13,
+    0.05,
+)  # of cells, in units of the symbol's change: cos² is 0.88, 0.95, 0.983, 0.9975
 LAST_WORK = 2e7  # most entries of the matrices on the finest grid
 ENTRIES = 5e5  # of the matrices that are made at once
-SMALL = 4  # channels, up to which the matrices are not squared
-TRIES = 3  # groups whose norm is bounded from below, on one grid
+TRIES = 50  # points at which ‖A(ω)‖ is estimated, before those are sought that exceed it
+ROUGH = 1e-3  # of θ²: where single precision may err by more than this, it is not tried
 
 
 def leading_groups(t: Polyphase, relative_width: float) -> tuple[Polyphase, float, float]:
@@ -41,73 +45,81 @@ def leading_groups(t: Polyphase, relative_width: float) -> tuple[Polyphase, floa
         t: the convolution, with weights whose squares are in range.
         relative_width: groups may be left out if their norms exceed the largest one by no more than this, relatively.
     """
-    count = len(t.matrices)
     largest = float(t.matrices.abs().max())
-    if count < FEW or largest == 0:
+    if len(t.matrices) < FEW or largest == 0:
         return t, 0.0, 0.0
+    # a blur, for one, has the same filter in every channel
+    t = replace(t, matrices=t.matrices.unique(dim=0))
+    count = len(t.matrices)
     unit = math.ldexp(1.0, math.frexp(largest)[1])
     scaled = replace(t, matrices=t.matrices / unit)
     s = SymbolSearch(scaled, gram(scaled), relative_width)
-    left, rest = np.arange(count), 0.0
-    for points, factor in _grids(t, s.g.n):
-        if factor > 0.99 and len(left) * len(points) * s.g.n**2 > LAST_WORK:
+    first = half_grid([FIRST if d else 1 for d in t.degree])[0]
+    value, omega, leader = s.estimate(*every_group(first, count), SINGLE, 6)
+    s.improve(value, omega, leader)
+    left, rest, tried = np.arange(count), 0.0, [leader]
+    for size, factor, last in _grids(t):
+        points = half_grid(size)[0]
+        if len(left) == 1 or (last and factor > 1 and len(left) * len(points) * s.g.n**2 > LAST_WORK):
             break
-        tops, places = _tops(s.g, left, points)
-        rounding = np.array(s.test.rounding(torch.complex128, s.g.n * tops))
-        bounds = np.sqrt(tops + rounding) / factor * (1 + PRODUCT)
-        for at in np.argsort(-tops)[:TRIES]:
-            s.improve(math.sqrt(tops[at]), points[places[at]], int(left[at]))
-        keep = bounds > s.target()
-        keep[bounds.argmax()] = True
-        rest = max(rest, float(bounds[~keep].max(initial=0.0)))
-        left = left[keep]
-        if len(left) == 1:
-            break
-    return replace(t, matrices=t.matrices[left]), s.lower * unit, rest * unit
+        high = _exceeding(s, left, points, s.lower / factor)
+        while len(new := np.argwhere(high & ~np.isin(left, tried)[:, None])):
+            value, omega, group = _highest(s, points[new[:, 1]], left[new[:, 0]])
+            tried.append(group)
+            if not s.improve(value, omega, group):
+                break
+            # of what exceeded the bound that was smaller, some does not exceed the new one
+            leader, (which, where) = group, high.nonzero()
+            theta2 = np.full(len(which), (s.lower / factor) ** 2)
+            still = s.test.exceeding(points[where], left[which], theta2)
+            high[:] = False
+            high[which[still], where[still]] = True
+        left, rest = left[high.any(1)], s.lower
+        if last and len(left) > 1:
+            high = _exceeding(s, left, points, s.target() / factor)
+            keep = high.any(1) | (left == leader)
+            left, rest = left[keep], s.lower if keep.all() else s.target()
+    return replace(t, matrices=t.matrices[left]), s.lower * unit, rest * unit * (1 + PRODUCT)
 
 
-def _grids(t: Polyphase, n: int) -> Iterator[tuple[np.ndarray, float]]:
-    """Frequencies, and by which factor the largest norm at one of them may be below that of the convolution."""
-    degree = np.array(t.degree)
+def _highest(s: SymbolSearch, omega: np.ndarray, groups: np.ndarray) -> tuple[float, np.ndarray, int]:
+    """About the largest ‖A(ω)‖ among some points, its frequency and group: most points are only shown to be below it."""
+    best, left = (0.0, omega[0], int(groups[0])), np.random.default_rng(0).permutation(len(omega))
+    while len(left):
+        some, left = left[:TRIES], left[TRIES:]
+        best = max(best, s.estimate(omega[some], groups[some], SINGLE), key=lambda found: found[0])
+        left = left[s.test.exceeding(omega[left], groups[left], np.full(len(left), best[0] ** 2))]
+    return best
+
+
+def _grids(t: Polyphase) -> Iterator[tuple[tuple[int, ...], float, bool]]:
+    """Grids, by which factor the largest norm may be above that on the grid, and whether no finer one follows."""
     period = tuple(N if d else 1 for N, d in zip(t.period(), t.degree, strict=True))
-    for eta in ETAS:
-        cells = tuple(max(1, math.ceil(math.pi * d * (degree > 0).sum() / eta)) for d in t.degree)
-        if math.prod(period) <= math.prod(cells):
-            yield half_grid(period)[0], 1.0
+    for half_width in HALF_WIDTHS:
+        size = tuple(max(1, math.ceil(math.pi * d / half_width)) for d in t.degree)
+        if math.prod(period) <= math.prod(size):
+            yield period, 1.0, True
             return
-        yield half_grid(cells)[0], math.cos(float((math.pi * degree / cells).sum()))
+        yield size, between(t.degree, size), half_width == HALF_WIDTHS[-1]
 
 
-def _tops(g: Gram, groups: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The largest bound of λ_max(G(ω)) of each group on all points, and at which: (groups,) and (groups,)."""
-    even, odd = (H[torch.from_numpy(groups)].movedim(0, 1).flatten(1) for H in (g.even, g.odd))
-    best = np.zeros(len(groups))
-    where = np.zeros(len(groups), dtype=int)
-    size = max(1, int(ENTRIES / even.shape[1]))
-    for first in range(0, len(points), size):
-        angles = torch.from_numpy(points[first : first + size] @ g.offsets.T).to(even.device)
-        bounds = _bound(
-            *((w @ H).unflatten(1, (-1, g.n, g.n)) for w, H in ((angles.cos(), even), (angles.sin(), odd)))
-        )
-        values, places = (x.cpu().numpy() for x in bounds.max(0))
-        where = np.where(values > best, places + first, where)
-        best = np.maximum(best, values)
-    return best, where
-
-
-def _bound(real: Tensor, imag: Tensor) -> Tensor:
-    """The bound of Hermitian matrices (..., n, n) by their real and imaginary parts; of larger ones by that of G²."""
-    n = real.shape[-1]
-    squares = (real.square().sum((-2, -1)) + imag.square().sum((-2, -1))) / n
-    if n <= SMALL:
-        return _of_moments(real.diagonal(dim1=-2, dim2=-1).sum(-1) / n, squares, n)
-    G = torch.complex(real, imag)
-    fourth = torch.view_as_real(G @ G).square().sum((-3, -2, -1)) / n
-    return _of_moments(squares, fourth, n).sqrt()
-
-
-def _of_moments(mean: Tensor, squares: Tensor, n: int) -> Tensor:
-    """At most so large is the largest of n numbers with this mean and mean of squares, rounding included."""
-    # of sums of n² products, and of products of matrices
-    error = 16 * (n**2 + 2) * unit_roundoff(torch.float64) * squares
-    return mean + ((n - 1) * ((squares - mean.square()).clamp(min=0) + error)).sqrt()
+def _exceeding(s: SymbolSearch, groups: np.ndarray, points: np.ndarray, theta: float) -> np.ndarray:
+    """Where ‖A(ω)‖ ≤ θ is not proved: of some groups at all points, (groups, points)."""
+    n, square = s.g.n, theta**2
+    error = {dtype: float(s.test.rounding(dtype, n * square)) for dtype in (SINGLE, DOUBLE)}
+    dtype = SINGLE if error[SINGLE] <= ROUGH * square else DOUBLE
+    g = s.test.gram(dtype)
+    angles = torch.from_numpy(points @ g.offsets.T).to(g.even.device)
+    at_once = max(1, int(ENTRIES / (len(points) * n**2)))
+    step = max(1, int(ENTRIES / (at_once * n**2)))
+    waves = [(some.cos().to(g.even.dtype), some.sin().to(g.even.dtype)) for some in angles.split(step)]
+    rows = []
+    for some in torch.from_numpy(groups).to(g.even.device).split(at_once):
+        even, odd = (H[some].movedim(0, 1).flatten(1) for H in (g.even, g.odd))
+        parts = []
+        for cos, sin in waves:
+            M = torch.complex(cos @ even, sin @ odd).neg_().unflatten(1, (-1, n, n))
+            M.diagonal(dim1=-2, dim2=-1).add_(square - error[dtype])
+            parts.append(torch.linalg.cholesky_ex(M).info != 0)
+        rows.append(torch.cat(parts).T)
+    return torch.cat(rows).cpu().numpy()

@@ -14,6 +14,7 @@ from opnorm.norms.spectral.positive_definite import DOUBLE, SINGLE, CholeskyTest
 __all__ = ["SymbolSearch", "every_group"]
 
 CHUNK_BYTES = 16e6  # the matrices that are tested between two uses of the results
+SMALL = 32  # channels, up to which all eigenvalues are quicker than an iteration
 FIRST_FREQUENCIES = 8  # at random, in addition to the corners of the plane
 
 
@@ -84,7 +85,7 @@ class SymbolSearch:
         """About the largest ‖A(ω)‖ among some points, never above it but for rounding, its frequency and group."""
         chunks = self.chunks(len(omega))
         g = self.test.gram(dtype)
-        tops = [top_vectors(g.at(omega[c], groups[c]), 1, steps)[1][:, 0] for c in chunks]
+        tops = [_top_values(g.at(omega[c], groups[c]), steps) for c in chunks]
         return _top(torch.cat(tops), omega, groups)
 
     # ------------------------------------------------------------ from below
@@ -162,6 +163,12 @@ def _around(moving: np.ndarray, far: int) -> np.ndarray:
     return np.array(sorted(every, key=lambda place: any(place)))
 
 
+def _top_values(G: Tensor, steps: int) -> Tensor:
+    """The top eigenvalues (F,) of Hermitian matrices (F, n, n), as from :func:`top_vectors`."""
+    small = G.shape[-1] <= max(SMALL, 2 * steps)
+    return torch.linalg.eigvalsh(G)[:, -1] if small else top_vectors(G, 1, steps)[1][:, 0]
+
+
 def top_vectors(G: Tensor, count: int, steps: int, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Top eigenvectors (F, n, count) and values (F, count) of Hermitian matrices (F, n, n).
 
@@ -170,7 +177,7 @@ def top_vectors(G: Tensor, count: int, steps: int, start: Tensor | None = None) 
     """
     n = G.shape[-1]
     count = min(count, n)
-    if n <= max(32, 2 * steps):
+    if n <= max(SMALL, 2 * steps):
         values, vectors = torch.linalg.eigh(G)
         return vectors.flip(-1)[..., :count], values.flip(-1)[..., :count]
     if start is None:
