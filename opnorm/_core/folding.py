@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from opnorm._core.layers import BATCH_NORM, LINEAR_OR_CONV
 
-__all__ = ["foldable"]
+__all__ = ["Uses", "foldable"]
 
 
 def foldable(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
@@ -23,7 +23,7 @@ def foldable(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
     calls: Counter[nn.Module] = Counter()
     outputs: dict[int, tuple[nn.Module, Tensor]] = {}
     inputs_of: dict[nn.Module, int] = {}
-    uses = _Uses()
+    uses = Uses()
 
     def after_layer(layer: nn.Module, inputs: Any, out: Tensor) -> None:
         if layer in names:  # not a copy that the network makes of it while it runs
@@ -50,7 +50,7 @@ def foldable(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
     ]
 
 
-class _Uses(TorchFunctionMode):
+class Uses(TorchFunctionMode):
     """The number of operations that take a tensor and return tensors (reading a shape does not count), by tensor id."""
 
     def __init__(self) -> None:

@@ -12,8 +12,10 @@ from opnorm._core.attack_settings import check_settings
 from opnorm._core.modes import Mode
 from opnorm._core.outputs import output_of
 from opnorm._core.random import GOLDEN, uniform
+from opnorm._core.surrogate import Surrogate
 from opnorm.attacks._batching import SearchAttack
 from opnorm.attacks._extrapolation import Extrapolation
+from opnorm.attacks._local_forward import LocalForward, local_forward
 from opnorm.attacks._pgd import Attack
 from opnorm.attacks._rows import column, select, where
 from opnorm.attacks._search import Batch, Response, Search, State
@@ -35,6 +37,9 @@ FULL = 64
 
 RARE = 32
 """One in so many of the queries made so far is evaluated at a time: the later, the fewer succeed."""
+
+SMALL = 3
+"""Windows that are so many times smaller than the image change the values of the first layers at few places."""
 
 
 @factory("attack")
@@ -115,6 +120,7 @@ class Square(Search[SquareState]):
 
     def __post_init__(self) -> None:
         self.extrapolation = Extrapolation(self.steps, self.patience)
+        self.local: tuple[nn.Module, LocalForward | None] | None = None
 
     def start(self, batch: Batch) -> SquareState:
         """Stripes, or a grid of bumps."""
@@ -146,7 +152,7 @@ class Square(Search[SquareState]):
         every = batch if ahead == 1 else select(batch, row)
         with torch.no_grad():
             z = self.proposal(every, state.best[row], state.k[row] + turn)
-            logits = wide(output_of(model, z))
+            logits = wide(self._logits(model, state, row, z))
         loss = margin(logits, every.y)
         if ahead == 1:
             state.z = z
@@ -161,6 +167,17 @@ class Square(Search[SquareState]):
         chosen = place[last, own]
         state.z, state.k = z[chosen], state.k + last
         return Response(logits[chosen], loss[chosen], None, len(z))
+
+    def _logits(self, model: nn.Module, state: SquareState, row: Tensor, z: Tensor) -> Tensor:
+        """Of proposals z for some rows, which differ from their best points within a window."""
+        if self.norm != math.inf or z.ndim != 4 or not isinstance(model, Surrogate):
+            return output_of(model, z)
+        if self.local is None or self.local[0] is not model:
+            self.local = model, local_forward(model, z[:2])
+        local, sizes = self.local[1], z.shape[2:]
+        if local is None or SMALL * int(self.side(state.k, sizes).max()) > min(sizes):
+            return output_of(model, z)
+        return local(state.best, row, z)
 
     def proposal(self, batch: Batch, best: Tensor, k: Tensor) -> Tensor:
         """The point of query k (R,); the first one is where the search begins."""
