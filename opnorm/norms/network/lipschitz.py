@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from opnorm._core.layers import changed_by_hooks, check_weights, missing_values, unwrap
 from opnorm._core.modes import evaluating, in_default_modes
+from opnorm._core.orders import check_ords
 from opnorm._core.rounding import PRODUCT
 from opnorm.errors import BoundError, NormError
 from opnorm.norms import display
-from opnorm.norms._operator_norm import check_ords, norm_of
+from opnorm.norms._operator_norm import norm_of
 from opnorm.norms.layer_table import measure
 from opnorm.norms.network.graph import (
     attributes_restored,
@@ -117,41 +118,33 @@ def lipschitz_bounds(
     model: nn.Module, example: Example, ords: Iterable[float], *, table: NormTable | None = None
 ) -> dict[float, NetworkBound]:
     """:func:`lipschitz_bound` for each of several orders; what does not depend on the order is found once."""
-    found = {}
-    mixed: list[bool] = []
-    for ord in ords:
+    for ord in (ords := list(ords)):
         check_ords([ord])
         if isinstance(ord, tuple | str):
             raise NormError(
                 f"ord={ord!r}: bounds along the graph are from ℓp to ℓp; expected 1, 2 or math.inf"
             )
-        nodes: list[NodeBound] = []
-        value: float | None
-        why = ""
-        try:
-            value = _propagated(unwrap(model), example, _Request(ord, table, nodes, mixed))
-        except BoundError as e:
-            value = _of_matrix(model, example, ord)
-            why = str(e) if value is None else ""
-        found[ord] = NetworkBound(value, why, tuple(nodes))
+    nodes: dict[float, list[NodeBound]] = {ord: [] for ord in ords}
+    try:
+        values = _propagated(unwrap(model), example, table, nodes)
+    except BoundError as e:
+        values = dict.fromkeys(nodes, str(e))
+    found = {}
+    for ord, value in values.items():
+        why = value if isinstance(value, str) else ""
+        known = _of_matrix(model, example, ord) if isinstance(value, str) else value
+        found[ord] = NetworkBound(known, why if known is None else "", tuple(nodes[ord]))
     return found
 
 
-class _Request(NamedTuple):
-    """An order, the table of norms, and what is filled in.
+def _propagated(
+    model: nn.Module, example: Example, table: NormTable | None, nodes: dict[float, list[NodeBound]]
+) -> dict[float, float | str]:
+    """The bound of each order, or why it is not known; ``nodes``, by order, are filled in.
 
-    Attributes:
-        nodes: of the graph, with their bounds.
-        mixed: whether an output depends on several points of a batch, once that is known.
+    Raises:
+        BoundError: no order's is known.
     """
-
-    ord: float
-    table: NormTable | None
-    nodes: list[NodeBound]
-    mixed: list[bool]
-
-
-def _propagated(model: nn.Module, example: Example, of: _Request) -> float:
     for name, t in (*model.named_parameters(), *model.named_buffers()):
         if reason := missing_values(t):
             raise BoundError(f"{name} {reason}")
@@ -161,9 +154,10 @@ def _propagated(model: nn.Module, example: Example, of: _Request) -> float:
         # the graph of a layer itself would not show the hooks that compute its weight
         model = nn.Sequential(model)
     other_numbers = functools.partial(shifted, seed=1)  # than those that the graph is recorded with
+    found: dict[float, float | str] = {}
     with attributes_restored(model), evaluating(model):
         forward = forward_graph(model, example)
-        interpreter = BoundInterpreter(forward, of.ord, _known_factors(model, of.table), of.nodes)
+        factors = _known_factors(model, table)
         with no_random_numbers(), eagerly():
             args, kwargs = (map_tensors(v, other_numbers) for v in arguments(model, example))
             try:
@@ -171,16 +165,27 @@ def _propagated(model: nn.Module, example: Example, of: _Request) -> float:
             except Exception as e:  # whatever the user's own network raises
                 trace(model, example)  # raises if the model itself does not take the example
                 raise BoundError(f"its forward fails for other numbers: {first_line(e)}") from e
-            result = interpreter.run(*map(other_numbers, forward.inputs))
-            if not of.mixed:
-                of.mixed.append(mixes_points(model, *arguments(model, example)))
-    if not same_output(result, output):
+            for ord, of_order in nodes.items():
+                interpreter = BoundInterpreter(forward, ord, factors, of_order)
+                try:
+                    with attributes_restored(model):
+                        result = interpreter.run(*map(other_numbers, forward.inputs))
+                    found[ord] = _bound_of(interpreter, same_output(result, output))
+                except BoundError as e:
+                    found[ord] = str(e)
+            known = any(not isinstance(value, str) for value in found.values())
+            if known and mixes_points(model, *arguments(model, example)):
+                raise BoundError(
+                    "an output depends on several points of a batch; its first axis is taken for the batch"
+                )
+    return found
+
+
+def _bound_of(interpreter: BoundInterpreter, same: bool) -> float:
+    """The bound of the output, with its rounding; ``same``: whether the graph gave the output of the model."""
+    if not same:
         raise BoundError("its graph gives another output than the model: control flow by the data?")
-    value = interpreter.output_bound() * (1 + PRODUCT * (1 + len(forward.graph.nodes)))
-    if of.mixed[0]:
-        raise BoundError(
-            "an output depends on several points of a batch; its first axis is taken for the batch"
-        )
+    value = interpreter.output_bound() * (1 + PRODUCT * (1 + len(interpreter.graph.nodes)))
     if not math.isfinite(value):
         raise BoundError("the product of the norms is too large for a number")
     return value

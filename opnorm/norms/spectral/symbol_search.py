@@ -59,7 +59,7 @@ class SymbolSearch:
 
     def portions(self, count: int) -> list[np.ndarray]:
         """The numbers below ``count``, in random order, so that some near the peak come early; a chunk at a time."""
-        order = np.random.default_rng(0).permutation(count)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).numpy()
         return [order[some] for some in self.chunks(count)]
 
     def exceeding(
@@ -92,9 +92,11 @@ class SymbolSearch:
 
     def begin(self, period: tuple[int, ...]) -> None:
         """A first lower bound from a few frequencies: corners of the plane and some at random."""
-        corners = np.array(list(itertools.product(*((0.0, math.pi) if N > 1 else (0.0,) for N in period))))
-        some = np.random.default_rng(1).uniform(0, math.pi, (FIRST_FREQUENCIES, len(period)))
-        points = np.unique(np.concatenate([corners, some * (np.array(period) > 1)]), axis=0)
+        corners = itertools.product(*((0.0, math.pi) if N > 1 else (0.0,) for N in period))
+        draw = torch.Generator().manual_seed(1)
+        some = torch.rand(FIRST_FREQUENCIES, len(period), dtype=torch.float64, generator=draw)
+        inside = (some * math.pi * torch.tensor([N > 1 for N in period])).tolist()
+        points = np.array(sorted({*corners, *map(tuple, inside)}))
         self.improve(*self.estimate(*every_group(points, len(self.g.even)), SINGLE, 6))
 
     def improve(self, value: float, omega: np.ndarray, group: int) -> bool:
