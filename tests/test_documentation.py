@@ -98,7 +98,7 @@ def test_commands_of_the_pages_are_understood(line):
         ran.append(_command)
 
     app = tyro.extras.SubcommandApp()
-    for name in (each.__name__ for each in commands.COMMANDS):
+    for name in commands.COMMANDS:
         app.command(name=name)(functools.wraps(getattr(commands, name))(functools.partial(note, name)))
     app.cli(args=[command, *args])
     assert ran == [command]

@@ -22,7 +22,7 @@ def test_help_teaches_without_torch(tmp_path):
         "train": "--objective 'pgd_at(eps=0.1)'",
         "study": "--limit 2000",
     }
-    commands = [[c.__name__, "--help"] for c in COMMANDS]
+    commands = [[name, "--help"] for name in COMMANDS]
     overview, *helps = without_torch([["--help"], *commands], tmp_path)
     assert overview[0] == 0
     assert "opnorm COMMAND" in overview[1]
@@ -49,6 +49,22 @@ def test_what_needs_no_network_needs_no_torch(tmp_path):
     assert said["--version"] == f"opnorm {opnorm.__version__}\n"
     for listed in ("ls --out .", "show 0123 --out ."):
         assert "mlp()" in said[listed]
+
+
+NOT_FOR_NORMS = {
+    "tyro", "typeguard", "filelock", "scipy", "sympy", "numpy.random", "numpy.ma", "pyarrow", "altair", "PIL",
+    "opnorm.attacks", "opnorm.training", "opnorm.report", "opnorm.data", "torch._dynamo", "torch._inductor",
+}  # fmt: skip
+
+
+def test_a_command_loads_what_it_needs():
+    """Norms need no parser of help, no locks, and neither torch's compiler nor numpy's random numbers."""
+    done = python(
+        "import sys; from opnorm.cli import main; main(['norms', 'cnn(width=4, in_shape=(1, 8, 8))']); "
+        f"assert 'opnorm.norms' in sys.modules; print(sorted({NOT_FOR_NORMS} & {{*sys.modules}}))"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_import_does_not_load_torch():

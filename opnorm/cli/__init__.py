@@ -20,6 +20,7 @@ __all__ = ["main"]
 
 RESUMING = ("analyze", "attack", "compare", "study", "train")
 """Commands that keep what they have done, and go on from there."""
+HELP = ("-h", "--help")
 SHELLS = ("bash", "zsh")
 """Those that tyro writes completions for."""
 
@@ -45,16 +46,14 @@ def _run(args: list[str]) -> None:
             return print(WELCOME)
         if args == ["--version"]:
             return print(f"opnorm {__version__}")
-        from opnorm.cli.arguments import checked  # here, so that Ctrl-C while it is loaded is handled below
-        from opnorm.cli.commands import COMMANDS, app
-        from opnorm.cli.help import overview
+        from opnorm.cli.arguments import read  # here, so that Ctrl-C while it is loaded is handled below
+        from opnorm.cli.commands import COMMANDS
 
-        args = _completion(args) or checked(args, COMMANDS)
-        helps = bool({"-h", "--help"} & {*args})
-        with flush(), help_without_colors() if helps else nullcontext():
-            if args[0] in ("-h", "--help"):
-                return print(overview(COMMANDS))
-            app.cli(prog="opnorm", args=args)
+        completion = _completion(args)
+        with flush():
+            if completion or {*HELP} & {*args}:
+                return _show(completion or args)
+            read(args, COMMANDS)()
     except KeyboardInterrupt:
         kept = "; what was done is kept, and the same command goes on from there" * (args[0] in RESUMING)
         print(f"stopped{kept}", file=sys.stderr)
@@ -67,6 +66,20 @@ def _run(args: list[str]) -> None:
         if not (foreseen and int(os.environ.get("RANK", "0"))):  # torchrun's first process says it for all
             print("opnorm:", printable(" ".join(text.split())), file=sys.stderr)
         sys.exit(2 if foreseen else 1)
+
+
+def _show(args: list[str]) -> None:
+    """Print a help, or what completes arguments in a shell."""
+    from opnorm.cli.arguments import named
+    from opnorm.cli.commands import COMMANDS
+    from opnorm.cli.help import overview, shown_by_tyro
+
+    with help_without_colors():
+        if args[0] in HELP:
+            return print(overview(COMMANDS.values()))
+        if {*HELP} & {*args}:
+            named(args[0], COMMANDS)
+        return shown_by_tyro(args, COMMANDS.values())
 
 
 def _completion(args: list[str]) -> list[str]:

@@ -5,11 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import Positional, arg
-
 import opnorm
 from opnorm._core.files import shown
-from opnorm.cli.call_checks import check_calls, check_limit
+from opnorm.cli.call_checks import check_calls, check_folder, check_limit
+from opnorm.cli.marks import Help, Positional
 from opnorm.cli.options import (
     Again,
     DataOfRun,
@@ -63,7 +62,7 @@ class AnalyzeOptions:
     """The options of both commands."""
 
     data: DataOfRun = None
-    what: Annotated[tuple[str, ...], arg(help=WHAT)] = ("all",)
+    what: Annotated[tuple[str, ...], Help(WHAT)] = ("all",)
     points: int | None = None
     """test points of each analysis that takes a sample of them, in place of its own default"""
     limit: Limit = None
@@ -77,7 +76,7 @@ class AnalyzeOptions:
     json: Json = False
 
 
-Options = Annotated[AnalyzeOptions, arg(name="")]
+Options = AnalyzeOptions
 
 
 def analyze(model: Positional[ModelOrRun], options: Options = AnalyzeOptions()) -> None:
@@ -151,6 +150,7 @@ def _analyze(models: tuple[str, ...], options: AnalyzeOptions) -> None:
 def _check(o: AnalyzeOptions, models: list[str], out: Path) -> None:
     """OpnormError for what is wrong with the arguments, before anything is loaded."""
     check_calls((text for text in o.what if text != "all"), "analysis")
+    check_folder(out)
     check_limit(o.limit)
     check_device_name(o.device)
     of_runs = o.data is None and any(

@@ -1,26 +1,24 @@
 """The arguments of a command: what is missing, misspelled or of the wrong kind is said in one line before anything is read.
 
-What a command takes is read from its signature, as tyro does, which then reads the values.
+What a command takes is read from its signature, as tyro does, which shows the help.
 """
 
+import functools
 import re
 import shlex
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from inspect import Parameter, getdoc, signature
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from tyro.conf import Positional
-
+from opnorm.cli.marks import POSITIONAL
 from opnorm.errors import OpnormError, did_you_mean
 
-__all__ = ["checked", "plain_type"]
+__all__ = ["named", "plain_type", "read"]
 
 Command = Callable[..., Any]
 
-POSITIONAL = get_args(Positional[str])[1]
-HELP = ("-h", "--help")
 NUMBERS = {int: "a whole number", float: "a number, such as 0.5"}
 
 
@@ -42,69 +40,102 @@ class Argument(NamedTuple):
     required: bool
 
 
-def checked(args: list[str], commands: Iterable[Command]) -> list[str]:
-    """The arguments, with the values of a repeated option together where it takes several.
+def read(args: list[str], commands: Mapping[str, Command]) -> Callable[[], None]:
+    """The command that is asked for, with its arguments.
+
+    Args:
+        args: the words of the command line, at least one.
+        commands: by name.
 
     Raises:
         OpnormError: no such command or option; a value is missing, too many, empty or of the wrong kind.
     """
-    if not args or args[0] in HELP:
-        return args
-    known = {command.__name__: command for command in commands}
-    if args[0] not in known:
-        norms = f"did you mean opnorm norms {shlex.quote(args[0])}?" if set("(./") & set(args[0]) else ""
-        raise OpnormError(
-            f"unknown {'option' if args[0].startswith('-') else 'command'} {args[0]!r}"
-            f"{did_you_mean(args[0], known, norms)}; expected first one of {', '.join(known)}; "
-            "opnorm --help says what each does"
-        )
-    command = known[args[0]]
+    command = named(args[0], commands)
+    given = _given(args, command, commands)
+    values: dict[str, Any] = {}
+    for name, kind in _parameters(command):
+        if is_dataclass(kind):
+            assert isinstance(kind, type)
+            own = {field.name: f"--{field.name}" for field in fields(kind)}
+            values[name] = kind(**_values(own, given))
+        else:
+            values |= _values({name: name.upper()}, given) | _values({name: f"--{name}"}, given)
+    return functools.partial(command, **values)
+
+
+def named(name: str, commands: Mapping[str, Command]) -> Command:
+    """The command of a name; OpnormError where there is none, with what may be meant."""
+    if name in commands:
+        return commands[name]
+    norms = f"did you mean opnorm norms {shlex.quote(name)}?" if set("(./") & set(name) else ""
+    raise OpnormError(
+        f"unknown {'option' if name.startswith('-') else 'command'} {name!r}"
+        f"{did_you_mean(name, commands, norms)}; expected first one of {', '.join(commands)}; "
+        "opnorm --help says what each does"
+    )
+
+
+def _values(names: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are given, by parameter, of ``names``: parameter -> name of the argument."""
+    found = {parameter: name.replace("_", "-") for parameter, name in names.items()}
+    return {parameter: given[name] for parameter, name in found.items() if name in given}
+
+
+def _given(args: list[str], command: Command, commands: Mapping[str, Command]) -> dict[str, Any]:
+    """The values of the arguments that are given, by name."""
     taken = [*_taken(command)]
     options = {argument.name: argument for argument in taken if argument.name.startswith("--")}
     alone = [argument for argument in taken if argument.name not in options]
-    if any(token in HELP for token in args):
-        return args
-    groups: dict[str, list[str]] = {"": [args[0]]}  # by option: its tokens
+    groups: dict[str, list[str]] = {}  # by option: its values
     values: list[str] = []  # of no option
-    option, name = None, ""
+    switches: dict[str, bool] = {}
+    option = None
     for token in args[1:]:
         if re.match(r"--|-[^\d.]", token) and not re.match(r"-(inf|nan)\b", token):
             word, equals, value = token.partition("=")
-            option = _option(word, command, options, known)
-            name = option.name
-            if name in groups and not option.several:
+            option = _option(word, command, options, commands)
+            if option.name in groups and not option.several:
                 raise OpnormError(f"{word} is given twice; expected one value")
-            groups.setdefault(name, [word.replace("_", "-")])
             if equals and option.kind is bool:
                 raise OpnormError(f"{token}: {word} takes no value; {_see(command)}")
-            groups[name] += [value] * bool(equals)
-        elif option is not None and option.kind is not bool and (option.several or len(groups[name]) == 1):
-            groups[name].append(token)
+            switches[option.name] = word.replace("_", "-") == option.name
+            groups.setdefault(option.name, []).extend([value] * bool(equals))
+        elif option is not None and option.kind is not bool and (option.several or not groups[option.name]):
+            groups[option.name].append(token)
         else:
             if not alone or (values and not alone[0].several):
                 raise OpnormError(_too_many(token, command, option, alone, options))
             values.append(token)
-            groups[name].append(token)
-    for name, tokens in groups.items():
-        _check_values(options[name], tokens[1:], command) if name else None
-    _check_values(alone[0], values, command) if values else None
-    _check_given(command, taken, {*groups, *(argument.name for argument in alone if values)}, groups)
-    return [token for group in groups.values() for token in group]
+    found = {
+        name: switches[name] if options[name].kind is bool else _read(options[name], tokens, command)
+        for name, tokens in groups.items()
+    }
+    for argument in alone:
+        if values or argument.several:  # several may be none, of which the command speaks
+            found[argument.name] = _read(argument, values, command) if values else ()
+    _check_given(command, taken, found, groups)
+    return found
 
 
 def _taken(command: Command) -> Iterable[Argument]:
     """What a command takes: its parameters, and the fields of a class of options."""
-    hints = get_type_hints(command, include_extras=True)
-    for parameter in signature(command).parameters.values():
-        kind, marks = plain_type(hints[parameter.name])
+    hints, parameters = get_type_hints(command, include_extras=True), signature(command).parameters
+    for name, kind in _parameters(command):
+        _, marks = plain_type(hints[name])
         if is_dataclass(kind):
-            assert isinstance(kind, type)
             of_fields = get_type_hints(kind, include_extras=True)
             for field in fields(kind):
                 yield _argument(f"--{field.name}", of_fields[field.name], False)
         else:
-            name = parameter.name.upper() if POSITIONAL in marks else f"--{parameter.name}"
-            yield _argument(name, hints[parameter.name], parameter.default is Parameter.empty)
+            shown = name.upper() if POSITIONAL in marks else f"--{name}"
+            yield _argument(shown, hints[name], parameters[name].default is Parameter.empty)
+
+
+def _parameters(command: Command) -> Iterable[tuple[str, Any]]:
+    """The names and the plain types of a command's parameters."""
+    for name, hint in get_type_hints(command, include_extras=True).items():
+        if name != "return":
+            yield name, plain_type(hint)[0]
 
 
 def plain_type(hint: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -166,23 +197,23 @@ def _too_many(
     return f"{token!r} is too much: {name} takes options only{hint}; {_see(command)}"
 
 
-def _check_values(argument: Argument, values: list[str], command: Command) -> None:
-    """OpnormError where a value is missing, empty, or of another kind."""
-    if argument.kind is bool:
-        return
+def _read(argument: Argument, values: list[str], command: Command) -> Any:
+    """The values of an argument, or its only one; OpnormError where it is missing, empty, or of another kind."""
     if not values:
         raise OpnormError(f"{argument.name} has no value; expected {_expected(argument)}; {_see(command)}")
+    found = []
     for value in values:
-        wrong = not value.strip()
+        wrong = not value.strip() or (argument.choices and value not in argument.choices)
         try:
-            argument.kind(value)
+            found.append(argument.kind(value))
         except ValueError:
             wrong = True
-        if wrong or (argument.choices and value not in argument.choices):
+        if wrong:
             hint = did_you_mean(value, argument.choices)
             raise OpnormError(
                 f"{argument.name} {value!r}: expected {_expected(argument)}{hint}; {_see(command)}"
             )
+    return tuple(found) if argument.several else found[0]
 
 
 def _expected(argument: Argument) -> str:
@@ -192,12 +223,12 @@ def _expected(argument: Argument) -> str:
 
 
 def _check_given(
-    command: Command, taken: list[Argument], given: set[str], groups: dict[str, list[str]]
+    command: Command, taken: list[Argument], given: Collection[str], groups: Mapping[str, list[str]]
 ) -> None:
     """OpnormError where something that has to be given is not; with the first example of the command."""
     for argument in taken:
         if argument.required and argument.name not in given:
-            greedy = [name for name, tokens in groups.items() if name and len(tokens) > 2]
+            greedy = [name for name, tokens in groups.items() if len(tokens) > 1]
             why = (
                 f"; {greedy[0]} takes all values that follow it"
                 if greedy and "--" not in argument.name

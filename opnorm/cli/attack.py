@@ -2,15 +2,14 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from tyro.conf import Positional, arg
+from typing import TYPE_CHECKING, Any, Literal
 
 from opnorm._core.files import shown
 from opnorm._core.orders import label as norm_label
 from opnorm._core.orders import plain_order
-from opnorm.cli.call_checks import check_calls, check_limit
+from opnorm.cli.call_checks import check_calls, check_folder, check_limit
 from opnorm.cli.gates import refuse, share, too_low
+from opnorm.cli.marks import Positional
 from opnorm.cli.options import (
     Again,
     DataOfRun,
@@ -78,7 +77,7 @@ class AttackOptions:
 
 def attack(
     model: Positional[ModelOrRun],
-    options: Annotated[AttackOptions, arg(name="")] = AttackOptions(),
+    options: AttackOptions = AttackOptions(),
 ) -> None:
     """The robust accuracy of a network: the share of test points without an adversarial point within eps.
 
@@ -140,6 +139,7 @@ def _checked(model: str, o: AttackOptions, out: Path) -> "tuple[list[Call], floa
     _check_files(o)
     least, calls = share("--fail-under", o.fail_under), _calls(o)
     check_calls(calls, "attack")
+    check_folder(out)
     check_limit(o.limit)
     check_device_name(o.device)
     check_subject(model, o.data, out)

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from opnorm import spec
 from opnorm._core.data_paths import FOLDER, PARQUET, existing_path
+from opnorm._core.files import shown
 from opnorm._core.settings import check_count
 from opnorm._core.weight_paths import ADAPTER, check_there, in_folder
-from opnorm.errors import DataError
+from opnorm.errors import DataError, RunError
 
-__all__ = ["check_call", "check_calls", "check_limit", "check_weights"]
+__all__ = ["check_call", "check_calls", "check_folder", "check_limit", "check_weights"]
 
 READERS = {"parquet": PARQUET, "folder": FOLDER}
 """Data sets that read a path, and what they expect there."""
@@ -44,6 +45,15 @@ def check_weights(path: Path) -> None:
         check_there(path)
     elif not (path / ADAPTER).exists():
         in_folder(path)
+
+
+def check_folder(folder: Path) -> None:
+    """RunError where a folder cannot be made because something else is in its place, or above it."""
+    there = next((place for place in (folder, *folder.absolute().parents) if place.exists()), folder)
+    if there.exists() and not there.is_dir():
+        raise RunError(
+            f"cannot write in {shown(folder)}: Not a directory; expected a folder that can be written"
+        )
 
 
 def check_limit(limit: int | None) -> None:

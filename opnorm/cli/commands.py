@@ -1,28 +1,43 @@
-"""All commands, in the order of ``opnorm --help``."""
+"""All commands, in the order of ``opnorm --help``; the module of one is loaded when it is asked for."""
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import tyro
+__all__ = ["COMMANDS"]
 
-from opnorm.cli.analyze import analyze, compare
-from opnorm.cli.attack import attack
-from opnorm.cli.doctor import doctor
-from opnorm.cli.exports import export, push
-from opnorm.cli.help import readable
-from opnorm.cli.listing import ls, rm
-from opnorm.cli.measure import norms, separation
-from opnorm.cli.runs import train
-from opnorm.cli.show import show
-from opnorm.cli.study import study
+MODULES = {
+    "norms": "measure",
+    "train": "runs",
+    "attack": "attack",
+    "analyze": "analyze",
+    "compare": "analyze",
+    "study": "study",
+    "separation": "measure",
+    "ls": "listing",
+    "show": "show",
+    "export": "exports",
+    "push": "exports",
+    "rm": "listing",
+    "doctor": "doctor",
+}
 
-__all__ = ["app"]
 
-COMMANDS: tuple[Callable[..., Any], ...] = (
-    norms, train, attack, analyze, compare, study, separation, ls, show, export, push, rm, doctor,
-)  # fmt: skip
+class _Commands(Mapping[str, Callable[..., Any]]):
+    """The commands by name."""
 
-app = tyro.extras.SubcommandApp()
-for command in COMMANDS:
-    readable(command)
-    app.command(name=command.__name__)(command)
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        command: Callable[..., Any] = getattr(importlib.import_module(f"opnorm.cli.{MODULES[name]}"), name)
+        return command
+
+    def __contains__(self, name: object) -> bool:
+        return name in MODULES
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(MODULES)
+
+    def __len__(self) -> int:
+        return len(MODULES)
+
+
+COMMANDS = _Commands()

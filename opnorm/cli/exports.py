@@ -5,9 +5,9 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, arg
-
 from opnorm._core.files import shown
+from opnorm.cli.call_checks import check_folder
+from opnorm.cli.marks import Help, Positional
 from opnorm.cli.options import Json, RunName, Runs, print_json
 from opnorm.cli.subjects import no_run, run_folder
 from opnorm.cli.torch_loading import load_torch
@@ -29,7 +29,7 @@ def finished_run(text: str, out: Path) -> Path:
 
 def export(
     run: Positional[RunName],
-    to: Annotated[Path, arg(help="folder to write to: new, or of an earlier export")],
+    to: Annotated[Path, Help("folder to write to: new, or of an earlier export")],
     out: Runs = Path("runs"),
     json: Json = False,
 ) -> None:
@@ -38,6 +38,7 @@ def export(
     opnorm export 3f2a9c01d4e7 --to my_network
     """
     folder = finished_run(run, out)
+    check_folder(to)
     load_torch()
 
     from opnorm.runs.export import export as write
@@ -50,10 +51,10 @@ def export(
 
 def push(
     run: Positional[RunName],
-    repo: Annotated[str, arg(help="user/name on the hub; made where it is missing")],
-    private: Annotated[bool, arg(help="make the repository private")] = False,
+    repo: Annotated[str, Help("user/name on the hub; made where it is missing")],
+    private: Annotated[bool, Help("make the repository private")] = False,
     dry_run: Annotated[
-        bool, arg(help="say which files would be uploaded; needs no network and no token")
+        bool, Help("say which files would be uploaded; needs no network and no token")
     ] = False,
     out: Runs = Path("runs"),
     json: Json = False,

@@ -1,5 +1,6 @@
 """What ``opnorm --help`` and ``opnorm COMMAND --help`` show."""
 
+import functools
 import shutil
 import textwrap
 from collections.abc import Callable, Iterable
@@ -8,13 +9,14 @@ from inspect import getdoc
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+import tyro
 from tyro.conf import Positional, arg
 
 from opnorm.cli.arguments import plain_type
+from opnorm.cli.marks import POSITIONAL, Help
 
-__all__ = ["overview", "readable"]
+__all__ = ["overview", "shown_by_tyro"]
 
-POSITIONAL = get_args(Positional[str])[1]
 KINDS = {str: "TEXT", int: "INT", float: "NUMBER", Path: "PATH"}
 UNSAID = ("None", "False", "")
 """Defaults that say nothing."""
@@ -37,7 +39,17 @@ def overview(commands: Iterable[Callable[..., Any]]) -> str:
     return "\n".join([*lines, "", *textwrap.wrap(" ".join(END.split()), width)])
 
 
-def readable(command: Callable[..., Any]) -> None:
+def shown_by_tyro(args: list[str], commands: Iterable[Callable[..., Any]]) -> None:
+    """Print the help of a command, or what completes its arguments in a shell."""
+    app = tyro.extras.SubcommandApp()
+    for command in commands:
+        _make_readable(command)
+        app.command(name=command.__name__)(command)
+    app.cli(prog="opnorm", args=args)
+
+
+@functools.cache
+def _make_readable(command: Callable[..., Any]) -> None:
     """Let the help of a command name its values as messages do (MODEL), and leave out None, which nobody can type."""
     hints = get_type_hints(command, include_extras=True)
     command.__annotations__ = {name: _shown(name, hint) for name, hint in hints.items()}
@@ -51,8 +63,10 @@ def readable(command: Callable[..., Any]) -> None:
 def _shown(name: str, hint: Any) -> Any:
     """The type of a parameter, with what the help shows for it."""
     kind, marks = plain_type(hint)
-    if is_dataclass(kind) or kind is type(None):
+    if kind is type(None):
         return hint
+    if is_dataclass(kind):
+        return Annotated[hint, arg(name="")]
     several = get_origin(kind) is tuple
     kind = plain_type(get_args(kind)[0])[0] if several else kind
     if POSITIONAL in marks:
@@ -65,7 +79,9 @@ def _shown(name: str, hint: Any) -> Any:
         metavar = KINDS[kind]
     if several and metavar is not None:
         metavar = f"{metavar} ..."
-    return Annotated[hint, arg(metavar=metavar, help_behavior_hint=_default)]
+    text = next((mark.text for mark in marks if isinstance(mark, Help)), None)
+    shown = Annotated[hint, arg(metavar=metavar, help=text, help_behavior_hint=_default)]
+    return Annotated[shown, *get_args(Positional[str])[1:]] if POSITIONAL in marks else shown
 
 
 def _default(text: str) -> str:

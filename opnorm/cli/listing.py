@@ -7,9 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import Positional, arg
-
 from opnorm._core.files import shown
+from opnorm.cli.marks import Help, Positional
 from opnorm.cli.options import Json, RunNames, Runs, print_json
 from opnorm.cli.subjects import choose, no_run, run_of_path
 from opnorm.errors import BusyError, OpnormError, RunError
@@ -42,13 +41,13 @@ ON_THE_LINE = (
 def ls(
     out: Runs = Path("runs"),
     where: Annotated[
-        str | None, arg(help="only runs that meet a condition: 'robust_accuracy > 0.5 and model ~ resnet'")
+        str | None, Help("only runs that meet a condition: 'robust_accuracy > 0.5 and model ~ resnet'")
     ] = None,
     sort: Annotated[
-        str | None, arg(help="order of the runs: a column, such as 'accuracy desc'; by begin when left out")
+        str | None, Help("order of the runs: a column, such as 'accuracy desc'; by begin when left out")
     ] = None,
     parquet: Annotated[
-        Path | None, arg(help="write one row a run, with all columns, to this .parquet file")
+        Path | None, Help("write one row a run, with all columns, to this .parquet file")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -206,7 +205,7 @@ def _print(row: Row, what: str, indent: str = "") -> None:
 def rm(
     runs: Positional[RunNames],
     out: Runs = Path("runs"),
-    yes: Annotated[bool, arg(help="do not ask")] = False,
+    yes: Annotated[bool, Help("do not ask")] = False,
     json: Json = False,
 ) -> None:
     """Remove runs, and the attacks on and analyses of their networks; asks before. Pages that show them stay, and are named.

@@ -8,13 +8,12 @@ from json import loads as load_json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
-
 from opnorm._core.orders import check_interval, label, order, plain_order
 from opnorm._core.plot_names import check_plot_name
 from opnorm._core.settings import check_choice
 from opnorm.cli.call_checks import check_call, check_weights
 from opnorm.cli.gates import Gate, check_norms, norm_gates, refuse
+from opnorm.cli.marks import Help, Positional
 from opnorm.cli.options import Data, Json, ModelRunOrWeights, Results, Trust, absolute, number, print_json
 from opnorm.cli.subjects import (
     check_network,
@@ -52,9 +51,7 @@ class NormsOptions:
     markdown: bool = False  # print a Markdown table
 
 
-def norms(
-    model: Positional[ModelRunOrWeights], options: Annotated[NormsOptions, arg(name="")] = NormsOptions()
-) -> None:
+def norms(model: Positional[ModelRunOrWeights], options: NormsOptions = NormsOptions()) -> None:
     """How far each layer of a network can amplify a change of its input: its operator norms, in eval mode.
 
     l1 and linf are exact and cost one pass over the weights; l2 is an interval that holds the true value. Below the table
@@ -302,8 +299,8 @@ def _input_shape(call: Any) -> tuple[Any, ...]:
 
 def separation(
     data: Positional[Data] = "digits()",
-    norm: Annotated[str, arg(help="1, 2 or inf")] = "inf",
-    split: Annotated[Literal["train", "test", "all"], arg(help="which points; all: both")] = "train",
+    norm: Annotated[str, Help("1, 2 or inf")] = "inf",
+    split: Annotated[Literal["train", "test", "all"], Help("which points; all: both")] = "train",
     json: Json = False,
 ) -> None:
     """How far the classes of a data set are apart: the nearest two points of different classes, over all pairs, exactly.

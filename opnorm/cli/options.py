@@ -3,12 +3,10 @@
 import os
 import re
 import sys
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import arg
-
+from opnorm.cli.marks import Help
 from opnorm.errors import OpnormError, did_you_mean
 
 if TYPE_CHECKING:
@@ -23,56 +21,50 @@ _DATA = (
 )
 _RUN = "a run: its key (see opnorm ls), the first 3 digits of it or more, its folder, or a file in that"
 
-Model = Annotated[str, arg(help=_MODEL)]
-ModelOrRun = Annotated[str, arg(help=f"{_MODEL}; or {_RUN}")]
-ModelsOrRuns = Annotated[
-    tuple[str, ...], arg(help=f"each {_MODEL}; or {_RUN}; name=MODEL names it on the page")
-]
+Model = Annotated[str, Help(_MODEL)]
+ModelOrRun = Annotated[str, Help(f"{_MODEL}; or {_RUN}")]
+ModelsOrRuns = Annotated[tuple[str, ...], Help(f"each {_MODEL}; or {_RUN}; name=MODEL names it on the page")]
 ModelRunOrWeights = Annotated[
     str,
-    arg(
-        help=f"{_MODEL}; or {_RUN}; or weights without their model: a .safetensors or .pt file, also one of a run, an "
+    Help(
+        f"{_MODEL}; or {_RUN}; or weights without their model: a .safetensors or .pt file, also one of a run, an "
         "index of shards, a folder of the hub or of a LoRA adapter"
     ),
 ]
-RunName = Annotated[str, arg(help=_RUN)]
-RunNames = Annotated[tuple[str, ...], arg(help=f"each {_RUN}; or the key of an attack")]
-Data = Annotated[str, arg(help=_DATA)]
-DataOfRun = Annotated[str | None, arg(help=_DATA + "; that of the run when left out")]
+RunName = Annotated[str, Help(_RUN)]
+RunNames = Annotated[tuple[str, ...], Help(f"each {_RUN}; or the key of an attack")]
+Data = Annotated[str, Help(_DATA)]
+DataOfRun = Annotated[str | None, Help(_DATA + "; that of the run when left out")]
 
-Runs = Annotated[Path, arg(help="folder of runs; what is finished there is found and not run again")]
+Runs = Annotated[Path, Help("folder of runs; what is finished there is found and not run again")]
 Results = Annotated[
     Path | None,
-    arg(
-        help="folder of runs; results are kept in it, and found again; that of the run, or runs, when left out"
-    ),
+    Help("folder of runs; results are kept in it, and found again; that of the run, or runs, when left out"),
 ]
 SkipBad = Annotated[
     bool,
-    arg(
-        help="leave out images that cannot be decoded and say which they are: skip_bad=True in the call of the data"
+    Help(
+        "leave out images that cannot be decoded and say which they are: skip_bad=True in the call of the data"
     ),
 ]
-Limit = Annotated[int | None, arg(help="use at most so many training and test points")]
+Limit = Annotated[int | None, Help("use at most so many training and test points")]
 DEVICES = ("cpu", "cuda", "mps")
 OTHER_DEVICES = (
     "hip", "hpu", "ipu", "lazy", "maia", "meta", "mtia", "privateuseone", "ve", "vulkan", "xla", "xpu",
 )  # fmt: skip
 """Further kinds that torch has names for."""
-Device = Annotated[str, arg(help="cpu, cuda, cuda:1, mps")]
-Again = Annotated[bool, arg(help="make everything anew, also what is kept")]
+Device = Annotated[str, Help("cpu, cuda, cuda:1, mps")]
+Again = Annotated[bool, Help("make everything anew, also what is kept")]
 Track = Annotated[
     tuple[str, ...],
-    arg(
-        help="trackers that also get the metrics: tensorboard, trackio, wandb, a module with init, log, finish"
-    ),
+    Help("trackers that also get the metrics: tensorboard, trackio, wandb, a module with init, log, finish"),
 ]
 Trust = Annotated[
     bool,
-    arg(help="run the code of own modules that the folder of a run from elsewhere names; read it before"),
+    Help("run the code of own modules that the folder of a run from elsewhere names; read it before"),
 ]
-Figures = Annotated[Literal["svg", "pdf", "png"] | None, arg(help="also write every figure in this format")]
-Json = Annotated[bool, arg(help="print the result as JSON on standard output")]
+Figures = Annotated[Literal["svg", "pdf", "png"] | None, Help("also write every figure in this format")]
+Json = Annotated[bool, Help("print the result as JSON on standard output")]
 
 
 def number(option: str, text: str) -> Any:
@@ -114,11 +106,18 @@ def absolute(path: Path | None) -> Path | None:
 def check_device_name(device: str) -> None:
     """OpnormError for what is no device on any machine; whether this one has it, :func:`check_device` says."""
     kind = device.partition(":")[0]
-    known = kind in (*DEVICES, *OTHER_DEVICES) or any(entry_points(group="torch.backends"))
+    known = kind in (*DEVICES, *OTHER_DEVICES) or _has_backends()
     if not known or not re.fullmatch(r"\w+(:\d+)?", device):
         raise OpnormError(
             f"--device {device}: no device{did_you_mean(kind, DEVICES)}; expected one that this machine has, such as cpu"
         )
+
+
+def _has_backends() -> bool:
+    """Whether a package is installed that brings torch further kinds of devices."""
+    from importlib.metadata import entry_points
+
+    return any(entry_points(group="torch.backends"))
 
 
 def check_device(device: str) -> None:

@@ -3,14 +3,12 @@
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from tyro.conf import arg
+from typing import Any, Literal
 
 from opnorm._core.files import shown
 from opnorm._core.orders import label as norm_label
 from opnorm._core.training_numbers import check_numbers
-from opnorm.cli.call_checks import check_calls, check_limit
+from opnorm.cli.call_checks import check_calls, check_folder, check_limit
 from opnorm.cli.options import (
     Again,
     Data,
@@ -64,7 +62,7 @@ class TrainOptions:
     json: Json = False
 
 
-def train(options: Annotated[TrainOptions, arg(name="")] = TrainOptions()) -> None:
+def train(options: TrainOptions = TrainOptions()) -> None:
     """Train one network and say how accurate and robust it is and how large its norms are.
 
     Stop it with Ctrl-C and call it again: it goes on from the last checkpoint. With several processes, one for each
@@ -105,6 +103,7 @@ def train(options: Annotated[TrainOptions, arg(name="")] = TrainOptions()) -> No
 def _check(o: TrainOptions) -> None:
     """OpnormError for what is wrong with the settings, before anything is loaded."""
     check_numbers(o.epochs, o.batch, o.precision, o.seed, o.ema)
+    check_folder(o.out)
     check_limit(o.limit)
     check_device_name(o.device)
     check_installed(o.track)

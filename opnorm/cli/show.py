@@ -5,9 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tyro.conf import Positional
-
 from opnorm._core.files import shown
+from opnorm.cli.marks import Positional
 from opnorm.cli.options import Json, RunName, Runs, print_json
 from opnorm.cli.subjects import named_run, no_run
 from opnorm.errors import RunError

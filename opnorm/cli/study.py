@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
-
 from opnorm._core.files import make_folder, shown
-from opnorm.cli.call_checks import check_call, check_limit
+from opnorm.cli.call_checks import check_call, check_folder, check_limit
+from opnorm.cli.marks import Help, Positional
 from opnorm.cli.options import (
     Again,
     Device,
@@ -74,9 +73,9 @@ class StudyOptions:
 def study(
     name: Annotated[
         Positional[str],
-        arg(help="a study: 'tour', 'liang2021', one table 'liang2021.table2', 'tour(epochs=5)'"),
+        Help("a study: 'tour', 'liang2021', one table 'liang2021.table2', 'tour(epochs=5)'"),
     ] = "",
-    options: Annotated[StudyOptions, arg(name="")] = StudyOptions(),
+    options: StudyOptions = StudyOptions(),
 ) -> None:
     """Carry out a whole study and write its page; the last line printed is where the page is.
 
@@ -148,6 +147,9 @@ def _checked(name: str, o: StudyOptions) -> "Call | None":
     for text, kind in ((o.data, "data set"), (o.model, "model")):
         if text is not None:
             check_call(text, kind)
+    check_folder(o.out)
+    if o.keep is not None:
+        check_folder(o.keep)
     check_limit(o.limit)
     check_device_name(o.device)
     check_jobs(o.jobs)

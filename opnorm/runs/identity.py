@@ -28,10 +28,14 @@ __all__ = ["hash_of", "identity", "same_outputs", "sources", "users_file", "with
 PATHS = {"file": "path", "folder": "path", "parquet": "path"}
 """The functions of opnorm that read a file or a folder, and the argument that names it."""
 
-INSTALLED = (
-    *site.getsitepackages(), site.getusersitepackages(), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")),
-)  # fmt: skip
 NOT_THE_USERS = {"opnorm", *sys.stdlib_module_names} - {"__main__"}
+
+
+@functools.cache
+def _installed() -> tuple[str, ...]:
+    """The folders of the standard library and of installed packages."""
+    own = (sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+    return (*site.getsitepackages(), site.getusersitepackages(), *own)
 
 
 def hash_of(*values: Any) -> str:
@@ -138,7 +142,7 @@ def users_file(name: str) -> Path | None:
         files = (file for base in bases for file in (base / "__init__.py", base.with_suffix(".py")))
         path = next((file for file in files if file.is_file()), None)
     path = None if path is None else Path(os.path.abspath(path))
-    return None if path is None or any(path.is_relative_to(folder) for folder in INSTALLED) else path
+    return None if path is None or any(path.is_relative_to(folder) for folder in _installed()) else path
 
 
 def _find(top: str) -> ModuleSpec | None:

@@ -17,8 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
-
 from opnorm import spec
 from opnorm._core import files
 from opnorm._core.kept_parts import Place, kept_in
@@ -76,6 +74,8 @@ class Store:
             BusyError: another process has it.
             RunError: nothing can be written here.
         """
+        from filelock import FileLock, Timeout  # a tenth of what opnorm ls takes
+
         path = self.root / ".locks" / f"{key}.lock"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,9 +3,16 @@
 import re
 import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 
+from opnorm.cli import arguments
+from opnorm.cli.analyze import AnalyzeOptions
+from opnorm.cli.attack import AttackOptions
+from opnorm.cli.commands import COMMANDS
+from opnorm.cli.measure import NormsOptions
+from opnorm.cli.runs import TrainOptions
 from opnorm.errors import OpnormError
 from tests.startup import without_torch
 
@@ -161,6 +168,10 @@ analyze KEY --what 'robust_accuracy(eps=(3,))'   | eps=3 is larger than the whol
 analyze KEY --what 'norm_table(ords=())'      | ords=\\(\\): expected several orders
 study tour --seeds 0                          | seeds=0: expected a whole number, at least 1
 study 'tour(lr=0)'                            | lr=0: expected a learning rate above 0
+train --out text.txt                          | cannot write in text.txt: Not a directory
+train --out text.txt/runs                     | cannot write in text.txt/runs: Not a directory
+study tour --keep text.txt                    | cannot write in text.txt: Not a directory
+export KEY --to text.txt                      | cannot write in text.txt: Not a directory
 """
 LATER = """
 norms mlp() --layers nope                     | no layer matches 'nope'; there are 0, 1
@@ -170,8 +181,6 @@ norms junk.safetensors                        | junk.safetensors cannot be read 
 train --device cuda:99                        | --device cuda:99: torch finds .*; expected one that this machine
 train --device mps:7                          | --device mps:7: torch finds .* MPS device.*; expected one that
 train --data 'folder("images")'               | train/a/x.png: the file cannot be decoded \\(no image of a known format\\)
-train --out text.txt                          | cannot write in text.txt: Not a directory
-export KEY --to text.txt                      | text.txt is no folder to write to
 """
 """What only torch, a function, or a file's content says."""
 
@@ -220,23 +229,36 @@ def test_a_file_that_cannot_be_opened_is_named_first(main, monkeypatch):
 
 @pytest.mark.parametrize(
     ("args", "read"),
-    [(["norms", "a b", "--ord", "1"], ["norms", "a b", "--ord", "1"]),
-     (["train", "--epochs", "-1", "--skip_bad"], ["train", "--epochs", "-1", "--skip-bad"]),
-     (["attack", "m", "--eps=1", "--json", "--eps", "-inf"], ["attack", "m", "--eps", "1", "-inf", "--json"]),
-     (["compare", "--json", "a", "b", "--no-trust"], ["compare", "--json", "a", "b", "--no-trust"]),
-     (["rm", "a", "b", "--yes"], ["rm", "a", "b", "--yes"]), (["ls", "-x", "--help"], ["ls", "-x", "--help"]),
-     (["--help"], ["--help"]), ([], [])],
+    [(["norms", "a b", "--ord", "1"], {"model": "a b", "options": NormsOptions(ord="1")}),
+     (["train", "--epochs", "-1", "--skip_bad"], {"options": TrainOptions(epochs=-1, skip_bad=True)}),
+     (["train", "--no-skip-bad", "--ema=.5"], {"options": TrainOptions(ema=0.5)}),
+     (["attack", "m", "--eps=1", "--json", "--eps", "-inf"],
+      {"model": "m", "options": AttackOptions(eps=("1", "-inf"), json=True)}),
+     (["compare", "--json", "a", "b", "--no-trust"], {"models": ("a", "b"), "options": AnalyzeOptions(json=True)}),
+     (["rm", "a", "b", "--yes"], {"runs": ("a", "b"), "yes": True}), (["rm"], {"runs": ()}),
+     (["export", "a", "--to", "x"], {"run": "a", "to": Path("x")}),
+     (["push", "a", "--dry-run", "--repo=--x"], {"run": "a", "repo": "--x", "dry_run": True}),
+     (["separation", "--split", "all"], {"split": "all"})],
 )  # fmt: skip
 def test_right_uses_are_passed_on(args, read):
-    from opnorm.cli.arguments import checked
-    from opnorm.cli.commands import COMMANDS
+    command = arguments.read(args, COMMANDS)
+    assert command.func is COMMANDS[args[0]]
+    assert command.keywords == read
 
-    assert checked(args, COMMANDS) == read
+
+def test_every_default_is_that_of_the_signature():
+    """What is not given is left to the function and to its class of options, but for several values without a name."""
+    for name, command in COMMANDS.items():
+        known = [argument for argument in arguments._taken(command) if argument.required]
+        given = [word for a in known for word in ([a.name, "x"] if a.name.startswith("--") else ["x"])]
+        read = arguments.read([name, *given], COMMANDS).keywords
+        assert set(read) == {a.name.lstrip("-").lower() for a in known} | (
+            read.keys() & {"options", "models", "runs"}
+        )
 
 
 def test_options_of_a_command_of_another_kind():
-    """Values of tuples of numbers are checked one by one; a required option may stand anywhere."""
-    from opnorm.cli.arguments import checked
+    """Values of tuples of numbers are read one by one; a required option may stand anywhere."""
 
     def sums(*, numbers: tuple[int, ...], to: str = "x") -> None:
         """Sum.
@@ -244,6 +266,7 @@ def test_options_of_a_command_of_another_kind():
         opnorm sums --numbers 1 2
         """
 
-    assert checked(["sums", "--to", "y", "--numbers", "1", "2"], [sums])[-3:] == ["--numbers", "1", "2"]
+    read = arguments.read(["sums", "--to", "y", "--numbers", "1", "2"], {"sums": sums})
+    assert read.keywords == {"numbers": (1, 2), "to": "y"}
     with pytest.raises(OpnormError, match="--numbers 'x': expected a whole number"):
-        checked(["sums", "--numbers", "1", "x"], [sums])
+        arguments.read(["sums", "--numbers", "1", "x"], {"sums": sums})

@@ -8,7 +8,7 @@ from opnorm.cli.arguments import _taken
 from opnorm.cli.commands import COMMANDS
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__)
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=lambda command: command.__name__)
 def test_every_option_is_explained(command, main, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     status, out, err = main(command.__name__, "--help")
@@ -32,6 +32,6 @@ def test_every_option_is_explained(command, main, monkeypatch):
 def test_the_overview_has_each_command_and_is_short(main):
     status, out, err = main("--help")
     assert (status, err) == (0, "")
-    assert [*re.findall(r"^  (\w+) ", out, re.MULTILINE)] == [command.__name__ for command in COMMANDS]
+    assert [*re.findall(r"^  (\w+) ", out, re.MULTILINE)] == [*COMMANDS]
     assert len(out.splitlines()) < 60
     assert main("-h")[1] == out

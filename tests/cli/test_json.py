@@ -37,7 +37,7 @@ def key(tiny, finished, tmp_path, monkeypatch):
     return tiny.key
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__)
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=lambda command: command.__name__)
 def test_every_command_prints_nothing_but_json(main, key, command):
     name = command.__name__
     before = main(*USES.get(name, name).replace("KEY", key).split()) if name in ("export", "push") else None
@@ -50,7 +50,7 @@ def test_every_command_prints_nothing_but_json(main, key, command):
 
 
 def test_json_is_an_option_of_every_command():
-    for command in COMMANDS:
+    for command in COMMANDS.values():
         hints = get_type_hints(command)
         kinds = [hints[name] for name in inspect.signature(command).parameters]
         assert any("json" in getattr(kind, "__dataclass_fields__", ()) for kind in kinds) or "json" in hints
