@@ -48,7 +48,7 @@ from opnorm.norms.spectral.frequency_response import Polyphase, polyphase
 from opnorm.norms.spectral.group_selection import leading_groups
 from opnorm.norms.spectral.iterations import lanczos, random_start
 from opnorm.norms.spectral.kronecker import kronecker_norm
-from opnorm.norms.spectral.padded_convolution import inner_bound, is_block_circulant, padding_bound
+from opnorm.norms.spectral.padded_convolution import circular_interval, inner_bound, padding_bound
 from opnorm.norms.spectral.upper_bound import certify
 
 __all__ = [
@@ -63,9 +63,7 @@ SMALL_MAP = 12
 TINY = 1e-6  # relative widths below which a Lanczos iteration would take longer than a diagonalization
 SMALLEST = 1e-100  # shorter maps, and longer ones, are scaled: their Gram matrices would leave float64
 LANCZOS_INSTEAD = 2048  # sides of larger matrices take longer than a Lanczos iteration with a probability
-# inputs and outputs from which on a Lanczos iteration takes long: where the inside has the same norm, and elsewhere, where
-# the best wave may lie along a border
-LARGE, LARGEST = 1e6, 4e6
+LARGE = 4e6  # inputs and outputs from which on a Lanczos iteration takes long
 NOTHING = Norm.of(0.0, math.inf, "not known")
 WIDE = 0.03  # relative width from which on the remedy is named
 MANY = 1000  # steps of a Lanczos iteration that runs until it has converged
@@ -167,14 +165,18 @@ def _other(layer: nn.Module, linear: LinearMap, relative_width: float, effort: i
     """A map without a polyphase form."""
     if min(linear.shape) <= DENSE:
         return _whole_matrix(linear, None, NOTHING, relative_width, 0)
-    most = LARGE if is_block_circulant(layer, linear.in_shape) else LARGEST
-    inside = inner_bound(layer, linear.in_shape, relative_width) if sum(linear.shape) > most else None
+    if (circular := circular_interval(layer, linear.in_shape, relative_width)) is not None:
+        return Norm.of(circular.lower, circular.upper, f"certified: frequency response, {circular.method}")
+    inside = inner_bound(layer, linear.in_shape, relative_width) if sum(linear.shape) > LARGE else None
     lower, how_low = (
         (inside, "outputs without padding") if inside else (lanczos(linear, 40), "Lanczos iteration")
     )
     bounds = (
         (sqrt_of_l1_linf(layer, linear), "sqrt(ℓ1 · ℓ∞)"),
-        padding_bound(layer, linear.in_shape, lower, relative_width),
+        (
+            padding_bound(layer, linear.in_shape, relative_width),
+            "norm of the padding times that of the convolution",
+        ),
     )
     upper, how = min(bounds)
     norm = Norm.of(lower, max(upper, lower), f"{how_low}; {how}")

@@ -11,7 +11,7 @@ from opnorm.norms.spectral.frequency_response import Gram, Polyphase
 from opnorm.norms.spectral.lower_bound import lower_bound
 from opnorm.norms.spectral.positive_definite import DOUBLE, SINGLE, CholeskyTest
 
-__all__ = ["SymbolSearch", "every_group"]
+__all__ = ["SearchOnCircle", "SymbolSearch", "every_group", "top_vectors"]
 
 CHUNK_BYTES = 16e6  # the matrices that are tested between two uses of the results
 SMALL = 32  # channels, up to which all eigenvalues are quicker than an iteration
@@ -151,6 +151,30 @@ class SymbolSearch:
         second = (torch.complex(*images.chunk(2, dim=-1)) * phase[:, None]).sum(0)
         second = second / torch.linalg.vector_norm(second, dim=0).clamp(min=1e-300)
         return (first, second) if from_inputs else (second, first)
+
+
+class SearchOnCircle(SymbolSearch):
+    """The same for circular padding, where each ‖A(ω)‖ at a frequency of the circle is attained."""
+
+    def __init__(self, t: Polyphase, g: Gram, relative_width: float, size: tuple[int, ...]) -> None:
+        super().__init__(t, g, relative_width)
+        self.size = np.array(size)
+
+    def improve(self, value: float, omega: np.ndarray, group: int) -> bool:
+        """Try the frequencies of the circle around one with ‖A(ω)‖ about ``value``; whether θ has grown."""
+        if value <= self.lower:
+            return False
+        places = omega * self.size / (2 * math.pi)
+        on_circle = np.abs(places - places.round()).max() < 1e-6
+        near = places.round() + (0 if on_circle else _around(np.array(self.t.degree) > 0, 1))
+        near = np.atleast_2d(near) * 2 * math.pi / self.size
+        value, omega, _ = self.estimate(near, np.full(len(near), group))
+        lower = math.sqrt(max(value**2 - float(self.test.rounding(DOUBLE, self.g.n * value**2)), 0.0))
+        if lower <= self.lower:
+            return False
+        self.lower, self.best = lower, omega
+        before, self.theta = self.theta, max(self.theta, self.target())
+        return self.theta > before
 
 
 def _top(squares: Tensor, omega: np.ndarray, groups: np.ndarray) -> tuple[float, np.ndarray, int]:

@@ -27,13 +27,23 @@ from opnorm._core.layers import Shape
 from opnorm._core.rounding import PRODUCT
 from opnorm.norms.spectral.frequency_response import Polyphase, gram
 from opnorm.norms.spectral.positive_definite import DOUBLE, SINGLE
-from opnorm.norms.spectral.symbol_search import CHUNK_BYTES, SymbolSearch, every_group, top_vectors
+from opnorm.norms.spectral.symbol_search import (
+    CHUNK_BYTES,
+    SearchOnCircle,
+    SymbolSearch,
+    every_group,
+    top_vectors,
+)
 
-__all__ = ["Interval", "bound_above", "bound_by_cells", "certify", "circular_bound", "interval_of"]
+__all__ = ["Interval", "bound_above", "bound_by_cells", "certify", "certify_on_circle", "interval_of"]
 
 FIRST_CELL = 0.25  # η of the first cells: cos is 0.969, so they settle all but the top 3 % of frequencies
 EXACT_WORK = 2e7  # up to so many operations, all singular values are computed outright
 SAFE_EXPONENT = 16  # of the largest weight: from 2^-16 to 2^16, float32 has room for all sums of products
+FINE, FINEST = (
+    4,
+    64,
+)  # frequencies of a circle for each cell: beyond them cells are less work, and the circle has all peaks
 AVERAGED = 1200  # the largest map, in places, whose scalar Toeplitz matrix is diagonalized
 AVERAGING_WORK = 5e9  # and the most work, in points n³, that goes into its symbol
 
@@ -82,8 +92,8 @@ def _scaled(t: Polyphase) -> tuple[Polyphase, int | None]:
     return replace(t, matrices=torch.ldexp(t.matrices, torch.tensor(-exponent))), exponent
 
 
-def circular_bound(t: Polyphase, size: Shape, lower: float, relative_width: float = 5e-3) -> float:
-    """An upper bound for the ℓ2 norm of a convolution with circular padding, a block circulant map.
+def certify_on_circle(t: Polyphase, size: Shape, relative_width: float = 5e-3) -> Interval:
+    """The interval for a convolution with circular padding, a block circulant map.
 
     Its norm is the largest ‖A(ω)‖ at the frequencies of its own circle; of a large one, all frequencies are bounded, by
     cells, whose number does not depend on its size.
@@ -91,19 +101,19 @@ def circular_bound(t: Polyphase, size: Shape, lower: float, relative_width: floa
     Args:
         t: the convolution in its polyphase form; its own sizes do not matter.
         size: of the circle, per axis.
-        lower: a lower bound of the norm.
-        relative_width: how far above it the bound may be, relatively, before it is made any smaller.
+        relative_width: upper / lower - 1 to aim at.
     """
     scaled, exponent = _scaled(t)
     if exponent is None:
-        return 0.0
-    fixed = math.ldexp(lower, -exponent)
-    s = SymbolSearch(scaled, gram(scaled), relative_width, fixed_lower=fixed)
-    cells = _cells(s)
-    if math.prod(size) > 4 * math.prod(cells):
-        return math.ldexp(bound_by_cells(s, cells), exponent)
-    s.theta = s.target()
-    return math.ldexp(_bound_on_points(s, *every_group(half_grid(size)[0], len(s.g.even))), exponent)
+        return Interval(0.0, 0.0, 0, "all weights are zero")
+    s = SearchOnCircle(scaled, gram(scaled), relative_width, size)
+    cells, places = _cells(s), math.prod(size)
+    upper = bound_by_cells(s, cells) if places > FINE * math.prod(cells) else math.inf
+    if upper > s.target() and places <= FINEST * math.prod(cells):
+        s.theta = s.target()
+        upper = min(upper, _bound_on_points(s, *every_group(half_grid(size)[0], len(s.g.even))))
+    lower, upper = (math.ldexp(end, exponent) for end in (s.lower, max(upper, s.lower)))
+    return Interval(lower, upper, s.count + s.test.count, f"circle of {'x'.join(map(str, size))}")
 
 
 def bound_above(t: Polyphase, least: float, relative_width: float = 5e-3) -> float:

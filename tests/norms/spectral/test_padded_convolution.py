@@ -8,9 +8,10 @@ from torch import nn
 
 from opnorm.norms import operator_norm, spectral_norm
 from opnorm.norms.spectral import block_gram as module
+from opnorm.norms.spectral import upper_bound
 from opnorm.norms.spectral.convolution_matrix import as_convolution
 from opnorm.norms.spectral.interval import polyphase_of
-from opnorm.norms.spectral.padded_convolution import inner_bound
+from opnorm.norms.spectral.padded_convolution import circular_interval, inner_bound
 from opnorm.norms.spectral.upper_bound import certify
 from tests.norms.cases import convolutions, matrix
 from tests.property_tests import examples
@@ -20,6 +21,23 @@ MODES = ("circular", "reflect", "replicate")
 
 def truth(layer, shape):
     return float(torch.linalg.matrix_norm(matrix(layer, shape), 2))
+
+
+@st.composite
+def circles(draw):
+    """A convolution whose circular padding closes the circle, also with kernels that reach around, and an input's shape."""
+    axes, groups, stride = draw(st.integers(1, 2)), draw(st.integers(1, 6)), draw(st.integers(1, 2))
+    c_in, c_out = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    kernel, dilation = draw(st.integers(1, 5)), draw(st.integers(1, 2))
+    size = [stride * draw(st.integers(1, 6)) for _ in range(axes)]
+    total = dilation * (kernel - 1) + 1 - stride  # of the padding
+    assume(total >= 0 and total % 2 == 0 and total // 2 <= min(size))
+    conv = (nn.Conv1d, nn.Conv2d)[axes - 1]
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    layer = conv(
+        groups * c_in, groups * c_out, kernel, stride, total // 2, dilation, groups, False, "circular", dtype=torch.float64
+    )  # fmt: skip
+    return layer, (groups * c_in, *size)
 
 
 @pytest.mark.parametrize("rows", [1, 256])
@@ -104,6 +122,35 @@ def test_large_maps_take_the_work_of_small_ones():
 def test_the_outputs_without_padding_are_a_lower_bound(case):
     layer, shape = case
     assert inner_bound(layer, shape, 5e-3) <= truth(layer, shape) * (1 + 1e-12)
+
+
+@examples(150)
+@given(
+    case=circles(), spread=st.sampled_from([0.0, 0.05, 30.0]), unit=st.sampled_from([1e-30, 1.0, 1e30]),
+    width=st.sampled_from([1e-9, 5e-3, 0.3]), cells=st.booleans(),
+)  # fmt: skip
+def test_on_a_circle_the_interval_holds_the_norm(case, spread, unit, width, cells):
+    layer, shape = case
+    scales = unit * 10 ** (-spread * torch.rand(layer.groups, dtype=torch.float64))
+    layer.weight.data *= scales.repeat_interleave(len(layer.weight) // layer.groups).view(
+        -1, *[1] * len(shape)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(upper_bound, "FINE", 0 if cells else 4)
+        found, true = circular_interval(layer, shape, width), truth(layer, shape)
+    assert found.lower <= true * (1 + 1e-12)
+    assert found.upper >= true * (1 - 1e-12)
+    assert found.upper <= found.lower * (1 + width)
+
+
+def test_many_channels_around_a_circle_take_little_more_than_one():
+    """The matrices that are factorized or diagonalized are counted."""
+    counts = []
+    for groups in (1, 240):
+        torch.manual_seed(0)
+        layer = nn.Conv2d(groups, groups, 3, padding=1, groups=groups, padding_mode="circular")
+        counts.append(circular_interval(layer, (groups, 28, 28), 5e-3).factorizations)
+    assert counts[1] <= 5 * counts[0]
 
 
 @pytest.mark.parametrize(("arguments", "length"), [((2, 3, 5, 1, 2), 250_001), ((2, 4, 4, 2, 1), 400_000)])
