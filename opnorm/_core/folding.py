@@ -42,7 +42,7 @@ def foldable(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
                 hooks.enter_context(m.register_forward_hook(after_layer))
             elif isinstance(m, BATCH_NORM) and m.running_mean is not None:
                 hooks.enter_context(m.register_forward_pre_hook(before_norm))
-        model(x)
+        model(x.clone())  # it may write to its inputs
     return [
         (names[outputs[out][0]], names[norm])
         for norm, out in inputs_of.items()
@@ -50,16 +50,28 @@ def foldable(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
     ]
 
 
+READ = ("item", "tolist", "numpy", "equal", "allclose", "__bool__", "__int__", "__float__", "__index__")
+"""Operations that make numbers of Python of values of tensors."""
+
+
 class Uses(TorchFunctionMode):
-    """The number of operations that take a tensor and return tensors (reading a shape does not count), by tensor id."""
+    """The number of operations that take a tensor, by tensor id.
+
+    Those count that return tensors or, as ``x[0] = 1`` does, nothing; reading a shape does not count.
+
+    Attributes:
+        values_read: numbers of Python were made of values, on which the next operations can depend.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[int] = Counter()
+        self.values_read = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called by torch for every operation."""
         out = func(*args, **(kwargs or {}))
-        if any(isinstance(t, Tensor) for t in tree_leaves(out)):
+        self.values_read |= getattr(func, "__name__", "") in READ
+        if out is None or any(isinstance(t, Tensor) for t in tree_leaves(out)):
             self.counts.update({id(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)})
         return out

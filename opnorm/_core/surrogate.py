@@ -7,7 +7,7 @@ decided by the model itself.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from copy import deepcopy
 from typing import Any, cast
@@ -24,7 +24,7 @@ from opnorm._core.modes import Mode
 from opnorm._core.outputs import one_tensor, output_of
 from opnorm._core.thin_convolution import ThinConv2d, is_thin
 
-__all__ = ["Surrogate", "evaluation_surrogate", "has_bf16", "replace_module", "training_surrogate"]
+__all__ = ["Surrogate", "evaluation_surrogate", "has_bf16", "replace_modules", "training_surrogate"]
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -129,7 +129,7 @@ class Surrogate(nn.Module):
             # tensors of its own, also where layers of the model share one
             layer.weight = nn.Parameter(torch.empty_like(layer.weight), requires_grad=False)
             layer.bias = nn.Parameter(layer.weight.new_empty(len(layer.weight)), requires_grad=False)
-            replace_module(self.network, norm_name, nn.Identity())
+            replace_modules(self.network, {self.network.get_submodule(norm_name): nn.Identity()})
         computed = {f"{layer}.{kind}" for layer, _ in self.folded for kind in ("weight", "bias")}
         self.copied = [name for name in _tensors(self.network) if name not in computed]
         self.refresh(model)
@@ -153,9 +153,10 @@ class Surrogate(nn.Module):
 
     def to_thin_convolutions(self) -> None:
         """Convolutions of few channels with a faster gradient for their input from now on."""
-        for name, module in list(self.network.named_modules()):
-            if name and isinstance(module, nn.Conv2d) and is_thin(module):
-                replace_module(self.network, name, ThinConv2d(module))
+        thin = [
+            m for name, m in self.network.named_modules() if name and isinstance(m, nn.Conv2d) and is_thin(m)
+        ]
+        replace_modules(self.network, {layer: ThinConv2d(layer) for layer in thin})
 
     def use_precise_logits(self, model: nn.Module, x: Tensor) -> None:
         """Compute the last layer in float32, if it is linear: its sums over many features average their rounding out.
@@ -175,7 +176,8 @@ class Surrogate(nn.Module):
             logits = output_of(self.network, x)
         folded = dict(self.folded)
         for name in [name for name, out in outputs.items() if out is logits and name not in folded]:
-            replace_module(self.network, name, _Float32(model.get_submodule(name)))
+            own, source = self.network.get_submodule(name), model.get_submodule(name)
+            replace_modules(self.network, {own: _Float32(source)})
             self.precise_logits = True
 
     def forward(self, x: Tensor) -> Any:
@@ -239,10 +241,12 @@ def _channels_last_gradient(flatten: nn.Module, inputs: tuple[Tensor]) -> None:
         features.register_hook(lambda grad: grad.contiguous(memory_format=torch.channels_last))
 
 
-def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module in the place of another one, given by its name."""
-    parent, _, child = name.rpartition(".")
-    setattr(network.get_submodule(parent), child, module)
+def replace_modules(network: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+    """Put new modules in the places of others, under all names that these have."""
+    for name, module in list(network.named_modules(remove_duplicate=False)):
+        if module in new:
+            parent, _, child = name.rpartition(".")
+            setattr(network.get_submodule(parent), child, new[module])
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

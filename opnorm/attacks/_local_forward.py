@@ -5,6 +5,7 @@ the images; at all other places their values are those of the known images. All 
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from opnorm._core.folding import Uses
 from opnorm._core.outputs import output_of
-from opnorm._core.surrogate import Surrogate, replace_module
+from opnorm._core.surrogate import Surrogate, replace_modules
 from opnorm._core.thin_convolution import ThinConv2d
 from opnorm.norms.nonlinear import ELEMENTWISE
 
@@ -34,39 +35,59 @@ def local_forward(model: nn.Module, x: Tensor) -> "LocalForward | None":
     if not isinstance(model, Surrogate) or model.bf16 or x.device.type != "cpu" or x.ndim != 4:
         return None
     copy = deepcopy(model)
-    names = _first_layers(copy, x)
-    layers = [copy.get_submodule(name) for name in names]
+    layers = _first_layers(copy, x)
     if sum(_is_convolution(layer) for layer in layers) < 2:
         return None
     first = _FirstLayers(layers)
-    for name in names:
-        replace_module(copy, name, first if name == names[0] else nn.Identity())
-    return LocalForward(copy, first)
+    replace_modules(
+        copy, {layer: _Evaluated(first, number) if number else first for number, layer in enumerate(layers)}
+    )
+    return LocalForward(model, copy, first)
 
 
 class LocalForward:
-    """The logits of images that are near others, whose values it remembers from call to call."""
+    """The logits of images that are near others, whose values it remembers from call to call.
 
-    def __init__(self, network: nn.Module, first: "_FirstLayers") -> None:
-        self.network, self.first = network, first
+    Attributes:
+        model: makes full passes.
+        network: a copy with its first layers in one module; None after a pass that failed or did not call them one after
+            another, as networks may for another size of the batch. From then on the model makes all passes.
+    """
+
+    def __init__(self, model: nn.Module, network: nn.Module, first: "_FirstLayers") -> None:
+        self.model, self.first = model, first
+        self.network: nn.Module | None = network
         self.base: Tensor | None = None
         self.known: list[Tensor] = []
 
     def __call__(self, base: Tensor, row: Tensor, z: Tensor) -> Tensor:
         """The logits (N, K) of z (N, C, H, W), where z[i] differs little from base[row[i]]; base is (R, C, H, W)."""
+        if self.network is not None:
+            try:
+                self._remember(self.network, base)
+                return self._pass(self.network, z, [known[row] for known in self.known])
+            except Exception:  # noqa: BLE001 - whatever a user's network raises when its layers are replaced
+                self.network = None
+        return output_of(self.model, z)
+
+    def _remember(self, network: nn.Module, base: Tensor) -> None:
+        """Inputs and outputs of the first layers for the base, where it is not as before."""
         if self.base is None or self.base.shape != base.shape:
-            output_of(self.network, base)
-            self.known = list(self.first.last)
+            self._pass(network, base)
+            self.known = self.first.last
         elif (new := (self.base != base).flatten(1).any(1)).any():
-            output_of(self.network, base[new])
+            self._pass(network, base[new])
             for known, value in zip(self.known, self.first.last, strict=True):
                 known[new] = value
         self.base = base.clone()
-        self.first.near = [known[row] for known in self.known]
-        try:
-            return output_of(self.network, z)
-        finally:
-            self.first.near = []
+
+    def _pass(self, network: nn.Module, x: Tensor, near: Sequence[Tensor] = ()) -> Tensor:
+        first = self.first
+        first.near, first.rows, first.calls = near, len(x), 0
+        logits = output_of(network, x)
+        if first.calls != len(first.layers):
+            raise RuntimeError(f"{first.calls} calls of {len(first.layers)} layers; expected one of each")
+        return logits
 
 
 class _FirstLayers(nn.Module):
@@ -74,22 +95,33 @@ class _FirstLayers(nn.Module):
 
     Attributes:
         near: inputs and outputs like those of the next call, which differ from it within a window; or nothing.
-        last: inputs and outputs of the last call without ``near``.
+        rows: of the next call.
+        calls: of the layers in this pass of the network.
+        out: of the last call.
+        last: inputs and outputs of the last call without ``near``; copies, as the network may write to its own.
     """
+
+    near: Sequence[Tensor]
+    rows: int
+    calls: int
+    out: Tensor
+    last: list[Tensor]
 
     def __init__(self, layers: list[nn.Module]) -> None:
         super().__init__()
         self.layers = nn.Sequential(*layers)
-        self.near: list[Tensor] = []
-        self.last: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, F, H', W')."""
+        if len(x) != self.rows:
+            raise RuntimeError(f"{len(x)} inputs of the first layers; expected those of {self.rows} images")
+        self.calls += 1
         if self.near:
-            return self._changed(x, *self.near)
-        out: Tensor = self.layers(x)
-        self.last = [x, out]
-        return out
+            self.out = self._changed(x, *self.near)
+        else:
+            self.out = self.layers(x)
+            self.last = [x.clone(), self.out.clone()]
+        return self.out
 
     def _changed(self, x: Tensor, base: Tensor, out: Tensor) -> Tensor:
         """The outputs of x, written into those of the base."""
@@ -120,6 +152,21 @@ class _FirstLayers(nn.Module):
         h, w = next(places)
         out.permute(0, 2, 3, 1)[item, h[:, :, None], w[:, None, :]] = patch.permute(0, 2, 3, 1)
         return out
+
+
+class _Evaluated(nn.Module):
+    """In the place of one of the first layers, for all of which the first one computes."""
+
+    def __init__(self, first: _FirstLayers, number: int) -> None:
+        super().__init__()
+        self.first, self.number = first, number
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same."""
+        if x is not self.first.out or self.first.calls != self.number:
+            raise RuntimeError(f"layer {self.number} of the first ones is not called after the one before it")
+        self.first.calls += 1
+        return x
 
 
 # ---------------------------------------------------------------- places along an axis
@@ -178,31 +225,34 @@ def _is_known(layer: nn.Module) -> bool:
     return type(layer) in ELEMENTWISE and type(layer) is not nn.GLU
 
 
-def _first_layers(network: nn.Module, x: Tensor) -> list[str]:
-    """The names of layers of which each alone takes the outputs of the one before; the first is a convolution."""
-    names = {m: name for name, m in network.named_modules() if _is_known(m)}
+def _first_layers(network: nn.Module, x: Tensor) -> list[nn.Module]:
+    """Layers of which each alone takes the outputs of the one before; the first is a convolution.
+
+    None of them where the network reads values, on which it may depend which layers it calls.
+    """
     calls: Counter[nn.Module] = Counter()
     record: list[tuple[nn.Module, Tensor, Any]] = []
     uses = Uses()
 
     def after(layer: nn.Module, inputs: tuple[Tensor, ...], out: Any) -> None:
         calls[layer] += 1
-        record.append((layer, inputs[0], out))  # kept, so that no other tensor gets its id
-        if out is not inputs[0]:
-            uses.counts[id(out)] = 0
+        if inputs:  # not by keyword
+            record.append((layer, inputs[0], out))  # kept, so that no other tensor gets its id
+            if out is not inputs[0]:
+                uses.counts[id(out)] = 0
 
     with ExitStack() as hooks, torch.no_grad(), uses:
-        for layer in names:
+        for layer in filter(_is_known, network.modules()):
             hooks.enter_context(layer.register_forward_hook(after))
         output_of(network, x)
-    found: list[str] = []
+    found: list[nn.Module] = []
     before: Tensor | None = None
-    for layer, value, out in record:
+    for layer, value, out in [] if uses.values_read else record:
         if before is None and not _is_convolution(layer):
             continue
         alone = before is None or (value is before and uses.counts[id(value)] == 1)
         if not alone or calls[layer] != 1 or out is value or value.ndim != 4 or len(value) != len(x):
             break
-        found.append(names[layer])
+        found.append(layer)
         before = out
     return found

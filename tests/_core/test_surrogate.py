@@ -16,6 +16,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from opnorm import attacks, objectives
 from opnorm._core.surrogate import Surrogate, has_bf16, training_surrogate
+from opnorm._core.thin_convolution import ThinConv2d
 from opnorm.data import digits
 from opnorm.models import cnn, resnet
 from opnorm.training import TrainingSettings, optimizers, train
@@ -364,3 +365,50 @@ def test_nets_trained_in_bf16_are_as_good_as_those_in_fp32():
         full, half = ([found[p, seed][i] for seed in range(3)] for p in ("fp32", "bf16"))
         spread = max(max(full) - min(full), max(half) - min(half), math.sqrt(0.25 / len(y)))
         assert abs(sum(full) - sum(half)) / 3 <= spread, found
+
+
+class TwoNames(nn.Module):
+    """Layers are registered under two names, and called by the second; the image is written to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.Linear(16, 3)
+        self.features = nn.Sequential(self.first, self.norm, nn.ReLU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.last(self.features(x).mean((2, 3)))
+        x.detach().zero_()
+        return out
+
+
+def test_layers_with_two_names_are_replaced_under_both():
+    torch.manual_seed(0)
+    model, x = TwoNames().eval(), torch.rand(4, 1, 8, 8)
+    model.norm.running_mean.uniform_(-1, 1)
+    surrogate, before = Surrogate(model, x), x.clone()
+    surrogate.to_thin_convolutions()
+    assert surrogate.folded == [("first", "norm")]
+    assert isinstance(surrogate.network.features[0], ThinConv2d)
+    assert isinstance(surrogate.network.features[1], nn.Identity)
+    assert surrogate.network.first is surrogate.network.features[0]
+    with torch.no_grad():
+        assert torch.allclose(surrogate(x.clone()), model(x.clone()), atol=1e-6)
+    assert torch.equal(x, before)
+    assert x.any()
+
+
+class WritesBetween(nn.Module):
+    """Outputs of the convolution are written to before the batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        h[:, :, :2] = 0
+        return self.norm(h).mean((2, 3))
+
+
+def test_a_batch_norm_of_outputs_that_were_written_to_is_not_folded():
+    assert Surrogate(WritesBetween().eval(), torch.rand(2, 1, 8, 8)).folded == []

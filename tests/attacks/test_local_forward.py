@@ -33,6 +33,7 @@ def moved(base: Tensor, row: Tensor, side: int, generator: torch.Generator) -> T
 def agree(local: LocalForward, model: nn.Module, base: Tensor, row: Tensor, z: Tensor) -> None:
     with torch.no_grad():
         found = local(base, row, z)
+    assert local.network is not None
     want = reference(model, z)
     assert found.shape == want.shape
     assert (found - want).abs().max() <= 1e-4 * want.abs().max().clamp(min=1)
@@ -154,11 +155,124 @@ class InPlace(Shared):
         self.relu = nn.ReLU(inplace=True)
 
 
-@pytest.mark.parametrize("kind", [Shared, Twice, Crops, InPlace])
+class Erased(Shared):
+    """Some outputs of the first convolution are written to."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        h[:, :, :2] = 0
+        return self.last(self.second(h).mean((2, 3)))
+
+
+class Copied(Shared):
+    """The outputs of the first convolution are copied to numpy."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        more = torch.from_numpy(h.detach().numpy().copy())
+        return self.last((self.second(h) + more).mean((2, 3)))
+
+
+class Bright(Shared):
+    """What is done depends on values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        more = h.mean((2, 3)) if x.max() > 2 else 0
+        return self.last(self.second(h).mean((2, 3)) + more)
+
+
+class ByKeyword(Shared):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.second(input=self.first(input=x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [Shared, Twice, Crops, InPlace, Erased, Copied, Bright, ByKeyword])
 def test_first_layers_with_other_uses_are_left_alone(kind):
     torch.manual_seed(0)
     model, x = kind().eval(), torch.rand(2, 1, 8, 8)
     assert local_forward(Surrogate(model, x), x) is None
+
+
+class Written(Shared):
+    """The image and the outputs of the second convolution are written to, after they were used."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.second(self.first(x))
+        x.zero_()
+        return self.last(nn.functional.leaky_relu(h, 0.1, inplace=True).mean((2, 3)))
+
+
+class TwoNames(Shared):
+    """The convolutions have second names, under which they are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(self.first, nn.ReLU(), self.second)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.features(x).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [Written, TwoNames])
+def test_networks_that_write_to_tensors_or_have_two_names_for_a_layer(kind):
+    torch.manual_seed(0)
+    model, base = kind().eval(), torch.rand(3, 1, 16, 16).round()
+    local, generator = local_forward(Surrogate(model, base), base), torch.Generator().manual_seed(0)
+    for _ in range(5):
+        row = torch.tensor([0, 2, 1, 2])
+        z = moved(base, row, 2, generator).round()
+        agree(local, model, base, row, z)
+        base = torch.cat([z[:1], base[1:]])
+
+
+class Chunks(Shared):
+    """Two images at a time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.last(self.second(self.first(part)).mean((2, 3))) for part in x.split(2)])
+
+
+class OneAtATime(Shared):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.last(self.second(self.first(part)).mean((2, 3))) for part in x.split(1)])
+
+
+class ByBatch(Shared):
+    """Other layers for more images; what takes other shapes would fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.other = nn.Conv2d(1, 8, 3, 1, 1), nn.Conv2d(8, 4, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.second(self.first(x)) if len(x) <= 2 else self.other(self.wide(x))
+        return self.last(h.mean((2, 3)))
+
+
+class SkipsOne(Shared):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.last((self.second(h) if len(x) <= 2 else h.relu()).mean((2, 3)))
+
+
+class Reads(Shared):
+    """An attribute of a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.second(self.first(x.to(self.first.weight.dtype))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [Chunks, OneAtATime, ByBatch, SkipsOne, Reads])
+def test_a_network_that_does_not_call_its_first_layers_one_after_another_is_evaluated_in_full(kind):
+    torch.manual_seed(0)
+    model, base = kind().eval(), torch.rand(5, 1, 12, 12)
+    surrogate, row = Surrogate(model, base), torch.tensor([0, 1, 2, 3, 4, 1])
+    local, z = local_forward(surrogate, base[:1]), base[row].clone()
+    z[:, :, 3:5, 3:5] = 0
+    for _ in range(2):
+        assert torch.equal(local(base, row, z), surrogate(z))
+    assert local.network is None
 
 
 def test_layers_around_the_first_ones_may_be_anything():
