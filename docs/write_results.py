@@ -26,7 +26,7 @@ hold, or is not decided, has a reason, from `results/reasons.toml`."""
 def names() -> Iterator[str]:
     """Every study of a paper, in the papers' order."""
     for paper in papers():
-        yield from (f"{paper.name}.{part.name}" for part in paper.parts)
+        yield from (f"{paper.name}.{part}" for part in paper.parts)
 
 
 def kept_reports() -> dict[str, Report]:

@@ -21,8 +21,9 @@ from opnorm.cli.options import (
     print_json,
     with_options,
 )
+from opnorm.cli.study_list import print_list
 from opnorm.cli.torch_loading import load_torch
-from opnorm.errors import OpnormError, did_you_mean
+from opnorm.errors import OpnormError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,6 +86,8 @@ def study(
 
     opnorm study tour --data 'parquet("mnist")' --limit 2000 --seeds 1
     """
+    if options.list:
+        return print_list(name, options.json)
     o, call = options, _checked(name, options)
     load_torch()
 
@@ -96,8 +99,6 @@ def study(
     from opnorm.runs.study_page import StudyPage, write_study
 
     store = Store(o.out, again=o.again, track=o.track)
-    if call is None:
-        return _print_list(name, o.json)
     built = spec.build(call, "study")
     if not isinstance(built, Study):
         raise OpnormError(f"{call} gave {type(built).__name__}; expected a study")
@@ -131,21 +132,20 @@ def study(
     return _print_results(path, results) if o.json else print(path)
 
 
-def _checked(name: str, o: StudyOptions) -> "Call | None":
-    """The call of the study, None for the list of all; OpnormError for what is wrong, before anything is loaded."""
+def _checked(name: str, o: StudyOptions) -> "Call":
+    """The call of the study; OpnormError for what is wrong, before anything is loaded."""
     from opnorm import spec
     from opnorm.runs.engines.share import check_jobs, check_share
     from opnorm.runs.tracking import check_installed
 
-    if o.list:
-        return None
     if not name:
         raise OpnormError("which study? --list says what there is, --help how; opnorm study tour is a start")
     settings = {n: getattr(o, n) for n in ("data", "model", "seeds", "limit", "size", "only")}
     call = with_options(spec.part_call(spec.parse(name), spec.known_names("study")), **settings)
     spec.check(call, "study")
-    for text, kind in ((o.data, "data set"), (o.model, "model")):
-        if text is not None:
+    texts = {"data": o.data, "model": o.model} | spec.arguments(call, "study")
+    for setting, kind in (("data", "data set"), ("model", "model")):
+        if isinstance(text := texts[setting], str):
             check_call(text, kind)
     check_folder(o.out)
     if o.keep is not None:
@@ -207,50 +207,3 @@ def _size(call: "Call") -> Any:
     from opnorm import spec
 
     return dict(spec.full(call, "study").kwargs).get("size")
-
-
-def _print_list(name: str, json: bool) -> None:
-    """Every study and every part, or those of one paper: what it asks, how many runs, how long."""
-    from opnorm import spec, studies
-    from opnorm.studies import papers
-    from opnorm.studies._shared.minutes import laptop_minutes
-    from opnorm.studies.tour_claims import CLAIMS
-
-    rows: list[dict[str, Any]] = [
-        {
-            "study": f"{paper.name}.{part.name}",
-            "asks": part.asks,
-            "runs": len(paper.study(part.name, studies.Setting()).runs),
-            "minutes": laptop_minutes(f"{paper.name}.{part.name}"),
-            "claims": [claim.name for claim in part.claims],
-        }
-        for paper in papers()
-        for part in paper.parts
-    ]
-    tour = spec.build("tour()", "study")
-    asks = "Every way of training, on one small network, side by side: what does each do to norms and robustness?"
-    rows = [
-        {
-            "study": "tour",
-            "asks": asks,
-            "runs": len(tour.runs),
-            "minutes": 6,
-            "claims": [c.name for c in CLAIMS],
-        },
-        *rows,
-    ]
-    if name:
-        known = [row["study"] for row in rows]
-        rows = [row for row in rows if row["study"] == name or row["study"].startswith(f"{name}.")]
-        if not rows:
-            raise OpnormError(
-                f"--list {name}: no such study{did_you_mean(name, known)}; --list alone shows all"
-            )
-    if json:
-        return print_json(rows)
-    for row in rows:
-        minutes = "" if row["minutes"] is None else f", about {row['minutes']} min"
-        count = len(row["claims"])
-        print(f"{row['study']:24}  {row['runs']} runs{minutes}, {count} claim{'s' * (count != 1)}")
-        print(f"{'':24}  {row['asks']}")
-    return print("runs and minutes of computing time are of the size laptop, on a CPU with AVX2")

@@ -11,7 +11,7 @@ ends where it began. There is no other registry and no other configuration langu
 """
 
 from opnorm.spec._canonical import full, short, stated
-from opnorm.spec._checking import check, check_name, known_names
+from opnorm.spec._checking import arguments, check, check_name, known_names
 from opnorm.spec._made import spec_of
 from opnorm.spec._registry import FAMILIES, build, factory, fill, names, resolve
 from opnorm.spec._syntax import Call, calls_in, map_calls, parse, part_call
@@ -19,6 +19,7 @@ from opnorm.spec._syntax import Call, calls_in, map_calls, parse, part_call
 __all__ = [
     "FAMILIES",
     "Call",
+    "arguments",
     "build",
     "calls_in",
     "check",

@@ -5,12 +5,12 @@ from typing import Any
 
 from opnorm.errors import SpecError
 from opnorm.spec._annotations import misfit
-from opnorm.spec._binding import bind
-from opnorm.spec._registry import INSIDE, check_package, choose, kind_inside, names
+from opnorm.spec._binding import bind, signature_of
+from opnorm.spec._registry import INSIDE, check_package, choose, kind_inside, names, resolve
 from opnorm.spec._source import Source, sources
-from opnorm.spec._syntax import Call, map_calls, parse
+from opnorm.spec._syntax import Call, map_calls, parse, to_text
 
-__all__ = ["check", "check_name", "known_names"]
+__all__ = ["arguments", "check", "check_name", "known_names"]
 
 
 def check(text: str | Call, kind: str | None = None) -> Call:
@@ -42,6 +42,9 @@ def check(text: str | Call, kind: str | None = None) -> Call:
 def _check_arguments(name: str, source: Source, bound: inspect.BoundArguments) -> None:
     """OpnormError where an argument has another type than its parameter, or a value that the function refuses."""
     parameters, given = source.signature.parameters, bound.arguments
+    for k, v in given.items():
+        if isinstance(v, Call) and "." not in v.name and parameters[k].annotation in (str, str | None):
+            raise SpecError(f"{name}(): {k}={v}: expected a text, which is in quotes: {k}={to_text(str(v))}")
     bound.arguments = {k: v for k, v in given.items() if not _has_call(v)}
     if why := misfit(bound):
         raise SpecError(f"{name}(): {why}")
@@ -67,6 +70,26 @@ def check_name(call: Call, kind: str | None = None) -> Source | None:
     if not all(map(sources, [kind] if kind else INSIDE)):
         return None  # the package is installed without its source
     return choose(call, kind, sources, lambda source: source.signature)
+
+
+def arguments(call: Call, kind: str | None = None) -> dict[str, Any]:
+    """The arguments of a call by parameter; opnorm's own functions are not imported where their source is there.
+
+    Args:
+        call: a call.
+        kind: as for :func:`check`.
+
+    Returns:
+        Parameter -> value, of those given; none for the user's own function.
+
+    Raises:
+        SpecError: there is no such name, or the arguments do not fit.
+    """
+    source = check_name(call, kind)
+    if "." in call.name:
+        return {}
+    signature = source.signature if source else signature_of(resolve(call, kind), call.name)
+    return bind(call, signature).arguments
 
 
 def known_names(kind: str) -> list[str]:

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import Parameter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 from opnorm.errors import SpecError
 from opnorm.spec._registry import FAMILIES
@@ -43,10 +43,12 @@ class Check(NamedTuple):
     Attributes:
         call: the line; names in it are calls without arguments.
         file: where it stands.
+        outer: values of names, dotted ones, too, that stand neither in the function nor at the top of the file.
     """
 
     call: Call
     file: Path
+    outer: Mapping[str, Any]
 
     @property
     def names(self) -> set[str]:
@@ -55,9 +57,10 @@ class Check(NamedTuple):
 
     def carry_out(self, arguments: Mapping[str, Any]) -> None:
         """Call its function, which is imported, with the arguments of the function that begins with it."""
+        known = {**self.outer, **arguments}
 
         def value(named: Call) -> Any:
-            return arguments[named.name] if named.name in arguments else _known(named.name, self.file)
+            return known[named.name] if named.name in known else _known(named.name, self.file)
 
         given = map_calls(self.call, value)
         _known(self.call.name, self.file)(*given.args, **dict(given.kwargs))
@@ -96,9 +99,9 @@ def sources(kind: str) -> dict[str, Source]:
             if isinstance(node, ast.FunctionDef) and any(
                 _registers(d, kind, decorator) for d in node.decorator_list
             ):
-                found[node.name] = _source(node, file)
-            elif isinstance(node, ast.Assign) and maker and _called(node.value) == maker:
-                made = next(_functions_inside(maker, _file_of(module)))
+                found[node.name] = _source(node, file, {})
+            elif isinstance(node, ast.Assign) and _is_call_of(node.value, maker):
+                made = _made(node.value, file, maker, _file_of(module))
                 found |= {target.id: made for target in node.targets if isinstance(target, ast.Name)}
     return found
 
@@ -121,6 +124,11 @@ def _called(node: ast.expr) -> str:
     return ast.unparse(node.func).rpartition(".")[2]
 
 
+def _is_call_of(node: ast.expr, name: str) -> TypeGuard[ast.Call]:
+    """Whether an expression calls the function of this name."""
+    return bool(name) and _called(node) == name
+
+
 def _registers(node: ast.expr, kind: str, decorator: str) -> bool:
     """Whether a decorator registers its function in a family."""
     if decorator and _called(node) == decorator:
@@ -128,28 +136,51 @@ def _registers(node: ast.expr, kind: str, decorator: str) -> bool:
     return _called(node) == "factory" and ast.unparse(node).endswith(f"factory({kind!r})")
 
 
-def _functions_inside(name: str, file: Path) -> Iterator[Source]:
-    """The functions that stand in a function of a file."""
-    for outer in _tree(file).body:
-        if isinstance(outer, ast.FunctionDef) and outer.name == name:
-            for inner in outer.body:
-                if isinstance(inner, ast.FunctionDef):
-                    yield _source(inner, file)
+def _made(call: ast.Call, place: Path, maker: str, file: Path) -> Source:
+    """The function that stands in a maker, as a call of the maker makes it.
+
+    Args:
+        call: of the maker.
+        place: the file of the call.
+        maker: a function.
+        file: of the maker.
+    """
+    (outer,) = (node for node in _tree(file).body if isinstance(node, ast.FunctionDef) and node.name == maker)
+    (inner,) = (node for node in outer.body if isinstance(node, ast.FunctionDef))
+    known = {
+        f"{parameter.arg}.{name}": value
+        for parameter, given in zip(outer.args.args, call.args, strict=True)
+        for name, value in _attributes(Place(given, place))
+    }
+    return _source(inner, file, known)
+
+
+def _attributes(place: Place) -> Iterator[tuple[str, Any]]:
+    """The attributes of an object that a call makes, whose arguments all have a name; of a dictionary, its keys."""
+    if isinstance(place.node, ast.Name) and (meaning := _meaning(place.node.id, place.file)):
+        place = meaning
+    if not isinstance(place.node, ast.Call):
+        return
+    for keyword in place.node.keywords:
+        value = keyword.value
+        if isinstance(value, ast.Dict):
+            value = ast.Tuple([key for key in value.keys if key], ast.Load())
+        yield str(keyword.arg), _value(Place(value, place.file))
 
 
 # ---------------------------------------------------------------- a function
 
 
-def _source(function: ast.FunctionDef, file: Path) -> Source:
-    return Source(_signature(function, file), tuple(_checks(function, file)))
+def _source(function: ast.FunctionDef, file: Path, outer: Mapping[str, Any]) -> Source:
+    return Source(_signature(function, file), tuple(_checks(function, file, outer)))
 
 
-def _checks(function: ast.FunctionDef, file: Path) -> Iterator[Check]:
+def _checks(function: ast.FunctionDef, file: Path, outer: Mapping[str, Any]) -> Iterator[Check]:
     """The checks with which a function begins, below its docstring."""
     for line in function.body[ast.get_docstring(function) is not None :]:
         if not isinstance(line, ast.Expr) or not _called(line.value).startswith("check_"):
             return
-        yield Check(parse(_plain(line.value)), file)
+        yield Check(parse(_plain(line.value)), file, outer)
 
 
 def _signature(function: ast.FunctionDef, file: Path) -> inspect.Signature:

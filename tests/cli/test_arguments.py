@@ -137,6 +137,21 @@ analyze nosuch                                | nosuch is no run in runs .*unkno
 analyze KEY --what 'margins(splt="test")'     | no parameter 'splt'; did you mean 'split'\\?
 compare KEY nosuch                            | nosuch is no run in runs .*unknown model 'nosuch'
 study nosuch                                  | unknown study 'nosuch'; known: liang2021
+study liang2021.table9                        | liang2021 has no part 'table9'; did you mean liang2021.table2\\?
+study 'wen2020("figur12")'                    | wen2020 has no part 'figur12'; did you mean wen2020.figure12\\?
+study roth2020.nosuch                         | roth2020 has no part 'nosuch'; there are table2, theorem1
+study liang2021.table1.x                      | has no part 'table1.x'; did you mean liang2021.table1\\?
+study 'tour(model="cnnn")'                    | unknown model 'cnnn'; did you mean 'cnn'\\?
+study 'tour("digitz")'                        | unknown data set 'digitz'; did you mean 'digits'\\?
+study 'tour(model="cnn(width=0)")'            | width=0: expected a whole number, at least 1
+study 'tour(data=digits())'                   | data=digits\\(\\): expected a text, which is in quotes: data="digits\\(\\)"
+study 'liu2020.table1(data="folder(7)")'      | folder\\(\\): path=7: expected a text
+study "tour(data='folder(\\"nope\\")')"         | there is no .*nope.*expected a folder with train
+study nosuch --list                           | --list nosuch: no such study; --list alone shows all
+study lian2021.table1 --list                  | did you mean 'liang2021.table1'\\?
+study liang2021.table9 --list                 | liang2021 has no part 'table9'; did you mean liang2021.table2\\?
+study 'tour(seeds=2)' --list                  | expected a study or a part of one, without seeds
+study 'mine.study()' --list                   | --list mine.study\\(\\): no such study
 study tour --size big                         | size='big': expected 'smoke' or 'laptop'
 study 'liang2021.table2(seed=2)'              | no parameter 'seed'; did you mean 'seeds'\\?
 study 'tour(seeds=1)' --seeds 2               | --seeds and seeds=1 in tour\\(seeds=1\\): expected one of the two

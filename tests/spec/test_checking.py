@@ -10,12 +10,15 @@ from opnorm.errors import ModelError, OpnormError, SpecError
 from opnorm.spec import (
     FAMILIES,
     Call,
+    _checking,
+    arguments,
     build,
     calls_in,
     check,
     full,
     known_names,
     names,
+    parse,
     part_call,
     resolve,
     spec_of,
@@ -55,7 +58,7 @@ def test_a_function_begins_with_the_checks_of_its_values():
             assert settings <= set().union(*(line.names for line in source.checks), TEXTS), name
 
 
-TEXTS = {"blocks", "data", "key", "layer", "model", "name", "only", "part", "path", "revision"}
+TEXTS = {"blocks", "data", "key", "layer", "model", "name", "only", "path", "revision"}
 """Parameters of which every text may be right: names, paths, patterns."""
 
 
@@ -115,6 +118,10 @@ def _is_truth(annotation: Any) -> bool:
         ("margins(split='valid')", "analysis"),
         ("tour(lr=0)", "study"),
         ("liang2021(seeds=0)", "study"),
+        ("liang2021(part='table9')", "study"),
+        ("liang2021('nosuch')", "study"),
+        ("wen2020(part='figure8b')", "study"),
+        ("roth2020(part='')", "study"),
     ],
 )
 def test_values_are_refused_early_in_the_words_of_the_function(call, kind):
@@ -156,6 +163,9 @@ def test_a_value_that_is_only_known_later_is_not_judged_early(tmp_path, monkeypa
         ("jacobian_spectrum(attack=pgd(stepss=3))", "analysis"),
         ("tour(size='big')", "study"),
         ("liang2021(seed=3)", "study"),
+        ("liang2021(part=2)", "study"),
+        ("tour(data=digits())", "study"),
+        ("liang2021(data=digits(), part='table1')", "study"),
         ("nosuch()", None),
         ("tour()", None),
         ("nowhere_at_all.build()", "model"),
@@ -178,6 +188,16 @@ def test_what_is_refused_early_is_refused_in_the_same_words_later(call, kind):
 )  # fmt: skip
 def test_what_may_be_right_passes(call):
     check(call)
+
+
+def test_arguments_by_their_parameters(tmp_path, monkeypatch):
+    call = parse("tour('digits()', seeds=2)")
+    assert arguments(call, "study") == {"data": "digits()", "seeds": 2}
+    monkeypatch.setattr(_checking, "sources", lambda kind: {})  # installed without the source
+    assert arguments(call, "study") == {"data": "digits()", "seeds": 2}
+    (tmp_path / "a_study_of_mine.py").write_text("raise SystemExit('was run')")
+    monkeypatch.chdir(tmp_path)
+    assert arguments(parse("a_study_of_mine.build('digits()', seeds=2)"), "study") == {}
 
 
 def test_own_code_is_looked_for_but_not_imported(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from opnorm.runs.run import Result, Run
 from opnorm.runs.runner import Study
 from opnorm.studies import Setting, papers
 from opnorm.studies._shared.outcomes import Case, Outcomes
-from opnorm.studies._shared.paper import Paper, Part, outcomes_of
+from opnorm.studies._shared.paper import Paper, outcomes_of
 
 POINTS, LAYERS = 400, 40
 
@@ -210,13 +210,13 @@ def _full(call: str) -> spec.Call:
 def _study(paper: str, part: str, setting: Setting) -> tuple[Study, list[Case]]:
     """A part's study and its first cases, which many tests ask for."""
     (found,) = (p for p in papers() if p.name == paper)
-    (cases,) = (p.cases(setting) for p in found.parts if p.name == part)
-    return found.study(part, setting), cases
+    return found.study(part, setting), found.parts[part].cases(setting)
 
 
-def outcomes_with(paper: Paper, part: Part, changes: Changes, setting: Setting) -> Outcomes:
+def outcomes_with(paper: Paper, name: str, changes: Changes, setting: Setting) -> Outcomes:
     """The outcomes of a part whose networks have these numbers, with those of all that a search asks for."""
-    study, cases = _study(paper.name, part.name, setting)
+    part = paper.parts[name]
+    study, cases = _study(paper.name, name, setting)
     names = {case.run.key: f"{case.network}: {case.method}" for case in cases}
     results: dict[str, Result] = {}
     runs = list(study.runs)

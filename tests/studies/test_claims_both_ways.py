@@ -10,7 +10,10 @@ from opnorm.studies._shared.outcomes import Outcome, Outcomes
 from tests.studies.made_up_results import NUMBERS, Changes, outcomes_with
 
 CLAIMS = {
-    claim.name: (paper, part, claim) for paper in papers() for part in paper.parts for claim in part.claims
+    claim.name: (paper, name, claim)
+    for paper in papers()
+    for name, part in paper.parts.items()
+    for claim in part.claims
 }
 SETTING = Setting("laptop", seeds=3)
 

@@ -13,7 +13,7 @@ from opnorm.studies._roth2020.roth_robustness import FIGURE3
 from opnorm.studies._roth2020.roth_search import CNN, standard_cases, training_eps
 from opnorm.studies._shared.outcomes import Case, MissingError, Outcome, Outcomes, row_of, share_that
 
-PARTS = {f"{paper.name}.{part.name}": part for paper in papers() for part in paper.parts}
+PARTS = {f"{paper.name}.{name}": part for paper in papers() for name, part in paper.parts.items()}
 
 
 def outcome(case, rows=None, failure=""):

@@ -20,63 +20,62 @@ from tests.studies.made_up_results import outcomes_with
 
 PAPERS = {paper.name: paper for paper in papers()}
 SMOKE = Setting("smoke")
-CLAIMS = [(paper, part, claim) for paper in papers() for part in paper.parts for claim in part.claims]
+CLAIMS = [claim for paper in papers() for part in paper.parts.values() for claim in part.claims]
 
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_every_size_is_complete(name):
     paper = PAPERS[name]
     assert set(paper.sizes) == set(SIZES)
-    for part in paper.parts:
+    for name, part in paper.parts.items():
         for size in SIZES:
             cases = part.cases(Setting(size))
-            assert cases, part.name
-            names = {(c.network, c.method, c.run.seed) for c in cases}
-            assert len({(c.run.key, c.run.analyses) for c in cases}) == len(names) == len(cases)
+            assert cases, name
+            who = {(c.network, c.method, c.run.seed) for c in cases}
+            assert len({(c.run.key, c.run.analyses) for c in cases}) == len(who) == len(cases)
         assert part.asks.endswith("?")
 
 
 def test_laptop_size_has_all_that_the_paper_has():
     for paper in papers():
-        for part in paper.parts:
+        for name, part in paper.parts.items():
             laptop, full = (
                 {(c.network, re.sub(r"[\d.e-]+", "#", c.method)) for c in part.cases(Setting(s))}
                 for s in ("laptop", "paper")
             )
-            assert full <= laptop, f"{paper.name}.{part.name}"
+            assert full <= laptop, f"{paper.name}.{name}"
 
 
-@pytest.mark.parametrize(("paper", "part", "claim"), CLAIMS, ids=lambda x: x.name)
-def test_every_claim_names_its_section(paper, part, claim):
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.name)
+def test_every_claim_names_its_section(claim):
     assert re.search(r"Section|Table|Figure|Theorem|Proposition|Appendix", claim.section)
     assert re.fullmatch(r"[a-z0-9_]+", claim.name)
     assert claim.sentence.endswith(".")
 
 
 def test_names_of_claims_are_unique():
-    names = [claim.name for _, _, claim in CLAIMS]
+    names = [claim.name for claim in CLAIMS]
     assert len(set(names)) == len(names)
 
 
 PRINTED = [
-    (paper, part) for paper in papers() for part in paper.parts if printed_numbers(paper.name, part.name)
+    (name, part) for name, paper in PAPERS.items() for part in paper.parts if printed_numbers(name, part)
 ]
 
 
 def test_every_printed_table_has_its_part():
-    assert {(paper.name, part.name) for paper, part in PRINTED} == {
-        (name, table) for name, tables in printed_numbers().items() for table in tables
-    }
+    assert set(PRINTED) == {(name, table) for name, tables in printed_numbers().items() for table in tables}
 
 
-@pytest.mark.parametrize(("paper", "part"), PRINTED, ids=lambda x: x.name)
-def test_every_printed_number_is_shown(paper, part, monkeypatch):
+@pytest.mark.parametrize(("name", "part"), PRINTED)
+def test_every_printed_number_is_shown(name, part, monkeypatch):
     """Beside the measured one, in the table of its network, the row of its method (or of its network) and its column."""
     monkeypatch.setattr(Outcomes, "chart", lambda *_: [])  # tables alone
     setting = Setting("paper", seeds=1)
-    tables = part.section(setting, outcomes_with(paper, part, {}, setting)).tables
+    paper = PAPERS[name]
+    tables = paper.parts[part].section(setting, outcomes_with(paper, part, {}, setting)).tables
     beside = {t: table for t, table in tables.items() if any(c.key.endswith("_paper") for c in table.columns)}
-    for network, methods in printed_numbers(paper.name, part.name).items():
+    for network, methods in printed_numbers(name, part).items():
         of_network = [beside[title] for title in beside if f"{title}, ".startswith(f"{network}, ")]
         for method, numbers in methods.items():
             names = (method,) if of_network else (method, network)
@@ -101,10 +100,10 @@ def test_smoke(name, main, tmp_path):
     (folder,) = (tmp_path / "runs").glob(f"{name}-*")
     assert out.splitlines()[-1] == str(folder.relative_to(tmp_path) / "report.html")
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    wanted = [claim.name for part in PAPERS[name].parts for claim in part.claims]
+    wanted = [claim.name for part in PAPERS[name].parts.values() for claim in part.claims]
     assert [claim["name"] for claim in report["claims"]] == wanted
     assert {claim["outcome"] for claim in report["claims"]} <= {"holds", "does not hold", "not decided"}
-    assert [section["key"] for section in report["sections"]] == [part.name for part in PAPERS[name].parts]
+    assert [section["key"] for section in report["sections"]] == list(PAPERS[name].parts)
     failed = [
         row for s in report["sections"] for t in s["tables"].values() for row in t["rows"] if "_failed" in row
     ]
@@ -120,7 +119,7 @@ def verdicts(name, study, results):
     known = list((results | further).values())
     return {
         claim.name: claim.verdict(outcomes_of(part, SMOKE, part.cases(SMOKE), known))
-        for part in PAPERS[name].parts
+        for part in PAPERS[name].parts.values()
         for claim in part.claims
     }
 
@@ -164,12 +163,30 @@ def test_the_list_names_every_part_with_its_runs_and_time(main):
     status, out, _ = main("study", "--list", "--json")
     assert status == 0
     rows = {row["study"]: row for row in json.loads(out)}
-    assert rows.keys() == {"tour"} | {f"{p.name}.{part.name}" for p in PAPERS.values() for part in p.parts}
+    assert rows.keys() == {"tour"} | {f"{name}.{part}" for name, p in PAPERS.items() for part in p.parts}
     assert all(row["runs"] > 0 and row["asks"].endswith("?") for row in rows.values())
     assert rows["liu2020.table1"]["minutes"] == laptop_minutes("liu2020.table1") > 1
     some = json.loads(main("study", "wen2020", "--list", "--json")[1])
     assert [row["study"] for row in some] == [study for study in rows if study.startswith("wen2020.")]
+    (one,) = json.loads(main("study", "wen2020.figure8", "--list", "--json")[1])  # another name of the part
+    assert one == rows["wen2020.table1"]
+    (tour,) = json.loads(main("study", "tour", "--list", "--json")[1])
+    assert tour == rows["tour"]
     assert main("study", "wen2002.table6", "--list")[2].count("did you mean 'wen2020.table6'?") == 1
+
+
+def test_names_of_parts_are_unique():
+    for paper in PAPERS.values():
+        assert not paper.parts.keys() & paper.also.keys()
+        assert set(paper.also.values()) <= paper.parts.keys()
+        for name in paper.parts:
+            assert paper.study(name, SMOKE).name == f"{paper.name}.{name}"
+        with pytest.raises(
+            SpecError, match=f"{paper.name} has no part 'nosuch'; there are {next(iter(paper.parts))}"
+        ):
+            paper.study("nosuch", SMOKE)
+        for other, name in paper.also.items():
+            assert paper.study(other, SMOKE).runs == paper.study(name, SMOKE).runs
 
 
 def test_one_part_by_its_name():
@@ -185,7 +202,7 @@ def test_runs_that_parts_share_are_trained_once():
     parts = [
         run.key
         for part in PAPERS["liang2021"].parts
-        for run in PAPERS["liang2021"].study(part.name, Setting()).runs
+        for run in PAPERS["liang2021"].study(part, Setting()).runs
     ]
     assert len({run.key for run in whole.runs}) == len(whole.runs) == len(set(parts))
 

@@ -9,7 +9,13 @@ PAPER = Paper(
     name="liang2021",
     title="Large norms of CNN layers do not hurt adversarial robustness",
     source="Liang & Huang, AAAI 2021, arXiv:2009.08435",
-    parts=(liang_table1.PART, liang_table2.PART, liang_figure2.PART, liang_constructions.PART),
+    parts={
+        "table1": liang_table1.PART,
+        "table2": liang_table2.PART,
+        "figure2": liang_figure2.PART,
+        "constructions": liang_constructions.PART,
+    },
+    also={},
     sizes={
         "smoke": "one epoch of few points, to see that all works; nothing can be concluded from it",
         "laptop": (

@@ -99,7 +99,6 @@ def _largest_norm(result: Result) -> float:
 
 
 PART = Part(
-    name="constructions",
     asks="Can a network be robust whatever the norms of its layers?",
     cases=cases,
     section=section,

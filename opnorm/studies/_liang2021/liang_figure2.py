@@ -126,7 +126,6 @@ def each_no_smaller(outcomes: Outcomes) -> Verdict:
 
 SECTION = "Section “The Norms of Adversarially Robust Networks”, Figure 2"
 PART = Part(
-    name="figure2",
     asks="Are the norms of layers smaller in networks that adversarial training made robust?",
     cases=cases,
     section=section,

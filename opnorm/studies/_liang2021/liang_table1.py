@@ -121,7 +121,6 @@ def exact(outcomes: Outcomes) -> Verdict:
 
 WHERE = "Section “Experiments”, Table 1"
 PART = Part(
-    name="table1",
     asks="How long does it take to compute the norm of a layer, by which method?",
     cases=cases,
     section=section,

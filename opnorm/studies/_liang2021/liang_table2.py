@@ -136,7 +136,6 @@ def lowers_robustness(outcomes: Outcomes) -> Verdict:
 
 
 PART = Part(
-    name="table2",
     asks="How accurate and how robust are four networks whose norms were kept small in four ways, each at four strengths?",
     cases=cases,
     section=section,

@@ -9,7 +9,17 @@ PAPER = Paper(
     name="liu2020",
     title="Regularization that is invariant under shifts of the weights' scale",
     source="Liu, Cui & Chan 2020, arXiv:2008.02965",
-    parts=(*liu_tables.PARTS, *liu_figures.PARTS),
+    parts={
+        "table1": liu_tables.TABLE1,
+        "table2": liu_tables.TABLE2,
+        "table3": liu_tables.TABLE3,
+        "table4": liu_tables.TABLE4,
+        "figure2": liu_figures.FIGURE2,
+        "figure3": liu_figures.FIGURE3,
+        "figure4": liu_figures.FIGURE4,
+        "invariance": liu_figures.INVARIANCE,
+    },
+    also={},
     sizes={
         "smoke": "one epoch of few points, to see that all works; nothing can be concluded from it",
         "laptop": (

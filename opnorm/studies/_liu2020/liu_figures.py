@@ -25,7 +25,7 @@ from opnorm.studies._shared.outcomes import Case, Outcomes, row_of
 from opnorm.studies._shared.paper import Part, Setting
 from opnorm.studies._shared.unit import POINTS, Unit, difference_in, times_the
 
-__all__ = ["PARTS"]
+__all__ = ["FIGURE2", "FIGURE3", "FIGURE4", "INVARIANCE"]
 
 NETWORK = "WRN-28-10"
 
@@ -201,70 +201,64 @@ def shifts_change_nothing(outcomes: Outcomes) -> Verdict:
     )
 
 
-PARTS = (
-    Part(
-        name="figure2",
-        asks="How do energy and complexity change during training with five regularizations?",
-        cases=_standard(),
-        section=_trace_section,
-        claims=(
-            Claim(
-                "weissi_lowers_the_energy",
-                "The weights of networks trained with WEISSI end with less energy than with weight decay.",
-                "Section 6.3, Figure 2",
-                energy_is_lower,
-            ),
-            Claim(
-                "convex_aggregation_lowers_the_complexity",
-                "The weights of networks trained with WEISSI and convex aggregation end with less complexity than "
-                "with weight decay.",
-                "Section 6.3, Figure 2",
-                complexity_is_lower,
-            ),
+FIGURE2 = Part(
+    asks="How do energy and complexity change during training with five regularizations?",
+    cases=_standard(),
+    section=_trace_section,
+    claims=(
+        Claim(
+            "weissi_lowers_the_energy",
+            "The weights of networks trained with WEISSI end with less energy than with weight decay.",
+            "Section 6.3, Figure 2",
+            energy_is_lower,
+        ),
+        Claim(
+            "convex_aggregation_lowers_the_complexity",
+            "The weights of networks trained with WEISSI and convex aggregation end with less complexity than "
+            "with weight decay.",
+            "Section 6.3, Figure 2",
+            complexity_is_lower,
         ),
     ),
-    Part(
-        name="figure3",
-        asks="How long are the gradients of the loss by the input, and how close are their bounds?",
-        cases=_standard("input_gradients()"),
-        section=_gradients_section,
-        claims=(
-            Claim(
-                "weissi_shortens_input_gradients",
-                "Input gradients are shorter with WEISSI than with weight decay.",
-                "Section 6.3, Figure 3",
-                gradients_are_shorter,
-            ),
+)
+FIGURE3 = Part(
+    asks="How long are the gradients of the loss by the input, and how close are their bounds?",
+    cases=_standard("input_gradients()"),
+    section=_gradients_section,
+    claims=(
+        Claim(
+            "weissi_shortens_input_gradients",
+            "Input gradients are shorter with WEISSI than with weight decay.",
+            "Section 6.3, Figure 3",
+            gradients_are_shorter,
         ),
     ),
-    Part(
-        name="figure4",
-        asks="Are both terms of WEISSI needed?",
-        cases=_ablation_cases,
-        section=_ablation_section,
-        claims=(
-            Claim(
-                "both_terms_are_needed",
-                "Networks trained with both terms of WEISSI are more robust under FGSM and PGD than with either term alone.",
-                "Section 6.3, Figure 4",
-                both_terms_are_needed,
-            ),
+)
+FIGURE4 = Part(
+    asks="Are both terms of WEISSI needed?",
+    cases=_ablation_cases,
+    section=_ablation_section,
+    claims=(
+        Claim(
+            "both_terms_are_needed",
+            "Networks trained with both terms of WEISSI are more robust under FGSM and PGD than with either term alone.",
+            "Section 6.3, Figure 4",
+            both_terms_are_needed,
         ),
     ),
-    Part(
-        name="invariance",
-        asks="Do WEISSI's terms stay the same when the scales of layers are shifted, and does weight decay not?",
-        cases=lambda s: cases(
-            s, "MLP", ("accuracy()", "scale_shift()"), (WEIGHT_DECAY, WEISSI), trainings=("standard",)
-        ),
-        section=_shift_section,
-        claims=(
-            Claim(
-                "weissi_is_invariant_under_scale_shifts",
-                "A shift of scales between layers changes neither the network nor WEISSI's terms, but changes weight decay.",
-                "Section 4, Eqs. 5 to 13",
-                shifts_change_nothing,
-            ),
+)
+INVARIANCE = Part(
+    asks="Do WEISSI's terms stay the same when the scales of layers are shifted, and does weight decay not?",
+    cases=lambda s: cases(
+        s, "MLP", ("accuracy()", "scale_shift()"), (WEIGHT_DECAY, WEISSI), trainings=("standard",)
+    ),
+    section=_shift_section,
+    claims=(
+        Claim(
+            "weissi_is_invariant_under_scale_shifts",
+            "A shift of scales between layers changes neither the network nor WEISSI's terms, but changes weight decay.",
+            "Section 4, Eqs. 5 to 13",
+            shifts_change_nothing,
         ),
     ),
 )

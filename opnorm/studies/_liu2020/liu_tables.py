@@ -25,7 +25,7 @@ from opnorm.studies._shared.paper import Part, Setting
 from opnorm.studies._shared.printed import printed_numbers
 from opnorm.studies._shared.unit import POINTS
 
-__all__ = ["PARTS", "compared", "made_attacks", "median_trials"]
+__all__ = ["TABLE1", "TABLE2", "TABLE3", "TABLE4", "compared", "made_attacks", "median_trials"]
 
 
 def _table_section(
@@ -170,57 +170,49 @@ def _claims(table: str, number: int, networks: str) -> tuple[Claim, ...]:
 
 
 MNIST_RADII = (0.03,)
-PARTS = (
-    Part(
-        name="table1",
-        asks="Are small networks more accurate and robust with WEISSI than with weight decay?",
-        cases=_table_cases(MNIST_NETWORKS, MNIST_RADII),
-        section=_table_section(
-            "table1", "Table 1: a perceptron and a small convolutional network", MNIST_RADII
+TABLE1 = Part(
+    asks="Are small networks more accurate and robust with WEISSI than with weight decay?",
+    cases=_table_cases(MNIST_NETWORKS, MNIST_RADII),
+    section=_table_section("table1", "Table 1: a perceptron and a small convolutional network", MNIST_RADII),
+    claims=_claims("table1", 1, "small networks"),
+)
+TABLE2 = Part(
+    asks="Is a VGG network more accurate and robust with WEISSI?",
+    cases=_table_cases(("VGG-16",)),
+    section=_table_section("table2", "Table 2: VGG-16"),
+    claims=_claims("table2", 2, "VGG networks"),
+)
+TABLE3 = Part(
+    asks="Is a wide residual network more accurate and robust with WEISSI, and with convex aggregation?",
+    cases=_table_cases(("WRN-28-10",)),
+    section=_table_section("table3", "Table 3: a wide residual network"),
+    claims=(
+        *_claims("table3", 3, "wide residual networks"),
+        Claim(
+            "convex_aggregation_is_more_robust",
+            "Convex aggregation makes networks trained with WEISSI more robust under FGSM and PGD.",
+            "Section 6.3, Table 3",
+            _robust("standard", WEISSI_CA, WEISSI),
         ),
-        claims=_claims("table1", 1, "small networks"),
-    ),
-    Part(
-        name="table2",
-        asks="Is a VGG network more accurate and robust with WEISSI?",
-        cases=_table_cases(("VGG-16",)),
-        section=_table_section("table2", "Table 2: VGG-16"),
-        claims=_claims("table2", 2, "VGG networks"),
-    ),
-    Part(
-        name="table3",
-        asks="Is a wide residual network more accurate and robust with WEISSI, and with convex aggregation?",
-        cases=_table_cases(("WRN-28-10",)),
-        section=_table_section("table3", "Table 3: a wide residual network"),
-        claims=(
-            *_claims("table3", 3, "wide residual networks"),
-            Claim(
-                "convex_aggregation_is_more_robust",
-                "Convex aggregation makes networks trained with WEISSI more robust under FGSM and PGD.",
-                "Section 6.3, Table 3",
-                _robust("standard", WEISSI_CA, WEISSI),
-            ),
-            Claim(
-                "convex_aggregation_costs_clean_accuracy",
-                "Convex aggregation costs networks trained with WEISSI some clean accuracy.",
-                "Section 6.3, Table 3",
-                clean_accuracy_falls,
-            ),
+        Claim(
+            "convex_aggregation_costs_clean_accuracy",
+            "Convex aggregation costs networks trained with WEISSI some clean accuracy.",
+            "Section 6.3, Table 3",
+            clean_accuracy_falls,
         ),
     ),
-    Part(
-        name="table4",
-        asks="Does WEISSI help a robust loss, that of Max-Mahalanobis centers, too?",
-        cases=_mmc_cases,
-        section=_table_section("table4", "Table 4: with the loss of Max-Mahalanobis centers"),
-        claims=(
-            Claim(
-                "weissi_helps_the_loss_of_max_mahalanobis_centers",
-                "With the loss of Max-Mahalanobis centers, networks stay correct under FGSM and PGD more often with WEISSI "
-                "than with weight decay.",
-                "Section 6.4, Table 4",
-                _robust("MMC"),
-            ),
+)
+TABLE4 = Part(
+    asks="Does WEISSI help a robust loss, that of Max-Mahalanobis centers, too?",
+    cases=_mmc_cases,
+    section=_table_section("table4", "Table 4: with the loss of Max-Mahalanobis centers"),
+    claims=(
+        Claim(
+            "weissi_helps_the_loss_of_max_mahalanobis_centers",
+            "With the loss of Max-Mahalanobis centers, networks stay correct under FGSM and PGD more often with WEISSI "
+            "than with weight decay.",
+            "Section 6.4, Table 4",
+            _robust("MMC"),
         ),
     ),
 )

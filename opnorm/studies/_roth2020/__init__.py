@@ -9,13 +9,16 @@ PAPER = Paper(
     name="roth2020",
     title="Adversarial training as data-dependent operator norm regularization",
     source="Roth, Kilcher & Hofmann, NeurIPS 2020, arXiv:1906.01527",
-    parts=(
-        roth_robustness.TABLE2,
-        *roth_spectra.PARTS,
-        roth_robustness.FIGURE3,
-        *roth_linearity.PARTS,
-        roth_robustness.FIGURE7,
-    ),
+    parts={
+        "table2": roth_robustness.TABLE2,
+        "theorem1": roth_spectra.THEOREM1,
+        "figure2": roth_spectra.FIGURE2,
+        "figure3": roth_robustness.FIGURE3,
+        "figure4": roth_linearity.FIGURE4,
+        "figure5": roth_linearity.FIGURE5,
+        "figure7": roth_robustness.FIGURE7,
+    },
+    also={},
     sizes={
         "smoke": "one epoch of few points and two trials a search, to see that all works; nothing can be concluded from it",
         "laptop": (

@@ -22,7 +22,7 @@ from opnorm.studies._shared.outcomes import Outcomes, row_of
 from opnorm.studies._shared.paper import Part, Setting
 from opnorm.studies._shared.unit import POINTS, Unit, difference_in
 
-__all__ = ["PARTS"]
+__all__ = ["FIGURE4", "FIGURE5"]
 
 METHODS = (STANDARD, *MATCHED)
 FACTORS = (0, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2)  # of the training radius
@@ -157,63 +157,59 @@ def _cells_section(setting: Setting, outcomes: Outcomes) -> Section:
 
 LINEAR, CELLS = "Section 5.4, Figure 4", "Section 5.5, Figure 5 and Figure 9"
 UNIT = difference_in("the top singular value")
-PARTS = (
-    Part(
-        name="figure4",
-        asks="How linear are networks around images, and how does their top singular value change there?",
-        cases=lambda setting: standard_cases(setting, [CNN]),
-        more=cnn_more(_linearity_analyses, METHODS),
-        section=_linearity_section,
-        claims=(
-            Claim(
-                "adversarially_trained_networks_are_more_linear",
-                "At the training radius, networks of adversarial training and d.d. SNR deviate less from their "
-                "linearization than those of standard training.",
-                f"{LINEAR} left",
-                _of_eps(deviation, difference_in("the deviation")),
-            ),
-            Claim(
-                "top_singular_value_stays_low",
-                "Within the training radius, the Jacobian's largest singular value is lower with adversarial training and "
-                "d.d. SNR than with standard training.",
-                f"{LINEAR} right",
-                _of_eps(top_value, UNIT),
-            ),
-            Claim(
-                "top_singular_value_stays_flat",
-                "Within the training radius, the Jacobian's largest singular value varies less with adversarial training "
-                "and d.d. SNR than with standard training.",
-                f"{LINEAR} right",
-                _of_eps(variation, UNIT),
-            ),
+FIGURE4 = Part(
+    asks="How linear are networks around images, and how does their top singular value change there?",
+    cases=lambda setting: standard_cases(setting, [CNN]),
+    more=cnn_more(_linearity_analyses, METHODS),
+    section=_linearity_section,
+    claims=(
+        Claim(
+            "adversarially_trained_networks_are_more_linear",
+            "At the training radius, networks of adversarial training and d.d. SNR deviate less from their "
+            "linearization than those of standard training.",
+            f"{LINEAR} left",
+            _of_eps(deviation, difference_in("the deviation")),
+        ),
+        Claim(
+            "top_singular_value_stays_low",
+            "Within the training radius, the Jacobian's largest singular value is lower with adversarial training and "
+            "d.d. SNR than with standard training.",
+            f"{LINEAR} right",
+            _of_eps(top_value, UNIT),
+        ),
+        Claim(
+            "top_singular_value_stays_flat",
+            "Within the training radius, the Jacobian's largest singular value varies less with adversarial training "
+            "and d.d. SNR than with standard training.",
+            f"{LINEAR} right",
+            _of_eps(variation, UNIT),
         ),
     ),
-    Part(
-        name="figure5",
-        asks="How many activations does an image share with its neighbors?",
-        cases=lambda setting: standard_cases(setting, [CNN]),
-        more=cnn_more(lambda setting, eps: _cells_analyses(setting), METHODS),
-        section=_cells_section,
-        claims=(
-            Claim(
-                "more_shared_activations_around_data",
-                "Adversarial training and d.d. SNR give more shared activations around test images than standard training.",
-                f"{CELLS} left",
-                lambda outcomes: _against_standard(
-                    outcomes, {"around test images": shared("data")}, above(), POINTS
-                ),
+)
+FIGURE5 = Part(
+    asks="How many activations does an image share with its neighbors?",
+    cases=lambda setting: standard_cases(setting, [CNN]),
+    more=cnn_more(lambda setting, eps: _cells_analyses(setting), METHODS),
+    section=_cells_section,
+    claims=(
+        Claim(
+            "more_shared_activations_around_data",
+            "Adversarial training and d.d. SNR give more shared activations around test images than standard training.",
+            f"{CELLS} left",
+            lambda outcomes: _against_standard(
+                outcomes, {"around test images": shared("data")}, above(), POINTS
             ),
-            Claim(
-                "more_around_data_than_elsewhere",
-                "Adversarial training and d.d. SNR add more shared activations around test images than around uniform "
-                "noise.",
-                f"{CELLS} right",
-                lambda outcomes: _against_standard(
-                    outcomes,
-                    {"around test images less around noise": _more_around_data},
-                    above(),
-                    POINTS,
-                ),
+        ),
+        Claim(
+            "more_around_data_than_elsewhere",
+            "Adversarial training and d.d. SNR add more shared activations around test images than around uniform "
+            "noise.",
+            f"{CELLS} right",
+            lambda outcomes: _against_standard(
+                outcomes,
+                {"around test images less around noise": _more_around_data},
+                above(),
+                POINTS,
             ),
         ),
     ),

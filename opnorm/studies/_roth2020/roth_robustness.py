@@ -143,7 +143,6 @@ def _accuracies_section(setting: Setting, outcomes: Outcomes) -> Section:
 
 
 TABLE2 = Part(
-    name="table2",
     asks="Which radius fools the standard network, and which weights give the clean accuracy of adversarial training?",
     cases=lambda setting: standard_cases(setting, _networks(setting)),
     more=_accuracies_more,
@@ -162,7 +161,6 @@ TABLE2 = Part(
 
 WHERE = "Section 5.3, Figure 3"
 FIGURE3 = Part(
-    name="figure3",
     asks="At equal clean accuracy, which ways of training are how robust?",
     cases=lambda setting: standard_cases(setting, _networks(setting)),
     more=_curves_more,
@@ -234,7 +232,6 @@ def mixtures_are_as_robust(outcomes: Outcomes) -> Verdict:
 
 
 FIGURE7 = Part(
-    name="figure7",
     asks="Is every mixture of adversarial training and d.d. SNR as robust as either?",
     cases=lambda setting: standard_cases(setting, [CNN]),
     more=_mixtures_more,

@@ -28,7 +28,7 @@ from opnorm.studies._shared.paired_tests import Comparison
 from opnorm.studies._shared.paper import Part, Setting
 from opnorm.studies._shared.unit import difference_in, share_of, times_the
 
-__all__ = ["MATCHED", "PARTS", "cnn_more", "of_method"]
+__all__ = ["FIGURE2", "MATCHED", "THEOREM1", "cnn_more", "of_method"]
 
 MATCHED = (ADVERSARIAL, DATA_DEPENDENT)
 METHODS = (STANDARD, ADVERSARIAL, *GLOBAL, DATA_DEPENDENT)
@@ -275,60 +275,56 @@ def _alignments(outcomes: Outcomes, other: Callable[[Result], float], name: str)
 
 
 WHERE = "Section 5.2, Figure 2"
-PARTS = (
-    Part(
-        name="theorem1",
-        asks="Does adversarial ascent take the steps of the power method on the Jacobian, and up to which radius?",
-        cases=lambda setting: standard_cases(setting, [CNN]),
-        more=cnn_more(_agreement_analyses, (STANDARD, *MATCHED)),
-        section=_agreement_section,
-        claims=(
-            Claim(
-                "ascent_is_the_power_method",
-                "Within one linear region, adversarial ascent takes exactly the steps of the power method.",
-                "Section 4.3, Theorem 1",
-                agrees_in_one_region,
-            ),
+THEOREM1 = Part(
+    asks="Does adversarial ascent take the steps of the power method on the Jacobian, and up to which radius?",
+    cases=lambda setting: standard_cases(setting, [CNN]),
+    more=cnn_more(_agreement_analyses, (STANDARD, *MATCHED)),
+    section=_agreement_section,
+    claims=(
+        Claim(
+            "ascent_is_the_power_method",
+            "Within one linear region, adversarial ascent takes exactly the steps of the power method.",
+            "Section 4.3, Theorem 1",
+            agrees_in_one_region,
         ),
     ),
-    Part(
-        name="figure2",
-        asks="Which ways of training shrink the singular values of the Jacobian, and do attacks align with its vectors?",
-        cases=lambda setting: standard_cases(setting, [CNN]),
-        more=cnn_more(_spectrum_analyses, METHODS),
-        section=_spectrum_section,
-        claims=(
-            Claim(
-                "whole_spectrum_shrinks",
-                "Adversarial training and d.d. SNR lower the whole spectrum of the Jacobian, at nine in ten ranks at least.",
-                f"{WHERE} left",
-                whole_spectrum_shrinks,
-            ),
-            Claim(
-                "global_snr_leaves_the_spectrum",
-                "Global SNR hardly changes the Jacobian's singular values: their typical size by at most 26 %.",
-                f"{WHERE} left",
-                global_changes_little,
-            ),
-            Claim(
-                "attacks_align_with_the_first_singular_vector",
-                "Adversarial perturbations align with the Jacobian's first singular vector more than random directions do.",
-                f"{WHERE} right",
-                lambda outcomes: _alignments(outcomes, _chance, "chance"),
-            ),
-            Claim(
-                "attacks_align_more_than_with_random_networks",
-                "Adversarial perturbations align with the Jacobian's first singular vector more than with that of a network "
-                "with random weights.",
-                f"{WHERE} right",
-                lambda outcomes: _alignments(outcomes, aligned("random"), "random weights"),
-            ),
-            Claim(
-                "alignment_falls_with_rank",
-                "Adversarial perturbations align less with the Jacobian's last singular vector than with the first.",
-                f"{WHERE} right",
-                lambda outcomes: _alignments(outcomes, aligned("own", -1), "the last one"),
-            ),
+)
+FIGURE2 = Part(
+    asks="Which ways of training shrink the singular values of the Jacobian, and do attacks align with its vectors?",
+    cases=lambda setting: standard_cases(setting, [CNN]),
+    more=cnn_more(_spectrum_analyses, METHODS),
+    section=_spectrum_section,
+    claims=(
+        Claim(
+            "whole_spectrum_shrinks",
+            "Adversarial training and d.d. SNR lower the whole spectrum of the Jacobian, at nine in ten ranks at least.",
+            f"{WHERE} left",
+            whole_spectrum_shrinks,
+        ),
+        Claim(
+            "global_snr_leaves_the_spectrum",
+            "Global SNR hardly changes the Jacobian's singular values: their typical size by at most 26 %.",
+            f"{WHERE} left",
+            global_changes_little,
+        ),
+        Claim(
+            "attacks_align_with_the_first_singular_vector",
+            "Adversarial perturbations align with the Jacobian's first singular vector more than random directions do.",
+            f"{WHERE} right",
+            lambda outcomes: _alignments(outcomes, _chance, "chance"),
+        ),
+        Claim(
+            "attacks_align_more_than_with_random_networks",
+            "Adversarial perturbations align with the Jacobian's first singular vector more than with that of a network "
+            "with random weights.",
+            f"{WHERE} right",
+            lambda outcomes: _alignments(outcomes, aligned("random"), "random weights"),
+        ),
+        Claim(
+            "alignment_falls_with_rank",
+            "Adversarial perturbations align less with the Jacobian's last singular vector than with the first.",
+            f"{WHERE} right",
+            lambda outcomes: _alignments(outcomes, aligned("own", -1), "the last one"),
         ),
     ),
 )

@@ -3,9 +3,9 @@
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
+from opnorm._core.part_names import check_part
 from opnorm._core.settings import check_choice, check_count
 from opnorm.errors import OpnormError, SpecError
 from opnorm.report import Report, Section
@@ -69,22 +69,18 @@ class Part:
     """A table or figure of a paper.
 
     Attributes:
-        name: such as ``table2``.
         asks: the question that it answers.
         cases: the runs behind it.
         section: what the page shows: tables and charts.
         claims: what the paper concludes from it.
         more: further runs that depend on what the first ones gave, if there are any; an empty list at the end.
-        also: other names under which it can be asked for, such as those of figures that show the same.
     """
 
-    name: str
     asks: str
     cases: Callable[[Setting], list[Case]]
     section: Callable[[Setting, Outcomes], Section]
     claims: tuple[Claim, ...] = ()
     more: Callable[[Setting, Outcomes], list[Case]] | None = None
-    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,8 @@ class Paper:
         name: of the study, such as ``liang2021``.
         title: of its page.
         source: the paper.
-        parts: in the order of the paper.
+        parts: by name, such as ``table2``, in the order of the paper.
+        also: other names, such as those of figures that show the same -> the part's.
         sizes: for each size, in which way it differs from the paper's settings.
         note: more about the study, for its docstring.
     """
@@ -103,7 +100,8 @@ class Paper:
     name: str
     title: str
     source: str
-    parts: tuple[Part, ...]
+    parts: Mapping[str, Part]
+    also: Mapping[str, str]
     sizes: Mapping[str, str]
     note: str = ""
 
@@ -113,59 +111,64 @@ class Paper:
         Raises:
             SpecError: an unknown part, or a pattern that matches no run.
         """
-        chosen = self.parts if part is None else (self._part(part),)
-        cases = {p.name: _matching(p.cases(setting), setting.only) for p in chosen}
+        chosen = self.chosen(part)
+        cases = {key: _matching(p.cases(setting), setting.only) for key, p in chosen.items()}
         if setting.only is not None and not any(cases.values()):
-            everything = [case for p in chosen for case in p.cases(setting)]
+            everything = [case for p in chosen.values() for case in p.cases(setting)]
             names = dict.fromkeys(name for case in everything for name in (case.network, case.method))
             raise SpecError(f"only={setting.only!r} matches no run; there are {', '.join(names)}")
 
-        def outcomes(p: Part, results: Sequence[Result]) -> Outcomes:
-            return outcomes_of(p, setting, cases[p.name], results)
-
         def more(results: Sequence[Result]) -> list[Run]:
             known = {result.run.key: result for result in results}
-            some = [c for p in chosen for c in (*cases[p.name], *_more(p, setting, cases[p.name], results))]
+            some = [
+                case
+                for key, p in chosen.items()
+                for case in (*cases[key], *_more(p, setting, cases[key], results))
+            ]
             return [run for run in merged(case.run for case in some) if _lacking(run, known)]
 
         def report(results: Sequence[Result]) -> Report:
-            return self._report(chosen, setting, {p.name: outcomes(p, results) for p in chosen}, results)
+            outcomes = {key: outcomes_of(p, setting, cases[key], results) for key, p in chosen.items()}
+            return self._report(chosen, setting, outcomes, results)
 
         name = self.name if part is None else f"{self.name}.{part}"
         return Study(
             name,
             merged(case.run for some in cases.values() for case in some),
             report,
-            more if any(p.more for p in chosen) else None,
+            more if any(p.more for p in chosen.values()) else None,
         )
 
-    def _part(self, name: str) -> Part:
-        found = {also: part for part in self.parts for also in part.also}
-        found |= {part.name: part for part in self.parts}
-        if name not in found:
-            guess = get_close_matches(name, found, 1)
-            hint = f"did you mean {self.name}.{guess[0]}?" if guess else f"there are {', '.join(found)}"
-            raise SpecError(f"{self.name} has no part {name!r}; {hint}")
-        return found[name]
+    def chosen(self, part: str | None) -> Mapping[str, Part]:
+        """One part, or all, by name.
+
+        Raises:
+            SpecError: an unknown part.
+        """
+        if part is None:
+            return self.parts
+        check_part(part, self.name, self.parts, self.also)
+        name = self.also.get(part, part)
+        return {name: self.parts[name]}
 
     def _report(
         self,
-        parts: Sequence[Part],
+        parts: Mapping[str, Part],
         setting: Setting,
         outcomes: Mapping[str, Outcomes],
         results: Sequence[Result],
     ) -> Report:
         sections, claims = [], []
-        for part in parts:
-            section = _section(part, setting, outcomes[part.name])
-            charts = [replace(chart, key=f"{part.name}-{chart.key}") for chart in section.charts]
-            sections.append(replace(section, key=part.name, text=section.text or part.asks, charts=charts))
-            study = f"{self.name}.{part.name}"
-            claims += [claim.as_dict(outcomes[part.name]) | {"study": study} for claim in part.claims]
+        for name, part in parts.items():
+            section = _section(name, part, setting, outcomes[name])
+            charts = [replace(chart, key=f"{name}-{chart.key}") for chart in section.charts]
+            sections.append(replace(section, key=name, text=section.text or part.asks, charts=charts))
+            study = f"{self.name}.{name}"
+            claims += [claim.as_dict(outcomes[name]) | {"study": study} for claim in part.claims]
         where = environment()
         return Report(
-            title=self.title if len(parts) > 1 else f"{self.title}: {parts[0].name}",
-            question=" ".join(part.asks for part in parts),
+            title=self.title if len(parts) > 1 else f"{self.title}: {next(iter(parts))}",
+            question=" ".join(part.asks for part in parts.values()),
             findings=[no_result(failed)]
             if (failed := [r for r in results if r.failure and not r.pending])
             else [],
@@ -204,6 +207,7 @@ def study_of(paper: Paper) -> Callable[..., Study]:
         limit: int | None = None,
         only: str | None = None,
     ) -> Study:
+        check_part(part, paper.name, paper.parts, paper.also)
         check_count("seeds", seeds, optional=True)
         check_count("limit", limit, unit="points", optional=True)
         return paper.study(part, Setting(size, seeds, data, limit, only))
@@ -241,12 +245,12 @@ def no_result(failed: Sequence[Result]) -> str:
     return f"{many} run{'s' * (many > 1)} failed, and claims that need {needed} are not decided. {runs}."
 
 
-def _section(part: Part, setting: Setting, outcomes: Outcomes) -> Section:
+def _section(name: str, part: Part, setting: Setting, outcomes: Outcomes) -> Section:
     """The section of a part; without tables, and with the reason, where what one of them needs is not known."""
     try:
         return part.section(setting, outcomes)
     except OpnormError as e:
-        return Section(part.name, part.name, f"{part.asks} Not known: {e}.")
+        return Section(name, name, f"{part.asks} Not known: {e}.")
 
 
 def data_of(results: Sequence[Result]) -> str:

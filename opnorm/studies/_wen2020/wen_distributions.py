@@ -17,7 +17,7 @@ from opnorm.studies._shared.unit import POINTS, difference_in, share_of
 from opnorm.studies._wen2020.wen_gaps import ends_of, strongest_against_weakest, strongest_lies
 from opnorm.studies._wen2020.wen_networks import DIGITS_SCALE, cases
 
-__all__ = ["PARTS"]
+__all__ = ["B2", "FIGURE4", "TABLE1", "THEOREM31"]
 
 VARIED = (1, 2, 4)  # gray levels
 
@@ -237,64 +237,55 @@ def _bound_section(setting: Setting, outcomes: Outcomes) -> Section:
 
 CHAIN = "a network without shortcuts"  # the theorem is about chains of layers; residual networks are none
 WHERE = "Section 4.2.1, Figures 1b, 4, 5a and 5b"
-PARTS = (
-    Part(
-        name="table1",
-        asks="How much does the loss change around test points, as adversarial training grows stronger?",
-        cases=_variation_cases,
-        section=_variation_section,
-        claims=(
-            Claim(
-                "loss_variation_falls",
-                "The largest change of the loss around a test point falls as adversarial training grows stronger.",
-                "Appendix B.5, Table 1, Figure 8",
-                variation_falls,
-            ),
+TABLE1 = Part(
+    asks="How much does the loss change around test points, as adversarial training grows stronger?",
+    cases=_variation_cases,
+    section=_variation_section,
+    claims=(
+        Claim(
+            "loss_variation_falls",
+            "The largest change of the loss around a test point falls as adversarial training grows stronger.",
+            "Appendix B.5, Table 1, Figure 8",
+            variation_falls,
         ),
-        also=("figure8",),
     ),
-    Part(
-        name="figure4",
-        asks="Do margins concentrate around zero, and does confidence fall, as adversarial training grows stronger?",
-        cases=lambda s: _resnets(
-            s, "margins()", "margins(split='train')", "predictions()", "predictions(split='train')"
+)
+FIGURE4 = Part(
+    asks="Do margins concentrate around zero, and does confidence fall, as adversarial training grows stronger?",
+    cases=lambda s: _resnets(
+        s, "margins()", "margins(split='train')", "predictions()", "predictions(split='train')"
+    ),
+    section=_margins_section,
+    claims=(
+        Claim(
+            "margins_concentrate",
+            "Margins concentrate around zero as adversarial training grows stronger.",
+            WHERE,
+            strongest_lies(below(), _margin, unit=difference_in("the mean distance of margins from 0")),
         ),
-        section=_margins_section,
-        claims=(
-            Claim(
-                "margins_concentrate",
-                "Margins concentrate around zero as adversarial training grows stronger.",
-                WHERE,
-                strongest_lies(below(), _margin, unit=difference_in("the mean distance of margins from 0")),
-            ),
-            Claim(
-                "confidence_falls",
-                "Predictions become less confident as adversarial training grows stronger.",
-                WHERE,
-                strongest_lies(below(), _confidence, unit=POINTS),
-            ),
+        Claim(
+            "confidence_falls",
+            "Predictions become less confident as adversarial training grows stronger.",
+            WHERE,
+            strongest_lies(below(), _confidence, unit=POINTS),
         ),
-        also=("figure1b", "figure5a", "figure5b"),
     ),
-    Part(
-        name="b2",
-        asks="Do the singular values of each layer come closer together as adversarial training grows stronger?",
-        cases=lambda setting: _resnets(setting, "singular_spread()"),
-        section=_spread_section,
-        claims=(
-            Claim(
-                "singular_values_come_closer",
-                "In most layers the standard deviation of the singular values falls as adversarial training grows stronger.",
-                "Section 4.2.2, Appendix B.2, Figures 1a, 5c and 5d",
-                spread_falls,
-            ),
+)
+B2 = Part(
+    asks="Do the singular values of each layer come closer together as adversarial training grows stronger?",
+    cases=lambda setting: _resnets(setting, "singular_spread()"),
+    section=_spread_section,
+    claims=(
+        Claim(
+            "singular_values_come_closer",
+            "In most layers the standard deviation of the singular values falls as adversarial training grows stronger.",
+            "Section 4.2.2, Appendix B.2, Figures 1a, 5c and 5d",
+            spread_falls,
         ),
-        also=("figure1", "figure5"),
     ),
-    Part(
-        name="theorem31",
-        asks="How large is the generalization bound of Theorem 3.1 for each network, and which term makes it so?",
-        cases=lambda setting: cases(setting, "CIFAR-10", ("accuracy()", "wen_bound()"), networks=[CHAIN]),
-        section=_bound_section,
-    ),
+)
+THEOREM31 = Part(
+    asks="How large is the generalization bound of Theorem 3.1 for each network, and which term makes it so?",
+    cases=lambda setting: cases(setting, "CIFAR-10", ("accuracy()", "wen_bound()"), networks=[CHAIN]),
+    section=_bound_section,
 )
