@@ -2,7 +2,6 @@
 
 import ast
 import doctest
-import functools
 import importlib
 import re
 import runpy
@@ -11,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import tyro
 
 import opnorm
-from opnorm.cli import commands
+from opnorm.cli import arguments
+from opnorm.cli.commands import COMMANDS
 from opnorm.models import cnn
 from opnorm.spec import fill, full, names, parse
 
@@ -92,16 +91,8 @@ def shell_commands() -> list[str]:
 def test_commands_of_the_pages_are_understood(line):
     """Each option exists, and each call that it names is in the registry and takes its arguments."""
     _, command, *args = shlex.split(line, comments=True)
-    ran: list[str] = []
-
-    def note(_command: str, /, *args: object, **options: object) -> None:
-        ran.append(_command)
-
-    app = tyro.extras.SubcommandApp()
-    for name in commands.COMMANDS:
-        app.command(name=name)(functools.wraps(getattr(commands, name))(functools.partial(note, name)))
-    app.cli(args=[command, *args])
-    assert ran == [command]
+    read = arguments.read([command, *args], COMMANDS)
+    assert read.func is COMMANDS[command]
     for text in re.findall(r"[\w.]+\(.*\)", "\n".join(a for a in args)):
         call = parse(text)
         if not call.name.startswith("my_package."):
