@@ -12,6 +12,8 @@ QUIET = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
     "RAY_enable_metrics_collection": "0",
+    # as every other process: at Ray's 15, runs hardly get a core beside the other tests
+    "RAY_worker_niceness": "0",
 }
 
 
