@@ -11,7 +11,7 @@ from opnorm._core.plain_text import markdown_row
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "benchmarks" / "results"
 MACHINES = ("amx", "avx2")
-"""Folders of :data:`KEPT`: a Xeon as it is, and restricted to the instructions of most computers."""
+"""Folders of :data:`KEPT`: a Xeon as it is, and AVX2 alone, there or on a processor that has no more."""
 Record = Mapping[str, Any]
 
 
@@ -164,8 +164,8 @@ def page() -> str:
     names = [name for name in PARTS if kept(name)]
     head = (
         "# Benchmarks\n\nSpeed beside other methods, from the figures in `benchmarks/results/`: on one processor with "
-        "AVX-512 and AMX, and on the same one restricted to AVX2, as most laptops have it. Each comparison is made in one "
-        "process, in turns. Measure on your own:\n\n```sh\n"
+        "AVX-512 and AMX, and with AVX2 alone, as on most laptops: on the same one restricted to it, or on one that has no "
+        "more. Each comparison is made in one process, in turns. Measure on your own:\n\n```sh\n"
         "python benchmarks/norms_l2.py --json benchmarks/results/amx/norms_l2.json\n"
         "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/norms_l2.py --json "
         "benchmarks/results/avx2/norms_l2.json\nmake benchmarks-page\n```\n"
