@@ -66,7 +66,9 @@ class LocalForward:
             try:
                 self._remember(self.network, base)
                 return self._pass(self.network, z, [known[row] for known in self.known])
-            except Exception:  # noqa: BLE001 - whatever a user's network raises when its layers are replaced
+            except Exception as e:  # whatever a user's network raises when its layers are replaced
+                if e is self.first.fault:
+                    raise
                 self.network = None
         return output_of(self.model, z)
 
@@ -99,6 +101,7 @@ class _FirstLayers(nn.Module):
         calls: of the layers in this pass of the network.
         out: of the last call.
         last: inputs and outputs of the last call without ``near``; copies, as the network may write to its own.
+        fault: an error of this module's own.
     """
 
     near: Sequence[Tensor]
@@ -106,6 +109,7 @@ class _FirstLayers(nn.Module):
     calls: int
     out: Tensor
     last: list[Tensor]
+    fault: Exception | None = None
 
     def __init__(self, layers: list[nn.Module]) -> None:
         super().__init__()
@@ -117,7 +121,15 @@ class _FirstLayers(nn.Module):
             raise RuntimeError(f"{len(x)} inputs of the first layers; expected those of {self.rows} images")
         self.calls += 1
         if self.near:
-            self.out = self._changed(x, *self.near)
+            if x.shape != self.near[0].shape:
+                raise RuntimeError(
+                    f"inputs of the first layers of shape {tuple(x.shape)}; expected {tuple(self.near[0].shape)}"
+                )
+            try:
+                self.out = self._changed(x, *self.near)
+            except Exception as e:
+                self.fault = e
+                raise
         else:
             self.out = self.layers(x)
             self.last = [x.clone(), self.out.clone()]

@@ -275,6 +275,17 @@ def test_a_network_that_does_not_call_its_first_layers_one_after_another_is_eval
     assert local.network is None
 
 
+def test_an_error_of_ours_is_not_taken_for_one_of_the_network(monkeypatch):
+    def wrong(*args):
+        raise ZeroDivisionError
+
+    model, x = small_cnn(), torch.rand(2, 1, 20, 20)
+    local = local_forward(Surrogate(model, x), x)
+    monkeypatch.setattr(_FirstLayers, "_changed", wrong)
+    with torch.no_grad(), pytest.raises(ZeroDivisionError):
+        local(x, torch.arange(2), x)
+
+
 def test_layers_around_the_first_ones_may_be_anything():
     class Model(nn.Module):
         def __init__(self) -> None:
