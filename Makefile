@@ -40,6 +40,9 @@ benchmarks-page: $(VENV)/.core
 gallery: $(VENV)/.core
 	$(BIN)/python docs/write_gallery.py
 
+# where it is set, each of a hundred processes that the tests start compiles the whole package: 0.8 s
+unexport PYTHONDONTWRITEBYTECODE
+
 # one process more than the two cores that it is for: a fifth of the time of two is waiting for other processes
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not slow" $(ARGS)

@@ -12,9 +12,14 @@ from opnorm.errors import AttackError
 from opnorm.runs.attack_evaluation import evaluate
 from tests.attacks.victims import images, net
 
-torchattacks = pytest.importorskip("torchattacks", reason="the extra interop is optional")
-foolbox = pytest.importorskip("foolbox", reason="the extra interop is optional")
 EPS = 0.3
+
+
+@pytest.fixture(autouse=True)
+def _installed():
+    """Imported where a test runs: at the top of the file, every process of the tests would wait for them."""
+    for package in ("torchattacks", "foolbox"):
+        pytest.importorskip(package, reason="the extra interop is optional")
 
 
 @dataclass
@@ -34,10 +39,14 @@ class Returns(nn.Module):
 
 
 def by_torchattacks(model, x, y):
+    import torchattacks
+
     return torchattacks.PGD(model, eps=EPS, alpha=0.05, steps=5)(x, y)
 
 
 def by_foolbox(model, x, y):
+    import foolbox
+
     attack = foolbox.attacks.L2PGD(steps=5)
     return attack(foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device), x, y, epsilons=EPS)[1]
 
@@ -73,6 +82,8 @@ def test_what_leaves_the_ball_is_an_error_and_not_projected():
 
 
 def test_ours_inside_torchattacks():
+    import torchattacks
+
     (x, _), model = images(12), net().eval()
     y, attack = model(x).argmax(1), pgd(eps=EPS, steps=4)
     theirs = as_torchattacks(model, attack)
@@ -83,6 +94,8 @@ def test_ours_inside_torchattacks():
 
 
 def test_ours_inside_foolbox():
+    import foolbox
+
     (x, _), model = images(12), net().eval()
     y = model(x).argmax(1)
     fmodel = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")

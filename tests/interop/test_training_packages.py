@@ -10,9 +10,18 @@ from torch import nn
 from opnorm.models import file
 from opnorm.regularizers import chain, norm_decay, parseval, svc
 
-lightning = pytest.importorskip("pytorch_lightning", reason="the extra interop is optional")
-accelerate = pytest.importorskip("accelerate", reason="the extra interop is optional")
 LR = 0.1
+
+
+@pytest.fixture
+def lightning():
+    """Imported where its test runs: at the top of the file, every process of the tests would wait for it."""
+    return pytest.importorskip("pytorch_lightning", reason="the extra interop is optional")
+
+
+@pytest.fixture
+def accelerate():
+    return pytest.importorskip("accelerate", reason="the extra interop is optional")
 
 
 def network():
@@ -50,28 +59,31 @@ def same(one, other):
     return all(torch.equal(t, other.state_dict()[name]) for name, t in one.state_dict().items())
 
 
-class Module(lightning.LightningModule):
-    def __init__(self, model, example):
-        super().__init__()
-        self.model, self.hooks = model, hooks_of(model, example)
+def lightning_module(lightning, model, example):
+    class Module(lightning.LightningModule):
+        def __init__(self, model, example):
+            super().__init__()
+            self.model, self.hooks = model, hooks_of(model, example)
 
-    def training_step(self, batch, _):
-        x, y = batch
-        return F.cross_entropy(self.model(x), y) + self.hooks.penalty(self.model, x, y)
+        def training_step(self, batch, _):
+            x, y = batch
+            return F.cross_entropy(self.model(x), y) + self.hooks.penalty(self.model, x, y)
 
-    def on_before_optimizer_step(self, optimizer):
-        self.hooks.edit_grads()
+        def on_before_optimizer_step(self, optimizer):
+            self.hooks.edit_grads()
 
-    def on_train_batch_end(self, outputs, batch, index):
-        self.hooks.after_step(self.optimizers().param_groups[0]["lr"])
+        def on_train_batch_end(self, outputs, batch, index):
+            self.hooks.after_step(self.optimizers().param_groups[0]["lr"])
 
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), LR)
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), LR)
+
+    return Module(model, example)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_lightning(tmp_path):
-    module = Module(network(), next(iter(batches()))[0])
+def test_lightning(tmp_path, lightning):
+    module = lightning_module(lightning, network(), next(iter(batches()))[0])
     trainer = lightning.Trainer(
         max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
         enable_model_summary=False, enable_checkpointing=False, default_root_dir=tmp_path,
@@ -83,7 +95,7 @@ def test_lightning(tmp_path):
     assert same(file(str(tmp_path / "last.ckpt"), arch=network()), module.model)
 
 
-def test_accelerate():
+def test_accelerate(accelerate):
     accelerator = accelerate.Accelerator(cpu=True)
     model = network()
     hooks = hooks_of(model, next(iter(batches()))[0])
