@@ -87,6 +87,8 @@ def dual(z: Tensor, r: float, otherwise: Tensor | None = None) -> Tensor:
 
     Source: Roth, Kilcher & Hofmann 2020, Eqs. 10 and 16.
     """
+    if r == 1 and otherwise is None:
+        return z.sign()
     largest = lp_norm(z, math.inf)
     if r == 1:
         result = z.sign()

@@ -10,10 +10,10 @@ from torch import Tensor
 from opnorm._core.attack_settings import LABEL_LOSSES, check_settings
 from opnorm._core.modes import Mode
 from opnorm._core.settings import check_choice
-from opnorm.attacks._batching import SearchAttack
 from opnorm.attacks._pgd import Attack
 from opnorm.attacks._rows import column, where
 from opnorm.attacks._search import Batch, Response, Search, State
+from opnorm.attacks._search_attack import SearchAttack
 from opnorm.attacks.losses import AGAINST_LABELS, towards
 from opnorm.attacks.projections import ball
 from opnorm.errors import AttackError
@@ -165,18 +165,19 @@ class APGD(Search[APGDState]):
             s.bound = torch.where(s.k % STOP_STEPS == 1, bound, torch.maximum(bound, s.bound))
             s.stopped = s.stopped | ((s.k % STOP_STEPS == 0) & (s.k > STOP_STEPS) & (s.bound < 0))
         s.rises = s.rises + (response.loss > s.loss)
-        s.loss, window = response.loss, self.windows[k]
+        s.loss, window, first = response.loss, self.windows[k], k == 0
         checkpoint = window > 0
-        stalled = s.rises < RHO * window
-        unchanged = ~s.halved & (s.best_loss <= s.best_at_checkpoint)
-        halve = checkpoint & (stalled | unchanged)
-        s.step = torch.where(halve, s.step / 2, s.step)
-        s.halved = torch.where(checkpoint, halve, s.halved)
-        s.best_at_checkpoint = torch.where(checkpoint | (k == 0), s.best_loss, s.best_at_checkpoint)
-        s.rises = s.rises.masked_fill(checkpoint, 0)
-        z, grad = where(halve, s.best, z), where(halve, s.best_grad, grad)
+        if (checkpoint | first).any():
+            stalled = s.rises < RHO * window
+            unchanged = ~s.halved & (s.best_loss <= s.best_at_checkpoint)
+            halve = checkpoint & (stalled | unchanged)
+            s.step = torch.where(halve, s.step / 2, s.step)
+            s.halved = torch.where(checkpoint, halve, s.halved)
+            s.best_at_checkpoint = torch.where(checkpoint | first, s.best_loss, s.best_at_checkpoint)
+            s.rises = s.rises.masked_fill(checkpoint, 0)
+            z, grad = where(halve, s.best, z), where(halve, s.best_grad, grad)
         u = project(z.addcmul(batch.ball.direction(grad), column(s.step, z)))
-        weight = column(1 - (1 - MOMENTUM) * (k > 0), z)  # the first step has no momentum
+        weight = column(torch.where(first, 1.0, MOMENTUM), z)  # the first step has no momentum
         s.z, s.previous = project(torch.lerp(2 * z - s.previous, u, weight)), z
         return s
 

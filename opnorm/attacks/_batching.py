@@ -16,10 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from opnorm._core.memory import small_frees_kept
-from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
 from opnorm._core.outputs import output_of
 from opnorm._core.random import point_keys
-from opnorm.attacks._checks import check_inputs, check_logits
 from opnorm.attacks._extrapolation import FIRST_STEPS
 from opnorm.attacks._gradients import GradientMonitor, finite_gradient
 from opnorm.attacks._rows import concatenate, select
@@ -27,7 +25,7 @@ from opnorm.attacks._search import Batch, Response, Search, State, evaluate
 from opnorm.attacks.losses import margin, rank_targets, wide
 from opnorm.attacks.projections import ball
 
-__all__ = ["Options", "Problem", "Record", "SearchAttack", "SearchResult", "Searches", "run_searches"]
+__all__ = ["Options", "Problem", "Record", "SearchResult", "Searches", "run_searches"]
 
 ALONE = 2  # steps of the first job of a point before its others start, which an easy point does not need
 REFILL = 16  # free rows are filled when they are one in so many: filling copies the states
@@ -164,15 +162,19 @@ def run_searches(
             options.progress(points - unsettled.unique().numel(), points)
         refill = max(1, (rows - free) // REFILL)
         for _ in range(FIRST_STEPS):
-            if sum(int(group.ended().sum()) for group in active) >= refill:
+            if sum(group.ended() for group in active) >= refill:
                 break
-            jobs = [(group.search, group.batch, group.state) for group in active]
-            (search, batch, state), *others = jobs
-            responses = evaluate(network, jobs) if others else [search.query(network, batch, state)]
+            if active[0].search.shares_batch:
+                jobs = [(group.search, group.batch, group.state) for group in active]
+                responses = evaluate(network, jobs, [group.settle for group in active])
+            else:
+                (group,) = active
+                responses = [group.search.query(network, group.batch, group.state)]
+                group.settle(responses[0].logits)
             for group, response in zip(active, responses, strict=True):
                 group.step(response)
         for group in active:
-            group.keep(~group.ended())
+            group.keep_open()
 
 
 class _Group:
@@ -180,6 +182,8 @@ class _Group:
 
     batch: Batch
     state: State
+    open: Tensor  # which rows have a further step to make (R,)
+    wrong: Tensor  # which the network misclassifies
 
     def __init__(self, problem: Problem, options: Options, result: SearchResult, searches: Searches) -> None:
         self.problem, self.options, self.result = problem, options, result
@@ -201,9 +205,11 @@ class _Group:
         """Which of some points need no further work."""
         return self.result.misclassified[point] & self.options.stop_at_success
 
-    def ended(self) -> Tensor:
-        """Which rows have no further step to make."""
-        return self.state.stopped | (self.state.k >= self.search.steps) | self.settled(self.point)
+    def ended(self) -> int:
+        """How many rows have no further step to make; the others are ``open`` from then on."""
+        over = self.state.stopped | (self.state.k >= self.search.steps) | self.settled(self.point)
+        self.open = ~over
+        return int(over.sum())
 
     def unfinished(self) -> Tensor:
         """The points with jobs that wait or have made less than half of their steps (B,)."""
@@ -248,31 +254,36 @@ class _Group:
         self.batch, self.state, self.point = batch, state, torch.cat([self.point, point])
         return len(point)
 
+    def settle(self, logits: Tensor) -> Tensor:
+        """Let the model as given decide on the rows that the network misclassifies; which rows are still open."""
+        self.wrong = logits.argmax(1) != self.batch.y
+        found = self.wrong & self.open & ~self.result.misclassified[self.point]
+        if found.any():
+            found &= self.search.feasible(self.batch, self.state)
+            self.record.counts["rejected"] += int(found.sum()) - self.confirm(found, self.state.z)
+            self.open &= ~self.settled(self.point)
+        return self.open
+
     def step(self, response: Response) -> None:
         """One step of all rows, after the model's response."""
-        search, batch, state, counts = self.search, self.batch, self.state, self.record.counts
-        open_, wrong = ~self.ended(), response.logits.argmax(1) != batch.y
+        search, batch, counts = self.search, self.batch, self.record.counts
         counts["forward"] += response.forward
+        counts["backward"] += response.backward
         if response.grad is not None:
-            counts["backward"] += len(wrong)
-            self.record.gradients.record(self.point, response.grad, wrong)
+            self.record.gradients.record(self.point, response.grad, self.wrong | ~self.open)
             response = response._replace(grad=finite_gradient(response.grad))
-        found = wrong & open_ & ~self.result.misclassified[self.point]
-        if found.any():
-            found &= search.feasible(batch, state)
-            counts["rejected"] += int(found.sum()) - self.confirm(found, state.z)
-        self.state = state = search.advance(batch, state, response)
-        open_ &= ~self.settled(self.point)
-        counts["stopped_early"] += int((open_ & state.stopped & (state.k < search.steps)).sum())
-        over = open_ & (state.stopped | (state.k >= search.steps))
+        self.state = state = search.advance(batch, self.state, response)
+        over = self.open & (state.stopped | (state.k >= search.steps))
         if over.any():
+            over &= ~self.settled(self.point)
+            counts["stopped_early"] += int((over & (state.k < search.steps)).sum())
             self.confirm(over, search.final_iterate(batch, state))
 
-    def keep(self, rows: Tensor) -> None:
-        """Remove all other rows."""
-        if not rows.all():
-            self.batch, self.state = select(self.batch, rows), select(self.state, rows)
-            self.point = self.point[rows]
+    def keep_open(self) -> None:
+        """Remove the rows that have no further step to make."""
+        if self.ended():
+            self.batch, self.state = select(self.batch, self.open), select(self.state, self.open)
+            self.point = self.point[self.open]
 
     def confirm(self, rows: Tensor, z: Tensor) -> int:
         """Project some rows' points exactly, and evaluate them by the model as given; how many it misclassifies."""
@@ -306,37 +317,3 @@ def _best_of_each(point: Tensor, value: Tensor) -> Tensor:
     order = value.argsort(stable=True)
     order = order[point[order].argsort(stable=True)]
     return order[point[order].diff(append=point.new_full((1,), -1)) != 0]
-
-
-@dataclass(frozen=True, eq=False)
-class SearchAttack:
-    """The attack that runs one search; its settings are those of the factories."""
-
-    search: Search[Any]
-    norm: float
-    eps: float
-    restarts: int = 1
-    targets: int = 0
-    stop_at_success: bool = True
-    mode: Mode = "eval"
-    seed: int = 0
-
-    @in_default_modes
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int | None = None) -> Tensor:
-        """Attack every point; with ``stop_at_success`` a misclassified clean point stays as it is."""
-        check_inputs(x, y)
-        points = x.detach().clone()
-        if self.eps == 0 or not len(x):
-            return points
-        with model_state_preserved(model, self.mode), torch.no_grad():
-            logits = output_of(model, points)
-            check_logits(logits, y)
-            attacked = (logits.argmax(1) == y) | (not self.stop_at_success)
-            result = run_searches(
-                Problem(model, points, y, wide(logits), self.eps, self.norm),
-                [Searches(self.search, self.targets, self.restarts)],
-                Options(self.seed if seed is None else seed, len(x), self.stop_at_success),
-                SearchResult.start(points, attacked),
-            )
-        result.records[0].gradients.warn()
-        return result.points

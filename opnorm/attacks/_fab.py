@@ -12,12 +12,12 @@ from opnorm._core.memory import small_frees_kept
 from opnorm._core.modes import Mode, in_default_modes, model_state_preserved
 from opnorm._core.outputs import output_of
 from opnorm._core.random import point_keys
-from opnorm.attacks._batching import SearchAttack
 from opnorm.attacks._checks import check_inputs, check_logits
 from opnorm.attacks._extrapolation import Extrapolation
 from opnorm.attacks._gradients import GradientMonitor, finite_gradient, input_gradient
 from opnorm.attacks._rows import where
 from opnorm.attacks._search import Batch, Response, Search, State, evaluate
+from opnorm.attacks._search_attack import SearchAttack
 from opnorm.attacks.hyperplanes import step_to_plane
 from opnorm.attacks.losses import rank_targets, wide
 from opnorm.attacks.minimum_norm import MinimumNormPoints, bisect_to_boundary
@@ -236,7 +236,7 @@ class FAB(Search[FABState]):
                 closer = ~(away >= least) & (batch.y != k)
                 loss, least = torch.where(closer, gap, loss), torch.where(closer, away, least)
                 grad = where(closer, slope, grad)
-        return Response(logits.detach(), loss.detach(), grad, len(z))
+        return Response(logits.detach(), loss.detach(), grad, len(z), len(z))
 
 
 def _crossed(batch: Batch, logits: Tensor) -> Tensor:

@@ -64,6 +64,8 @@ class GradientMonitor:
     def record(self, points: Tensor | slice, grad: Tensor, misclassified: Tensor) -> None:
         """The gradients at some points, given by their indices."""
         largest = grad.flatten(1).abs().amax(1)
+        if float(largest.min()) > 0 and float(largest.max()) < math.inf and not self.zero.any():
+            return
         self.zero[points] = (largest == 0) & ~misclassified
         self.nonfinite[points] |= ~(largest < math.inf)
 

@@ -6,7 +6,7 @@ model evaluates, and the step that follows. :mod:`opnorm.attacks._batching` runs
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from opnorm._core.outputs import output_of
 from opnorm.attacks._gradients import input_gradient
+from opnorm.attacks._rows import select
 from opnorm.attacks.losses import wide
 from opnorm.attacks.projections import Ball
 
-__all__ = ["Batch", "Response", "Search", "State", "evaluate"]
+__all__ = ["Batch", "Response", "Search", "Settle", "State", "evaluate"]
 
 
 @dataclass
@@ -67,14 +68,17 @@ class Response(NamedTuple):
         loss: of the search (R,).
         grad: of the loss (R, ...), or None.
         forward: forward passes of single points that it took.
+        backward: backward passes.
     """
 
     logits: Tensor
     loss: Tensor
     grad: Tensor | None
     forward: int
+    backward: int = 0
 
 
+Settle = Callable[[Tensor], Tensor]  # logits (R, K) -> whether the row needs a gradient (R,)
 S = TypeVar("S", bound=State)
 
 
@@ -121,15 +125,30 @@ class Search(ABC, Generic[S]):
         return type(self).query is Search.query
 
 
-def evaluate(model: nn.Module, jobs: Sequence[tuple[Search[Any], Batch, Any]]) -> list[Response]:
-    """One pass forward and backward for the rows of several searches, each with its own loss."""
-    points = [state.z for _, _, state in jobs]
-    sizes = [len(z) for z in points]
+def evaluate(
+    model: nn.Module, jobs: Sequence[tuple[Search[Any], Batch, Any]], settle: Sequence[Settle] | None = None
+) -> list[Response]:
+    """One pass forward and backward for the rows of several searches, each with its own loss.
+
+    ``settle``, of each search, is called with its logits between the two, and says which rows need a gradient; others may
+    have zero. Where these are most of the rows, the few are evaluated once more, which costs less than to go back for all.
+    """
+    sizes = [len(state.z) for _, _, state in jobs]
     with torch.enable_grad():
-        z = torch.cat(points).detach().requires_grad_()
+        z = torch.cat([state.z for _, _, state in jobs]).detach().requires_grad_()
         logits = wide(output_of(model, z))
+        every = logits.detach().split(sizes)
+        needed = [rows(part) for rows, part in zip(settle, every, strict=True)] if settle else []
+        again = bool(needed) and 2 * int(torch.cat(needed).sum()) < len(z)
         parts = zip(jobs, logits.split(sizes), strict=True)
         loss = torch.cat([search.loss(batch, state, part) for (search, batch, state), part in parts])
-        grad = input_gradient(loss, z)
-    results = zip(*(t.detach().split(sizes) for t in (logits, loss, grad)), strict=True)
-    return [Response(z, value, slope, len(z)) for z, value, slope in results]
+        grads = (torch.zeros_like(z) if again else input_gradient(loss, z)).detach().split(sizes)
+    losses, backward = loss.detach().split(sizes), [0 if again else size for size in sizes]
+    responses = list(map(Response, every, losses, grads, sizes, backward))
+    some = [k for k, rows in enumerate(needed) if again and rows.any()]
+    if some:
+        few = [(jobs[k][0], select(jobs[k][1], needed[k]), select(jobs[k][2], needed[k])) for k in some]
+        for k, own in zip(some, evaluate(model, few), strict=True):
+            grads[k][needed[k]] = own.grad
+            responses[k] = responses[k]._replace(forward=sizes[k] + own.forward, backward=own.backward)
+    return responses

@@ -13,12 +13,12 @@ from opnorm._core.modes import Mode
 from opnorm._core.outputs import output_of
 from opnorm._core.random import GOLDEN, uniform
 from opnorm._core.surrogate import Surrogate
-from opnorm.attacks._batching import SearchAttack
 from opnorm.attacks._extrapolation import Extrapolation
 from opnorm.attacks._local_forward import LocalForward, local_forward
 from opnorm.attacks._pgd import Attack
 from opnorm.attacks._rows import column, select, where
 from opnorm.attacks._search import Batch, Response, Search, State
+from opnorm.attacks._search_attack import SearchAttack
 from opnorm.attacks._windows import Window, axis_of
 from opnorm.attacks.losses import margin, wide
 from opnorm.attacks.projections import LinfBall

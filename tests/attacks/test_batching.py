@@ -10,7 +10,7 @@ from opnorm.attacks._apgd import apgd_search
 from opnorm.attacks._batching import Options, Problem, Searches, job_keys, run_searches
 from opnorm.attacks._fab import FAB
 from opnorm.attacks._rows import concatenate, select
-from opnorm.attacks._search import Batch, Search, State
+from opnorm.attacks._search import Batch, Search, State, evaluate
 from opnorm.attacks._square import Square
 from opnorm.attacks.projections import ball
 from opnorm.errors import AttackError
@@ -89,7 +89,10 @@ def test_a_row_is_free_as_soon_as_its_point_is_misclassified():
     result = run(model, x, y, Shift(), batch=1)
     assert result.misclassified.tolist() == [True, True, True, False, False]
     # asked at x, x + 0.01, ... until the first above 0.5; the others ten times
-    assert result.records[0].counts["forward"] == result.records[0].counts["backward"] == 2 + 3 + 4 + 10 + 10
+    assert result.records[0].counts["forward"] == 2 + 3 + 4 + 10 + 10
+    assert (
+        result.records[0].counts["backward"] == 1 + 2 + 3 + 10 + 10
+    )  # none where the point is misclassified
     assert result.records[0].counts["confirmations"] == 3 + 2  # the resultes, and the end of those that stand
     assert result.records[0].counts["rejected"] == 0
     assert torch.allclose(result.points[:3].amax((1, 2, 3)), torch.tensor([0.505, 0.505, 0.505]), atol=1e-6)
@@ -337,3 +340,33 @@ def test_progress_of_two_searches_counts_what_the_first_settles():
     assert told == sorted(told)
     assert told[0] == 0
     assert len({done // 10 for done in told}) >= 5
+
+
+@pytest.mark.parametrize("open_", [0.0, 0.2, 0.4, 0.6, 1.0])
+def test_settled_rows_need_no_gradient(open_):
+    model, (x, y) = net().eval(), images(20)
+    jobs = [
+        (search, batch, search.start(batch))
+        for search, batch in ((apgd_search(math.inf), batch_of(x, y)), (Climb(), batch_of(x[:5], y[:5])))
+    ]
+    generator, needed = torch.Generator().manual_seed(0), []
+
+    def settle(logits):
+        needed.append(torch.rand(len(logits), generator=generator) < open_)
+        return needed[-1]
+
+    found = evaluate(model, jobs, [settle, settle])
+    for own, expected, rows in zip(found, evaluate(model, jobs), needed, strict=True):
+        assert torch.equal(own.logits, expected.logits)
+        assert torch.equal(own.loss, expected.loss)
+        assert torch.allclose(own.grad[rows], expected.grad[rows], rtol=1e-4, atol=1e-7)
+        assert own.backward in (len(rows), int(rows.sum()))
+        assert own.forward - len(rows) in (0, int(rows.sum()))
+    few = 2 * int(torch.cat(needed).sum()) < 25
+    assert sum(own.backward for own in found) == (int(torch.cat(needed).sum()) if few else 25)
+
+
+def batch_of(x, y):
+    eps, keys = torch.full((len(x),), 0.1, dtype=torch.float64), torch.arange(len(x))
+    margin = torch.full((len(x),), -math.inf)
+    return Batch(x, y, torch.full_like(y, -1), torch.zeros_like(y), keys, margin, ball(x, eps, math.inf))
