@@ -65,7 +65,7 @@ def check_name(call: Call, kind: str | None = None) -> Source | None:
         SpecError: there is no such name, or no such package.
     """
     if "." in call.name:
-        check_package(call.name)
+        check_package(call.name, known_names(kind) if kind == "study" else ())
         return None
     if not all(map(sources, [kind] if kind else INSIDE)):
         return None  # the package is installed without its source

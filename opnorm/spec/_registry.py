@@ -186,18 +186,21 @@ def _resolve_dotted(name: str) -> Callable[..., Any]:
     return found
 
 
-def check_package(name: str) -> None:
+def check_package(name: str, known: Collection[str] = ()) -> None:
     """SpecError unless ``package.module.name`` begins with a package that can be imported; nothing is imported.
 
-    The user's folder is searched last: a module beside the user, as with ``python -m``, but shadowing nothing.
+    The user's folder is searched last: a module beside the user, as with ``python -m``, but shadowing nothing. ``known``
+    are names that may stand in the place of the package, of which the closest is in the message.
     """
-    package = name.partition(".")[0]
+    package, _, rest = name.partition(".")
     if package in sys.stdlib_module_names:
         raise _of_python(name)
     if "" not in sys.path:
         sys.path.append("")
     if package not in sys.modules and importlib.util.find_spec(package) is None:
-        raise _no_module(name, package)
+        raise SpecError(
+            f"{_no_module(name, package)}{did_you_mean(package, known, show=lambda k: f'{k}.{rest}')}"
+        )
 
 
 def _of_python(name: str) -> SpecError:

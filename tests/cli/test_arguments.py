@@ -148,6 +148,7 @@ study 'tour(data=digits())'                   | data=digits\\(\\): expected a te
 study 'liu2020.table1(data="folder(7)")'      | folder\\(\\): path=7: expected a text
 study "tour(data='folder(\\"nope\\")')"         | there is no .*nope.*expected a folder with train
 study nosuch --list                           | --list nosuch: no such study; --list alone shows all
+study lian2021.table1                          | no module named 'lian2021'; .*; did you mean liang2021.table1\\?
 study lian2021.table1 --list                  | did you mean 'liang2021.table1'\\?
 study liang2021.table9 --list                 | liang2021 has no part 'table9'; did you mean liang2021.table2\\?
 study 'tour(seeds=2)' --list                  | expected a study or a part of one, without seeds
