@@ -116,7 +116,8 @@ def lower_bound(
     narrow = replace(t, matrices=torch.bmm(A, Q.expand(len(A), -1, -1))[None])
     small = replace(narrow, matrices=P.mT @ narrow.matrices)
     value, v = _best_wave(small, omega, Q.mT.to(inputs.dtype) @ inputs)
-    if not v.any():
+    peak = float(outputs[:, 0].norm() / inputs[:, 0].norm())  # ‖A(ω)‖, which no wave around ω exceeds by much
+    if not v.any() or value >= peak * (1 - tolerance):
         return value * (1 - ROUNDING_OF_WAVES)
     dtype = torch.float32 if tolerance > 1e-5 else torch.float64
     v = lanczos(small.as_map(0, dtype), v.to(dtype), steps=STEPS, tolerance=tolerance / 2, every=1).double()

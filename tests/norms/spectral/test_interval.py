@@ -11,6 +11,7 @@ from torch import nn
 from opnorm._core.linear_map import linear_map
 from opnorm.norms import Norm, operator_norm, power_iteration, spectral_norm
 from opnorm.norms.exact.kernel_sums import conv_l2_bound
+from opnorm.norms.spectral import lower_bound
 from tests.norms.cases import convolutions, matrix, on_all_cases
 from tests.property_tests import examples
 
@@ -110,3 +111,16 @@ def test_seed_and_state_of_the_caller_do_not_matter():
 def test_norm_is_exact_only_when_its_ends_meet():
     assert Norm.of(1, torch.tensor(1.0), "").exact
     assert not Norm.of(1, math.inf, "").exact
+
+
+@pytest.mark.parametrize(("channels", "kernel"), [((3, 8), 3), ((16, 16), 5)])
+def test_a_large_map_costs_no_pass_over_it(channels, kernel, monkeypatch):
+    """The best wave reaches the peak of the frequency response there, which nothing on the map exceeds."""
+    torch.manual_seed(0)
+    layer, (c_in, _) = nn.Conv2d(*channels, kernel, padding=kernel // 2), channels
+    middle = operator_norm(layer, 2, (c_in, 128, 128))
+    monkeypatch.setattr(lower_bound, "lanczos", None)
+    norm = operator_norm(layer, 2, (c_in, 2048, 2048))
+    assert middle.lower <= norm.upper
+    assert norm.upper <= 1.005 * norm.lower
+    assert norm.upper <= 1.005 * middle.upper
