@@ -1,8 +1,8 @@
 """The Gram matrix of a convolution as a block tridiagonal matrix, of which one factorization proves an upper bound.
 
 The Gram matrix couples only positions nearby, so that it is block tridiagonal along one axis, and whether θ² I - G is
-positive definite is known from one block factorization: O(n b²) for n rows and blocks of b. It is a sum of Kronecker
-products,
+positive definite is known from one factorization of a band matrix: O(n b²) for n rows and a width of b. It is a sum of
+Kronecker products,
 
     G = Σ_{κ, κ'} N_{κ κ'} ⊗ K_κᵀ K_κ',    N_{κ κ'} = ⊗_axes N_{κ κ'}(axis),
 
@@ -12,7 +12,7 @@ output p reads what κ' reads at output q.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,8 +25,8 @@ from opnorm._core.rounding import unit_roundoff
 __all__ = ["BlockGram"]
 
 UNIT = unit_roundoff(torch.float64)
-ENTRIES = 1e8  # of the sums over the other axes and of a block, at most
-BLOCK = 256  # rows of a block, at least, where the axis is that long
+ENTRIES = 1e8  # of the sums over the other axes and of a band, at most
+HELD = 4e6  # entries of the bands that are made at once, if a group has no more
 
 
 Pairs = dict[tuple[int, int], tuple[np.ndarray, np.ndarray, np.ndarray]]
@@ -95,26 +95,60 @@ class BlockGram:
     @property
     def side(self) -> float:
         """The side of a full matrix whose factorization takes about as long; infinite where there is no room."""
-        most = max(self.taps.shape[3] ** 2, 4 * self.reach**2)
-        return (4 * self.work) ** (1 / 3) if len(self.taps) * most * self.rows**2 <= ENTRIES else math.inf
+        most = max(self.taps.shape[3] ** 2 * self.rows, self._width * self.sizes[0]) * self.rows
+        return (4 * self.work) ** (1 / 3) if most <= ENTRIES else math.inf
 
     def first_upper_bound(self, candidates: list[float]) -> float:
         """The first of some numbers θ, in rising order, with ‖M‖_2 ≤ θ by a factorization; infinite if there is none."""
-        scale = math.ldexp(1.0, math.frexp(float(self.taps.abs().max()))[1])
+        left = list(candidates)
+        for some in self._parts():
+            while left and some.exceeding(left[0]).any():
+                left.pop(0)
+        return left[0] if left else math.inf
+
+    def exceeding(self, theta: float) -> np.ndarray:
+        """Whether a factorization does not show that the norm is at most θ, for each group."""
+        return np.concatenate([part._exceeding(theta) for part in self._parts()])
+
+    def _parts(self) -> Iterator["BlockGram"]:
+        """Some groups at a time."""
+        step = max(1, int(HELD / (self._width * self.rows * self.sizes[0])))
+        for taps in self.taps.split(step):
+            yield replace(self, taps=taps)
+
+    def _exceeding(self, theta: float) -> np.ndarray:
+        from scipy.linalg.lapack import dpbtrf
+
+        largest = float(self.taps.abs().max())
+        if largest == 0:
+            return np.zeros(len(self.taps), dtype=bool)
+        scale = math.ldexp(1.0, math.frexp(largest)[1])
         scaled = replace(self, taps=self.taps / scale)
-        sums, bands, error = scaled._sums(), scaled._bands(), scaled._error()
-        width = 2 * self._step * self.rows
-        for theta in candidates:
-            square = (theta / scale) ** 2
-            # |L| |L|ᵀ has a norm of at most width times the largest diagonal entry (Higham 2002, Thm 10.3)
-            if scaled._definite(square - error - 4 * (width + 2) ** 2 * UNIT * square, sums, bands):
-                return theta
-        return math.inf
+        square = (theta / scale) ** 2
+        # |L| |L|ᵀ has a norm of at most twice the width times the largest diagonal entry (Higham 2002, Thm 10.3)
+        error = scaled._error() + 8 * (self._width + 2) ** 2 * UNIT * square
+        if not 0 < error < square < math.inf:
+            return np.full(len(self.taps), not error < square)
+        bands, bad = scaled._lower_bands().neg_(), []
+        bands[..., 0] += square - error
+        width = min(self._width, self.reach * self.rows + self._reach_across)
+        for band in bands[..., : width + 1].cpu().numpy():
+            factor, info = dpbtrf(band.T, lower=1, overwrite_ab=1)
+            bad.append(info != 0 or not (factor[0] > 0).all())
+        return np.array(bad)
 
     @property
-    def _step(self) -> int:
-        """Positions of a block, as many as are coupled or more."""
-        return max(self.reach, BLOCK // self.rows)
+    def _width(self) -> int:
+        """Entries of a column from the diagonal down to the last one that is not zero, or more."""
+        return (min(self.reach, self.sizes[0]) + 1) * self.rows
+
+    @property
+    def _reach_across(self) -> int:
+        """The largest distance of two coupled rows of one position."""
+        places = 0
+        for N, n in zip(self.across, self.sizes[1:], strict=True):
+            places = places * n + max(int(np.abs(p - q).max(initial=0)) for p, q, _ in N.values())
+        return (places + 1) * self.taps.shape[2] - 1
 
     def _error(self) -> float:
         """Of the entries: as many units as products are summed, times at least ‖|M|‖_2² ≤ ‖|M|‖_1 ‖|M|‖_∞."""
@@ -125,23 +159,27 @@ class BlockGram:
 
     def _sums(self) -> Tensor:
         """Σ over the kernel on the other axes of N ⊗ K_κᵀ K_κ': (kernel, kernel, groups, rows, rows)."""
+        from scipy.sparse import csr_array
+
         flat = self.taps.flatten(4) if self.across else self.taps[..., None]
         groups, _, c, k, entries = flat.shape
-        rest = math.prod(self.sizes[1:])
-        sums = flat.new_zeros(k, k, groups, rest, c, rest, c)
-        by_places = sums.permute(3, 5, 0, 1, 2, 4, 6)
+        rest, columns, rows, values = math.prod(self.sizes[1:]), [], [], []
         for i, j in itertools.product(range(entries), repeat=2):
-            p, q, values = np.zeros(1, int), np.zeros(1, int), np.ones(1)
+            p, q, value = np.zeros(1, int), np.zeros(1, int), np.ones(1)
             taps = np.unravel_index([i, j], self.taps.shape[4:]) if self.across else ()
             for N, n, (a, b) in zip(self.across, self.sizes[1:], taps, strict=True):
-                row, column, value = N[int(a), int(b)]
-                p, q = ((each[:, None] * n + more).ravel() for each, more in ((p, row), (q, column)))
-                values = (values[:, None] * value).ravel()
-            at = torch.from_numpy(p).to(sums.device), torch.from_numpy(q).to(sums.device)
-            products = torch.einsum("goau,gobv->uvgab", flat[..., i], flat[..., j])
-            weights = torch.from_numpy(values).to(sums)[:, None, None, None, None, None]
-            by_places[at] += weights * products
-        return sums.view(k, k, groups, rest * c, rest * c)
+                row, column, more = N[int(a), int(b)]
+                p, q = ((each[:, None] * n + new).ravel() for each, new in ((p, row), (q, column)))
+                value = (value[:, None] * more).ravel()
+            rows.append(p * rest + q)
+            columns.append(np.full(len(p), i * entries + j))
+            values.append(value)
+        places = np.concatenate(rows), np.concatenate(columns)
+        weights = csr_array((np.concatenate(values), places), (rest**2, entries**2))
+        products = torch.einsum("goaui,gobvj->ijuvgab", flat, flat).reshape(entries**2, -1)
+        sums = torch.from_numpy(weights @ products.cpu().numpy()).to(flat.device)
+        sums = sums.view(rest, rest, k, k, groups, c, c).permute(2, 3, 4, 0, 5, 1, 6)
+        return sums.reshape(k, k, groups, rest * c, rest * c)
 
     def _bands(self) -> Tensor:
         """N along this axis: (kernel, kernel, positions, 2 reach + 1)."""
@@ -151,59 +189,42 @@ class BlockGram:
             bands[taps][p, q - p + self.reach] = torch.from_numpy(values).to(bands)
         return bands
 
-    def _block(self, sums: Tensor, bands: Tensor, rows: range, columns: range) -> Tensor:
-        """G between the positions of two ranges, (groups, ., .)."""
-        p, q = torch.arange(rows.start, rows.stop), torch.arange(columns.start, columns.stop)
-        distance = (q - p[:, None] + self.reach).to(bands.device)
-        near = (distance >= 0) & (distance <= 2 * self.reach)
-        weights = bands[:, :, p[:, None], distance.clamp(0, 2 * self.reach)] * near
-        block = torch.einsum("uvpq,uvgab->gpaqb", weights, sums)
-        return block.reshape(len(block), len(p) * self.rows, len(q) * self.rows)
-
-    def _definite(self, square: float, sums: Tensor, bands: Tensor) -> bool:
-        """Whether a factorization shows θ² I - G to be positive definite: block by block, of a band of blocks."""
-        n, step = self.sizes[0], max(1, BLOCK // self.rows)
-        spans = [range(start, min(start + step, n)) for start in range(0, n, step)]
-        across = -(-self.reach // step)  # blocks that a block is coupled with
-        rest: dict[tuple[int, int], Tensor] = {}  # of θ² I - G, less what is eliminated
-
-        def block(i: int, j: int) -> Tensor:
-            if (i, j) not in rest:
-                rest[i, j] = self._block(sums, bands, spans[i], spans[j]).neg_()
-                if i == j:
-                    rest[i, j].diagonal(dim1=1, dim2=2).add_(square)
-            return rest[i, j]
-
-        for k in range(len(spans)):
-            factor, info = torch.linalg.cholesky_ex(block(k, k))
-            if bool(info.any()):
-                return False
-            below = range(k + 1, min(k + across + 1, len(spans)))
-            W = {
-                i: torch.linalg.solve_triangular(factor.mT, block(i, k), upper=True, left=False)
-                for i in below
-            }
-            for i in below:
-                for j in range(k + 1, i + 1):
-                    block(i, j).baddbmm_(W[i], W[j].mT, alpha=-1)
-            for i in (k, *below):
-                del rest[i, k]
-        return True
+    def _lower_bands(self) -> Tensor:
+        """G's columns from the diagonal down, (groups, columns, width + 1), as LAPACK keeps symmetric band matrices."""
+        groups, n, rows, width = len(self.taps), self.sizes[0], self.rows, self._width
+        weights = self._bands()[..., self.reach :][..., : width // rows]
+        found = self.taps.new_zeros(groups, n * rows, width + 1)
+        # column j and row i lie at j (width + 1) + i - j
+        strides = n * rows * (width + 1), rows * (width + 1), width, rows, 1
+        entries = found.as_strided((groups, n, rows, width // rows, rows), strides)
+        sums, step = self._sums().flatten(0, 1).flatten(1), max(1, int(HELD / (groups * rows * width)))
+        for start in range(0, n, step):
+            some = weights[:, :, start : start + step].flatten(0, 1).movedim(0, 2)
+            distinct, which = some.unique(dim=0, return_inverse=True)
+            blocks = (distinct @ sums).view(*distinct.shape[:2], groups, rows, rows)
+            blocks[:, 0].triu_()  # above the diagonal begins the column before
+            entries[:, start : start + step] += blocks.permute(2, 0, 3, 1, 4)[:, which]
+        return found
 
 
 def _pairs(reads: np.ndarray, n: int, of_inputs: bool) -> Pairs:
     """N of one axis from what each kernel entry reads at each output, (kernel, out); -1 for a zero."""
     from scipy.sparse import csr_array
 
-    each = []
-    for row in reads:
-        there = np.flatnonzero(row >= 0)
-        S = csr_array((np.ones(len(there)), (there, row[there])), (len(row), n))
-        each.append(S.T.tocsr() if of_inputs else S)
+    entry, out = np.nonzero(reads >= 0)
+    at = reads[entry, out]
+    m = reads.shape[1]
+    size, row, column, columns = (n, at, out, m) if of_inputs else (m, out, at, n)
+    S = csr_array((np.ones(len(at)), (entry * size + row, column)), (len(reads) * size, columns))
+    N = (S @ S.T).tocoo()
+    (u, p), (v, q) = np.divmod(N.row, size), np.divmod(N.col, size)
+    pair = u.astype(np.int64) * len(reads) + v
+    order = np.argsort(pair, kind="stable")
+    ends = np.searchsorted(pair[order], np.arange(len(reads) ** 2 + 1))
     found = {}
-    for u, v in itertools.product(range(len(each)), repeat=2):
-        N = (each[u] @ each[v].T).tocoo()
-        found[u, v] = N.row, N.col, N.data
+    for i in range(len(reads) ** 2):
+        some = order[ends[i] : ends[i + 1]]
+        found[divmod(i, len(reads))] = p[some], q[some], N.data[some]
     return found
 
 

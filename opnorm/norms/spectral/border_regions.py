@@ -16,6 +16,7 @@ inside, which is a convolution with zero padding. The wider the borders, the sma
 
 import itertools
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -23,17 +24,21 @@ import torch
 from torch import Tensor
 
 from opnorm._core.convolution import ConvGeometry, pad_index
+from opnorm._core.frequencies import between, half_grid
 from opnorm._core.rounding import PRODUCT
 from opnorm.norms.spectral.block_gram import BlockGram
 from opnorm.norms.spectral.convolution_matrix import ConvolutionMatrix
-from opnorm.norms.spectral.frequency_response import polyphase
+from opnorm.norms.spectral.frequency_response import Polyphase, gram, polyphase
+from opnorm.norms.spectral.group_selection import exceeding as exceeding_on_points
+from opnorm.norms.spectral.symbol_search import SymbolSearch
 from opnorm.norms.spectral.upper_bound import bound_above
 
-__all__ = ["region_bound"]
+__all__ = ["Region", "exceeding", "region_bound", "regions"]
 
 STEPS = (48, 32, 24, 20, 16, 14, 12, 10, 8, 6, 5, 4, 3, 2)  # of the angle, from 0 to π/2
 FREQUENCIES = 20  # of an edge, about, at which complex matrices are factorized
 CLOSE = 0.965  # product of cosines with which the cheapest cuts are taken, not the finest
+LEAST_WIDTH = 0.05  # of a grid's cells, in units of the symbol's change
 MARGINS = (0, 0.2, 1, 4, 16, 64, 256)  # of relative widths above the lower end, at which corners are tried
 
 
@@ -62,6 +67,11 @@ class Region(NamedTuple):
     parts: tuple[Part, ...]
     factor: float
 
+    @property
+    def is_corner(self) -> bool:
+        """Whether it is at the border of every axis."""
+        return all(part.reads is not None for part in self.parts)
+
 
 def region_bound(
     convolution: ConvolutionMatrix, lower: float, relative_width: float, effort: int
@@ -74,18 +84,54 @@ def region_bound(
         relative_width: of the interval to aim at.
         effort: the side of a matrix whose factorization takes as long as may be.
     """
-    regions = _regions(convolution, effort**3)
-    if not regions:
+    cut = regions(convolution, effort**3)
+    if not cut:
         return math.inf, ""
-    bound = lower * (1 + relative_width / 10) / min(r.factor for r in regions)
-    for region in sorted(regions, key=lambda r: sum(part.reads is not None for part in r.parts)):
-        of_region = _of_corner if all(part.reads is not None for part in region.parts) else _of_edge
-        found = of_region(convolution, region.parts, bound * region.factor, relative_width)
+    bound = lower * (1 + relative_width / 10) / min(r.factor for r in cut)
+    for region in cut:
+        least = bound * region.factor
+        if region.is_corner:
+            candidates = [least * (1 + relative_width * margin) for margin in MARGINS]
+            found = _corner(convolution, region.parts).first_upper_bound(candidates)
+        else:
+            found = bound_above(_edge(convolution, region.parts), least, relative_width)
         bound = max(bound, found / region.factor)
     return bound * (1 + PRODUCT), "norms of corners, edges and inside"
 
 
-def _regions(convolution: ConvolutionMatrix, most: float) -> list[Region]:
+def exceeding(convolution: ConvolutionMatrix, cut: list[Region], theta: float) -> np.ndarray:
+    """Whether the norms of its regions do not show that the norm is at most θ, for each group."""
+    K = convolution.K.unflatten(0, (convolution.geometry.groups, -1))
+    left, found = np.arange(len(K)), np.ones(len(K), dtype=bool)
+    for region in cut:
+        if not len(left):
+            break
+        some, least = convolution.of_groups(K[left]), theta * region.factor * (1 - PRODUCT)
+        if region.is_corner:
+            bad = _corner(some, region.parts).exceeding(least)
+        else:
+            bad = _exceeding_on_grid(_edge(some, region.parts), least, region.factor)
+        left = left[~bad]
+    found[left] = False
+    return found
+
+
+def _exceeding_on_grid(t: Polyphase, theta: float, factor: float) -> np.ndarray:
+    """Whether ‖A(ω)‖ ≤ θ is not proved, for each group: on a grid that costs less of θ than a cut with this factor."""
+    largest = float(t.matrices.abs().max())
+    if largest == 0:
+        return np.zeros(len(t.matrices), dtype=bool)
+    unit, half_width = math.ldexp(1.0, math.frexp(largest)[1]), max(math.acos(factor) / 2, LEAST_WIDTH)
+    size = tuple(max(1, math.ceil(math.pi * d / half_width)) for d in t.degree)
+    period = tuple(N if d else 1 for N, d in zip(t.period(), t.degree, strict=True))
+    exact = math.prod(period) <= math.prod(size)
+    points, rises = half_grid(period if exact else size)[0], 1.0 if exact else between(t.degree, size)
+    scaled = replace(t, matrices=t.matrices / unit)
+    s = SymbolSearch(scaled, gram(scaled), 0.0)
+    return exceeding_on_points(s, np.arange(len(t.matrices)), points, theta / unit / rises).any(1)
+
+
+def regions(convolution: ConvolutionMatrix, most: float) -> list[Region]:
     """The cheapest regions with small angles, or those with the smallest ones that take so many multiplications at most."""
     axes = range(len(convolution.in_size))
     splits = {(axis, n): _split(convolution, axis, n) for axis in axes for n in STEPS}
@@ -101,16 +147,16 @@ def _regions(convolution: ConvolutionMatrix, most: float) -> list[Region]:
             factor = math.cos(cut.eta) * min(_factor(inside), _factor(border))
             if min(factor, CLOSE) < score[0] or all(part.reads is not None for part in cut.parts):
                 continue
-            regions = []
+            found = []
             for part in cut.parts:
                 chosen = inside if part.reads is None else border
                 for parts in itertools.product(*(split.parts for split in chosen)):
                     parts = (*parts[:first], part, *parts[first:])
-                    regions.append(Region(parts, math.cos(cut.eta) * _factor(chosen)))
-            work = sum(_work(convolution, r.parts) for r in regions)
+                    found.append(Region(parts, math.cos(cut.eta) * _factor(chosen)))
+            work = sum(_work(convolution, r.parts) for r in found)
             if work <= most and (min(factor, CLOSE), -work) > score:
-                best, score = regions, (min(factor, CLOSE), -work)
-    return best
+                best, score = found, (min(factor, CLOSE), -work)
+    return sorted(best, key=lambda r: sum(part.reads is not None for part in r.parts))
 
 
 def _factor(splits: list[Split]) -> float:
@@ -172,9 +218,7 @@ def _work(convolution: ConvolutionMatrix, parts: tuple[Part, ...]) -> float:
     return geometry.groups * 1.5 * min(blocks)
 
 
-def _of_edge(
-    convolution: ConvolutionMatrix, region: tuple[Part, ...], lower: float, relative_width: float
-) -> float:
+def _edge(convolution: ConvolutionMatrix, region: tuple[Part, ...]) -> Polyphase:
     """A convolution along the axes inside, with the places of the other axes as channels."""
     geometry = convolution.geometry
     inside = [axis for axis, part in enumerate(region) if part.reads is None]
@@ -188,7 +232,7 @@ def _of_edge(
     )
     bare = ConvGeometry(kernel, stride, ((0, 0),) * len(inside), dilation, geometry.groups)
     size = tuple(convolution.in_size[a] + sum(geometry.padding[a]) for a in inside)
-    return bound_above(polyphase(K, bare, size), lower, relative_width)
+    return polyphase(K, bare, size)
 
 
 def _placed(K: Tensor, axis: int, reads: np.ndarray, size: int) -> Tensor:
@@ -200,10 +244,7 @@ def _placed(K: Tensor, axis: int, reads: np.ndarray, size: int) -> Tensor:
     return moved.movedim(-2, 2).flatten(1, 2).movedim(-1, 3).flatten(2, 3)
 
 
-def _of_corner(
-    convolution: ConvolutionMatrix, region: tuple[Part, ...], lower: float, relative_width: float
-) -> float:
+def _corner(convolution: ConvolutionMatrix, region: tuple[Part, ...]) -> BlockGram:
     reads = [part.reads for part in region if part.reads is not None]
     K = convolution.K.unflatten(0, (convolution.geometry.groups, -1))
-    gram = BlockGram.cheapest(K, reads, tuple(part.size for part in region))
-    return gram.first_upper_bound([lower * (1 + relative_width * factor) for factor in MARGINS])
+    return BlockGram.cheapest(K, reads, tuple(part.size for part in region))

@@ -16,7 +16,7 @@ from opnorm._core.linear_map import LinearMap, convolution_map, linear_map
 from opnorm.norms.spectral.block_gram import BlockGram
 from opnorm.norms.spectral.frequency_response import Polyphase, polyphase
 
-__all__ = ["ConvolutionMatrix", "as_convolution"]
+__all__ = ["ConvolutionMatrix", "as_convolution", "plain_convolution"]
 
 
 class ConvolutionMatrix(NamedTuple):
@@ -37,6 +37,10 @@ class ConvolutionMatrix(NamedTuple):
     def linear(self) -> LinearMap:
         """The map itself."""
         return convolution_map(self.K, self.geometry, self.in_size, self.out_size)
+
+    def of_groups(self, K: Tensor) -> "ConvolutionMatrix":
+        """The same convolution with other groups, kernels (groups, c_out, c_in, *kernel)."""
+        return self._replace(K=K.flatten(0, 1), geometry=self.geometry._replace(groups=len(K)))
 
     @property
     def circle(self) -> Shape:
@@ -152,3 +156,19 @@ def as_convolution(layer: nn.Module, in_shape: Shape) -> ConvolutionMatrix | Non
         geometry, in_size = transpose_geometry(layer, size)  # type: ignore[arg-type]
         return ConvolutionMatrix(weight_of(layer).detach().double(), geometry, in_size, size)
     return None
+
+
+def plain_convolution(layer: nn.Module, K: Tensor, groups: int) -> nn.Module:
+    """The convolution with the settings of a layer, another number of groups, and without a bias.
+
+    Args:
+        layer: a Conv1d, Conv2d or Conv3d.
+        K: kernel (c_out, c_in / groups, *kernel).
+        groups: how many.
+    """
+    kind: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[K.ndim - 3]
+    settings = layer.kernel_size, layer.stride, layer.padding, layer.dilation
+    sizes = K.shape[1] * groups, len(K)
+    plain = kind(*sizes, *settings, groups, False, layer.padding_mode, "meta", torch.float64)
+    plain.weight = nn.Parameter(K, requires_grad=False)
+    return plain

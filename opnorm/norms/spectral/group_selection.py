@@ -22,7 +22,7 @@ from opnorm.norms.spectral.frequency_response import Polyphase, gram
 from opnorm.norms.spectral.positive_definite import DOUBLE, SINGLE
 from opnorm.norms.spectral.symbol_search import SymbolSearch, every_group
 
-__all__ = ["leading_groups"]
+__all__ = ["FEW", "exceeding", "leading_groups"]
 
 FEW = 4  # fewer groups are searched together
 FIRST = 3  # points an axis, at which all groups are compared for a first lower bound
@@ -62,7 +62,7 @@ def leading_groups(t: Polyphase, relative_width: float) -> tuple[Polyphase, floa
         points = half_grid(size)[0]
         if len(left) == 1 or (last and factor > 1 and len(left) * len(points) * s.g.n**2 > LAST_WORK):
             break
-        high = _exceeding(s, left, points, s.lower / factor)
+        high = exceeding(s, left, points, s.lower / factor)
         while len(new := np.argwhere(high & ~np.isin(left, tried)[:, None])):
             value, omega, group = _highest(s, points[new[:, 1]], left[new[:, 0]])
             tried.append(group)
@@ -76,7 +76,7 @@ def leading_groups(t: Polyphase, relative_width: float) -> tuple[Polyphase, floa
             high[which[still], where[still]] = True
         left, rest = left[high.any(1)], s.lower
         if last and len(left) > 1:
-            high = _exceeding(s, left, points, s.target() / factor)
+            high = exceeding(s, left, points, s.target() / factor)
             keep = high.any(1) | (left == leader)
             left, rest = left[keep], s.lower if keep.all() else s.target()
     return replace(t, matrices=t.matrices[left]), s.lower * unit, rest * unit * (1 + PRODUCT)
@@ -103,7 +103,7 @@ def _grids(t: Polyphase) -> Iterator[tuple[tuple[int, ...], float, bool]]:
         yield size, between(t.degree, size), half_width == HALF_WIDTHS[-1]
 
 
-def _exceeding(s: SymbolSearch, groups: np.ndarray, points: np.ndarray, theta: float) -> np.ndarray:
+def exceeding(s: SymbolSearch, groups: np.ndarray, points: np.ndarray, theta: float) -> np.ndarray:
     """Where ‖A(ω)‖ ≤ θ is not proved: of some groups at all points, (groups, points)."""
     n, square = s.g.n, theta**2
     error = {dtype: float(s.test.rounding(dtype, n * square)) for dtype in (SINGLE, DOUBLE)}

@@ -41,7 +41,7 @@ from opnorm.norms.exact.separable import SEPARABLE
 from opnorm.norms.norm import Norm
 from opnorm.norms.spectral.block_gram import BlockGram
 from opnorm.norms.spectral.border_regions import region_bound
-from opnorm.norms.spectral.convolution_matrix import as_convolution
+from opnorm.norms.spectral.convolution_matrix import ConvolutionMatrix, as_convolution, plain_convolution
 from opnorm.norms.spectral.divided_layer import divided_by
 from opnorm.norms.spectral.explicit_matrix import diagonalized, first_upper_bound
 from opnorm.norms.spectral.frequency_response import Polyphase, polyphase
@@ -49,6 +49,7 @@ from opnorm.norms.spectral.group_selection import leading_groups
 from opnorm.norms.spectral.iterations import lanczos, random_start
 from opnorm.norms.spectral.kronecker import kronecker_norm
 from opnorm.norms.spectral.padded_convolution import circular_interval, inner_bound, padding_bound
+from opnorm.norms.spectral.padded_groups import leading_kernels
 from opnorm.norms.spectral.upper_bound import certify
 
 __all__ = [
@@ -167,6 +168,11 @@ def _other(layer: nn.Module, linear: LinearMap, relative_width: float, effort: i
         return _whole_matrix(linear, None, NOTHING, relative_width, 0)
     if (circular := circular_interval(layer, linear.in_shape, relative_width)) is not None:
         return Norm.of(circular.lower, circular.upper, f"certified: frequency response, {circular.method}")
+    convolution = as_convolution(layer, linear.in_shape)
+    if convolution is not None and convolution.geometry.groups > 1:
+        K, lower, rest = leading_kernels(convolution, relative_width, effort)
+        if len(K) < convolution.geometry.groups:
+            return _of_leading(layer, convolution.of_groups(K), lower, rest, relative_width, effort)
     inside = inner_bound(layer, linear.in_shape, relative_width) if sum(linear.shape) > LARGE else None
     lower, how_low = (
         (inside, "outputs without padding") if inside else (lanczos(linear, 40), "Lanczos iteration")
@@ -182,7 +188,6 @@ def _other(layer: nn.Module, linear: LinearMap, relative_width: float, effort: i
     norm = Norm.of(lower, max(upper, lower), f"{how_low}; {how}")
     if norm.relative_width <= relative_width:
         return norm
-    convolution = as_convolution(layer, linear.in_shape)
     if convolution is not None:
         gram = convolution.block_gram()
         if gram.side <= effort or effort < DENSE:
@@ -192,6 +197,16 @@ def _other(layer: nn.Module, linear: LinearMap, relative_width: float, effort: i
         upper, how = min((float(norm.upper), how), region_bound(convolution, lower, relative_width, effort))
         norm = Norm.of(lower, max(upper, lower), f"{how_low}; {how}")
     return _whole_matrix(linear, None, norm, relative_width, effort)
+
+
+def _of_leading(
+    layer: nn.Module, convolution: ConvolutionMatrix, lower: float, rest: float, *aim: Any
+) -> Norm:
+    """From those groups that may have the largest norm, a lower bound of it, and an upper bound of the others'."""
+    few = plain_convolution(layer, convolution.K, convolution.geometry.groups)
+    norm = _other(few, convolution.linear(), *aim)
+    lower = max(lower, float(norm.lower))
+    return Norm.of(lower, max(float(norm.upper), rest, lower), norm.method)
 
 
 def _whole_matrix(

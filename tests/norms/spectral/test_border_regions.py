@@ -38,7 +38,7 @@ def test_bounds_are_above_the_norm_and_close(case, steps, monkeypatch):
     for lower in (0.2 * true, true * (1 - 1e-9)):
         bound, _ = region_bound(convolution, lower, 5e-3, 4000)
         assert bound >= true * (1 - 1e-9)
-    least = min((r.factor for r in border_regions._regions(convolution, 4000**3)), default=0.0)
+    least = min((r.factor for r in border_regions.regions(convolution, 4000**3)), default=0.0)
     assert bound == math.inf if not least else bound <= true / least * 1.03
 
 
