@@ -48,21 +48,34 @@ def test_results_come_in_order_and_are_found_again(tiny, store, seeds, monkeypat
     assert [(n.index, n.text) for n in news] == [(0, "found"), (1, "found"), (2, "found")]
 
 
-def test_side_by_side_gives_the_same_bits(tiny, store, seeds, tmp_path, same, monkeypatch):
+def test_side_by_side_gives_the_same_bits(tiny, store, seeds, tmp_path, until, same, monkeypatch):
+    """Also where one of the runs waits for another process: the others come first, and its workers take it then."""
     monkeypatch.setattr(local_module, "available_cores", lambda: 2)
-    runs = seeds(replace(tiny, epochs=2, objective="pgd_at(steps=2)"), 3)
+    runs, ready = seeds(replace(tiny, epochs=2, objective="pgd_at(steps=2)"), 3), tmp_path / "ready"
+    holder = processes.start(processes.hold_lock, store.root, runs[0].key, ready)
+    until(ready.exists)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     one = run_study(few(runs), Store(tmp_path / "one"), jobs=1)
     news: list[StudyProgress] = []
-    two = run_study(few(runs), store, jobs=2, progress=news.append)
+
+    def progress(event):
+        news.append(event)
+        if sum(bool(n.result) for n in news) == 2:
+            holder.kill()
+
+    two = run_study(few(runs), store, jobs=2, progress=progress)
+    holder.join()
     torch.set_num_threads(threads)
     for run, a, b in zip(runs, one, two, strict=True):
         assert a.run == b.run == run
+        assert not b.failure
         assert timeless(a.metrics) == timeless(b.metrics)
         assert a.rows == b.rows
         same(store, Store(tmp_path / "one"), run)
     assert sorted(n.index for n in news if n.result) == [0, 1, 2]
+    assert [n.index for n in news if n.result][2] == 0
+    assert any("waits for another process" in n.text for n in news if n.index == 0)
     assert not [p for p in children(os.getpid()) if "spawn_main" in command_of(p)], "no worker stays"
 
 
@@ -87,8 +100,7 @@ def test_jobs_that_make_no_sense(tiny, store, jobs):
         run_study(few([tiny]), store, jobs=jobs)
 
 
-@pytest.mark.parametrize("jobs", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_a_run_that_another_process_is_at_is_waited_for(tiny, store, tmp_path, until, seeds, jobs):
+def test_a_run_that_another_process_is_at_is_waited_for(tiny, store, tmp_path, until, seeds):
     """The others come first; then the lock is free, here because its holder is killed."""
     runs, ready = seeds(replace(tiny, epochs=1), 3), tmp_path / "ready"
     holder = processes.start(processes.hold_lock, store.root, runs[0].key, ready)
@@ -102,7 +114,7 @@ def test_a_run_that_another_process_is_at_is_waited_for(tiny, store, tmp_path, u
         if len(ended) == 2:
             holder.kill()
 
-    results = run_study(few(runs), store, jobs=jobs, progress=progress)
+    results = run_study(few(runs), store, jobs=1, progress=progress)
     holder.join()
     assert sorted(ended[:2]) == [1, 2]
     assert ended[2] == 0
