@@ -128,7 +128,7 @@ def _exceeding_on_grid(t: Polyphase, theta: float, factor: float) -> np.ndarray:
     points, rises = half_grid(period if exact else size)[0], 1.0 if exact else between(t.degree, size)
     scaled = replace(t, matrices=t.matrices / unit)
     s = SymbolSearch(scaled, gram(scaled), 0.0)
-    return exceeding_on_points(s, np.arange(len(t.matrices)), points, theta / unit / rises).any(1)
+    return np.asarray(exceeding_on_points(s, np.arange(len(t.matrices)), points, theta / unit / rises).any(1))
 
 
 def regions(convolution: ConvolutionMatrix, most: float) -> list[Region]:

@@ -6,9 +6,11 @@ own. That is proved for all groups in one batch, on a grid of N points an axis: 
     ‖A(ω)‖ ≤ θ ∏_axes cos(π degree / N)  at every point,
 
 then ‖A(ω)‖ ≤ θ everywhere (M. Riesz, one axis after the other; see ``upper_bound.py``). From each grid to the next finer one
-fewer groups are left. The lower bound grows at the points that exceed it.
+fewer groups are left. The lower bound grows at the points that exceed it. On the smallest circle
+of a small map, all phases are tried.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +21,7 @@ import torch
 from opnorm._core.frequencies import between, half_grid
 from opnorm._core.rounding import PRODUCT
 from opnorm.norms.spectral.frequency_response import Polyphase, gram
+from opnorm.norms.spectral.iterations import lanczos
 from opnorm.norms.spectral.positive_definite import DOUBLE, SINGLE
 from opnorm.norms.spectral.symbol_search import SymbolSearch, every_group
 
@@ -35,6 +38,8 @@ HALF_WIDTHS = (
 LAST_WORK = 2e7  # most entries of the matrices on the finest grid
 ENTRIES = 5e5  # of the matrices that are made at once
 TRIES = 50  # points at which ‖A(ω)‖ is estimated, before those are sought that exceed it
+MEASURED = 8192  # rows or columns of the map of one group, up to which its norm is found by an iteration
+MANY = 1000  # steps of an iteration that runs until it has converged
 ROUGH = 1e-3  # of θ²: where single precision may err by more than this, it is not tried
 
 
@@ -79,7 +84,25 @@ def leading_groups(t: Polyphase, relative_width: float) -> tuple[Polyphase, floa
             high = exceeding(s, left, points, s.target() / factor)
             keep = high.any(1) | (left == leader)
             left, rest = left[keep], s.lower if keep.all() else s.target()
+            if factor == 1 and len(left) > 1:
+                left, rest = _other_phases(s, left, leader, size, rest)
     return replace(t, matrices=t.matrices[left]), s.lower * unit, rest * unit * (1 + PRODUCT)
+
+
+def _other_phases(
+    s: SymbolSearch, left: np.ndarray, leader: int, period: tuple[int, ...], rest: float
+) -> tuple[np.ndarray, float]:
+    """Those groups, the leader first of all, that other phases of the same circle do not show to be small enough."""
+    if math.prod(s.t.shape) <= MEASURED**2:
+        alone = replace(s.t, matrices=s.t.matrices[[leader]])
+        s.lower = max(s.lower, lanczos(alone.as_map(), MANY, tolerance=s.relative_width / 50))
+    for phase in itertools.product(*((0.0, 0.5) if N > 1 else (0.0,) for N in period)):
+        high = exceeding(s, left, half_grid(period, phase)[0], s.target())
+        keep = high.any(1) | (left == leader)
+        left, rest = left[keep], rest if keep.all() else s.target()
+        if len(left) == 1:
+            break
+    return left, rest
 
 
 def _highest(s: SymbolSearch, omega: np.ndarray, groups: np.ndarray) -> tuple[float, np.ndarray, int]:

@@ -146,6 +146,25 @@ def test_a_coarse_grid_leaves_few_groups(channels, kernel, size, monkeypatch):
     assert sum(made) <= groups * (first + 0.9 * second) + 3 * 1741
 
 
+@pytest.mark.parametrize(("kernel", "noise", "few"), [(7, 1.0, 5), (3, 1e-2, 8)])
+def test_phases_of_the_circle_leave_few_groups_of_small_maps(kernel, noise, few, monkeypatch):
+    """Where one phase leaves many; and none that is the largest is left out."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(240, 240, kernel, padding=kernel // 2, groups=40, bias=False)
+    layer.weight.data = torch.randn(1, 6, 6, kernel, kernel) + noise * torch.randn(40, 6, 6, kernel, kernel)
+    layer.weight.data = layer.weight.data.flatten(0, 1)
+    t = polyphase_of(layer, (240, 12, 12))
+    kept, lower, rest = leading_groups(t, 5e-3)
+    truth = one_by_one(layer, (240, 12, 12))
+    assert max(truth) * (1 + 1e-9) >= lower
+    assert max(truth) <= max(lower, rest) * (1 + 1e-9) or len(kept.matrices) > 1
+    left = {i for i, A in enumerate(t.matrices) if any(torch.equal(A, B) for B in kept.matrices)}
+    assert all(truth[i] <= rest * (1 + 1e-9) for i in range(40) if i not in left)
+    assert len(left) <= few
+    monkeypatch.setattr(group_selection, "_other_phases", lambda s, left, leader, size, rest: (left, rest))
+    assert len(leading_groups(t, 5e-3)[0].matrices) > len(left)
+
+
 @pytest.mark.parametrize("rough", [0.0, 1.0])
 def test_either_precision_selects_the_same_groups(rough, monkeypatch):
     torch.manual_seed(0)
