@@ -5,6 +5,7 @@ import os
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Generator
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def pytest_collection() -> Generator[None, object, object]:
 
 @pytest.hookimpl(tryfirst=True)  # before the markers choose
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test marked ``each_value``, the combinations that show no new value are slow.
+    """Of a test marked ``each_value`` or ``each_pair``, the combinations that show no new value, or pair, are slow.
 
     So are property tests with all their examples, which `make test-slow` runs.
     """
@@ -57,18 +58,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         function = getattr(item, "function", None)
         if property_tests.PROFILE == "thorough" and getattr(function, "is_hypothesis_test", False):
             item.add_marker("slow")
-    combined = defaultdict(list)
-    for item in items:
-        if item.get_closest_marker("each_value"):
-            combined[item.function].append(item)
-    for of_one in combined.values():
-        for item in _with_nothing_new(of_one):
-            item.add_marker("slow")
+    for marker, size in (("each_value", 1), ("each_pair", 2)):
+        combined = defaultdict(list)
+        for item in items:
+            if item.get_closest_marker(marker):
+                combined[item.function].append(item)
+        for of_one in combined.values():
+            for item in _with_nothing_new(of_one, size):
+                item.add_marker("slow")
 
 
-def _with_nothing_new(items: list[pytest.Item]) -> list[pytest.Item]:
-    """The items that are left when each value is in one: first those with most new values, then those of rarest ones."""
-    values, left = {item: _values(item) for item in items}, list(items)
+def _with_nothing_new(items: list[pytest.Item], size: int) -> list[pytest.Item]:
+    """The items that are left when each ``size`` values that meet in one of them are in one that is run.
+
+    First come those with most that is new, then those of the rarest values.
+    """
+    values, left = {item: set(combinations(_values(item), size)) for item in items}, list(items)
     uses: Counter[tuple] = Counter()
 
     def worth(item: pytest.Item) -> tuple[int, int]:
@@ -80,14 +85,14 @@ def _with_nothing_new(items: list[pytest.Item]) -> list[pytest.Item]:
     return left
 
 
-def _values(item: pytest.Item) -> set[tuple]:
+def _values(item: pytest.Item) -> list[tuple]:
     """The values of its parameters and of its fixtures', those of one ``parametrize`` together."""
     names = [marker.args[0] for marker in item.iter_markers("parametrize")]
     groups = [n.replace(" ", "").split(",") if isinstance(n, str) else n for n in names]
     of_fixtures = [[name] for name in item.callspec.params if not any(name in group for group in groups)]
-    return {
+    return [
         (*group, *(id(item.callspec.params[name]) for name in group)) for group in (*groups, *of_fixtures)
-    }
+    ]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,4 +1,6 @@
-"""The marker ``each_value``: which combinations of parameters `make test` runs."""
+"""The markers ``each_value`` and ``each_pair``: which combinations of parameters `make test` runs."""
+
+from itertools import combinations, product
 
 import pytest
 
@@ -11,12 +13,34 @@ def test_some(a, b, c, d):
     assert a * b > 0
 
 
-def test_each_value_is_in_one_combination(request):
-    items = [item for item in request.session.items if item.function is test_some]
+@pytest.mark.each_pair
+@pytest.mark.parametrize("a", range(5))
+@pytest.mark.parametrize(("b", "c"), [(1, 2), (3, 4), (5, 6)])
+@pytest.mark.parametrize("d", "xyz")
+def test_pairs(a, b, c, d):
+    assert c == b + 1
+
+
+def combinations_of(test, request):
+    """The parameters of those that `make test` runs."""
+    items = [item for item in request.session.items if item.function is test]
     if not items:
-        pytest.skip("it looks at the other test of this file, which was not asked for")
-    found = [item.callspec.params for item in items if not item.get_closest_marker("slow")]
+        pytest.skip("it looks at another test of this file, which was not asked for")
+    return [item.callspec.params for item in items if not item.get_closest_marker("slow")]
+
+
+def test_each_value_is_in_one_combination(request):
+    found = combinations_of(test_some, request)
     assert len(found) == 4
     assert {(p["a"], p["b"]) for p in found} == {(1, 1), (1, 2), (2, 1), (2, 2)}
     assert {p["c"] for p in found} == {"x", "y", "z"}
     assert {p["d"] for p in found} == {True, False}
+
+
+def test_each_pair_of_values_is_in_one_combination(request):
+    found = combinations_of(test_pairs, request)
+    assert 15 <= len(found) < 25, "of 45"
+    for (one, values), (other, others) in combinations(
+        {"a": range(5), "b": (1, 3, 5), "d": "xyz"}.items(), 2
+    ):
+        assert {(p[one], p[other]) for p in found} == set(product(values, others))

@@ -52,6 +52,7 @@ def true_distances(model, x, y, norm):
     return torch.tensor(best, dtype=torch.float64)
 
 
+@pytest.mark.each_pair
 @pytest.mark.parametrize("targets", [9, 0])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("classes", [2, 4])

@@ -104,6 +104,7 @@ def test_equal_logits_have_finite_gradients():
         assert bool(grad.any()) is (name not in AGAINST_CLEAN), name
 
 
+@pytest.mark.each_pair
 @pytest.mark.parametrize("norm", [1, 2, math.inf])
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("restarts", [1, 3])

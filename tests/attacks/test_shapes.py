@@ -37,6 +37,7 @@ def points(model, shape, count=6):
         return x, model(x).argmax(1)
 
 
+@pytest.mark.each_pair
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("norm", RADII)
 @pytest.mark.parametrize("name", names("attack"))

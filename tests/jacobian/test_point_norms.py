@@ -248,6 +248,7 @@ def test_every_scale_and_dtype(exponent, dtype, cell, shape):
         assert lower > 0.7 * float(below)
 
 
+@pytest.mark.each_pair
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", [1e-30, 1e-12, 3e-11, 1.0, 1e10, 1e30])
 @pytest.mark.parametrize("at", [(0, 0), (5, 9)])

@@ -107,6 +107,7 @@ def plain(layer, fresh, shape):
     return fresh
 
 
+@pytest.mark.each_pair
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", LAYERS)

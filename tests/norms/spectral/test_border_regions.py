@@ -25,6 +25,7 @@ CASES = [
 ]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("steps", [2, 4, 6])
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_bounds_are_above_the_norm_and_close(case, steps, monkeypatch):

@@ -42,6 +42,7 @@ def test_small_matrices_are_known_to_rounding(rows, columns, dtype, exponent, se
         assert norm.upper - norm.lower <= 1e-11 * values[0]
 
 
+@pytest.mark.each_pair
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("make", [gaussian, outliers])
 @pytest.mark.parametrize("shape", [(530, 700), (900, 520)])

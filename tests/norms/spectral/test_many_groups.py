@@ -19,6 +19,7 @@ from tests.property_tests import examples
 CHANNELS = 18
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("scales", ["equal", "1e-20 to 1"])
 @pytest.mark.parametrize(("kernel", "size", "stride"), [(3, 14, 1), (7, 22, 1), (5, 30, 2)])
 def test_the_interval_is_that_of_the_largest_channel(kernel, size, stride, scales, monkeypatch):
