@@ -1,6 +1,7 @@
 """The layout of the package: the order of imports, the names of its modules, the length of files and functions."""
 
 import ast
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -30,10 +31,6 @@ def order() -> dict[str, int]:
 RANK = order()
 FILE, FUNCTION, PARAMETERS = 350, 60, 8  # lines of a file and of a function, parameters of a function
 
-TREES = {
-    path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
-    for path in sorted(ROOT.rglob("*.py"))
-}
 SETTINGS = {
     name for kind in FAMILIES for name in names(kind)
 }  # named in the call syntax: keywords are options
@@ -72,6 +69,13 @@ DATA = (
 MODULES = sorted(
     m.name for m in pkgutil.walk_packages(opnorm.__path__, "opnorm.") if not m.name.endswith("__main__")
 )
+
+
+@functools.cache
+def trees() -> dict[str, ast.Module]:
+    """The syntax tree of each file of the package, which takes a second: not for every process of the tests."""
+    paths = sorted(ROOT.rglob("*.py"))
+    return {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in paths}
 
 
 def imported(name: str, tree: ast.AST) -> set[str]:
@@ -129,7 +133,7 @@ def test_no_file_stands_where_none_belongs():
 def test_imports_keep_the_order():
     """A family imports only from itself and from those before it, lazily inside functions included."""
     backwards = set()
-    for name, tree in TREES.items():
+    for name, tree in trees().items():
         family = name.split("/")[0].removesuffix(".py")
         if family not in ("__init__", "__main__"):
             later = {f for f in imported(name, tree) - {family} if RANK[f] >= RANK[family]}
@@ -162,14 +166,14 @@ def test_no_name_hides_a_module():
 
 
 def test_no_two_modules_have_one_name():
-    stems = Counter(name.rpartition("/")[2].removesuffix(".py").strip("_") for name in TREES)
+    stems = Counter(name.rpartition("/")[2].removesuffix(".py").strip("_") for name in trees())
     twins = {stem for stem, count in stems.items() if count > 1 and stem != "init"}
     assert sorted(twins) == []
 
 
 def test_files_and_functions_are_short():
-    found = {name for name in TREES if len((ROOT / name).read_text(encoding="utf-8").splitlines()) > FILE}
-    for name, tree in TREES.items():
+    found = {name for name in trees() if len((ROOT / name).read_text(encoding="utf-8").splitlines()) > FILE}
+    for name, tree in trees().items():
         for function in functions(tree):
             lines = function.end_lineno - function.lineno + 1
             if lines > FUNCTION or parameters(name, function) > PARAMETERS:
@@ -194,7 +198,7 @@ def test_public_names_are_documented():
 def test_every_factory_is_imported_by_its_family():
     """Otherwise its name is not known in the call syntax, and the contract tests pass it by."""
     missing = set()
-    for module, tree in TREES.items():
+    for module, tree in trees().items():
         for function in functions(tree):
             for mark in (d for d in function.decorator_list if isinstance(d, ast.Call)):
                 if isinstance(mark.func, ast.Name) and mark.func.id == "factory":

@@ -8,11 +8,18 @@ from opnorm.models import file
 from opnorm.norms import measure
 from tests.interop.checks import check_attacked, check_jacobian, check_measured, check_trained
 
-transformers = pytest.importorskip("transformers", reason="the extra interop is optional")
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 
 
+@pytest.fixture(autouse=True)
+def _installed():
+    """Imported where a test runs: at the top of the file, every process of the tests would wait for it."""
+    pytest.importorskip("transformers", reason="the extra interop is optional")
+
+
 def vit():
+    import transformers
+
     config = transformers.ViTConfig(
         image_size=8, patch_size=4, num_channels=1, num_labels=3, initializer_range=0.3, **SMALL
     )
@@ -20,6 +27,8 @@ def vit():
 
 
 def convnext():
+    import transformers
+
     config = transformers.ConvNextConfig(
         num_channels=1, patch_size=2, num_stages=2, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3
     )
@@ -38,6 +47,8 @@ class FromEmbeddings(nn.Module):
 
 
 def text(kind, **more):
+    import transformers
+
     config = transformers.BertConfig(vocab_size=11, initializer_range=0.3, **SMALL, **more)
     return FromEmbeddings(getattr(transformers, kind)(config))
 
