@@ -22,6 +22,7 @@ from opnorm._core.folding import foldable
 from opnorm._core.layers import BATCH_NORM, LINEAR_OR_CONV, hooks_of_all_modules
 from opnorm._core.modes import Mode
 from opnorm._core.outputs import one_tensor, output_of
+from opnorm._core.pixel_linear import PixelLinear, flattened_layers
 from opnorm._core.thin_convolution import ThinConv2d, is_thin
 
 __all__ = ["Surrogate", "evaluation_surrogate", "has_bf16", "replace_modules", "training_surrogate"]
@@ -40,9 +41,9 @@ def has_bf16(device: torch.device) -> bool:
 def training_surrogate(model: nn.Module, x: Tensor, mode: Mode = "eval") -> nn.Module:
     """The network for an attack within a training step: a surrogate where it is faster, otherwise the model.
 
-    Under bfloat16 autocast that is a copy in bfloat16; without autocast, on a CPU, one in float32 with its batch norms
-    folded and channels last in memory. The surrogate takes over the model's present weights at every call: call it once a
-    step, before the attack. Models in other modes or with hooks on their modules have none.
+    Under bfloat16 autocast that is a copy in bfloat16; without autocast, on a CPU, one of a convolutional network in
+    float32, with its batch norms folded and channels last in memory. The surrogate takes over the model's present weights
+    at every call: call it once a step, before the attack. Models in other modes or with hooks on their modules have none.
 
     Args:
         model: gives logits (B, K).
@@ -51,28 +52,26 @@ def training_surrogate(model: nn.Module, x: Tensor, mode: Mode = "eval") -> nn.M
 
     Returns:
         A network in eval mode with frozen weights and the same logits, as float32, up to rounding; or the model itself,
-        where the hardware has no bfloat16, in float32 no batch norm can be folded, or the copy is not the same function
-        (in bfloat16 with one warning).
+        where the hardware has no bfloat16, a network in float32 has no convolution and no batch norm that can be folded, or
+        the copy is not the same function (in bfloat16 with one warning).
     """
     kind = x.device.type
     if mode != "eval":
         return model
     if not torch.is_autocast_enabled(kind):
-        return _folded(model, x) or model
+        return _in_float32(model, x) or model
     bf16 = torch.get_autocast_dtype(kind) == torch.bfloat16 and has_bf16(x.device)
     return (_surrogate(model, x) if bf16 else None) or model
 
 
-def _folded(model: nn.Module, x: Tensor) -> "Surrogate | None":
-    """A float32 surrogate on a CPU, if a batch norm can be folded."""
+def _in_float32(model: nn.Module, x: Tensor) -> "Surrogate | None":
+    """A float32 surrogate on a CPU."""
     floats = {t.dtype for t in (x, *model.parameters()) if t.is_floating_point()}
-    norms = any(isinstance(m, BATCH_NORM) for m in model.modules())
-    if x.device.type != "cpu" or floats != {torch.float32} or not norms:
+    if x.device.type != "cpu" or floats != {torch.float32}:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the result is the same without it
-        surrogate = _surrogate(model, x, bf16=False)
-    return surrogate if surrogate and surrogate.folded else None
+        return _surrogate(model, x, bf16=False)
 
 
 def evaluation_surrogate(model: nn.Module, x: Tensor, y: Tensor, *, bf16: bool = True) -> "Surrogate | None":
@@ -157,6 +156,11 @@ class Surrogate(nn.Module):
             m for name, m in self.network.named_modules() if name and isinstance(m, nn.Conv2d) and is_thin(m)
         ]
         replace_modules(self.network, {layer: ThinConv2d(layer) for layer in thin})
+
+    def to_pixel_linear(self) -> None:
+        """Linear layers on flattened features take them as they lie in memory, channels last, from now on."""
+        for flatten, layer in flattened_layers(self.network):
+            replace_modules(self.network, {flatten: nn.Identity(), layer: PixelLinear(layer)})
 
     def use_precise_logits(self, model: nn.Module, x: Tensor) -> None:
         """Compute the last layer in float32, if it is linear: its sums over many features average their rounding out.
@@ -291,6 +295,8 @@ def _make_surrogate(model: nn.Module, x: Tensor, bf16: bool) -> Surrogate | None
                     return None  # it would be no faster
                 if x.device.type == "cpu":
                     surrogate.to_thin_convolutions()
+                if not bf16:
+                    surrogate.to_pixel_linear()
                 surrogate.check(model, x)
         except Exception as e:  # noqa: BLE001 - whatever a user's network raises when it is copied or changed
             reason = f"{type(e).__name__}: {e}"

@@ -57,4 +57,6 @@ class _Convolution(Function):
         layer, (grad,) = ctx.layer, grads
         columns = layer.weight.flatten(1).T.to(grad.dtype) @ grad.flatten(2)
         how = (layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-        return F.fold(columns, ctx.sizes, *how).to(ctx.dtype), None
+        # as the channels of one image: fold would go through a batch image by image
+        images = F.fold(columns.flatten(0, 1)[None], ctx.sizes, *how)
+        return images.view(len(grad), -1, *ctx.sizes).to(ctx.dtype), None

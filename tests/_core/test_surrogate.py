@@ -145,11 +145,11 @@ def test_the_surrogate_is_the_same_function(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_in_float32_a_network_with_folded_batch_norms_is_the_same_function(name):
+def test_in_float32_a_network_with_folded_batch_norms_or_convolutions_is_the_same_function(name):
     pairs, make = CASES[name]
     model, x = trained(make).eval(), torch.rand(6, 1, 8, 8)
     surrogate = training_surrogate(model, x)
-    assert (surrogate is model) == (pairs == 0)
+    assert (surrogate is model) == (pairs == 0 and not any(type(m) is nn.Conv2d for m in model.modules()))
     for own, right in zip(outputs_and_gradients(surrogate, x), outputs_and_gradients(model, x), strict=True):
         torch.testing.assert_close(own, right, rtol=1e-4, atol=1e-5)
 
