@@ -157,6 +157,15 @@ class _Call(NamedTuple):
             check_logits(logits, self.y[rows])
         return wide(logits)
 
+    def gradient(self, z: Tensor, objective: _Objective) -> Tensor:
+        """Each point's gradient as :func:`finite_gradient`, where nothing else is asked for."""
+        if self.monitor is not None:
+            return self.evaluate(self.network, z, objective)[0]
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            loss = objective.loss(self.logits(self.network, z), objective.reference)
+            return finite_gradient(input_gradient(loss, z))
+
     def evaluate(
         self, network: nn.Module, z: Tensor, objective: _Objective, rows: Rows = slice(None), *, backward: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
@@ -240,8 +249,7 @@ class PGD:
         region, objective = ball(call.x, self.eps, self.norm), self._objective(call)
         z = self._start(region, call.seed)
         for k in range(self.steps):
-            grad, _, _ = call.evaluate(call.network, z, objective)
-            z = self._ascend(region, z, grad, k)
+            z = self._ascend(region, z, call.gradient(z, objective), k)
         return z
 
     def _best_of_restarts(self, call: _Call) -> Tensor:

@@ -164,23 +164,23 @@ class L2Ball(Ball):
         """
         x, z = wide(self.x).flatten(1), wide(z).flatten(1)
         delta = z - x
-        room = torch.where(delta > 0, 1 - x, x)
-        size = delta.abs()
-        t = self._scale(size, torch.zeros_like(size), size > 0)
+        room, size = torch.where(delta > 0, 1 - x, x), delta.abs()
+        way, stop, eps = size.square(), room.square(), self.eps[:, None].square().to(size.dtype)
+        t = _share(eps, way)
         for _ in range(20):
             stopped = size * t > room
-            new = self._scale(size, room, ~stopped)
+            used = torch.where(stopped, stop, 0).sum(1, keepdim=True)
+            new = _share((eps - used).clamp_(min=0), torch.where(stopped, 0, way))
             if torch.equal(new, t):
                 break
             t = new
-        return _land(self.x, torch.minimum(size * t, room) * delta.sign(), self.eps, 2)
+        return _land(self.x, torch.minimum(size * t, room).mul_(delta.sign()), self.eps, 2)
 
-    def _scale(self, size: Tensor, room: Tensor, free: Tensor) -> Tensor:
-        used = torch.where(free, 0, room).square().sum(1, keepdim=True)
-        left = (self.eps[:, None].square().to(size.dtype) - used).clamp(min=0)
-        moving = torch.where(free, size, 0).square().sum(1, keepdim=True)
-        least = 1e-300 if size.dtype == torch.float64 else 1e-38
-        return (left / moving.clamp(min=least)).sqrt().clamp(max=1)
+
+def _share(left: Tensor, way: Tensor) -> Tensor:
+    """The largest t ≤ 1 for which t² Σ way is not more than what is left, (B, 1) and (B, n) -> (B, 1)."""
+    least = 1e-300 if way.dtype == torch.float64 else 1e-38
+    return (left / way.sum(1, keepdim=True).clamp_(min=least)).sqrt_().clamp_(max=1)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ sizes = st.tuples(*[st.integers(1, 5)] * 3)
 
 
 @settings(max_examples=40, deadline=None)
-@given(sizes, st.integers(1, 4), st.integers(1, 6), st.booleans(), st.sampled_from(LAYOUTS), st.integers(-30, 30))
+@given(
+    sizes, st.integers(1, 4), st.integers(1, 6), st.booleans(), st.sampled_from(LAYOUTS), st.integers(-30, 30)
+)
 def test_values_and_gradients_are_those_of_the_two_layers(shape, points, classes, bias, layout, exponent):
     generator = torch.Generator().manual_seed(0)
     layer = nn.Linear(shape[0] * shape[1] * shape[2], classes, bias).double()
