@@ -10,25 +10,23 @@ from collections import Counter
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["PixelLinear", "flattened_layers"]
+__all__ = ["PixelLinear", "pixel_linears"]
 
 
-def flattened_layers(network: nn.Module) -> list[tuple[nn.Flatten, nn.Linear]]:
-    """The pairs of a Flatten of all axes but the first and of a linear layer that alone takes its output.
+def pixel_linears(network: nn.Module) -> dict[nn.Module, nn.Module]:
+    """New modules for each Flatten of all axes but the first, and for the linear layer that alone takes its output.
 
     Both follow each other in a Sequential and stand nowhere else; a parent that calls them by itself is not seen.
     """
     places = Counter(m for _, m in network.named_modules(remove_duplicate=False))
-    return [
-        (flatten, layer)
-        for parent in network.modules()
-        if type(parent) is nn.Sequential
-        for flatten, layer in itertools.pairwise(parent)
-        if type(flatten) is nn.Flatten
-        and type(layer) is nn.Linear
-        and (flatten.start_dim, flatten.end_dim) == (1, -1)
-        and places[flatten] == places[layer] == 1
-    ]
+    new: dict[nn.Module, nn.Module] = {}
+    for parent in [m for m in network.modules() if type(m) is nn.Sequential]:
+        for flatten, layer in itertools.pairwise(parent):
+            if not (type(flatten) is nn.Flatten and type(layer) is nn.Linear):
+                continue
+            if (flatten.start_dim, flatten.end_dim) == (1, -1) and places[flatten] == places[layer] == 1:
+                new |= {flatten: nn.Identity(), layer: PixelLinear(layer)}
+    return new
 
 
 class PixelLinear(nn.Linear):

@@ -22,7 +22,7 @@ from opnorm._core.folding import foldable
 from opnorm._core.layers import BATCH_NORM, LINEAR_OR_CONV, hooks_of_all_modules
 from opnorm._core.modes import Mode
 from opnorm._core.outputs import one_tensor, output_of
-from opnorm._core.pixel_linear import PixelLinear, flattened_layers
+from opnorm._core.pixel_linear import pixel_linears
 from opnorm._core.thin_convolution import ThinConv2d, is_thin
 
 __all__ = ["Surrogate", "evaluation_surrogate", "has_bf16", "replace_modules", "training_surrogate"]
@@ -42,8 +42,8 @@ def training_surrogate(model: nn.Module, x: Tensor, mode: Mode = "eval") -> nn.M
     """The network for an attack within a training step: a surrogate where it is faster, otherwise the model.
 
     Under bfloat16 autocast that is a copy in bfloat16; without autocast, on a CPU, one of a convolutional network in
-    float32, with its batch norms folded and channels last in memory. The surrogate takes over the model's present weights
-    at every call: call it once a step, before the attack. Models in other modes or with hooks on their modules have none.
+    float32, with its batch norms folded and channels last in memory. It takes over the model's present weights at every
+    call: call it once a step, before the attack. Models in other modes or with hooks on their modules have none.
 
     Args:
         model: gives logits (B, K).
@@ -55,10 +55,9 @@ def training_surrogate(model: nn.Module, x: Tensor, mode: Mode = "eval") -> nn.M
         where the hardware has no bfloat16, a network in float32 has no convolution and no batch norm that can be folded, or
         the copy is not the same function (in bfloat16 with one warning).
     """
-    kind = x.device.type
     if mode != "eval":
         return model
-    if not torch.is_autocast_enabled(kind):
+    if not torch.is_autocast_enabled(kind := x.device.type):
         return _in_float32(model, x) or model
     bf16 = torch.get_autocast_dtype(kind) == torch.bfloat16 and has_bf16(x.device)
     return (_surrogate(model, x) if bf16 else None) or model
@@ -156,11 +155,6 @@ class Surrogate(nn.Module):
             m for name, m in self.network.named_modules() if name and isinstance(m, nn.Conv2d) and is_thin(m)
         ]
         replace_modules(self.network, {layer: ThinConv2d(layer) for layer in thin})
-
-    def to_pixel_linear(self) -> None:
-        """Linear layers on flattened features take them as they lie in memory, channels last, from now on."""
-        for flatten, layer in flattened_layers(self.network):
-            replace_modules(self.network, {flatten: nn.Identity(), layer: PixelLinear(layer)})
 
     def use_precise_logits(self, model: nn.Module, x: Tensor) -> None:
         """Compute the last layer in float32, if it is linear: its sums over many features average their rounding out.
@@ -296,7 +290,7 @@ def _make_surrogate(model: nn.Module, x: Tensor, bf16: bool) -> Surrogate | None
                 if x.device.type == "cpu":
                     surrogate.to_thin_convolutions()
                 if not bf16:
-                    surrogate.to_pixel_linear()
+                    replace_modules(surrogate.network, pixel_linears(surrogate.network))
                 surrogate.check(model, x)
         except Exception as e:  # noqa: BLE001 - whatever a user's network raises when it is copied or changed
             reason = f"{type(e).__name__}: {e}"
