@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from opnorm.attacks import autoattack, fgsm, pgd
+from opnorm.attacks import _masking_points, autoattack, fgsm, pgd
 from opnorm.attacks.gradient_masking import GradientMaskingReport, Indicator, check_gradient_masking
 from opnorm.attacks.result import AttackResult, StageResult
 from opnorm.runs.attack_evaluation import evaluate
@@ -20,6 +20,12 @@ ATTACKS = {
 }
 BY_PGD = ["pgd", pytest.param("autoattack", marks=pytest.mark.slow)]
 """For masks that both find in the same way."""
+
+
+@pytest.fixture
+def few_queries(monkeypatch):
+    """For tests of what other experiments find: Square's 300 queries take more than half of the time."""
+    monkeypatch.setattr(_masking_points, "QUERIES", 20)
 
 
 def judged(model, attack, n=50, **settings):
@@ -56,6 +62,7 @@ def test_a_quantized_input_layer(attack):
     assert "check the input layer: the logits of " in report.summary
 
 
+@pytest.mark.usefixtures("few_queries")
 @pytest.mark.parametrize("attack", BY_PGD)
 def test_rounding_with_a_made_up_gradient(attack):
     """A straight-through estimator gives gradients, but the model feels no small move."""
@@ -100,11 +107,13 @@ def test_a_random_layer_that_was_averaged_out():
     )
 
 
+@pytest.mark.usefixtures("few_queries")
 def test_answers_that_depend_on_the_batch():
     model = nn.Sequential(nn.BatchNorm2d(1, affine=False, track_running_stats=False), Around())
     assert "depend on the batch" in judged(model, pgd(eps=0.1))[1]["the mode"]
 
 
+@pytest.mark.usefixtures("few_queries")
 def test_gradients_that_are_nan():
     class Breaks(torch.autograd.Function):
         @staticmethod
@@ -141,6 +150,7 @@ FALSE = {
 }
 
 
+@pytest.mark.usefixtures("few_queries")
 @pytest.mark.parametrize("name", FALSE)
 def test_a_gradient_that_is_not_the_derivative(name):
     report, _ = judged(Around(before=FALSE[name]), pgd(eps=0.1))
@@ -148,6 +158,7 @@ def test_a_gradient_that_is_not_the_derivative(name):
     assert any("is not the derivative of the loss for" in text for text in texts)
 
 
+@pytest.mark.usefixtures("few_queries")
 def test_ripples_that_an_attack_follows():
     """The gradient is the derivative, but not of what matters over the radius."""
     model = Around(before=lambda x: x + 0.01 * torch.sin(500 * x))
@@ -171,6 +182,7 @@ class Vote(nn.Module):
         return votes + self.decoy * self.small(x.flatten(1))
 
 
+@pytest.mark.usefixtures("few_queries")
 @pytest.mark.each_value
 @pytest.mark.parametrize("decoy", [1e-3, 0.03])
 @pytest.mark.parametrize("norm", EPS, ids="{:g}".format)
@@ -239,6 +251,7 @@ def test_square_that_did_better_in_the_evaluation_itself():
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("few_queries")
 def test_a_surrogate_that_sees_more():
     report, _ = judged(rounds(32), fgsm(0.1), surrogate=honest())
     assert not report.passed
@@ -277,6 +290,7 @@ def test_an_accuracy_that_is_hardly_above_guessing_is_not_cleared(correct, class
     assert [s.suspicious for s in signs if s.component == "the model"] == [not cleared]
 
 
+@pytest.mark.usefixtures("few_queries")
 def test_half_precision_is_not_taken_for_rounding():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).bfloat16()
     x, _ = points(40)
@@ -285,6 +299,7 @@ def test_half_precision_is_not_taken_for_rounding():
     assert [s.suspicious for s in report.indicators if s.component == "the input layer"] == [False]
 
 
+@pytest.mark.usefixtures("few_queries")
 def test_everything_is_left_as_it_was():
     model = nn.Sequential(draws(), nn.Dropout(0.1)).train()
     before = record(model)
