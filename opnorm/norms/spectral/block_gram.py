@@ -26,7 +26,7 @@ __all__ = ["BlockGram"]
 
 UNIT = unit_roundoff(torch.float64)
 ENTRIES = 1e8  # of the sums over the other axes and of a band, at most
-HELD = 4e6  # entries of the bands that are made at once, if a group has no more
+HELD = 2e6  # entries of the bands that are made at once, if a group has no more
 
 
 Pairs = dict[tuple[int, int], tuple[np.ndarray, np.ndarray, np.ndarray]]
@@ -129,7 +129,7 @@ class BlockGram:
         error = scaled._error() + 8 * (self._width + 2) ** 2 * UNIT * square
         if not 0 < error < square < math.inf:
             return np.full(len(self.taps), not error < square)
-        bands, bad = scaled._lower_bands().neg_(), []
+        bands, bad = scaled._negative_bands(), []
         bands[..., 0] += square - error
         width = min(self._width, self.reach * self.rows + self._reach_across)
         for band in bands[..., : width + 1].cpu().numpy():
@@ -189,21 +189,21 @@ class BlockGram:
             bands[taps][p, q - p + self.reach] = torch.from_numpy(values).to(bands)
         return bands
 
-    def _lower_bands(self) -> Tensor:
-        """G's columns from the diagonal down, (groups, columns, width + 1), as LAPACK keeps symmetric band matrices."""
+    def _negative_bands(self) -> Tensor:
+        """-G's columns from the diagonal down, (groups, columns, width + 1), as LAPACK keeps symmetric band matrices."""
         groups, n, rows, width = len(self.taps), self.sizes[0], self.rows, self._width
         weights = self._bands()[..., self.reach :][..., : width // rows]
         found = self.taps.new_zeros(groups, n * rows, width + 1)
         # column j and row i lie at j (width + 1) + i - j
         strides = n * rows * (width + 1), rows * (width + 1), width, rows, 1
         entries = found.as_strided((groups, n, rows, width // rows, rows), strides)
-        sums, step = self._sums().flatten(0, 1).flatten(1), max(1, int(HELD / (groups * rows * width)))
+        sums, step = self._sums().neg_().flatten(0, 1).flatten(1), max(1, int(HELD / (groups * rows * width)))
         for start in range(0, n, step):
             some = weights[:, :, start : start + step].flatten(0, 1).movedim(0, 2)
             distinct, which = some.unique(dim=0, return_inverse=True)
             blocks = (distinct @ sums).view(*distinct.shape[:2], groups, rows, rows)
             blocks[:, 0].triu_()  # above the diagonal begins the column before
-            entries[:, start : start + step] += blocks.permute(2, 0, 3, 1, 4)[:, which]
+            entries[:, start : start + step] = blocks.permute(2, 0, 3, 1, 4)[:, which]
         return found
 
 

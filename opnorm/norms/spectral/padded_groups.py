@@ -20,7 +20,7 @@ from opnorm.norms.spectral.iterations import lanczos
 __all__ = ["leading_kernels"]
 
 LITTLE_WORK = 1e9  # multiplications of all factorizations, up to which the parts are not looked at
-LESS = 20, 4  # times the work of the parts is that of the whole, at least, one after the other
+LESS = 50, 10, 3  # times the work of the parts is that of the whole, at least, one after the other
 SMALL_MAP = 16  # places on an axis of the map on which all groups are compared
 STEPS = 6  # of Lanczos iterations there
 MANY = 1000  # of those that run until they have converged
