@@ -38,6 +38,7 @@ HALF_WIDTHS = (
 LAST_WORK = 2e7  # most entries of the matrices on the finest grid
 ENTRIES = 5e5  # of the matrices that are made at once
 TRIES = 50  # points at which ‖A(ω)‖ is estimated, before those are sought that exceed it
+DIAGONALIZED = 512  # rows or columns, up to which the groups that are left have exact norms
 MEASURED = 8192  # rows or columns of the map of one group, up to which its norm is found by an iteration
 MANY = 1000  # steps of an iteration that runs until it has converged
 ROUGH = 1e-3  # of θ²: where single precision may err by more than this, it is not tried
@@ -84,7 +85,7 @@ def leading_groups(t: Polyphase, relative_width: float) -> tuple[Polyphase, floa
             high = exceeding(s, left, points, s.target() / factor)
             keep = high.any(1) | (left == leader)
             left, rest = left[keep], s.lower if keep.all() else s.target()
-            if factor == 1 and len(left) > 1:
+            if factor == 1 and len(left) > 1 and min(t.shape) > DIAGONALIZED:
                 left, rest = _other_phases(s, left, leader, size, rest)
     return replace(t, matrices=t.matrices[left]), s.lower * unit, rest * unit * (1 + PRODUCT)
 
