@@ -13,7 +13,7 @@ from torch import nn
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    # torch._dynamo: a process loads it with its first optimizer, which takes longer than all the rest here
+    # torch._dynamo: processes that train together load it, which takes longer than all the rest here
     [
         "torch._dynamo",
         "opnorm.runs.run",
