@@ -1,31 +1,48 @@
 """The canonical forms of a call: with all arguments, with those stated, with those that are no defaults."""
 
+import functools
 from typing import Any, Literal
 
 from opnorm.spec._binding import bind, signature_of
 from opnorm.spec._made import spec_of
 from opnorm.spec._registry import kind_inside, members_of, resolve
-from opnorm.spec._syntax import Call, Value, parse
+from opnorm.spec._syntax import Call, Value, calls_in, parse
 
 __all__ = ["full", "short", "stated"]
 
 
 def full(text: str | Call, kind: str | None = None) -> Call:
     """The call with every argument named and every default written out: what a run's key is made of."""
-    return _canonical(parse(text), kind, "all")
+    return _of_text(text, kind, "all") if isinstance(text, str) else _canonical(text, kind, "all")
 
 
 def stated(text: str | Call, kind: str | None = None) -> Call:
     """The call with its own arguments, each named: what is built."""
-    return _canonical(parse(text), kind, "stated")
+    return _of_text(text, kind, "stated") if isinstance(text, str) else _canonical(text, kind, "stated")
 
 
 def short(text: str | Call, kind: str | None = None) -> Call:
     """The call without the arguments that equal their defaults: what a table's row is called."""
-    return _canonical(parse(text), kind, "not default")
+    return (
+        _of_text(text, kind, "not default")
+        if isinstance(text, str)
+        else _canonical(text, kind, "not default")
+    )
 
 
 Arguments = Literal["all", "stated", "not default"]
+
+
+def _of_text(text: str, kind: str | None, which: Arguments) -> Call:
+    return _known(text, kind, which) or _canonical(parse(text), kind, which)
+
+
+@functools.lru_cache(maxsize=10_000)  # the keys of a study's runs are made of the same calls, again and again
+def _known(text: str, kind: str | None, which: Arguments) -> Call | None:
+    """The canonical form of a call of opnorm's own functions; the user's may be others the next time: None."""
+    call = parse(text)
+    own = all("." not in inner.name for inner in calls_in(call))
+    return _canonical(call, kind, which) if own else None
 
 
 def _canonical(call: Call, kind: str | None, which: Arguments) -> Call:

@@ -1,5 +1,6 @@
 """Calls of the user's own code, by dotted names."""
 
+import importlib
 import sys
 import textwrap
 
@@ -158,3 +159,19 @@ def test_a_dotted_name_found_in_the_current_folder(tmp_path, monkeypatch):
     (tmp_path / "beside_me.py").write_text(textwrap.dedent("def make():\n    return {1}\n"))
     monkeypatch.chdir(tmp_path)
     assert build("beside_me.make()") == {1}
+
+
+@pytest.mark.parametrize("text", ["changing.net()", "file('w.pt', arch=changing.net())"])
+def test_a_default_of_the_users_function_that_changes(text, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    for width in (2, 3):
+        sys.modules.pop("changing", None)
+        importlib.invalidate_caches()
+        (tmp_path / "changing.py").write_text(f"def net(width={width}):  # {'-' * width}\n    return width\n")
+        assert f"changing.net(width={width})" in str(full(text))
+
+
+def test_equal_values_of_other_types_are_other_calls():
+    assert str(stated("cnn(width=1)")) == "cnn(width=1)"
+    assert str(stated("cnn(width=True)")) == "cnn(width=True)"
+    assert stated("cnn(width=1.0)") == stated("cnn(width=1)")
