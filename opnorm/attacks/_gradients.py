@@ -61,11 +61,15 @@ class GradientMonitor:
         zero = torch.zeros_like(y, dtype=torch.bool)
         return GradientMonitor(zero, zero.clone())
 
-    def record(self, points: Tensor | slice, grad: Tensor, misclassified: Tensor) -> None:
-        """The gradients at some points, given by their indices."""
+    def record(
+        self, points: Tensor | slice, grad: Tensor, misclassified: Tensor, ended: Tensor | None = None
+    ) -> None:
+        """The gradients at some points, given by their indices; what is known of those that have ended stays."""
         largest = grad.flatten(1).abs().amax(1)
         if float(largest.min()) > 0 and float(largest.max()) < math.inf and not self.zero.any():
             return
+        if isinstance(points, Tensor) and ended is not None:
+            points, largest, misclassified = (t[~ended] for t in (points, largest, misclassified))
         self.zero[points] = (largest == 0) & ~misclassified
         self.nonfinite[points] |= ~(largest < math.inf)
 

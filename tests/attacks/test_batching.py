@@ -204,6 +204,23 @@ def test_gradients_without_direction_are_recorded():
     assert (result.points[2] > x[2]).all()
 
 
+@pytest.mark.parametrize("others", [1, 40, 100])
+@pytest.mark.parametrize("stop", [True, False])
+def test_a_zero_gradient_stays_recorded_when_its_row_ends_before_others(others, stop):
+    class Impatient(Climb):
+        def advance(self, batch, state, response):
+            state = super().advance(batch, state, response)
+            return State(state.z, state.k, batch.x.flatten(1).amax(1) < 0.1)
+
+    class Relu(Threshold):
+        def forward(self, x):
+            return super().forward((x - 0.2).relu())
+
+    x, y = flat(0.3, 0.0, *[0.3] * others)
+    result = run(Relu(), x, y, Impatient(10), eps=0.01, batch=64, stop_at_success=stop)
+    assert result.records[0].gradients.zero.nonzero().flatten().tolist() == [1]
+
+
 def test_no_gradient_at_all_is_an_error():
     class Detached(Threshold):
         def forward(self, x):
