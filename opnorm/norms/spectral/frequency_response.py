@@ -22,6 +22,7 @@ from opnorm._core.convolution import ConvGeometry
 from opnorm._core.frequencies import half_grid
 from opnorm._core.layers import Shape
 from opnorm._core.linear_map import LinearMap, convolution_map
+from opnorm.norms.spectral.block_gram import BlockGram
 
 __all__ = ["Gram", "Polyphase", "gram", "polyphase"]
 
@@ -81,19 +82,34 @@ class Polyphase:
         flat = self.matrices.flatten(2).to(phase.dtype)
         return (phase @ flat).unflatten(2, self.matrices.shape[2:])
 
+    def kernel(self, matrices: Tensor) -> tuple[Tensor, Shape]:
+        """Matrices (groups, T, ...) at their offsets, (groups, ..., *kernel), and the distance of its entries per axis."""
+        low, high = self.offsets.min(0), self.offsets.max(0)
+        steps = [_step(self.offsets[:, axis]) for axis in range(len(low))]
+        K = matrices.new_zeros(len(matrices), *matrices.shape[2:], *((high - low) // steps + 1))
+        where: tuple[Any, ...] = (..., *(torch.from_numpy(p) for p in ((self.offsets - low) // steps).T))
+        K[where] = matrices.movedim(1, -1)
+        return K, tuple(steps)
+
+    def block_gram(self) -> BlockGram:
+        """The Gram matrix with the blocks that are the least work; short phases count as long ones."""
+        (K, steps), reads = self.kernel(self.matrices), []
+        each = zip(self.offsets.min(0), steps, K.shape[3:], self.reach, self.out_size, strict=True)
+        for first, step, entries, n, m in each:
+            at = first + step * np.arange(entries)[:, None] + np.arange(m)
+            reads.append(np.where((at >= 0) & (at < n), at, -1))
+        return BlockGram.cheapest(K, reads, self.reach)
+
     def as_map(self, group: int | None = None, dtype: torch.dtype = torch.float64) -> LinearMap:
         """X -> y(o) = Σ_τ A_τ x(o + τ) of one group or of all side by side, (B, c_in, *whole) -> (B, c_out, *out_size)."""
         low, high = self.offsets.min(0), self.offsets.max(0)
-        steps = [_step(self.offsets[:, axis]) for axis in range(len(low))]
         A = self.matrices if group is None else self.matrices[group : group + 1]
-        groups, _, c_out, c_in = A.shape
-        K = A.new_zeros(groups * c_out, c_in, *((high - low) // steps + 1), dtype=dtype)
-        where: tuple[Any, ...] = (..., *(torch.from_numpy(p) for p in ((self.offsets - low) // steps).T))
-        K[where] = A.permute(0, 2, 3, 1).flatten(0, 1).to(dtype)
+        K, steps = self.kernel(A.to(dtype))
+        K = K.flatten(0, 1)
         sizes = zip(self.whole, self.out_size, low.tolist(), high.tolist(), strict=True)
         # negative ones cut off inputs that no output depends on
         pads = tuple((-first, m - 1 + last - (n - 1)) for n, m, first, last in sizes)
-        geometry = ConvGeometry(tuple(K.shape[2:]), (1,) * len(low), pads, tuple(steps), groups)
+        geometry = ConvGeometry(tuple(K.shape[2:]), (1,) * len(low), pads, steps, len(A))
         return convolution_map(K, geometry, self.whole)
 
 

@@ -67,6 +67,7 @@ LANCZOS_INSTEAD = 2048  # sides of larger matrices take longer than a Lanczos it
 LARGE = 4e6  # inputs and outputs from which on a Lanczos iteration takes long
 NOTHING = Norm.of(0.0, math.inf, "not known")
 WIDE = 0.03  # relative width from which on the remedy is named
+WIDE_BANDS = 0.9  # of the side of a matrix: bands that are as much work as the whole one take longer to make
 MANY = 1000  # steps of a Lanczos iteration that runs until it has converged
 
 
@@ -219,7 +220,11 @@ def _whole_matrix(
     cost = 2 * side if isinstance(M, LinearMap) else _cost(M)
     if (side <= DENSE and cost <= 4 * DENSE) or (2 * side <= effort and relative_width < TINY):
         return Norm.of(*diagonalized(M), f"diagonalized {side} x {side}, to rounding")
-    return _factorized(linear, M, norm, relative_width) if cost <= effort else norm
+    if cost > effort:
+        return norm
+    blocks = t.block_gram() if t and t.short is None else None
+    less = blocks is not None and blocks.side < WIDE_BANDS * cost
+    return _factorized(linear, blocks if blocks and less else M, norm, relative_width)
 
 
 def _cost(t: Polyphase) -> float:

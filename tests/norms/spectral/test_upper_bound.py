@@ -5,13 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
 from opnorm._core.convolution import conv_geometry
 from opnorm._core.linear_map import linear_map
 from opnorm.errors import NormError
+from opnorm.norms.spectral import interval
 from opnorm.norms.spectral import lower_bound as module
 from opnorm.norms.spectral.cheap_bounds import BOUNDS, bound, sgl_norm, vs_norm
 from opnorm.norms.spectral.explicit_matrix import first_upper_bound, gram_matrices
@@ -400,6 +401,39 @@ def test_one_factorization_shows_the_norm_and_no_less(groups):
         assert first_upper_bound(M, tries) == tries[2]
 
 
+@examples(60)
+@given(layers())
+def test_bands_of_the_polyphase_form_show_the_norm_and_no_less(case):
+    """Where phases are short, as many places as in long ones are allowed for, so that more than the norm may be needed."""
+    layer, shape = case
+    assume(assume_fits(layer, shape))
+    true, t = truth(layer, shape), polyphase_of(layer, shape)
+    assume(true > 0)
+    blocks = t.block_gram()
+    assert blocks.first_upper_bound([true * (1 - 1e-6)]) == math.inf
+    if t.short is None:
+        assert blocks.first_upper_bound([true * (1 + 1e-6)]) == true * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(16, 16, 3, padding=1), (16, 8, 8)),
+        (nn.Conv2d(20, 30, 3, stride=2, padding=1), (20, 12, 16)),
+        (nn.Conv2d(24, 24, 3, padding=1, groups=2), (24, 9, 7)),
+        (nn.Conv1d(90, 90, 3, padding=2, dilation=2), (90, 11)),
+    ],
+)
+def test_bands_and_the_whole_matrix_give_the_same_interval(layer, shape, monkeypatch):
+    bands, true = spectral_norm(layer, shape), truth(layer, shape)
+    assert "one block factorization" in bands.method
+    assert float(bands.lower) <= true * (1 + 1e-12) <= float(bands.upper)
+    monkeypatch.setattr(interval, "WIDE_BANDS", 0)
+    whole = spectral_norm(layer, shape)
+    assert "block" not in whole.method
+    assert (bands.lower, bands.upper) == (whole.lower, whole.upper)
+
+
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [
@@ -414,7 +448,7 @@ def test_small_maps_of_many_channels_are_factorized_as_a_whole(layer, shape):
     norm, true = spectral_norm(layer, shape), truth(layer, shape)
     assert float(norm.lower) <= true * (1 + 1e-12) <= float(norm.upper)
     assert norm.relative_width <= 5e-3
-    assert "one factorization" in norm.method
+    assert "factorization of" in norm.method
     loose = spectral_norm(layer, shape, effort=0)
     assert loose.relative_width > 5e-3
     assert "relative width" in loose.method
