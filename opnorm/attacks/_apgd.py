@@ -157,7 +157,7 @@ class APGD(Search[APGDState]):
     def advance(self, batch: Batch, state: APGDState, response: Response) -> APGDState:
         """Update the best point, halve η at a checkpoint where the search stalls, and take the step."""
         assert response.grad is not None, "it evaluates forward and backward"
-        s, project = keep_best(state, response), batch.ball.project
+        s, project = keep_best(state, response), batch.ball.near
         z, grad, k = s.z, response.grad, s.k.clamp(max=self.steps - 1)
         s.k = s.k + 1
         if self.patience < math.inf:

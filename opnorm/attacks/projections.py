@@ -40,6 +40,10 @@ class Ball(ABC):
     def project(self, z: Tensor) -> Tensor:
         """The closest points inside (B, ...)."""
 
+    def near(self, z: Tensor) -> Tensor:
+        """The closest points inside but for the rounding of a point, for a search whose results are projected exactly."""
+        return self.project(z)
+
     @property
     @abstractmethod
     def norm(self) -> float:
@@ -157,24 +161,36 @@ class L2Ball(Ball):
         return self.project(self.x + delta.to(self.x.dtype).view_as(self.x))
 
     def project(self, z: Tensor) -> Tensor:
-        """The closest point of the intersection.
+        """The closest point of the intersection."""
+        return _land(self.x, self._change(z), self.eps, 2)
 
-        It is x + clip(t (z - x)) for the largest t ≤ 1 that fits: coordinates that meet the box stop there, and the
+    def near(self, z: Tensor) -> Tensor:
+        """The same in a third less time; of 16-bit points, whose rounding is coarse, the exact one."""
+        if torch.finfo(self.x.dtype).bits < 32:
+            return self.project(z)
+        return self._change(z).view_as(z).add_(self.x).clamp_(0, 1)
+
+    def _change(self, z: Tensor) -> Tensor:
+        """What is added to x for the closest point of the intersection, (B, n).
+
+        The point is x + clip(t (z - x)) for the largest t ≤ 1 that fits: coordinates that meet the box stop there, and the
         others share what is left of ε². Each pass finds t for the coordinates known to have stopped; the set only grows.
         """
         x, z = wide(self.x).flatten(1), wide(z).flatten(1)
         delta = z - x
-        room, size = torch.where(delta > 0, 1 - x, x), delta.abs()
+        size, sign = delta.abs(), delta.sign()
+        # ones and zeros as floats: on truth values, each operation takes three to ten times as long
+        room = torch.lerp(x, 1 - x, sign.clamp(min=0))
         way, stop, eps = size.square(), room.square(), self.eps[:, None].square().to(size.dtype)
         t = _share(eps, way)
         for _ in range(20):
-            stopped = size * t > room
-            used = torch.where(stopped, stop, 0).sum(1, keepdim=True)
-            new = _share((eps - used).clamp_(min=0), torch.where(stopped, 0, way))
+            stopped = (size * t).gt_(room)
+            used = (stopped * stop).sum(1, keepdim=True)
+            new = _share((eps - used).clamp_(min=0), (1 - stopped).mul_(way))
             if torch.equal(new, t):
                 break
             t = new
-        return _land(self.x, torch.minimum(size * t, room).mul_(delta.sign()), self.eps, 2)
+        return torch.minimum(size * t, room).mul_(sign)
 
 
 def _share(left: Tensor, way: Tensor) -> Tensor:
