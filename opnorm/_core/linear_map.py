@@ -314,11 +314,15 @@ def convolution_map(
         crop += [0, m - n]
 
     def adjoint(u: Tensor) -> Tensor:
-        u = F.pad(u, [-c for c in crop])
+        u = F.pad(u, [-c for c in crop]) if any(crop) else u
         return unpad(conv_input((len(u), in_shape[0], *padded), K, u, *options))
 
+    def apply(v: Tensor) -> Tensor:
+        images = conv(pad(v), K, None, *options)
+        return F.pad(images, crop) if any(crop) else images
+
     return LinearMap(
-        lambda v: F.pad(conv(pad(v), K, None, *options), crop),
+        apply,
         adjoint,
         in_shape,
         (K.shape[0], *(out_size or whole)),
