@@ -21,6 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from opnorm._core.folding import foldable
 from opnorm._core.layers import BATCH_NORM, LINEAR_OR_CONV, hooks_of_all_modules
 from opnorm._core.modes import Mode
+from opnorm._core.module_settings import settings_of_modules
 from opnorm._core.outputs import one_tensor, output_of
 from opnorm._core.pixel_linear import pixel_linears
 from opnorm._core.thin_convolution import ThinConv2d, is_thin
@@ -43,7 +44,8 @@ def training_surrogate(model: nn.Module, x: Tensor, mode: Mode = "eval") -> nn.M
 
     Under bfloat16 autocast that is a copy in bfloat16; without autocast, on a CPU, one of a convolutional network in
     float32, with its batch norms folded and channels last in memory. It takes over the model's present weights at every
-    call: call it once a step, before the attack. Models in other modes or with hooks on their modules have none.
+    call, and is made anew where the model's modules, or numbers and functions among their attributes, have changed: call it
+    once a step, before the attack. Models in other modes or with hooks on their modules have none.
 
     Args:
         model: gives logits (B, K).
@@ -254,11 +256,8 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 # ---------------------------------------------------------------- one surrogate a model
 
-Known = WeakKeyDictionary[nn.Module, tuple[list[Any], "Surrogate | None"]]
-_surrogates: dict[bool, Known] = {
-    True: WeakKeyDictionary(),
-    False: WeakKeyDictionary(),
-}  # in bfloat16, in float32
+Known = WeakKeyDictionary[nn.Module, tuple[Any, "Surrogate | None"]]
+_surrogates: dict[bool, Known] = {bf16: WeakKeyDictionary() for bf16 in (True, False)}
 
 
 def _surrogate(model: nn.Module, x: Tensor, bf16: bool = True) -> Surrogate | None:
@@ -268,10 +267,11 @@ def _surrogate(model: nn.Module, x: Tensor, bf16: bool = True) -> Surrogate | No
     if own or hooks_of_all_modules() or every_module._global_backward_hooks:
         return None
     shapes = [(name, t.shape, t.device) for name, t in _tensors(model).items()]
+    present = shapes, settings_of_modules(model)
     known, surrogate = _surrogates[bf16].get(model, (None, None))
-    if known != shapes:
+    if known != present:
         surrogate = _make_surrogate(model, x[:8].clone(), bf16)
-        _surrogates[bf16][model] = shapes, surrogate
+        _surrogates[bf16][model] = present, surrogate
     if surrogate is not None:
         surrogate.refresh(model)
     return surrogate

@@ -39,7 +39,7 @@ class ThinConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, F, H', W')."""
-        if x.ndim != 4:
+        if x.ndim != 4 or not len(x):
             return super().forward(x)
         out: Tensor = _Convolution.apply(x, self)
         return out

@@ -206,6 +206,42 @@ def test_a_model_whose_shape_has_changed_gets_another_surrogate():
     assert under_autocast(model, x)(x).shape == (6, 3)
 
 
+class Tempered(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.smooth, self.linear = nn.Conv2d(1, 4, 3), nn.Softplus(), nn.Linear(4 * 36, 5)
+        self.temperature, self.after, self.shift = 1.0, torch.tanh, (0.0, 1.0)
+
+    def forward(self, x):
+        z = self.linear(self.smooth(self.conv(x)).flatten(1))
+        return self.after(z) / self.temperature + self.shift[0]
+
+
+CHANGES = {
+    "a number": lambda m: setattr(m, "temperature", 0.1),
+    "a number of a module": lambda m: setattr(m.smooth, "beta", 10.0),
+    "a tuple": lambda m: setattr(m, "shift", (1.0, 1.0)),
+    "a function": lambda m: setattr(m, "after", torch.exp),
+    "a function in Python": lambda m: setattr(m, "after", lambda z: 2 * z),
+    "a module without weights": lambda m: setattr(m, "smooth", nn.ReLU()),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_model_whose_settings_have_changed_gets_another_surrogate(what):
+    torch.manual_seed(0)
+    model, x = Tempered().eval(), torch.rand(4, 1, 8, 8)
+    first = training_surrogate(model, x)
+    assert isinstance(first, Surrogate)
+    model.train()
+    assert training_surrogate(model, x) is first
+    model.eval()
+    before = model(x)
+    CHANGES[what](model)
+    assert (model(x) - before).abs().max() > 0.01
+    torch.testing.assert_close(training_surrogate(model, x)(x), model(x))
+
+
 def test_when_the_model_itself_is_attacked():
     model, x = resnet(depth=8, in_shape=(1, 8, 8), width=4), torch.rand(6, 1, 8, 8)
     with torch.autocast("cpu", torch.float16):

@@ -36,6 +36,11 @@ def test_values_and_gradients_are_those_of_torch(layer, layout):
             torch.testing.assert_close(own, right, rtol=1e-12, atol=1e-12)
 
 
+def test_a_batch_of_no_images():
+    layer, x = nn.Conv2d(2, 32, 3).requires_grad_(False), torch.rand(0, 2, 5, 5, requires_grad=True)
+    assert torch.autograd.grad(ThinConv2d(layer)(x).sum(), x)[0].shape == x.shape
+
+
 def test_it_shares_the_weights():
     layer = nn.Conv2d(1, 16, 3).requires_grad_(False)
     thin, x = ThinConv2d(layer), torch.rand(2, 1, 5, 5)
