@@ -196,7 +196,7 @@ class L2Ball(Ball):
 def _share(left: Tensor, way: Tensor) -> Tensor:
     """The largest t ≤ 1 for which t² Σ way is not more than what is left, (B, 1) and (B, n) -> (B, 1)."""
     least = 1e-300 if way.dtype == torch.float64 else 1e-38
-    return (left / way.sum(1, keepdim=True).clamp_(min=least)).sqrt_().clamp_(max=1)
+    return (left / way.sum(1, keepdim=True).clamp_(min=least)).sqrt().clamp(max=1)
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,11 @@ class L1Ball(Ball):
             low, high = torch.where(excess > 0, theta, low), torch.where(excess > 0, high, theta)
             falling = ((over > 0) & (over < room)).sum(1, keepdim=True)
             new = theta + excess / falling.clamp(min=1)
-            settled |= (excess.abs() <= 1e-13 * eps) | ((falling > 0) & ((new - theta).abs() <= 1e-15 * top))
+            settled = (
+                settled
+                | (excess.abs() <= 1e-13 * eps)
+                | ((falling > 0) & ((new - theta).abs() <= 1e-15 * top))
+            )
             halve = (falling == 0) | (new < low) | (new > high) | (k > 16 and k % 2 == 1)
             new = torch.where(halve, (low + high) / 2, new)
             if settled.all():

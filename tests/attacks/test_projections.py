@@ -251,3 +251,12 @@ def test_seeds_and_streams_and_points_are_independent():
     assert len(every.unique()) == 3 * 400
     flipped = x.flip(-1)  # the same pixels in other places
     assert not torch.isin(point_keys(flipped, 0), point_keys(x, 0)).any()
+
+
+@pytest.mark.parametrize("norm", [1, 2, 3, math.inf])
+@pytest.mark.parametrize("name", ["project", "near"])
+def test_projections_are_differentiable(norm, name):
+    torch.manual_seed(0)
+    x = torch.rand(5, 6, dtype=torch.float64)
+    z = (x + 0.6 * torch.randn_like(x)).requires_grad_()
+    assert torch.autograd.gradcheck(getattr(ball(x, 0.5, norm), name), (z,), eps=1e-7, atol=1e-4)
