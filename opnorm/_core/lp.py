@@ -49,16 +49,12 @@ def lp_norm(z: Tensor, r: float, dim: int | None = None) -> Tensor:
     if not z.shape[dim]:
         return z.sum(dim)
     if r in (1, 2, math.inf):
-        plain = torch.linalg.vector_norm(z, r, dim)
-        if r != 2 or _in_range(plain):
+        plain, limits = torch.linalg.vector_norm(z, r, dim), torch.finfo(z.dtype)
+        # above this no square that counts underflows, and a finite sum has not overflowed
+        safe = math.sqrt(limits.tiny) / limits.eps
+        if r != 2 or bool(((plain > safe) & plain.isfinite()).all()):
             return plain
     return scaled_norm(z, r, dim)
-
-
-def _in_range(length: Tensor) -> bool:
-    """Whether in these ℓ2 norms no square that counts has underflowed, and no sum overflowed."""
-    limits = torch.finfo(length.dtype)
-    return bool(((length > math.sqrt(limits.tiny) / limits.eps) & length.isfinite()).all())
 
 
 def scaled_norm(z: Tensor, r: float, dim: int) -> Tensor:
@@ -93,10 +89,6 @@ def dual(z: Tensor, r: float, otherwise: Tensor | None = None) -> Tensor:
     """
     if r == 1 and otherwise is None:
         return z.sign()
-    if r == 2 and z.device.type == "cpu":  # a GPU would have to be waited for
-        length = torch.linalg.vector_norm(z.flatten(1), 2, 1)
-        if _in_range(length):
-            return z / per_row(length, z)
     largest = lp_norm(z, math.inf)
     if r == 1:
         result = z.sign()

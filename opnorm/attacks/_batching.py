@@ -270,9 +270,8 @@ class _Group:
         counts["forward"] += response.forward
         counts["backward"] += response.backward
         if response.grad is not None:
-            settled = self.settled(self.point)
-            ended = ~(self.open | settled)
-            self.record.gradients.record(self.point, response.grad, self.wrong | settled, ended)
+            without = ~(self.open | self.wrong)  # it was not sought there
+            self.record.gradients.record(self.point, response.grad, self.wrong, without)
             response = response._replace(grad=finite_gradient(response.grad))
         self.state = state = search.advance(batch, self.state, response)
         over = self.open & (state.stopped | (state.k >= search.steps))

@@ -62,14 +62,14 @@ class GradientMonitor:
         return GradientMonitor(zero, zero.clone())
 
     def record(
-        self, points: Tensor | slice, grad: Tensor, misclassified: Tensor, ended: Tensor | None = None
+        self, points: Tensor | slice, grad: Tensor, misclassified: Tensor, without: Tensor | None = None
     ) -> None:
-        """The gradients at some points, given by their indices; what is known of those that have ended stays."""
+        """The gradients at some points, given by their indices; of those ``without`` one, what is known stays."""
         largest = grad.flatten(1).abs().amax(1)
         if float(largest.min()) > 0 and float(largest.max()) < math.inf and not self.zero.any():
             return
-        if isinstance(points, Tensor) and ended is not None:
-            points, largest, misclassified = (t[~ended] for t in (points, largest, misclassified))
+        if isinstance(points, Tensor) and without is not None:
+            points, largest, misclassified = (t[~without] for t in (points, largest, misclassified))
         self.zero[points] = (largest == 0) & ~misclassified
         self.nonfinite[points] |= ~(largest < math.inf)
 
