@@ -166,3 +166,11 @@ def test_errors_of_the_program_are_not_hidden(error):
 def test_what_is_checked_exactly():
     assert decided(True, "40 of 40.").outcome == "holds"
     assert decided(False, "39 of 40.").outcome == "does not hold"
+
+
+def test_equal_shares_differ_by_nothing():
+    """Means of shares over seeds are equal up to rounding only."""
+    assert POINTS.number((0.1 + 0.2) / 3 - 0.3 / 3) == "0"
+    assert POINTS.number(0.2 - 0.1) == "+10"
+    assert POINTS.number(-1 / 10_000) == "-0.01"
+    assert POINTS.bound(-1e-17, 0.05) == "0 and 5 percentage points"

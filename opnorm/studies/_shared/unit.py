@@ -35,8 +35,8 @@ class Unit:
 
 
 NO_UNIT = Unit()
-POINTS = Unit("percentage points", lambda share: 100 * share)
-"""Of differences of two shares."""
+POINTS = Unit("percentage points", lambda share: round(100 * share, 9))
+"""Of differences of two shares, which are whole parts of a number of points: what is smaller is rounding."""
 
 
 def difference_in(what: str) -> Unit:
