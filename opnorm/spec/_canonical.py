@@ -13,28 +13,25 @@ __all__ = ["full", "short", "stated"]
 
 def full(text: str | Call, kind: str | None = None) -> Call:
     """The call with every argument named and every default written out: what a run's key is made of."""
-    return _of_text(text, kind, "all") if isinstance(text, str) else _canonical(text, kind, "all")
+    return _form(text, kind, "all")
 
 
 def stated(text: str | Call, kind: str | None = None) -> Call:
     """The call with its own arguments, each named: what is built."""
-    return _of_text(text, kind, "stated") if isinstance(text, str) else _canonical(text, kind, "stated")
+    return _form(text, kind, "stated")
 
 
 def short(text: str | Call, kind: str | None = None) -> Call:
     """The call without the arguments that equal their defaults: what a table's row is called."""
-    return (
-        _of_text(text, kind, "not default")
-        if isinstance(text, str)
-        else _canonical(text, kind, "not default")
-    )
+    return _form(text, kind, "not default")
 
 
 Arguments = Literal["all", "stated", "not default"]
 
 
-def _of_text(text: str, kind: str | None, which: Arguments) -> Call:
-    return _known(text, kind, which) or _canonical(parse(text), kind, which)
+def _form(text: str | Call, kind: str | None, which: Arguments) -> Call:
+    known = _known(text, kind, which) if isinstance(text, str) else None
+    return known or _canonical(parse(text), kind, which)
 
 
 @functools.lru_cache(maxsize=10_000)  # the keys of a study's runs are made of the same calls, again and again
