@@ -68,8 +68,9 @@ class GradientMonitor:
         largest = grad.flatten(1).abs().amax(1)
         if float(largest.min()) > 0 and float(largest.max()) < math.inf and not self.zero.any():
             return
-        if isinstance(points, Tensor) and without is not None:
-            points, largest, misclassified = (t[~without] for t in (points, largest, misclassified))
+        if without is not None:
+            every = torch.arange(len(self.zero), device=grad.device)
+            points, largest, misclassified = (t[~without] for t in (every[points], largest, misclassified))
         self.zero[points] = (largest == 0) & ~misclassified
         self.nonfinite[points] |= ~(largest < math.inf)
 

@@ -210,11 +210,11 @@ class Tempered(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.smooth, self.linear = nn.Conv2d(1, 4, 3), nn.Softplus(), nn.Linear(4 * 36, 5)
-        self.temperature, self.after, self.shift = 1.0, torch.tanh, (0.0, 1.0)
+        self.temperature, self.after, self.shift, self.last = 1.0, torch.tanh, (0.0, 1.0), nn.Tanh()
 
     def forward(self, x):
         z = self.linear(self.smooth(self.conv(x)).flatten(1))
-        return self.after(z) / self.temperature + self.shift[0]
+        return self.last(self.after(z) / self.temperature + self.shift[0])
 
 
 CHANGES = {
@@ -224,6 +224,7 @@ CHANGES = {
     "a function": lambda m: setattr(m, "after", torch.exp),
     "a function in Python": lambda m: setattr(m, "after", lambda z: 2 * z),
     "a module without weights": lambda m: setattr(m, "smooth", nn.ReLU()),
+    "a module without settings": lambda m: setattr(m, "last", nn.Sigmoid()),
 }
 
 

@@ -186,6 +186,18 @@ def test_checkpoints_as_in_the_paper():
         assert windows.sum() == at[-1]
 
 
+def test_no_gain_since_the_start_halves_the_step():
+    """The loss falls at the first step and rises at all others, but not above the one at the start."""
+    x, y = images(1)
+    search = APGD(100)
+    batch = Batch(x, y, -torch.ones_like(y), 0 * y, 0 * y, torch.zeros(1), ball(x, 0.1, math.inf))
+    state, grad = search.start(batch), torch.ones_like(x)
+    for k in range(23):
+        loss = torch.tensor([float(k or 100)])
+        state = search.advance(batch, state, Response(torch.zeros(1, 3), loss, grad, 1))
+        assert float(state.step) == pytest.approx(0.2 if k < 22 else 0.1)
+
+
 def test_rows_at_different_iterations_do_not_affect_each_other():
     model, (x, y) = Bumpy(), images(9, dtype=torch.float64)
     for search, norm, eps in ((APGD(23), math.inf, 0.2), (SparseAPGD(23), 1, 0.5)):

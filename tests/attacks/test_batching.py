@@ -221,6 +221,31 @@ def test_a_zero_gradient_stays_recorded_when_its_row_ends_before_others(others, 
     assert result.records[0].gradients.zero.nonzero().flatten().tolist() == [1]
 
 
+def test_a_row_that_has_ended_has_no_zero_gradient_because_none_is_sought_there():
+    class Impatient(Climb):
+        def advance(self, batch, state, response):
+            state = super().advance(batch, state, response)
+            return State(state.z, state.k, batch.x.flatten(1).amax(1) < 0.1)
+
+    # one ends at the first step; forty are misclassified at the second, when the others are evaluated again
+    x, y = flat(0.05, *[0.3] * 40, 0.2, 0.2)
+    result = run(Threshold(), x, y, Impatient(3), eps=0.5, batch=64)
+    counts = result.records[0].counts
+    assert result.misclassified.tolist() == [False] + [True] * 42
+    assert counts["backward"] == 43 + 2
+    assert not result.records[0].gradients.zero.any()
+
+
+def test_only_points_in_the_ball_are_decided_on():
+    class Never(Shift):
+        def feasible(self, batch, state):
+            return torch.zeros_like(batch.y, dtype=torch.bool)
+
+    result = run(Threshold(), *flat(0.495), Never(steps=5))
+    assert result.records[0].counts["confirmations"] == 1  # the last point
+    assert result.records[0].counts["rejected"] == 0
+
+
 def test_no_gradient_at_all_is_an_error():
     class Detached(Threshold):
         def forward(self, x):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from opnorm.attacks._gradients import finite_gradient
+from opnorm.attacks._gradients import GradientMonitor, finite_gradient
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -34,3 +34,21 @@ def test_infinite_components_that_cancel_count_as_infinite():
 def test_finite_gradients_whose_sum_overflows_stay_as_they_are():
     grad = torch.full((2, 1, 2, 2), 3e38)
     assert torch.equal(finite_gradient(grad), grad)
+
+
+def test_the_last_gradient_decides_whether_a_point_has_none():
+    monitor, zero, one = (
+        GradientMonitor.of(torch.zeros(3, dtype=torch.long)),
+        torch.zeros(3, 4),
+        torch.ones(3, 4),
+    )
+    right = torch.zeros(3, dtype=torch.bool)
+    monitor.record(slice(None), zero, right)
+    monitor.record(torch.tensor([0, 1]), one[:2], right[:2])
+    assert monitor.zero.tolist() == [False, False, True]
+    monitor.record(torch.tensor([0, 2]), one[:2] * torch.tensor([[math.nan], [1]]), right[:2])
+    monitor.record(slice(None), one, right)
+    assert monitor.zero.tolist() == [False, False, False]
+    assert monitor.nonfinite.tolist() == [True, False, False]
+    monitor.record(slice(None), zero, torch.tensor([True, False, False]), torch.tensor([False, True, False]))
+    assert monitor.zero.tolist() == [False, False, True]

@@ -116,7 +116,8 @@ def lower_bound(
     narrow = replace(t, matrices=torch.bmm(A, Q.expand(len(A), -1, -1))[None])
     small = replace(narrow, matrices=P.mT @ narrow.matrices)
     value, v = _best_wave(small, omega, Q.mT.to(inputs.dtype) @ inputs)
-    peak = float(outputs[:, 0].norm() / inputs[:, 0].norm())  # ‖A(ω)‖, which no wave around ω exceeds by much
+    top = replace(t, matrices=A[None]).symbol(omega[None])[0, 0] @ inputs[:, 0]
+    peak = float(top.norm() / inputs[:, 0].norm())  # ‖A(ω)‖, which no wave around ω exceeds by much
     if not v.any() or value >= peak * (1 - tolerance):
         return value * (1 - ROUNDING_OF_WAVES)
     dtype = torch.float32 if tolerance > 1e-5 else torch.float64

@@ -150,7 +150,7 @@ def test_a_coarse_grid_leaves_few_groups(channels, kernel, size, monkeypatch):
 
 @pytest.mark.parametrize(
     ("channels", "groups", "size", "kernel", "noise", "few"),
-    [(3, 24, 14, 7, 1.0, 4), (4, 40, 12, 3, 1e-2, 2)],
+    [(3, 24, 14, 7, 1.0, 4), (4, 40, 12, 5, 1.0, 5)],
 )
 def test_phases_of_the_circle_leave_few_groups_of_small_maps(
     channels, groups, size, kernel, noise, few, monkeypatch

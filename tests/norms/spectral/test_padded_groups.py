@@ -14,6 +14,7 @@ from opnorm.norms.spectral import border_regions, padded_groups
 from opnorm.norms.spectral.block_gram import BlockGram
 from opnorm.norms.spectral.border_regions import exceeding, regions
 from opnorm.norms.spectral.convolution_matrix import as_convolution, plain_convolution
+from opnorm.norms.spectral.frequency_response import polyphase
 from opnorm.norms.spectral.padded_groups import leading_kernels
 from tests.norms.cases import matrix
 from tests.property_tests import examples
@@ -111,6 +112,34 @@ def test_parts_show_no_norm_to_be_smaller_than_it_is(case, steps, part):
     assert np.all(bad[truth > theta * (1 + 1e-9)])
     least = min(region.factor for region in cut)
     assert theta < 1e-3 * truth.max() or not np.any(bad[truth < theta * least**2 * 0.7])
+
+
+@given(case=grouped(), steps=st.sampled_from([2, 3]))
+@examples(40)
+def test_parts_do_not_show_a_norm_to_be_below_itself(case, steps):
+    layer, shape = case
+    convolution, truth = as_convolution(layer, shape), one_by_one(*case)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(border_regions, "STEPS", (steps,))
+        cut = regions(convolution, math.inf)
+    assume(cut)
+    for group, norm in enumerate(truth):
+        assume(norm > 0)
+        assert exceeding(convolution, cut, norm * (1 - 1e-6))[group]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_grid_of_frequencies_misses_no_peak(seed):
+    torch.manual_seed(seed)
+    layer = nn.Conv1d(16, 16, 5, padding=2, groups=8, bias=False, dtype=torch.float64)
+    convolution = as_convolution(layer, (16, 5000))
+    t = polyphase(convolution.K, convolution.geometry, convolution.in_size)
+    omega = torch.linspace(0, math.pi, 5001, dtype=torch.float64)
+    phases = torch.exp(1j * omega[:, None] * torch.from_numpy(t.offsets[:, 0]))
+    responses = torch.einsum("wt,gtoi->wgoi", phases, t.matrices.to(phases))
+    for group, peak in enumerate(torch.linalg.matrix_norm(responses, 2).amax(0).tolist()):
+        assert border_regions._exceeding_on_grid(t, peak * (1 - 1e-6), 0.9)[group]
+        assert not border_regions._exceeding_on_grid(t, peak * 1.1, 0.9)[group]
 
 
 @pytest.mark.parametrize("mode", MODES[:2])
