@@ -242,6 +242,7 @@ def test_only_points_in_the_ball_are_decided_on():
             return torch.zeros_like(batch.y, dtype=torch.bool)
 
     result = run(Threshold(), *flat(0.495), Never(steps=5))
+    assert result.records[0].counts["forward"] == 5
     assert result.records[0].counts["confirmations"] == 1  # the last point
     assert result.records[0].counts["rejected"] == 0
 
