@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 import torch
@@ -104,13 +105,27 @@ def _time(way: Callable[[], float], seconds: float, most: int) -> tuple[float | 
 
 def _differences(layer: nn.Module, shape: Sequence[int]) -> dict[str, float] | None:
     """|exact - explicit| / explicit of ℓ1 and ℓ∞, of the same weights on a small input."""
-    if len(shape) < 2:
+    small = _small(layer, shape) if len(shape) > 1 else None
+    if small is None:
         return None
-    small = (shape[0], *(min(n, CHECKED) for n in shape[1:]))
     norms = {"l1": float(l1(layer, small).detach()), "linf": float(linf(layer, small).detach())}
     matrix = linear_map(layer, small).to_dense().abs()
     explicit = {"l1": float(matrix.sum(0).max()), "linf": float(matrix.sum(1).max())}
     return {name: _relative(norms[name], explicit[name]) for name in norms}
+
+
+def _small(layer: nn.Module, shape: Sequence[int]) -> tuple[int, ...] | None:
+    """The smallest input that the layer takes, of CHECKED entries an axis or more; the axis of the features stays whole.
+
+    A kernel without padding needs an input as large as itself, and padding that reflects or repeats a larger one still.
+    """
+    features = len(shape) - 1 if isinstance(layer, nn.Linear) else 0
+    for least in range(CHECKED, max(CHECKED, *shape) + 1):
+        small = tuple(n if axis == features else min(n, least) for axis, n in enumerate(shape))
+        with suppress(NormError):
+            l1(layer, small)
+            return small
+    return None
 
 
 def _whole_differences(

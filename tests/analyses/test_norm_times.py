@@ -71,3 +71,30 @@ def test_display(rows):
 def test_a_network_without_such_layers():
     with pytest.raises(ModelError, match="no linear or convolutional layer"):
         norm_times()(nn.Flatten(), data())
+
+
+class Tokens(nn.Module):
+    """A linear layer on the two halves of an image, each a vector of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.halves = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.halves(x.view(-1, 2, 8)).flatten(1)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Tokens(),
+        nn.Sequential(nn.Upsample(size=(6, 6)), nn.Conv2d(1, 2, 6)),
+        nn.Sequential(nn.Upsample(size=(9, 9)), nn.Conv2d(1, 2, 3, dilation=3)),
+        nn.Sequential(nn.Upsample(size=(7, 7)), nn.Conv2d(1, 1, 9, padding=5, padding_mode="reflect")),
+        nn.Sequential(nn.Upsample(size=(7, 7)), nn.Conv2d(1, 1, 11, padding="same", padding_mode="circular")),
+    ],
+    ids=["halves", "kernel", "dilation", "reflect", "circular"],
+)
+def test_norms_are_checked_on_the_smallest_input_that_the_layer_takes(model):
+    (row,) = norm_times(seconds=0.0)(model, data())
+    assert max(row["differences"].values()) < 1e-6
