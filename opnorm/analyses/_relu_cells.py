@@ -1,5 +1,6 @@
 """The size of the linear regions."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -66,14 +67,21 @@ def _uniform(x: Tensor, seed: int, stream: int) -> Tensor:
 def sentence(rows: Rows) -> str:
     largest = max(row["eps"] for row in rows)
     data, noise = (
-        next(r["mean"] for r in rows if (r["around"], r["eps"]) == (around, largest))
+        next(row for row in rows if (row["around"], row["eps"]) == (around, largest))
         for around in ("data", "noise")
     )
-    compared = "larger than" if data > noise else "smaller than" if data < noise else "as large as"
     return (
-        f"Noise of {largest:g} on every pixel leaves {100 * data:.1f} % of the ReLU units in their state around test images "
-        f"and {100 * noise:.1f} % around uniform noise: the linear regions around the data are {compared} elsewhere."
+        f"Noise of {largest:g} on every pixel leaves {100 * data['mean']:.1f} % of the ReLU units in their state around "
+        f"test images and {100 * noise['mean']:.1f} % around uniform noise: {_compared(data, noise)}."
     )
+
+
+def _compared(data: Row, noise: Row) -> str:
+    """Which regions are larger; neither for one point, or where the means differ by two standard errors or less."""
+    difference, error = data["mean"] - noise["mean"], math.hypot(data["sem"], noise["sem"])
+    if data["points"] > 1 and abs(difference) > 2 * error:
+        return f"the linear regions around the data are {'larger' if difference > 0 else 'smaller'} than elsewhere"
+    return "these points do not tell whether the linear regions around the data are larger or smaller than elsewhere"
 
 
 def chart(rows: Rows, methods: Methods = ()) -> Chart:

@@ -57,3 +57,21 @@ def test_a_chart_shows_means_over_seeds():
     values = relu_cells().chart(rows).spec["datasets"]["rows"]
     assert [(v["x"], v["value"]) for v in values] == [(0, 1.0), (0.1, 0.6), (0, 0.5), (0.1, 0.3)]
     assert values[1]["text"] == "60.0 ± 14.1 % (2 seeds)"
+
+
+@pytest.mark.parametrize(
+    ("data", "noise", "points", "said"),
+    [
+        ((0.90, 0.01), (0.80, 0.01), 20, "around the data are larger than elsewhere"),
+        ((0.80, 0.01), (0.90, 0.01), 20, "around the data are smaller than elsewhere"),
+        ((0.886, 0.01), (0.887, 0.01), 20, "these points do not tell"),
+        ((0.90, 0.0), (0.80, 0.0), 1, "these points do not tell"),
+        ((1.0, 0.0), (1.0, 0.0), 20, "these points do not tell"),
+    ],
+)
+def test_sizes_are_compared_only_where_the_points_tell_them_apart(data, noise, points, said):
+    rows = [
+        {"around": around, "eps": 0.2, "points": points, "mean": mean, "sem": sem}
+        for around, (mean, sem) in (("data", data), ("noise", noise))
+    ]
+    assert said in relu_cells().sentence(rows)
