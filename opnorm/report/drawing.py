@@ -45,7 +45,8 @@ def tooltips(*fields: tuple[str, str]) -> list[alt.Tooltip]:
 def linear_axis(channel: Any, percent: bool = False, values: Iterable[float] = ()) -> Any:
     """A linear scale on the channel; labels have powers of ten only where the values are very large or small."""
     largest = max(map(abs, values), default=0.0)
-    text = "~%" if percent else "~r" if 1e-3 <= largest < 1e6 else "~g"  # g writes 200 as 2e+2
+    # six digits: with fewer, as Vega chooses them, neighboring ticks may be 0.1 and 0.12, both written 0.1
+    text = "~%" if percent else ".6~r" if 1e-3 <= largest < 1e6 else ".6~g"
     return channel.axis(title=None, format=text, tickCount=5)
 
 
@@ -65,7 +66,7 @@ def log_axis(
             ticks = [t for k in powers for d in digits if low <= (t := significant(d * 10.0**k)) <= high]
     if len(ticks) < 2:
         ticks = [significant(t, 3) for t in (low * 1.15, high / 1.15)]
-    text = ".4~%" if percent else ".0e" if high >= 1e6 or low < 1e-3 else ",~g"
+    text = ".4~%" if percent else ".2~e" if high >= 1e6 or low < 1e-4 else ",~g"
     return channel.axis(title=title, values=sorted(set(ticks)), format=text, labelOverlap=True).scale(
         type="log", domain=[low, high], nice=False
     )
@@ -148,7 +149,7 @@ def _horizontal(axis: Axis, places: Sequence[Any]) -> alt.X:
     settings: dict[str, Any] = {"values": list(axis.ticks)} if axis.ticks else {}
     if axis.levels:
         settings["labelExpr"] = "datum.value ? round(255 * datum.value) + '/255' : '0'"
-    x = x.axis(title=axis.title, labelOverlap="greedy", labelSeparation=6, format="~g", **settings)
+    x = x.axis(title=axis.title, labelOverlap="greedy", labelSeparation=6, format=".6~g", **settings)
     return x.scale(nice=False, zero=axis.zero)
 
 

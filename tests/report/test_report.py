@@ -473,6 +473,24 @@ def test_labels_of_shares_on_a_log_axis_tell_them_apart(values, labels, tmp_path
     assert labels <= set(shown)
 
 
+@pytest.mark.parametrize(
+    ("values", "log", "labels"),
+    [
+        ((0.037, 0.0774, 0.1148), False, {"0.02", "0.1", "0.12"}),
+        ((2.5e-5, 2.9e-5), True, {"2.5e-5", "2.9e-5"}),
+        ((1e-3, 1.0), True, {"0.001", "0.01", "0.1", "1"}),
+    ],
+)
+def test_labels_of_neighboring_ticks_are_not_rounded_to_one_number(values, log, labels, tmp_path):
+    points = [Point("a", "p", place, value) for place, value in zip("xyz", values, strict=False)]
+    x = Axis(quantity="place", names=tuple("xyz"))
+    chart = draw_curves(points, ["a"], Heading("k", "t", "c."), {"p": Panel("P", log=log)}, x)
+    (svg,) = write_figures(Report("t", "q?", charts=[chart]), tmp_path)
+    shown = re.findall(r">(\d[^<]*)</text>", svg.read_text(encoding="utf-8"))
+    assert len(shown) == len(set(shown))
+    assert labels <= set(shown)
+
+
 def test_methods_at_one_number_stand_side_by_side():
     points = [
         Point(m, panel, x, v)
