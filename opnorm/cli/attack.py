@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from opnorm._core.files import shown
 from opnorm._core.orders import label as norm_label
 from opnorm._core.orders import plain_order
 from opnorm.cli.call_checks import check_calls, check_folder, check_limit
 from opnorm.cli.gates import refuse, share, too_low
-from opnorm.cli.marks import Positional
+from opnorm.cli.marks import Help, Positional
 from opnorm.cli.options import (
     Again,
     DataOfRun,
@@ -54,8 +54,9 @@ class AttackOptions:
     norm: str | None = None  # of the ball: 1, 2 or inf; inf when left out
     eps: tuple[str, ...] = ()
     """its radius in pixel values of [0, 1], such as 0.1, or several; 8/255 when left out"""
-    attack: str = "autoattack"
-    """as a call: 'autoattack', 'pgd(steps=40, restarts=5, stop_at_success=True)', 'fgsm'"""
+    attack: Annotated[
+        str, Help("as a call, such as 'pgd(steps=40, restarts=5, stop_at_success=True)'", "attack")
+    ] = "autoattack"
     version: Literal["standard", "plus", "rand", "fast"] | None = None
     """of AutoAttack: standard as published; rand for models that draw random numbers; fast costs less"""
     skip_bad: SkipBad = False

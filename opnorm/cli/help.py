@@ -79,9 +79,18 @@ def _shown(name: str, hint: Any) -> Any:
         metavar = KINDS[kind]
     if several and metavar is not None:
         metavar = f"{metavar} ..."
-    text = next((mark.text for mark in marks if isinstance(mark, Help)), None)
+    text = next((_text(mark) for mark in marks if isinstance(mark, Help)), None)
     shown = Annotated[hint, arg(metavar=metavar, help=text, help_behavior_hint=_default)]
     return Annotated[shown, *get_args(Positional[str])[1:]] if POSITIONAL in marks else shown
+
+
+def _text(mark: Help) -> str:
+    """What the help says of an argument, with the names that it may take."""
+    from opnorm import spec
+
+    return (
+        f"{mark.text}; known names: {', '.join(spec.known_names(mark.family))}" if mark.family else mark.text
+    )
 
 
 def _default(text: str) -> str:

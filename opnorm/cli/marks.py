@@ -11,6 +11,12 @@ Positional = Annotated[T, POSITIONAL]
 
 
 class Help(NamedTuple):
-    """What ``--help`` says of an argument; that of an option in a class may stand in a comment there."""
+    """What ``--help`` says of an argument; that of an option in a class may stand in a comment there.
+
+    Attributes:
+        text: the sentence.
+        family: the family of names (a key of ``spec.FAMILIES``) that the argument takes, which the help lists; or empty.
+    """
 
     text: str
+    family: str = ""

@@ -21,20 +21,23 @@ _DATA = (
 )
 _RUN = "a run: its key (see opnorm ls), the first 3 digits of it or more, its folder, or a file in that"
 
-Model = Annotated[str, Help(_MODEL)]
-ModelOrRun = Annotated[str, Help(f"{_MODEL}; or {_RUN}")]
-ModelsOrRuns = Annotated[tuple[str, ...], Help(f"each {_MODEL}; or {_RUN}; name=MODEL names it on the page")]
+Model = Annotated[str, Help(_MODEL, "model")]
+ModelOrRun = Annotated[str, Help(f"{_MODEL}; or {_RUN}", "model")]
+ModelsOrRuns = Annotated[
+    tuple[str, ...], Help(f"each {_MODEL}; or {_RUN}; name=MODEL names it on the page", "model")
+]
 ModelRunOrWeights = Annotated[
     str,
     Help(
         f"{_MODEL}; or {_RUN}; or weights without their model: a .safetensors or .pt file, also one of a run, an "
-        "index of shards, a folder of the hub or of a LoRA adapter"
+        "index of shards, a folder of the hub or of a LoRA adapter",
+        "model",
     ),
 ]
 RunName = Annotated[str, Help(_RUN)]
 RunNames = Annotated[tuple[str, ...], Help(f"each {_RUN}; or the key of an attack")]
-Data = Annotated[str, Help(_DATA)]
-DataOfRun = Annotated[str | None, Help(_DATA + "; that of the run when left out")]
+Data = Annotated[str, Help(_DATA, "data set")]
+DataOfRun = Annotated[str | None, Help(_DATA + "; that of the run when left out", "data set")]
 
 Runs = Annotated[Path, Help("folder of runs; what is finished there is found and not run again")]
 Results = Annotated[

@@ -3,12 +3,13 @@
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from opnorm._core.files import shown
 from opnorm._core.orders import label as norm_label
 from opnorm._core.training_numbers import check_numbers
 from opnorm.cli.call_checks import check_calls, check_folder, check_limit
+from opnorm.cli.marks import Help
 from opnorm.cli.options import (
     Again,
     Data,
@@ -38,14 +39,18 @@ class TrainOptions:
 
     model: Model = "cnn(width=32)"
     data: Data = "digits()"
-    objective: str = "plain"  # what is minimized: 'plain', 'fgsm_at(eps=0.1)', 'pgd_at(eps=8/255)'
-    regularizers: tuple[str, ...] = ()
-    """any number of: 'weight_decay(lam=5e-4)' 'norm_decay(p=inf, beta=1e-3)'"""
-    optimizer: str = "sgd"  # 'sgd(lr=0.05, momentum=0.9)'
-    schedule: str = "cosine"  # 'cosine', 'step(milestones=(75, 90))', 'constant'
+    objective: Annotated[str, Help("what is minimized, such as 'pgd_at(eps=8/255)'", "objective")] = "plain"
+    regularizers: Annotated[
+        tuple[str, ...],
+        Help("any number, such as 'weight_decay(lam=5e-4)' 'norm_decay(p=inf, beta=1e-3)'", "regularizer"),
+    ] = ()
+    optimizer: Annotated[str, Help("such as 'sgd(lr=0.05, momentum=0.9)'", "optimizer")] = "sgd"
+    schedule: Annotated[str, Help("such as 'step(milestones=(75, 90))'", "schedule")] = "cosine"
     epochs: int = 10  # passes over the training data
     batch: int = 128  # points a step
-    augment: tuple[str, ...] = ()  # any number of: 'crop(padding=4)' 'flip()'
+    augment: Annotated[
+        tuple[str, ...], Help("any number, such as 'crop(padding=4)' 'flip()'", "augmentation")
+    ] = ()
     limit: Limit = None
     skip_bad: SkipBad = False
     precision: Literal["fp32", "bf16", "auto"] = "fp32"

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from opnorm import spec
 from opnorm.cli.arguments import _taken
 from opnorm.cli.commands import COMMANDS
 
@@ -27,6 +28,21 @@ def test_every_option_is_explained(command, main, monkeypatch):
             assert len(explained[argument.name]) >= 5, argument.name
         else:
             assert argument.name in out.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "families"),
+    [
+        ("train", ["model", "data set", "objective", "regularizer", "optimizer", "schedule", "augmentation"]),
+        ("attack", ["model", "data set", "attack"]),
+        ("norms", ["model"]),
+        ("analyze", ["model", "data set", "analysis"]),
+    ],
+)
+def test_help_lists_every_name_that_a_call_may_have(command, families, main):
+    words = set(re.findall(r"\w+", main(command, "--help")[1]))
+    for family in families:
+        assert words >= set(spec.names(family)), family
 
 
 def test_the_overview_has_each_command_and_is_short(main):
