@@ -61,8 +61,10 @@ def _run(args: list[str]) -> None:
     except Exception as e:
         if debug:
             raise
+        from opnorm.spec import place_of
+
         foreseen = isinstance(e, OpnormError | OSError)
-        text = _reason(e, args) if foreseen else f"{type(e).__name__}: {e}{_place(e)}; --debug shows where"
+        text = _reason(e, args) if foreseen else f"{type(e).__name__}: {e}{place_of(e)}; --debug shows where"
         if not (foreseen and int(os.environ.get("RANK", "0"))):  # torchrun's first process says it for all
             print("opnorm:", printable(" ".join(text.split())), file=sys.stderr)
         sys.exit(2 if foreseen else 1)
@@ -101,21 +103,6 @@ def _reason(error: Exception, args: list[str]) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     return str(error)
-
-
-def _place(error: Exception) -> str:
-    """Where the user's own code raised an error, or called what did: the last line that is not opnorm's or installed."""
-    import sysconfig
-    import traceback
-    from pathlib import Path
-
-    from opnorm._core.files import shown
-
-    others = (os.path.dirname(__file__).rpartition("cli")[0], sysconfig.get_path("stdlib"), "<")
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith(others) and "site-packages" not in frame.filename:
-            return f", at line {frame.lineno} of {shown(Path(frame.filename))}, in {frame.name}"
-    return ""
 
 
 def _wait_briefly() -> None:

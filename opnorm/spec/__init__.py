@@ -13,6 +13,7 @@ ends where it began. There is no other registry and no other configuration langu
 from opnorm.spec._canonical import full, short, stated
 from opnorm.spec._checking import arguments, check, check_name, known_names
 from opnorm.spec._made import spec_of
+from opnorm.spec._place import place_of
 from opnorm.spec._registry import FAMILIES, build, factory, fill, names, resolve
 from opnorm.spec._syntax import Call, calls_in, map_calls, parse, part_call
 
@@ -32,6 +33,7 @@ __all__ = [
     "names",
     "parse",
     "part_call",
+    "place_of",
     "resolve",
     "short",
     "spec_of",

@@ -3,10 +3,10 @@
 import os
 from collections.abc import Sequence
 
-from opnorm.errors import did_you_mean
+from opnorm.errors import SpecError, did_you_mean
 from opnorm.spec._syntax import Call
 
-__all__ = ["hint"]
+__all__ = ["check_no_file", "hint"]
 
 
 def hint(call: Call, kind: str | None, known: Sequence[str]) -> str:
@@ -26,3 +26,16 @@ def hint(call: Call, kind: str | None, known: Sequence[str]) -> str:
     listed = f"known: {', '.join(known)}; " if kind else ""  # of all families, too many to read
     quotes = f'; text, such as a path, is in quotes: "{call.name}"' * (alone and not kind)
     return f"{did_you_mean(call.name, known)}; {listed}your own code: package.module.{call.name}(...){quotes}"
+
+
+def check_no_file(name: str) -> None:
+    """SpecError where a dotted name is that of a file in the working folder, such as ``mine.py`` or ``weights.pt``."""
+    if not os.path.isfile(name):
+        return
+    stem, suffix = os.path.splitext(name)
+    if suffix == ".py":
+        raise SpecError(f"{name} is a file; expected a call of a function in it, such as {stem}.build()")
+    reader = "parquet" if suffix == ".parquet" else "file"
+    raise SpecError(
+        f'{name} is a file; expected a call that reads it, such as {reader}("{name}"), with the name in quotes'
+    )

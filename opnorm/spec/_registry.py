@@ -12,8 +12,9 @@ from typing import Any, ParamSpec, TypeVar
 from opnorm.errors import OpnormError, SpecError, did_you_mean
 from opnorm.spec._annotations import called, misfit
 from opnorm.spec._binding import bind, signature_of
-from opnorm.spec._hints import hint
+from opnorm.spec._hints import check_no_file, hint
 from opnorm.spec._made import remember, to_value
+from opnorm.spec._place import place_of
 from opnorm.spec._syntax import Call, Value, map_calls, parse
 
 __all__ = [
@@ -172,7 +173,9 @@ def _resolve_dotted(name: str) -> Callable[..., Any]:
     except ModuleNotFoundError as e:
         raise _no_module(name, e.name) from None
     except (Exception, SystemExit) as e:
-        raise SpecError(f"{name!r}: importing {module_name} failed: {type(e).__name__}: {e}") from e
+        raise SpecError(
+            f"{name!r}: importing {module_name} failed: {type(e).__name__}: {e}{place_of(e)}"
+        ) from e
     found = getattr(module, attribute, None)
     if not callable(found) and hasattr(module, attribute):
         raise SpecError(f"{name!r} is {found!r:.60}, which is no function")
@@ -192,6 +195,7 @@ def check_package(name: str, known: Collection[str] = ()) -> None:
     The user's folder is searched last: a module beside the user, as with ``python -m``, but shadowing nothing. ``known``
     are names that may stand in the place of the package, of which the closest is in the message.
     """
+    check_no_file(name)
     package, _, rest = name.partition(".")
     if package in sys.stdlib_module_names:
         raise _of_python(name)
@@ -245,7 +249,7 @@ def build(text: str | Call, kind: str | None = None, **known: Value) -> Any:
     except Exception as e:
         why = misfit(given)
         raise SpecError(
-            f"{call!s:.200}: {why}" if why else f"{call!s:.200} failed: {type(e).__name__}: {e}"
+            f"{call!s:.200}: {why}" if why else f"{call!s:.200} failed: {type(e).__name__}: {e}{place_of(e)}"
         ) from e
     if not any(function is f for family in _registry.values() for f in family.values()):
         remember(made, call)  # a registered function has remembered its call itself, arguments by name

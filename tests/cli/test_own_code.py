@@ -21,6 +21,8 @@ def hook(value):
     return lambda model, example: Hooks(penalty=value)
 def state():
     return lambda model, example: Hooks(state=[1])
+def fails(width=0):
+    return nn.Conv2d(1, 1, 3, groups=width)
 def corners(eps=0.1):
     return lambda model, x, y: x
 def rows(kind):
@@ -66,7 +68,9 @@ def mine(main, tmp_path, monkeypatch):
         (("analyze", *ON, "--what", "mine.rows('dict')"), 2, "expected its rows, a list of dicts"),
         (("analyze", *ON, "--what", "mine.rows('tensor')"), 2,
          "an analysis gave a=a tensor of shape (2,) in a row; expected what JSON can hold"),
-        (("analyze", *ON, "--what", "mine.sentence()"), 1, "IndexError: list index out of range, at line 25 of mine.py"),
+        (("analyze", *ON, "--what", "mine.sentence()"), 1, "IndexError: list index out of range, at line 27 of mine.py"),
+        (("norms", "mine.fails()", "--input", "1,8,8"), 2,
+         "mine.fails() failed: ValueError: groups must be a positive integer, at line 21 of mine.py, in fails"),
         (("study", "mine.study()"), 2, "the report of the study mine is None; expected an opnorm.report.Report"),
     ],
 )  # fmt: skip
@@ -74,6 +78,25 @@ def test_what_is_wrong_with_own_code_is_said_with_its_place(mine, args, status, 
     found, _, err = mine(*args)
     assert found == status
     assert says in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("norms", "mine.py"), "mine.py is no run; a network of this module is a call of the function that returns it"),
+        (("train", "--model", "mine.py"), "mine.py is a file; expected a call of a function in it, such as mine.build()"),
+        (("train", "--data", "mine.py"), "mine.py is a file; expected a call of a function in it"),
+        (("train", "--model", "w.pt"), 'w.pt is a file; expected a call that reads it, such as file("w.pt")'),
+        (("norms", "file(w.pt)"), 'such as file("w.pt"), with the name in quotes'),
+        (("norms", 'file("w.pt", arch=mine.py)'), "mine.py is a file; expected a call of a function in it"),
+        (("train", "--data", "x.parquet"), 'expected a call that reads it, such as parquet("x.parquet")'),
+    ],
+)  # fmt: skip
+def test_a_file_in_the_place_of_a_call_is_said(mine, tmp_path, args, says):
+    (tmp_path / "w.pt").touch()
+    (tmp_path / "x.parquet").touch()
+    status, _, err = mine(*args)
+    assert (status, says in err.splitlines()[-1]) == (2, True)
 
 
 def test_the_attack_of_the_examples_is_one_of_the_command(main, monkeypatch):
