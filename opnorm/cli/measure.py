@@ -238,7 +238,7 @@ def _print_norms(result: Any, table: Any, bounds: dict[Any, Any], options: Norms
 
 
 def _model_and_example(text: str, options: NormsOptions) -> tuple[Any, Any]:
-    """The network that a call builds, or that of a run, and a batch of one for it."""
+    """A network in eval mode, of a run or built by a call, with the weights that a training begins with; a batch of one."""
     import torch
     from torch import nn
 
@@ -251,13 +251,15 @@ def _model_and_example(text: str, options: NormsOptions) -> tuple[Any, Any]:
     else:
         check_network(text, out)
         call = spec.parse(text)
-        network = spec.build(call, "model")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = spec.build(call, "model")
         if not isinstance(network, nn.Module):
             raise ModelError(f"{call} gave {type(network).__name__}; expected a torch.nn.Module")
         shape = () if input is not None else _input_shape(call)
     shape = shape if input is None else _shape(input)
     try:
-        return network, torch.zeros(1, *shape)
+        return network.eval(), torch.zeros(1, *shape)
     except (RuntimeError, TypeError) as e:
         raise OpnormError(f"--input {input}: {e}; expected the shape of one input, such as 3,32,32") from e
 
@@ -269,7 +271,9 @@ def _shape(text: str) -> tuple[int, ...]:
     except ValueError:
         shape = ()
     if not shape or min(shape) < 1:
-        raise OpnormError(f"--input {text!r}: expected numbers with commas between them, such as 3,32,32")
+        raise OpnormError(
+            f"--input {text!r}: expected numbers from 1 on with commas between them, such as 3,32,32"
+        )
     return shape
 
 

@@ -195,7 +195,8 @@ def _tags(call: LayerCall, names: dict[int, str], repeated: bool) -> tuple[str, 
     running = isinstance(layer, BATCH_NORM) and layer.running_var is not None
     if repeated:
         tags.append("called again")
-    shared = {names.setdefault(id(p), call.name) for p in parameters} - {call.name}
+    owners = {names.setdefault(id(p), call.name) for p in parameters}
+    shared = {name for name in owners if not (_is_within(name, call.name) or _is_within(call.name, name))}
     if shared:
         tags.append(f"weights shared with {', '.join(sorted(shared))}")
     if parameters and not any(p.requires_grad for p in parameters):
@@ -207,6 +208,11 @@ def _tags(call: LayerCall, names: dict[int, str], repeated: bool) -> tuple[str, 
     if changed_by_hooks(layer):
         tags.append("has a forward hook, which is not in the norm")
     return tuple(tags)
+
+
+def _is_within(inner: str, outer: str) -> bool:
+    """Whether a module is another one by their names, or a part of it; the name of the whole model is empty."""
+    return inner == outer or not outer or inner.startswith(f"{outer}.")
 
 
 def _with_bar(calls: Sequence[LayerCall]) -> Iterator[LayerCall]:

@@ -21,6 +21,9 @@ def build(width=4):
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Flatten(), nn.Linear(width * 36, 2))
 
+def random():
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 2))
+
 class Control(nn.Module):
     def __init__(self):
         super().__init__()
@@ -98,6 +101,24 @@ def test_the_users_own_network(main, own):
     assert (
         "Lipschitz constant in ℓ1, ℓ∞ not known: its forward goes by values that depend on the input" in out
     )
+
+
+def test_a_network_of_random_weights_is_the_same_each_time_and_in_eval_mode(main, own):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, second = (main("norms", f"{own}.random()", "--input", "1,8,8", "--json")[1] for _ in range(2))
+    assert first == second
+    assert all(row["tags"] == [] for row in json.loads(first)["layers"])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_wrong_number_of_axes_is_said_only_where_it_is_the_cause(main, own):
+    def said(shape):
+        return main("norms", f"{own}.random()", "--input", shape)[2]
+
+    assert "it takes an input of shape (1, 8, 8): is the axis of the batch twice there?" in said("1,1,8,8")
+    assert "is taken for the batch: is it missing?" in said("8,8")
+    assert "batch" not in said("5,8,8")
 
 
 def test_layers_and_plot(main, tmp_path):

@@ -262,6 +262,32 @@ def test_tied_frozen_and_parametrized_weights_are_marked():
     assert float(rows[3].norms[2].lower) == pytest.approx(1, rel=1e-5)
 
 
+def test_a_module_with_weights_of_its_own_shares_none_with_its_parts():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+            self.shift = nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            return self.linear(x) + self.shift
+
+    class Whole(Block):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.tied = Block(), nn.Linear(3, 3)
+            self.tied.weight = self.inner.linear.weight
+
+        def forward(self, x):
+            return super().forward(self.tied(self.inner(x)))
+
+    rows = {row.layer: row.tags for row in measure(Whole(), torch.zeros(1, 3), ords=(1,)).rows}
+    tied = rows.pop("tied")
+    assert tied == ("weights shared with inner.linear",)
+    assert set(rows) == {"inner.linear", "inner", "linear", ""}
+    assert not any(rows.values())
+
+
 def test_batch_norm_in_train_mode_is_marked_and_measured_in_eval_mode():
     layer = nn.BatchNorm2d(2)
     layer.running_var.fill_(0.25)

@@ -86,9 +86,20 @@ def _cause(model: nn.Module, example: Any, e: Exception) -> str:
         return "; does its forward want more? Pass a tuple of arguments or a dict"
     if isinstance(example, Tensor) and not example.is_floating_point() and not example.is_complex():
         return f"; the example is {example.dtype}: are its inputs floating point, as pixels / 255?"
-    if isinstance(example, Tensor):
+    if isinstance(example, Tensor) and _takes(model, example[None]):
         return f"; the first axis of an example of shape {tuple(example.shape)} is taken for the batch: is it missing?"
+    if isinstance(example, Tensor) and len(example) == 1 and example.dim() > 2 and _takes(model, example[0]):
+        return (
+            f"; it takes an input of shape {tuple(example.shape[2:])}: is the axis of the batch twice there?"
+        )
     return ""
+
+
+def _takes(model: nn.Module, example: Tensor) -> bool:
+    try:
+        return bool(_trace(model, (example,), {}))
+    except Exception:  # noqa: BLE001 - whatever the user's own network raises
+        return False
 
 
 def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[LayerCall]:
