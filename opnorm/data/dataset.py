@@ -2,8 +2,9 @@
 
 import functools
 import math
+import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -283,6 +284,20 @@ def _check_images(what: str, images: object) -> None:
         raise DataError(f"{what}: none; expected at least 1. Likely cause: a filter that keeps no row")
     if images.numel() == 0:
         raise DataError(f"{what} have shape {tuple(images.shape)}; expected no dimension of size 0")
+    if _channels_are_last(images.shape):
+        warnings.warn(
+            f"{what} have shape {tuple(images.shape)}, taken as (N, C, H, W): {images.shape[1]} channels of "
+            f"{images.shape[2]} x {images.shape[3]} pixels. Is the axis of the channels last? images.permute(0, 3, 1, 2) "
+            "makes it the second",
+            stacklevel=4,
+        )
+
+
+def _channels_are_last(shape: Sequence[int]) -> bool:
+    """Whether a shape (N, a, b, c) is that of color images or square gray ones as (N, H, W, C)."""
+    if len(shape) != 4 or min(shape[1:3]) <= 4:
+        return False
+    return shape[3] in (3, 4) or (shape[3] == 1 and shape[1] == shape[2])
 
 
 def _not_finite(images: Tensor) -> str:

@@ -168,3 +168,18 @@ def test_refuses(arguments, message):
     with pytest.raises(DataError, match=message) as error:
         make(**arguments)
     assert str(error.value).startswith("mine")
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (8, 9, 3), (64, 64, 4)])
+def test_channels_that_are_last_are_named(shape):
+    with pytest.warns(UserWarning, match=r"Is the axis of the channels last\? images.permute\(0, 3, 1, 2\)"):
+        make(split(6, shape), split(4, shape))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(3, 8, 8), (1, 8, 8), (3, 8, 3), (64, 3, 3), (22, 100, 1), (22, 1, 1), (9,), (4, 9), (8, 8, 8, 1)],
+)
+def test_channels_that_are_first_are_taken_without_a_word(shape, recwarn):
+    make(split(6, shape), split(4, shape))
+    assert not recwarn.list
