@@ -4,7 +4,15 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
-from opnorm._core.settings import Mode, check_amounts, check_choice, check_count, check_number, is_number
+from opnorm._core.settings import (
+    Mode,
+    check_amounts,
+    check_choice,
+    check_count,
+    check_number,
+    in_quotes,
+    is_number,
+)
 from opnorm.errors import AttackError, SpecError
 
 __all__ = [
@@ -103,7 +111,7 @@ def check_settings(*, any_norm: bool = False, **settings: object) -> None:
         elif name == "norm":
             _check_norm(value, any_norm)
         elif name in RANGES and not RANGES[name][0](value):
-            raise AttackError(f"{name}={value!r}: expected {RANGES[name][1]}")
+            raise AttackError(f"{name}={value!r}: expected {RANGES[name][1]}{in_quotes(value)}")
     norm, eps = settings.get("norm"), settings.get("eps")
     if norm == math.inf and isinstance(eps, int | float) and eps > 1:
         raise AttackError(
@@ -114,10 +122,12 @@ def check_settings(*, any_norm: bool = False, **settings: object) -> None:
 def _check_norm(value: object, any_norm: bool) -> None:
     from_one_on = not isinstance(value, bool) and (value == math.inf or (is_number(value) and value >= 1))
     if not from_one_on and any_norm:
-        raise AttackError(f"norm={value!r}: expected a number from 1 on, such as 1, 2 or inf")
+        raise AttackError(
+            f"norm={value!r}: expected a number from 1 on, such as 1, 2 or inf{in_quotes(value)}"
+        )
     if not any_norm and (not from_one_on or value not in (1, 2, math.inf)):
         others = "; pgd and fgsm, and training on them, take any norm from 1 on" if from_one_on else ""
-        raise AttackError(f"norm={value!r}: expected 1, 2 or inf{others}")
+        raise AttackError(f"norm={value!r}: expected 1, 2 or inf{others}{in_quotes(value)}")
 
 
 def check_ascent(

@@ -1,6 +1,7 @@
 """Checks of settings: every message names the value and the expected form."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Literal, TypeGuard, get_args
 
@@ -19,12 +20,16 @@ __all__ = [
     "check_sample",
     "check_seed",
     "check_shares",
+    "in_quotes",
     "is_number",
 ]
 
 Mode = Literal["eval", "train", "as is"]
 """The mode in which a model is used; ``as is`` leaves every module in its own."""
 MODES = get_args(Mode)
+
+NUMBER = re.compile(r"\s*[-+]?(\d[\d.e+-]*(/\d[\d.]*)?|(math\.)?inf)\s*", re.IGNORECASE)
+"""A number as text."""
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -45,7 +50,15 @@ def check_number(
 ) -> None:
     """Raise unless least ≤ value ≤ most and above < value < below; ``expected`` is that range in words, for the message."""
     if not is_number(value) or not (least <= value <= most and above < value < below):
-        raise error(f"{name}={value!r}: expected {expected}")
+        raise error(f"{name}={value!r}: expected {expected}{in_quotes(value)}")
+
+
+def in_quotes(value: object) -> str:
+    """The end of a message where a number is given as text, such as ``"inf"`` or ``"8/255"``; empty elsewhere."""
+    if not isinstance(value, str) or not NUMBER.fullmatch(value):
+        return ""
+    infinite = ": inf in a call, math.inf in Python" if "inf" in value.lower() else ""
+    return f"; a number has no quotes{infinite}"
 
 
 def check_count(
@@ -82,7 +95,8 @@ def check_choice(
     """Raise unless a setting is one of the choices; True is not 1 here."""
     if isinstance(value, bool) or value not in choices:
         *first, last = (choice if isinstance(choice, float | int) else repr(choice) for choice in choices)
-        raise error(f"{name}={value!r}: expected {', '.join(map(str, first))} or {last}")
+        hint = in_quotes(value) if any(isinstance(choice, float | int) for choice in choices) else ""
+        raise error(f"{name}={value!r}: expected {', '.join(map(str, first))} or {last}{hint}")
 
 
 def check_positive(**numbers: object) -> None:
