@@ -125,6 +125,12 @@ def data_folder() -> Path:
 
 
 @pytest.fixture
+def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where what Square finds is not the matter: its 300 queries are half of an evaluation, and most of its time."""
+    monkeypatch.setattr("opnorm.attacks._masking_points.QUERIES", 20)
+
+
+@pytest.fixture
 def main(capsys, monkeypatch, tmp_path):
     """``main(*args)`` in this process and the test's folder: (exit status, stdout, stderr)."""
     from opnorm.cli import main as run

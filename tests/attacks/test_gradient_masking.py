@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from opnorm.attacks import _masking_points, autoattack, fgsm, pgd
+from opnorm.attacks import autoattack, fgsm, pgd
 from opnorm.attacks.gradient_masking import GradientMaskingReport, Indicator, check_gradient_masking
 from opnorm.attacks.result import AttackResult, StageResult
 from opnorm.runs.attack_evaluation import evaluate
@@ -20,12 +20,6 @@ ATTACKS = {
 }
 BY_PGD = ["pgd", pytest.param("autoattack", marks=pytest.mark.slow)]
 """For masks that both find in the same way."""
-
-
-@pytest.fixture
-def few_queries(monkeypatch):
-    """For tests of what other experiments find: Square's 300 queries take more than half of the time."""
-    monkeypatch.setattr(_masking_points, "QUERIES", 20)
 
 
 def judged(model, attack, n=50, **settings):
@@ -70,6 +64,7 @@ def test_rounding_with_a_made_up_gradient(attack):
     assert "the input layer" in judged(model, ATTACKS[attack](math.inf))[1]
 
 
+@pytest.mark.usefixtures("few_queries")
 @pytest.mark.parametrize("attack", BY_PGD)
 def test_a_saturated_softmax(attack):
     _, bad = judged(saturates(), ATTACKS[attack](math.inf))
@@ -77,6 +72,7 @@ def test_a_saturated_softmax(attack):
     assert "the gradient of cross-entropy is exactly zero" in bad["the softmax"]
 
 
+@pytest.mark.usefixtures("few_queries")
 @pytest.mark.parametrize("attack", BY_PGD)
 def test_probabilities_of_a_saturated_softmax(attack):
     model = Around(after=lambda z: (100 * z).softmax(1))
@@ -89,6 +85,7 @@ def test_probabilities_of_a_saturated_softmax(attack):
     )  # which is flat where a probability is near 1
 
 
+@pytest.mark.usefixtures("few_queries")
 @pytest.mark.parametrize("attack", BY_PGD)
 def test_a_random_layer(attack):
     _, bad = judged(draws(), ATTACKS[attack](math.inf))
@@ -96,6 +93,7 @@ def test_a_random_layer(attack):
     assert 'use version="rand"' in bad["the random layers"]
 
 
+@pytest.mark.usefixtures("few_queries")
 def test_a_random_layer_that_was_averaged_out():
     report, bad = judged(
         draws(0.02), autoattack(eps=0.02, version="rand", attacks=("apgd-ce",), batch=400), n=6
@@ -199,12 +197,14 @@ def test_an_honest_model_shows_no_mask_at_any_radius(eps):
     assert judged(honest(), pgd(eps=eps, steps=20))[1].keys() <= {"the attack"}
 
 
+@pytest.mark.usefixtures("few_queries")
 @pytest.mark.parametrize("scale", [0.01, 1, 100])
 def test_the_scale_of_logits_is_no_mask(scale):
     bad = judged(Around(after=lambda z: scale * z), pgd(eps=0.05, steps=20))[1]
     assert bad.keys() <= {"the attack", *(["the softmax"] if scale == 100 else [])}
 
 
+@pytest.mark.usefixtures("few_queries")
 @pytest.mark.parametrize(("steepness", "flat"), [(1.0, False), (1.5, False), (3.0, True)])
 def test_logits_that_level_off_are_a_mask_only_where_they_are_flat(steepness, flat):
     """As after many layer norms: the loss changes 3 and 9 times as much between images as at them; then 600 times."""

@@ -13,6 +13,8 @@ from opnorm.attacks import pgd
 from opnorm.runs.attack_evaluation import evaluate
 from opnorm.runs.build import make_data, restore
 
+pytestmark = pytest.mark.usefixtures("few_queries")
+
 MODULE = """
 import torch
 from torch import nn

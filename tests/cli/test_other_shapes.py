@@ -9,6 +9,8 @@ import torch
 from opnorm.data import Dataset, Split
 from opnorm.errors import DataError
 
+pytestmark = pytest.mark.usefixtures("few_queries")
+
 CODE = """
 import torch
 from torch import nn

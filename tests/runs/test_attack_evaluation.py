@@ -23,6 +23,8 @@ from tests.attacks.test_contract import exactly_inside
 from tests.attacks.victims import images
 from tests.runs import processes
 
+pytestmark = pytest.mark.usefixtures("few_queries")
+
 FAST = ("apgd-ce", "apgd-t")
 TENSORS = ("points", "correct", "certified", "misclassified", "stage_index")
 

@@ -23,6 +23,8 @@ from opnorm.runs.training_run import run_training
 from tests.attacks.honest import honest, points
 from tests.runs.processes import timeless
 
+pytestmark = pytest.mark.usefixtures("few_queries")
+
 
 def flip(path: Path, chance: random.Random) -> None:
     """One bit of the file, anywhere."""

@@ -21,6 +21,8 @@ from opnorm.runs.run import Run
 from opnorm.runs.store import Store
 from tests.attacks.honest import points
 
+pytestmark = pytest.mark.usefixtures("few_queries")
+
 LAB = {
     "nets.py": """
 import torch

@@ -10,6 +10,8 @@ import pytest
 from opnorm._core.files import read_json, write_json
 from opnorm.models import cnn, resnet, save
 
+pytestmark = pytest.mark.usefixtures("few_queries")
+
 EVIL = """
 from pathlib import Path
 Path("ran").touch()
