@@ -67,6 +67,30 @@ def test_a_command_loads_what_it_needs():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+WORK = """
+import sys, torch
+from torch import nn
+from opnorm import data, models, training
+from opnorm.norms import lipschitz_bound
+
+def loaded(*names):
+    print([name for name in names if name in sys.modules])
+
+digits = data.digits()
+loaded("pyarrow", "PIL", "rich", "huggingface_hub")
+assert "gru" in str(lipschitz_bound(nn.Sequential(nn.Linear(2, 2), nn.GRU(2, 2)), torch.zeros(1, 2), 1))
+loaded("torch._dynamo", "torch._inductor", "sympy")
+training.train(models.cnn(width=2, in_shape=(1, 8, 8)), digits, training.TrainingSettings(epochs=1))
+loaded("torch._dynamo", "torch._inductor", "sympy")
+"""
+
+
+def test_work_loads_what_it_needs():
+    """The digits need no reader of files; a bound of a network and a training do without torch's compiler."""
+    done = python(WORK)
+    assert (done.returncode, done.stdout) == (0, "[]\n[]\n[]\n"), done.stderr
+
+
 def test_import_does_not_load_torch():
     done = python("import sys, opnorm; assert 'torch' not in sys.modules")
     assert done.returncode == 0, done.stderr

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.sparse.linalg import svds
 from torch import nn
 
 from opnorm._core.layers import overrides
@@ -42,6 +41,8 @@ def check_map(layer, shape):
 
 
 def test_the_same_map_in_scipy():
+    from scipy.sparse.linalg import svds  # a second for every process that collects this file
+
     conv = nn.Conv2d(2, 3, 3, stride=2, padding=1)
     A = linear_map(conv, (2, 5, 4))
     M, operator = A.to_dense().numpy(), A.to_scipy()

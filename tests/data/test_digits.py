@@ -1,7 +1,4 @@
 import hashlib
-import json
-import subprocess
-import sys
 
 import torch
 
@@ -52,12 +49,3 @@ def test_remembers_its_call_and_is_built_from_text():
     assert str(spec.spec_of(digits())) == "digits()"
     assert spec.build("digits", "data set").image_shape == (1, 8, 8)
     assert {"digits", "folder", "hf", "parquet"} <= set(spec.names("data set"))
-
-
-def test_needs_no_reader():
-    code = (
-        "import sys, json; from opnorm.data import digits; digits();"
-        "print(json.dumps([m for m in ('pyarrow', 'PIL', 'rich', 'huggingface_hub') if m in sys.modules]))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == []

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
+import scipy  # its modules load where they are used
 
 from opnorm.errors import RunError
 from opnorm.studies._shared.paired_tests import Comparison, holm
@@ -28,7 +28,7 @@ def test_the_exact_test_of_mcnemar_is_about_these_networks():
     found = Comparison.of_shares("", [first], [second])
     assert found.effect == pytest.approx(0.09)
     assert found.points == 100
-    assert found.mcnemar == pytest.approx(stats.binomtest(12, 15, 0.5).pvalue)
+    assert found.mcnemar == pytest.approx(scipy.stats.binomtest(12, 15, 0.5).pvalue)
     assert found.over_seeds is None
     low, high = found.over_points
     assert 0.01 < low < found.effect < high < 0.18
@@ -42,9 +42,11 @@ def test_the_exact_test_of_mcnemar_is_about_these_networks():
 def test_values_are_the_test_of_student():
     values = (0.3, 0.5, 0.4, 0.45)
     found = Comparison("", values)
-    assert found.p_above(0.2) == pytest.approx(stats.ttest_1samp(values, 0.2, alternative="greater").pvalue)
+    assert found.p_above(0.2) == pytest.approx(
+        scipy.stats.ttest_1samp(values, 0.2, alternative="greater").pvalue
+    )
     assert found.p_above(0.2) + found.p_below(0.2) == pytest.approx(1)
-    assert found.over_seeds == pytest.approx(stats.ttest_1samp(values, 0).confidence_interval(0.95))
+    assert found.over_seeds == pytest.approx(scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95))
     assert found.over_points is None
 
 
@@ -62,19 +64,19 @@ def test_shares_are_tested_over_seeds_and_over_points():
     few_points[:, :3] = True
     few_points[0, 3] = True
     found = Comparison.of_shares("", list(few_points), [np.zeros(400, bool)] * 5)
-    student = stats.ttest_1samp(found.by_seed, 0, alternative="greater").pvalue
+    student = scipy.stats.ttest_1samp(found.by_seed, 0, alternative="greater").pvalue
     assert student < 0.001 < 0.05 < found.p_above(0)
     at_points = [*few_points.mean(0), 1, -1]
-    both = stats.ttest_ind_from_stats(
+    both = scipy.stats.ttest_ind_from_stats(
         found.effect, 1 / 400, 5, 0, np.std(at_points, ddof=1), 402, equal_var=False, alternative="greater"
     )
     assert found.p_above(0) == pytest.approx(both.pvalue)
     few_seeds = np.zeros((3, 400), bool)
     few_seeds[0, :200] = True
     found = Comparison.of_shares("", list(few_seeds), [np.zeros(400, bool)] * 3)
-    over_points = stats.ttest_1samp(few_seeds.mean(0), 0, alternative="greater").pvalue
+    over_points = scipy.stats.ttest_1samp(few_seeds.mean(0), 0, alternative="greater").pvalue
     assert over_points < 0.001 < 0.05 < found.p_above(0)
-    assert found.p_above(0) >= stats.ttest_1samp(found.by_seed, 0, alternative="greater").pvalue > 0.2
+    assert found.p_above(0) >= scipy.stats.ttest_1samp(found.by_seed, 0, alternative="greater").pvalue > 0.2
 
 
 @pytest.mark.parametrize("values", [(0.1, 0.1), (0.1,) * 3, (0.1 + 0.2, 0.3), (0.0, 0.0)])
@@ -88,18 +90,18 @@ def test_counts_have_a_least_spread():
     """That of one step: of one layer, or of one point."""
     equal = Comparison.of_counts("", [[True] * 9 + [False]] * 3, 0.5)
     assert equal.by_seed == pytest.approx((0.4, 0.4, 0.4))
-    assert equal.p_above(0) == pytest.approx(stats.t.sf(0.4 / 0.1 * math.sqrt(3), 2))
+    assert equal.p_above(0) == pytest.approx(scipy.stats.t.sf(0.4 / 0.1 * math.sqrt(3), 2))
     low, high = equal.over_seeds
     assert low < 0.4 < high
     spread = Comparison.of_counts("", [[True] * n + [False] * (10 - n) for n in (2, 9, 6)], 0.5)
     assert spread.p_above(0) == pytest.approx(
-        stats.ttest_1samp([-0.3, 0.4, 0.1], 0, alternative="greater").pvalue
+        scipy.stats.ttest_1samp([-0.3, 0.4, 0.1], 0, alternative="greater").pvalue
     )
     same = Comparison.of_shares("", [np.ones(9, bool)] * 2, [np.ones(9, bool)] * 2)
     assert same.p_above(0) >= 0.5 <= same.p_below(0)
     assert same.over_points == (0, 0)
     ahead = Comparison.of_shares("", [np.arange(400) < 220] * 2, [np.arange(400) < 200] * 2)
-    assert ahead.p_above(0) == pytest.approx(stats.t.sf(20 * math.sqrt(2), 1))
+    assert ahead.p_above(0) == pytest.approx(scipy.stats.t.sf(20 * math.sqrt(2), 1))
     with pytest.raises(RunError, match="nothing to count"):
         Comparison.of_counts("", [[]], 0.5)
 
@@ -128,14 +130,14 @@ def test_differences_between_equal_methods_are_rarely_found(seeds, between):
             for own in rng.normal(size=(2, points))
         ]
         wrong += Comparison.of_shares("", list(counted[0]), list(counted[1])).p_above(0) < 0.05
-    assert wrong <= stats.binom.ppf(0.999, trials, 0.05)
+    assert wrong <= scipy.stats.binom.ppf(0.999, trials, 0.05)
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_differences_between_equal_values_are_rarely_found(seeds):
     values = np.random.default_rng(1).normal(size=(400, seeds))
     wrong = sum(Comparison("", tuple(row)).p_above(0) < 0.05 for row in values.tolist())
-    assert wrong <= stats.binom.ppf(0.999, 400, 0.05)
+    assert wrong <= scipy.stats.binom.ppf(0.999, 400, 0.05)
 
 
 def test_true_differences_are_found_with_three_seeds():

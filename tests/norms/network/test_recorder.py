@@ -3,8 +3,6 @@
 import gc
 import linecache
 import re
-import subprocess
-import sys
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
@@ -195,17 +193,6 @@ def test_nothing_stays_after_a_call():
     after, more_lines = counts()
     assert more_lines == lines
     assert not {kind: after[kind] - before[kind] for kind in after if after[kind] - before[kind] >= calls}
-
-
-def test_the_compiler_is_not_imported():
-    code = (
-        "import sys, torch, opnorm; from torch import nn; from opnorm.norms import lipschitz_bound\n"
-        "print(lipschitz_bound(nn.Sequential(nn.Linear(2, 2), nn.GRU(2, 2)), torch.zeros(1, 2), 1))\n"
-        "print([m for m in ('torch._dynamo', 'torch._inductor', 'sympy') if m in sys.modules])"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "gru" in out
-    assert out.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("name", ["relu", "silu", "sort", "flatten"])
