@@ -47,6 +47,86 @@ def never_back(news, index) -> bool:
     return all(b >= a - 1 / EPOCHS for a, b in pairwise(shares))
 
 
+# ---------------------------------------------------------------- without a cluster
+
+
+def test_ray_is_not_installed(monkeypatch):
+    monkeypatch.setattr(ray_module, "find_spec", lambda name: None)
+    with pytest.raises(RunError, match=r"pip install 'opnorm\[ray\]'"):
+        RayEngine()
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [("127.0.0.1:1", "no cluster answers at 127.0.0.1:1"), ("ray://host", "expected ray://HOST:PORT")],
+)
+def test_a_cluster_that_cannot_be_reached(main, address, said):
+    status, out, err = main("study", "tour", "--engine", "ray", "--ray-address", address)
+    assert (status, out) == (2, "")
+    assert said in err.splitlines()[-1]
+
+
+def test_the_address_of_a_head_of_this_machine_is_said(main):
+    """127.0.0.2 is this machine, too, and nothing listens there."""
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        port = head.getsockname()[1]
+        for scheme in ("", "ray://"):
+            _, _, err = main("study", "tour", "--engine", "ray", "--ray-address", f"{scheme}127.0.0.2:{port}")
+            assert f"no cluster answers at {scheme}127.0.0.2:{port}, and one may at 127.0.0.1:{port}" in err
+            assert f"try --ray-address {scheme}127.0.0.1:{port}" in err
+            assert ("--ray-address auto" in err) == (not scheme)
+
+
+def test_a_head_on_another_port_is_found_where_ray_has_written_it(main, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+        _, _, err = main("study", "tour", "--engine", "ray", "--ray-address", "localhost:1")
+    assert f"no cluster answers at localhost:1, and one may at {address}" in err
+
+
+def test_a_cluster_that_never_answers(tiny, store, monkeypatch):
+    monkeypatch.setattr(ray_module, "REACHED", 3.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(RunError, match=f"the cluster {address} has not answered in time"):
+            run_study(few([tiny]), store, engine=RayEngine(address))
+
+
+@pytest.mark.parametrize("option", [("--ray-address", "auto"), ("--storage", "s3://bucket")])
+def test_options_of_a_cluster_without_one(main, option):
+    status, _, err = main("study", "tour", *option)
+    assert status == 2
+    assert f"{option[0]} {option[1]}: expected with --engine ray only" in err
+
+
+@pytest.mark.parametrize("url", ["", "file"])
+def test_two_drivers_on_one_study(tiny, store, tmp_path, url, monkeypatch):
+    monkeypatch.setattr(driver_lock, "BEAT", 0.2)
+    url = url and f"file://{tmp_path}/there"
+    other = Store(tmp_path / "other") if url else store  # under a URL each has its own folder
+    with (
+        only_driver(hash_of([tiny.key]), store, url),
+        pytest.raises(BusyError, match=r"another driver.* is at this study"),
+    ):
+        run_study(few([tiny]), other, engine=RayEngine(storage=url))
+    with only_driver(hash_of([tiny.key]), other, url):  # once the first has ended
+        pass
+
+
+def test_a_driver_takes_over_from_one_that_has_died(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(driver_lock, "DEAD", 0.5)
+    (tmp_path / "there" / ".drivers").mkdir(parents=True)
+    (tmp_path / "there" / ".drivers" / "few.json").write_text('{"host": "a", "process": 1, "beat": 7}')
+    with only_driver("few", store, f"file://{tmp_path}/there"):
+        pass
+
+
+# ---------------------------------------------------------------- with a cluster, last: it is ended with the file
+
+
 @pytest.fixture(scope="module")
 def two_nodes():
     with cluster(ray_client_server_port=CLIENT_PORT) as nodes:
@@ -178,80 +258,3 @@ def test_other_ways_to_a_cluster(nodes, tiny, store, monkeypatch, how):
     (result,) = run_study(few([tiny]), store, engine=engine)
     assert not result.failure
     assert result.rows
-
-
-# ---------------------------------------------------------------- without a cluster
-
-
-def test_ray_is_not_installed(monkeypatch):
-    monkeypatch.setattr(ray_module, "find_spec", lambda name: None)
-    with pytest.raises(RunError, match=r"pip install 'opnorm\[ray\]'"):
-        RayEngine()
-
-
-@pytest.mark.parametrize(
-    ("address", "said"),
-    [("127.0.0.1:1", "no cluster answers at 127.0.0.1:1"), ("ray://host", "expected ray://HOST:PORT")],
-)
-def test_a_cluster_that_cannot_be_reached(main, address, said):
-    status, out, err = main("study", "tour", "--engine", "ray", "--ray-address", address)
-    assert (status, out) == (2, "")
-    assert said in err.splitlines()[-1]
-
-
-def test_the_address_of_a_head_of_this_machine_is_said(main):
-    """127.0.0.2 is this machine, too, and nothing listens there."""
-    with socket.create_server(("127.0.0.1", 0)) as head:
-        port = head.getsockname()[1]
-        for scheme in ("", "ray://"):
-            _, _, err = main("study", "tour", "--engine", "ray", "--ray-address", f"{scheme}127.0.0.2:{port}")
-            assert f"no cluster answers at {scheme}127.0.0.2:{port}, and one may at 127.0.0.1:{port}" in err
-            assert f"try --ray-address {scheme}127.0.0.1:{port}" in err
-            assert ("--ray-address auto" in err) == (not scheme)
-
-
-def test_a_head_on_another_port_is_found_where_ray_has_written_it(main, tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    with socket.create_server(("127.0.0.1", 0)) as head:
-        address = f"127.0.0.1:{head.getsockname()[1]}"
-        (tmp_path / "ray").mkdir()
-        (tmp_path / "ray" / "ray_current_cluster").write_text(address)
-        _, _, err = main("study", "tour", "--engine", "ray", "--ray-address", "localhost:1")
-    assert f"no cluster answers at localhost:1, and one may at {address}" in err
-
-
-def test_a_cluster_that_never_answers(tiny, store, monkeypatch):
-    monkeypatch.setattr(ray_module, "REACHED", 3.0)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        address = f"127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(RunError, match=f"the cluster {address} has not answered in time"):
-            run_study(few([tiny]), store, engine=RayEngine(address))
-
-
-@pytest.mark.parametrize("option", [("--ray-address", "auto"), ("--storage", "s3://bucket")])
-def test_options_of_a_cluster_without_one(main, option):
-    status, _, err = main("study", "tour", *option)
-    assert status == 2
-    assert f"{option[0]} {option[1]}: expected with --engine ray only" in err
-
-
-@pytest.mark.parametrize("url", ["", "file"])
-def test_two_drivers_on_one_study(tiny, store, tmp_path, url, monkeypatch):
-    monkeypatch.setattr(driver_lock, "BEAT", 0.2)
-    url = url and f"file://{tmp_path}/there"
-    other = Store(tmp_path / "other") if url else store  # under a URL each has its own folder
-    with (
-        only_driver(hash_of([tiny.key]), store, url),
-        pytest.raises(BusyError, match=r"another driver.* is at this study"),
-    ):
-        run_study(few([tiny]), other, engine=RayEngine(storage=url))
-    with only_driver(hash_of([tiny.key]), other, url):  # once the first has ended
-        pass
-
-
-def test_a_driver_takes_over_from_one_that_has_died(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(driver_lock, "DEAD", 0.5)
-    (tmp_path / "there" / ".drivers").mkdir(parents=True)
-    (tmp_path / "there" / ".drivers" / "few.json").write_text('{"host": "a", "process": 1, "beat": 7}')
-    with only_driver("few", store, f"file://{tmp_path}/there"):
-        pass
