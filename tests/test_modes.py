@@ -179,6 +179,7 @@ def same(a, b):
 WANTED = {}
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("modes", [*(pytest.param(m, id=", ".join(m)) for m in TOGETHER), *SLOW])
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.filterwarnings("ignore")

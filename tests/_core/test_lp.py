@@ -91,6 +91,7 @@ def test_on_sphere_by_hand():
     assert on_sphere(w, 2)[2].tolist() == [1, 0, 0]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("p", "q"), CELLS)
 @pytest.mark.parametrize("shape", [(1, 5), (5, 1), (4, 6), (6, 4)])
 def test_every_cell_from_below_and_reached_from_some_start(p, q, shape):

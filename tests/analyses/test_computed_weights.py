@@ -55,6 +55,7 @@ def same(found, expected):
     return found == (pytest.approx(expected, rel=1e-3) if isinstance(expected, float) else expected)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("call", CALLS)
 def test_rows_are_those_of_the_weights_now_and_nothing_moves(call, network):
     analysis, toy = spec.build(call, "analysis"), data()

@@ -339,6 +339,7 @@ def test_progress_ends_with_all_points():
     assert {n for _, n in told} == {20}
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("norm", [math.inf, 2, 1])
 @pytest.mark.parametrize("name", ["apgd", "fab", "square"])
 def test_points_may_have_radii_of_their_own(norm, name):

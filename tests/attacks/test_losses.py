@@ -72,6 +72,7 @@ def test_dlr_does_not_depend_on_the_scale_and_two_classes_have_the_margin():
     assert torch.equal(pgd(loss="dlr")(net(classes=2), x, y % 2), pgd(loss="cw")(net(classes=2), x, y % 2))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("norm", [1, 2, math.inf])
 @pytest.mark.parametrize("exponent", [-90, 70])
 def test_the_scale_of_logits_does_not_matter_to_an_attack(norm, exponent):

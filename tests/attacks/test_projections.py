@@ -253,6 +253,7 @@ def test_seeds_and_streams_and_points_are_independent():
     assert not torch.isin(point_keys(flipped, 0), point_keys(x, 0)).any()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("norm", [1, 2, 3, math.inf])
 @pytest.mark.parametrize("name", ["project", "near"])
 def test_projections_are_differentiable(norm, name):

@@ -141,6 +141,7 @@ class Net(nn.Module):
         return self.last(nn.functional.prelu(x, self.slopes).flatten(1))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("layer", [nn.GELU(), nn.Sigmoid(), nn.LeakyReLU(), nn.PReLU(1, 1.5)], ids=str)
 @pytest.mark.parametrize("norm", [2, math.inf])
 def test_certified_points_withstand_an_attack(layer, norm):

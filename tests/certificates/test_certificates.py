@@ -207,6 +207,7 @@ def wrong_under_attack(norm, eps):
         return honest()(found).argmax(1) != y
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("method", [*METHODS, "auto"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_no_certified_point_is_misclassified(norm, method):
@@ -233,6 +234,7 @@ def linear(inputs=6, classes=4):
     return nn.Sequential(nn.Flatten(), nn.Linear(inputs, classes))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("method", ["crown-ibp", "crown", "auto", "lipschitz"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_on_a_linear_network_it_is_exact(norm, method):

@@ -46,6 +46,7 @@ def test_is_what_all_pairs_give(norm, seed, shape, spread, classes):
     assert found.eps == found.distance / 2
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("split", ["train", "test", "all"])
 def test_digits(norm, split):

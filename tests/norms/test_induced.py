@@ -206,6 +206,7 @@ def test_layers(layer, shape):
     assert two.upper >= sigma * (1 - 1e-12)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("p", "q"), [(2, 1), (INF, 2), (INF, 1), (3, 1.5), (1.5, 3), (4, 4)])
 @on_cases([*CASES[3:6], PADDED_CASES[0], TRANSPOSED_CASES[1], WEIGHTLESS_CASES[9]])
 def test_large_layers_are_intervals(monkeypatch, layer, shape, p, q):

@@ -78,6 +78,7 @@ def plain(layer):
     return new
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("p", "norm"), [(1, l1), (math.inf, linf)])
 def test_norm_decay_trains_the_parameters_behind_the_weight(style, p, norm):
     """The gradients of all parameters are those of the norms, by differences of the parameters themselves."""
@@ -174,6 +175,7 @@ def test_frozen_ones_are_left_alone(style):
         norm_decay(1)(model, X)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     "case", ["norm_decay(p=inf, beta=0.1)", 'norm_decay(p=1, beta=0.1, form="code")', *PENALTIES]
 )

@@ -40,6 +40,7 @@ class TestInputGradient:
         assert found.constant == pytest.approx(1, abs=1e-9)
         assert [f.name for f in found.factors] == ["0", "1"]
 
+    @pytest.mark.each_value
     @pytest.mark.parametrize(
         "make",
         [

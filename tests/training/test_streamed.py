@@ -65,6 +65,7 @@ def test_any_number_of_processes_gives_the_same_bits(file, monkeypatch):
     assert equal(runs[0], runs[2])
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("stop", [(1, 1), (1, 3), (2, 4)])
 def test_stopped_inside_an_epoch_and_resumed(file, monkeypatch, tmp_path, stream, stop):

@@ -142,6 +142,7 @@ def test_a_grid_of_frequencies_misses_no_peak(seed):
         assert not border_regions._exceeding_on_grid(t, peak * 1.1, 0.9)[group]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("mode", MODES[:2])
 @pytest.mark.parametrize(
     ("kernel", "channels", "size", "stride"), [(3, 1, 40, 1), (5, 2, 56, 1), (3, 4, 48, 2)]
