@@ -132,11 +132,11 @@ def test_points_do_not_depend_on_batch_or_order(norm, targets):
     assert torch.equal(attack.closest(model, x, y).points, whole.points)
     other = attack.closest(model, x[order], y[order])
     assert torch.allclose(other.distance, whole.distance[order], rtol=1e-9)
-    for i in range(12):
+    for i in range(0, 12, 4):
         one = attack.closest(model, x[i : i + 1], y[i : i + 1])
         assert torch.allclose(one.distance, whole.distance[i], rtol=1e-9)
     misclassified = model(attack(model, x, y)).argmax(1) != y
-    for i in range(12):
+    for i in range(0, 12, 4):
         assert (model(attack(model, x[i : i + 1], y[i : i + 1])).argmax(1) != y[i]) == misclassified[i]
 
 

@@ -166,9 +166,9 @@ def test_proposals_stay_in_the_ball_and_change_two_squares_at_most(norm, shape):
 def test_away_from_the_box_no_length_is_lost(norm, shape):
     x = torch.full((20, *shape), 0.5) + 0.01 * images(20, shape)[0]
     eps = 0.3
-    batch, search = batch_of(x, norm, eps), Square(norm, 200)
+    batch, search = batch_of(x, norm, eps), Square(norm, 100)
     state = search.start(batch)
-    for k in range(200):
+    for k in range(100):
         d = (state.z.double() - x.double()).flatten(1)
         assert torch.allclose(
             torch.linalg.vector_norm(d, norm, dim=1), torch.full((20,), eps).double(), rtol=5e-5
@@ -301,7 +301,7 @@ def test_points_do_not_depend_on_batch_or_order(norm, stop):
     together = attack(model, x, y)
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(attack(model, x[order], y[order]), together[order], atol=1e-12)
-    for i in range(16):
+    for i in range(0, 16, 4):
         assert torch.allclose(attack(model, x[i : i + 1], y[i : i + 1])[0], together[i], atol=1e-12)
 
 

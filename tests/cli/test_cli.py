@@ -68,10 +68,10 @@ def stubborn():
 def oops():
     raise RuntimeError("two\\nlines")
 
-def study(lr=0.05):
+def study(lr=0.05, seeds=1):
     from dataclasses import replace
     from opnorm.studies import tour
-    whole = tour(size="smoke", seeds=1, limit=50, model="cnn(width=2)", lr=lr)
+    whole = tour(size="smoke", seeds=seeds, limit=50, model="cnn(width=2)", lr=lr)
     return replace(whole, runs=whole.runs[:4])
 """
 
@@ -222,9 +222,7 @@ def test_study_dry_run(cli, here):
     )
     assert lines[len(runs) + 2].startswith("- measured: one training step of ")
     assert any("analyses not counted" in line for line in lines)
-    plan = json.loads(
-        cli("study", "tour", "--dry-run", "--json", "--seeds", "2", "--model", "mlp(width=4)")[1]
-    )
+    plan = json.loads(cli("study", "my_module.study()", "--dry-run", "--json", "--seeds", "2")[1])
     assert plan["estimate"]["seconds"] > 0
     assert plan["estimate"]["disk"] > 0
     rows = plan["runs"]

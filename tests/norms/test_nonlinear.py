@@ -102,7 +102,7 @@ def test_constants_bound_jacobians_and_are_approached(layer, shape):
     if getattr(layer, "running_var", None) is not None:
         layer.running_var.uniform_(0.5, 2)
     points = [
-        torch.randn(shape, dtype=torch.float64) * scale for scale in (1e-4, 0.1, 1, 8) for _ in range(25)
+        torch.randn(shape, dtype=torch.float64) * scale for scale in (1e-4, 0.1, 1, 8) for _ in range(8)
     ]
     n = math.prod(shape)
     peaks = (

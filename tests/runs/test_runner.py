@@ -19,7 +19,7 @@ from opnorm.runs.engines import local as local_module
 from opnorm.runs.run import Result, Run
 from opnorm.runs.runner import Study, StudyProgress, run_study
 from opnorm.runs.store import Store
-from opnorm.runs.study_page import write_study
+from opnorm.runs.study_page import page_path, write_study
 from opnorm.runs.training_run import run_training
 from opnorm.studies import tour
 from tests.runs import processes
@@ -186,7 +186,7 @@ def test_the_tour_without_training(store):
 
 def test_the_tours_numbers_are_those_of_its_runs(store, tmp_path):
     made = tour(**(SMALL | {"seeds": 2}))
-    made = replace(made, runs=made.runs[:4])
+    made = replace(made, runs=made.runs[:2])
     results = run_study(made, store, jobs=1)
     page = write_study(made, results, store, "svg")
     report = json.loads((page.parent / "report.json").read_text())
@@ -202,8 +202,8 @@ def test_the_tours_numbers_are_those_of_its_runs(store, tmp_path):
         sum(r["accuracy"] for r in robust) / 2
     )
     assert len(list((page.parent / "figures").glob("*.svg"))) >= 4
-    assert write_study(made, results, store) == page, "the same study has the same page"
-    assert write_study(replace(made, runs=made.runs[:3]), results[:3], store) != page
+    assert page_path(made, store) == page, "the same study has the same page"
+    assert page_path(replace(made, runs=made.runs[:1]), store) != page
 
 
 @pytest.mark.parametrize("settings", [{"seeds": 0}, {"size": "big"}, {"limit": 0}, {"epochs": -1}])

@@ -272,7 +272,7 @@ def test_a_block_of_the_projects_resnet_by_hand():
 @pytest.mark.parametrize("p", ORDS)
 def test_well_known_networks_have_bounds(p):
     for model, shape in (
-        (nets.resnet18(4, 5), (3, 32, 32)), (nets.depthwise_separable(4), (3, 16, 16)), (nets.decoder(2), (32,)),
+        (nets.resnet18(4, 5), (3, 16, 16)), (nets.depthwise_separable(4), (3, 16, 16)), (nets.decoder(2), (32,)),
         (nets.Audio(4), (1, 128)),
     ):  # fmt: skip
         x = torch.zeros(1, *shape)
