@@ -106,7 +106,7 @@ def test_bad_radii_are_found_before_any_work():
         robust_accuracy(eps=(-0.1, 0.1))
 
 
-@pytest.mark.parametrize("attack", ["pgd", "apgd", "autoattack"])
+@pytest.mark.parametrize("attack", ["pgd", "apgd", pytest.param("autoattack", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore:the gradient of:UserWarning", "ignore:the gradient is:UserWarning")
 def test_a_point_that_is_misclassified_at_one_radius_is_so_at_larger_ones(attack):
     class Moat(nn.Module):  # wrong only near the data, where a large ball rarely looks

@@ -15,7 +15,7 @@ NETWORK = two_class_network
 POINTS = 30
 
 
-@pytest.mark.parametrize("norm", [1, 2, math.inf])
+@pytest.mark.parametrize("norm", [pytest.param(1, marks=pytest.mark.slow), 2, math.inf])
 def test_the_robust_radius_is_an_interval(model, points, norm):
     highest = {1: 4.0, 2: 2.0, math.inf: 0.5}[norm]
     (row,) = robust_radius(norm, highest, POINTS, 5)(model, two_classes())

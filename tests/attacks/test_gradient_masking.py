@@ -40,7 +40,7 @@ def test_an_honest_model_is_cleared(norm, attack):
     }
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", BY_PGD)
 def test_a_quantized_input_layer(attack):
     report, bad = judged(rounds(), ATTACKS[attack](math.inf))
     assert not report.passed
@@ -191,7 +191,10 @@ def test_a_vote_with_the_gradient_of_a_decoy(norm, decoy):
     assert any("to one of another class it changes" in text for text in texts)
 
 
-@pytest.mark.parametrize("eps", [0.02, 0.05, 0.1, 0.15, 0.3])
+@pytest.mark.parametrize(
+    "eps",
+    [pytest.param(0.02, marks=pytest.mark.slow), 0.05, 0.1, pytest.param(0.15, marks=pytest.mark.slow), 0.3],
+)
 def test_an_honest_model_shows_no_mask_at_any_radius(eps):
     """PGD may be too weak for it, which is said of the attack."""
     assert judged(honest(), pgd(eps=eps, steps=20))[1].keys() <= {"the attack"}

@@ -27,7 +27,7 @@ class Robust(nn.Module):
     ("norm", "version", "searches"),
     [
         (math.inf, "standard", {"APGD-CE": 1, "APGD-T": 9, "FAB-T": 9}),
-        (2, "standard", {"APGD-CE": 1, "APGD-T": 9, "FAB-T": 9}),
+        pytest.param(2, "standard", {"APGD-CE": 1, "APGD-T": 9, "FAB-T": 9}, marks=pytest.mark.slow),
         (1, "standard", {"APGD-CE": 5, "APGD-T": 5, "FAB-T": 9}),
         (math.inf, "plus", {"APGD-CE": 5, "APGD-DLR": 5, "APGD-T": 9, "FAB-T": 9, "FAB": 5}),
     ],

@@ -8,6 +8,7 @@ import torch
 from tests.benchmarks import gpu
 
 
+@pytest.mark.slow
 def test_small_size_writes_every_part(tmp_path):
     path = tmp_path / "gpu.json"
     assert gpu.main(["--device", "cpu", "--quick", "--json", str(path)]) == 0

@@ -176,7 +176,9 @@ class TwoPixels(nn.Module):
         return self.last(torch.cat([h, x], 1))
 
 
-@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "crown", "auto"])
+@pytest.mark.parametrize(
+    "method", ["ibp", *(pytest.param(m, marks=pytest.mark.slow) for m in ("crown-ibp", "crown")), "auto"]
+)
 def test_no_certified_point_of_a_residual_network_has_a_misclassified_neighbor(method):
     ticks = torch.linspace(-1, 1, 61).tolist()
     grid = torch.tensor(list(itertools.product(ticks, repeat=2))).view(-1, 1, 1, 2)

@@ -91,7 +91,10 @@ def test_runs_of_different_data_are_compared_on_data_that_are_named(main, tmp_pa
     assert "trained on turned.labels(), not on the data of this page" in Path(out.strip()).read_text()
 
 
-@pytest.mark.parametrize("command", [("analyze", "--what", "accuracy"), ("attack", "--attack", "fgsm")])
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(("analyze", "--what", "accuracy"), marks=pytest.mark.slow), ("attack", "--attack", "fgsm")],
+)
 def test_results_of_a_run_elsewhere_are_kept_there(main, tmp_path, command):
     key = json.loads(main("train", *TINY, "--out", "elsewhere", "--json")[1])["key"]
     name, *options = command

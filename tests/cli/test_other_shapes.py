@@ -41,7 +41,7 @@ WHAT = (
 )
 
 
-@pytest.mark.parametrize("kind", ["vectors", "sequences", "volumes"])
+@pytest.mark.parametrize("kind", ["vectors", pytest.param("sequences", marks=pytest.mark.slow), "volumes"])
 def test_from_the_shell(kind, main, monkeypatch, tmp_path):
     name = f"own_{kind}"
     (tmp_path / f"{name}.py").write_text(CODE)

@@ -53,7 +53,7 @@ def text(kind, **more):
     return FromEmbeddings(getattr(transformers, kind)(config))
 
 
-@pytest.mark.parametrize("build", [vit, convnext])
+@pytest.mark.parametrize("build", [vit, pytest.param(convnext, marks=pytest.mark.slow)])
 def test_image_classifiers(build):
     torch.manual_seed(0)
     model, x = build().eval(), torch.rand(9, 1, 8, 8)

@@ -61,7 +61,10 @@ def test_hard_cells_bracket_the_truth_where_outputs_are_many(p, q, shape):
     assert (found.upper >= want * (1 - 1e-12)).all()
 
 
-@pytest.mark.parametrize(("p", "q"), [(2, 2), (INF, 2), (INF, 1), (2, 1)])
+@pytest.mark.parametrize(
+    ("p", "q"),
+    [(2, 2), (INF, 1), *(pytest.param(p, q, marks=pytest.mark.slow) for p, q in ((INF, 2), (2, 1)))],
+)
 def test_by_products_alone(p, q, monkeypatch):
     model, x = nets()["residual"].double(), points(4)
     want = jacobian_norm(model, x, p, q)
@@ -289,6 +292,7 @@ class Root(nn.Module):
         return x.sqrt()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("p", "q"), [*CELLS, (3, 1.5)])
 @pytest.mark.parametrize("features", [4, 20, 300])
 def test_an_infinite_derivative_is_not_known_and_spares_the_other_points(features, p, q):

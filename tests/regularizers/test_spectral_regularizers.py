@@ -69,7 +69,7 @@ def test_the_true_norm_is_at_most_sp(case, factor):
     assert factor < 2 or torch.equal(layer.weight, before)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_the_rounding_of_the_weights_is_accounted_for(dtype):
     for seed in range(6):
         torch.manual_seed(seed)

@@ -53,7 +53,7 @@ def agree(a, b):
 # ---------------------------------------------------------------- what it finds
 
 
-@pytest.mark.parametrize("make", [pgd, fgsm, apgd])
+@pytest.mark.parametrize("make", [pgd, fgsm, pytest.param(apgd, marks=pytest.mark.slow)])
 def test_an_attack_by_hand(make, data):
     x, y = data
     done = evaluate(honest(), x, y, make(eps=0.1), part=25)

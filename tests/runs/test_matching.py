@@ -68,6 +68,7 @@ def test_a_strength_at_which_training_diverges_is_too_large(tmp_path):
     assert len(match.trials) == 3  # so the target lies between the ends
 
 
+@pytest.mark.slow
 def test_a_target_outside_gives_an_end(tmp_path):
     match = match_accuracy(run_of, 1.0, Store(tmp_path), low=0.01, high=0.1)
     assert len(match.trials) == 2

@@ -170,6 +170,7 @@ def test_failures_are_rows_and_the_page_is_written(store):
     assert str(store.root) not in remembered.failure, "a report names no folder of this machine"
 
 
+@pytest.mark.slow
 def test_a_page_of_failures_only(store):
     made = tour(**SMALL, lr=1e30, batch=8)
     results = run_study(made, store, jobs=1)

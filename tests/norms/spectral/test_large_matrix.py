@@ -83,6 +83,7 @@ def test_narrow_or_certain_intervals_take_all_singular_values(settings):
     assert "probability" not in norm.method
 
 
+@pytest.mark.slow
 def test_the_upper_end_is_not_luck():
     """With few steps and a large failure probability the upper ends still hold in nearly all of many matrices."""
     failures = 0

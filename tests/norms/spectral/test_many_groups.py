@@ -22,7 +22,7 @@ CHANNELS = 18
 
 @pytest.mark.each_value
 @pytest.mark.parametrize("scales", ["equal", "1e-20 to 1"])
-@pytest.mark.parametrize(("kernel", "size", "stride"), [(3, 14, 1), (7, 22, 1), (5, 30, 2)])
+@pytest.mark.parametrize(("kernel", "size", "stride"), [(3, 14, 1), (7, 16, 1), (5, 18, 2)])
 def test_the_interval_is_that_of_the_largest_channel(kernel, size, stride, scales, monkeypatch):
     torch.manual_seed(0)
     layer = nn.Conv2d(CHANNELS, CHANNELS, kernel, stride, kernel // 2, groups=CHANNELS, bias=False)
@@ -150,7 +150,7 @@ def test_a_coarse_grid_leaves_few_groups(channels, kernel, size, monkeypatch):
 
 @pytest.mark.parametrize(
     ("channels", "groups", "size", "kernel", "noise", "few"),
-    [(3, 24, 14, 7, 1.0, 4), (4, 40, 12, 5, 1.0, 5)],
+    [pytest.param(3, 24, 14, 7, 1.0, 4, marks=pytest.mark.slow), (4, 40, 12, 5, 1.0, 5)],
 )
 def test_phases_of_the_circle_leave_few_groups_of_small_maps(
     channels, groups, size, kernel, noise, few, monkeypatch

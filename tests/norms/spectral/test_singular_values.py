@@ -172,6 +172,7 @@ def test_spread_without_a_decomposition(layer, in_shape, scale, monkeypatch):
     assert found.mean == pytest.approx(scale * mean, rel=0.01)
 
 
+@pytest.mark.slow
 def test_spread_intervals_fail_as_rarely_as_they_say(monkeypatch):
     """More than 35 failures of 100, at 0.2 each, have a probability below 1e-3."""
     torch.manual_seed(0)

@@ -29,7 +29,8 @@ def process_of_rank(rank: int) -> int:
     return next(pid for pid in children(os.getpid()) if is_it(pid))
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_is_killed(tiny, store, tmp_path, same, rank):
     run = replace(tiny, epochs=60)
     options = ["--model", run.model, "--data", run.data, "--epochs", "60", "--batch", "32", "--limit", "100"]
@@ -53,6 +54,7 @@ def test_a_process_that_is_killed(tiny, store, tmp_path, same, rank):
     same(store, Store(tmp_path / "whole"), run)
 
 
+@pytest.mark.slow
 def test_a_failure_is_a_row_and_no_reason_to_start_again(tiny, store):
     bad = replace(tiny, optimizer="sgd(lr=1e30)", batch=16)
     (result,) = run_study(few([bad]), store, engine=LocalEngine(processes=2))
