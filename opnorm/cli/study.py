@@ -45,7 +45,7 @@ class StudyOptions:
     seeds: int | None = None  # how many times each way is repeated
     limit: Limit = None
     size: str | None = None
-    """'laptop' (minutes), 'smoke' (seconds, to see that all works), 'paper' (the published settings)"""
+    """'laptop' (minutes), 'smoke' (a minute, to see that all works), 'paper' (the published settings)"""
     only: str | None = None
     """of a paper's study: leave out runs whose network or method does not match, such as '*norm decay*'"""
     list: bool = False

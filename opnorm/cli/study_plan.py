@@ -1,5 +1,6 @@
 """What a study would run and what it would take, without running it."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any
@@ -58,7 +59,7 @@ class StudyPlan:
         """One line: runs, time, memory, disk."""
         found = self.measured
         return (
-            f"{len(self.missing)} runs to do, about {duration_text(found.seconds)} with {found.jobs} "
+            f"{_counted(self.missing)} to do, about {duration_text(found.seconds)} with {found.jobs} "
             f"process{'es' * (found.jobs > 1)} if the machine stays as busy as it is, memory {_gigabytes(found.memory)} a "
             f"process, disk {_gigabytes(found.disk)} for weights"
         )
@@ -73,12 +74,16 @@ class StudyPlan:
         for row in rows:
             state = "finished" if row["finished"] else "to do"
             print(f"{row['key']}  {state:8}  seed {row['seed']}  {row['label']}")
-        print(f"{len(rows)} runs, {len(rows) - len(self.missing)} finished")
+        print(f"{_counted(self.study.runs)}, {len(rows) - len(self.missing)} finished")
         if self.missing:
             print(self.summary())
         for note in notes:
             print(f"- {note}")
         return None
+
+
+def _counted(runs: Sequence[Run]) -> str:
+    return f"{len(runs)} run{'s' * (len(runs) != 1)}"
 
 
 def _gigabytes(size: float | None) -> str:

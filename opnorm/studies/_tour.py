@@ -94,7 +94,7 @@ def tour(
     epochs: int = 7,
     batch: int = 64,
     lr: float = 0.05,
-    seeds: int = 3,
+    seeds: int | None = None,
     limit: int | None = None,
     size: Size = "laptop",
 ) -> Study:
@@ -106,22 +106,24 @@ def tour(
         epochs: passes over the data.
         batch: points a step.
         lr: learning rate at the beginning (SGD with momentum, cosine schedule).
-        seeds: how many times each way is repeated.
+        seeds: how many times each way is repeated; when None 3, and 1 for "smoke".
         limit: at most so many training and test points.
-        size: "laptop", or "smoke" for a test of the machinery: one epoch of few points.
+        size: "laptop", or "smoke" to see that all works: one epoch of one batch.
 
     Raises:
         SpecError: settings that make no sense.
 
     Source: of each method, in its own documentation: :mod:`opnorm.objectives`, :mod:`opnorm.regularizers`.
     """
-    check_count("seeds", seeds)
+    check_count("seeds", seeds, optional=True)
     check_count("limit", limit, unit="points", optional=True)
     check_numbers(epochs, batch)
     check_rate(lr)
     check_choice("size", size, ("smoke", "laptop"))
     if size == "smoke":
-        epochs, limit = 1, 200 if limit is None else min(limit, 200)
+        epochs, limit = 1, min(batch, limit or batch)
+    if seeds is None:
+        seeds = 1 if size == "smoke" else 3
     base = Run(
         model=model,
         data=data,

@@ -68,11 +68,11 @@ def stubborn():
 def oops():
     raise RuntimeError("two\\nlines")
 
-def study(lr=0.05, seeds=1):
+def study(lr=0.05, seeds=1, runs=4):
     from dataclasses import replace
     from opnorm.studies import tour
     whole = tour(size="smoke", seeds=seeds, limit=50, model="cnn(width=2)", lr=lr)
-    return replace(whole, runs=whole.runs[:4])
+    return replace(whole, runs=whole.runs[:runs])
 """
 
 
@@ -229,6 +229,12 @@ def test_study_dry_run(cli, here):
     assert [r["seed"] for r in rows[:4]] == [0, 1, 0, 1]
     assert len({r["key"] for r in rows}) == len(rows)
     assert not (here / "runs").exists(), "nothing is done"
+
+
+def test_a_plan_of_one_run(cli, here):
+    status, out, _ = cli("study", "my_module.study(runs=1)", "--dry-run")
+    assert (status, out.splitlines()[1]) == (0, "1 run, 0 finished")
+    assert out.splitlines()[2].startswith("1 run to do, about ")
 
 
 def test_the_size_of_the_paper_on_a_cpu_asks_first(cli, here):

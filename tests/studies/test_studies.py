@@ -63,6 +63,14 @@ def result(run, scale):
     return Result(run, [{"epoch": 1, "test_accuracy": 0.9, "loss": 1.0, "norm_1": scale}], rows, 2.0)
 
 
+def test_the_size_smoke_is_one_seed_and_one_batch_unless_told_otherwise():
+    smoke, laptop = tour(size="smoke").runs, tour().runs
+    assert len(laptop) == 3 * len(smoke)
+    assert {(run.epochs, run.limit, run.seed) for run in smoke} == {(1, 64, 0)}
+    assert {run.seed for run in tour(size="smoke", seeds=2).runs} == {0, 1}
+    assert {run.limit for run in tour(size="smoke", limit=10).runs} == {10}
+
+
 def test_the_report_of_the_tour():
     study = tour(size="smoke", seeds=2)
     results = [result(run, 1.0 + i // 2) for i, run in enumerate(study.runs)]
