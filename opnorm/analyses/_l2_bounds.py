@@ -14,12 +14,13 @@ from opnorm.norms import LayerCall, bound, spectral_norm
 from opnorm.report import Axis, Chart, Heading, Panel, Point, draw_curves, known, method_of
 
 NAMES = {
-    "thm1": "Theorem 1 of Liang & Huang, an upper bound",
-    "sgl": "Sedghi, Gupta & Long, raised to hold for zero padding",
-    "vs": "Virmaux & Scaman, 100 power iterations, a lower bound",
-    "schur": "sqrt(ℓ1 · ℓ∞), an upper bound",
-    "gram": "Gram iteration, an upper bound",
+    "thm1": ("Theorem 1 of Liang & Huang", "an upper bound"),
+    "sgl": ("Sedghi, Gupta & Long", "raised to hold for zero padding"),
+    "vs": ("Virmaux & Scaman", "100 power iterations, a lower bound"),
+    "schur": ("sqrt(ℓ1 · ℓ∞)", "an upper bound"),
+    "gram": ("Gram iteration", "an upper bound"),
 }
+"""Bound -> what it is called in sentences and charts, and what it is."""
 
 
 @register("weights")
@@ -67,14 +68,14 @@ def _row(call: LayerCall) -> Row:
 
 def sentence(rows: Rows) -> str:
     parts = []
-    for name in NAMES:
+    for name, (called, _) in NAMES.items():
         ratios = [ratio for row in rows if (ratio := _ratio(row, name)) is not None]
         if ratios:
             middle = math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
-            parts.append(f"{middle:.3g} by {name} ({len(ratios)} of {len(rows)} layers)")
+            parts.append(f"{middle:.3g} by {called} ({len(ratios)} of {len(rows)} layers)")
     if not parts:
         return f"No bound is known for its {len(rows)} linear and convolutional layers."
-    return f"Bounds of the ℓ2 norms over the norms themselves, geometric means: {', '.join(parts)}."
+    return f"Bounds of the ℓ2 norms over the norms themselves, geometric means: {'; '.join(parts)}."
 
 
 def _ratio(row: Row, name: str) -> float | None:
@@ -91,7 +92,9 @@ def chart(rows: Rows, methods: Methods = ()) -> Chart:
         "above, a lower one at 1 or below, and the closer to 1 the better.",
     )
     layers = numbered(rows)
-    panels = {name: Panel(f"{name}: {title} (log scale)", log=True) for name, title in NAMES.items()}
+    panels = {
+        name: Panel(f"{called}, {what} (log scale)", log=True) for name, (called, what) in NAMES.items()
+    }
     points = [Point(method_of(row), key, name, _ratio(row, key)) for name, _, row in layers for key in panels]
     names = names_in_order((name, place) for name, place, _ in layers)
     return draw_curves(points, methods, heading, panels, Axis(quantity="layer", names=names), columns=1)

@@ -75,5 +75,5 @@ def chart(rows: Rows, methods: Methods = ()) -> Chart:
     for row in rows:
         note = f"{statistics.fmean(wrong[method_of(row), row['split']]):.1%}"
         samples.append(Sample(method_of(row), row["split"], row["margins"], note))
-    x = Axis("margin", mark=(0, "misclassified ←"))
+    x = Axis("margin", mark=(0, "← misclassified"))
     return draw_curves(histogram_points(samples, edge=0.0), methods, heading, panels, x, dots=False)

@@ -162,7 +162,7 @@ def _rug(rows: alt.Chart, quantity: str) -> alt.Chart:
 
 def _mark(place: float, text: str) -> list[alt.Chart]:
     once = alt.Chart(ROWS).transform_aggregate(n="count()").encode(x=alt.datum(place, type="quantitative"))
-    words = once.mark_text(text=text, align="right", dx=-6, baseline="top", color=NOTE)
+    words = once.mark_text(text=text, align="left", dx=6, baseline="top", color=NOTE)
     return [once.mark_rule(strokeDash=[4, 3], color=NOTE), words.encode(y=alt.value(2))]
 
 

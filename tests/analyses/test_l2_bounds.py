@@ -32,4 +32,4 @@ def test_upper_bounds_are_above_and_lower_ones_below():
     assert rows[0]["thm1"] == pytest.approx(float(16 * weight.square().sum()) ** 0.5)
     assert rows[1]["sgl"] is None
     assert "stride 1" in rows[1]["notes"]["sgl"]
-    assert "by thm1 (3 of 3 layers)" in l2_bounds().sentence(rows)
+    assert "by Theorem 1 of Liang & Huang (3 of 3 layers); " in l2_bounds().sentence(rows)

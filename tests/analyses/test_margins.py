@@ -1,11 +1,13 @@
 """Margins and their histogram, against the same by hand."""
 
 import math
+import re
 
 import pytest
 from torch import nn
 
 from opnorm.analyses import accuracy, margins, predictions
+from opnorm.report import Report, write_figures
 from tests.analyses.toys import data, pixels, trained
 
 NETWORK = trained
@@ -60,3 +62,14 @@ def test_histograms_share_bins_with_an_edge_at_zero_and_count_every_image():
     assert math.fsum(y for x, y in found[0].items() if x < 0) == pytest.approx(10 / 50, abs=1e-3)
     notes = {v["note"] for v in chart.spec["datasets"]["rows"] if v["method"] == "a" and v["panel"] == "test"}
     assert notes == {"20.0%"}
+
+
+def test_the_word_beside_zero_stands_within_the_chart(tmp_path):
+    rows = [
+        {"method": "plain", "split": "test", "points": 30, "margins": [-0.4, *(i / 4 for i in range(29))]}
+    ]
+    (svg,) = write_figures(Report("t", "q?", charts=[margins().chart(rows)]), tmp_path)
+    word = r'text-anchor="start" transform="translate\(([\d.]+),[^>]*>[^<]*misclassified<'
+    assert re.search(word, svg.read_text(encoding="utf-8")), (
+        "it begins right of zero, away from the labels of the axis"
+    )
