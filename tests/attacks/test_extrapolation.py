@@ -29,9 +29,9 @@ def test_no_point_of_the_ball_gains_more(norm):
     for seed in range(50):
         other = region.start(torch.arange(6) + 100 * seed)
         assert ((grad * (other - z)).flatten(1).sum(1) <= gain).all()
-    best = region.ascend_in_box(z, grad, 1e3)
-    if norm == math.inf:  # the ball cut with the box is a box, of which this is the corner
-        assert torch.allclose((grad * (best - z)).flatten(1).sum(1), gain)
+    if norm != 1:  # as far as the ball cut with the box goes
+        best = region.project(x + 1e9 * grad)
+        assert torch.allclose((grad * (best - z)).flatten(1).sum(1), gain, rtol=1e-5)
     inside = ball(x * 0.2 + 0.4, EPS[norm], norm)  # far from the box, where nothing is lost
     start = inside.start(torch.arange(6))
     best = inside.x + EPS[norm] * inside.direction(grad)
@@ -54,6 +54,20 @@ def test_on_a_linear_model_exactly_the_robust_stop_early(norm):
     assert torch.equal(result.misclassified, not_robust)
     assert counts["stopped_early"] == (~not_robust).sum() > 20
     assert counts["forward"] < 10 * len(x)
+
+
+@pytest.mark.parametrize("targets", [0, 2])
+def test_cross_entropy_stops_at_its_maximum_where_the_right_class_is_less_likely_than_the_others_together(targets):
+    x, _ = images(8, low=0.4, high=0.6)
+    y = torch.zeros(8, dtype=torch.long)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    with torch.no_grad():
+        network[1].weight.copy_(torch.tensor([0.0, 1e-3, -1e-3])[:, None].expand(3, 16))
+        network[1].bias.copy_(torch.tensor([1.0, 0.7, 0.7]))  # odds of 1.5 to 1 against the right class
+    search = Searches(APGD(criterion="ce", targeted=targets > 0, patience=3), targets=targets)
+    record = run(network, x, y, search, eps=0.1).records[0]
+    assert record.counts["stopped_early"] == 8 * max(targets, 1)
+    assert record.counts["forward"] == (8 * 4 * 2 if targets else 8 * 8)
 
 
 class Shift(nn.Module):
