@@ -106,10 +106,10 @@ class APGD(Search[APGDState]):
     """Auto-PGD in an ℓ∞ or ℓ2 ball, as :func:`apgd` describes it.
 
     A job stops early when, at three steps in a row, its margin stays below zero even with ``patience`` (1 + (4 / k)²) times
-    the Frank-Wolfe gap, which is what the loss would gain in the ball if it were linear; of the k steps so far, the first ones
-    say little. The margin is the loss, but for cross-entropy the difference of logits: where that is below zero, log-odds
-    need not be, and a job that has reached its maximum would go on. Below zero, the right class has the largest logit, or a
-    larger one than the target.
+    the Frank-Wolfe gap, which is what the loss would gain in the ball if it were linear; the first of the k steps so far say
+    little. The margin is the loss, but for cross-entropy the difference of logits: where that is below zero, log-odds need
+    not be, and a job that has reached its maximum would go on. Below zero, the right class has the largest logit, or a larger
+    one than the target.
     """
 
     steps: int = 100

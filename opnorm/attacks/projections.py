@@ -173,7 +173,7 @@ class L2Ball(Ball):
         return self._inside(self._delta(z)).view_as(z).add_(self.x).clamp_(0, 1)
 
     def gain(self, z: Tensor, grad: Tensor) -> Tensor:
-        """The gap, up to rounding: of all z' in the intersection, a step along the gradient that is cut there is the best."""
+        """The gap, up to rounding: the best z' is where a long step along the gradient, cut to ball and box, ends."""
         slope = wide(grad).flatten(1)
         unit = slope / lp_norm(slope, math.inf)[:, None].clamp(min=torch.finfo(slope.dtype).tiny)
         return (slope * (self._inside(FAR * unit) - self._delta(z))).sum(1)

@@ -57,7 +57,9 @@ def test_on_a_linear_model_exactly_the_robust_stop_early(norm):
 
 
 @pytest.mark.parametrize("targets", [0, 2])
-def test_cross_entropy_stops_at_its_maximum_where_the_right_class_is_less_likely_than_the_others_together(targets):
+def test_cross_entropy_stops_at_its_maximum_where_the_right_class_is_less_likely_than_the_others_together(
+    targets,
+):
     x, _ = images(8, low=0.4, high=0.6)
     y = torch.zeros(8, dtype=torch.long)
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
