@@ -108,8 +108,8 @@ class APGD(Search[APGDState]):
     A job stops early when, at three steps in a row, its margin stays below zero even with ``patience`` (1 + (4 / k)²) times
     the Frank-Wolfe gap, which is what the loss would gain in the ball if it were linear; the first of the k steps so far say
     little. The margin is the loss, but for cross-entropy the difference of logits: where that is below zero, log-odds need
-    not be, and a job that has reached its maximum would go on. Below zero, the right class has the largest logit, or a larger
-    one than the target.
+    not be, and a job at its maximum would go on. Below zero, the right class has the largest logit, or a larger one than the
+    target.
     """
 
     steps: int = 100
