@@ -62,8 +62,8 @@ train --epochs -1                             | epochs=-1: expected a whole numb
 train --ema x                                 | --ema 'x': expected a number
 train --ema nan                               | ema=nan: expected a decay
 train --precision fp61                        | --precision 'fp61': expected fp32, bf16 or auto
-norms mlp() --input 3,x                       | --input '3,x': expected numbers with commas
-norms mlp() --input 3,,4                      | --input '3,,4': expected numbers with commas
+norms mlp() --input 3,x                       | --input '3,x': expected numbers from 1 on with commas
+norms mlp() --input 3,,4                      | --input '3,,4': expected numbers from 1 on with commas
 norms mlp() --ord 1,,2                        | --ord '1,,2': expected some of 1, 2, inf
 train --device cuda:x                         | --device cuda:x: .*; expected one that this machine has
 train --device gpu                            | --device gpu: .*such as cpu
