@@ -8,6 +8,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from inspect import Parameter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeGuard
@@ -66,18 +67,33 @@ class Check(NamedTuple):
         _known(self.call.name, self.file)(*given.args, **dict(given.kwargs))
 
 
-class Source(NamedTuple):
-    """What the source says of a registered function.
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What the source says of a registered function; each part is found when it is first asked for.
 
-    Attributes:
-        signature: as :func:`inspect.signature` gives it once the function is loaded. Annotations are types of the call
-            syntax (numbers, texts, None, tuples, sequences, literals, unions of them); any other one is ``Any``. Defaults
-            that are no plain values, such as an attack, are calls.
-        checks: the lines ``check_...(...)`` with which the function begins.
+    Args:
+        function: its definition.
+        file: where that stands.
+        outer: values of names in the checks that are no arguments.
     """
 
-    signature: inspect.Signature
-    checks: tuple[Check, ...]
+    function: ast.FunctionDef
+    file: Path
+    outer: Mapping[str, Any]
+
+    @functools.cached_property
+    def signature(self) -> inspect.Signature:
+        """As :func:`inspect.signature` gives it once the function is loaded.
+
+        Annotations are types of the call syntax (numbers, texts, None, tuples, sequences, literals, unions of them); any
+        other one is ``Any``. Defaults that are no plain values, such as an attack, are calls.
+        """
+        return _signature(self.function, self.file)
+
+    @functools.cached_property
+    def checks(self) -> tuple[Check, ...]:
+        """The lines ``check_...(...)`` with which the function begins."""
+        return tuple(_checks(self.function, self.file, self.outer))
 
 
 @functools.cache
@@ -99,7 +115,7 @@ def sources(kind: str) -> dict[str, Source]:
             if isinstance(node, ast.FunctionDef) and any(
                 _registers(d, kind, decorator) for d in node.decorator_list
             ):
-                found[node.name] = _source(node, file, {})
+                found[node.name] = Source(node, file, {})
             elif isinstance(node, ast.Assign) and _is_call_of(node.value, maker):
                 made = _made(node.value, file, maker, _file_of(module))
                 found |= {target.id: made for target in node.targets if isinstance(target, ast.Name)}
@@ -152,7 +168,7 @@ def _made(call: ast.Call, place: Path, maker: str, file: Path) -> Source:
         for parameter, given in zip(outer.args.args, call.args, strict=True)
         for name, value in _attributes(Place(given, place))
     }
-    return _source(inner, file, known)
+    return Source(inner, file, known)
 
 
 def _attributes(place: Place) -> Iterator[tuple[str, Any]]:
@@ -169,10 +185,6 @@ def _attributes(place: Place) -> Iterator[tuple[str, Any]]:
 
 
 # ---------------------------------------------------------------- a function
-
-
-def _source(function: ast.FunctionDef, file: Path, outer: Mapping[str, Any]) -> Source:
-    return Source(_signature(function, file), tuple(_checks(function, file, outer)))
 
 
 def _checks(function: ast.FunctionDef, file: Path, outer: Mapping[str, Any]) -> Iterator[Check]:

@@ -29,8 +29,8 @@ from opnorm.spec._source import sources
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_the_source_says_what_the_functions_take(kind):
     assert known_names(kind) == names(kind) == sorted(sources(kind))
-    for name, (read, _) in sources(kind).items():
-        true = inspect.signature(resolve(Call(name), kind))
+    for name, source in sources(kind).items():
+        read, true = source.signature, inspect.signature(resolve(Call(name), kind))
         assert list(read.parameters) == list(true.parameters), name
         for a, b in zip(read.parameters.values(), true.parameters.values(), strict=True):
             assert a.kind == b.kind
