@@ -11,8 +11,9 @@ from opnorm.attacks._autoattack import AutoAttack
 from opnorm.attacks._batching import Options, Problem, Searches, SearchResult, run_searches
 from opnorm.attacks._extrapolation import Extrapolation
 from opnorm.attacks._fab import FAB
+from opnorm.attacks._search import Batch, Response
 from opnorm.attacks._square import Square
-from opnorm.attacks.projections import ball
+from opnorm.attacks.projections import L2Ball, ball
 from opnorm.errors import AttackError
 from tests.attacks.honest import honest, points
 from tests.attacks.test_batching import run
@@ -70,6 +71,34 @@ def test_cross_entropy_stops_at_its_maximum_where_the_right_class_is_less_likely
     record = run(network, x, y, search, eps=0.1).records[0]
     assert record.counts["stopped_early"] == 8 * max(targets, 1)
     assert record.counts["forward"] == (8 * 4 * 2 if targets else 8 * 8)
+
+
+def steps_until_stop(monkeypatch, margins, gap, targeted=True):
+    """The steps before a job with patience 3 stops, whose evaluations give these losses and a gap; None if it does not."""
+    monkeypatch.setattr(L2Ball, "gain", lambda region, z, grad: torch.full((1,), gap))
+    search, x, y = (
+        APGD(criterion="cw", targeted=targeted, patience=3),
+        torch.full((1, 1, 2, 2), 0.5),
+        torch.zeros(1).long(),
+    )
+    batch = Batch(x, y, y + 1, y, y, torch.full((1,), -math.inf), ball(x, 0.1, 2))
+    state = search.start(batch)
+    for k, margin in enumerate(margins, 1):
+        response = Response(torch.tensor([[-margin, 0.0]]), torch.tensor([margin]), torch.ones_like(x), 1, 1)
+        state = search.advance(batch, state, response)
+        if state.stopped:
+            return k
+    return None
+
+
+def test_three_steps_in_a_row_stop_a_job(monkeypatch):
+    out_of_reach, near = -1.0, -0.01
+    assert steps_until_stop(monkeypatch, [out_of_reach] * 20, 0.01) == 4
+    assert steps_until_stop(monkeypatch, [out_of_reach] * 20, 0.01, targeted=False) == 8
+    assert steps_until_stop(monkeypatch, [*[out_of_reach] * 2, near, *[out_of_reach] * 9], 0.01) == 6
+    assert steps_until_stop(monkeypatch, [out_of_reach, out_of_reach, near] * 9, 0.01) is None
+    # 3 (1 + (4 / k)²) 0.2 < 1 from the fifth step on
+    assert steps_until_stop(monkeypatch, [out_of_reach] * 20, 0.2) == 7
 
 
 class Shift(nn.Module):
