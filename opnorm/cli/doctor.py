@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from opnorm._core.caching import cache_folder
 from opnorm.cli.options import Json, print_json
 from opnorm.cli.torch_loading import load_torch
 
@@ -59,7 +60,6 @@ def _found() -> dict[str, Any]:
 
     from opnorm._core.machine import about
     from opnorm._core.memory import available_memory, gigabytes
-    from opnorm.data.cache import cache_folder
 
     versions = {name: importlib.metadata.version(name) for name in CORE}
     memory = available_memory()

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -11,13 +10,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from opnorm._core.caching import cache_folder
 from opnorm._core.files import atomic_write, make_folder, read_tensors, remove_partial_files
 from opnorm._core.image_decoding import Encoded
 from opnorm.data.dataset import Split, hold_out
 from opnorm.data.decode import decode
 from opnorm.errors import DataError, RunError
 
-__all__ = ["DecodedSplits", "cache_folder", "cached", "fingerprint"]
+__all__ = ["DecodedSplits", "cached", "fingerprint"]
 
 VERSION = 1
 """Of the readers: raise it when the same files give other tensors."""
@@ -67,15 +67,6 @@ def cached(key: dict[str, Any], read: Callable[[], DecodedSplits]) -> DecodedSpl
         splits = read()
         _save(splits, path)
     return splits
-
-
-def cache_folder() -> Path:
-    """``$OPNORM_CACHE``, else ``$XDG_CACHE_HOME/opnorm``, else ``~/.cache/opnorm``."""
-    if own := os.environ.get("OPNORM_CACHE"):
-        return Path(own).expanduser()
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared) / "opnorm"
-    return Path(os.path.expanduser("~")) / ".cache" / "opnorm"
 
 
 def fingerprint(files: Iterable[Path], root: Path) -> list[list[str | int]]:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from opnorm._core import files
+from opnorm._core.caching import cache_folder
 from opnorm._core.image_decoding import Encoded
-from opnorm.data.cache import DecodedSplits, cache_folder, cached
+from opnorm.data.cache import DecodedSplits, cached
 from opnorm.data.dataset import Split, hold_out
 from opnorm.data.decode import CHUNK, IN_MEMORY, budget, undecodable
 from opnorm.data.streaming import EncodedRows, StreamedImages

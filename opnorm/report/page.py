@@ -2,7 +2,6 @@
 
 import base64
 import copy
-import functools
 import hashlib
 import math
 import time
@@ -19,6 +18,7 @@ from opnorm.report.document import Column, Progress, Report, Stat, Table, known
 from opnorm.report.shrinking import shrink_svg
 from opnorm.report.tables import duration_text, rough_duration, shown_columns, table_note, table_rows
 from opnorm.report.theme import INK, NOTE, PAPER
+from opnorm.report.vega import library
 
 __all__ = ["load_libraries", "small_svg", "write_figures", "write_json", "write_page"]
 
@@ -30,9 +30,8 @@ def load_libraries() -> None:
     """Load what draws and writes pages: a few seconds, once in a process, which the first page takes otherwise."""
     import altair  # noqa: F401
     import jinja2  # noqa: F401
-    import scipy.stats  # noqa: F401
 
-    _library()
+    library()
 
 
 def write_page(report: Report, path: Path, progress: Progress | None = None) -> Path:
@@ -63,9 +62,9 @@ def write_page(report: Report, path: Path, progress: Progress | None = None) -> 
     html = template.render(
         report=report,
         progress=_progress_texts(progress),
-        hashes=[_sha256(_library()), _sha256(script)],
+        hashes=[_sha256(library()), _sha256(script)],
         style=Markup(style),
-        library=Markup(_library()),
+        library=Markup(library()),
         script=Markup(script),
         specs=Markup(_inside_script({chart.key: chart.spec for chart in charts})),
         highlight=Markup(_inside_script(report.highlight)),
@@ -152,17 +151,6 @@ def _figure(spec: Mapping[str, Any], highlight: Sequence[str]) -> dict[str, Any]
     longest = max(len(style["method"]) for style in fixed["datasets"]["styles"])
     fixed["config"] = {"legend": {"columns": max(1, width // (6 * longest + 46))}}
     return fixed
-
-
-@functools.cache
-def _library() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script; Vega-Embed is ``window.vegaEmbed``."""
-    import vl_convert
-
-    script = str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
-    if "</script" in script.lower() or "<!--" in script:
-        script = script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
-    return script.replace("\r\n", "\n")
 
 
 def _sha256(script: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from opnorm import spec
-from opnorm.data.cache import cache_folder
+from opnorm._core.caching import cache_folder
 from opnorm.errors import RunError
 from opnorm.runs.identity import users_file
 

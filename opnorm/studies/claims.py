@@ -1,7 +1,9 @@
 """Sentences about means over seeds, for the findings of studies."""
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from statistics import correlation
 
 from opnorm.report import Cell, Stat
 
@@ -29,9 +31,13 @@ def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
         >>> rank_correlation([1, 1, 1], [1, 2, 3]) is None
         True
     """
-    from scipy.stats import spearmanr
-
     pairs = [(x, y) for x, y in zip(a, b, strict=True) if math.isfinite(x) and math.isfinite(y)]
     if len(pairs) < 3 or any(len(set(side)) == 1 for side in zip(*pairs, strict=True)):
         return None
-    return float(spearmanr(pairs).statistic)
+    return correlation(*(_ranks(side) for side in zip(*pairs, strict=True)))
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """The place of each value in their order, from 1; equal values have the mean of their places."""
+    ordered = sorted(values)
+    return [(bisect_left(ordered, value) + 1 + bisect_right(ordered, value)) / 2 for value in values]

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from opnorm._core.caching import cache_folder
 from opnorm.data import parquet
-from opnorm.data.cache import cache_folder
 from opnorm.errors import DataError
 from tests.data.files import features, write
 

@@ -78,9 +78,9 @@ class Comparison:
         """Student's 95 % interval of the effect over other seeds; None with one seed."""
         if len(self.by_seed) < 2:
             return None
-        from scipy.stats import t
+        from scipy.special import stdtrit
 
-        half = float(t.ppf(0.975, len(self.by_seed) - 1)) * self._standard_error
+        half = float(stdtrit(len(self.by_seed) - 1, 0.975)) * self._standard_error
         return self.effect - half, self.effect + half
 
     @cached_property
