@@ -52,7 +52,15 @@ def test_examples_of_docstrings(path):
     assert sum(passes(ast.get_docstring(node) or "", name, dict(vars(module))) for node in nodes)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.parent != ROOT], ids=lambda p: p.name)
+LONG = ("transformers.md", "interoperation.md")
+"""They load whole packages of others; tests/interop/ uses the same ones."""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=[pytest.mark.slow] * (p.name in LONG)) for p in PAGES if p.parent != ROOT],
+    ids=lambda p: p.name,
+)
 def test_examples_of_pages(page):
     torch.manual_seed(0)
     text = "\n\n".join(blocks(page, "python"))

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -17,6 +18,7 @@ import torch
 from opnorm.cli import main
 from opnorm.cli.commands import COMMANDS
 from tests.data.files import write_pictures
+from tests.runs import processes
 
 TINY = [
     "--model",
@@ -553,24 +555,19 @@ def test_what_is_said_after_ctrl_c(cli, monkeypatch, command, kept):
 
 def in_terminal(args, cwd, columns=100, no_color="") -> tuple[int, str]:
     """The exit status, and what a terminal was sent."""
-    pid, fd = pty.fork()
-    if pid == 0:
-        os.chdir(cwd)
-        os.environ.update(
-            TERM="xterm", COLUMNS=str(columns), LINES="30", OMP_NUM_THREADS="1", NO_COLOR=no_color
-        )
-        os.execv(sys.executable, [sys.executable, "-m", "opnorm", *args])
-    shown = b""
-    while True:
-        try:
-            piece = os.read(fd, 65536)
-        except OSError:  # the other side is closed
-            break
-        if not piece:
-            break
-        shown += piece
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status), shown.decode()
+    reading, terminal = pty.openpty()
+    environment = {"TERM": "xterm", "COLUMNS": str(columns), "LINES": "30", "NO_COLOR": no_color}
+    process = processes.start(
+        processes.command_with, environment, args, cwd, os.ttyname(terminal), os.ttyname(terminal)
+    )
+    shown, ended = b"", False
+    while not ended:
+        ended = not process.is_alive()
+        while select.select([reading], [], [], 0.05)[0]:
+            shown += os.read(reading, 65536)
+    os.close(reading)
+    os.close(terminal)
+    return process.exitcode, shown.decode()
 
 
 def test_a_terminal_sees_a_bar_with_the_time_left(tmp_path):

@@ -98,7 +98,9 @@ def closed_pipe() -> int:
     return writing
 
 
-@pytest.mark.parametrize("args", [NORMS, ("--help",), ("train", "--help")])
+@pytest.mark.parametrize(
+    "args", [pytest.param(NORMS, marks=pytest.mark.slow), ("--help",), ("train", "--help")]
+)
 def test_output_that_nobody_reads(tmp_path, args):
     process = start(args, tmp_path, stdout=closed_pipe(), stderr=subprocess.PIPE)
     assert process.communicate(timeout=120)[1] == b""

@@ -350,9 +350,24 @@ REAL = {
 
 
 @pytest.mark.data
-@pytest.mark.parametrize(
-    "name", ["mnist", *(pytest.param(n, marks=pytest.mark.slow) for n in REAL if n != "mnist")]
-)
+def test_real_images(data_folder):
+    """The 10,000 test images of MNIST."""
+    (file,) = (data_folder / "mnist").rglob("test-*.parquet")
+    data = parquet(str(file))
+    parts = (data.train, data.test)
+    images, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+    assert [len(part.labels) for part in parts] == [8000, 2000]
+    assert images.shape == (10_000, 1, 28, 28)
+    assert data.classes == tuple("0123456789")
+    assert labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert float(images.double().mean() / 255) == pytest.approx(0.1325, abs=5e-5)
+    again = parquet(str(file))
+    assert all(torch.equal(a.images, b.images) for a, b in zip(parts, (again.train, again.test), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.parametrize("name", REAL)
 def test_real(data_folder, name):
     train, test, shape, first = REAL[name]
 

@@ -53,6 +53,18 @@ def command(args, cwd, out, err, encoding=None):
         sys.stderr.flush()
 
 
+def command_with(environment, *args):
+    """:func:`command` with further environment variables."""
+    os.environ |= environment
+    command(*args)
+
+
+def command_in_session(*args):
+    """:func:`command` in a session of its own, as a terminal would have it."""
+    os.setsid()
+    command(*args)
+
+
 class Slow(nn.Module):
     """A network of images 1x4x4 that needs some time for a batch."""
 

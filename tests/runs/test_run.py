@@ -91,6 +91,7 @@ def test_every_setting_has_a_part_in_the_key(tiny):
     assert {name for other in others for name in other} == tiny.as_dict().keys() - {"analyses"}
 
 
+@pytest.mark.slow  # the workers of test_side_by_side_gives_the_same_bits have other hashes, too
 def test_the_key_is_the_same_in_every_process(tiny):
     code = f"from opnorm.runs.run import Run; print(Run(**{tiny.as_dict()!r}).key)"
     found = subprocess.run(
@@ -370,7 +371,7 @@ def test_a_disk_that_fills_up_later_keeps_the_checkpoint(tiny, finished, store, 
 
 
 def test_a_second_process_is_told_and_the_first_finishes(tiny, finished, store, tmp_path, until, same):
-    tiny = replace(tiny, epochs=40)
+    tiny = replace(tiny, epochs=25)
     diary = tmp_path / "diary"
     first = processes.start(processes.train_run, tiny.as_dict(), store.root, diary)
     until(lambda: diary.exists() and diary.read_text() >= "000002")

@@ -4,8 +4,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +49,7 @@ def test_results_come_in_order_and_are_found_again(tiny, store, seeds, monkeypat
 def test_side_by_side_gives_the_same_bits(tiny, store, seeds, tmp_path, until, same, monkeypatch):
     """Also where one of the runs waits for another process: the others come first, and its workers take it then."""
     monkeypatch.setattr(local_module, "available_cores", lambda: 2)
+    monkeypatch.setenv("PYTHONHASHSEED", "1")  # of the workers, which name their folders by the runs' keys
     runs, ready = seeds(replace(tiny, epochs=2, objective="pgd_at(steps=2)"), 3), tmp_path / "ready"
     holder = processes.start(processes.hold_lock, store.root, runs[0].key, ready)
     until(ready.exists)
@@ -221,14 +220,17 @@ def test_seconds_and_failures_of_a_result(tiny, store):
 # ---------------------------------------------------------------- real processes
 
 
-def tour_process(folder: Path, **environment) -> subprocess.Popen:
-    """The real thing, in a session of its own, as a terminal would have it; each of its runs takes a few seconds."""
+def tour_process(folder: Path):
+    """A study in a session of its own, each of whose runs takes a few seconds; what ends it gives stdout and stderr."""
     call = 'tour(epochs=60, model="cnn(width=4)", batch=8, limit=400, seeds=1)'
-    return subprocess.Popen(
-        [sys.executable, "-m", "opnorm", "study", call, "--jobs", "2", "--out", "runs"],
-        cwd=folder, env=os.environ | environment, start_new_session=True, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    args, (out, err) = ["study", call, "--jobs", "2", "--out", "runs"], (folder / ".out", folder / ".err")
+    process = processes.start(processes.command_in_session, args, folder, out, err)
+
+    def end():
+        process.join(60)
+        return out.read_text(), err.read_text()
+
+    return process, end
 
 
 def epochs_kept(folder: Path) -> int:
@@ -240,43 +242,44 @@ def epochs_kept(folder: Path) -> int:
 )
 def test_ctrl_c_stops_every_process(tmp_path, until, moment):
     """Some seconds after the workers have begun to start, or once they train."""
-    process = tour_process(tmp_path)
-    until(lambda: any("spawn_main" in command_of(p) for p in children(process.pid)))
+    process, end = tour_process(tmp_path)
     if moment == "training":
         until(lambda: epochs_kept(tmp_path) > 3)
     else:
+        until(lambda: any("spawn_main" in command_of(p) for p in children(process.pid)))
         time.sleep(moment)
     below = children(process.pid)
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    out, err = end()
+    assert process.exitcode == 130, err
     assert out == ""
     assert err.splitlines()[-1] == "stopped; what was done is kept, and the same command goes on from there"
     assert "Traceback" not in err
     until(lambda: not alive(below))
     if moment == "training":
+        assert len(below) >= 2
         assert epochs_kept(tmp_path) > 3
 
 
 @pytest.mark.slow
 def test_workers_end_with_a_parent_that_is_killed(tmp_path, until):
-    process = tour_process(tmp_path)
+    process, end = tour_process(tmp_path)
     until(lambda: epochs_kept(tmp_path) > 0)
     below = children(process.pid)
     assert len(below) >= 2
     process.kill()  # it has no time to stop the others
-    process.communicate(timeout=60)
+    end()
     until(lambda: not alive(below))
 
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_ends_the_study_with_the_likely_cause(tmp_path, until):
-    process = tour_process(tmp_path)
+    process, end = tour_process(tmp_path)
     until(lambda: epochs_kept(tmp_path) > 0)
     workers = [p for p in children(process.pid) if "spawn_main" in command_of(p)]
     os.kill(workers[0], signal.SIGKILL)  # as the kernel does when memory is short
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 2
+    _, err = end()
+    assert process.exitcode == 2
     assert "ended unexpectedly: out of memory, or killed?" in err.splitlines()[-1]
     assert "Traceback" not in err
     until(lambda: not alive(workers))

@@ -18,16 +18,16 @@ QUIET = {
 
 
 @contextmanager
-def cluster(nodes: int = 2, **head):
-    """A head without cores, and nodes with one core each."""
+def cluster(**head):
+    """A head, without cores unless said otherwise, and a node with one core; without Ray's monitors, a process each."""
     os.environ |= QUIET
     from ray.cluster_utils import Cluster
 
-    options = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE}
-    found = Cluster(initialize_head=True, head_node_args=options | head)
+    options = {"num_cpus": 0, "object_store_memory": STORE}
+    quiet = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+    found = Cluster(initialize_head=True, head_node_args=options | quiet | head)
     try:
-        for _ in range(nodes):
-            add(found)
+        add(found)
         yield found
     finally:
         found.shutdown()
@@ -35,7 +35,7 @@ def cluster(nodes: int = 2, **head):
 
 def add(to, **options):
     """A node with one core."""
-    return to.add_node(num_cpus=1, object_store_memory=STORE, **options)
+    return to.add_node(num_cpus=1, object_store_memory=STORE, include_log_monitor=False, **options)
 
 
 @contextmanager

@@ -28,8 +28,7 @@ from tests.runs import processes
 from tests.runs.engines.clusters import add, cluster, connected, full_object_stores
 from tests.runs.processes import alive, children
 
-EPOCHS = 30
-CLIENT_PORT = processes.free_port()
+EPOCHS = 20
 
 
 def few(runs) -> Study:
@@ -129,16 +128,39 @@ def test_a_driver_takes_over_from_one_that_has_died(store, tmp_path, monkeypatch
 
 @pytest.fixture(scope="module")
 def two_nodes():
-    with cluster(ray_client_server_port=CLIENT_PORT) as nodes:
+    with cluster(num_cpus=1) as nodes:
         yield nodes
 
 
 @pytest.fixture
 def nodes(two_nodes):
-    """A cluster of two nodes with a core each."""
-    while len(two_nodes.worker_nodes) < 2:  # a test has killed one
+    """A cluster of two nodes with a core each, one of them the head."""
+    if not two_nodes.worker_nodes:  # a test has killed it
         add(two_nodes)
     return two_nodes
+
+
+def test_nodes_that_cannot_be_used(nodes, tmp_path, monkeypatch):
+    """Found out by a task on each, before anything trains."""
+    shared = Storage(str(tmp_path), "", "")
+    unshared = "/proc/self/cwd/runs"  # which every process understands in its own way
+    with connected(nodes.address) as ray:
+        assert check_nodes(ray, 1, 0, shared) == []
+        assert not list((tmp_path / ".tokens").iterdir())
+        with pytest.raises(RunError, match="takes 64 CPUs and 0 GPUs, and no node has as many"):
+            check_nodes(ray, 64, 0, shared)
+        monkeypatch.chdir(tmp_path)
+        for storage in (Storage(unshared, "", ""), Storage("", f"file://{unshared}", "")):
+            with pytest.raises(
+                RunError, match=r"does not see what this machine writes to .*it is not shared"
+            ):
+                check_nodes(ray, 1, 0, storage)
+        for module in (opnorm, torch):
+            name, version = module.__name__, module.__version__
+            monkeypatch.setattr(module, "__version__", "99.0")
+            with pytest.raises(RunError, match=f"has {name} {re.escape(version)}, and this machine 99.0"):
+                check_nodes(ray, 1, 0, shared)
+            monkeypatch.setattr(module, "__version__", version)
 
 
 def a_node(nodes):
@@ -177,29 +199,6 @@ def test_something_is_killed_and_the_object_stores_are_full(nodes, tiny, store, 
         same(store, local, run)
 
 
-def test_nodes_that_cannot_be_used(nodes, tmp_path, monkeypatch):
-    """Found out by a task on each, before anything trains."""
-    shared = Storage(str(tmp_path), "", "")
-    unshared = "/proc/self/cwd/runs"  # which every process understands in its own way
-    with connected(nodes.address) as ray:
-        assert check_nodes(ray, 1, 0, shared) == []
-        assert not list((tmp_path / ".tokens").iterdir())
-        with pytest.raises(RunError, match="takes 64 CPUs and 0 GPUs, and no node has as many"):
-            check_nodes(ray, 64, 0, shared)
-        monkeypatch.chdir(tmp_path)
-        for storage in (Storage(unshared, "", ""), Storage("", f"file://{unshared}", "")):
-            with pytest.raises(
-                RunError, match=r"does not see what this machine writes to .*it is not shared"
-            ):
-                check_nodes(ray, 1, 0, storage)
-        for module in (opnorm, torch):
-            name, version = module.__name__, module.__version__
-            monkeypatch.setattr(module, "__version__", "99.0")
-            with pytest.raises(RunError, match=f"has {name} {re.escape(version)}, and this machine 99.0"):
-                check_nodes(ray, 1, 0, shared)
-            monkeypatch.setattr(module, "__version__", version)
-
-
 @pytest.mark.slow
 def test_a_driver_is_killed_and_started_again(nodes, tiny, store, tmp_path, seeds, same, until, monkeypatch):
     """The nodes keep the runs under a URL, in which the second driver finds what the first one's runs have left."""
@@ -222,7 +221,7 @@ def test_a_driver_is_killed_and_started_again(nodes, tiny, store, tmp_path, seed
 @pytest.mark.slow
 def test_the_head_goes(tiny, store):
     long = replace(tiny, epochs=1000)
-    with cluster(nodes=1) as nodes:
+    with cluster() as nodes:
 
         def progress(event):
             if "epoch" in event.text and event.share > 0.01:
@@ -251,10 +250,12 @@ def test_a_cluster_of_this_machine_is_started_and_ended(tiny, store, until):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["client", "job"])
-def test_other_ways_to_a_cluster(nodes, tiny, store, monkeypatch, how):
-    if how == "job":
-        monkeypatch.setenv("RAY_ADDRESS", nodes.address)
-    engine = RayEngine(f"ray://127.0.0.1:{CLIENT_PORT}" if how == "client" else None)
-    (result,) = run_study(few([tiny]), store, engine=engine)
+def test_other_ways_to_a_cluster(tiny, store, monkeypatch, how):
+    port = processes.free_port()
+    with cluster(ray_client_server_port=port) as nodes:
+        if how == "job":
+            monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+        engine = RayEngine(f"ray://127.0.0.1:{port}" if how == "client" else None)
+        (result,) = run_study(few([tiny]), store, engine=engine)
     assert not result.failure
     assert result.rows
