@@ -10,6 +10,8 @@ from collections import Counter
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from opnorm._core.frozen_layers import WeightForm
+
 __all__ = ["PixelLinear", "pixel_linears"]
 
 
@@ -35,10 +37,15 @@ class PixelLinear(nn.Linear):
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
         self.weight, self.bias = layer.weight, layer.bias
+        self.reordered = WeightForm(_channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W), or any other shape (B, ...) -> (B, K)."""
         if x.ndim != 4:
             return super().forward(x.flatten(1))
-        weight = self.weight.unflatten(1, x.shape[1:]).permute(0, 2, 3, 1).flatten(1)
-        return F.linear(x.permute(0, 2, 3, 1).flatten(1), weight, self.bias)
+        return F.linear(x.permute(0, 2, 3, 1).flatten(1), self.reordered(self.weight, x.shape[1:]), self.bias)
+
+
+def _channels_last(weight: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Columns (K, CHW) in the order of a map (H, W, C)."""
+    return weight.unflatten(1, sizes).permute(0, 2, 3, 1).flatten(1)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from opnorm._core.frozen_layers import FrozenConv2d, is_plain
+
 __all__ = ["ThinConv2d", "is_thin"]
 
 FILTERS = 16  # for each input channel; with fewer the sum over the kernel takes longer than it saves
@@ -19,23 +21,11 @@ FILTERS = 16  # for each input channel; with fewer the sum over the kernel takes
 
 def is_thin(layer: nn.Module) -> bool:
     """Whether the layer is a convolution with zero padding for which :class:`ThinConv2d` is faster on a CPU."""
-    return (
-        type(layer) is nn.Conv2d
-        and layer.groups == 1
-        and layer.padding_mode == "zeros"
-        and not isinstance(layer.padding, str)
-        and layer.out_channels >= FILTERS * layer.in_channels
-    )
+    return is_plain(layer) and layer.out_channels >= FILTERS * layer.in_channels
 
 
-class ThinConv2d(nn.Conv2d):
+class ThinConv2d(FrozenConv2d):
     """The same function as a convolution with frozen weights, with which it shares them."""
-
-    def __init__(self, layer: nn.Conv2d) -> None:
-        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
-        how: dict[str, Any] = {name: getattr(layer, name) for name in names}
-        super().__init__(**how, bias=False, device="meta")
-        self.weight, self.bias = layer.weight, layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, F, H', W')."""

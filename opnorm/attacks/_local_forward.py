@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opnorm._core.folding import Uses
+from opnorm._core.frozen_layers import FrozenConv2d
 from opnorm._core.outputs import output_of
 from opnorm._core.surrogate import Surrogate, replace_modules
-from opnorm._core.thin_convolution import ThinConv2d
 from opnorm.norms.nonlinear import ELEMENTWISE
 
 __all__ = ["LocalForward", "local_forward"]
@@ -232,7 +232,7 @@ def _is_convolution(layer: nn.Module) -> bool:
 
 def _is_known(layer: nn.Module) -> bool:
     """Whether patches may go through the layer."""
-    if type(layer) in (nn.Conv2d, ThinConv2d):
+    if type(layer) is nn.Conv2d or isinstance(layer, FrozenConv2d):
         return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     return type(layer) in ELEMENTWISE and type(layer) is not nn.GLU
 

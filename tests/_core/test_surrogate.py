@@ -423,7 +423,7 @@ def test_layers_with_two_names_are_replaced_under_both():
     model, x = TwoNames().eval(), torch.rand(4, 1, 8, 8)
     model.norm.running_mean.uniform_(-1, 1)
     surrogate, before = Surrogate(model, x), x.clone()
-    surrogate.to_thin_convolutions()
+    surrogate.to_fast_convolutions()
     assert surrogate.folded == [("first", "norm")]
     assert isinstance(surrogate.network.features[0], ThinConv2d)
     assert isinstance(surrogate.network.features[1], nn.Identity)
