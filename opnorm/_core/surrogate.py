@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as every_module
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from opnorm._core.fast_convolutions import fast_convolutions
 from opnorm._core.folding import foldable
 from opnorm._core.frozen_layers import FrozenConv2d
 from opnorm._core.layers import BATCH_NORM, LINEAR_OR_CONV, hooks_of_all_modules
@@ -25,8 +26,7 @@ from opnorm._core.modes import Mode
 from opnorm._core.module_settings import settings_of_modules
 from opnorm._core.outputs import one_tensor, output_of
 from opnorm._core.pixel_linear import pixel_linears
-from opnorm._core.thin_convolution import ThinConv2d, is_thin
-from opnorm._core.winograd import WinogradConv2d, is_wide
+from opnorm._core.thin_convolution import ThinConv2d
 
 __all__ = ["Surrogate", "evaluation_surrogate", "has_bf16", "replace_modules", "training_surrogate"]
 
@@ -152,15 +152,6 @@ class Surrogate(nn.Module):
             elif type(module) is nn.Flatten:
                 module.register_forward_pre_hook(_channels_last_gradient)
         return self
-
-    def to_fast_convolutions(self) -> None:
-        """Convolutions of few and of many channels, computed in a faster way from now on."""
-        layers = [m for name, m in self.network.named_modules() if name and isinstance(m, nn.Conv2d)]
-        fast: dict[nn.Module, nn.Module] = {m: ThinConv2d(m) for m in layers if is_thin(m)}
-        # with AVX-512 a usual convolution is up to twice as fast, and the maps are not
-        if torch.backends.cpu.get_cpu_capability() == "AVX2":
-            fast |= {m: WinogradConv2d(m) for m in layers if is_wide(m)}
-        replace_modules(self.network, fast)
 
     def use_precise_logits(self, model: nn.Module, x: Tensor) -> None:
         """Compute the last layer in float32, if it is linear: its sums over many features average their rounding out.
@@ -292,7 +283,7 @@ def _make_surrogate(model: nn.Module, x: Tensor, bf16: bool) -> Surrogate | None
                 if not (bf16 or surrogate.folded or any(type(m) is nn.Conv2d for m in model.modules())):
                     return None  # it would be no faster
                 if x.device.type == "cpu":
-                    surrogate.to_fast_convolutions()
+                    replace_modules(surrogate.network, fast_convolutions(surrogate.network))
                 if not bf16:
                     replace_modules(surrogate.network, pixel_linears(surrogate.network))
                 surrogate.check(model, x)

@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_full_backward_hook
 
 from opnorm import attacks, objectives
-from opnorm._core.surrogate import Surrogate, has_bf16, training_surrogate
+from opnorm._core.fast_convolutions import fast_convolutions
+from opnorm._core.surrogate import Surrogate, has_bf16, replace_modules, training_surrogate
 from opnorm._core.thin_convolution import ThinConv2d
 from opnorm.data import digits
 from opnorm.models import cnn, resnet
@@ -423,7 +424,7 @@ def test_layers_with_two_names_are_replaced_under_both():
     model, x = TwoNames().eval(), torch.rand(4, 1, 8, 8)
     model.norm.running_mean.uniform_(-1, 1)
     surrogate, before = Surrogate(model, x), x.clone()
-    surrogate.to_fast_convolutions()
+    replace_modules(surrogate.network, fast_convolutions(surrogate.network))
     assert surrogate.folded == [("first", "norm")]
     assert isinstance(surrogate.network.features[0], ThinConv2d)
     assert isinstance(surrogate.network.features[1], nn.Identity)

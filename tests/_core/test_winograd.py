@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from opnorm._core import winograd
-from opnorm._core.surrogate import Surrogate
+from opnorm._core.fast_convolutions import fast_convolutions
+from opnorm._core.surrogate import Surrogate, replace_modules
 from opnorm._core.winograd import WinogradConv2d, is_wide
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -142,7 +143,7 @@ def test_a_surrogate_has_them_where_they_are_faster(monkeypatch, instructions, c
     ).eval()
     x = torch.rand(4, 3, 8, 8, requires_grad=True)
     surrogate = Surrogate(model, x)
-    surrogate.to_fast_convolutions()
+    replace_modules(surrogate.network, fast_convolutions(surrogate.network))
     surrogate.check(model, x)
     assert sum(isinstance(m, WinogradConv2d) for m in surrogate.modules()) == count
     for _ in range(2):
