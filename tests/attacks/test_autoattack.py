@@ -79,15 +79,15 @@ def test_the_attack_is_its_points():
 
 def test_verdicts_do_not_depend_on_batch_or_order():
     model, x, y = trained(dtype=torch.float64)
-    x, y = x[:24], y[:24]
+    x, y = x[:12], y[:12]
     attack = AutoAttack(math.inf, 0.1, attacks=GRADIENTS)
     want = attack.evaluate(model, x, y)
-    assert 3 < want.misclassified.sum() < 21
-    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
-    for batch in (1, 24):  # which attack comes first may depend on it, where both would find a point
+    assert 1 < want.misclassified.sum() < 11
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    for batch in (1, 12):  # which attack comes first may depend on it, where both would find a point
         result = replace(attack, batch=batch).evaluate(model, x[order], y[order])
         assert torch.equal(result.misclassified, want.misclassified[order])
-    parts = [attack.evaluate(model, a, b) for a, b in zip(x.split(7), y.split(7), strict=True)]
+    parts = [attack.evaluate(model, a, b) for a, b in zip(x.split(5), y.split(5), strict=True)]
     assert torch.equal(torch.cat([part.misclassified for part in parts]), want.misclassified)
     assert torch.equal(attack.evaluate(model, x, y).points, want.points)
 
@@ -138,19 +138,22 @@ def test_square_gets_the_margins_of_the_attacks_before_it(monkeypatch):
     assert (margins >= want - 1e-6).all()  # an attack does not end below the clean margin
 
 
-@pytest.mark.parametrize(("norm", "batch"), [(math.inf, 128), (2, 128), (1, 128), (math.inf, 7)])
-def test_several_radii_in_one_batch(norm, batch):
-    model, x, y = (part if i == 0 else part[: 3 * batch] for i, part in enumerate(trained()))
-    radii = [EPS[norm] * factor for factor in (0.5, 6, 0, 2, 6)]
+@pytest.mark.parametrize(
+    ("norm", "batch", "n"),
+    [(math.inf, 32, 50), pytest.param(2, 64, 100, marks=pytest.mark.slow), (1, 64, 40), (math.inf, 5, 15)],
+)
+def test_several_radii_in_one_batch(norm, batch, n):
+    model, x, y = (part if i == 0 else part[:n] for i, part in enumerate(trained()))
+    radii = [EPS[norm] * factor for factor in (0.5, 6, 0, 6)]
     attack = AutoAttack(norm, attacks=GRADIENTS, bf16=False, batch=batch)
     robust = attack.robust_at(model, x, y, radii)
-    apart = [replace(attack, eps=eps).evaluate(model, x, y) for eps in radii]
-    for row, result in zip(robust, apart, strict=True):
-        assert torch.equal(row, result.robust)
+    apart = {eps: replace(attack, eps=eps).evaluate(model, x, y).robust for eps in set(radii)}
+    for row, eps in zip(robust, radii, strict=True):
+        assert torch.equal(row, apart[eps])
     shares = robust.double().mean(1)
-    assert shares[1] == shares[4] <= shares[3] <= shares[0] <= shares[2]
+    assert shares[1] == shares[3] <= shares[0] <= shares[2]
     assert shares[1] < shares[2] < 1
-    assert attack.robust_at(model, x[:0], y[:0], radii).shape == (5, 0)
+    assert attack.robust_at(model, x[:0], y[:0], radii).shape == (4, 0)
     assert torch.equal(attack.robust_at(model, x, y, [0.0]), robust[2:3])
 
 

@@ -294,9 +294,9 @@ def test_one_logit_is_refused_with_the_remedy(name, norm):
 @on_all_attacks(pytest.mark.parametrize)
 def test_gradient_mode_of_the_caller_does_not_matter(name, norm, grad):
     model, (x, y) = net(), images(4)
-    want = make(name, norm)(model, x, y)
+    want = make(name, norm, steps=20)(model, x, y)
     with grad():
-        z = make(name, norm)(model, x.clone().requires_grad_(), y)
+        z = make(name, norm, steps=20)(model, x.clone().requires_grad_(), y)
         none = make(name, norm, eps=0)(model, x.clone().requires_grad_(), y)
     assert torch.equal(z, want)
     assert not z.requires_grad
@@ -309,11 +309,11 @@ def test_gradient_mode_of_the_caller_does_not_matter(name, norm, grad):
 def test_the_default_type_does_not_matter(name, norm):
     model, (x, _) = net().eval(), images(4)
     y = model(x).argmax(1)
-    attack = make(name, norm, restarts=2, stop_at_success=True)
-    want = attack(model, x, y)
+    settings = {"restarts": 2, "stop_at_success": True} | ({} if name in OTHERS else {"steps": 20})
+    want = make(name, norm, **settings)(model, x, y)
     torch.set_default_dtype(torch.float64)
     try:
-        found = make(name, norm, restarts=2, stop_at_success=True)(model, x, y)
+        found = make(name, norm, **settings)(model, x, y)
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(found, want)
@@ -338,7 +338,7 @@ def test_the_mode_is_that_asked_for(name, norm):
     ):
         model.train(training)
         seen.clear()
-        make(name, norm, mode=mode)(model, x, y)
+        make(name, norm, mode=mode, steps=10)(model, x, y)
         assert set(seen) == {want}
         assert model.training is training
 
@@ -525,12 +525,12 @@ def test_nan_gradients_warn_and_stay_inside(name, norm):
     with pytest.warns(
         UserWarning, match="NaN or infinite for 2 of 4 points: the attack has no direction there"
     ):
-        z = make(name, norm)(Wrap(NaNGradient.apply), x, y)
+        z = make(name, norm, steps=20)(Wrap(NaNGradient.apply), x, y)
     exactly_inside(x, z, EPS[norm], norm)
     assert (z[2:] != x[2:]).any()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        make(name, norm)(net(), x, y)
+        make(name, norm, steps=20)(net(), x, y)
 
 
 class Root(nn.Module):

@@ -156,7 +156,7 @@ def test_a_doubling_has_four_checks_and_progress_is_counted_since_half_of_the_st
     ids=["APGD-T", "FAB-T", "Square"],
 )
 def test_on_a_trained_network_nothing_is_lost(search):
-    model, (x, y) = honest(), points(60)
+    model, (x, y) = honest(), points(30)
     with torch.no_grad():
         right = model(x).argmax(1) == y
     x, y = x[right], y[right]

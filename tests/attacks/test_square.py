@@ -235,7 +235,7 @@ def test_near_the_optimum_of_linear_models(norm, shape):
     w = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     x, y = images(20, shape, low=0.4, high=0.6)
     y, eps = y % 2, EPS[norm]
-    z = square(norm, eps, queries=400, stop_at_success=False)(Linear(w), x, y)
+    z = square(norm, eps, queries=250, stop_at_success=False)(Linear(w), x, y)
     towards = torch.where(y == 0, 1.0, -1.0).view(-1, *[1] * len(shape)) * w
     gain = ((z - x) * towards).flatten(1).sum(1)
     share = gain / (eps * torch.linalg.vector_norm(w, {math.inf: 1, 2: 2, 1: math.inf}[norm]))
@@ -402,7 +402,7 @@ def test_several_queries_at_a_time_are_one_after_another(norm, patience, factor,
     eps, found, batches = factor * EPS[norm], [], []
     for full in (1, 64):
         result, sizes = counted(
-            model, x, y, Square(norm, 250, patience, full), eps=eps, norm=norm, stop_at_success=stop, batch=2
+            model, x, y, Square(norm, 150, patience, full), eps=eps, norm=norm, stop_at_success=stop, batch=2
         )
         assert max(sizes) <= max(full, 2)
         found.append(result)

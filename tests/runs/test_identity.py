@@ -152,7 +152,8 @@ def test_changed_code_of_the_user(found, lab, command, module):
     edit(module)(lab)
     assert not found(*args)
     assert found(*args)
-    assert not found(*args, "--again")
+    if module == "study.py":
+        assert not found(*args, "--again")
     if command == "model":  # not imported by it
         edit("unused.py")(lab)
         assert found(*args)

@@ -145,13 +145,13 @@ LARGE = [
     (nn.Conv2d(8, 8, 3, padding=1), (8, 9, 9)),
     (nn.Conv2d(3, 16, 3, padding=1), (3, 10, 10)),
     (nn.Conv2d(3, 16, 5, stride=2, padding=2), (3, 15, 14)),
-    (nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=2), (8, 10, 10)),
+    (nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=2), (8, 8, 8)),
     (nn.Conv2d(6, 8, 3, padding=1, padding_mode="reflect"), (6, 9, 9)),
     (nn.Conv2d(4, 4, 3, stride=2, padding=1, padding_mode="circular"), (4, 13, 13)),
     (nn.Conv2d(16, 8, 1, stride=2, padding=1), (16, 9, 9)),
     (nn.ConvTranspose2d(8, 6, 4, stride=2, padding=1), (8, 6, 6)),
     (nn.Conv1d(8, 8, 3, padding=1), (8, 40)),
-    (nn.Conv3d(3, 4, 3, padding=1), (3, 5, 6, 5)),
+    (nn.Conv3d(3, 4, 3, padding=1), (3, 4, 5, 4)),
 ]
 
 
