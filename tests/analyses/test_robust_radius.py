@@ -42,7 +42,7 @@ def test_the_robust_radius_is_tight_for_a_linear_network():
     a = torch.randn(16) / 4
     model[1].weight.data, model[1].bias.data = torch.stack([-a, a]), torch.zeros(2)
     toy = two_classes(24)
-    (row,) = robust_radius(2, 4.0, 24, 20)(model, toy)
+    (row,) = robust_radius(2, 4.0, 24, 10)(model, toy)
     x, y = toy.test.images.float().flatten(1) / 255, toy.test.labels
     distance = (x @ a) * (2 * y - 1) / a.norm()
     want = distance.clamp(min=0).tolist()

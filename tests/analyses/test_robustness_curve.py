@@ -12,7 +12,7 @@ NETWORK = trained
 
 
 def test_a_curve_never_rises_and_agrees_with_its_points(model):
-    toy = data(200)
+    toy = data(80)
     x, y = pixels(toy.test)
     eps = (0, 2 / 255, 4 / 255, 8 / 255, 16 / 255)
     (row,) = robustness_curve(eps=eps, points=None)(model, toy)
