@@ -17,7 +17,7 @@ from opnorm._core.winograd import WinogradConv2d, is_wide
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
-def wide(channels: int = 64, filters: int = 64, **how) -> nn.Conv2d:
+def wide(channels: int = 96, filters: int = 96, **how) -> nn.Conv2d:
     torch.manual_seed(0)
     return nn.Conv2d(channels, filters, 3, **{"padding": 1} | how).requires_grad_(False)
 
@@ -68,13 +68,13 @@ def test_rounding_errors_are_about_twice_those_of_torch():
 
 def test_a_zero_gradient_stays_zero_and_what_is_not_finite_is_seen():
     layer = wide(bias=False)
-    x = torch.zeros(2, 64, 8, 8, requires_grad=True)
+    x = torch.zeros(2, 96, 8, 8, requires_grad=True)
     out = WinogradConv2d(layer)(x)
     (grad,) = torch.autograd.grad(out, x, torch.zeros_like(out))
     assert not out.any()
     assert not grad.any()
     for value in (float("nan"), float("inf")):
-        image = torch.ones(2, 64, 8, 8)
+        image = torch.ones(2, 96, 8, 8)
         image[1, 3, 6, 6] = value
         expected, found = layer(image).isfinite(), WinogradConv2d(layer)(image).isfinite()
         assert not found[~expected].any()
@@ -83,7 +83,7 @@ def test_a_zero_gradient_stays_zero_and_what_is_not_finite_is_seen():
 
 def test_it_computes_with_the_present_weights():
     layer = wide()
-    fast, x = WinogradConv2d(layer), torch.rand(4, 64, 8, 8)
+    fast, x = WinogradConv2d(layer), torch.rand(4, 96, 8, 8)
     assert set(fast.state_dict()) == set(layer.state_dict())
     own = copy.deepcopy(fast)
     for change in (layer.weight.mul_, layer.weight.add_):
@@ -98,7 +98,7 @@ def test_it_computes_with_the_present_weights():
     assert not torch.allclose(own(x), fast(x), atol=0.1)
 
 
-@pytest.mark.parametrize("shape", [(64, 8, 8), (0, 64, 8, 8), (1, 64, 8, 8), (40, 64, 5, 5), (2, 64, 1, 300)])
+@pytest.mark.parametrize("shape", [(96, 8, 8), (0, 96, 8, 8), (1, 96, 8, 8), (40, 96, 5, 5), (2, 96, 1, 300)])
 def test_where_it_does_not_pay_it_is_the_convolution_itself(shape):
     layer, x = wide(), torch.rand(shape, requires_grad=True)
     out = WinogradConv2d(layer)(x)
@@ -107,13 +107,13 @@ def test_where_it_does_not_pay_it_is_the_convolution_itself(shape):
 
 
 def test_other_precisions_are_those_of_the_convolution():
-    layer, x = wide().double(), torch.rand(4, 64, 8, 8, dtype=torch.float64)
+    layer, x = wide().double(), torch.rand(4, 96, 8, 8, dtype=torch.float64)
     assert torch.equal(WinogradConv2d(layer)(x), layer(x))
 
 
 def test_with_several_threads_it_computes_a_few_blocks_at_most(monkeypatch):
-    layer, x = wide(), torch.rand(10, 64, 8, 8)
-    image = 36 * 4 * 64
+    layer, x = wide(), torch.rand(10, 96, 8, 8)
+    image = 36 * 4 * 96
     for threads, images, few in ((1, 1, True), (2, 1, False), (2, 3, True)):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         monkeypatch.setattr(winograd, "BLOCK", images * image // threads)
@@ -125,10 +125,10 @@ def test_which_convolutions_are_wide():
     class Own(nn.Conv2d):
         pass
 
-    assert all(is_wide(layer) for layer in (wide(), wide(padding=0), wide(80, 300, padding=(2, 1))))
+    assert all(is_wide(layer) for layer in (wide(), wide(padding=0), wide(100, 300, padding=(2, 1))))
     for other in (
-        wide(63), wide(64, 63), wide(padding=3), wide(stride=2), wide(dilation=2), wide(groups=2), wide(padding="same"),
-        wide(padding_mode="circular"), nn.Conv2d(64, 64, 5), nn.Conv2d(64, 64, (3, 1)), nn.Conv1d(64, 64, 3), Own(64, 64, 3),
+        wide(95), wide(96, 95), wide(padding=3), wide(stride=2), wide(dilation=2), wide(groups=2), wide(padding="same"),
+        wide(padding_mode="circular"), nn.Conv2d(96, 96, 5), nn.Conv2d(96, 96, (3, 1)), nn.Conv1d(96, 96, 3), Own(96, 96, 3),
     ):  # fmt: skip
         assert not is_wide(other)
 
@@ -137,9 +137,9 @@ def test_which_convolutions_are_wide():
 def test_a_surrogate_has_them_where_they_are_faster(monkeypatch, instructions, count):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
     torch.manual_seed(0)
-    blocks = [m for _ in range(2) for m in (nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU())]
+    blocks = [m for _ in range(2) for m in (nn.Conv2d(96, 96, 3, padding=1), nn.BatchNorm2d(96), nn.ReLU())]
     model = nn.Sequential(
-        nn.Conv2d(3, 64, 3, padding=1), *blocks, nn.Flatten(), nn.Linear(64 * 64, 10)
+        nn.Conv2d(3, 96, 3, padding=1), *blocks, nn.Flatten(), nn.Linear(96 * 64, 10)
     ).eval()
     x = torch.rand(4, 3, 8, 8, requires_grad=True)
     surrogate = Surrogate(model, x)
