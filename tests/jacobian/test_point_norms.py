@@ -269,7 +269,7 @@ def test_one_entry_above_a_multiple_of_the_identity(scale, dtype, at):
     ("dtype", "entry"), [(torch.float16, 6e-8), (torch.float32, 1e-44), (torch.float64, 1e-310)]
 )
 def test_one_entry_near_the_smallest_number_is_not_taken_for_zero(dtype, entry):
-    for column in range(0, 300, 19):
+    for column in range(0, 300, 60):
         W = torch.zeros(290, 300, dtype=dtype)
         W[5, column] = entry
         found = jacobian_norm(linear_layer(W), torch.rand(1, 300).to(dtype), steps=20)

@@ -102,13 +102,13 @@ def test_constants_bound_jacobians_and_are_approached(layer, shape):
     if getattr(layer, "running_var", None) is not None:
         layer.running_var.uniform_(0.5, 2)
     points = [
-        torch.randn(shape, dtype=torch.float64) * scale for scale in (1e-4, 0.1, 1, 8) for _ in range(8)
+        torch.randn(shape, dtype=torch.float64) * scale for scale in (1e-4, 0.1, 1, 8) for _ in range(3)
     ]
     n = math.prod(shape)
     peaks = (
         torch.eye(n, dtype=torch.float64).view(n, *shape) * 40
     )  # one-hot softmax, one position above all others
-    points += [*peaks, *(a + b for a in peaks[:6] for b in peaks[:6])]
+    points += [*peaks, *(a + b for a in peaks[:4] for b in peaks[:4])]
     points += [-x for x in points] + [torch.ones(shape, dtype=torch.float64)]
     if isinstance(
         layer, nn.LPPool1d | nn.LPPool2d | nn.LPPool3d

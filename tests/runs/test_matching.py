@@ -46,7 +46,13 @@ def test_a_search_ends_near_the_target():
 def run_of(lam: float) -> Run:
     decay = f"weight_decay(lam={lam!r})"
     return Run(
-        "cnn(width=4)", "digits()", regularizers=(decay,), optimizer="sgd(lr=0.05)", epochs=4, batch=32
+        "cnn(width=4)",
+        "digits()",
+        regularizers=(decay,),
+        optimizer="sgd(lr=0.05)",
+        epochs=4,
+        batch=32,
+        analyses=("accuracy()",),
     )
 
 
