@@ -32,6 +32,7 @@ from opnorm._core.layers import (
     overrides,
     unwrap,
 )
+from opnorm._core.pull_back import pull_back
 from opnorm.errors import NormError
 
 __all__ = ["MATRIX", "LinearMap", "check_map", "convolution_map", "linear_map", "through_autograd"]
@@ -196,8 +197,12 @@ def through_autograd(layer: nn.Module, in_shape: Shape) -> LinearMap:
     x = torch.randn(zero.shape, generator=generator, dtype=zero.dtype).to(device)  # at 0 may be a kink
 
     def adjoint(u: Tensor) -> Tensor:
-        pull_back = torch.func.vjp(apply, x.expand(len(u), *in_shape).contiguous())[1]
-        return pull_back(u)[0]
+        with torch.enable_grad():
+            inputs = x.expand(len(u), *in_shape).clone().requires_grad_()
+            outputs = apply(inputs)
+            return (
+                pull_back(outputs, inputs, u, materialize_grads=True) if outputs.requires_grad else inputs * 0
+            )
 
     linear = LinearMap(apply, adjoint, in_shape, offset.shape[1:], device)
     if _is_adjoint(linear):

@@ -16,6 +16,7 @@ from opnorm._core.argument_checks import check_tensor
 from opnorm._core.linear_map import LinearMap
 from opnorm._core.modes import Mode, default_modes, in_default_modes, model_state_preserved, ordinary
 from opnorm._core.outputs import output_of
+from opnorm._core.pull_back import pull_back
 from opnorm.errors import ModelError, NormError
 from opnorm.jacobian.range_watch import RangeWatch
 from opnorm.norms.network.trace import eagerly
@@ -50,9 +51,7 @@ class Jacobian(LinearMap):
 
     def vjp(self, u: Tensor, *, create_graph: bool = False) -> Tensor:
         """J_bᵀ u_b, (B, *out) -> (B, *in); with ``create_graph`` differentiable in the weights and in u."""
-        return torch.autograd.grad(
-            self.outputs, self.inputs, u, retain_graph=True, create_graph=create_graph
-        )[0]
+        return pull_back(self.outputs, self.inputs, u, retain_graph=True, create_graph=create_graph)
 
     def _adjoint(self, u: Tensor) -> Tensor:
         return self.vjp(u)
@@ -65,7 +64,7 @@ class Jacobian(LinearMap):
         u, back = self._graph
         if not back.requires_grad:  # f is constant
             return torch.zeros_like(self.outputs)
-        return torch.autograd.grad(back, u, v, retain_graph=True)[0]
+        return pull_back(back, u, v, retain_graph=True)
 
 
 class Matrices(LinearMap):
@@ -163,7 +162,7 @@ def _refuse_mixing(model: nn.Module, x: Tensor) -> None:
     )
     for one, other in ((0, 1), (1, 0)):
         only = torch.zeros_like(outputs).index_fill(0, torch.tensor(one, device=x.device), 1) * u
-        gradient = torch.autograd.grad(outputs, pair, only, retain_graph=True)[0][other]
+        gradient = pull_back(outputs, pair, only, retain_graph=True)[other]
         if bool((gradient.abs() > 0).any()):
             raise ModelError(
                 f"{type(model).__name__} mixes the points of a batch: its output for one point depends on another one, so "

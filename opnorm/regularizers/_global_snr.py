@@ -13,6 +13,7 @@ from opnorm._core.layers import TRANSPOSED
 from opnorm._core.linear_map import LinearMap
 from opnorm._core.lp import dual
 from opnorm._core.modes import in_default_modes
+from opnorm._core.pull_back import pull_back
 from opnorm._core.settings import check_choice, check_count, check_number
 from opnorm.jacobian import Matrices
 from opnorm.regularizers.hooks import Hooks, Regularizer, bound
@@ -129,7 +130,7 @@ def _convolutions(group: list[TargetLayer]) -> Operator:
     def adjoint(W: Tensor, u: Tensor) -> Tensor:
         with torch.enable_grad():
             v = u.new_zeros(n, *in_shape).requires_grad_()
-            return torch.autograd.grad(image(W.detach(), v), v, u)[0]
+            return pull_back(image(W.detach(), v), v, u)
 
     def weights() -> Tensor:
         return torch.cat([target.weight for target in group])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from opnorm._core.linear_map import LinearMap
+from opnorm._core.pull_back import pull_back
 from opnorm._core.rounding import PRODUCT
 from opnorm.jacobian.point_norms import spectral_by_products
 from opnorm.jacobian.products import Jacobian
@@ -28,13 +29,8 @@ class _Between(Jacobian):
 
     def vjp(self, u: Tensor, *, create_graph: bool = False) -> Tensor:
         """One backward pass from the one to the other."""
-        (found,) = torch.autograd.grad(
-            self.outputs,
-            self.inputs,
-            u.reshape(self.outputs.shape),
-            retain_graph=True,
-            create_graph=create_graph,
-        )
+        u = u.reshape(self.outputs.shape)
+        found = pull_back(self.outputs, self.inputs, u, retain_graph=True, create_graph=create_graph)
         return (found if self.weights is None else found * self.weights)[None]
 
     def _apply(self, v: Tensor) -> Tensor:
@@ -46,9 +42,7 @@ def norm_between(inputs: Tensor, outputs: Tensor, steps: int, weights: Tensor | 
     if not outputs.requires_grad:
         return 0.0
     with RangeWatch(1) as watch:
-        (reached,) = torch.autograd.grad(
-            outputs, inputs, torch.ones_like(outputs), retain_graph=True, allow_unused=True
-        )
+        reached = pull_back(outputs, inputs, torch.ones_like(outputs), retain_graph=True, allow_unused=True)
     if reached is None:  # the one is not computed from the other
         return 0.0
     if bool(watch.lost.any()):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opnorm._core.layers import Shape, check_forward
+from opnorm._core.pull_back import pull_back
 from opnorm.errors import NormError
 
 __all__ = ["SEPARABLE", "Resize", "axis_maps", "axis_matrix", "separable_norm"]
@@ -121,7 +122,7 @@ def axis_matrix(apply: Axis, n: int) -> Any:
     def adjoint(u: Tensor) -> Tensor:
         x = zeros.expand(len(u), 1, 1, n).clone().requires_grad_()
         with torch.enable_grad():
-            (back,) = torch.autograd.grad(apply(x).flatten(1), x, u)
+            back = pull_back(apply(x).flatten(1), x, u)
         return back.flatten(1)
 
     m = forward(zeros[0, 0]).shape[1]

@@ -15,6 +15,7 @@ from opnorm._core.layers import CONV, LINEAR_OR_CONV, Shape, check_weights, plai
 from opnorm._core.linear_map import linear_map
 from opnorm._core.lp import dual, lp_norm, power_of_two
 from opnorm._core.modes import in_default_modes
+from opnorm._core.pull_back import pull_back
 from opnorm._core.rounding import PRODUCT
 from opnorm._core.settings import check_count
 from opnorm.errors import NormError
@@ -60,7 +61,7 @@ def vs_norm(layer: nn.Module, in_shape: Shape, iterations: int = 100, seed: int 
         x.requires_grad_()
         with torch.enable_grad():
             image = layer(x) - offset
-            (gradient,) = torch.autograd.grad(image, x, dual(image.detach(), 2))  # of ‖image‖_2
+            gradient = pull_back(image, x, dual(image.detach(), 2))  # of ‖image‖_2
         x, value = dual(gradient, 2, x.detach()), float(lp_norm(image.detach(), 2))
     return value
 
