@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# each module is compiled when it is first loaded: compiling all of every package takes as long as installing it
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
 .PHONY: help run results results-page benchmarks-page gallery test test-slow coverage lint wheel docs bench bench-training bench-attacks bench-jacobian bench-gpu bench-scaling clean
 help:
@@ -95,6 +96,7 @@ $(VENV)/.core: $(VENV)/.python pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (once)" >&2
 	@$(PIP) torch
 	@$(PIP) --editable .
+	@$(BIN)/python -c 'import altair, pyarrow.parquet, torch, tyro, vl_convert'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core
