@@ -238,9 +238,9 @@ def _objects(path: Path, split: Callable[[str], list[str]]) -> list[dict[str, An
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """A block that opens ``path``: RunError with the cause where the file system refuses, or opening might never end."""
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise RunError(f"cannot read {path}: it is no file but a device, a pipe or a socket")
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise RunError(f"cannot read {path}: it is no file but a device, a pipe or a socket")
         yield
     except FileNotFoundError as e:
         raise RunError(f"there is no {path}; was it removed, or its folder copied in part?") from e

@@ -32,7 +32,6 @@ from opnorm._core.layers import (
     overrides,
     unwrap,
 )
-from opnorm._core.pull_back import pull_back
 from opnorm.errors import NormError
 
 __all__ = ["MATRIX", "LinearMap", "check_map", "convolution_map", "linear_map", "through_autograd"]
@@ -197,12 +196,9 @@ def through_autograd(layer: nn.Module, in_shape: Shape) -> LinearMap:
     x = torch.randn(zero.shape, generator=generator, dtype=zero.dtype).to(device)  # at 0 may be a kink
 
     def adjoint(u: Tensor) -> Tensor:
-        with torch.enable_grad():
-            inputs = x.expand(len(u), *in_shape).clone().requires_grad_()
-            outputs = apply(inputs)
-            return (
-                pull_back(outputs, inputs, u, materialize_grads=True) if outputs.requires_grad else inputs * 0
-            )
+        inputs = x.expand(len(u), *in_shape).contiguous()
+        # not torch.func.vjp, which loads a library for symbolic algebra, as torch.autograd.grad with u does
+        return torch.func.grad(lambda v: (apply(v) * u).sum())(inputs)
 
     linear = LinearMap(apply, adjoint, in_shape, offset.shape[1:], device)
     if _is_adjoint(linear):

@@ -4,6 +4,7 @@
 a second; without ``u`` it does not.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,19 +25,25 @@ def pull_back(outputs: Tensor, inputs: Tensor, u: Tensor, **how: Any) -> Any:
     if u.shape != outputs.shape:
         raise ValueError(f"u of shape {tuple(u.shape)}; expected {tuple(outputs.shape)}, that of the outputs")
     with torch.enable_grad():
-        seed = _Seed.apply(outputs, u)
+        seed = _Seed.apply(outputs, lambda: u)
     return torch.autograd.grad(seed, inputs, **how)[0]
 
 
 class _Seed(Function):
-    """A number whose gradient in the outputs is u."""
+    """A number whose gradient in the outputs is u, of which it is no function: the graph behind u stays untouched."""
 
     @staticmethod
-    def forward(ctx: Any, outputs: Tensor, u: Tensor) -> Tensor:
-        ctx.save_for_backward(u)
-        return outputs.new_zeros(())
+    def forward(outputs: Tensor, u: Callable[[], Tensor]) -> Tensor:
+        return torch.zeros((), device=outputs.device)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Callable[[], Tensor]], output: Tensor) -> None:
+        ctx.u = inputs[1]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, outputs: Tensor, u: Callable[[], Tensor]) -> tuple[Tensor, None]:
+        return _Seed.apply(outputs, u), None  # only u may have an axis of vmap
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (u,) = ctx.saved_tensors
-        return u, None  # times the gradient of the number itself, 1
+        return ctx.u(), None  # times the gradient of the number itself, 1

@@ -159,6 +159,39 @@ def test_any_affine_layer_goes_through_autograd(layer, shape):
     check_map(layer, shape)
 
 
+def test_the_adjoint_through_autograd_in_inference_mode_under_transforms_and_differentiated():
+    adjoint = linear_map(Affine(), (2, 3)).T
+    M, u = adjoint.to_dense(), torch.rand(4, *adjoint.in_shape, dtype=torch.float64, requires_grad=True)
+    expected = (u.flatten(1) @ M.T).detach()
+    with torch.inference_mode():
+        torch.testing.assert_close((adjoint @ u.detach()).flatten(1), expected)
+    torch.testing.assert_close(
+        torch.func.vmap(lambda row: adjoint @ row[None])(u.detach()).flatten(1), expected
+    )
+    (gradient,) = torch.autograd.grad((adjoint @ u).sum(), u)
+    torch.testing.assert_close(gradient.flatten(1), M.sum(0).expand(4, -1))
+
+
+class Constant(nn.Module):
+    """The same for every input."""
+
+    def __init__(self, trained):
+        super().__init__()
+        self.value = nn.Parameter(torch.ones(2), requires_grad=trained)
+
+    def forward(self, x):
+        return self.value.expand(len(x), 2).clone()
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_adjoint_of_a_constant_is_zero_and_has_no_graph(trained):
+    linear = linear_map(Constant(trained), (3,))
+    found = linear.T @ torch.ones(4, 2, dtype=torch.float64)
+    assert not found.requires_grad
+    assert found.tolist() == [[0.0] * 3] * 4
+    assert linear.to_scipy().rmatvec(np.ones(2)).tolist() == [0.0] * 3
+
+
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [

@@ -33,6 +33,48 @@ def test_what_does_not_depend_on_the_inputs_and_wrong_shapes():
         pull_back(2 * x, x, torch.ones(1, 2))
 
 
+class Root(torch.autograd.Function):
+    """√x, whose gradient at 0 is NaN also where the gradient of the result is 0."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x.sqrt())
+        return x.sqrt()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad / (2 * ctx.saved_tensors[0])
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_the_graph_behind_u_is_not_walked(create_graph):
+    x = torch.tensor([0.0, 4.0], requires_grad=True)
+    u = Root.apply(x) * x.exp()
+    assert pull_back(3 * x, x, u, create_graph=create_graph).tolist() == (3 * u).tolist()
+    torch.autograd.grad(u.sum(), x)  # nor freed
+
+
+def test_u_stays_as_it_was_and_may_come_from_inference_mode():
+    x = torch.ones(4, 4, requires_grad=True)
+    with torch.inference_mode():
+        inferred = torch.rand(4, 4)
+    for u in (torch.rand(4, 4), inferred):
+        before = u.clone()
+        outputs = (2 * x + x) + (x + x.T) + x
+        expected = torch.autograd.grad(outputs, x, u, retain_graph=True)[0]
+        torch.testing.assert_close(pull_back(outputs, x, u), expected, rtol=0, atol=0)
+        assert torch.equal(u, before)
+
+
+def test_complex_outputs_and_vmap_over_u():
+    x, u = torch.rand(3, requires_grad=True), torch.randn(5, 3, dtype=torch.complex64)
+    outputs = x * (1 + 2j)
+    expected = torch.stack([torch.autograd.grad(outputs, x, row, retain_graph=True)[0] for row in u])
+    found = torch.func.vmap(lambda row: pull_back(outputs, x, row, retain_graph=True))(u)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(pull_back(outputs, x, u[0]), expected[0])
+
+
 def test_norms_and_jacobians_do_not_load_sympy():
     code = """
 import sys, torch

@@ -42,8 +42,20 @@ def test_a_damaged_script_is_made_again(made, tmp_path, monkeypatch):
     assert len(made) == 6
 
 
-def test_a_cache_that_cannot_be_written_is_no_obstacle(made, tmp_path, monkeypatch):
+@pytest.mark.parametrize("folder", ["file", "file/below", "x" * 300])
+def test_a_cache_that_cannot_be_read_or_written_is_no_obstacle(made, tmp_path, monkeypatch, folder):
     (tmp_path / "file").touch()
-    monkeypatch.setenv("OPNORM_CACHE", str(tmp_path / "file"))
+    monkeypatch.setenv("OPNORM_CACHE", str(tmp_path / folder))
+    assert new_process() == new_process()
+    assert len(made) == 2
+
+
+def test_a_folder_that_may_not_be_searched_is_no_obstacle(made, tmp_path, monkeypatch):
+    def refuse(self, **how):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setenv("OPNORM_CACHE", str(tmp_path))
+    monkeypatch.setattr("pathlib.Path.stat", refuse)  # tests may run as root, who may search every folder
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
     assert new_process() == new_process()
     assert len(made) == 2
