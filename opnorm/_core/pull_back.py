@@ -15,9 +15,10 @@ __all__ = ["pull_back"]
 
 
 def pull_back(outputs: Tensor, inputs: Tensor, u: Tensor, **how: Any) -> Any:
-    """J^T u for J = ∂outputs/∂inputs and u of the shape of the outputs, with what else ``torch.autograd.grad`` takes.
+    """J^T u for J = ∂outputs/∂inputs and u of the shape of the outputs; further arguments as of ``torch.autograd.grad``.
 
-    It can be differentiated in u. With ``allow_unused=True`` it is None where outputs are not computed from inputs.
+    With ``create_graph=True`` it can be differentiated, in u as well. With ``allow_unused=True`` it is None where
+    outputs are not computed from inputs.
 
     Raises:
         ValueError: u has another shape.

@@ -27,6 +27,7 @@ INPUTS = OUTPUTS + KERNEL - 1
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)  # and infinity; with these the rounding errors are small
 CHANNELS = 96  # with fewer, the maps take longer than the products save
 ROWS = 16  # tiles of all images; with fewer, reading 36 numbers for 9 weights takes longer
+WITHIN = 0.75  # of the outputs of all tiles are those of the image; with less (maps of 6x6, 10x10) only 256 channels gain
 BLOCK = 2**18  # numbers of a block of tiles for each thread: they stay in its cache
 SHARE = 0.5  # of the filters' numbers, which are read once for each block; where that is more, a block has as many
 BLOCKS = 4  # at most, with several threads, which wait for each other after each operation on a block
@@ -58,13 +59,13 @@ class WinogradConv2d(FrozenConv2d):
         return out
 
     def _pays(self, x: Tensor) -> bool:
-        """Whether there are many tiles, half of whose outputs at least are within the image, in few blocks."""
+        """Whether there are many tiles, most of whose outputs are within the image, in few blocks."""
         sizes = _output_sizes(x, self.padding)
         tiles = math.prod(-(-n // OUTPUTS) for n in sizes)
         blocks = len(x) / _block(tiles, self.in_channels, self.out_channels)
         return (
             len(x) * tiles >= ROWS
-            and 2 * math.prod(sizes) >= OUTPUTS**2 * tiles
+            and math.prod(sizes) >= WITHIN * OUTPUTS**2 * tiles
             and (blocks <= BLOCKS or torch.get_num_threads() == 1)
         )
 
