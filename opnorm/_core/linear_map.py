@@ -196,9 +196,8 @@ def through_autograd(layer: nn.Module, in_shape: Shape) -> LinearMap:
     x = torch.randn(zero.shape, generator=generator, dtype=zero.dtype).to(device)  # at 0 may be a kink
 
     def adjoint(u: Tensor) -> Tensor:
-        inputs = x.expand(len(u), *in_shape).contiguous()
-        # not torch.func.vjp, which loads a library for symbolic algebra, as torch.autograd.grad with u does
-        return torch.func.grad(lambda v: (apply(v) * u).sum())(inputs)
+        back = torch.func.vjp(apply, x.expand(len(u), *in_shape).contiguous())[1]
+        return back(u)[0]
 
     linear = LinearMap(apply, adjoint, in_shape, offset.shape[1:], device)
     if _is_adjoint(linear):
