@@ -249,6 +249,16 @@ def _misnamed(text: str) -> OpnormError:
             "in a function that returns the network, and name it as a call, such as my_package.models.build(); what the "
             f"adapter changes is measured by opnorm norms BASE --against {folder}"
         )
+    if os.path.isdir(text) and not any(name.lower().endswith(WEIGHTS) for name in os.listdir(text)):
+        runs = sorted(path.parent.name for path in Path(text).glob("*/run.json"))
+        if runs:
+            some = os.path.join(text, runs[0])
+            return OpnormError(
+                f"{text} is a folder of runs, not one of them; expected one, such as {shown(Path(some))}"
+            )
+        return OpnormError(
+            f"{text} is a folder without a run and without weights; expected one of them, or a network as a call"
+        )
     if is_weights(text):
         from opnorm.models.loading import records_network
 

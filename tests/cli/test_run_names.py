@@ -118,6 +118,18 @@ def test_the_right_command_keeps_names_and_adds_data_only_where_they_are_needed(
     assert err.endswith("""opnorm attack 'file("state.pt", arch=resnet(depth=20))' --data 'digits()'\n""")
 
 
+@pytest.mark.parametrize("command", ["attack", "analyze", "compare"])
+def test_a_folder_of_runs_and_one_of_nothing(main, key, command):
+    Path("empty").mkdir()
+    assert main(command, "runs", *["empty"] * (command == "compare")) == (
+        2, "", f"opnorm: runs is a folder of runs, not one of them; expected one, such as runs/{key}\n"
+    )  # fmt: skip
+    _, _, err = main(command, "empty", *["runs"] * (command == "compare"))
+    assert err.startswith(
+        "opnorm: empty is a folder without a run and without weights; expected one of them, or a network"
+    )
+
+
 @pytest.mark.parametrize("name", [".", "adapter_model.safetensors", "{folder}"])
 def test_an_adapter_is_no_network(main, tmp_path, monkeypatch, name):
     (tmp_path / "adapter_config.json").write_text("{}")
