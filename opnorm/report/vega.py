@@ -10,6 +10,9 @@ from opnorm.errors import OpnormError
 
 __all__ = ["library"]
 
+VERSION = 1
+"""Of the script: raise it when the same library gives another one."""
+
 
 @functools.cache
 def library() -> str:
@@ -19,7 +22,7 @@ def library() -> str:
     """
     import vl_convert
 
-    kept = cache_folder() / f"vega-{importlib.metadata.version('vl-convert-python')}.json"
+    kept = cache_folder() / f"vega-{importlib.metadata.version('vl-convert-python')}-{VERSION}.json"
     with suppress(OpnormError):  # not there, or damaged
         return str(files.read_json(kept, checked=True)["script"])
     script = str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
